@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all set-up themselves: Python >= 3.11 and make are all that a fresh machine needs.
+VENV   ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+            $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+PY      = $(VENV)/bin/python
+PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test contracts bench table clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.experiments
+	$(PY) -m experiments.demo --report report
+
+test: $(VENV)/.parity
+	$(PY) -m pytest -n 2 --dist worksteal tests
+	$(PY) -m experiments.table --check
+
+contracts: $(VENV)/.test
+	$(PY) -m pytest -n 2 --dist worksteal tests/contracts tests/transforms tests/losses tests/experiments
+
+bench: $(VENV)/.parity
+	$(PY) -m benchmarks.run
+
+table: $(VENV)/.experiments
+	$(PY) -m experiments.table
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "jaxft needs Python 3.11, 3.12 or 3.13 on the PATH" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+# One stamp per set of extras; each is a superset of the one before.
+$(VENV)/.experiments: pyproject.toml constraints.txt | $(PY)
+	$(PIP) -e '.[experiments]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(PY)
+	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.parity: pyproject.toml constraints.txt | $(PY)
+	$(PIP) -e '.[parity]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache build *.egg-info report.html report.md

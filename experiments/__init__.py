@@ -1,0 +1,1 @@
+"""One module per system: composes the library, compares with a baseline, writes a result file."""

@@ -1,0 +1,95 @@
+"""The command `jaxft`: one module per command, imported only when it is asked for."""
+
+import importlib
+import importlib.metadata
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+# command -> (its module, what it does); a module has `main(args: list[str]) -> None`.
+COMMANDS = {
+    "finetune": ("jaxft.cli.finetune", "fine-tune a pretrained model on a data set; resumes where it was stopped"),
+    "plan": ("jaxft.cli.plan", "what a finetune would train, hold and cost, before paying for it; same options"),
+    "evaluate": ("jaxft.cli.evaluate", "a model on a task: retrieval, sentiment, perplexity"),
+    "generate": ("jaxft.cli.generate", "text from a decoder, for prompts or a chat"),
+    "run": ("jaxft.cli.run", "an experiment: jaxft run EXPERIMENT [--smoke] [overrides of its config]"),
+    "list": ("jaxft.cli.listing", "the experiments and their committed results"),
+    "fetch": ("jaxft.cli.fetch", "presets and data sets into the cache folder"),
+    "convert": ("jaxft.cli.convert", "a GGUF file or a Hugging Face folder to a Hugging Face folder in safetensors"),
+}
+
+# What the library raises for input that it cannot take; anything else is a fault of its own. See `_is_input`.
+USER_ERRORS = (ValueError, TypeError, OSError)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+  """Runs one command and returns its exit status.
+
+  Errors are one line on standard error: status 2 for bad input, 1 for a fault of the library, 130 for Ctrl-C.
+  `--traceback` anywhere, or JAXFT_TRACEBACK=1, raises them instead.
+  """
+  args = list(sys.argv[1:] if args is None else args)
+  trace = "--traceback" in args or os.environ.get("JAXFT_TRACEBACK") == "1"
+  args = [a for a in args if a != "--traceback"]
+  if not args or args[0] in ("-h", "--help"):
+    print(usage())
+    return 0 if args else 2
+  if args[0] == "--version":
+    print(f"jaxft {importlib.metadata.version('jaxft')}")
+    return 0
+  try:
+    _run(args[0], args[1:])
+    sys.stdout.flush()
+  except SystemExit as e:
+    return _status(e)
+  except KeyboardInterrupt as e:
+    print(f"jaxft: interrupted{f'; {e}' if str(e) else ''}", file=sys.stderr)
+    return 130
+  except BrokenPipeError:
+    # The reader of a pipe has gone (`jaxft list | head`); without this Python complains once more at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+  except Exception as e:
+    if trace:
+      traceback.print_exc()
+    print(_line(e), file=sys.stderr)
+    return 2 if _is_input(e) else 1
+  return 0
+
+
+def usage() -> str:
+  """The page that `jaxft --help` shows."""
+  width = max(map(len, COMMANDS))
+  lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+  return (
+      "usage: jaxft COMMAND [options]\n\nFine-tuning methods for JAX.\n\n" + "\n".join(lines) +
+      "\n\n`jaxft COMMAND --help` shows every option and its default; --traceback shows where an error arose."
+  )
+
+
+def _run(command: str, args: list[str]) -> None:
+  if command not in COMMANDS:
+    from jaxft.transforms.filters import nearest
+
+    raise ValueError(f"unknown command {command!r}; {nearest(command, list(COMMANDS))}")
+  importlib.import_module(COMMANDS[command][0]).main(args)
+
+
+def _status(e: SystemExit) -> int:
+  if e.code is None or isinstance(e.code, int):
+    return e.code or 0
+  print(e.code, file=sys.stderr)
+  return 1
+
+
+def _is_input(e: Exception) -> bool:
+  # The library's own ImportErrors say which extra to install and name no module; Python's do.
+  return isinstance(e, USER_ERRORS) or (isinstance(e, ImportError) and e.name is None)
+
+
+def _line(e: Exception) -> str:
+  text = " ".join(str(e).split()) or type(e).__name__
+  if _is_input(e):
+    return f"jaxft: error: {text}"
+  return f"jaxft: internal error: {type(e).__name__}: {text} (--traceback shows where)"

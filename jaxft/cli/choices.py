@@ -1,0 +1,110 @@
+"""The names of the command line and what they stand for. Only here does a name choose a function."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+import optax
+
+from jaxft.cli.options import Method, Optimization
+from jaxft.transforms import ParamTransform, chain, freeze, full, lora, train
+from jaxft.transforms.filters import nearest
+from jaxft.transforms.quantize import quantize
+
+T = TypeVar("T")
+
+
+class Choice(NamedTuple):
+  """A method: how the options make its transform, its usual peak learning rate, its sources."""
+
+  make: Callable[[Method], ParamTransform]
+  learning_rate: float
+  citations: tuple[str, ...] = ()
+
+
+LORA = "Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685"
+RSLORA = "Kalajdzievski 2023, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA, arXiv 2312.03732"
+QLORA = "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs, arXiv 2305.14314"
+
+LOSS_CITATIONS = {
+    "gist": ("Solatorio 2024, GISTEmbed: Guided In-sample Selection of Training Negatives, arXiv 2402.16829",),
+    "mnrl": ("Henderson et al. 2017, Efficient Natural Language Response Suggestion for Smart Reply, arXiv 1705.00652",),
+}
+
+
+def pick(what: str, name: str, table: Mapping[str, T]) -> T:
+  """The entry of a name; ValueError with the nearest names where there is none."""
+  if name not in table:
+    raise ValueError(f"{what} must be one of {', '.join(table)}; got {name!r}; {nearest(name, list(table))}")
+  return table[name]
+
+
+def _select(m: Method, default: str | None) -> list[str]:
+  if not m.select and default is None:
+    raise ValueError(f"method {m.method} needs --select; got none")
+  return list(m.select) or [default]
+
+
+def _lora(m: Method, **options: Any) -> ParamTransform:
+  return lora(_matrices(m), rank=m.rank, alpha=m.alpha, dropout=m.dropout, **options)
+
+
+def _matrices(m: Method) -> list[str]:
+  return _select(m, "layers/**/kernel")
+
+
+METHODS: dict[str, Choice] = {
+    "full": Choice(lambda m: full(), 2e-5),
+    "freeze": Choice(lambda m: freeze(_select(m, "embed/**")), 2e-5),
+    "train": Choice(lambda m: train(_select(m, None)), 2e-5),
+    "lora": Choice(_lora, 2e-4, (LORA,)),
+    "rslora": Choice(lambda m: _lora(m, rank_stabilized=True), 2e-4, (LORA, RSLORA)),
+    "qlora": Choice(
+        lambda m: chain(_lora(m), quantize(_matrices(m), format="nf4", double=True)), 2e-4, (LORA, QLORA)),
+}
+
+LOSSES = {"encoder": ("gist", "mnrl"), "decoder": ("sft",)}
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# (peak, steps after the warm-up) -> schedule
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "constant": lambda peak, steps: optax.constant_schedule(peak),
+    "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
+    "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, steps),
+}
+
+
+def loss_name(name: str | None, family: str) -> str:
+  """The loss that a name stands for with a model of this family, "encoder" or "decoder"; its first where None."""
+  known = LOSSES[family]
+  return known[0] if name is None else pick(f"loss with this {family}", name, {loss: loss for loss in known})
+
+
+def learning_rate(o: Optimization, method: Method) -> float:
+  """The peak learning rate, the method's usual one where none is given."""
+  return pick("method", method.method, METHODS).learning_rate if o.learning_rate is None else o.learning_rate
+
+
+def make_optimizer(o: Optimization, method: Method, steps: int) -> optax.GradientTransformation:
+  """AdamW with clipping, warm-up and schedule. It sees only what trains.
+
+  Raises:
+    ValueError: an unknown schedule, or a value out of its range.
+  """
+  after = pick("schedule", o.schedule, SCHEDULES)
+  peak = learning_rate(o, method)
+  for name, value, good in (
+      ("learning_rate", peak, peak > 0 and math.isfinite(peak)), ("warmup", o.warmup, 0 <= o.warmup < 1),
+      ("weight_decay", o.weight_decay, o.weight_decay >= 0), ("clip_norm", o.clip_norm, o.clip_norm >= 0),
+  ):
+    if not good:
+      raise ValueError(f"{name} is out of its range (learning_rate > 0, 0 <= warmup < 1, others >= 0); got {value}")
+  rising = round(o.warmup * steps)
+  falling = after(peak, max(steps - rising, 1))
+  # From peak / rising and not from 0, so that the first step moves.
+  rates = optax.linear_schedule(peak / rising, peak, rising - 1) if rising > 1 else optax.constant_schedule(peak)
+  schedule = optax.join_schedules([rates, falling], [rising]) if rising else falling
+  adam = optax.adamw(schedule, weight_decay=o.weight_decay)
+  return optax.chain(optax.clip_by_global_norm(o.clip_norm), adam) if o.clip_norm else adam

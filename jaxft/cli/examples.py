@@ -1,0 +1,184 @@
+"""From a data set's records to the batches of a run: which records, tokenized how, in which order."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from jaxft.cli.options import Examples, Optimization
+from jaxft.cli.tasks import Embed, column
+from jaxft.data import (
+    batches, builder, evaluation_batches, pack, source, stream, tokenize_chats, tokenize_completions, tokenize_pairs,
+)
+from jaxft.evaluation.embed import embed_texts
+from jaxft.models.pretrained import Pretrained
+
+Records = Sequence[Mapping[str, Any]]
+Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+class Subset(Sequence):
+  """Some of the records of a sequence."""
+
+  def __init__(self, records: Records, indices: Sequence[int]):
+    self._records, self._indices = records, [int(i) for i in indices]
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, i: int) -> Mapping[str, Any]:
+    return self._records[self._indices[i]]
+
+
+class Splits(NamedTuple):
+  """What is trained on, what is validated on (None: nothing), and which version of the data set they are of."""
+
+  train: Records
+  validation: Records | None
+  version: str
+
+
+def read_splits(name: str, options: Examples) -> Splits:
+  """The records of a run.
+
+  Raises:
+    ValueError: no such data set or split, a broken file, or nothing left to train on.
+  """
+  if not 0 <= options.holdout < 1:
+    raise ValueError(f"holdout must lie in [0, 1); got {options.holdout}")
+  made = builder(name)
+  version = made.info.full_name
+  records = source(name, options.split)
+  if options.validation is not None:
+    return Splits(records, source(name, options.validation), version)
+  if "validation" in made.info.splits:
+    return Splits(records, source(name, "validation"), version)
+  held = max(1, round(options.holdout * len(records))) if options.holdout and len(records) > 1 else 0
+  if not held:
+    return Splits(records, None, version)
+  # At random, because files are often sorted; by a fixed seed, so that no run validates on what another was tuned on.
+  order = np.random.default_rng(0).permutation(len(records))
+  return Splits(Subset(records, np.sort(order[held:])), Subset(records, np.sort(order[:held])), version)
+
+
+class Guided(Sequence):
+  """Records with the guide's vector of each of their texts beside it, as `guide/<key>`; embedded once, here."""
+
+  def __init__(self, records: Records, tokenizer: Tokenizer, embed: Embed, *, max_length: int):
+    self._records = records
+    self._vectors = {
+        key: embed_texts(embed, column(records, key), tokenizer, max_length=max_length, progress=f"guide: {key}")
+        for key in keys_of(records)
+    }
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    return {**self._records[i], **{f"guide/{key}": vectors[i] for key, vectors in self._vectors.items()}}
+
+
+def keys_of(records: Records) -> tuple[str, ...]:
+  """The texts of pairs or triples.
+
+  Raises:
+    ValueError: the records are neither.
+  """
+  first = records[0]
+  if "anchor" not in first or "positive" not in first:
+    raise ValueError(f"an encoder learns from pairs: fields anchor, positive and perhaps negative; got {', '.join(first)}")
+  return ("anchor", "positive", "negative") if "negative" in first else ("anchor", "positive")
+
+
+def lengths_up_to(longest: int) -> list[int]:
+  """The lengths that batches are padded to: a step is compiled once for each of them."""
+  if longest < 2:
+    raise ValueError(f"max_length must be at least 2; got {longest}")
+  if jax.process_count() > 1:  # all processes must come to the same shape
+    return [longest]
+  return [*(n for n in BUCKETS if n < longest), longest]
+
+
+def pair_collate(model: Pretrained, keys: Sequence[str], *, max_length: int) -> Collate:
+  """Records of pairs to `{key: {ids, mask}}`, and their `guide` vectors where they have them."""
+  lengths, pad = lengths_up_to(max_length), model.tokenizer.token_to_id("[PAD]") or 0
+
+  def collate(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    out = tokenize_pairs(records, model.tokenizer, lengths=lengths, keys=tuple(keys), pad_id=pad)
+    for key in keys:
+      if f"guide/{key}" in records[0]:
+        out[key] = {**out[key], "guide": np.stack([r[f"guide/{key}"] for r in records])}
+    return out
+
+  return collate
+
+
+def language_collate(model: Pretrained, first: Mapping[str, Any], *, max_length: int) -> Collate:
+  """Records to `ids`, `mask` and `loss_mask`; the fields of the first record say what kind they are.
+
+  - `messages`: a chat; the loss is on the assistant's turns.
+  - `prompt`, `completion`: the loss is on the completion.
+  - `question`, `answer`: a chat of two turns where the model has a chat template, otherwise prompt and completion.
+  - `text`: the loss is on all of it.
+
+  Raises:
+    ValueError: none of these, or a chat for a model without a chat template.
+  """
+  config, fields = model.config, dict(first)
+  shared = {"lengths": lengths_up_to(max_length), "pad_id": config.pad_id or 0}
+  completions = lambda records: tokenize_completions(records, model.tokenizer, eos_id=config.eos_id, **shared)
+  chats = lambda records: tokenize_chats(records, model.tokenizer, model.chat_template, **special_tokens(model), **shared)
+  if "messages" in fields:
+    if model.chat_template is None:
+      raise ValueError(f"{model.name} has no chat template, and the data are chats")
+    return lambda records: chats([{"messages": turns_of(r["messages"])} for r in records])
+  if "prompt" in fields and "completion" in fields:
+    return completions
+  if "question" in fields and "answer" in fields:
+    if model.chat_template is None:
+      return lambda records: completions([{"prompt": r["question"], "completion": r["answer"]} for r in records])
+    return lambda records: chats([{"messages": [
+        {"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}]} for r in records])
+  if "text" in fields:
+    return lambda records: completions([{"prompt": "", "completion": r["text"]} for r in records])
+  raise ValueError("a decoder learns from chats (field messages), from prompt and completion, question and answer, or "
+                   f"text; got the fields {', '.join(fields)}")
+
+
+def turns_of(messages: Any) -> list[dict[str, Any]]:
+  """A chat as a list of turns, from a list of them or, as TFDS gives it, from a dict of columns."""
+  if isinstance(messages, Mapping):
+    return [dict(zip(messages, turn, strict=True)) for turn in zip(*messages.values(), strict=True)]
+  return [dict(turn) for turn in messages]
+
+
+def special_tokens(model: Pretrained) -> dict[str, str]:
+  """What chat templates know as `bos_token` and the like."""
+  ids = {"bos_token": model.config.bos_id, "eos_token": model.config.eos_id}
+  return {name: model.tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+
+
+def training_batches(records: Records, collate: Collate, examples: Examples, optimization: Optimization) -> Any:
+  """Endless batches for `jaxft.training.fit`: by the step, or an iterator where rows are packed."""
+  shard = grain.sharding.ShardOptions(shard_index=jax.process_index(), shard_count=jax.process_count())
+  size, seed = optimization.batch_size, optimization.seed
+  if not examples.pack:
+    return batches(records, batch_size=size, seed=seed, collate=collate, shard=shard)
+
+  def unpadded(record: Mapping[str, Any]) -> dict[str, Any]:
+    row = collate([record])
+    length = int(row["mask"].sum())
+    return {key: row[key][0, :length] for key in ("ids", "loss_mask")}
+
+  rows = pack(stream(records, seed=seed, map=unpadded), examples.max_length, seed=seed)
+  return iter(rows.map(lambda row: {k: row[k] for k in ("ids", "loss_mask", "segment_ids")}).batch(size))
+
+
+def validation_batches(records: Records, collate: Collate, batch_size: int) -> Any:
+  """Every record once, the last batch filled up."""
+  shard = grain.sharding.ShardOptions(shard_index=jax.process_index(), shard_count=jax.process_count())
+  return evaluation_batches(records, batch_size=batch_size, collate=collate, shard=shard)

@@ -1,0 +1,43 @@
+"""What a run is validated by, before, during and after: `measure(params) -> {metric: value}`, compiled once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxft.cli import tasks
+from jaxft.cli.choices import DTYPES
+from jaxft.cli.examples import Collate, Records, validation_batches
+from jaxft.cli.options import Finetune
+from jaxft.losses import Mean
+from jaxft.models.pretrained import Pretrained
+from jaxft.training.mesh import place_batch
+from jaxft.training.step import Objective
+
+Measure = Callable[[Any], dict[str, float]]
+
+
+def retrieval(options: Finetune, model: Pretrained, records: Records, *, max_length: int) -> Measure:
+  """Of an encoder: each record's anchor finds its positive among those of all records."""
+  embed = tasks.embedding_function(model.config, dtype=DTYPES[options.compute.dtype])
+  tokenizer = model.tokenizer
+
+  def measure(params: Any) -> dict[str, float]:
+    scores = tasks.retrieval(
+        lambda ids, mask: embed(params, ids, mask), records, tokenizer, max_length=max_length, progress="validation")
+    return {name: scores[name] for name in ("ndcg@10", "recall@1", "mrr@10")}
+
+  return measure
+
+
+def perplexity(objective: Objective, records: Records, collate: Collate, batch_size: int, mesh: Mesh | None) -> Measure:
+  """Of a decoder: the loss over all tokens of all records, and its exponential."""
+  batches = validation_batches(records, collate, batch_size)
+  value = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[0])
+
+  def measure(params: Any) -> dict[str, float]:
+    total = sum((value(params, place_batch(batches[t], mesh)) for t in range(len(batches))), Mean.zero())
+    return tasks.of_mean(total)
+
+  return measure

@@ -1,0 +1,156 @@
+"""The options of `jaxft finetune` and `jaxft plan`, as dataclasses; importing them imports no JAX.
+
+Groups are only for the help page: an option is given by its own name, `--rank 8`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What trains."""
+
+  method: str = "lora"
+  """full, freeze, train, lora, rslora or qlora."""
+  select: tuple[str, ...] = ()
+  """Path globs. lora, rslora, qlora: matrices to adapt (none given: layers/**/kernel). freeze: what stays fixed (none
+  given: embed/**). train: what trains."""
+  rank: int = 8
+  """Rank of the low-rank factors."""
+  alpha: float = 16.0
+  """The update is scaled by alpha / rank, with rslora by alpha / sqrt(rank)."""
+  dropout: float = 0.0
+  """Dropout rate on the input of the low-rank factors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """What is learnt from."""
+
+  split: str = "train"
+  """Split to train on; TFDS arithmetic, as train[:10%], is understood."""
+  validation: str | None = None
+  """Split to validate on. None: `validation` where the data set has one, otherwise a random share of the training
+  split is held out."""
+  holdout: float = 0.05
+  """That share; 0 validates on nothing."""
+  max_length: int = 128
+  """Longest input in tokens; what is longer is cut."""
+  pack: bool = False
+  """Decoders: put several short examples in one row; they do not see one another."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """What is minimized."""
+
+  loss: str | None = None
+  """Encoders: gist or mnrl; decoders: sft. None: the first of the model's kind."""
+  guide: str | None = None
+  """gist: the preset or folder that judges false negatives. None: the model itself, before tuning."""
+  temperature: float | None = None
+  """gist, mnrl: temperature. None: the loss's own default (gist 0.01, mnrl 0.05)."""
+  margin: float = 0.0
+  """gist: a candidate is dropped when the guide finds it closer than the positive minus this margin."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+  """How it is minimized: AdamW."""
+
+  steps: int | None = None
+  """Steps in all. None: as many as `epochs` takes."""
+  epochs: float = 1.0
+  """Passes over the training data, where no steps are given."""
+  batch_size: int = 32
+  """Examples (packed: rows) a step, over all devices and micro-batches."""
+  accumulate: int = 1
+  """Micro-batches a step. A contrastive loss still compares the whole batch (GradCache)."""
+  learning_rate: float | None = None
+  """Peak learning rate. None: 2e-4 for low-rank methods, 2e-5 for the others."""
+  schedule: str = "cosine"
+  """After the warm-up: constant, linear or cosine; the last two fall to zero."""
+  warmup: float = 0.1
+  """Share of the steps in which the learning rate rises from zero."""
+  weight_decay: float = 0.0
+  """Decoupled weight decay."""
+  clip_norm: float = 1.0
+  """Largest norm of the gradient; 0 does not clip."""
+  seed: int = 0
+  """Of everything random: initial factors, order of the data, dropout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+  """Where and in what precision."""
+
+  dtype: str = "float32"
+  """Of activations and of the weights as they are multiplied: float32 or bfloat16. What trains stays float32."""
+  remat: str = "none"
+  """What layers keep for the backward pass: none (everything), dots or full (recompute all)."""
+  data_parallel: int | None = None
+  """Mesh axis `data`. None: all devices that the other two leave."""
+  fsdp: int = 1
+  """Mesh axis `fsdp`: rows of the batch, and parameters cut along it."""
+  tensor: int = 1
+  """Mesh axis `tensor`: parameters cut along it, each device computing its part."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """What is kept."""
+
+  out: Path = Path("runs/finetune")
+  """Folder of config, metrics, checkpoints and the tuned model; a run that it holds already is resumed."""
+  overwrite: bool = False
+  """Delete the run in that folder and start anew."""
+  checkpoint_every: int = 500
+  """Steps between checkpoints; the last step is always saved."""
+  keep: int = 2
+  """Checkpoints kept."""
+  eval_every: int | None = None
+  """Steps between validations; None: before the first and after the last step only."""
+  log_every: int = 10
+  """Steps between lines of metrics.jsonl."""
+  tensorboard: bool = False
+  """Write metrics for TensorBoard too (extra `tensorboard`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+  """Fine-tunes a pretrained model on a data set."""
+
+  model: str
+  """A preset (minilm-l6, smollm2-135m) or a Hugging Face folder."""
+  data: str
+  """A data set (docstrings, sentiment/neighbours-news, reasoning_gym/<task>, tfds:<name>), a .jsonl file, or a folder
+  that TFDS prepared."""
+  method: Annotated[Method, tyro.conf.arg(name="adaptation")] = Method()
+  examples: Examples = Examples()
+  loss: Annotated[Loss, tyro.conf.arg(name="objective")] = Loss()
+  optimization: Optimization = Optimization()
+  compute: Compute = Compute()
+  output: Output = Output()
+
+
+def parse(args: list[str], *, command: str, description: str) -> Finetune:
+  """The options of a command line; `--help` and faults end the process as argparse does."""
+  return tyro.cli(
+      Finetune, args=args, prog=f"jaxft {command}", description=description, config=(tyro.conf.OmitArgPrefixes,)
+  )
+
+
+def defining(options: Finetune) -> dict[str, Any]:
+  """The options that make the run what it is, flat and in JSON values.
+
+  Left out is what a run may be resumed with otherwise: where and how often it is kept, and where it computes.
+  """
+  free = {field.name for group in (Compute, Output) for field in dataclasses.fields(group)} - {"dtype"}
+  flat: dict[str, Any] = {}
+  for name, value in dataclasses.asdict(options).items():
+    flat |= value if isinstance(value, dict) else {name: value}
+  return {key: list(v) if isinstance(v, tuple) else v for key, v in flat.items() if key not in free}

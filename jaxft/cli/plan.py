@@ -1,0 +1,109 @@
+"""`jaxft plan`: what a finetune would train, hold and cost; nothing is allocated and no weights are read."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxft.cli.options import Compute, Finetune
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+  """Trained parameters, bytes per device and FLOPs per step of a finetune with the same options."""
+
+  run: Finetune
+  topology: str | None = None
+  """Compile for TPUs that are not here, such as v5e:16x16 (needs the package libtpu); the mesh spans them."""
+  compile: bool = True
+  """Ask the compiler for the memory of a step too; takes as long as compiling does."""
+  json: bool = False
+  """Print JSON."""
+
+
+def main(args: list[str]) -> None:
+  options = tyro.cli(
+      PlanOptions, args=args, prog="jaxft plan", config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
+  found = plan_of(options)
+  print(json.dumps(dataclasses.asdict(found), indent=1, default=str) if options.json else found)
+
+
+def plan_of(options: PlanOptions) -> Any:
+  """The `jaxft.training.plan.Plan` of the options."""
+  from jaxft.cli.setup import objective_of, recipe_of
+  from jaxft.training import plan
+
+  run = options.run
+  mesh = _mesh(run.compute, options.topology)
+  config = config_of(run.model)
+  recipe = recipe_of(run, config, steps=run.optimization.steps or 1000)
+  guide_dim = config_of(run.loss.guide).dim if run.loss.guide else config.dim
+  return plan(
+      objective_of(run, config, mesh), _params(config), batch_shape(run, config, guide_dim), mesh=mesh,
+      compile=options.compile, **recipe)
+
+
+def config_of(name: str) -> Any:
+  """The config of a preset, a Hugging Face folder or a GGUF file, without its weights."""
+  from jaxft.models.gguf_llama import config_of as gguf_config
+  from jaxft.models.gguf import open_gguf
+  from jaxft.models.huggingface import read_config
+  from jaxft.models.presets import PRESETS, fetch
+  from jaxft.transforms.filters import nearest
+
+  path = fetch(name) if name in PRESETS else Path(name)
+  if not path.exists():
+    raise ValueError(f"{name!r} is neither a preset nor an existing path; {nearest(name, list(PRESETS))}")
+  return gguf_config(open_gguf(path)) if path.suffix == ".gguf" else read_config(path)
+
+
+def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
+  """A batch of the run in shapes: every text as long as `max_length` allows, pairs without negatives."""
+  import jax
+  import jax.numpy as jnp
+
+  from jaxft.cli.choices import loss_name
+  from jaxft.models.names import is_decoder
+
+  rows, length = run.optimization.batch_size, run.examples.max_length
+  ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+  if is_decoder(config):
+    return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})
+  text = {"ids": ids, "mask": ids}
+  if loss_name(run.loss.loss, "encoder") == "gist":
+    text["guide"] = jax.ShapeDtypeStruct((rows, guide_dim), jnp.float32)
+  return {"anchor": text, "positive": text}
+
+
+def _params(config: Any) -> Any:
+  import jax
+
+  from jaxft.models import decoder, encoder
+  from jaxft.models.names import is_decoder
+
+  init = decoder.init if is_decoder(config) else encoder.init
+  return jax.eval_shape(lambda: init(jax.random.key(0), config))
+
+
+def _mesh(compute: Compute, topology: str | None) -> Any:
+  """The run's mesh, on this machine's devices, on described TPUs, or on as many virtual CPU devices as it takes."""
+  import jax
+
+  from jaxft.cli.setup import mesh_of
+
+  if topology is not None:
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    return mesh_of(compute, devices)
+  wanted = math.prod((compute.data_parallel or 1, compute.fsdp, compute.tensor))
+  if wanted > 1:
+    try:
+      jax.config.update("jax_num_cpu_devices", max(wanted, jax.config.jax_num_cpu_devices))
+    except RuntimeError:  # devices exist already; the mesh says so if they are too few
+      pass
+  devices = jax.devices()
+  return mesh_of(compute, devices if len(devices) >= wanted else jax.devices("cpu"))

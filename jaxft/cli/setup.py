@@ -1,0 +1,49 @@
+"""What `finetune` and `plan` have in common: the mesh, the objective and the recipe that the options describe."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxft.cli.choices import DTYPES, METHODS, loss_name, make_optimizer, pick
+from jaxft.cli.objectives import contrastive, language
+from jaxft.cli.options import Compute, Finetune
+from jaxft.models.names import is_decoder
+from jaxft.training import DECODER_RULES, ENCODER_RULES, make_mesh
+from jaxft.training.step import Objective
+
+
+def family_of(config: Any) -> str:
+  """"encoder" or "decoder"."""
+  return "decoder" if is_decoder(config) else "encoder"
+
+
+def mesh_of(compute: Compute, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+  """The mesh of the options; None where it would be a single device."""
+  mesh = make_mesh(data=compute.data_parallel, fsdp=compute.fsdp, tensor=compute.tensor, devices=devices)
+  # The single device that JAX would take by itself needs no mesh.
+  return None if mesh.size == 1 and mesh.devices.flat[0] == jax.devices()[0] else mesh
+
+
+def objective_of(run: Finetune, config: Any, mesh: Mesh | None) -> Objective:
+  """The objective of the options for a model of this config."""
+  if is_decoder(config):
+    loss_name(run.loss.loss, "decoder")
+    return language(config, run.compute)
+  loss = loss_name(run.loss.loss, "encoder")
+  return contrastive(config, loss, run.loss, run.compute, chunks=run.optimization.accumulate, mesh=mesh)
+
+
+def recipe_of(run: Finetune, config: Any, steps: int) -> dict[str, Any]:
+  """What trains, by what, cut how: arguments that `plan` takes and a training step is made from."""
+  method = pick("method", run.method.method, METHODS).make(run.method)
+  dtype = pick("dtype", run.compute.dtype, DTYPES)
+  return {
+      "transform": method,
+      "optimizer": make_optimizer(run.optimization, run.method, steps),
+      "rules": DECODER_RULES if is_decoder(config) else ENCODER_RULES,
+      # An encoder's micro-batches are inside its objective, which compares the whole batch.
+      "accumulate": run.optimization.accumulate if is_decoder(config) else 1,
+      "compute_dtype": None if run.compute.dtype == "float32" else dtype,
+  }

@@ -1,0 +1,87 @@
+"""What a model is measured on, as plain functions that return `{metric: value}`."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+from tokenizers import Tokenizer
+
+from jaxft.evaluation.embed import embed_texts
+from jaxft.evaluation.probe import ridge_probe
+from jaxft.evaluation.retrieval import judged_relevance, ranking_metrics, streaming_top_k
+from jaxft.losses import Mean
+from jaxft.models import encoder
+
+Embed = Callable[[Int[Array, "batch time"], Int[Array, "batch time"]], Float[Array, "batch dim"]]
+Records = Sequence[Mapping[str, Any]]
+
+CUTOFFS = (1, 10, 100)
+
+
+def embedding_function(config: encoder.EncoderConfig, **options: Any) -> Callable[..., Float[Array, "batch dim"]]:
+  """`(params, ids, mask) -> vectors`, compiled once a shape; the params are an argument of it, not constants in it."""
+  return jax.jit(lambda params, ids, mask: encoder.embed(params, config, ids, mask, **options))
+
+
+def embedder(params: Any, config: encoder.EncoderConfig, **options: Any) -> Embed:
+  """`embedding_function` with the params filled in."""
+  return functools.partial(embedding_function(config, **options), params)
+
+
+def retrieval(
+    embed: Embed, records: Records, tokenizer: Tokenizer, *, max_length: int, progress: str | None = None
+) -> dict[str, float]:
+  """Each record's `anchor` as a query over the distinct `positive`s of all of them: nDCG, recall and MRR.
+
+  Raises:
+    ValueError: the records have no `anchor` and `positive`.
+  """
+  queries, answers = column(records, "anchor"), column(records, "positive")
+  place = {text: i for i, text in enumerate(dict.fromkeys(answers))}
+  vectors = lambda texts, what: embed_texts(
+      embed, texts, tokenizer, max_length=max_length, progress=progress and f"{progress}: {what}")
+  _, found = streaming_top_k(vectors(queries, "queries"), vectors(list(place), "corpus"), k=min(max(CUTOFFS), len(place)))
+  judged = np.array([[place[text]] for text in answers], np.int32)
+  ones = np.ones(judged.shape, np.float32)
+  metrics = ranking_metrics(judged_relevance(found, judged, ones), ones, np.ones(len(judged), np.int32), ks=CUTOFFS)
+  kept = ("ndcg@10", "recall@1", "recall@10", "recall@100", "mrr@10")
+  return {name: float(np.mean(metrics[name])) for name in kept} | {"queries": len(queries), "corpus": len(place)}
+
+
+def sentiment(
+    embed: Embed, train: Records, test: Records, tokenizer: Tokenizer, *, max_length: int, progress: str | None = None
+) -> dict[str, float]:
+  """A ridge probe from vectors to mean human ratings, fitted on `train`: Pearson's r and R2 on `test`."""
+  vectors = lambda records, what: embed_texts(
+      embed, column(records, "text"), tokenizer, max_length=max_length, progress=progress and f"{progress}: {what}")
+  ratings = lambda records: np.array(column(records, "rating"), np.float64)
+  score = ridge_probe(vectors(train, "train"), ratings(train), vectors(test, "test"), ratings(test))
+  return {"pearson": score.pearson, "r2": score.r2, "penalty": score.penalty, "sentences": len(test)}
+
+
+def of_mean(nll: Mean) -> dict[str, float]:
+  """The mean negative log-likelihood of a token, in nats, and its exponential.
+
+  Raises:
+    ValueError: no token was scored.
+  """
+  if not nll.weight > 0:
+    raise ValueError("no token is left to score: the data mark none, or max_length cuts them all off")
+  loss = float(nll.value)
+  return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+
+def column(records: Records, key: str) -> list[Any]:
+  """One field of all records; ValueError naming the fields that there are where it is missing."""
+  out = []
+  for record in records:
+    if key not in record:
+      raise ValueError(f"the data must have the field {key!r}; it has {', '.join(record)}")
+    out.append(record[key])
+  if not out:
+    raise ValueError("the data has no records")
+  return out

@@ -1,0 +1,112 @@
+"""Conversations as one text, by the chat template that a checkpoint ships."""
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+from jaxft.data.tokenization import Lengths, Tokens, tokenize_spans
+
+
+class Rendered(NamedTuple):
+  """A conversation's text, and the character spans (start, end) of what the assistant is to produce."""
+
+  text: str
+  spans: tuple[tuple[int, int], ...]
+
+
+def render_chat(
+    messages: Sequence[Mapping[str, Any]], template: str, *, add_generation_prompt: bool = False,
+    **variables: Any,
+) -> str:
+  """The text of a conversation.
+
+  The template runs in a sandbox: it can neither change its arguments nor reach Python's internals.
+
+  Args:
+    messages: dicts with `role` and `content`.
+    template: Jinja, as in a checkpoint's `tokenizer_config.json`.
+    add_generation_prompt: end with the opening of the assistant's next turn.
+    **variables: others that the template reads, as `bos_token`, `eos_token` or `tools`.
+
+  Raises:
+    ValueError: the template is broken, or refuses the conversation.
+    ImportError: Jinja is not installed.
+  """
+  compiled, error = _compile(template)
+  try:
+    return compiled.render(
+      messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **variables
+    )
+  except error as e:
+    raise ValueError(f"the chat template refuses this conversation: {e}") from None
+
+
+def render_with_spans(messages: Sequence[Mapping[str, Any]], template: str, **variables: Any) -> Rendered:
+  """The text of a conversation with the spans of the assistant's turns, found without the template's help.
+
+  A turn's span begins where the text of the messages before it, with the opening of the assistant's turn, ends; it
+  ends after the end-of-turn mark, without the white space that follows.
+
+  Raises:
+    ValueError: the template renders an earlier message differently once later ones follow, so that no span is sure.
+  """
+  text = render_chat(messages, template, **variables)
+  spans = []
+  for i, message in enumerate(messages):
+    if message["role"] == "assistant":
+      before = render_chat(messages[:i], template, add_generation_prompt=True, **variables)
+      upto = render_chat(messages[: i + 1], template, **variables)
+      if not (upto.startswith(before) and text.startswith(upto)):
+        raise ValueError(
+          f"the chat template gives no sure span of the assistant's turn messages[{i}]: what it renders for the "
+          "messages before is not how it renders them in the whole conversation"
+        )
+      spans.append((len(before), len(upto.rstrip())))
+  return Rendered(text, tuple(spans))
+
+
+def tokenize_chats(
+    records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, template: str, *, lengths: Lengths, pad_id: int = 0,
+    **variables: Any,
+) -> Tokens:
+  """Conversations as `ids`, `mask` and `loss_mask`, int32 [batch, length]; the loss is on the assistant's turns.
+
+  A long conversation loses its end, and with it the turns there.
+
+  Args:
+    records: dicts with `messages`.
+    tokenizer, lengths, pad_id: as in `jaxft.data.tokenize_texts`.
+    template, **variables: as in `render_chat`.
+  """
+  rendered = [render_with_spans(record["messages"], template, **variables) for record in records]
+  return tokenize_spans(
+    [r.text for r in rendered], [r.spans for r in rendered], tokenizer, lengths=lengths, pad_id=pad_id
+  )
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(template: str):
+  """The template in the environment that templates are written for, and the exception it raises."""
+  try:
+    import jinja2.sandbox
+  except ImportError:
+    raise ImportError("chat templates need Jinja: pip install 'jaxft[chat]'") from None
+
+  def refuse(message: str):
+    raise jinja2.TemplateError(message)
+
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+  )
+  environment.globals["raise_exception"] = refuse
+  environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+  # Jinja's own tojson escapes for HTML, which no template of a language model means.
+  environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+  try:
+    return environment.from_string(template), jinja2.TemplateError
+  except jinja2.TemplateError as e:
+    raise ValueError(f"template must be a Jinja chat template: {e}") from None

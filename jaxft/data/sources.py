@@ -1,0 +1,80 @@
+"""`source(name, split)`: any data set by name, as a sequence of records read at random."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from jaxft.data.builders.digits import Digits
+from jaxft.data.builders.docstrings import Docstrings
+from jaxft.data.builders.humaneval import HumanEval
+from jaxft.data.builders.jsonl import jsonl_builder
+from jaxft.data.builders.reasoning import reasoning_builder
+from jaxft.data.builders.sentiment import Sentiment
+from jaxft.data.prepare import Records, prepare
+from jaxft.transforms.filters import nearest
+
+_BUILDERS: dict[str, Callable] = {
+  "digits": Digits,
+  "docstrings": Docstrings,
+  "humaneval": HumanEval,
+  **{f"sentiment/{config.name}": Sentiment for config in Sentiment.BUILDER_CONFIGS},
+}
+
+
+def names() -> list[str]:
+  """The names that `source` knows by itself; it takes `reasoning_gym/<task>`, `tfds:<name>` and paths as well."""
+  return sorted(_BUILDERS)
+
+
+def source(name: str | os.PathLike, split: str, *, data_dir: str | os.PathLike | None = None) -> Records:
+  """A split of a data set, prepared on the first call and opened from disk after that.
+
+  Args:
+    name: one of `names()` (`digits`, `docstrings`, `sentiment/news`, ...); `reasoning_gym/<task>`; `tfds:<name>` for
+      any TFDS data set, as `tfds:mnist` or `tfds:glue/sst2`; the path of a `.jsonl` file; the path of a folder that
+      TFDS prepared.
+    split: a split's name or TFDS's arithmetic on them, as `train[:90%]`. A JSONL file is all `train`.
+    data_dir: the folder of prepared data sets; None takes `datasets` in jaxft's cache folder.
+
+  Returns:
+    A random-access sequence of records (dicts), with text as str.
+
+  Raises:
+    ValueError: no such data set or split (the nearest are named), or a JSONL file with a broken line.
+    OSError: an archive cannot be fetched, or the folder not written.
+  """
+  return Records(builder(name, data_dir=data_dir), split)
+
+
+def builder(name: str | os.PathLike, *, data_dir: str | os.PathLike | None = None) -> tfds.core.DatasetBuilder:
+  """The prepared builder of a data set (its `info` has features, splits and citation); `source` gives its arguments."""
+  text = os.fspath(name)
+  if text in _BUILDERS:
+    make = _BUILDERS[text]
+    config = {"config": text.split("/", 1)[1]} if "/" in text else {}
+    return prepare(make, data_dir=data_dir, **config)
+  if text.startswith("reasoning_gym/"):
+    return reasoning_builder(text.removeprefix("reasoning_gym/"), data_dir=data_dir)
+  if text.startswith("tfds:"):
+    return _tfds_builder(text.removeprefix("tfds:"), data_dir)
+  path = Path(text).expanduser()
+  if path.suffix == ".jsonl":
+    return jsonl_builder(path, data_dir=data_dir)
+  if path.is_dir():
+    if not (path / "dataset_info.json").exists():
+      raise ValueError(f"name must be the folder that TFDS prepared, with its dataset_info.json; {path} has none")
+    return tfds.builder_from_directory(path)
+  known = [*names(), "reasoning_gym/<task>", "tfds:<name>"]
+  what = "nor a file or folder here" if "/" in text or "." in text else "nor a folder here"
+  raise ValueError(f"name must be a data set, a .jsonl file or a prepared folder; {text!r} is no data set {what}; "
+                   f"{nearest(text, known)}")
+
+
+def _tfds_builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+  try:
+    return prepare(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError:
+    known = tfds.list_builders(with_community_datasets=False)
+    raise ValueError(f"name must be a TFDS data set after tfds:; got {name!r}; {nearest(name, known)}") from None

@@ -1,0 +1,128 @@
+"""Autoregressive generation with a cache of keys and values: one compiled loop, whatever the lengths of the rows."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+from jaxft.decoding import sampling
+from jaxft.models import decoder
+from jaxft.models.decoder import DecoderConfig
+from jaxft.models.sites import Edits, Tap
+
+
+class Generated(NamedTuple):
+  """What `generate` returns.
+
+  Attributes:
+    tokens: the new tokens, without the prompt; the pad id after a row's end.
+    mask: True at the tokens of the row, its stop token included.
+    log_probs: of each token under the model itself, before temperature and filters; 0 after the end.
+  """
+
+  tokens: Int[Array, "batch max_new_tokens"]
+  mask: Bool[Array, "batch max_new_tokens"]
+  log_probs: Float[Array, "batch max_new_tokens"]
+
+
+def generate(
+    params: dict[str, Any],
+    config: DecoderConfig,
+    prompt: Int[Array, "batch time"],
+    key: Key[Array, ""],
+    *,
+    max_new_tokens: int,
+    mask: Shaped[Array, "batch time"] | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    stop: Sequence[int] | None = None,
+    dtype: Any = jnp.float32,
+    edits: Edits | None = None,
+    prompt_edits: Edits | None = None,
+) -> Generated:
+  """Continues prompts until each row has drawn a stop token, or for `max_new_tokens`.
+
+  Compiled once for each shape of the prompt and choice of the keyword arguments that are not arrays.
+
+  Args:
+    params, config: a model of `jaxft.models.decoder`; params may hold structured leaves.
+    prompt: token ids, padded on either side.
+    key: for the draws; unused at temperature 0.
+    max_new_tokens: at most so many.
+    mask: nonzero at the real tokens of the prompt; None where all are.
+    temperature: divides the scores; 0 takes the likeliest token.
+    top_k, top_p, min_p: filters of `jaxft.decoding.sampling`, in this order; None leaves one out.
+    stop: token ids that end a row; None takes the config's eos_id.
+    dtype: of the activations and the cache.
+    edits: activations to edit in every pass (see `jaxft.models.sites`; wrap functions in `jax.tree_util.Partial`).
+    prompt_edits: edits of the prompt's pass in place of `edits`: what has a time axis, such as a soft prompt.
+
+  Raises:
+    ValueError: max_new_tokens below 1, a mask of another shape, or a row without a real token, where that is known.
+  """
+  if max_new_tokens < 1:
+    raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+  if mask is not None and mask.shape != prompt.shape:
+    raise ValueError(f"mask must have the prompt's shape {prompt.shape}; got {mask.shape}")
+  stop = (() if config.eos_id is None else (config.eos_id,)) if stop is None else tuple(int(s) for s in stop)
+  mask = jnp.ones(prompt.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
+  edits = {} if edits is None else edits
+  return _generate(
+      params, prompt, mask, key, edits, edits if prompt_edits is None else prompt_edits, config=config,
+      max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop=stop,
+      dtype=jnp.dtype(dtype),
+  )
+
+
+@partial(jax.jit, static_argnames=("config", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "dtype"))
+def _generate(
+    params, prompt, mask, key, edits, prompt_edits, *, config, max_new_tokens, temperature, top_k, top_p, min_p, stop, dtype
+):
+  batch = prompt.shape[0]
+  limits = ((sampling.top_k, top_k), (sampling.top_p, top_p), (sampling.min_p, min_p))
+  filters = [partial(f, **{"k" if f is sampling.top_k else "p": x}) for f, x in limits if x is not None]
+  pad = 0 if config.pad_id is None else config.pad_id
+
+  def draw(hidden, step, done):
+    logits = decoder.logits(params, config, hidden)
+    token = sampling.sample(jax.random.fold_in(key, step), logits, temperature=temperature, filters=filters)
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
+    return jnp.where(done, pad, token), jnp.where(done, 0.0, log_probs)
+
+  def put(out, step, token, log_prob, done):
+    column = lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new[:, None].astype(x.dtype), step, axis=1)
+    return Generated(column(out.tokens, token), column(out.mask, ~done), column(out.log_probs, log_prob))
+
+  def stopped(token):
+    return jnp.isin(token, jnp.array(stop, jnp.int32))
+
+  def one_more(state):
+    step, token, done, cache, out = state
+    hidden, cache, _ = decoder.hidden_states(
+        params, config, token[:, None], mask=~done[:, None], cache=cache, dtype=dtype, edits=edits
+    )
+    token, log_prob = draw(hidden[:, 0], step, done)
+    return step + 1, token, done | stopped(token), cache, put(out, step, token, log_prob, done)
+
+  def unfinished(state):
+    step, _, done, _, _ = state
+    return (step < max_new_tokens) & ~done.all()
+
+  embedded = jax.ShapeDtypeStruct((*prompt.shape, config.dim), dtype)
+  length = jax.eval_shape(lambda x: Tap(prompt_edits, ())("embed", x), embedded).shape[1]
+  cache = decoder.init_cache(config, batch, length + max_new_tokens - 1, dtype)
+  hidden, cache, _ = decoder.hidden_states(
+      params, config, prompt, mask=mask, cache=cache, dtype=dtype, edits=prompt_edits
+  )
+  last = length - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+  done = jnp.zeros(batch, bool)
+  token, log_prob = draw(hidden[jnp.arange(batch), last], 0, done)
+  shape = (batch, max_new_tokens)
+  out = Generated(jnp.full(shape, pad, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32))
+  state = (jnp.asarray(1), token, stopped(token), cache, put(out, 0, token, log_prob, done))
+  return jax.lax.while_loop(unfinished, one_more, state)[-1]

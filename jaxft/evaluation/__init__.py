@@ -1,0 +1,15 @@
+"""Evaluation: metrics defined as the field's packages define them, and the results that they are written into."""
+
+from jaxft.evaluation.calibration import (
+    brier_score, calibration_error, classwise_calibration_error, fit_temperature,
+)
+from jaxft.evaluation.code import pass_at_k
+from jaxft.evaluation.continual import harmonic_mean, normalized_accuracy, retention, transfer_metrics
+from jaxft.evaluation.correlation import average_ranks, pearson, r_squared, spearman
+from jaxft.evaluation.multiple_choice import multiple_choice_accuracy, multiple_choice_metrics, predict_choice
+from jaxft.evaluation.perplexity import bits_per_byte, perplexity, rolling_windows
+from jaxft.evaluation.probe import few_shot_accuracy, fit_logistic, fit_ridge, ridge_probe
+from jaxft.evaluation.retrieval import judged_relevance, ranking_metrics, retrieval_metrics, streaming_top_k
+from jaxft.evaluation.scoring import encode_pair, score_choices
+from jaxft.evaluation.text import bleu, exact_match, rouge, token_f1
+from jaxft.evaluation.uncertainty import Bootstrap, PairedTest, paired_bootstrap, paired_test, stderr

@@ -1,0 +1,143 @@
+"""Calibration: do predicted probabilities match frequencies?"""
+
+import math
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxft.transforms.filters import nearest
+
+Scheme = Literal["uniform", "mass"]
+
+
+def calibration_error(
+    probs: Float[Array, "items classes"],
+    labels: Int[Array, "items"],
+    *,
+    bins: int = 15,
+    norm: float = 1,
+    scheme: Scheme = "uniform",
+    where: Bool[Array, "items"] | None = None,
+) -> Float[Array, ""]:
+  """Expected calibration error of the predicted class; with `norm=inf` the maximum one.
+
+  `ECE = sum_m |B_m| / n |accuracy(B_m) - mean confidence(B_m)|`, `MCE = max_m |...|`.
+
+  Args:
+    probs: probabilities of each class.
+    labels: the right class.
+    bins: number of bins.
+    norm: 1 or `math.inf`.
+    scheme: "uniform" bins of equal width, (low, high] with 0 in the first; "mass" bins of equal size, by rank
+      (adaptive ECE).
+    where: items that count.
+
+  Returns:
+    The error in [0, 1]; 0 for no items.
+
+  Raises:
+    ValueError: bins < 1, another norm, an unknown scheme.
+
+  Source: Guo et al. 2017 (arXiv 1706.04599); Nixon et al. 2019 (arXiv 1904.01685) for bins of equal mass.
+  """
+  correct = (jnp.argmax(probs, axis=-1) == labels).astype(jnp.float32)
+  return _binned_error(jnp.max(probs, axis=-1), correct, bins=bins, norm=norm, scheme=scheme, where=where)
+
+
+def classwise_calibration_error(
+    probs: Float[Array, "items classes"],
+    labels: Int[Array, "items"],
+    *,
+    bins: int = 15,
+    scheme: Scheme = "uniform",
+    where: Bool[Array, "items"] | None = None,
+) -> Float[Array, ""]:
+  """Mean over classes of the calibration error of "is it class k", at every probability and not only the largest.
+
+  Args: see `calibration_error`.
+
+  Source: Kull et al. 2019 (arXiv 1910.12656).
+  """
+  one_hot = jax.nn.one_hot(labels, probs.shape[-1])
+  error = lambda p, correct: _binned_error(p, correct, bins=bins, norm=1, scheme=scheme, where=where)
+  return jnp.mean(jax.vmap(error, in_axes=1)(probs, one_hot))
+
+
+def _binned_error(confidence, correct, *, bins, norm, scheme, where):
+  if bins < 1:
+    raise ValueError(f"bins must be >= 1; got {bins}")
+  if norm not in (1, math.inf):
+    raise ValueError(f"norm must be 1 or inf; got {norm}")
+  if scheme not in get_args(Scheme):
+    raise ValueError(f"scheme must be 'uniform' or 'mass'; got {scheme!r}; {nearest(str(scheme), get_args(Scheme))}")
+  confidence = confidence.astype(jnp.float32)
+  where = jnp.ones(confidence.shape, bool) if where is None else where
+  count = jnp.sum(where)
+  if scheme == "uniform":
+    # How many inner edges lie strictly below: an edge itself belongs to the bin under it.
+    index = jnp.searchsorted(jnp.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
+  else:
+    rank = jnp.argsort(jnp.argsort(jnp.where(where, confidence, jnp.inf)))
+    index = rank * bins // jnp.maximum(count, 1)
+  index = jnp.where(where, index, bins)  # one bin too many, which takes what does not count
+  total = lambda v: jax.ops.segment_sum(jnp.where(where, v, 0), index, num_segments=bins + 1)[:bins]
+  gap = jnp.abs(total(correct) - total(confidence))  # |B_m| times the gap of bin m
+  if norm == 1:
+    return jnp.sum(gap) / jnp.maximum(count, 1)
+  return jnp.max(gap / jnp.maximum(total(jnp.ones_like(confidence)), 1))
+
+
+def brier_score(probs: Float[Array, "items classes"], labels: Int[Array, "items"]) -> Float[Array, "items"]:
+  """`sum_k (p_k - [k = label])^2` of each item, in [0, 2].
+
+  Source: Brier 1950, in its multi-class form (as lm-eval has it, not halved).
+  """
+  return jnp.sum(jnp.square(probs.astype(jnp.float32) - jax.nn.one_hot(labels, probs.shape[-1])), axis=-1)
+
+
+def fit_temperature(
+    logits: Float[Array, "items classes"],
+    labels: Int[Array, "items"],
+    *,
+    low: float = 0.01,
+    high: float = 100.0,
+    steps: int = 60,
+    where: Bool[Array, "items"] | None = None,
+) -> Float[Array, ""]:
+  """The temperature T that minimizes the negative log-likelihood of `softmax(logits / T)`; fit it on held-out items.
+
+  The loss is convex in 1/T, so its slope there is bisected.
+
+  Args:
+    logits: logits; divide by T to use it.
+    labels: the right class.
+    low, high: bounds of T; `low` is the answer where every item is right, `high` where chance would do better.
+    steps: bisections of the interval.
+    where: items that count.
+
+  Raises:
+    ValueError: not 0 < low < high.
+
+  Source: Guo et al. 2017 (arXiv 1706.04599).
+  """
+  if not 0 < low < high:
+    raise ValueError(f"low and high must satisfy 0 < low < high; got {low} and {high}")
+  logits = logits.astype(jnp.float32)
+  where = jnp.ones(labels.shape, bool) if where is None else where
+  logits = jnp.where(where[:, None], logits, 0)
+
+  def loss(inverse: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(where, optax.softmax_cross_entropy_with_integer_labels(logits * inverse, labels), 0))
+
+  def halve(_, bounds):
+    lower, upper = bounds
+    middle = (lower + upper) / 2
+    colder = jax.grad(loss)(jnp.exp(-middle)) > 0  # 1/T too large: T has to rise
+    return jnp.where(colder, middle, lower), jnp.where(colder, upper, middle)
+
+  bounds = jnp.log(jnp.asarray([low, high], jnp.float32))
+  lower, upper = jax.lax.fori_loop(0, steps, halve, (bounds[0], bounds[1]))
+  return jnp.exp((lower + upper) / 2)

@@ -1,0 +1,36 @@
+"""pass@k: the chance that one of k samples of a program passes its tests."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def pass_at_k(
+    n: Int[np.ndarray, "problems"], c: Int[np.ndarray, "problems"], k: int
+) -> Float[np.ndarray, "problems"]:
+  """Unbiased estimate from n samples of which c pass: `1 - C(n - c, k) / C(n, k)`, for each problem.
+
+  As the product `1 - prod_{i=n-c+1}^{n} (1 - k / i)`, which does not overflow; 1 where n - c < k. (`1 - (1 - c/n)^k` is
+  biased: 0.64 in place of 0.70 at n = 5, c = 2, k = 2.)
+
+  Args:
+    n: samples drawn for each problem; independent ones, so not at temperature 0.
+    c: how many of them pass.
+    k: samples that one may try.
+
+  Raises:
+    ValueError: k < 1, a problem with fewer than k samples (undefined there), or c outside [0, n].
+
+  Source: Chen et al. 2021 (arXiv 2107.03374).
+  """
+  n, c = np.atleast_1d(np.asarray(n)), np.atleast_1d(np.asarray(c))
+  if n.shape != c.shape:
+    raise ValueError(f"n and c must have one shape; got {n.shape} and {c.shape}")
+  if k < 1 or (n < k).any():
+    raise ValueError(f"k must lie in [1, n] for every problem; got k = {k}, smallest n = {n.min()}")
+  if (c < 0).any() or (c > n).any():
+    raise ValueError("c must lie in [0, n] for every problem")
+  # Row p of the factors holds i = n_p, n_p - 1, ...; those beyond the c_p-th count as 1.
+  offset = np.arange(c.max(initial=0))
+  i = n[:, None] - offset
+  factors = np.where(offset < c[:, None], 1 - k / np.maximum(i, 1), 1.0)
+  return np.where(n - c < k, 1.0, 1 - factors.prod(1))

@@ -1,0 +1,43 @@
+"""Agreement of two series: Pearson and Spearman correlation, coefficient of determination."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+
+def pearson(x: Num[Array, "items"], y: Num[Array, "items"]) -> Float[Array, ""]:
+  """Pearson's r, in float32; 0 where either series is constant (the ratio is 0/0 there)."""
+  dtype = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
+  x, y = x.astype(dtype), y.astype(dtype)
+  constant = (jnp.max(x) == jnp.min(x)) | (jnp.max(y) == jnp.min(y))
+  x, y = x - jnp.mean(x), y - jnp.mean(y)
+  # Each series is scaled to unit length before the product: squares of squares overflow for long series of ranks.
+  # The constant case is replaced before the norm, whose gradient at 0 is NaN.
+  unit = lambda v: v / jnp.linalg.norm(jnp.where(constant, 1, v))
+  return jnp.where(constant, 0, jnp.clip(jnp.sum(unit(x) * unit(y)), -1, 1))
+
+
+def average_ranks(x: Num[Array, "items"]) -> Float[Array, "items"]:
+  """Ranks from 1, ties sharing the mean of their ranks."""
+  ordered = jnp.sort(x)
+  below, up_to = jnp.searchsorted(ordered, x, side="left"), jnp.searchsorted(ordered, x, side="right")
+  return (below + up_to + 1) / 2
+
+
+def spearman(x: Num[Array, "items"], y: Num[Array, "items"]) -> Float[Array, ""]:
+  """Spearman's rho: Pearson's r of average ranks, as `scipy.stats.spearmanr`; 0 where either series is constant.
+
+  mteb's `cosine_spearman` is this, between cosine similarities and gold scores.
+  """
+  return pearson(average_ranks(x), average_ranks(y))
+
+
+def r_squared(predictions: Num[Array, "items"], targets: Num[Array, "items"]) -> Float[Array, ""]:
+  """Coefficient of determination `1 - sum (y - p)^2 / sum (y - mean y)^2`; negative where the mean predicts better.
+
+  A constant target, of which there is nothing to explain, gives 0.
+  """
+  dtype = jnp.promote_types(jnp.promote_types(predictions.dtype, targets.dtype), jnp.float32)
+  predictions, targets = predictions.astype(dtype), targets.astype(dtype)
+  total = jnp.sum(jnp.square(targets - jnp.mean(targets)))
+  residual = jnp.sum(jnp.square(targets - predictions))
+  return jnp.where(total > 0, 1 - residual / jnp.where(total > 0, total, 1), 0)

@@ -1,0 +1,77 @@
+"""Embedding many texts of unequal lengths: sorted by length, cut into batches of a few static shapes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+
+def embed_texts(
+    embed: Callable[[Int[Array, "batch time"], Int[Array, "batch time"]], Float[Array, "batch dim"]],
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int = 128,
+    tokens_per_batch: int = 4096,
+    progress: str | None = None,
+) -> Float[np.ndarray, "texts dim"]:
+  """Embeds every text once, in the given order.
+
+  Texts are sorted by length and padded to the next of 16, 24, 32, 48, 64, 96, ... tokens; the batch size of each length
+  is the power of two that holds about `tokens_per_batch` tokens, and the last batch of a length is padded with empty
+  rows, so `embed` compiles once per length, and the lengths are few.
+
+  Args:
+    embed: `(ids, mask) -> embeddings`; jit it, close over the params or pass a partial.
+    texts: N strings.
+    tokenizer: its truncation and padding settings are left as they are; its own special tokens are added.
+    max_length: longer texts keep their first tokens.
+    tokens_per_batch: about the number of tokens in one call, padding included.
+    progress: label of a progress bar on standard error; None shows none.
+
+  Returns:
+    `[N, dim]` float32.
+  """
+  if not texts:
+    raise ValueError("texts must hold at least one string; got none")
+  encoded = [e.ids for e in _plain(tokenizer).encode_batch(list(texts))]
+  end = encoded[0][-1]  # a truncated text still ends with the special token that closes it
+  encoded = [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in encoded]
+  width = lambda ids: _width(len(ids))
+  order = sorted(range(len(encoded)), key=lambda i: width(encoded[i]))
+  out: list[Any] = [None] * len(encoded)
+  bar = tqdm(total=len(encoded), desc=progress, unit="text", disable=progress is None, leave=False)
+  start = 0
+  while start < len(order):
+    time = width(encoded[order[start]])
+    size = 2 ** max(0, (tokens_per_batch // time).bit_length() - 1)
+    rows = [i for i in order[start : start + size] if width(encoded[i]) == time]
+    ids = np.zeros((size, time), np.int32)
+    mask = np.zeros((size, time), np.int32)
+    for row, i in enumerate(rows):
+      ids[row, : len(encoded[i])] = encoded[i]
+      mask[row, : len(encoded[i])] = 1
+    mask[len(rows) :, 0] = 1  # an empty row attends to one token, so that its mean is finite; it is dropped below
+    for i, vector in zip(rows, np.asarray(embed(ids, mask), np.float32)):
+      out[i] = vector
+    start += len(rows)
+    bar.update(len(rows))
+  bar.close()
+  return np.stack(out)
+
+
+def _width(n: int) -> int:
+  """The next power of two, or three quarters of it, from 16 on."""
+  power = 16 << max(0, (n - 1).bit_length() - 4)
+  return power * 3 // 4 if n <= power * 3 // 4 and power > 16 else power
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+  """A copy that neither truncates nor pads: the caller's settings must not leak into a metric, nor be changed."""
+  copy = Tokenizer.from_str(tokenizer.to_str())
+  copy.no_truncation()
+  copy.no_padding()
+  return copy

@@ -1,0 +1,85 @@
+"""Multiple choice by log-likelihood, with the length normalizations that lm-evaluation-harness reports."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from jaxft.losses.reduction import Mean
+
+
+def predict_choice(
+    log_likelihoods: Float[Array, "items choices"],
+    *,
+    lengths: Num[Array, "items choices"] | None = None,
+    unconditional: Float[Array, "items choices"] | None = None,
+    valid: Bool[Array, "items choices"] | None = None,
+) -> Int[Array, "items"]:
+  """The most likely choice of each item; the first on ties.
+
+  `argmax_k ll_k`, or `argmax_k ll_k / length_k`, or `argmax_k (ll_k - unconditional_k)`.
+
+  Args:
+    log_likelihoods: `log p(choice | context)` in nats, summed over the choice's tokens.
+    lengths: of each choice; in characters for `acc_norm`, in UTF-8 bytes for `acc_bytes`. Without the delimiter.
+    unconditional: `log p(choice)` without the context, for `acc_mutual_info`.
+    valid: choices that exist, where items differ in their number.
+
+  Raises:
+    ValueError: both `lengths` and `unconditional` are given.
+  """
+  if lengths is not None and unconditional is not None:
+    raise ValueError("lengths and unconditional are two different normalizations; give one")
+  scores = log_likelihoods.astype(jnp.float32)
+  if lengths is not None:
+    scores = scores / jnp.maximum(lengths, 1)
+  if unconditional is not None:
+    scores = scores - unconditional
+  # After the normalization: -inf / 0 or inf - inf would be NaN, which argmax prefers to everything.
+  return jnp.argmax(scores if valid is None else jnp.where(valid, scores, -jnp.inf), axis=-1)
+
+
+def multiple_choice_accuracy(
+    log_likelihoods: Float[Array, "items choices"],
+    gold: Int[Array, "items"],
+    *,
+    lengths: Num[Array, "items choices"] | None = None,
+    unconditional: Float[Array, "items choices"] | None = None,
+    valid: Bool[Array, "items choices"] | None = None,
+) -> Float[Array, "items"]:
+  """1 where `predict_choice` gives the gold choice, else 0; an item without a valid choice gives 0.
+
+  `Mean.of(accuracy, where=valid.any(-1))` leaves items without a choice, such as padding, out of the mean.
+  """
+  predicted = predict_choice(log_likelihoods, lengths=lengths, unconditional=unconditional, valid=valid)
+  correct = predicted == gold
+  return (correct if valid is None else correct & jnp.any(valid, axis=-1)).astype(jnp.float32)
+
+
+def multiple_choice_metrics(
+    log_likelihoods: Float[Array, "items choices"],
+    gold: Int[Array, "items"],
+    *,
+    characters: Int[Array, "items choices"] | None = None,
+    n_bytes: Int[Array, "items choices"] | None = None,
+    unconditional: Float[Array, "items choices"] | None = None,
+    valid: Bool[Array, "items choices"] | None = None,
+) -> dict[str, Mean]:
+  """lm-eval's `acc`, and `acc_norm`, `acc_bytes`, `acc_mutual_info` where what they need is given.
+
+  Args:
+    log_likelihoods: see `predict_choice`.
+    gold: index of the right choice.
+    characters: length of each choice in characters.
+    n_bytes: length of each choice in UTF-8 bytes.
+    unconditional: log-likelihood of each choice without its context.
+    valid: choices that exist; items without any do not count.
+  """
+  where = None if valid is None else jnp.any(valid, axis=-1)
+  variants = {"acc": {}}
+  if characters is not None:
+    variants["acc_norm"] = {"lengths": characters}
+  if n_bytes is not None:
+    variants["acc_bytes"] = {"lengths": n_bytes}
+  if unconditional is not None:
+    variants["acc_mutual_info"] = {"unconditional": unconditional}
+  accuracy = lambda options: multiple_choice_accuracy(log_likelihoods, gold, valid=valid, **options)
+  return {name: Mean.of(accuracy(options), where=where) for name, options in variants.items()}

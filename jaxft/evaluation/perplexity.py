@@ -1,0 +1,61 @@
+"""Perplexity: sums of negative log-likelihoods over sums of units, divided once."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def perplexity(nll_sum: float | Float[Array, ""], count: float | Float[Array, ""]) -> Float[Array, ""]:
+  """`exp(nll_sum / count)`: per token, per word (lm-eval's `word_perplexity`: split on whitespace) or per byte.
+
+  Args:
+    nll_sum: negative log-likelihood in nats, summed over everything. Averaging over documents first gives another
+      number; so does another window or stride, which belong in the report.
+    count: the units to divide by.
+  """
+  return jnp.exp(jnp.asarray(nll_sum) / jnp.asarray(count))
+
+
+def bits_per_byte(nll_sum: float | Float[Array, ""], n_bytes: float | Float[Array, ""]) -> Float[Array, ""]:
+  """`nll_sum / (n_bytes ln 2)`, comparable between tokenizers.
+
+  Args:
+    nll_sum: negative log-likelihood in nats, summed over everything.
+    n_bytes: length of the same text in UTF-8.
+  """
+  return jnp.asarray(nll_sum) / (jnp.asarray(n_bytes) * math.log(2))
+
+
+def rolling_windows(
+    tokens: Sequence[int], max_length: int, prefix_token: int, *, context_length: int = 1
+) -> Iterator[tuple[list[int], list[int]]]:
+  """Cuts a document into (context, continuation) pairs that predict every token exactly once.
+
+  The first window is conditioned on the prefix token. Each later one predicts `max_length - context_length + 1` tokens
+  after `context_length` tokens of context; the last one, which predicts fewer, has more context in exchange.
+
+  Args:
+    tokens: the document; an empty one gives no window.
+    max_length: tokens that the model takes as input. A pair holds at most one more: its last token is not an input.
+    prefix_token: beginning-of-sequence token, or where there is none the end-of-sequence token.
+    context_length: tokens of context, from 1 to `max_length`; 1 makes the windows disjoint.
+
+  Raises:
+    ValueError: context_length out of range.
+
+  Source: lm-evaluation-harness, `get_rolling_token_windows` and `make_disjoint_window`.
+  """
+  if not 1 <= context_length <= max_length:
+    raise ValueError(f"context_length must lie in [1, max_length = {max_length}]; got {context_length}")
+  return _windows(list(tokens), max_length, prefix_token, context_length)
+
+
+def _windows(tokens, max_length, prefix_token, context_length):
+  if tokens:
+    yield [prefix_token], tokens[:max_length]
+  step = max_length - context_length + 1
+  for start in range(max_length, len(tokens), step):
+    end = min(start + step, len(tokens))
+    yield tokens[end - max_length - 1 : start], tokens[start:end]

@@ -1,0 +1,173 @@
+"""Ranking metrics as trec_eval defines them, and the search over a corpus that does not fit at once.
+
+Equal scores rank by position: the earlier column wins. trec_eval (and mteb, which calls it) puts the larger document
+id first; lay the corpus out in descending order of id and the two agree on ties as well.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num
+
+KS = (1, 3, 5, 10, 20, 100, 1000)  # mteb's cut-offs
+
+
+def retrieval_metrics(
+    scores: Float[Array, "queries corpus"],
+    relevance: Num[Array, "queries corpus"],
+    *,
+    ks: Sequence[int] = KS,
+    exclude: Bool[Array, "queries corpus"] | None = None,
+) -> dict[str, Float[Array, "queries"]]:
+  """nDCG, recall, precision, MAP, MRR, hit rate and capped recall at each k, for each query.
+
+  Args:
+    scores: similarity of each query with each document.
+    relevance: graded judgements; > 0 is relevant, and what was not judged is 0.
+    ks: cut-offs.
+    exclude: documents that are not in a query's corpus, such as the query itself where queries are documents. They are
+      neither retrieved nor counted as relevant.
+
+  Returns:
+    `{"ndcg@10": [queries], ...}`, see `ranking_metrics`. A query without a relevant document has 0 throughout; the mean
+    over queries counts it, as trec_eval does where the query is in the run.
+  """
+  _check_ks(ks)
+  if exclude is not None:
+    scores, relevance = jnp.where(exclude, -jnp.inf, scores), jnp.where(exclude, 0, relevance)
+  size = min(max(ks), scores.shape[1])
+  _, indices = jax.lax.top_k(scores, size)
+  ranked = jnp.take_along_axis(relevance, indices, axis=1)
+  return ranking_metrics(ranked, jax.lax.top_k(relevance, size)[0], jnp.sum(relevance > 0, axis=1), ks=ks)
+
+
+def ranking_metrics(
+    ranked: Num[Array, "queries retrieved"],
+    ideal: Num[Array, "queries judged"],
+    relevant: Int[Array, "queries"],
+    *,
+    ks: Sequence[int] = KS,
+) -> dict[str, Float[Array, "queries"]]:
+  """The metrics from relevances in the order of retrieval.
+
+  With `r_i` the relevance at rank i, `b_i = [r_i > 0]` and R the number of relevant documents:
+  `ndcg@k = sum_{i<=k} r_i / log2(i+1)` over the same of the ideal order (linear gain); `recall@k = sum b_i / R`;
+  `precision@k = sum b_i / k`; `map@k = sum b_i precision@i / R`; `mrr@k` = 1 / first i with b_i;
+  `hit_rate@k` = 1 if any b_i; `recall_cap@k = sum b_i / min(k, R)`.
+
+  Args:
+    ranked: relevance of the documents retrieved, best first.
+    ideal: the largest judged relevances, in descending order; at least min(max(ks), R) of them.
+    relevant: R of each query.
+    ks: cut-offs; what lies beyond the columns given counts as not relevant.
+
+  Returns:
+    One array for each metric and k, as `ndcg@10`.
+  """
+  _check_ks(ks)
+  gain, ideal_gain = (jnp.maximum(x, 0).astype(jnp.float32) for x in (ranked, ideal))
+  hits = (gain > 0).astype(jnp.float32)
+  ranks = jnp.arange(1, hits.shape[1] + 1, dtype=jnp.float32)
+  found = jnp.cumsum(hits, axis=1)
+  first = jnp.max(hits / ranks, axis=1, initial=0)
+  total = jnp.maximum(relevant, 1).astype(jnp.float32)
+  out = {}
+  for k in ks:
+    hits_k = jnp.sum(hits[:, :k], axis=1)
+    best = _dcg(ideal_gain[:, :k])
+    out |= {
+        f"ndcg@{k}": jnp.where(best > 0, _dcg(gain[:, :k]) / jnp.where(best > 0, best, 1), 0),
+        f"recall@{k}": hits_k / total,
+        f"precision@{k}": hits_k / k,
+        f"map@{k}": jnp.sum((hits * found / ranks)[:, :k], axis=1) / total,
+        f"mrr@{k}": jnp.where(hits_k > 0, first, 0),
+        f"hit_rate@{k}": (hits_k > 0).astype(jnp.float32),
+        f"recall_cap@{k}": hits_k / jnp.minimum(total, k),
+    }
+  return out
+
+
+def _dcg(gain: Float[Array, "queries ranks"]) -> Float[Array, "queries"]:
+  return jnp.sum(gain / jnp.log2(jnp.arange(2, gain.shape[1] + 2, dtype=jnp.float32)), axis=1)
+
+
+def _check_ks(ks: Sequence[int]) -> None:
+  if not ks or any(not isinstance(k, int) or k < 1 for k in ks):
+    raise ValueError(f"ks must be integers >= 1, at least one; got {ks!r}")
+
+
+def streaming_top_k(
+    queries: Float[Array, "queries dim"],
+    corpus: Float[Array, "corpus dim"] | np.ndarray,
+    *,
+    k: int = 1000,
+    chunk: int = 16384,
+    exclude: Int[Array, "queries"] | None = None,
+) -> tuple[Float[Array, "queries kept"], Int[Array, "queries kept"]]:
+  """The k documents of largest inner product, holding only `queries x (k + chunk)` scores at a time.
+
+  Args:
+    queries: query embeddings; unit vectors for cosine similarity.
+    corpus: document embeddings. A numpy array (memory-mapped, even) stays on the host and is moved chunk by chunk.
+    k: documents kept; all of them where the corpus is smaller.
+    chunk: documents scored at once.
+    exclude: one document for each query that is not in its corpus, the query itself for instance; -1 for none.
+
+  Returns:
+    scores and positions in the corpus, best first; on ties the earlier document first. A place left empty by `exclude`
+    has the score -inf and the position -1.
+
+  Raises:
+    ValueError: k or chunk < 1, the dims differ, or the corpus is empty.
+  """
+  if k < 1 or chunk < 1:
+    raise ValueError(f"k and chunk must be >= 1; got k = {k}, chunk = {chunk}")
+  if corpus.ndim != 2 or corpus.shape[0] == 0 or corpus.shape[1] != queries.shape[1]:
+    raise ValueError(f"corpus must be [documents >= 1, {queries.shape[1]}]; got shape {corpus.shape}")
+  count = queries.shape[0]
+  exclude = jnp.full((count,), -1, jnp.int32) if exclude is None else exclude
+  kept = min(k, corpus.shape[0])
+  best = (jnp.full((count, kept), -jnp.inf, jnp.float32), jnp.full((count, kept), -1, jnp.int32))
+  for start in range(0, corpus.shape[0], chunk):
+    best = _merge_chunk(best, queries, jnp.asarray(corpus[start : start + chunk]), start, exclude)
+  return best
+
+
+@jax.jit
+def _merge_chunk(best, queries, documents, start, exclude):
+  # Highest precision: in bfloat16 products, neighbours in the ranking tie or swap.
+  scores = jnp.matmul(
+      queries.astype(jnp.float32), documents.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST
+  )
+  positions = jnp.broadcast_to(start + jnp.arange(documents.shape[0], dtype=jnp.int32), scores.shape)
+  excluded = positions == exclude[:, None]
+  scores, positions = jnp.where(excluded, -jnp.inf, scores), jnp.where(excluded, -1, positions)
+  # What was kept stands first, and top_k prefers the earlier column: ties keep the order of the corpus.
+  scores = jnp.concatenate([best[0], scores], axis=1)
+  positions = jnp.concatenate([best[1], positions], axis=1)
+  scores, kept = jax.lax.top_k(scores, best[0].shape[1])
+  return scores, jnp.take_along_axis(positions, kept, axis=1)
+
+
+def judged_relevance(
+    retrieved: Int[Array, "queries retrieved"],
+    judged: Int[Array, "queries judged"],
+    grades: Num[Array, "queries judged"],
+) -> Num[Array, "queries retrieved"]:
+  """Relevances of retrieved documents from a short list of judgements for each query (a qrels file).
+
+  Args:
+    retrieved: positions in the corpus, as from `streaming_top_k`.
+    judged: positions of the judged documents, each at most once; pad with -1.
+    grades: their relevances.
+
+  Returns:
+    The relevance of each retrieved document; 0 where it was not judged. For `ranking_metrics`, whose `ideal` is then
+    the grades in descending order.
+  """
+  # A loop over the judgements, few for each query, keeps the memory at queries x retrieved.
+  add = lambda out, pair: (out + jnp.where(retrieved == pair[0][:, None], pair[1][:, None], 0), None)
+  grades = jnp.where(judged >= 0, grades, 0)
+  return jax.lax.scan(add, jnp.zeros(retrieved.shape, grades.dtype), (judged.T, grades.T))[0]

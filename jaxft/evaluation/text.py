@@ -1,0 +1,112 @@
+"""Metrics of generated text: ROUGE and BLEU by the published packages, exact match and token F1 as in SQuAD."""
+
+import collections
+import re
+import string
+from collections.abc import Sequence
+from typing import Literal
+
+References = Sequence[str | Sequence[str]]
+
+
+def rouge(
+    predictions: Sequence[str],
+    references: References,
+    *,
+    kind: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = "rougeL",
+    stem: bool = True,
+) -> list[float]:
+  """ROUGE F-measure of each prediction, the best over its references (Super-NaturalInstructions).
+
+  Args:
+    predictions: texts.
+    references: one text, or several, for each.
+    kind: "rougeLsum" splits on newlines first.
+    stem: Porter stemming.
+
+  Raises:
+    ImportError: the extra `text-metrics` is not installed.
+    ValueError: the lengths differ, or a prediction has no reference.
+
+  By `rouge-score`, whose tokenizer keeps only a-z and 0-9: text in any other script scores 0.
+  """
+  try:
+    from rouge_score.rouge_scorer import RougeScorer
+  except ImportError as e:
+    raise ImportError("ROUGE needs rouge-score: pip install 'jaxft[text-metrics]'") from e
+  scorer = RougeScorer([kind], use_stemmer=stem)
+  return _best(predictions, references, lambda p, r: scorer.score(r, p)[kind].fmeasure)
+
+
+def bleu(predictions: Sequence[str], references: References) -> float:
+  """Corpus BLEU in [0, 100], by sacrebleu with its defaults (13a tokenizer, exponential smoothing, mixed case).
+
+  Args:
+    predictions: texts.
+    references: one text, or several, for each; the numbers of references may differ.
+
+  Raises:
+    ImportError: the extra `text-metrics` is not installed.
+    ValueError: the lengths differ, or a prediction has no reference.
+  """
+  try:
+    import sacrebleu
+  except ImportError as e:
+    raise ImportError("BLEU needs sacrebleu: pip install 'jaxft[text-metrics]'") from e
+  lists = _as_lists(predictions, references)
+  # sacrebleu takes one list for each number of reference, None where a text has fewer.
+  streams = [[refs[i] if i < len(refs) else None for refs in lists] for i in range(max(map(len, lists)))]
+  return float(sacrebleu.corpus_bleu(list(predictions), streams).score)
+
+
+def normalize_answer(text: str) -> str:
+  """SQuAD's: lower case, no punctuation, no articles, single spaces."""
+  text = "".join(c for c in text.lower() if c not in string.punctuation)
+  return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact_match(predictions: Sequence[str], references: References) -> list[float]:
+  """1 where a normalized prediction equals one of its normalized references, else 0.
+
+  Raises:
+    ValueError: the lengths differ, or a prediction has no reference.
+
+  Source: Rajpurkar et al. 2016 (arXiv 1606.05250).
+  """
+  return _best(predictions, references, lambda p, r: float(normalize_answer(p) == normalize_answer(r)))
+
+
+def token_f1(predictions: Sequence[str], references: References) -> list[float]:
+  """F1 of the words shared by a normalized prediction and a reference, the best over its references.
+
+  Two texts that are both empty once normalized agree: 1.
+
+  Raises:
+    ValueError: the lengths differ, or a prediction has no reference.
+
+  Source: Rajpurkar et al. 2016 (arXiv 1606.05250), with version 2's rule for empty answers.
+  """
+
+  def f1(prediction: str, reference: str) -> float:
+    p, r = normalize_answer(prediction).split(), normalize_answer(reference).split()
+    if not p or not r:
+      return float(p == r)
+    shared = sum((collections.Counter(p) & collections.Counter(r)).values())
+    return 2 * shared / (len(p) + len(r))
+
+  return _best(predictions, references, f1)
+
+
+def _best(predictions, references, score) -> list[float]:
+  lists = _as_lists(predictions, references)
+  return [max(score(p, r) for r in refs) for p, refs in zip(predictions, lists, strict=True)]
+
+
+def _as_lists(predictions: Sequence[str], references: References) -> list[list[str]]:
+  sizes = len(predictions), len(references)
+  if sizes[0] == 0 or sizes[0] != sizes[1]:
+    raise ValueError(f"predictions and references must have one length >= 1; got {sizes[0]} and {sizes[1]}")
+  lists = [[r] if isinstance(r, str) else list(r) for r in references]
+  if empty := [i for i, refs in enumerate(lists) if not refs]:
+    raise ValueError(f"every prediction needs a reference; there is none at {empty[:5]}")
+  return lists

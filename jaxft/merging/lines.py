@@ -1,0 +1,116 @@
+"""LiNeS: scale an update linearly with depth, so that shallow layers stay near the pretrained weights.
+
+Source: Wang et al. 2024, "LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging"
+(arXiv 2410.17146).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxft.transforms.depth import layer_of as default_layer_of
+from jaxft.transforms.depth import num_layers
+from jaxft.transforms.paths import Tree, map_with_path
+
+
+def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "linear") -> Float[np.ndarray, "layers"]:
+  """Coefficients of the layers 0 to L-1, from `first` to `last`.
+
+  Args:
+    num_layers: L >= 1. A single layer gets `last`, as the limit of a network whose only block is its last.
+    first: coefficient of the first layer.
+    last: coefficient of the last layer.
+    kind: `linear`; `cosine` (half a period, flat at both ends); `step` (first half `first`, second half `last`);
+      `constant` (`first` everywhere).
+  """
+  if num_layers < 1:
+    raise ValueError(f"num_layers must be >= 1; got {num_layers}")
+  t = np.linspace(0.0, 1.0, num_layers) if num_layers > 1 else np.ones(1)
+  ramps = {"linear": t, "cosine": (1 - np.cos(np.pi * t)) / 2, "step": (t >= 0.5) * 1.0, "constant": 0 * t}
+  if kind not in ramps:
+    raise ValueError(f"kind must be one of {', '.join(ramps)}; got {kind!r}")
+  return first + (last - first) * ramps[kind]
+
+
+def scale_by_depth(
+    delta: Tree,
+    coefficients: Float[Array, "layers"],
+    *,
+    outside: float | Array,
+    layer_of: Callable[[str, Any], int | np.ndarray | None] = default_layer_of,
+) -> Tree:
+  """Multiplies each leaf of a task vector by the coefficient of its layer.
+
+  Args:
+    delta: a task vector of any origin.
+    coefficients: `[L]`, one factor per layer; may be traced.
+    outside: factor of the leaves that belong to no layer (embeddings, final norm, head).
+    layer_of: the depth of a leaf: an int, the vector of layers along a stacked leaf's first axis, or None.
+
+  Raises:
+    ValueError: a leaf's layer lies beyond the coefficients.
+  """
+  coefficients = jnp.asarray(coefficients, jnp.float32)
+  depth = coefficients.shape[0]
+
+  def scale(path: str, leaf: Any) -> Any:
+    if leaf is None:
+      return None
+    layer = layer_of(path, leaf)
+    if layer is None:
+      factor = jnp.asarray(outside, jnp.float32)
+    elif np.max(layer) >= depth:
+      raise ValueError(f"coefficients has {depth} layers, but {path} is in layer {int(np.max(layer))}")
+    else:
+      factor = coefficients[layer]
+      factor = factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim))
+    return (leaf.astype(jnp.float32) * factor).astype(leaf.dtype)
+
+  return map_with_path(scale, delta)
+
+
+def lines(
+    delta: Tree,
+    *,
+    alpha: float,
+    beta: float,
+    outside: float | None = None,
+    layer_of: Callable[[str, Any], int | np.ndarray | None] = default_layer_of,
+) -> Tree:
+  """LiNeS: layer l of L is scaled by `alpha + beta * l / (L - 1)`, l = 0 .. L-1.
+
+  Args:
+    delta: a task vector, merged or not.
+    alpha: factor of the first layer. For one task the source takes `beta = 1 - alpha`: the last layer is kept whole.
+    beta: what is added by the last layer.
+    outside: factor of the leaves outside the layers. None takes alpha, as the authors' code does for all of them;
+      a language model's final norm and head sit after the last layer and may want `alpha + beta`.
+    layer_of: see `scale_by_depth`.
+
+  Raises:
+    ValueError: no leaf of `delta` belongs to a layer.
+  """
+  depth = num_layers(delta, layer_of=layer_of)
+  if depth == 0:
+    raise ValueError("delta has no leaf inside a layer stack (`layers/...`): pass layer_of for other names")
+  coefficients = depth_schedule(depth, first=alpha, last=alpha + beta)
+  return scale_by_depth(delta, coefficients, outside=alpha if outside is None else outside, layer_of=layer_of)
+
+
+def lines_alpha(summed: Tree, merged: Tree, *, num_models: int, ord: int = 1) -> Float[Array, ""]:
+  """The source's alpha for merging: the first layer then gets an update of the size of the plain average's.
+
+      alpha = ||sum_i tau_i|| / (N ||tau_merged||)
+
+  Args:
+    summed: the sum of the task vectors.
+    merged: the merged task vector before scaling.
+    num_models: N.
+    ord: order of the norm over all elements. The paper leaves it open; 1 is what the authors' code takes.
+  """
+  norm = lambda tree: sum(jnp.sum(jnp.abs(x.astype(jnp.float32)) ** ord) for x in jax.tree.leaves(tree)) ** (1 / ord)
+  return norm(summed) / (num_models * norm(merged))

@@ -1,0 +1,306 @@
+"""Llama: a causal language model with rotary positions and grouped-query attention, as plain functions.
+
+    embed/tokens/embedding                          [V, d]
+    layers/attention/{query,key,value,out}/kernel   [L, in, out]; also unrolled or cut, see `stack`
+    layers/attention_norm/scale, layers/mlp_norm/scale
+    layers/mlp/{gate,up,down}/kernel
+    norm/scale                                      [d]
+    head/kernel                                     [d, V], absent where the embedding is tied
+
+Any leaf may be a structured one, and any matrix may have a `bias` beside its kernel.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+from jaxft.losses.linear_cross_entropy import linear_cross_entropy
+from jaxft.models.attention import attend, packed_positions, same_segment
+from jaxft.models.cache import Cache, extend, write
+from jaxft.models.linear import linear
+from jaxft.models.norms import rms_norm
+from jaxft.models.remat import Policy
+from jaxft.models.rope import rotate, rotation
+from jaxft.models.sites import Edits, Tap, check_sites
+from jaxft.models.stack import run_layers
+from jaxft.transforms import dot, dot_transposed, lookup
+
+SITES = (
+    "embed", "layers/attention/query", "layers/attention/key", "layers/attention/value", "layers/attention/heads",
+    "layers/attention/out", "layers/mlp/hidden", "layers/mlp/out", "layers/out", "norm",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """The shape of a decoder.
+
+  Attributes:
+    vocab_size, dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim: sizes; each key head serves
+      num_heads / num_kv_heads query heads.
+    max_length: the context that the model was trained for, in tokens; not enforced, rotary positions have no table.
+    norm_eps: of every norm.
+    rope_theta: base of the rotary frequencies.
+    tie_embeddings: the head is the token embedding.
+    bos_id, eos_id, pad_id: special tokens; None where there is none.
+  """
+
+  vocab_size: int
+  dim: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_dim: int
+  max_length: int = 2048
+  norm_eps: float = 1e-5
+  rope_theta: float = 10000.0
+  tie_embeddings: bool = True
+  bos_id: int | None = None
+  eos_id: int | None = None
+  pad_id: int | None = None
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+          f"num_heads must be a multiple of num_kv_heads; got {self.num_heads} and {self.num_kv_heads}"
+      )
+    if self.head_dim % 2:
+      raise ValueError(f"head_dim must be even, for rotary pairs; got {self.head_dim}")
+
+
+class Output(NamedTuple):
+  """What `hidden_states` returns.
+
+  Attributes:
+    hidden: states after the final norm, `[batch, time, dim]`, longer by what an edit prepended.
+    cache: the extended cache; None where none was given.
+    recorded: the recorded sites by name.
+  """
+
+  hidden: Float[Array, "batch length dim"]
+  cache: Cache | None
+  recorded: dict[str, Array]
+
+
+def init(key: Key[Array, ""], config: DecoderConfig, *, stddev: float = 0.02) -> dict[str, Any]:
+  """Random params, stacked, float32: matrices normal, those that write to the residual stream scaled by 1/sqrt(2 L)."""
+  c, keys = config, iter(jax.random.split(key, 9))
+  normal = lambda *shape, scale=1.0: stddev * scale * jax.random.normal(next(keys), shape)
+  dense = lambda m, n, scale=1.0: {"kernel": normal(c.num_layers, m, n, scale=scale)}
+  norm = lambda *lead: {"scale": jnp.ones((*lead, c.dim))}
+  wide, narrow, residual = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, 1 / math.sqrt(2 * c.num_layers)
+  params = {
+      "embed": {"tokens": {"embedding": normal(c.vocab_size, c.dim)}},
+      "layers": {
+          "attention_norm": norm(c.num_layers),
+          "attention": {
+              "query": dense(c.dim, wide), "key": dense(c.dim, narrow), "value": dense(c.dim, narrow),
+              "out": dense(wide, c.dim, residual),
+          },
+          "mlp_norm": norm(c.num_layers),
+          "mlp": {
+              "gate": dense(c.dim, c.mlp_dim), "up": dense(c.dim, c.mlp_dim), "down": dense(c.mlp_dim, c.dim, residual),
+          },
+      },
+      "norm": norm(),
+  }
+  return params if c.tie_embeddings else {**params, "head": {"kernel": normal(c.dim, c.vocab_size)}}
+
+
+def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
+  """An empty cache of `length` slots per row."""
+  shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+  return Cache(
+      jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, length), bool),
+      jnp.zeros((), jnp.int32), jnp.zeros((batch,), jnp.int32),
+  )
+
+
+def hidden_states(
+    params: dict[str, Any],
+    config: DecoderConfig,
+    ids: Int[Array, "batch time"],
+    *,
+    mask: Shaped[Array, "batch time"] | None = None,
+    positions: Int[Array, "#batch time"] | None = None,
+    segment_ids: Int[Array, "batch time"] | None = None,
+    cache: Cache | None = None,
+    dtype: Any = jnp.float32,
+    remat: Policy = "none",
+    edits: Edits | None = None,
+    record: Sequence[str] = (),
+    attention: Callable[..., Array] = attend,
+) -> Output:
+  """The states after the final norm, each position seeing itself and what came before it.
+
+  Args:
+    params: see the module's docstring.
+    config: the shape of the decoder.
+    ids: token ids.
+    mask: nonzero at real tokens, which may lie anywhere in the row; None where all are real. States at other
+      positions are finite and mean nothing.
+    positions: rotary positions; None counts the real tokens, from zero in each segment, on from the cache.
+    segment_ids: of packed rows: a position sees only its own segment. A mask is not needed beside it.
+    cache: past keys and values, from `init_cache` or the last call; it must have room for `time` more slots.
+    dtype: of the activations; norms, rotations and softmax are float32 whatever it is.
+    remat: what layers keep for the backward pass; see `jaxft.models.remat`.
+    edits, record: activations to edit and to record at `SITES`; see `jaxft.models.sites`. Queries and keys are those
+      that meet, after rotation. An edit of `embed` may prepend positions (without segments).
+    attention: the attention function; `partial(attend, implementation="cudnn")` is the fused one of NVIDIA GPUs.
+
+  Raises:
+    ValueError: cache and segment_ids together, more positions than the cache has slots, or names that are not sites.
+
+  Source: Touvron et al. 2023 (arXiv 2302.13971); grouped queries, Ainslie et al. 2023 (arXiv 2305.13245).
+  """
+  edits = check_sites(edits, record, SITES, config.num_layers)
+  tap = Tap(edits, record)
+  x = tap("embed", lookup(params["embed"]["tokens"]["embedding"], ids).astype(dtype))
+  added = x.shape[1] - ids.shape[1]
+  _check_layout(added, x.shape[1], positions, segment_ids, cache)
+  if added and mask is not None:
+    mask = jnp.pad(mask, ((0, 0), (added, 0)), constant_values=1)
+  positions = _positions(x.shape[1], mask, segment_ids, cache) if positions is None else positions
+  cache, visible = _visible(x.shape[:2], mask, segment_ids, cache)
+  turn = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta)
+
+  def layer(params, carry, index, tap):
+    x, cache = carry
+    y = rms_norm(x, params["attention_norm"], eps=config.norm_eps)
+    y, cache = _attention(params["attention"], config, y, turn, visible, cache, index, attention, tap)
+    x = x + y
+    x = x + _mlp(params["mlp"], rms_norm(x, params["mlp_norm"], eps=config.norm_eps), tap)
+    return tap("layers/out", x), cache
+
+  (x, cache), recorded = run_layers(
+      layer, params["layers"], (x, cache), num_layers=config.num_layers, edits=edits, record=record, remat=remat
+  )
+  x = tap("norm", rms_norm(x, params["norm"], eps=config.norm_eps))
+  return Output(x, cache, {**tap.recorded, **recorded})
+
+
+def _check_layout(added, length, positions, segment_ids, cache):
+  if cache is not None and segment_ids is not None:
+    raise ValueError("cache and segment_ids exclude each other: a cache holds one sequence per row")
+  if cache is not None and length > cache.seen.shape[1]:
+    raise ValueError(f"cache has {cache.seen.shape[1]} slots; got {length} positions")
+  if added and not (positions is None and segment_ids is None):
+    raise ValueError(f"an edit of 'embed' added {added} positions: then positions and segment_ids must be None")
+
+
+def _positions(length, mask, segment_ids, cache):
+  if segment_ids is not None:
+    return packed_positions(segment_ids)
+  if mask is None:
+    positions = jnp.arange(length)[None]
+  else:
+    positions = jnp.maximum(jnp.cumsum(mask.astype(bool), axis=1, dtype=jnp.int32) - 1, 0)
+  return positions if cache is None else cache.position[:, None] + positions
+
+
+def _visible(shape, mask, segment_ids, cache):
+  """The extended cache, and which slots each position sees; without a cache, causality comes on top."""
+  real = None if mask is None else mask.astype(bool)
+  if cache is not None:
+    return extend(cache, jnp.ones(shape, bool) if real is None else real)
+  visible = None if real is None else real[:, None]
+  if segment_ids is not None:
+    same = same_segment(segment_ids)
+    visible = same if visible is None else same & visible
+  return None, visible
+
+
+def _attention(params, config, x, turn, visible, cache, index, attention, tap: Tap):
+  heads = lambda y: y.reshape(*y.shape[:2], -1, config.head_dim)
+  query = tap("layers/attention/query", rotate(heads(linear(x, params["query"])), turn), x)
+  key = tap("layers/attention/key", rotate(heads(linear(x, params["key"])), turn), x)
+  value = tap("layers/attention/value", heads(linear(x, params["value"])), x)
+  if cache is not None:
+    # A prefix that an edit prepended is prepended in every pass: it stays out of the cache.
+    prefix = key.shape[1] - x.shape[1]
+    front = key[:, :prefix], value[:, :prefix]
+    cache, *rest = write(cache, index, key[:, prefix:], value[:, prefix:])
+    key, value = (jnp.concatenate(parts, axis=1) for parts in zip(front, rest)) if prefix else rest
+  y = tap("layers/attention/heads", attention(query, key, value, visible, causal=cache is None), x)
+  return tap("layers/attention/out", linear(y.reshape(*x.shape[:2], -1), params["out"]), x), cache
+
+
+def _mlp(params, x, tap: Tap):
+  y = tap("layers/mlp/hidden", jax.nn.silu(linear(x, params["gate"])) * linear(x, params["up"]), x)
+  return tap("layers/mlp/out", linear(y, params["down"]), x)
+
+
+class Head(NamedTuple):
+  """The output matrix: `kernel` is `[V, d]` where `transposed`, else `[d, V]`; an array or a structured leaf."""
+
+  kernel: Any
+  transposed: bool
+
+
+def head(params: dict[str, Any], config: DecoderConfig) -> Head:
+  """The output matrix as it is stored: the token embedding where tied, its own kernel otherwise."""
+  if config.tie_embeddings:
+    return Head(params["embed"]["tokens"]["embedding"], True)
+  return Head(params["head"]["kernel"], False)
+
+
+def logits(
+    params: dict[str, Any], config: DecoderConfig, hidden: Float[Array, "... dim"]
+) -> Float[Array, "... vocab"]:
+  """Scores of the next token, float32, from states; the losses take the states themselves, see `token_nll`."""
+  kernel, transposed = head(params, config)
+  return (dot_transposed if transposed else dot)(hidden, kernel).astype(jnp.float32)
+
+
+def token_nll(
+    params: dict[str, Any],
+    config: DecoderConfig,
+    ids: Int[Array, "batch time"],
+    *,
+    where: Shaped[Array, "batch time"] | None = None,
+    mask: Shaped[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "batch time"] | None = None,
+    chunk: int = 256,
+    **options: Any,
+) -> Float[Array, "batch time-1"]:
+  """`-log p(ids[t + 1] | ids[..t])` for each t, without ever holding the logits of all positions.
+
+  Args:
+    params, config, ids, mask, segment_ids: as of `hidden_states`.
+    where: nonzero at the tokens to score, such as those of the answer; None scores all real ones. The first token of
+      a row or of a segment is never scored.
+    chunk: positions of a row whose logits are held at once; see `linear_cross_entropy`.
+    **options: further arguments of `hidden_states`; what is recorded is dropped.
+
+  Returns:
+    Negative log-likelihoods in nats, 0 where not scored; `scored` gives the weights to average them with.
+  """
+  hidden = hidden_states(params, config, ids, mask=mask, segment_ids=segment_ids, **options).hidden
+  hidden = hidden[:, hidden.shape[1] - ids.shape[1]:-1]
+  kernel, transposed = head(params, config)
+  chosen = scored(ids, where=where, mask=mask, segment_ids=segment_ids)
+  return linear_cross_entropy(hidden, kernel, ids[:, 1:], where=chosen, transposed=transposed, chunk=chunk)
+
+
+def scored(
+    ids: Int[Array, "batch time"],
+    *,
+    where: Shaped[Array, "batch time"] | None = None,
+    mask: Shaped[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "batch time"] | None = None,
+) -> Shaped[Array, "batch time-1"]:
+  """True at the targets that `token_nll` scores: real, chosen, and preceded by a real token of their own segment."""
+  out = jnp.ones((ids.shape[0], ids.shape[1] - 1), bool)
+  if where is not None:
+    out &= where[:, 1:].astype(bool)
+  if mask is not None:
+    out &= mask[:, 1:].astype(bool) & mask[:, :-1].astype(bool)
+  if segment_ids is not None:
+    out &= (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] != 0)
+  return out

@@ -1,0 +1,207 @@
+"""BERT: a bidirectional text encoder with post-layer norms, as plain functions over a nested dict of params.
+
+    embed/{tokens,positions,types}/embedding, embed/norm/{scale,bias}
+    layers/attention/{query,key,value,out}/{kernel,bias}   kernel [L, in, out]; also unrolled or cut, see `stack`
+    layers/attention_norm/{scale,bias}
+    layers/mlp/{up,down}/{kernel,bias}
+    layers/mlp_norm/{scale,bias}
+
+Any leaf may be a structured one: kernels are contracted, embeddings looked up, vectors materialized.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+from jaxft.models.attention import attend
+from jaxft.models.linear import linear
+from jaxft.models.norms import layer_norm
+from jaxft.models.remat import Policy
+from jaxft.models.sites import Edits, Tap, check_sites
+from jaxft.models.stack import run_layers
+from jaxft.transforms import lookup
+
+SITES = (
+    "embed", "embed/out", "layers/attention/query", "layers/attention/key", "layers/attention/value",
+    "layers/attention/heads", "layers/attention/out", "layers/mlp/hidden", "layers/mlp/out", "layers/out",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """The shape of an encoder.
+
+  Attributes:
+    vocab_size, dim, num_layers, num_heads, mlp_dim: sizes.
+    max_length: rows of the position table: the longest input, in tokens.
+    type_vocab_size: rows of the token-type table.
+    norm_eps: of every layer norm.
+    pooling: "mean" over the real tokens, or "cls", the first position.
+    normalize: scale embeddings to unit length.
+  """
+
+  vocab_size: int
+  dim: int
+  num_layers: int
+  num_heads: int
+  mlp_dim: int
+  max_length: int = 512
+  type_vocab_size: int = 2
+  norm_eps: float = 1e-12
+  pooling: str = "mean"
+  normalize: bool = True
+
+  def __post_init__(self):
+    if self.dim % self.num_heads:
+      raise ValueError(f"dim must be a multiple of num_heads; got {self.dim} and {self.num_heads}")
+    if self.pooling not in ("mean", "cls"):
+      raise ValueError(f"pooling must be 'mean' or 'cls'; got {self.pooling!r}")
+
+
+def init(key: Key[Array, ""], config: EncoderConfig, *, stddev: float = 0.02) -> dict[str, Any]:
+  """Random params, stacked, float32: matrices normal with BERT's standard deviation, biases 0, scales 1."""
+  c, keys = config, iter(jax.random.split(key, 9))
+  normal = lambda *shape: stddev * jax.random.normal(next(keys), shape)
+  table = lambda rows: {"embedding": normal(rows, c.dim)}
+  dense = lambda m, n: {"kernel": normal(c.num_layers, m, n), "bias": jnp.zeros((c.num_layers, n))}
+  norm = lambda *lead: {"scale": jnp.ones((*lead, c.dim)), "bias": jnp.zeros((*lead, c.dim))}
+  return {
+      "embed": {
+          "tokens": table(c.vocab_size), "positions": table(c.max_length), "types": table(c.type_vocab_size),
+          "norm": norm(),
+      },
+      "layers": {
+          "attention": {name: dense(c.dim, c.dim) for name in ("query", "key", "value", "out")},
+          "attention_norm": norm(c.num_layers),
+          "mlp": {"up": dense(c.dim, c.mlp_dim), "down": dense(c.mlp_dim, c.dim)},
+          "mlp_norm": norm(c.num_layers),
+      },
+  }
+
+
+def hidden_states(
+    params: dict[str, Any],
+    config: EncoderConfig,
+    ids: Int[Array, "batch time"],
+    mask: Shaped[Array, "batch time"] | None = None,
+    *,
+    types: Int[Array, "batch time"] | None = None,
+    dtype: Any = jnp.float32,
+    remat: Policy = "none",
+    edits: Edits | None = None,
+    record: Sequence[str] = (),
+    attention: Callable[..., Array] = attend,
+) -> tuple[Float[Array, "batch length dim"], dict[str, Array]]:
+  """The last layer's states.
+
+  Args:
+    params: see the module's docstring.
+    config: the shape of the encoder.
+    ids: token ids.
+    mask: nonzero at real tokens; None where all are. States at other positions are finite and mean nothing.
+    types: token types, 0 where None.
+    dtype: of the activations; norms and softmax are float32 whatever it is.
+    remat: what layers keep for the backward pass; see `jaxft.models.remat`.
+    edits, record: activations to edit and to record at `SITES`; see `jaxft.models.sites`. An edit of `embed`, the
+      token embeddings before positions and norm, may prepend positions.
+    attention: the attention function; `partial(attend, implementation="cudnn")` is the fused one of NVIDIA GPUs.
+
+  Returns:
+    States `[batch, time, dim]`, longer by what an edit prepended, and the recorded sites by name.
+
+  Raises:
+    ValueError: more positions than `config.max_length`, or names that are not sites.
+
+  Source: Devlin et al. 2018 (arXiv 1810.04805), with the exact GELU.
+  """
+  edits = check_sites(edits, record, SITES, config.num_layers)
+  tap = Tap(edits, record)
+  x, mask = _embed(params["embed"], config, ids, mask, types, dtype, tap)
+  visible = None if mask is None else mask.astype(bool)[:, None, :]
+
+  def layer(params, x, index, tap):
+    del index
+    y = _attention(params["attention"], config, x, visible, attention, tap)
+    x = layer_norm(x + y, params["attention_norm"], eps=eps)
+    x = layer_norm(x + _mlp(params["mlp"], x, tap), params["mlp_norm"], eps=eps)
+    return tap("layers/out", x)
+
+  eps = config.norm_eps
+  x, recorded = run_layers(
+      layer, params["layers"], x, num_layers=config.num_layers, edits=edits, record=record, remat=remat
+  )
+  return x, {**tap.recorded, **recorded}
+
+
+def _embed(params, config, ids, mask, types, dtype, tap):
+  x = tap("embed", lookup(params["tokens"]["embedding"], ids).astype(dtype))
+  added, length = x.shape[1] - ids.shape[1], x.shape[1]
+  if length > config.max_length:
+    raise ValueError(f"ids may have at most max_length = {config.max_length} positions; got {length}")
+  if added and mask is not None:
+    mask = jnp.pad(mask, ((0, 0), (added, 0)), constant_values=1)
+  types = jnp.zeros_like(ids[:1]) if types is None else types
+  types = jnp.pad(types, ((0, 0), (added, 0)))
+  x = x + lookup(params["positions"]["embedding"], jnp.arange(length)).astype(dtype)
+  x = x + lookup(params["types"]["embedding"], types).astype(dtype)
+  return tap("embed/out", layer_norm(x, params["norm"], eps=config.norm_eps)), mask
+
+
+def _attention(params, config, x, visible, attention, tap: Tap):
+  heads = lambda y: y.reshape(*y.shape[:2], config.num_heads, config.dim // config.num_heads)
+  query, key, value = (
+      tap(f"layers/attention/{name}", heads(linear(x, params[name])), x) for name in ("query", "key", "value")
+  )
+  y = tap("layers/attention/heads", attention(query, key, value, visible), x)
+  return tap("layers/attention/out", linear(y.reshape(x.shape), params["out"]), x)
+
+
+def _mlp(params, x, tap: Tap):
+  y = tap("layers/mlp/hidden", jax.nn.gelu(linear(x, params["up"]), approximate=False), x)
+  return tap("layers/mlp/out", linear(y, params["down"]), x)
+
+
+def embed(
+    params: dict[str, Any],
+    config: EncoderConfig,
+    ids: Int[Array, "batch time"],
+    mask: Shaped[Array, "batch time"] | None = None,
+    **options: Any,
+) -> Float[Array, "batch dim"]:
+  """One float32 vector per text: its states pooled, of unit length if `config.normalize`.
+
+  Args:
+    params, config, ids, mask: as of `hidden_states`.
+    **options: further arguments of `hidden_states`; what is recorded is dropped.
+
+  Source: Reimers and Gurevych 2019 (arXiv 1908.10084).
+  """
+  hidden, _ = hidden_states(params, config, ids, mask, **options)
+  prompt = hidden.shape[1] - ids.shape[1]  # states that an edit prepended are no part of the text
+  return pool(hidden[:, prompt:], mask, pooling=config.pooling, normalize=config.normalize)
+
+
+def pool(
+    hidden: Float[Array, "batch time dim"],
+    mask: Shaped[Array, "batch time"] | None = None,
+    *,
+    pooling: str = "mean",
+    normalize: bool = True,
+) -> Float[Array, "batch dim"]:
+  """States to one vector per text, in float32: their mean over the real tokens ("mean"), or the first ("cls")."""
+  hidden = hidden.astype(jnp.float32)
+  if pooling == "cls":
+    pooled = hidden[:, 0]
+  elif mask is None:
+    pooled = hidden.mean(1)
+  else:
+    weights = mask.astype(jnp.float32)
+    pooled = jnp.einsum("btd,bt->bd", hidden, weights) / jnp.maximum(weights.sum(1, keepdims=True), 1e-9)
+  if not normalize:
+    return pooled
+  # The square root of a sum of squares has no gradient at zero; under the maximum it has one, and it is finite.
+  return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(pooled * pooled, axis=1, keepdims=True), 1e-24))

@@ -1,0 +1,151 @@
+"""How the tensors of this library and those of Hugging Face checkpoints are called: the name map, as a table.
+
+One rule per tensor; `{layer}` stands for the layer's index on both sides. A kernel here is `[in, out]`, a weight
+there `[out, in]`. Reading, writing, and importing or exporting adapters are all derived from these tables.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+STACK = "layers"
+
+
+class Rule(NamedTuple):
+  """One tensor under both names.
+
+  Attributes:
+    path: its path here with layers unrolled, such as `layers/{layer}/attention/query/kernel`.
+    name: its name there.
+    shape: its shape here, for one layer, as names of the sizes that `sizes` gives.
+    transpose: whether its last two axes are the other way round there.
+  """
+
+  path: str
+  name: str
+  shape: tuple[str, ...]
+  transpose: bool = False
+
+  @property
+  def layered(self) -> bool:
+    return "{layer}" in self.path
+
+
+def _linear(path: str, name: str, n_in: str, n_out: str, *, bias: bool) -> list[Rule]:
+  kernel = Rule(f"{path}/kernel", f"{name}.weight", (n_in, n_out), transpose=True)
+  return [kernel, Rule(f"{path}/bias", f"{name}.bias", (n_out,))] if bias else [kernel]
+
+
+def _layer_norm(path: str, name: str) -> list[Rule]:
+  return [Rule(f"{path}/scale", f"{name}.weight", ("dim",)), Rule(f"{path}/bias", f"{name}.bias", ("dim",))]
+
+
+_BERT = "encoder.layer.{layer}"
+_OURS = f"{STACK}/{{layer}}"
+
+ENCODER = (
+  Rule("embed/tokens/embedding", "embeddings.word_embeddings.weight", ("vocab", "dim")),
+  Rule("embed/positions/embedding", "embeddings.position_embeddings.weight", ("positions", "dim")),
+  Rule("embed/types/embedding", "embeddings.token_type_embeddings.weight", ("types", "dim")),
+  *_layer_norm("embed/norm", "embeddings.LayerNorm"),
+  *_linear(f"{_OURS}/attention/query", f"{_BERT}.attention.self.query", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/key", f"{_BERT}.attention.self.key", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/value", f"{_BERT}.attention.self.value", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/out", f"{_BERT}.attention.output.dense", "dim", "dim", bias=True),
+  *_layer_norm(f"{_OURS}/attention_norm", f"{_BERT}.attention.output.LayerNorm"),
+  *_linear(f"{_OURS}/mlp/up", f"{_BERT}.intermediate.dense", "dim", "mlp", bias=True),
+  *_linear(f"{_OURS}/mlp/down", f"{_BERT}.output.dense", "mlp", "dim", bias=True),
+  *_layer_norm(f"{_OURS}/mlp_norm", f"{_BERT}.output.LayerNorm"),
+)
+
+_LLAMA = "model.layers.{layer}"
+
+DECODER = (
+  Rule("embed/tokens/embedding", "model.embed_tokens.weight", ("vocab", "dim")),
+  Rule(f"{_OURS}/attention_norm/scale", f"{_LLAMA}.input_layernorm.weight", ("dim",)),
+  *_linear(f"{_OURS}/attention/query", f"{_LLAMA}.self_attn.q_proj", "dim", "query", bias=False),
+  *_linear(f"{_OURS}/attention/key", f"{_LLAMA}.self_attn.k_proj", "dim", "key", bias=False),
+  *_linear(f"{_OURS}/attention/value", f"{_LLAMA}.self_attn.v_proj", "dim", "key", bias=False),
+  *_linear(f"{_OURS}/attention/out", f"{_LLAMA}.self_attn.o_proj", "query", "dim", bias=False),
+  Rule(f"{_OURS}/mlp_norm/scale", f"{_LLAMA}.post_attention_layernorm.weight", ("dim",)),
+  *_linear(f"{_OURS}/mlp/gate", f"{_LLAMA}.mlp.gate_proj", "dim", "mlp", bias=False),
+  *_linear(f"{_OURS}/mlp/up", f"{_LLAMA}.mlp.up_proj", "dim", "mlp", bias=False),
+  *_linear(f"{_OURS}/mlp/down", f"{_LLAMA}.mlp.down_proj", "mlp", "dim", bias=False),
+  Rule("norm/scale", "model.norm.weight", ("dim",)),
+)
+
+HEAD = Rule("head/kernel", "lm_head.weight", ("dim", "vocab"), transpose=True)
+
+
+def is_decoder(config: Any) -> bool:
+  """True for the config of a decoder, False for an encoder's."""
+  return hasattr(config, "rope_theta")
+
+
+def rules_for(config: Any) -> tuple[Rule, ...]:
+  """The tensors of the model that a config describes; without an output head where that is the tied embedding."""
+  if not is_decoder(config):
+    return ENCODER
+  return DECODER if config.tie_embeddings else (*DECODER, HEAD)
+
+
+def sizes(config: Any) -> dict[str, int]:
+  """What the names in `Rule.shape` stand for."""
+  common = {"vocab": config.vocab_size, "dim": config.dim, "mlp": config.mlp_dim}
+  if is_decoder(config):
+    return common | {"query": config.num_heads * config.head_dim, "key": config.num_kv_heads * config.head_dim}
+  return common | {"positions": config.max_length, "types": config.type_vocab_size}
+
+
+def shape_of(rule: Rule, config: Any) -> tuple[int, ...]:
+  """The shape of one layer's tensor here."""
+  known = sizes(config)
+  return tuple(known[size] for size in rule.shape)
+
+
+def expected_shapes(config: Any, name_of: Callable[[Rule], str], *, available: int) -> dict[str, tuple[int, ...]]:
+  """What a checkpoint of this config holds: the shapes there, by name, in the order of the rules.
+
+  Args:
+    config: the config.
+    name_of: a rule's name in the checkpoint's format, with `{layer}`.
+    available: how many tensors the checkpoint has, which bounds the list whatever number of layers a config claims.
+
+  Raises:
+    ValueError: the layers alone would need more tensors than there are.
+  """
+  rules = rules_for(config)
+  layered = sum(rule.layered for rule in rules)
+  if config.num_layers * layered > available:
+    raise ValueError(f"{config.num_layers} layers of {layered} tensors are claimed; there are {available} in all")
+  out = {}
+  for rule in rules:
+    shape = shape_of(rule, config)
+    for layer in range(config.num_layers) if rule.layered else [None]:
+      out[name_of(rule).format(layer=layer)] = shape[::-1] if rule.transpose else shape
+  return out
+
+
+def misfits(expected: Mapping[str, tuple[int, ...]], held: Mapping[str, Any]) -> list[str]:
+  """What is wrong with a checkpoint's tensors (anything with a `shape`), one phrase for each that does not fit."""
+  out = [f"missing {name} {shape}" for name, shape in expected.items() if name not in held]
+  for name, info in held.items():
+    if name not in expected:
+      out.append(f"unknown {name} {info.shape}")
+    elif info.shape != expected[name]:
+      out.append(f"{name} has shape {info.shape}, the config wants {expected[name]}")
+  return out
+
+
+def huggingface_name(path: str, rules: tuple[Rule, ...]) -> tuple[Rule, int | None]:
+  """The rule and the layer of an unrolled path: `layers/3/mlp/up/kernel` -> `(the rule of mlp/up/kernel, 3)`.
+
+  Raises:
+    ValueError: no rule has this path.
+  """
+  found = re.fullmatch(rf"({STACK})/(\d+)/(.+)", path)
+  template = f"{STACK}/{{layer}}/{found[3]}" if found else path
+  for rule in rules:
+    if rule.path == template:
+      return rule, int(found[2]) if found else None
+  raise ValueError(f"path {path!r} has no name in Hugging Face checkpoints")

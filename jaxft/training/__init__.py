@@ -1,0 +1,14 @@
+"""Training: meshes and partition rules, the step, the loop, checkpoints, metrics and the cost of it all."""
+
+from jaxft.training.checkpoints import Checkpoints, checksum, fingerprint_of
+from jaxft.training.gradient_cache import cached_value_and_grad, embed_cached
+from jaxft.training.interrupts import Stopped
+from jaxft.training.loop import fit
+from jaxft.training.mesh import batch_sharding, make_mesh, place_batch
+from jaxft.training.metrics import JsonLines, TensorBoard, read_json_lines
+from jaxft.training.plan import Compiled, Plan, bytes_per_device, plan
+from jaxft.training.rules import DECODER_RULES, ENCODER_RULES
+from jaxft.training.sharding import inherit_specs, shardings_for, specs_for
+from jaxft.training.state import TrainState, abstract_state, init_state
+from jaxft.training.step import TrainStep, cast_floating, make_train_step
+from jaxft.training.updates import layerwise_decay, scale_updates

@@ -1,0 +1,249 @@
+"""Checkpoints: the state, the position in the data and the configuration, saved together and restored only together.
+
+The order of resuming, in `jaxft.training.fit`:
+1. the run's own newest checkpoint;
+2. otherwise the state it was given, which may come from another run: `Checkpoints(other).restore(state)`;
+3. otherwise that state is fresh from `init_state`.
+
+Saving is asynchronous and atomic (Orbax): a checkpoint appears under its final name only when it is complete, so that
+a kill at any time leaves the one before. What is frozen is not saved: it is split again from the same params.
+"""
+
+import json
+import logging
+import os
+import shutil
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxft.training.state import TrainState
+from jaxft.transforms.paths import path_of
+
+Tree = Any
+Json = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+  """A folder of checkpoints, one subfolder a step.
+
+  Args:
+    folder: made where it is missing; any path that Orbax takes, such as `gs://bucket/run`.
+    max_to_keep: older ones are deleted; None keeps all.
+    configuration: what the run was made from, stored with each checkpoint for its readers; JSON values.
+    fingerprint: what must be equal for a checkpoint to be restored; JSON values. The shapes and dtypes of the state and
+      a checksum of what is frozen are added by `fit`.
+
+  Raises:
+    OSError: the folder cannot be made or written.
+  """
+
+  def __init__(
+      self,
+      folder: str | os.PathLike[str],
+      *,
+      max_to_keep: int | None = 3,
+      configuration: Json | None = None,
+      fingerprint: Json | None = None,
+  ):
+    self.folder = epath.Path(folder)
+    if "://" not in os.fspath(folder):
+      self.folder = epath.Path(os.path.abspath(folder))  # Orbax takes no relative path
+    self.configuration = configuration or {}
+    self.fingerprint = fingerprint or {}
+    self._options = ocp.CheckpointManagerOptions(
+        max_to_keep=max_to_keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      self._manager = self._open()
+    except OSError as e:
+      raise OSError(f"checkpoints cannot be written to {self.folder}: {e}") from e
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(self.folder, options=self._options, item_names=("state", "run"))
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self.close()
+
+  @property
+  def latest(self) -> int | None:
+    """The step of the newest checkpoint, one still being saved included; None where there is none."""
+    return self._manager.latest_step()
+
+  @property
+  def steps(self) -> list[int]:
+    """The steps of all checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def require(self, more: Json) -> None:
+    """Adds to what must be equal for a checkpoint to be restored."""
+    self.fingerprint = {**self.fingerprint, **more}
+
+  def save(self, state: TrainState, position: Any = None) -> None:
+    """Starts saving and returns as soon as the state has left the device; `wait` for the end.
+
+    Args:
+      state: the state after `state.step` steps.
+      position: of the iterator over the data; JSON values.
+
+    Raises:
+      OSError: this save could not start or the one before it failed; checkpoints already complete are untouched.
+    """
+    step = int(state.step)
+    run = {"position": position, "configuration": self.configuration, "fingerprint": self.fingerprint}
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(_flat(state)), run=ocp.args.JsonSave(run))
+    try:
+      self._manager.save(step, args=args, force=True)
+    except Exception as e:
+      raise self._unwritten(e) from e
+
+  def wait(self) -> None:
+    """Waits for the save under way.
+
+    Raises:
+      OSError: it failed; the last complete checkpoint is named.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as e:
+      raise self._unwritten(e) from e
+
+  def restore(self, state: TrainState) -> tuple[TrainState, Any] | None:
+    """Reads the newest checkpoint that can be read, onto the devices and shardings of `state`.
+
+    A checkpoint that cannot be read (cut short or damaged) is set aside as `unreadable-<step>` with a warning, and the
+    one before it is taken.
+
+    Args:
+      state: says the structure, dtypes and shardings; arrays or shapes. The number of devices may differ from the
+        number at saving.
+
+    Returns:
+      `(state, position)`, or None where there is no checkpoint.
+
+    Raises:
+      ValueError: the checkpoint has another fingerprint (the keys that differ are named), or none can be read.
+    """
+    failed = []
+    for step in reversed(self.steps):
+      try:
+        run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        saved = run["fingerprint"]
+      except Exception as e:
+        failed.append((step, e))
+        continue
+      self._check(step, saved)
+      target = _flat(jax.tree.map(_shape, state))
+      try:
+        args = ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
+        flat = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+      except Exception as e:
+        failed.append((step, e))
+        continue
+      self._set_aside(failed)
+      return _unflat(flat, state), run["position"]
+    if failed:
+      reasons = "; ".join(f"step {step}: {_first_line(e)}" for step, e in failed)
+      raise ValueError(f"none of the checkpoints in {self.folder} can be read: {reasons}")
+    return None
+
+  def close(self) -> None:
+    """Waits for the save under way and lets the folder go."""
+    self.wait()
+    self._manager.close()
+
+  def _check(self, step: int, saved: Json) -> None:
+    wanted = _as_json(self.fingerprint)
+    differ = [k for k in {**saved, **wanted} if k not in saved or k not in wanted or saved[k] != wanted[k]]
+    if differ:
+      shown = "; ".join(f"{k}: {saved.get(k, 'absent')} there, {wanted.get(k, 'absent')} here" for k in differ[:8])
+      raise ValueError(f"the checkpoint of step {step} in {self.folder} belongs to another run; {len(differ)} keys "
+                       f"differ: {shown}. Use another folder to start anew")
+
+  def _set_aside(self, failed: list[tuple[int, Exception]]) -> None:
+    for step, e in failed:
+      aside = self.folder / f"unreadable-{step}"
+      logger.warning("checkpoint %s cannot be read and is set aside as %s: %s",
+                     self.folder / str(step), aside.name, _first_line(e))
+      if jax.process_index() == 0:
+        (self.folder / str(step)).rename(aside)
+    if failed:
+      self._manager.reload()
+
+  def _unwritten(self, e: Exception) -> OSError:
+    free = ""
+    if "://" not in str(self.folder) and self.folder.exists():
+      free = f" ({shutil.disk_usage(str(self.folder)).free / 2**20:.0f} MiB are free there)"
+    self._manager = self._open()  # the old one would report the same failure at every later save
+    last = f"{self.folder / str(self.steps[-1])} is the last complete one" if self.steps else "none is complete"
+    return OSError(f"a checkpoint could not be written to {self.folder}{free}: {_first_line(e)}; {last}")
+
+
+def _first_line(e: Exception) -> str:
+  return (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
+
+
+def _as_json(x: Any) -> Any:
+  return json.loads(json.dumps(x))
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+
+
+def _flat(state: TrainState) -> dict[str, Any]:
+  """The state's arrays by path, the typed key as its words: what is on disk depends on no Python class."""
+  leaves = jax.tree_util.tree_flatten_with_path(state._replace(key=_words(state.key)))[0]
+  flat = {jax.tree_util.keystr(keys, simple=True, separator="."): x for keys, x in leaves}
+  if len(flat) < len(leaves):
+    raise ValueError("two arrays of the state have the same path joined by dots; rename a key of the params")
+  return flat
+
+
+def _words(key: Any) -> Any:
+  if not isinstance(key, jax.ShapeDtypeStruct):
+    return jax.random.key_data(key)
+  words = jax.eval_shape(jax.random.key_data, key)
+  return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=key.sharding)
+
+
+def _unflat(flat: dict[str, Any], like: TrainState) -> TrainState:
+  leaves = [flat[name] for name in _flat(jax.tree.map(_shape, like))]
+  state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+  return state._replace(key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key)))
+
+
+def fingerprint_of(state: TrainState, frozen: Tree) -> Json:
+  """Shapes and dtypes of the state by path, the key's kind, and a checksum of what is frozen."""
+  shapes = {f"state/{path_of(keys)}": f"{x.dtype}{list(x.shape)}"
+            for keys, x in jax.tree_util.tree_flatten_with_path(state)[0]}
+  return {**shapes, "frozen": checksum(frozen)}
+
+
+@jax.jit
+def _bit_sums(tree: Tree) -> list[jax.Array]:
+  def bit_sum(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+    if x.dtype == bool or jnp.issubdtype(x.dtype, jnp.integer):
+      return jnp.sum(x.astype(jnp.uint32))
+    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+    return jnp.sum(bits.astype(jnp.uint32))
+
+  return [bit_sum(x) for x in jax.tree.leaves(tree)]
+
+
+def checksum(tree: Tree) -> str:
+  """A short word for the bits of a tree of arrays, the same on any mesh: integer sums have no rounding."""
+  sums = [int(s) for s in jax.device_get(_bit_sums(tree))]
+  shapes = [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)]
+  return f"{zlib.crc32(repr((sums, shapes)).encode()):08x}"

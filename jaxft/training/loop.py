@@ -1,0 +1,215 @@
+"""The training loop: batches in, final state out; resumable, and silent about everything but progress."""
+
+import base64
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from jaxft.training.checkpoints import Checkpoints, fingerprint_of
+from jaxft.training.interrupts import Stopped, interrupts
+from jaxft.training.mesh import batch_size
+from jaxft.training.metrics import Writer
+from jaxft.training.state import TrainState
+
+Tree = Any
+Evaluate = Callable[[TrainState, Tree], dict[str, Any]]
+
+
+def fit(
+    train_step: Callable[[TrainState, Tree, Any], tuple[TrainState, dict[str, Any]]],
+    state: TrainState,
+    frozen: Tree,
+    batches: Any,
+    *,
+    steps: int,
+    checkpoints: Checkpoints | None = None,
+    save_every: int | None = None,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
+    writers: Sequence[Writer] = (),
+    log_every: int = 10,
+    progress: bool = True,
+) -> TrainState:
+  """Trains until `steps` steps have been taken in all, counting those of the checkpoint it resumes from.
+
+  Where it starts: from the newest checkpoint of `checkpoints`, if there is one; otherwise from the state given, which
+  may itself have been restored from another run (`Checkpoints(other).restore(state)`) or be fresh from `init_state`.
+
+  Args:
+    train_step: from `make_train_step`, or any function of that signature.
+    state: from `init_state`; donated to the step, so not to be used afterwards.
+    frozen: from `init_state`.
+    batches: either indexable by the step, `batches[t]` (a list, a Grain `MapDataset`), in which case the position in
+      the data is the step itself; or an iterator with `get_state()` and `set_state()` (a Grain iterator).
+    steps: the step to stop at.
+    checkpoints: where to save and resume; None saves nothing.
+    save_every: save each time this many steps are done; the last step is always saved. None saves only that.
+    evaluate: `(state, frozen) -> {name: scalar}`, logged as `eval/name`; called every `evaluate_every` steps and after
+      the last.
+    evaluate_every: None calls it after the last step only.
+    writers: where metrics go (`jaxft.training.metrics`).
+    log_every: write the metrics of each step divisible by it, and of the last.
+    progress: show a bar.
+
+  Returns:
+    The state after `steps` steps.
+
+  Raises:
+    ValueError: `batches` is neither kind or too short, or the checkpoint belongs to something else.
+    Stopped: SIGINT or SIGTERM came; the step was finished and saved first. It is a SystemExit.
+  """
+  for name, value in (("save_every", save_every), ("evaluate_every", evaluate_every), ("log_every", log_every)):
+    if value is not None and value < 1:
+      raise ValueError(f"{name} must be at least 1; got {value}")
+  source = _source(batches, steps)
+  first_process = jax.process_index() == 0
+  writers = writers if first_process else ()
+  if checkpoints is not None:
+    checkpoints.require(fingerprint_of(state, frozen))
+    restored = checkpoints.restore(state)
+    if restored is not None:
+      state, position = restored
+      source.seek(int(state.step), position)
+  t = int(state.step)
+  for writer in writers:
+    writer.rewind(t)
+
+  def save() -> None:
+    flush()
+    if checkpoints is not None and checkpoints.latest != t:
+      checkpoints.save(state, source.position())
+
+  # Metrics are read one step late, so that the host never waits for the step that it has just started.
+  pending: list[tuple[int, dict[str, Any]]] = []
+
+  def flush() -> None:
+    while pending:
+      step, values = pending.pop()
+      values = {name: float(v) for name, v in values.items()}
+      bar.set_postfix({"loss": f"{values['loss']:.4g}", "examples/s": f"{values['examples_per_second']:.4g}"})
+      for writer in writers:
+        writer.write(step, values)
+
+  clock = _Rate()
+  with (interrupts() as caught,
+        tqdm(total=steps, initial=t, disable=not (progress and first_process), unit="step") as bar):
+    while t < steps:
+      batch = source.next(t)
+      state, metrics = train_step(state, frozen, batch)
+      t += 1
+      bar.update()
+      clock.count(batch_size(batch) * jax.process_count())
+      flush()
+      if t % log_every == 0 or t == steps:
+        pending.append((t, {**metrics, "examples_per_second": clock.rate()}))
+      if evaluate is not None and (t == steps or evaluate_every and t % evaluate_every == 0):
+        flush()
+        scores = {f"eval/{name}": float(v) for name, v in evaluate(state, frozen).items()}
+        clock = _Rate()  # the time of an evaluation is not the training's
+        for writer in writers:
+          writer.write(t, scores)
+      if t == steps or save_every and t % save_every == 0:
+        save()
+      signum = caught.asked(t)
+      if signum is not None and t < steps:
+        save()
+        stopped = Stopped(signum, t, _named(checkpoints))
+        if first_process:
+          tqdm.write(str(stopped), file=sys.stderr)  # Python ends in silence on a SystemExit with a number
+        raise stopped
+    if checkpoints is not None:
+      checkpoints.wait()
+  return state
+
+
+def _named(checkpoints: Checkpoints | None) -> str:
+  if checkpoints is None:
+    return "nothing was saved: no checkpoints were asked for"
+  checkpoints.wait()
+  return f"the last checkpoint is {checkpoints.folder / str(checkpoints.latest)}; the same command resumes from it"
+
+
+class _Rate:
+  """Examples per second since it was made or last read."""
+
+  def __init__(self) -> None:
+    self._start, self._examples = time.perf_counter(), 0
+
+  def count(self, examples: int) -> None:
+    self._examples += examples
+
+  def rate(self) -> float:
+    now = time.perf_counter()
+    value = self._examples / max(now - self._start, 1e-9)
+    self._start, self._examples = now, 0
+    return value
+
+
+def _source(batches: Any, steps: int) -> Any:
+  if hasattr(batches, "get_state") and hasattr(batches, "set_state"):
+    if jax.process_count() > 1:
+      raise ValueError("with several processes batches must be indexable by the step, so that one number is the "
+                       f"position of all; got the iterator {type(batches).__name__}")
+    return _Iterator(batches)
+  if not hasattr(batches, "__getitem__"):
+    raise ValueError("batches must be indexable by the step or an iterator with get_state and set_state; got "
+                     f"{type(batches).__name__}: a plain iterator cannot be resumed")
+  if hasattr(batches, "__len__") and len(batches) < steps:
+    raise ValueError(f"batches holds {len(batches)} batches, fewer than steps={steps}; repeat it (a Grain MapDataset "
+                     "has .repeat())")
+  return _Indexed(batches)
+
+
+class _Indexed:
+  """Batches by the step: the position is the step, which the state holds already."""
+
+  def __init__(self, batches: Any):
+    self._batches = batches
+
+  def next(self, step: int) -> Any:
+    return self._batches[step]
+
+  def position(self) -> None:
+    return None
+
+  def seek(self, step: int, position: Any) -> None:
+    del step
+    if position is not None:
+      raise ValueError("the checkpoint was saved from an iterator over the data; give an iterator, not an indexable")
+
+
+class _Iterator:
+  """Batches from an iterator that tells and takes its position, as JSON or as bytes."""
+
+  def __init__(self, batches: Any):
+    self._batches = batches
+
+  def next(self, step: int) -> Any:
+    try:
+      return next(self._batches)
+    except StopIteration:
+      raise ValueError(f"batches ended after {step} steps; repeat the data before batching it") from None
+
+  def position(self) -> Any:
+    state = self._batches.get_state()
+    return {"bytes": base64.b64encode(state).decode()} if isinstance(state, bytes) else {"json": _plain(state)}
+
+  def seek(self, step: int, position: Any) -> None:
+    if position is None:
+      raise ValueError(f"the checkpoint of step {step} was saved from batches indexed by the step; give an indexable, "
+                       "not an iterator")
+    self._batches.set_state(base64.b64decode(position["bytes"]) if "bytes" in position else position["json"])
+
+
+def _plain(x: Any) -> Any:
+  """An iterator's state with NumPy numbers as Python ones, which JSON takes."""
+  if isinstance(x, dict):
+    return {k: _plain(v) for k, v in x.items()}
+  if isinstance(x, (list, tuple)):
+    return [_plain(v) for v in x]
+  return x.item() if isinstance(x, np.generic) else x

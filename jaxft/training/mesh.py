@@ -1,0 +1,146 @@
+"""Device meshes and the placing of batches on them.
+
+Three axes, each of size 1 where it is not used:
+- `data`: rows of the batch; parameters are repeated along it.
+- `fsdp`: rows of the batch, and parameters cut along it (gathered when they are used).
+- `tensor`: parameters cut along it, every device computing its part of each row.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(
+    *, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """A mesh with axes `data`, `fsdp` and `tensor`.
+
+  Args:
+    data: size of the axis; None takes every device that the other two leave.
+    fsdp: size of the axis.
+    tensor: size of the axis.
+    devices: None takes all devices of all processes; more than the mesh needs are left unused.
+
+  Raises:
+    ValueError: a size below 1, or more devices asked for than there are.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+  for name, size in sizes.items():
+    if size is not None and size < 1:
+      raise ValueError(f"{name} must be at least 1; got {size}")
+  if data is None:
+    data = max(len(devices) // (fsdp * tensor), 1)
+    if data * fsdp * tensor != len(devices):
+      raise ValueError(f"fsdp * tensor must divide the {len(devices)} devices; got {fsdp} * {tensor}")
+  shape = (data, fsdp, tensor)
+  if math.prod(shape) > len(devices):
+    raise ValueError(f"a mesh of data * fsdp * tensor = {shape} takes {math.prod(shape)} devices; got {len(devices)}")
+  return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices[:math.prod(shape)])
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+  """The mesh's axes along which a batch is cut."""
+  return tuple(a for a in BATCH_AXES if a in mesh.axis_names)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The sharding of a batch: its leading axis over `data` and `fsdp`."""
+  return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
+
+
+def batch_size(batch: Any) -> int:
+  """The leading axis that all arrays of a batch share; scalars and typed keys of rank 0 belong to the whole batch.
+
+  Raises:
+    ValueError: the leading axes differ, or there is no array.
+  """
+  sizes = {jax.tree_util.keystr(keys): np.shape(x)[0]
+           for keys, x in jax.tree_util.tree_flatten_with_path(batch)[0] if np.ndim(x)}
+  if not sizes:
+    raise ValueError("batch must hold at least one array with a leading batch axis; got none")
+  if len(set(sizes.values())) > 1:
+    raise ValueError(f"the arrays of a batch must share their leading axis; got {sizes}")
+  return next(iter(sizes.values()))
+
+
+def place_batch(batch: Any, mesh: Mesh | None) -> Any:
+  """Puts a batch on the mesh, cut along its leading axis.
+
+  Args:
+    batch: a tree of arrays. With several processes each gives its own rows, the same number, and the global batch is
+      their concatenation in the order of the processes.
+    mesh: None leaves the batch as it is.
+
+  Raises:
+    ValueError: the global batch does not divide by the number of devices along `data` and `fsdp`.
+  """
+  if mesh is None:
+    return batch
+  sharding = batch_sharding(mesh)
+  rows = batch_size(batch)
+  check_rows(rows if _is_global(batch) else rows * jax.process_count(), mesh)
+
+  whole = NamedSharding(mesh, PartitionSpec())
+
+  def place(x: Any) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if x.ndim else whole)
+    if not np.ndim(x):
+      return jax.device_put(x, whole)
+    if isinstance(x, jax.Array) and (x.sharding == sharding or jax.process_count() == 1):
+      return jax.device_put(x, sharding)
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+  return jax.tree.map(place, batch)
+
+
+def check_rows(rows: int, mesh: Mesh, accumulate: int = 1) -> None:
+  """Raises ValueError where a global batch cannot be cut evenly over micro-batches and devices."""
+  shards = math.prod(mesh.shape[a] for a in batch_axes(mesh))
+  if rows % (shards * accumulate):
+    raise ValueError(
+        f"the batch must divide by {shards} devices (mesh axes {batch_axes(mesh)}) times accumulate={accumulate}; "
+        f"got {rows} rows"
+    )
+
+
+def _is_global(batch: Any) -> bool:
+  """True where the arrays already span all processes (or are abstract, and so have their global shape)."""
+  leaves = [x for x in jax.tree.leaves(batch) if np.ndim(x)]
+  return all(isinstance(x, jax.ShapeDtypeStruct) or (isinstance(x, jax.Array) and not x.is_fully_addressable)
+             for x in leaves)
+
+
+def cut_rows(batch: Any, n: int, mesh: Mesh | None = None) -> Any:
+  """`[rows, ...] -> [n, rows / n, ...]`, part i holding the rows i, i + n, ...; scalars become holes.
+
+  Taking every n-th row leaves each row on its device: contiguous parts would each lie on a few devices only.
+  """
+
+  def cut(x: jax.Array) -> jax.Array | None:
+    if not np.ndim(x):
+      return None
+    x = x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1)
+    if mesh is None:
+      return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, batch_axes(mesh))))
+
+  return jax.tree.map(cut, batch)
+
+
+def join_rows(parts: Any) -> Any:
+  """The inverse of `cut_rows`: `[n, rows / n, ...] -> [rows, ...]`."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def merge_scalars(part: Any, batch: Any) -> Any:
+  """Puts the scalars of a batch, which `cut_rows` left out, into one of its parts."""
+  return jax.tree.map(lambda x, y: x if y is None else y, batch, part, is_leaf=lambda x: x is None)

@@ -1,0 +1,91 @@
+"""Where metrics go: lines of JSON, TensorBoard, or any object with the same three methods.
+
+A writer has `write(step, values)`, `rewind(step)` (forget everything after that step, so that a resumed run writes no
+step twice) and `close()`.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Writer(Protocol):
+  """What the training loop asks of a writer."""
+
+  def write(self, step: int, values: dict[str, float]) -> None: ...
+
+  def rewind(self, step: int) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class JsonLines:
+  """One JSON object a line: `{"step": 10, "loss": 2.31, ...}`. Every line is flushed, so a killed run keeps them."""
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self.path = Path(path)
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self._file: Any = open(self.path, "a", encoding="utf-8")
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._file.flush()
+
+  def rewind(self, step: int) -> None:
+    """Drops the lines of later steps, and a last line that a kill cut short."""
+    self._file.close()
+    kept = "".join(json.dumps(line) + "\n" for line in read_json_lines(self.path) if line["step"] <= step)
+    # Replaced in one move: a kill during the rewind must not lose the lines that were to stay.
+    draft = self.path.with_name(self.path.name + ".draft")
+    draft.write_text(kept, encoding="utf-8")
+    os.replace(draft, self.path)
+    self._file = open(self.path, "a", encoding="utf-8")
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """The lines that `JsonLines` wrote; a last line that was cut short is left out.
+
+  Raises:
+    ValueError: a line other than the last is not JSON; the file and the line are named.
+  """
+  lines = Path(path).read_text(encoding="utf-8").splitlines()
+  out = []
+  for i, line in enumerate(lines):
+    try:
+      out.append(json.loads(line))
+    except json.JSONDecodeError:
+      if i + 1 < len(lines):
+        raise ValueError(f"{path}, line {i + 1}: not JSON: {line[:80]!r}") from None
+  return out
+
+
+class TensorBoard:
+  """Scalars for TensorBoard, written by tensorboardX.
+
+  Raises:
+    ImportError: tensorboardX is not installed; the message says how to get it.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str]):
+    try:
+      import tensorboardX
+    except ImportError:
+      raise ImportError("TensorBoard needs tensorboardX: pip install 'jaxft[tensorboard]'") from None
+    self._make = lambda **kwargs: tensorboardX.SummaryWriter(os.fspath(folder), **kwargs)
+    self._writer = self._make()
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
+
+  def rewind(self, step: int) -> None:
+    """Tells TensorBoard to hide what an earlier run wrote after this step; its files are append-only."""
+    self._writer.close()
+    self._writer = self._make(purge_step=step + 1)
+
+  def close(self) -> None:
+    self._writer.close()

@@ -1,0 +1,162 @@
+"""What a training run would cost, before anything is allocated: parameters, bytes a device, operations a step."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jaxft.analysis.flops import Flops, count_jaxpr
+from jaxft.training.mesh import place_batch
+from jaxft.training.sharding import Rules
+from jaxft.training.state import abstract_state
+from jaxft.training.step import Objective, make_train_step
+from jaxft.transforms.paths import leaves_with_paths
+from jaxft.transforms.protocol import ParamTransform, count
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """The compiler's own account of one step on one device.
+
+  Attributes:
+    flops: its estimate, which counts the body of each scan once.
+    arguments, outputs, temporaries: bytes; donated arguments are among both of the first two.
+    aliased: bytes of outputs that take the place of donated arguments.
+  """
+
+  flops: float
+  arguments: int
+  outputs: int
+  temporaries: int
+  aliased: int
+
+  @property
+  def peak(self) -> int:
+    """Bytes that must be there at once: arguments, new outputs and temporaries."""
+    return self.arguments + self.outputs - self.aliased + self.temporaries
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The cost of training; bytes are those of the device that holds most.
+
+  Attributes:
+    devices: number of devices.
+    trained: parameters that train.
+    frozen: parameters that do not; one that is stored in a structured leaf counts as what it stands for.
+    trained_bytes, frozen_bytes, optimizer_bytes, batch_bytes: per device.
+    gradient_bytes: per device, for as long as the optimizer has not used them.
+    flops: of one step on all devices together, loops multiplied out.
+    compiled: the compiler's account per device; None where `plan` was asked not to compile.
+  """
+
+  devices: int
+  trained: int
+  frozen: int
+  trained_bytes: int
+  frozen_bytes: int
+  optimizer_bytes: int
+  gradient_bytes: int
+  batch_bytes: int
+  flops: Flops
+  compiled: Compiled | None
+
+  @property
+  def state_bytes(self) -> int:
+    """Per device: what stays from step to step."""
+    return self.trained_bytes + self.frozen_bytes + self.optimizer_bytes
+
+  def __str__(self) -> str:
+    mib = lambda n: f"{n / 2**20:,.1f} MiB"
+    share = self.trained / max(self.trained + self.frozen, 1)
+    lines = [
+        f"parameters   {self.trained:,} trained ({share:.2%}), {self.frozen:,} frozen",
+        f"per device   {mib(self.state_bytes)} from step to step ({self.devices} devices): trained "
+        f"{mib(self.trained_bytes)}, optimizer {mib(self.optimizer_bytes)}, frozen {mib(self.frozen_bytes)}",
+        f"             {mib(self.gradient_bytes)} gradients, {mib(self.batch_bytes)} batch",
+        f"operations   {self.flops.total:.4g} a step on all devices, {self.flops.matmul:.4g} in matrix products",
+    ]
+    if self.flops.uncounted:
+      lines.append(f"             too low by the insides of: {', '.join(sorted(self.flops.uncounted))}")
+    if self.compiled is not None:
+      lines.append(f"compiled     {mib(self.compiled.peak)} a device at once, {mib(self.compiled.temporaries)} of it "
+                   f"temporary; {self.compiled.flops:.4g} operations by the compiler's count (each scan's body once)")
+    return "\n".join(lines)
+
+
+def plan(
+    objective: Objective,
+    params: Tree,
+    batch: Any,
+    *,
+    transform: ParamTransform,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+    rules: Rules = (),
+    accumulate: int = 1,
+    compute_dtype: Any | None = None,
+    compile: bool = True,
+) -> Plan:
+  """Accounts for one training step; allocates nothing, so that the model may be larger than the machine.
+
+  Args:
+    objective: see `make_train_step`.
+    params: arrays or `jax.ShapeDtypeStruct`s.
+    batch: one global batch, arrays or shapes.
+    transform: what trains; its split must not depend on the params' values.
+    optimizer: any optax transformation.
+    mesh: of real, virtual or described devices (`jax.experimental.topologies`); None for one device.
+    rules: partition rules for the params.
+    accumulate: see `make_train_step`.
+    compute_dtype: see `make_train_step`.
+    compile: compile for the mesh as well, for the memory that the compiler finds; takes as long as compiling does.
+  """
+  params, batch = jax.tree.map(_shape, (params, batch))
+  state, frozen = abstract_state(params, transform, optimizer, mesh=mesh, rules=rules)
+  step = make_train_step(objective, optimizer, transform, mesh=mesh, accumulate=accumulate, compute_dtype=compute_dtype)
+  compiled = None
+  if compile:
+    executable = step.lower(state, frozen, batch).compile()
+    memory = executable.memory_analysis()
+    compiled = Compiled(
+        float(executable.cost_analysis().get("flops", math.nan)),
+        memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes,
+        memory.alias_size_in_bytes)
+  return Plan(
+      devices=1 if mesh is None else mesh.size,
+      trained=count(state.trainable),
+      frozen=sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(frozen) if leaf is not None),
+      trained_bytes=bytes_per_device(state.trainable),
+      frozen_bytes=bytes_per_device(frozen),
+      optimizer_bytes=bytes_per_device(state.opt_state),
+      gradient_bytes=bytes_per_device(state.trainable),
+      batch_bytes=bytes_per_device(place_batch(batch, mesh)),
+      flops=count_jaxpr(step.trace(state, frozen, batch).jaxpr),
+      compiled=compiled,
+  )
+
+
+def bytes_per_device(tree: Tree) -> int:
+  """Bytes of a tree on one device, by the shardings of its arrays or shapes; unsharded ones count whole."""
+  total = 0
+  for x in jax.tree.leaves(tree):
+    sharding = getattr(x, "sharding", None)
+    shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
+    total += math.ceil(math.prod(shape) * _bits(x.dtype) / 8)
+  return total
+
+
+def _bits(dtype: Any) -> int:
+  """Bits of one element: two int4 share a byte, and a typed key is as wide as its words."""
+  if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    return 8 * dtype.itemsize
+  return jax.dtypes.itemsize_bits(dtype)
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+  return x if isinstance(x, jax.ShapeDtypeStruct) else jax.eval_shape(lambda v: v, x)

@@ -1,0 +1,151 @@
+"""Partition rules: how parameters, and all that is derived from them, are cut over a mesh.
+
+Rules are data, an ordered list of (path glob, PartitionSpec); the first glob that matches a path decides, and a path
+that none matches is replicated. A spec describes one layer: where layers are stacked along a leading axis, an
+unsharded axis is put before it, so that the same rules serve stacked, cut and unrolled trees.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from jaxft.transforms.depth import layer_of
+from jaxft.transforms.filters import glob_to_regex, nearest
+from jaxft.transforms.paths import path_of
+
+Tree = Any
+Rules = Sequence[tuple[str, P]]
+
+
+def array_paths(tree: Tree) -> list[tuple[str, Any]]:
+  """The `(path, array)` pairs of a tree, the arrays inside structured leaves counted one by one, holes left out."""
+  return [(path_of(keys), x) for keys, x in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def specs_for(params: Tree, rules: Rules, mesh: Mesh | None = None) -> Tree:
+  """The tree of specs that rules give to a params tree.
+
+      rules  [("**/query/kernel", P("fsdp", "tensor"))]
+      params {'layers': {'query': {'kernel': [12, 64, 64], 'bias': [12, 64]}}}
+      specs  {'layers': {'query': {'kernel': P(None, 'fsdp', 'tensor'), 'bias': P()}}}
+
+  Args:
+    params: a tree of arrays or shapes.
+    rules: see the module's docstring.
+    mesh: checks the specs against its axes and their sizes.
+
+  Raises:
+    ValueError: a spec is longer than its leaf's rank, names one mesh axis twice or one that the mesh lacks, or cuts an
+      axis that does not divide; the message names the path and the rule.
+  """
+  compiled = [(glob, glob_to_regex(glob), spec) for glob, spec in rules]
+
+  def spec_of(keys: tuple[Any, ...], leaf: Any) -> P:
+    path = path_of(keys)
+    for glob, pattern, spec in compiled:
+      if pattern.fullmatch(path):
+        return _fit(path, leaf, glob, spec, mesh)
+    return P()
+
+  return jax.tree_util.tree_map_with_path(spec_of, params)
+
+
+def _fit(path: str, leaf: Any, glob: str, spec: P, mesh: Mesh | None) -> P:
+  """One rule's spec on one leaf, with the layer axis put in front and everything checked."""
+  if not isinstance(spec, P):
+    raise TypeError(f"rule {glob!r} must give a PartitionSpec; got {spec!r}")
+  where = f"rule {glob!r} gives {spec} to {path} {tuple(leaf.shape)}"
+  stacked = leaf.ndim > 0 and np.ndim(layer_of(path, leaf)) == 1
+  if stacked and len(spec) < leaf.ndim:
+    spec = P(None, *spec)
+  if len(spec) > leaf.ndim:
+    raise ValueError(f"{where}, which has only {leaf.ndim} axes")
+  named = [axis for part in spec for axis in _axes(part)]
+  if len(set(named)) < len(named):
+    raise ValueError(f"{where}, which uses a mesh axis twice")
+  if mesh is None:
+    return spec
+  for axis in named:
+    if axis not in mesh.axis_names:
+      raise ValueError(f"{where}, but the mesh has no axis {axis!r}; {nearest(axis, mesh.axis_names)}")
+  for i, part in enumerate(spec):
+    parts = math.prod(mesh.shape[axis] for axis in _axes(part))
+    if leaf.shape[i] % parts:
+      raise ValueError(f"{where}, but axis {i} of size {leaf.shape[i]} does not divide by {parts} ({part!r})")
+  return spec
+
+
+def _axes(part: Any) -> tuple[str, ...]:
+  """The mesh axes of one entry of a spec: None, a name, or a tuple of names."""
+  if part is None:
+    return ()
+  return tuple(part) if isinstance(part, tuple) else (part,)
+
+
+def inherit_specs(tree: Tree, params: Tree, specs: Tree) -> Tree:
+  """Specs of trainable, frozen or optimizer leaves: each inherits from the leaf of `params` that it adapts.
+
+  The adapted leaf is the one with the longest path contained in the leaf's own path:
+
+      params   layers/query/kernel          [L, i, o]   P(None, 'fsdp', 'tensor')
+      tree     0/layers/query/kernel/a      [L, i, r]   P(None, 'fsdp', None)
+               0/layers/query/kernel/b      [L, r, o]   P(None, None, 'tensor')
+               1/0/mu/layers/query/kernel   [L, i, o]   P(None, 'fsdp', 'tensor')
+               magnitude/.../kernel         [L, o]      P(None, 'tensor')
+
+  Axes of equal rank are aligned one to one and inherit where the sizes agree; a leaf of smaller rank is aligned as a
+  subsequence of the sizes, and an axis that could be either of two differently cut ones stays whole. A leaf that
+  adapts nothing is replicated.
+
+  Args:
+    tree: a tree of arrays or shapes.
+    params: the params before `split`, arrays or shapes.
+    specs: a spec for each array of `params`.
+  """
+  known = {path: (tuple(x.shape), spec) for (path, x), spec in zip(
+      array_paths(params), jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)), strict=True)}
+
+  def spec_of(keys: tuple[Any, ...], leaf: Any) -> P:
+    found = _adapted(path_of(keys), known)
+    return P() if found is None else _align(tuple(leaf.shape), *found)
+
+  return jax.tree_util.tree_map_with_path(spec_of, tree)
+
+
+def _adapted(path: str, known: dict[str, Any]) -> Any | None:
+  parts = path.split("/")
+  for length in range(len(parts), 0, -1):
+    for start in range(len(parts) - length + 1):
+      found = known.get("/".join(parts[start:start + length]))
+      if found is not None:
+        return found
+  return None
+
+
+def _align(shape: tuple[int, ...], source: tuple[int, ...], spec: P) -> P:
+  parts = tuple(spec) + (None,) * (len(source) - len(spec))
+  if len(shape) >= len(source):
+    # One to one; axes that the leaf has beyond its source (a bank of experts, say) are taken to lead.
+    extra = len(shape) - len(source)
+    aligned = [p if n == m else None for n, m, p in zip(shape[extra:], source, parts, strict=True)]
+    return _trimmed([None] * extra + aligned)
+  matches = [[parts[j] if n == source[j] else None for n, j in zip(shape, places, strict=True)]
+             for places in combinations(range(len(source)), len(shape))
+             if all(n == source[j] or n == 1 for n, j in zip(shape, places, strict=True))]
+  return _trimmed([options[0] if len(set(options)) == 1 else None for options in zip(*matches)])
+
+
+def _trimmed(parts: list[Any]) -> P:
+  while parts and parts[-1] is None:
+    parts.pop()
+  return P(*parts)
+
+
+def shardings_for(specs: Tree, mesh: Mesh) -> Tree:
+  """The tree of specs as shardings on a mesh."""
+  return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))

@@ -1,0 +1,113 @@
+"""What a training step carries from one step to the next, and how it starts."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from jaxft.training.sharding import Rules, inherit_specs, shardings_for, specs_for
+from jaxft.transforms.protocol import ParamTransform
+
+Tree = Any
+
+
+class TrainState(NamedTuple):
+  """Everything that changes during training, and nothing else: a checkpoint is this and the position in the data.
+
+  Attributes:
+    step: number of steps taken.
+    trainable: the trained side of `transform.split`.
+    opt_state: the optimizer's state for `trainable`.
+    key: a typed key that never changes; step t draws from `fold_in(key, t)`.
+  """
+
+  step: Int[Array, ""]
+  trainable: Tree
+  opt_state: Tree
+  key: jax.Array
+
+
+def init_state(
+    key: jax.Array,
+    params: Tree,
+    transform: ParamTransform,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh | None = None,
+    rules: Rules = (),
+) -> tuple[TrainState, Tree]:
+  """Splits the params and starts the optimizer on the side that trains.
+
+  Args:
+    key: a typed key; one half goes to `split`, the other to the state.
+    params: the checkpoint to start from, arrays on any device or on the host.
+    transform: what trains.
+    optimizer: sees only the trainable side.
+    mesh: where everything is placed; None leaves arrays where they are.
+    rules: partition rules for `params` (`jaxft.training.sharding`); what is derived from a leaf inherits its spec.
+
+  Returns:
+    `(state, frozen)`. The trainable arrays are copies, so that a donated state never takes `params` along; the frozen
+    ones are shared with `params` where they already lie on the right devices.
+
+  Raises:
+    ValueError: nothing trains, or a rule does not fit; see `specs_for`.
+  """
+  specs = specs_for(params, rules, mesh)
+  if mesh is not None:
+    params = jax.device_put(params, shardings_for(specs, mesh))
+  split_key, step_key = jax.random.split(key)
+  frozen, trainable = transform.split(split_key, params)
+  if not jax.tree.leaves(trainable):
+    raise ValueError("transform trains nothing: the trainable side of its split has no array")
+
+  place = lambda tree: tree if mesh is None else jax.device_put(tree, _shardings(tree, params, specs, mesh))
+  # An explicit dtype drops weak types, which would make the second step compile anew.
+  trainable = place(jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype, copy=True), trainable))
+  frozen = place(jax.tree.map(jnp.asarray, frozen))
+  out = None if mesh is None else _shardings(jax.eval_shape(optimizer.init, trainable), params, specs, mesh)
+  opt_state = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), jax.jit(optimizer.init, out_shardings=out)(trainable))
+  step = jnp.zeros((), jnp.int32)
+  if mesh is not None:
+    replicated = NamedSharding(mesh, PartitionSpec())
+    step = jax.device_put(step, replicated)
+    # As words, because a typed key cannot be put on devices of other processes.
+    words = jax.device_put(jax.random.key_data(step_key), replicated)
+    step_key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(step_key))
+  return TrainState(step, trainable, opt_state, step_key), frozen
+
+
+def abstract_state(
+    params: Tree,
+    transform: ParamTransform,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh | None = None,
+    rules: Rules = (),
+) -> tuple[TrainState, Tree]:
+  """`init_state` in shapes: what it would return as `jax.ShapeDtypeStruct` with shardings, nothing being allocated.
+
+  `params` may be abstract. A transform whose split depends on the values of the params cannot be planned this way and
+  raises what JAX raises for a concrete value of a traced array.
+  """
+  specs = specs_for(params, rules, mesh)
+
+  def start(key: jax.Array, params: Tree) -> tuple[TrainState, Tree]:
+    split_key, step_key = jax.random.split(key)
+    frozen, trainable = transform.split(split_key, params)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), step_key), frozen
+
+  state, frozen = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)), params)
+  if mesh is None:
+    return state, frozen
+  with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  place = lambda tree: jax.tree.map(with_sharding, tree, _shardings(tree, params, specs, mesh))
+  whole = lambda x: with_sharding(x, NamedSharding(mesh, PartitionSpec()))
+  return TrainState(whole(state.step), place(state.trainable), place(state.opt_state), whole(state.key)), place(frozen)
+
+
+def _shardings(tree: Tree, params: Tree, specs: Tree, mesh: Mesh) -> Tree:
+  return shardings_for(inherit_specs(tree, params, specs), mesh)

@@ -1,0 +1,181 @@
+"""The training step, made once from an objective, an optimizer, a transform and a mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from jaxft.losses.reduction import Mean
+from jaxft.training.mesh import batch_size, check_rows, cut_rows, merge_scalars, place_batch
+from jaxft.training.sharding import array_paths
+from jaxft.training.state import TrainState
+from jaxft.transforms.leaves import seed_dropout
+from jaxft.transforms.paths import is_structured
+from jaxft.transforms.protocol import ParamTransform
+
+Tree = Any
+Metrics = dict[str, Any]
+Objective = Callable[[Tree, Any, jax.Array], tuple[Mean, Metrics]]
+RESERVED = ("loss", "weight", "grad_norm", "update_norm")
+
+
+class TrainStep:
+  """`(state, frozen, batch) -> (state, metrics)`, compiled at the first call; see `make_train_step`."""
+
+  def __init__(self, step: Callable[..., Any], *, mesh: Mesh | None, accumulate: int, donate: bool):
+    self._step, self.mesh, self.accumulate, self._donate = step, mesh, accumulate, donate
+    self._compiled: dict[Any, Any] = {}
+
+  def __call__(self, state: TrainState, frozen: Tree, batch: Any) -> tuple[TrainState, Metrics]:
+    batch = self._checked(batch)
+    return self._jitted(state)(state, frozen, batch)
+
+  def lower(self, state: TrainState, frozen: Tree, batch: Any) -> jax.stages.Lowered:
+    """The step lowered for these arguments, arrays or shapes: `.compile()` gives its cost and its memory."""
+    return self._jitted(state).lower(state, frozen, self._checked(batch))
+
+  def trace(self, state: TrainState, frozen: Tree, batch: Any) -> jax.stages.Traced:
+    """The step traced for these arguments; `.jaxpr` is what `jaxft.analysis.flops` counts."""
+    return self._jitted(state).trace(state, frozen, self._checked(batch))
+
+  def _checked(self, batch: Any) -> Any:
+    batch = place_batch(batch, self.mesh)
+    rows = batch_size(batch)
+    if self.mesh is not None:
+      check_rows(rows, self.mesh, self.accumulate)
+    elif rows % self.accumulate:
+      raise ValueError(f"accumulate={self.accumulate} must divide the batch; got {rows} rows")
+    return batch
+
+  def _jitted(self, state: TrainState) -> Any:
+    donate = (0,) if self._donate else ()
+    if self.mesh is None:
+      shardings = None
+    else:
+      # The state must leave with the shardings it came with; left to the compiler they may change after the first
+      # step, and the second would compile again.
+      leaves, structure = jax.tree.flatten(state)
+      shardings = (structure, tuple(x.sharding for x in leaves))
+      for i, sharding in enumerate(shardings[1]):
+        if not (isinstance(sharding, NamedSharding) and sharding.mesh == self.mesh):
+          path = array_paths(state)[i][0]
+          raise ValueError(f"state leaf {path} lies on {sharding}, not on the step's mesh {self.mesh}; "
+                           "make the state with init_state(..., mesh=mesh)")
+    if shardings not in self._compiled:
+      out = {}
+      if shardings is not None:
+        out["out_shardings"] = (jax.tree.unflatten(*shardings), NamedSharding(self.mesh, PartitionSpec()))
+      self._compiled[shardings] = jax.jit(self._step, donate_argnums=donate, **out)
+    return self._compiled[shardings]
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    transform: ParamTransform,
+    *,
+    mesh: Mesh | None = None,
+    accumulate: int = 1,
+    compute_dtype: Any | None = None,
+    donate: bool = True,
+) -> TrainStep:
+  """Makes the step that takes one batch and one optimizer update.
+
+      params = seed_dropout(join(frozen, trainable), key_t)        key_t = fold_in(state.key, state.step)
+      g      = grad of  sum_k total_k / sum_k weight_k             over micro-batches k, by `trainable` alone
+
+  The weight is a constant of the gradient: it counts examples or tokens. With `accumulate=k` micro-batch j takes rows
+  j, j + k, j + 2k, ..., so that each device's rows stay where they are, and draws from `fold_in(key_t, j)`.
+  Clipping belongs to the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), ...)`): it sees only what trains.
+
+  Args:
+    objective: `(params, batch, key) -> (Mean, metrics)`, metrics being `Mean`s or scalars; a scalar is averaged over
+      micro-batches by their weight. Where it multiplies through `jaxft.transforms.dot`, structured leaves keep cheap.
+    optimizer: any optax transformation; it may take `params`.
+    transform: its `join` runs in the loss; its `split` has run in `init_state`.
+    mesh: where state, frozen and batch lie; None for one device.
+    accumulate: number of micro-batches, scanned one after the other.
+    compute_dtype: floating arrays of the joined params are cast to it inside the loss (bfloat16 over a float32
+      state); a structured leaf with its own `astype` is asked. None computes in the dtypes of the params.
+    donate: reuse the state's memory; the state passed in is then no longer valid.
+
+  Returns:
+    The step. Its metrics are float32 scalars on device: `loss`, `weight` (the summed weight), `grad_norm` and
+    `update_norm` (both of what trains only), and the objective's own.
+
+  Raises:
+    ValueError: accumulate < 1; when the step is called, a batch that does not divide by `accumulate` and the devices,
+      or an objective's metric with one of the names above.
+  """
+  if not (isinstance(accumulate, int) and accumulate >= 1):
+    raise ValueError(f"accumulate must be an integer >= 1; got {accumulate!r}")
+  if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
+    raise ValueError(f"compute_dtype must be a floating type; got {compute_dtype}")
+
+  def loss(trainable: Tree, frozen: Tree, batch: Any, key: jax.Array) -> tuple[Array, tuple[Mean, Metrics]]:
+    params = transform.join(frozen, trainable)
+    if compute_dtype is not None:
+      params = cast_floating(params, compute_dtype)
+    dropout_key, objective_key = jax.random.split(key)
+    mean, metrics = objective(seed_dropout(params, dropout_key), batch, objective_key)
+    if not isinstance(mean, Mean):
+      raise TypeError(f"objective must return (Mean, metrics); its first value is a {type(mean).__name__}")
+    taken = [name for name in metrics if name in RESERVED]
+    if taken:
+      raise ValueError(f"metrics of the objective may not be named {taken}: the step reports these itself")
+    mean = Mean(mean.total, jax.lax.stop_gradient(mean.weight))
+    return (mean.value if accumulate == 1 else mean.total), (mean, metrics)
+
+  def whole(state: TrainState, frozen: Tree, batch: Any, key: jax.Array) -> tuple[Mean, Metrics, Tree]:
+    (_, (mean, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable, frozen, batch, key)
+    return mean, metrics, grads
+
+  def scanned(state: TrainState, frozen: Tree, batch: Any, key: jax.Array) -> tuple[Mean, Metrics, Tree]:
+    def micro(carry: Any, inputs: Any) -> tuple[Any, Any]:
+      j, part = inputs
+      part = merge_scalars(part, batch)
+      (_, (mean, metrics)), g = jax.value_and_grad(loss, has_aux=True)(
+          state.trainable, frozen, part, jax.random.fold_in(key, j))
+      metrics = {k: v if isinstance(v, Mean) else Mean(v * mean.weight, mean.weight) for k, v in metrics.items()}
+      total, grads = carry
+      return (total + mean, jax.tree.map(lambda s, x: s + x.astype(s.dtype), grads, g)), metrics
+
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), state.trainable)
+    zero = Mean(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+    parts = cut_rows(batch, accumulate, mesh)
+    (mean, grads), metrics = jax.lax.scan(micro, (zero, start), (jnp.arange(accumulate), parts))
+    scale = 1.0 / jnp.maximum(mean.weight, jnp.finfo(jnp.float32).tiny)
+    grads = jax.tree.map(lambda g, x: (g * scale).astype(x.dtype), grads, state.trainable)
+    return mean, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics), grads
+
+  gradient = whole if accumulate == 1 else scanned
+
+  def step(state: TrainState, frozen: Tree, batch: Any) -> tuple[TrainState, Metrics]:
+    mean, metrics, grads = gradient(state, frozen, batch, jax.random.fold_in(state.key, state.step))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    values = {k: v.value if isinstance(v, Mean) else v for k, v in metrics.items()}
+    values |= {"loss": mean.value, "weight": mean.weight}
+    values |= {"grad_norm": norm(grads), "update_norm": norm(updates)}
+    values = {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
+    return TrainState(state.step + 1, trainable, opt_state, state.key), values
+
+  return TrainStep(step, mesh=mesh, accumulate=accumulate, donate=donate)
+
+
+def norm(tree: Tree) -> Float[Array, ""]:
+  """The Euclidean norm of all elements of a tree, summed in float32."""
+  return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
+
+
+def cast_floating(params: Tree, dtype: Any) -> Tree:
+  """Casts the floating arrays of a params tree; integers and keys stay, and a leaf with its own `astype` is asked."""
+
+  def cast(x: Any) -> Any:
+    return x.astype(dtype) if is_structured(x) or jnp.issubdtype(x.dtype, jnp.floating) else x
+
+  return jax.tree.map(cast, params, is_leaf=lambda x: is_structured(x) and hasattr(x, "astype"))

@@ -1,0 +1,69 @@
+"""Scaling the optimizer's updates leaf by leaf, such as learning rates that decay with depth."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxft.training.sharding import array_paths
+from jaxft.transforms.depth import layer_of, num_layers
+from jaxft.transforms.filters import Filter, mask
+from jaxft.transforms.paths import path_of
+
+Tree = Any
+
+
+def scale_updates(scales: Tree) -> optax.GradientTransformation:
+  """Multiplies each update by its scale: put last in an `optax.chain`, it scales the learning rate of each leaf.
+
+  Args:
+    scales: a tree with the structure of what trains, of numbers or of arrays that broadcast against the leaves.
+  """
+
+  def update(updates: Tree, state: optax.EmptyState, params: Tree | None = None) -> tuple[Tree, optax.EmptyState]:
+    del params
+    return jax.tree.map(lambda u, s: u * jnp.asarray(s, u.dtype), updates, scales), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def layerwise_decay(
+    rate: float, trainable: Tree, *, first: Filter = lambda path, leaf: "embed" in path, layers: int | None = None,
+) -> Tree:
+  """Scales that decay from the head to the embeddings: `rate ** (layers - i)` for layer i.
+
+  What lies outside the layers counts as above them (scale 1), but for what `first` matches, which counts as below
+  (`rate ** (layers + 1)`). A leaf of stacked layers gets a vector along its leading axis.
+
+  Args:
+    rate: decay per layer, in (0, 1]; published values lie between 0.65 and 0.95.
+    trainable: what trains, arrays or shapes.
+    first: a glob or a predicate `(path, leaf) -> bool` for the leaves below the first layer.
+    layers: the depth of the model; None takes the deepest layer of `trainable`, which is wrong where the last layers
+      are frozen.
+
+  Returns:
+    The tree of scales, for `scale_updates`.
+
+  Raises:
+    ValueError: rate outside (0, 1].
+
+  Sources: Howard and Ruder 2018 (arXiv 1801.06146); in this form Clark et al. 2020 (arXiv 2003.10555).
+  """
+  if not 0.0 < rate <= 1.0:
+    raise ValueError(f"rate must lie in (0, 1]; got {rate}")
+  depth = num_layers(trainable) if layers is None else layers
+
+  below = mask(first, dict(array_paths(trainable)), allow_empty=True)
+
+  def scale(keys: tuple[Any, ...], leaf: Any) -> np.ndarray:
+    path = path_of(keys)
+    layer = layer_of(path, leaf)
+    if layer is None:
+      layer = -1 if below[path] else depth
+    scales = np.float32(rate) ** (depth - np.asarray(layer, np.float32))
+    return scales.reshape(scales.shape + (1,) * (leaf.ndim - scales.ndim)) if scales.ndim else scales
+
+  return jax.tree_util.tree_map_with_path(scale, trainable)

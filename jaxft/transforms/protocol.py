@@ -1,0 +1,93 @@
+"""`ParamTransform`: what of a params tree trains and what stays frozen, as two pure functions.
+
+`split` runs once, before training; `join` runs inside the loss, every step, so that `jax.grad` never sees a frozen
+leaf. Both sides keep the structure of the params:
+
+    params     {'up': W,    'down': V}
+    frozen     {'up': W,    'down': None}          each leaf an array, a structured leaf, or a hole
+    trainable  {'up': None, 'down': V}             each leaf a subtree of arrays, or a hole
+    join(..)   {'up': W,    'down': V}             or structured leaves, such as {'up': LowRank(W, a, b), ...}
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxft.transforms.filters import Filter, mask
+from jaxft.transforms.paths import Tree, is_leaf
+
+Params = Tree
+Frozen = Tree
+Trainable = Tree
+
+
+class ParamTransform(NamedTuple):
+  """A choice of what trains; see the module's docstring.
+
+  Attributes:
+    split: `(key, params) -> (frozen, trainable)`. `frozen` has the structure of `params`.
+    join: `(frozen, trainable) -> params`, in which leaves may be structured.
+  """
+
+  split: Callable[[jax.Array, Params], tuple[Frozen, Trainable]]
+  join: Callable[[Frozen, Trainable], Params]
+
+
+def partition(flags: Tree, tree: Tree) -> tuple[Tree, Tree]:
+  """Splits a tree by a tree of booleans: `(leaves where True, leaves where False)`, holes elsewhere."""
+  flat, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
+  flags = jax.tree.leaves(flags)
+  take = lambda keep: structure.unflatten([x if flag == keep else None for flag, x in zip(flags, flat, strict=True)])
+  return take(True), take(False)
+
+
+def combine(first: Tree, second: Tree) -> Tree:
+  """Fills the holes of `first` with the leaves of `second`: the inverse of `partition`."""
+  return jax.tree.map(lambda x, y: y if x is None else x, first, second, is_leaf=is_leaf)
+
+
+def on(filter: Filter, transform: ParamTransform) -> ParamTransform:
+  """Restricts a transform to the leaves that a filter matches; all others stay frozen as they are.
+
+  A predicate may read a leaf's shape and dtype but not its values: it is asked again inside `join`, under tracing.
+
+  Raises (from `split`):
+    ValueError: the filter matches nothing.
+  """
+
+  def split(key: jax.Array, params: Params) -> tuple[Frozen, Trainable]:
+    matched, rest = partition(mask(filter, params), params)
+    frozen, trainable = transform.split(key, matched)
+    return combine(frozen, rest), trainable
+
+  def join(frozen: Frozen, trainable: Trainable) -> Params:
+    matched, rest = partition(mask(filter, frozen, allow_empty=True), frozen)
+    return combine(transform.join(matched, trainable), rest)
+
+  return ParamTransform(split, join)
+
+
+def chain(*transforms: ParamTransform) -> ParamTransform:
+  """Applies each transform to what the ones before it left frozen: QLoRA is `chain(lora(...), quantize("nf4"))`."""
+  if not transforms:
+    raise ValueError("chain takes at least one transform; got none")
+
+  def split(key: jax.Array, params: Params) -> tuple[Frozen, Trainable]:
+    trainables: list[Any] = []
+    for i, t in enumerate(transforms):
+      params, trainable = t.split(jax.random.fold_in(key, i), params)
+      trainables.append(trainable)
+    return params, tuple(trainables)
+
+  def join(frozen: Frozen, trainable: Trainable) -> Params:
+    for t, part in zip(reversed(transforms), reversed(trainable), strict=True):
+      frozen = t.join(frozen, part)
+    return frozen
+
+  return ParamTransform(split, join)
+
+
+def count(tree: Tree) -> int:
+  """Number of elements of a tree of arrays or shapes, holes counting none."""
+  return sum(x.size for x in jax.tree.leaves(tree))

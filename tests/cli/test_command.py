@@ -1,0 +1,123 @@
+"""The command itself: what it lists, how it says that something is wrong, and how quickly it starts."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from jaxft.cli import COMMANDS
+
+HEAVY = ("jax", "tensorflow_datasets", "grain", "orbax", "flax", "optax", "torch", "tensorflow")
+
+EXPERIMENT = '''
+import dataclasses
+from jaxft.evaluation.experiment import Experiment
+from jaxft.evaluation.result import Arm, Result
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  steps: int = 3
+
+def run(config):
+  return Result(
+      slug="toy-system", title="A toy system", arxiv="0000.00001", metric="accuracy (test)", higher_is_better=True,
+      baseline=Arm("plain", (0.5, 0.6, 0.5)), method=Arm("toy", (0.7, 0.8, config.steps / 4)), seeds=(0, 1, 2),
+      command="set by main", supports_paper="true", conclusion="The toy is better.")
+
+EXPERIMENT = Experiment("toy-system", "A toy system", "0000.00001", ("losses", "merging"), Config, Config(steps=2), run)
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+  """A package of one experiment, in place of the repository's own."""
+  folder = tmp_path / "toy_experiments"
+  folder.mkdir()
+  (folder / "__init__.py").write_text("")
+  (folder / "toy_system.py").write_text(textwrap.dedent(EXPERIMENT))
+  monkeypatch.syspath_prepend(tmp_path)
+  yield "toy_experiments"
+  for name in [n for n in sys.modules if n.startswith("toy_experiments")]:
+    del sys.modules[name]
+
+
+def test_list_is_made_from_the_modules_and_their_committed_results(jaxft, package, tmp_path):
+  answer = jaxft("list", "--package", package, "--json")
+  assert answer.status == 0
+  assert json.loads(answer.out) == [{
+      "slug": "toy-system", "title": "A toy system", "arxiv": "0000.00001", "areas": ["losses", "merging"],
+      "status": "no result", "metric": None, "headline": None}]
+
+  result = tmp_path / package / "results" / "toy-system.json"
+  assert jaxft("run", "toy-system", "--package", package, "--out", result).status == 0
+  row, = json.loads(jaxft("list", "--package", package, "--json").out)
+  assert row["status"] == "true" and row["headline"].startswith("0.5333 ± 0.0577 -> 0.7500 ± 0.0500")
+  text = jaxft("list", "--package", package).out
+  assert "toy-system" in text and "supports the paper: true" in text and row["headline"] in text
+
+
+def test_run_takes_smoke_and_overrides(jaxft, package, tmp_path):
+  out = tmp_path / "result.json"
+  answer = jaxft("run", "toy-system", "--package", package, "--smoke", "--out", out)
+  assert answer.status == 0 and json.loads(out.read_text())["method"]["values"][2] == 0.5
+  answer = jaxft("run", "toy-system", "--package", package, "--steps", "4", "--out", out)
+  assert answer.status == 0 and json.loads(out.read_text())["method"]["values"][2] == 1.0
+  assert "toy-sytem" in (error := jaxft("run", "toy-sytem", "--package", package).error) and "nearest: toy-system" in error
+
+
+def test_the_list_of_this_repository_reads(jaxft):
+  answer = jaxft("list", "--json")
+  assert answer.status == 0
+  for row in json.loads(answer.out):
+    assert row["slug"] and row["title"] and row["arxiv"] and row["areas"]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "run"])
+def test_help_shows_the_defaults(jaxft, command):
+  answer = jaxft(command, "--help")
+  assert answer.status == 0 and f"usage: jaxft {command}" in answer.out and "default:" in answer.out
+
+
+def test_finetune_help_names_every_option(jaxft):
+  out = jaxft("finetune", "--help").out
+  for option in ("--model", "--data", "--method", "--select", "--rank", "--loss", "--steps", "--learning-rate",
+                 "--schedule", "--remat", "--fsdp", "--out", "--overwrite", "--checkpoint-every"):
+    assert f"{option} " in out or f"{option}," in out, option
+
+
+def test_unknown_command_and_option(jaxft):
+  assert "nearest: finetune" in (answer := jaxft("fintune")).error and answer.status == 2
+  assert jaxft("list", "--jsn").status == 2
+  assert jaxft().status == 2
+
+
+def test_the_script_starts_without_heavy_imports():
+  code = "import sys; from jaxft.cli import main; main(['--help']); main(['finetune', '--help'])"
+  code = f"import sys, atexit; atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules])); {code}"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+  assert done.stdout.splitlines()[-1] == "[]", done.stdout[-500:] + done.stderr[-500:]
+
+
+def test_list_needs_no_data_library():
+  code = "import sys; from jaxft.cli import main; main(['list', '--package', 'json']); " \
+         "print([m for m in ('tensorflow_datasets', 'grain', 'orbax') if m in sys.modules])"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+  assert done.stdout.splitlines()[-1] == "[]", done.stdout[-500:] + done.stderr[-500:]
+
+
+def test_traceback_only_where_asked_for(jaxft, monkeypatch):
+  args = ("plan", "--model", "minilm-l7", "--data", "x")
+  assert "Traceback" not in jaxft(*args).err
+  assert "Traceback" in jaxft(*args, "--traceback").err
+  monkeypatch.setenv("JAXFT_TRACEBACK", "1")
+  assert "Traceback" in jaxft(*args).err
+
+
+def test_a_fault_of_the_library_is_not_called_bad_input(jaxft, monkeypatch):
+  from jaxft.cli import listing
+
+  monkeypatch.setattr(listing, "rows", lambda package: 1 / 0)
+  answer = jaxft("list")
+  assert answer.status == 1 and "jaxft: internal error: ZeroDivisionError" in answer.err

@@ -1,0 +1,132 @@
+"""Real runs of the command: to the end, resumed, stopped by Ctrl-C, and what they leave on disk."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxft.training.metrics import read_json_lines
+
+ONE = ("--data-parallel", 1)
+
+
+def weights(out):
+  return safetensors.numpy.load_file(out / "model" / "model.safetensors")
+
+
+def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, minilm, pairs, tmp_path):
+  args = ["finetune", "--model", "minilm-l6", "--data", pairs, "--batch-size", 4, "--max-length", 16, "--steps", 3,
+          "--checkpoint-every", 1, "--log-every", 1, *ONE]
+  answer = jaxft(*args, "--out", tmp_path / "run")
+  assert answer.status == 0, answer.err
+  for said in ("331,776 parameters trained", "validation ndcg@10", "examples/s", str(tmp_path / "run/model"),
+               "2106.09685", "2402.16829"):
+    assert said in answer.out
+  metrics = read_json_lines(tmp_path / "run/metrics.jsonl")
+  assert [m["step"] for m in metrics] == [0, 1, 2, 3, 3] and "eval/ndcg@10" in metrics[0] and "eval/ndcg@10" in metrics[-1]
+
+  # The params are those of the preset but for the adapted matrices, and the folder loads like any other.
+  from jaxft.models import load
+
+  tuned = load(tmp_path / "run/model")
+  flat = lambda params: {jax.tree_util.keystr(k): np.asarray(x) for k, x in jax.tree_util.tree_leaves_with_path(params)}
+  old, new = flat(minilm.params), flat(tuned.params)
+  changed = {path for path in old if not np.array_equal(old[path], new[path])}
+  assert changed == {path for path in old if "layers" in path and "kernel" in path}
+  assert tuned.config == minilm.config and tuned.max_length == minilm.max_length
+
+  # As a kill between step 2 and step 3 leaves the folder.
+  shutil.copytree(tmp_path / "run", tmp_path / "broken")
+  for name in ("model", "checkpoints/3"):
+    shutil.rmtree(tmp_path / "broken" / name)
+  (tmp_path / "broken/summary.json").unlink()
+  assert jaxft(*args, "--out", tmp_path / "broken").status == 0
+  resumed, unbroken = weights(tmp_path / "broken"), weights(tmp_path / "run")
+  assert all(np.array_equal(resumed[name], unbroken[name]) for name in unbroken)
+  same = lambda out: [{k: v for k, v in m.items() if k != "examples_per_second"} for m in read_json_lines(out / "metrics.jsonl")]
+  assert same(tmp_path / "broken") == same(tmp_path / "run")
+
+
+def test_a_complete_run_is_left_alone_and_another_one_refused(jaxft, tiny, pairs, tmp_path):
+  args = ["finetune", "--model", tiny, "--data", pairs, "--batch-size", 4, "--max-length", 16, "--steps", 1,
+          "--out", tmp_path / "run", "--loss", "mnrl", *ONE]
+  first = jaxft(*args)
+  assert first.status == 0 and "1705.00652" in first.out
+  again = jaxft(*args)
+  assert again.status == 0 and again.out == first.out and "complete" in again.err
+  other = jaxft(*args, "--rank", 4, "--seed", 1)
+  assert other.status == 2 and "2 options differ: rank: 8 there, 4 here; seed: 0 there, 1 here" in other.error
+  assert weights(tmp_path / "run")
+  (tmp_path / "run" / "note.txt").write_text("not the run's own")
+  assert jaxft(*args, "--rank", 4, "--seed", 1, "--overwrite").status == 0
+  assert json.loads((tmp_path / "run/config.json").read_text())["rank"] == 4
+  assert (tmp_path / "run" / "note.txt").exists()
+
+
+def test_a_decoder_is_tuned_on_chats(jaxft, chats, tmp_path):
+  answer = jaxft("finetune", "--model", "smollm2-135m", "--data", chats, "--batch-size", 2, "--max-length", 48, "--steps",
+                 2, "--learning-rate", 1e-3, "--warmup", 0, "--out", tmp_path / "run", *ONE)
+  assert answer.status == 0, answer.err
+  summary = json.loads((tmp_path / "run/summary.json").read_text())
+  assert summary["loss"] == "sft" and summary["trained_parameters"] == 2_442_240
+  assert summary["after"]["loss"] < summary["before"]["loss"]
+  assert summary["before"]["perplexity"] == pytest.approx(np.exp(summary["before"]["loss"]))
+
+  measured = jaxft("evaluate", "--model", tmp_path / "run/model", "--data", chats, "--split", "train", "--max-length", 48,
+                   "--batch-size", 4, "--json")
+  row, = json.loads(measured.out)
+  assert row["task"] == "perplexity" and row["records"] == 4 and row["loss"] < summary["before"]["loss"]
+
+  said = jaxft("generate", "--model", tmp_path / "run/model", "--chat", "Name a colour.", "What is the capital of France?",
+               "--max-new-tokens", 8, "--json")
+  rows = [json.loads(line) for line in said.out.splitlines()]
+  assert "Paris" in rows[1]["text"] and all(len(r["tokens"]) == len(r["log_probs"]) <= 8 for r in rows)
+
+
+@pytest.mark.parametrize("options", [
+    ("--method", "full", "--accumulate", 2, "--remat", "dots", "--dtype", "bfloat16"),
+    ("--method", "freeze", "--data-parallel", 2, "--fsdp", 2, "--schedule", "linear", "--clip-norm", 0),
+    ("--method", "rslora", "--dropout", 0.1, "--guide", "minilm-l6", "--holdout", 0, "--epochs", 0.5, "--schedule", "constant"),
+])
+def test_methods_and_options(jaxft, tiny, pairs, tmp_path, options):
+  steps = () if "--epochs" in options else ("--steps", 2)
+  mesh = () if "--fsdp" in options else ONE
+  answer = jaxft("finetune", "--model", tiny, "--data", pairs, "--batch-size", 4, "--max-length", 16, "--log-every", 1,
+                 "--out", tmp_path / "run", *steps, *mesh, *options)
+  assert answer.status == 0, answer.err
+  lines = read_json_lines(tmp_path / "run/metrics.jsonl")
+  assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+  assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 2
+  assert ("eval/ndcg@10" in lines[0]) == ("--holdout" not in options)
+
+
+def test_ctrl_c_names_the_last_checkpoint_and_the_run_goes_on(tiny, pairs, tmp_path):
+  out = tmp_path / "run"
+  args = [sys.executable, "-m", "jaxft.cli", "finetune", "--model", tiny, "--data", pairs, "--batch-size", 4,
+          "--max-length", 16, "--steps", 100_000, "--log-every", 1, "--out", out]
+  reached = 0
+  for _ in range(2):
+    process = subprocess.Popen(list(map(str, args)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = time.monotonic()
+    while _last_step(out) <= reached and process.poll() is None and time.monotonic() - started < 90:
+      time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    saved = max(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved > reached and f"the last checkpoint is {out / 'checkpoints' / str(saved)}" in err
+    reached = saved
+  steps = [line["step"] for line in read_json_lines(out / "metrics.jsonl") if "loss" in line]
+  assert steps == list(range(1, len(steps) + 1))
+
+
+def _last_step(out):
+  path = out / "metrics.jsonl"
+  return max((line["step"] for line in read_json_lines(path)), default=0) if path.exists() else 0

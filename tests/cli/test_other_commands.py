@@ -1,0 +1,110 @@
+"""`plan`, `evaluate`, `fetch`, `convert` and `generate` on real inputs."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxft.transforms import count
+
+
+def test_plan_counts_what_a_run_trains(jaxft, tiny, tmp_path):
+  answer = jaxft("plan", "--model", tiny, "--data", "not-read", "--batch-size", 4, "--max-length", 16, "--rank", 2,
+                 "--data-parallel", 2, "--fsdp", 2, "--json")
+  assert answer.status == 0, answer.err
+  found = json.loads(answer.out)
+  layers, dim, mlp, rank = 2, 16, 32, 2
+  assert found["trained"] == layers * rank * (4 * 2 * dim + 2 * (dim + mlp)) and found["devices"] == 4
+  assert found["flops"]["matmul"] > 0 and found["compiled"]["temporaries"] > 0
+  assert not list(tmp_path.iterdir())
+  text = jaxft("plan", "--model", tiny, "--data", "x", "--batch-size", 4, "--method", "full", "--no-compile").out
+  assert "trained (100.00%)" in text and "compiled" not in text
+
+
+def test_plan_of_a_decoder_with_quantized_weights(jaxft, smollm2):
+  answer = jaxft("plan", "--model", "smollm2-135m", "--data", "x", "--method", "qlora", "--batch-size", 4, "--pack",
+                 "--data-parallel", 1, "--no-compile", "--json")
+  found = json.loads(answer.out)
+  quantized = sum(x.size for name in ("attention", "mlp") for x in jax.tree.leaves(smollm2.params["layers"][name]))
+  plain = 4 * (count(smollm2.params) - quantized)
+  assert 0.51 * quantized < found["frozen_bytes"] - plain < 0.54 * quantized
+
+
+def test_evaluate_an_encoder(jaxft, pairs):
+  row, = json.loads(jaxft("evaluate", "--model", "minilm-l6", "--data", pairs, "--split", "train", "--json").out)
+  assert row["task"] == "retrieval" and row["queries"] == row["corpus"] == 12 and row["recall@1"] == 1.0
+  table = jaxft("evaluate", "--model", "minilm-l6", "--data", pairs, "--split", "train").out.splitlines()
+  assert len(table) == 3 and "ndcg@10" in table[1] and "1.0000" in table[2]
+
+
+def test_evaluate_says_what_it_takes(jaxft, tiny, pairs):
+  assert "nearest: retrieval" in jaxft("evaluate", "--model", tiny, "--task", "retreival").error
+  assert "retrieval, sentiment" in jaxft("evaluate", "--model", tiny, "--task", "perplexity").error
+  assert "'rating'" in jaxft("evaluate", "--model", tiny, "--task", "sentiment", "--data", pairs, "--split", "train").error \
+      or "'text'" in jaxft("evaluate", "--model", tiny, "--task", "sentiment", "--data", pairs, "--split", "train").error
+  assert "train" in jaxft("evaluate", "--model", tiny, "--data", pairs, "--split", "trian").error
+
+
+def test_retrieval_scores_by_hand(minilm):
+  from jaxft.cli import tasks
+
+  texts = {"q1": [1.0, 0.0], "q2": [0.0, 1.0], "a1": [0.9, 0.1], "a2": [0.8, 0.2]}
+  ids = {tuple(minilm.tokenizer.encode(text).ids): vector for text, vector in texts.items()}
+
+  def embed(rows, mask):
+    known = lambda row, m: ids.get(tuple(int(i) for i, on in zip(row, m) if on), [0.0, 0.0])
+    return np.array([known(row, m) for row, m in zip(rows, mask)], np.float32)
+
+  records = [{"anchor": "q1", "positive": "a2"}, {"anchor": "q2", "positive": "a2"}, {"anchor": "q1", "positive": "a1"}]
+  scores = tasks.retrieval(embed, records, minilm.tokenizer, max_length=16)
+  # a2 is second for the first query and first for the second; a1 is first for the third.
+  assert scores["corpus"] == 2 and scores["recall@1"] == pytest.approx(2 / 3)
+  assert scores["mrr@10"] == pytest.approx((0.5 + 1 + 1) / 3)
+  assert scores["ndcg@10"] == pytest.approx((1 / np.log2(3) + 2) / 3)
+
+
+def test_fetch(jaxft, minilm):
+  from jaxft.models.presets import fetch
+
+  answer = jaxft("fetch", "minilm-l6", "digits")
+  lines = dict(line.split("\t") for line in answer.out.splitlines())
+  assert lines["minilm-l6"] == str(fetch("minilm-l6")) and "digits" in lines["digits"]
+  assert "presets: minilm-l6" in (shown := jaxft("fetch").out) and "docstrings" in shown
+  assert "nearest: minilm-l6" in jaxft("fetch", "minilm-l12").error
+  assert "nearest: digits" in jaxft("fetch", "digit").error
+  assert "--all" in jaxft("fetch", "--all", "digits").error
+
+
+def test_convert_reads_back_what_it_wrote(jaxft, tiny, tmp_path):
+  from jaxft.models import load
+
+  answer = jaxft("convert", tiny, tmp_path / "out", "--max-shard-bytes", 10**6)
+  assert answer.status == 0 and "equal" in answer.out
+  assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+  one, other = load(tiny), load(tmp_path / "out")
+  assert one.config == other.config
+  assert all(map(np.array_equal, jax.tree.leaves(one.params), jax.tree.leaves(other.params)))
+  assert "exists" in jaxft("convert", tiny, tmp_path / "out").error
+  assert "nearest: bfloat16" in jaxft("convert", tiny, tmp_path / "other", "--dtype", "bfloat").error
+
+
+def test_convert_compares_bits():
+  from jaxft.cli.convert import compare
+
+  params = {"a": np.array([0.0, np.nan], np.float32), "b": np.ones(2, np.float32)}
+  compare(params, params)
+  with pytest.raises(ValueError, match="2 tensors read back are not those written: a, c"):
+    compare(params, {"a": np.array([-0.0, np.nan], np.float32), "b": np.ones(2, np.float32), "c": np.ones(1)})
+
+
+@pytest.mark.parametrize("args, said", [
+    (("--temperature", "-1"), "temperature"), (("--max-new-tokens", "0"), "max_new_tokens"), (("--top-p", "0"), "top_p"),
+    (("--system", "x"), "--chat"), (("--dtype", "f"), "dtype"),
+])
+def test_generate_refuses_options(jaxft, args, said):
+  assert said in jaxft("generate", "a prompt", *args).error
+
+
+def test_generate_takes_a_decoder(jaxft, tiny):
+  assert "is an encoder" in jaxft("generate", "--model", tiny, "a prompt").error

@@ -1,0 +1,27 @@
+"""Eight virtual CPU devices for every test, the compilation cache, and the real checkpoints and datasets."""
+
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def minilm():
+  """The pretrained all-MiniLM-L6-v2: params, config, tokenizer."""
+  from jaxft.models import load
+
+  return load("minilm-l6")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+  """The pretrained SmolLM2-135M-Instruct in float32: params, config, tokenizer, chat template."""
+  from jaxft.models import load
+
+  return load("smollm2-135m")

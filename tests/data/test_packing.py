@@ -1,0 +1,72 @@
+"""Packing loses nothing, cuts nothing and keeps sequences apart."""
+
+import grain
+import hypothesis
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft import data
+
+
+def examples(lengths):
+  ends = np.cumsum(lengths)
+  return [
+    {"ids": np.arange(end - n + 1, end + 1, dtype=np.int32), "loss_mask": np.ones(n, np.int32)}
+    for n, end in zip(lengths, ends, strict=True)
+  ]
+
+
+def segments(rows):
+  for row in rows:
+    for segment in range(1, row["segment_ids"].max() + 1):
+      where = row["segment_ids"] == segment
+      yield row["ids"][where], row["positions"][where], row["loss_mask"][where]
+
+
+@hypothesis.given(
+  lengths=st.lists(st.integers(1, 16), min_size=1, max_size=30), algorithm=st.sampled_from(["first_fit", "best_fit"]),
+  bins=st.integers(1, 5),
+)
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_segments_are_the_inputs(lengths, algorithm, bins):
+  inputs = examples(lengths)
+  rows = list(data.pack(grain.MapDataset.source(inputs), 16, algorithm=algorithm, bins=bins))
+  assert sorted(tuple(ids) for ids, _, _ in segments(rows)) == sorted(tuple(e["ids"]) for e in inputs)
+  for ids, positions, loss_mask in segments(rows):
+    assert positions.tolist() == list(range(len(ids)))
+    assert loss_mask.tolist() == [0] + [1] * (len(ids) - 1)
+  for row in rows:
+    assert row.keys() == {"ids", "loss_mask", "segment_ids", "positions"}
+    assert all(value.shape == (16,) for value in row.values())
+    assert not row["ids"][row["segment_ids"] == 0].any()
+
+
+def test_packing_an_endless_stream_resumes_exactly():
+  stream = data.stream(examples([3, 9, 5, 7, 2, 8, 6]), seed=0)
+  packed = data.pack(stream.slice(slice(0, 40)), 16, bins=3).batch(2, drop_remainder=True)
+  grain.experimental.assert_equal_output_after_checkpoint(packed)
+
+
+def test_a_sequence_longer_than_a_row_raises():
+  with pytest.raises(ValueError, match="at most 16 under all keys; got {'ids': 17, 'loss_mask': 17}"):
+    list(data.pack(grain.MapDataset.source(examples([17])), 16))
+
+
+@pytest.mark.parametrize(("kwargs", "message"), [
+  ({"algorithm": "worst_fit"}, "algorithm must be one of first_fit, best_fit"),
+  ({"keys": ("loss_mask",)}, "keys must hold 'ids'"),
+  ({"bins": 0}, "length and bins must be at least 1"),
+])
+def test_errors(kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    data.pack(grain.MapDataset.source(examples([3])), 16, **kwargs)
+
+
+def test_segment_mask_against_its_definition():
+  segment_ids = np.asarray([[1, 1, 2, 2, 2, 0], [1, 2, 3, 0, 0, 0]])
+  mask = np.asarray(data.segment_mask(jnp.asarray(segment_ids)))
+  assert mask.shape == (2, 1, 6, 6)
+  for b, q, k in np.ndindex(2, 6, 6):
+    assert mask[b, 0, q, k] == (k <= q and segment_ids[b, q] == segment_ids[b, k] != 0)

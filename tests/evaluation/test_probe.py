@@ -1,0 +1,79 @@
+"""Probes: the penalty comes from the training side, and leave-one-out is what leaving one out gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression, RidgeCV
+
+from jaxft.evaluation.probe import PENALTIES, few_shot_accuracy, fit_logistic, fit_ridge, ridge_probe
+
+
+def regression(seed=0, items=60, dim=20, noise=1.0):
+  rng = np.random.default_rng(seed)
+  features = rng.normal(size=(items, dim)) + 3
+  weights = np.random.default_rng(7).normal(size=dim)
+  return features, features @ weights + noise * rng.normal(size=items) + 5
+
+
+@pytest.mark.parametrize("items", [15, 60])  # fewer items than features, and more
+def test_leave_one_out_error_is_that_of_leaving_each_one_out(items):
+  x, y = regression(items=items)
+  ridge = fit_ridge(x, y, penalties=(0.5, 20.0))
+  for penalty, error in ridge.leave_one_out.items():
+    residuals = []
+    for i in range(items):
+      keep = np.arange(items) != i
+      residuals.append(y[i] - fit_ridge(x[keep], y[keep], penalties=(penalty,)).predict(x[i : i + 1])[0, 0])
+    assert error == pytest.approx(np.mean(np.square(residuals)), rel=1e-8)
+
+
+def test_ridge_is_scikit_learns_ridge_cv():
+  x, y = regression()
+  ours, theirs = fit_ridge(x, y), RidgeCV(alphas=PENALTIES).fit(x, y)
+  assert ours.penalty == theirs.alpha_
+  np.testing.assert_allclose(ours.weights[:, 0], theirs.coef_, rtol=1e-8)
+  np.testing.assert_allclose(ours.bias, theirs.intercept_, rtol=1e-8)
+
+
+def test_probe_scores_held_out_data_and_test_targets_cannot_reach_the_fit():
+  (x, y), (x_test, y_test) = regression(), regression(seed=1, items=40)
+  score = ridge_probe(x, y, x_test, y_test)
+  assert 0.9 < score.r2 < 1 and 0.95 < score.pearson <= 1
+  shuffled = ridge_probe(x, y, x_test, np.random.default_rng(0).permutation(y_test))
+  assert shuffled.penalty == score.penalty and shuffled.r2 < 0.3
+  unrelated = ridge_probe(x, np.random.default_rng(1).permutation(y), x_test, y_test)
+  assert unrelated.r2 < 0.2
+
+
+def test_logistic_probe_is_scikit_learns_on_digits():
+  images, labels = load_digits(return_X_y=True)
+  x = (images / 16).astype(np.float32)
+  ours = fit_logistic(jnp.asarray(x[:600]), jnp.asarray(labels[:600]), classes=10, max_steps=200, tolerance=1e-5)
+  theirs = LogisticRegression(max_iter=2000, tol=1e-8).fit(x[:600], labels[:600])
+  probabilities = jax.nn.softmax(ours.logits(jnp.asarray(x[600:])))
+  np.testing.assert_allclose(probabilities, theirs.predict_proba(x[600:]), atol=3e-3)
+
+
+def test_few_shot_accuracy_on_digits():
+  images, labels = load_digits(n_class=4, return_X_y=True)
+  x, labels = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
+  score = lambda shots: few_shot_accuracy(
+      x[:400], labels[:400], x[400:], labels[400:], jax.random.key(0), shots=shots, draws=4)
+  one, eight = score(1), score(8)
+  assert one.shape == (4,) and len(set(one.tolist())) > 1
+  assert 0.5 < one.mean() < eight.mean()
+
+
+def test_errors_name_the_argument():
+  x, y = regression()
+  with pytest.raises(ValueError, match="features must be .* got shapes"):
+    fit_ridge(x, y[:-1])
+  with pytest.raises(ValueError, match="must be finite"):
+    fit_ridge(x, np.where(np.arange(60) == 3, np.nan, y))
+  with pytest.raises(ValueError, match="penalties must be > 0"):
+    fit_ridge(x, y, penalties=(0.0,))
+  with pytest.raises(ValueError, match="class 1 has 1 examples; shots = 2"):
+    few_shot_accuracy(jnp.ones((3, 2)), jnp.array([0, 0, 1]), jnp.ones((1, 2)), jnp.array([0]), jax.random.key(0),
+                      shots=2)

@@ -1,0 +1,168 @@
+"""InfoNCE and its guided form: closed forms, limits and symmetries from the cards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft.losses import (
+    Mean, clip, contrastive_blocks, cosine_similarity, false_negative_mask, guided_info_nce, info_nce,
+    multiple_negatives_ranking, normalize, supervised_contrastive,
+)
+
+
+def embeddings(seed=0, rows=6, negatives=2, dim=8, guide_dim=5):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  student = draw(rows, dim), draw(rows, dim), draw(rows, negatives, dim)
+  return student, (draw(rows, guide_dim), draw(rows, guide_dim), draw(rows, negatives, guide_dim))
+
+
+def by_hand(student, guide, *, tau, margin=0.0, hard=False):
+  """Guided InfoNCE by loops over rows and candidates, in float64."""
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+  q, p, n = (unit(np.asarray(x, np.float64)) for x in student)
+  gq, gp, gn = (unit(np.asarray(x, np.float64)) for x in guide)
+  losses = []
+  for i in range(len(q)):
+    threshold = gq[i] @ gp[i] - margin
+    pairs = [(q[i] @ p[j], gq[i] @ gp[j]) for j in range(len(q)) if j != i]
+    pairs += [(q[i] @ x, gq[i] @ y) for x, y in zip(n.reshape(-1, n.shape[-1]), gn.reshape(-1, gn.shape[-1]))]
+    pairs += [(q[i] @ q[j], gq[i] @ gq[j]) for j in range(len(q)) if j != i]
+    pairs += [(p[i] @ p[j], gp[i] @ gp[j]) for j in range(len(q)) if j != i]
+    own = q[i] @ p[i]
+    kept = [s for s, g in pairs if g <= threshold and (not hard or s >= own)]
+    losses.append(np.log(np.exp(np.array([own, *kept]) / tau).sum()) - own / tau)
+  return np.array(losses)
+
+
+@pytest.mark.parametrize("options", [{}, {"margin": 0.2}, {"margin": -0.3}, {"hard": True}])
+def test_guided_equals_a_loop_over_candidates(options):
+  student, guide = embeddings()
+  got = guided_info_nce(*student, *guide, temperature=0.2, **options)
+  np.testing.assert_allclose(got, by_hand(student, guide, tau=0.2, **options), rtol=2e-5, atol=1e-6)
+
+
+def test_margin_of_minus_two_keeps_everything():
+  student, guide = embeddings()
+  guided = guided_info_nce(*student, *guide, temperature=0.05, margin=-2.1)
+  plain = multiple_negatives_ranking(*student, temperature=0.05, queries=True, positives=True)
+  np.testing.assert_allclose(guided, plain, rtol=1e-6)
+  assert np.all(guided != guided_info_nce(*student, *guide, temperature=0.05))
+
+
+def test_margin_of_two_drops_everything_but_the_positive():
+  student, guide = embeddings()
+  loss = lambda s: Mean.of(guided_info_nce(*s, *guide, margin=2.1)).value
+  value, gradient = jax.value_and_grad(loss)(student)
+  assert value == 0
+  assert all(not g.any() for g in jax.tree.leaves(gradient))
+
+
+def test_student_as_its_own_guide_is_bounded_by_the_candidates_kept():
+  student, _ = embeddings()
+  similarity, index, drop = contrastive_blocks(*student)
+  drop |= false_negative_mask(similarity, similarity[jnp.arange(6), index])
+  losses = guided_info_nce(*student, *student)
+  kept = (~drop).sum(1)
+  assert (losses >= 0).all() and (losses <= jnp.log(kept) + 1e-6).all() and (kept > 1).any()
+
+
+def test_one_row_alone_costs_nothing():
+  (q, p, _), (gq, gp, _) = embeddings(rows=1)
+  assert guided_info_nce(q, p, None, gq, gp, None)[0] == 0
+  assert multiple_negatives_ranking(q, p)[0] == 0
+
+
+def test_permuting_rows_permutes_losses():
+  student, guide = embeddings()
+  order = np.random.default_rng(1).permutation(6)
+  permuted = guided_info_nce(*(x[order] for x in student), *(x[order] for x in guide), temperature=0.1)
+  np.testing.assert_allclose(permuted, guided_info_nce(*student, *guide, temperature=0.1)[order], rtol=1e-5)
+
+
+def test_rotating_the_guide_changes_nothing():
+  student, guide = embeddings()
+  rotation = jnp.asarray(np.linalg.qr(np.random.default_rng(2).normal(size=(5, 5)))[0], jnp.float32)
+  rotated = guided_info_nce(*student, *(x @ rotation for x in guide), temperature=0.1)
+  np.testing.assert_allclose(rotated, guided_info_nce(*student, *guide, temperature=0.1), rtol=1e-4)
+
+
+def test_guide_gets_no_gradient():
+  student, guide = embeddings()
+  gradient = jax.grad(lambda g: guided_info_nce(*student, *g, temperature=0.1).sum())(guide)
+  assert all(not g.any() for g in jax.tree.leaves(gradient))
+
+
+def test_oracle_guide_strict_comparison_drops_nothing_and_inclusive_drops_same_class():
+  classes = jnp.array([0, 0, 1, 2, 2, 2])
+  oracle = jax.nn.one_hot(classes, 3)  # the positive shares the class: threshold 1
+  similarity, index, self_pairs = contrastive_blocks(oracle, oracle)
+  positive = similarity[jnp.arange(6), index]
+  assert not (false_negative_mask(similarity, positive) & ~self_pairs).any()
+  protect = jax.nn.one_hot(index, similarity.shape[1], dtype=bool)
+  drop = false_negative_mask(similarity, positive, inclusive=True, protect=protect)
+  same = jnp.tile(classes[:, None] == classes, (1, 3)) & ~protect
+  np.testing.assert_array_equal(drop, same)
+
+
+def test_a_positive_that_copies_its_query_does_not_ruin_the_row():
+  # The source leaves the self pair in, because its guide similarity of 1 does not exceed the threshold of 1.
+  (q, p, n), guide = embeddings()
+  gq, gp, gn = guide
+  copied = (q, p, n), (gq, gp.at[0].set(gq[0]), gn)
+  losses = guided_info_nce(*copied[0], *copied[1], temperature=0.01)
+  similarity = cosine_similarity(q, p)
+  assert losses[0] < (1 - similarity[0, 0]) / 0.01  # what the self pair alone would cost
+
+
+def test_normalize_has_a_finite_gradient_at_zero_and_works_in_float32():
+  gradient = jax.grad(lambda x: normalize(x).sum())(jnp.zeros((2, 3)))
+  assert jnp.isfinite(gradient).all()
+  assert normalize(jnp.ones((2, 3), jnp.bfloat16)).dtype == jnp.float32
+  np.testing.assert_allclose(jnp.linalg.norm(normalize(jnp.array([[3e-4, 4e-4], [3e4, 4e4]])), axis=1), 1, rtol=1e-6)
+
+
+def test_a_learned_temperature_gets_its_gradient_also_with_infinite_dropped_entries():
+  similarity = jnp.array([[0.5, 0.1, jnp.inf], [0.2, 0.7, -jnp.inf]])
+  drop = jnp.array([[False, False, True]] * 2)
+  loss = lambda t, s, d: info_nce(s, jnp.array([0, 1]), temperature=t, drop=d).sum()
+  got = jax.grad(loss)(0.3, similarity, drop)
+  np.testing.assert_allclose(got, jax.grad(loss)(0.3, similarity[:, :2], None), rtol=1e-6)
+  assert got != 0
+
+
+def test_info_nce_keeps_its_positive_whatever_the_mask_says():
+  similarity = jnp.array([[0.5, 0.1]])
+  assert info_nce(similarity, jnp.array([0]), temperature=0.1, drop=jnp.ones((1, 2), bool))[0] == 0
+
+
+def test_clip_is_symmetric():
+  (a, b, _), _ = embeddings()
+  np.testing.assert_allclose(clip(a, b), clip(b, a), rtol=1e-6)
+  one_way = lambda x, y: multiple_negatives_ranking(x, y, temperature=0.07)
+  np.testing.assert_allclose(2 * clip(a, b), one_way(a, b) + one_way(b, a), rtol=1e-6)
+
+
+def test_supervised_contrastive_with_one_positive_is_info_nce_and_averages_over_several():
+  rng = np.random.default_rng(0)
+  similarity, drop = jnp.asarray(rng.uniform(-1, 1, (4, 6)), jnp.float32), jnp.asarray(rng.random((4, 6)) < 0.2)
+  drop = drop.at[:, :2].set(False)
+  first, second = jnp.zeros(4, jnp.int32), jnp.ones(4, jnp.int32)
+  one = lambda index: info_nce(similarity, index, temperature=0.1, drop=drop)
+  positives = jax.nn.one_hot(first, 6, dtype=bool)
+  np.testing.assert_allclose(
+      supervised_contrastive(similarity, positives, temperature=0.1, drop=drop), one(first), rtol=1e-5)
+  both = supervised_contrastive(similarity, positives.at[:, 1].set(True), temperature=0.1, drop=drop)
+  np.testing.assert_allclose(both, (one(first) + one(second)) / 2, rtol=1e-5)
+  assert not supervised_contrastive(similarity, jnp.zeros((4, 6), bool), temperature=0.1).any()
+
+
+def test_errors_name_the_argument():
+  student, guide = embeddings()
+  with pytest.raises(ValueError, match="strategy must be .*'relativ'.*nearest: relative"):
+    guided_info_nce(*student, *guide, strategy="relativ")
+  with pytest.raises(ValueError, match="guide_negative must be given with negative"):
+    guided_info_nce(*student, *guide[:2], None)
+  with pytest.raises(ValueError, match="temperature must be > 0; got 0"):
+    multiple_negatives_ranking(*student, temperature=0)

@@ -1,0 +1,127 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from jaxft.losses.linear_cross_entropy import linear_cross_entropy
+from jaxft.transforms.leaves import Concatenated, LowRank, Scaled
+
+B, T, D, V = 4, 7, 8, 33
+KEYS = jax.random.split(jax.random.key(0), 8)
+HIDDEN = jax.random.normal(KEYS[0], (B, T, D))
+LABELS = jax.random.randint(KEYS[1], (B, T), 0, V)
+WEIGHT = jax.random.normal(KEYS[2], (B, T))
+HEAD = jax.random.normal(KEYS[3], (D, V))
+
+
+def plain(hidden, head, labels, where=None, transposed=False):
+  head = head.materialize() if hasattr(head, "materialize") else head
+  logits = hidden @ (head.T if transposed else head)
+  nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+  return nll if where is None else jnp.where(where, nll, 0)
+
+
+def heads(transposed):
+  head = HEAD.T if transposed else HEAD
+  m, n = head.shape
+  a, b = jax.random.normal(KEYS[4], (m, 2)), jax.random.normal(KEYS[5], (2, n))
+  order = jax.random.permutation(KEYS[6], m)
+  return {
+      "array": head, "low_rank": LowRank(head, a, b, scale=0.5),
+      "rows": Concatenated(head[3:], head[:3], order=order, axis=-2),
+      "scaled": Scaled(head, 1 + jax.random.uniform(KEYS[7], (1, n))),
+  }
+
+
+@pytest.mark.parametrize("kind", ["array", "low_rank", "rows", "scaled"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("chunk", [256, 3, 1])
+def test_values_and_gradients_equal_the_plain_path(kind, transposed, chunk):
+  is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+  leaves, structure = jax.tree.flatten(heads(transposed)[kind])
+  floats = [x for x in leaves if is_float(x)]
+
+  def total(f, hidden, floats):
+    rest = iter(floats)
+    head = structure.unflatten([next(rest) if is_float(x) else x for x in leaves])
+    return jnp.sum(WEIGHT * f(hidden, head, LABELS, transposed=transposed))
+
+  fast = lambda *a, **k: linear_cross_entropy(*a, chunk=chunk, **k)
+  got = jax.jit(jax.value_and_grad(lambda *a: total(fast, *a), argnums=(0, 1)))(HIDDEN, floats)
+  want = jax.jit(jax.value_and_grad(lambda *a: total(plain, *a), argnums=(0, 1)))(HIDDEN, floats)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize("argnums", [0, 1])
+def test_one_side_alone(argnums):
+  """Only the hidden states train, or only the head: each has a path of its own."""
+  got = jax.grad(lambda h, w: jnp.sum(WEIGHT * linear_cross_entropy(h, w, LABELS, chunk=4)), argnums)(HIDDEN, HEAD)
+  want = jax.grad(lambda h, w: jnp.sum(WEIGHT * plain(h, w, LABELS)), argnums)(HIDDEN, HEAD)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_masked_positions_may_hold_anything():
+  where = jnp.arange(T) < jnp.array([7, 3, 1, 0])[:, None]
+  garbage = jnp.where(where[..., None], HIDDEN, jnp.nan)
+  labels = jnp.where(where, LABELS, -100)
+  f = lambda h, w: jnp.sum(WEIGHT * linear_cross_entropy(h, w, labels, where=where, chunk=2))
+  g = lambda h, w: jnp.sum(WEIGHT * plain(h, w, LABELS, where=where))
+  got, want = jax.value_and_grad(f, (0, 1))(garbage, HEAD), jax.value_and_grad(g, (0, 1))(HIDDEN, HEAD)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), got, want)
+
+
+def test_flat_inputs_vmap_and_remat():
+  flat = linear_cross_entropy(HIDDEN.reshape(-1, D), HEAD, LABELS.reshape(-1), chunk=5)
+  np.testing.assert_allclose(flat.reshape(B, T), plain(HIDDEN, HEAD, LABELS), rtol=1e-5, atol=1e-5)
+  loss = lambda h, w, y, g: jnp.sum(g * linear_cross_entropy(h, w, y, chunk=3))
+  several = jax.vmap(jax.grad(jax.checkpoint(loss), (0, 1)), in_axes=(0, None, 0, 0))(HIDDEN, HEAD, LABELS, WEIGHT)
+  want = jax.grad(lambda h: jnp.sum(WEIGHT * plain(h, HEAD, LABELS)))(HIDDEN)
+  np.testing.assert_allclose(several[0], want, rtol=1e-4, atol=1e-5)
+  assert several[1].shape == (B, D, V)
+
+
+def test_large_logits_do_not_overflow():
+  loss, grad = jax.value_and_grad(lambda h: linear_cross_entropy(h, HEAD, LABELS).sum())(1e4 * HIDDEN)
+  assert np.isfinite(loss) and np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("spec", [P("data"), P("data", "vocab")])
+def test_sharded_equals_one_device(spec):
+  mesh = jax.make_mesh((4, 2), ("data", "vocab"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  head = HEAD[:, :32]
+  labels = LABELS % 32
+  f = jax.jit(jax.value_and_grad(lambda h, w: jnp.sum(WEIGHT * linear_cross_entropy(h, w, labels, chunk=3)), (0, 1)))
+  put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+  got = f(put(HIDDEN, "data"), put(head, None, *spec[1:]))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), got, f(HIDDEN, head))
+
+
+def test_memory_and_products():
+  """Never all the logits; a frozen head is multiplied twice, a trained one four times."""
+  batch, time, dim, vocab, chunk = 2, 1024, 32, 4096, 32
+  hidden, head = jax.ShapeDtypeStruct((batch, time, dim), jnp.float32), jax.ShapeDtypeStruct((dim, vocab), jnp.float32)
+  labels = jax.ShapeDtypeStruct((batch, time), jnp.int32)
+
+  def compiled(f, argnums, time=time):
+    short = [jax.ShapeDtypeStruct((batch, time, *x.shape[2:]), x.dtype) for x in (hidden, labels)]
+    return jax.jit(jax.grad(lambda h, w, y: f(h, w, y).sum(), argnums)).lower(short[0], head, short[1]).compile()
+
+  fast = lambda h, w, y: linear_cross_entropy(h, w, y, chunk=chunk)
+  logits = batch * time * vocab * 4
+  assert compiled(plain, (0, 1)).memory_analysis().temp_size_in_bytes > logits
+  for argnums in (0, (0, 1)):
+    assert compiled(fast, argnums).memory_analysis().temp_size_in_bytes < 0.2 * logits
+  product = 2 * batch * chunk * dim * vocab
+  for argnums, times in ((0, 2), ((0, 1), 4)):  # one piece, since XLA counts the body of a loop once
+    flops = compiled(fast, argnums, time=chunk).cost_analysis()["flops"]
+    assert times * product <= flops < (times + 0.6) * product
+
+
+def test_errors_name_the_argument():
+  with pytest.raises(ValueError, match="labels must have hidden's shape.*\\(4, 7\\); got \\(4, 6\\)"):
+    linear_cross_entropy(HIDDEN, HEAD, LABELS[:, 1:])
+  with pytest.raises(ValueError, match="head of shape \\(8, 33\\) \\(transposed=True\\)"):
+    linear_cross_entropy(HIDDEN, HEAD, LABELS, transposed=True)
+  with pytest.raises(ValueError, match="chunk must be at least 1; got 0"):
+    linear_cross_entropy(HIDDEN, HEAD, LABELS, chunk=0)

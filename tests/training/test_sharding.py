@@ -1,0 +1,138 @@
+"""Specs by rule, and specs inherited by what is derived from a leaf."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxft.models import decoder, encoder
+from jaxft.training import DECODER_RULES, ENCODER_RULES, inherit_specs, make_mesh, specs_for
+from jaxft.training.mesh import cut_rows, join_rows
+from jaxft.transforms import chain, lora, quantize, train
+
+SHAPE = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+RULES = [("**/query/kernel", P("fsdp", "tensor"))]
+
+
+def kernel(*shape):
+  return {"query": {"kernel": SHAPE(*shape)}}
+
+
+def test_a_rule_describes_one_layer_stacked_cut_or_unrolled():
+  stacked = specs_for({"layers": kernel(6, 8, 16)}, RULES)
+  cut = specs_for({"layers": {"0:2": kernel(2, 8, 16), "2:6": kernel(4, 8, 16)}}, RULES)
+  unrolled = specs_for({"layers": {"0": kernel(8, 16)}}, RULES)
+  outside = specs_for(kernel(8, 16), RULES)
+  assert stacked["layers"]["query"]["kernel"] == P(None, "fsdp", "tensor")
+  assert cut["layers"]["2:6"]["query"]["kernel"] == P(None, "fsdp", "tensor")
+  assert unrolled["layers"]["0"]["query"]["kernel"] == P("fsdp", "tensor")
+  assert outside["query"]["kernel"] == P("fsdp", "tensor")
+
+
+def test_the_first_rule_that_matches_decides_and_no_rule_replicates():
+  rules = [("layers/0/**", P()), *RULES]
+  params = {"layers": {"0": kernel(8, 16), "1": kernel(8, 16)}, "head": {"kernel": SHAPE(16, 4)}}
+  specs = specs_for(params, rules)
+  assert specs["layers"]["0"]["query"]["kernel"] == P()
+  assert specs["layers"]["1"]["query"]["kernel"] == P("fsdp", "tensor")
+  assert specs["head"]["kernel"] == P()
+
+
+@pytest.mark.parametrize("spec, message", [
+    (P("fsdp", "tensor", None), "layers/0/query/kernel .8, 18., which has only 2 axes"),
+    (P("fsdp", "fsdp"), "layers/0/query/kernel .8, 18., which uses a mesh axis twice"),
+    (P("fdsp"), "no axis 'fdsp'; nearest: fsdp"),
+    (P("fsdp", ("data", "tensor")), "axis 1 of size 18 does not divide by 4"),
+])
+def test_a_rule_that_does_not_fit_is_refused_with_the_path(spec, message):
+  mesh = make_mesh(data=2, fsdp=2, tensor=2)
+  with pytest.raises(ValueError, match=message):
+    specs_for({"layers": {"0": kernel(8, 18)}}, [("**/kernel", spec)], mesh)
+  with pytest.raises(TypeError, match="must give a PartitionSpec"):
+    specs_for({"layers": {"0": kernel(8, 18)}}, [("**/kernel", ("fsdp",))], mesh)
+
+
+def test_what_trains_and_its_optimizer_inherit_through_chains():
+  params = {"layers": {"query": {"kernel": SHAPE(6, 8, 16)}, "down": {"kernel": SHAPE(6, 16, 8)}}}
+  specs = specs_for(params, [*RULES, ("**/down/kernel", P("tensor", "fsdp"))])
+  t = chain(lora("**/query/kernel", rank=2), train("**/down/kernel"))
+  frozen, trainable = jax.eval_shape(t.split, jax.eval_shape(lambda: jax.random.key(0)), params)
+  opt_state = jax.eval_shape(optax.chain(optax.clip(1.0), optax.adamw(1e-3)).init, trainable)
+  got = inherit_specs({"trainable": trainable, "frozen": frozen, "opt": opt_state}, params, specs)
+  factors = {"a": P(None, "fsdp"), "b": P(None, None, "tensor")}
+  assert got["trainable"][0]["layers"]["query"]["kernel"] == factors
+  assert got["trainable"][1]["layers"]["down"]["kernel"] == P(None, "tensor", "fsdp")
+  assert got["frozen"]["layers"]["query"]["kernel"] == P(None, "fsdp", "tensor")
+  adam = got["opt"][1][0]
+  assert adam.count == P()
+  assert adam.mu[0]["layers"]["query"]["kernel"] == factors
+  assert adam.nu[1]["layers"]["down"]["kernel"] == P(None, "tensor", "fsdp")
+
+
+def test_a_structured_leaf_inherits_array_by_array():
+  params = {"layers": kernel(6, 64, 16)}
+  specs = specs_for(params, RULES)
+  split = quantize("**/kernel", format="nf4").split
+  frozen, _ = jax.eval_shape(split, jax.eval_shape(lambda: jax.random.key(0)), params)
+  got = inherit_specs(frozen, params, specs)["layers"]["query"]["kernel"]
+  # Two codes a byte halve the input axis, so that it no longer is the params' axis and stays whole.
+  assert {P(None, None, "tensor")} == set(jax.tree.leaves(got, is_leaf=lambda s: isinstance(s, P)))
+
+
+@pytest.mark.parametrize("shape, spec", [
+    ((6, 16), P(None, "tensor")),           # a magnitude for each column
+    ((6, 8), P(None, "fsdp")),              # a scale for each row
+    ((6,), P()),                            # one number a layer
+    ((6, 1, 16), P(None, None, "tensor")),  # kept axes
+    ((6, 8, 2), P(None, "fsdp")),
+    ((4, 6, 8, 16), P(None, None, "fsdp", "tensor")),  # a bank of four
+    ((5, 7), P()),
+])
+def test_axes_are_aligned_by_size(shape, spec):
+  params = {"layers": kernel(6, 8, 16)}
+  got = inherit_specs({"layers": {"query": {"kernel": {"s": SHAPE(*shape)}}}}, params, specs_for(params, RULES))
+  assert got["layers"]["query"]["kernel"]["s"] == spec
+
+
+def test_an_axis_that_could_be_either_of_two_stays_whole():
+  params = {"layers": kernel(6, 8, 8)}
+  tree = {"layers": {"query": {"kernel": {"magnitude": SHAPE(6, 8), "a": SHAPE(6, 8, 2), "b": SHAPE(6, 2, 8)}}}}
+  got = inherit_specs(tree, params, specs_for(params, RULES))["layers"]["query"]["kernel"]
+  assert got == {"magnitude": P(), "a": P(None, "fsdp"), "b": P(None, None, "tensor")}
+  assert inherit_specs({"elsewhere": SHAPE(8, 8)}, params, specs_for(params, RULES)) == {"elsewhere": P()}
+
+
+def test_the_rules_of_the_architectures_cut_every_matrix():
+  mesh = make_mesh(data=2, fsdp=2, tensor=2)
+  decoder_config = decoder.DecoderConfig(
+      vocab_size=64, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=32, tie_embeddings=False)
+  encoder_config = encoder.EncoderConfig(vocab_size=61, dim=16, num_layers=2, num_heads=4, mlp_dim=32, max_length=8)
+  for model, config, rules in ((decoder, decoder_config, DECODER_RULES), (encoder, encoder_config, ENCODER_RULES)):
+    params = jax.eval_shape(lambda k: model.init(k, config), jax.random.key(0))
+    specs = specs_for(params, rules, mesh)
+    for (keys, leaf), spec in zip(jax.tree_util.tree_flatten_with_path(params)[0],
+                                  jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)), strict=True):
+      matrix = str(keys[-1].key) in ("kernel", "embedding")
+      assert ("fsdp" in spec) == matrix, jax.tree_util.keystr(keys)
+      assert leaf.ndim >= len(spec)
+
+
+def test_meshes():
+  assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+  assert dict(make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+  assert make_mesh(data=1, fsdp=3).size == 3
+  with pytest.raises(ValueError, match="takes 16 devices; got 8"):
+    make_mesh(data=4, fsdp=4)
+  with pytest.raises(ValueError, match="must divide the 8 devices; got 3"):
+    make_mesh(fsdp=3)
+  with pytest.raises(ValueError, match="tensor must be at least 1; got 0"):
+    make_mesh(tensor=0)
+
+
+def test_cut_rows_is_undone_by_join_rows():
+  x = jnp.arange(24).reshape(12, 2)
+  parts = cut_rows({"x": x, "scalar": 3.0}, 4)
+  assert parts["scalar"] is None and parts["x"].shape == (4, 3, 2)
+  assert (parts["x"][1] == x[1::4]).all()
+  assert (join_rows(parts["x"]) == x).all()

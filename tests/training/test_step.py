@@ -1,0 +1,268 @@
+"""The step against one written by hand, against one big batch, and against one device."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxft.losses.reduction import Mean
+from jaxft.training import abstract_state, cast_floating, init_state, make_mesh, make_train_step
+from jaxft.transforms import chain, count, dot, full, lora, quantize, train
+from tests.training import toy
+
+
+def run(steps, mesh=None, **options):
+  state, frozen, step = toy.start(mesh, **options)
+  data = toy.dataset()
+  metrics = []
+  for t in range(steps):
+    state, m = step(state, frozen, data[t])
+    metrics.append({k: float(v) for k, v in m.items()})
+  return state, frozen, metrics
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_micro_batches_of_unequal_weight_equal_one_batch(k):
+  # Without dropout, whose draws differ by micro-batch; the weights of the rows lie between 1 and 8.
+  change = lora("**/kernel", rank=2)
+  whole, _, a = run(3, change=change)
+  cut, _, b = run(3, change=change, accumulate=k)
+  for x, y in zip(toy.arrays(whole), toy.arrays(cut), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+  for x, y in zip(a, b, strict=True):
+    for name in ("loss", "weight", "grad_norm", "update_norm"):
+      assert x[name] == pytest.approx(y[name], rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_weighted_mean():
+  params, batch = toy.params(), toy.dataset()[0]
+  sgd = optax.sgd(1.0)
+  state, frozen = init_state(jax.random.key(0), params, full(), sgd)
+  after, metrics = make_train_step(toy.objective, sgd, full(), accumulate=2)(state, frozen, batch)
+
+  def by_hand(p):
+    losses = jnp.mean(jnp.square(toy.outputs(p, batch["x"]) - batch["target"]), axis=-1)
+    return jnp.sum(losses * batch["weight"]) / jnp.sum(batch["weight"])
+
+  value, grads = jax.value_and_grad(by_hand)(params)
+  assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-6)
+  assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-6)
+  for p, q, g in zip(*map(jax.tree.leaves, (params, after.trainable, grads)), strict=True):
+    np.testing.assert_allclose(p - g, q, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scalar_of_the_batch_reaches_every_micro_batch():
+  def objective(params, batch, key):
+    mean, _ = toy.objective(params, batch, key)
+    return Mean(mean.total * batch["scale"], mean.weight), {"rows": Mean.of(batch["id"])}
+
+  state, frozen, _ = toy.start()
+  step = make_train_step(objective, toy.optimizer(), toy.transform(), accumulate=2, donate=False)
+  batch = toy.dataset()[0]
+  _, one = step(state, frozen, {**batch, "scale": np.float32(1)})
+  _, three = step(state, frozen, {**batch, "scale": np.float32(3)})
+  assert float(three["loss"]) == pytest.approx(3 * float(one["loss"]), rel=1e-6)
+  assert float(one["rows"]) == pytest.approx(np.mean(batch["id"]), rel=1e-6)
+
+
+CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize("axes, accumulate", [({"data": 8}, 1), ({"data": 1, "fsdp": 8}, 1), (CUBE, 1), (CUBE, 2)])
+def test_a_sharded_step_equals_an_unsharded_one(axes, accumulate):
+  one, _, a = run(3, accumulate=accumulate)
+  many, _, b = run(3, make_mesh(**axes), accumulate=accumulate)
+  for x, y in zip(toy.arrays(one), toy.arrays(many), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+  assert [m["loss"] for m in a] == pytest.approx([m["loss"] for m in b], rel=1e-5)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_nothing_is_compiled_after_the_first_step(sharded):
+  compiled = []
+  listening = True
+
+  def heard(event, duration, **more):
+    del duration, more
+    if listening and event.endswith("backend_compile_duration"):
+      compiled.append(event)
+
+  # A step of its own: that of `toy.start` may have been compiled by another test.
+  mesh = make_mesh(data=2, fsdp=2, tensor=2) if sharded else None
+  state, frozen, _ = toy.start(mesh)
+  step = make_train_step(toy.objective, toy.optimizer(), toy.transform(), mesh=mesh)
+  data = [toy.dataset()[t] for t in range(20)]
+  kinds = lambda s: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding, getattr(x, "weak_type", False)), s)
+  before = kinds(state)
+  jax.monitoring.register_event_duration_secs_listener(heard)
+  try:
+    state, _ = step(state, frozen, data[0])
+    first = len(compiled)
+    for batch in data[1:]:
+      state, _ = step(state, frozen, batch)
+  finally:
+    listening = False
+  assert first >= 1, "the listener hears no compilation at all"
+  assert len(compiled) == first
+  if sharded:
+    assert jax.tree.all(jax.tree.map(lambda a, b: a == b, before, kinds(state)))
+
+
+def test_frozen_leaves_stay_bit_for_bit_and_params_survive_donation():
+  params = toy.params()
+  t = toy.transform()
+  state, frozen = init_state(jax.random.key(0), params, t, toy.optimizer())
+  step = make_train_step(toy.objective, toy.optimizer(), t)
+  for i in range(3):
+    state, _ = step(state, frozen, toy.dataset()[i])
+  up = params["layers"]["up"]["kernel"]
+  np.testing.assert_array_equal(frozen["layers"]["up"]["kernel"], up)
+  np.testing.assert_array_equal(params["layers"]["down"]["kernel"], toy.params()["layers"]["down"]["kernel"])
+  assert not np.array_equal(state.trainable[1]["layers"]["down"]["kernel"], params["layers"]["down"]["kernel"])
+
+
+def test_dropout_depends_on_the_step_and_the_key_alone():
+  state, frozen, step = toy.start(change=lora("**/kernel", rank=2, dropout=0.5), donate=False)
+  # b starts at zero, so that the first step cannot show the dropout of its inputs in the loss.
+  state, _ = step(state, frozen, toy.dataset()[0])
+  batch = toy.dataset()[1]
+  loss = lambda s: float(step(s, frozen, batch)[1]["loss"])
+  assert loss(state) == loss(state)
+  assert loss(state) != loss(state._replace(step=state.step + 1))
+  assert loss(state) != loss(state._replace(key=jax.random.key(9)))
+
+
+def blocks(n=8, d=256):
+  keys = iter(jax.random.split(jax.random.key(0), 2 * n))
+  normal = lambda *shape: jax.random.normal(next(keys), shape) / 16
+  return {"layers": {str(i): {"up": {"kernel": normal(d, 4 * d)}, "down": {"kernel": normal(4 * d, d)}}
+                     for i in range(n)}}
+
+
+def blocks_objective(params, batch, key):
+  del key
+  x = batch["x"]
+  for i in range(len(params["layers"])):
+    p = params["layers"][str(i)]
+    x = x + dot(jax.nn.relu(dot(x, p["up"]["kernel"])), p["down"]["kernel"])
+  return Mean.of(jnp.mean(jnp.square(x), axis=-1)), {}
+
+
+def compiled_flops(change, optimizer):
+  params = jax.eval_shape(blocks)
+  batch = {"x": jax.ShapeDtypeStruct((512, 256), jnp.float32)}
+  state, frozen = abstract_state(params, change, optimizer)
+  step = make_train_step(blocks_objective, optimizer, change)
+  return step.lower(state, frozen, batch).compile(), count(params) * 512
+
+
+def test_what_is_frozen_costs_no_gradient_whatever_reads_the_norm():
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+  half, scale = compiled_flops(train("**/down/kernel"), optimizer)
+  whole, _ = compiled_flops(full(), optimizer)
+  low, _ = compiled_flops(lora("**/kernel", rank=8), optimizer)
+  assert half.cost_analysis()["flops"] / scale <= 4.85
+  assert low.cost_analysis()["flops"] / scale <= 4.3
+  assert whole.cost_analysis()["flops"] / scale >= 5.9
+
+
+def test_the_step_is_the_one_written_by_hand():
+  optimizer = optax.adamw(1e-3)
+  ours, _ = compiled_flops(full(), optimizer)
+
+  def by_hand(params, opt_state, step, batch):
+    def loss(p):
+      return blocks_objective(p, batch, None)[0].value
+
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    norms = [optax.tree.norm(grads), optax.tree.norm(updates)]
+    return optax.apply_updates(params, updates), opt_state, step + 1, value, norms
+
+  params = jax.eval_shape(blocks)
+  hand = jax.jit(by_hand, donate_argnums=(0, 1, 2)).lower(
+      params, jax.eval_shape(optimizer.init, params), jax.ShapeDtypeStruct((), jnp.int32),
+      {"x": jax.ShapeDtypeStruct((512, 256), jnp.float32)}).compile()
+  operations = lambda c: len(re.findall(r"^\s*(?:ROOT )?%?[\w.-]+ = ", c.as_text(), re.MULTILINE))
+  assert ours.cost_analysis()["flops"] == pytest.approx(hand.cost_analysis()["flops"], rel=0.001)
+  assert operations(ours) <= 1.02 * operations(hand)
+
+
+def test_bfloat16_computes_over_a_float32_state():
+  change = train("**/down/kernel")
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), toy.params())
+  mixed = {"layers": {"up": half["layers"]["up"], "down": toy.params()["layers"]["down"]}}
+  seen = []
+
+  def objective(params, batch, key):
+    seen.extend(x.dtype for x in jax.tree.leaves(params))
+    return toy.objective(params, {**batch, "x": batch["x"].astype(jnp.bfloat16)}, key)
+
+  state, frozen = init_state(jax.random.key(0), mixed, change, toy.optimizer())
+  step = make_train_step(objective, toy.optimizer(), change, compute_dtype=jnp.bfloat16)
+  after, metrics = step(state, frozen, toy.dataset()[0])
+  assert set(seen) == {jnp.dtype(jnp.bfloat16)}
+  assert frozen["layers"]["up"]["kernel"].dtype == jnp.bfloat16
+  assert all(x.dtype in (jnp.float32, jnp.int32) for x in jax.tree.leaves((after.trainable, after.opt_state)))
+  _, _, exact = run(1, change=change)
+  assert float(metrics["loss"]) == pytest.approx(exact[0]["loss"], rel=0.02)
+
+
+def test_the_cast_leaves_quantized_scales_and_integers_alone():
+  change = chain(lora("**/kernel", rank=2), quantize("**/kernel", format="int8", block=8))
+  joined = change.join(*change.split(jax.random.key(0), toy.params()))
+  leaf = cast_floating(joined, jnp.bfloat16)["layers"]["up"]["kernel"]
+  assert (leaf.a.dtype, leaf.b.dtype, leaf.dtype) == (jnp.bfloat16,) * 3
+  assert leaf.w.scales.dtype == jnp.float32
+
+
+def untraceable(params, batch, key):
+  raise AssertionError("the objective must not be traced")
+
+
+@pytest.mark.parametrize("options, rows, message", [
+    ({"accumulate": 3}, 8, "accumulate=3 must divide the batch; got 8 rows"),
+    ({"mesh": {"data": 8}}, 12, "divide by 8 devices"),
+    ({"mesh": {"data": 4}, "accumulate": 4}, 8, "times accumulate=4"),
+])
+def test_a_batch_that_does_not_divide_is_refused_before_tracing(options, rows, message):
+  mesh = make_mesh(**options["mesh"]) if "mesh" in options else None
+  state, frozen, _ = toy.start(mesh)
+  step = make_train_step(untraceable, toy.optimizer(), toy.transform(), **{**options, "mesh": mesh})
+  with pytest.raises(ValueError, match=message):
+    step(state, frozen, {"x": np.zeros((rows, toy.DIM), np.float32)})
+
+
+def test_what_is_wrong_is_named():
+  with pytest.raises(ValueError, match="accumulate must be an integer >= 1; got 0"):
+    make_train_step(toy.objective, toy.optimizer(), full(), accumulate=0)
+  with pytest.raises(ValueError, match="compute_dtype must be a floating type"):
+    make_train_step(toy.objective, toy.optimizer(), full(), compute_dtype=jnp.int32)
+  state, frozen, step = toy.start()
+  with pytest.raises(ValueError, match="share their leading axis"):
+    step(state, frozen, {"x": np.zeros((8, 8)), "y": np.zeros((4, 8))})
+  with pytest.raises(ValueError, match="make the state with init_state"):
+    toy.start(make_mesh(data=2))[2](state, frozen, toy.dataset()[0])
+  reserved = make_train_step(lambda p, b, k: (Mean.of(b["x"]), {"loss": 0.0}), toy.optimizer(), toy.transform())
+  with pytest.raises(ValueError, match=r"may not be named \['loss'\]"):
+    reserved(state, frozen, toy.dataset()[0])
+  scalar = make_train_step(lambda p, b, k: (jnp.mean(b["x"]), {}), toy.optimizer(), toy.transform())
+  with pytest.raises(TypeError, match=r"must return \(Mean, metrics\)"):
+    scalar(state, frozen, toy.dataset()[0])
+  with pytest.raises(ValueError, match="trains nothing"):
+    init_state(jax.random.key(0), toy.params(), train(False), toy.optimizer())
+
+
+def test_the_abstract_state_is_the_real_one():
+  for mesh in (None, make_mesh(data=2, fsdp=2, tensor=2)):
+    real = init_state(jax.random.key(0), toy.params(), toy.transform(), toy.optimizer(), mesh=mesh,
+                      rules=toy.RULES if mesh else ())
+    shapes = abstract_state(jax.eval_shape(toy.params), toy.transform(), toy.optimizer(), mesh=mesh,
+                            rules=toy.RULES if mesh else ())
+    assert jax.tree.structure(real) == jax.tree.structure(shapes)
+    for x, y in zip(*map(jax.tree.leaves, (real, shapes)), strict=True):
+      assert (x.shape, x.dtype) == (y.shape, y.dtype)
+      assert mesh is None or x.sharding == y.sharding
