@@ -36,15 +36,15 @@ class Config:
   """Settings of the run; all are in the report."""
 
   model: str = "minilm-l6"
-  steps: int = 120
+  steps: int = 100
   batch_size: int = 64
   rank: int = 8
   alpha: float = 16.0
   learning_rate: float = 1e-3
   temperature: float = 0.05
   scales: tuple[float, ...] = (0.25, 0.5, 0.75)
-  queries: int = 300
-  probe: int = 150
+  queries: int = 250
+  probe: int = 100
   seed: int = 0
 
 
@@ -166,14 +166,16 @@ def _front_figure(scores: dict[str, task.Scores]) -> plt.Figure:
   controls = (("neighbours", "neighbouring sentence, nDCG@10"), ("sentiment", "sentiment probe, Pearson's r"))
   for axes, (field, label) in zip(panels, controls, strict=True):
     point = lambda name: (getattr(scores[name], field), scores[name].ndcg)
-    for kind, color, marker, ends in (("uniform", "#c0562f", "o", ("before", "after")), ("LiNeS", "#1f4e9c", "s", ("after",))):
-      names = [n for n in scores if n.startswith(kind)]
-      names = [*names, "after"] if len(ends) == 1 else ["before", *names, "after"]
+    # Uniform scaling by 0 is the model before; LiNeS from 0 still keeps the last layer's update.
+    for kind, color, marker, start in (("uniform", "#c0562f", "o", ["before"]), ("LiNeS", "#1f4e9c", "s", [])):
+      names = [*start, *(n for n in scores if n.startswith(kind)), "after"]
       xs, ys = zip(*map(point, names))
       axes.plot(xs, ys, color=color, marker=marker, label=kind)
     for name in ("before", "after"):
       axes.annotate(name, point(name), textcoords="offset points", xytext=(6, -12))
     axes.set(xlabel=label, ylabel="target nDCG@10")
+    axes.locator_params(nbins=6)
+    axes.margins(0.12)
     axes.grid(alpha=0.3)
   panels[0].legend()
   figure.tight_layout()

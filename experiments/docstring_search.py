@@ -93,19 +93,23 @@ def evaluator(model: Pretrained, *, progress: bool = False) -> Callable[[Any, Ev
   embed = jax.jit(lambda params, ids, mask: encoder.embed(params, model.config, ids, mask))
 
   def score(params: Any, evaluation: Evaluation) -> Scores:
-    vectors = lambda texts, what: embed_texts(
-        partial(embed, params), texts, model.tokenizer, max_length=128, progress=what if progress else None)
+    # All texts in one call: batches are cut by length, and many small calls would pad each length anew.
+    target, neighbours, sentiment = evaluation
+    parts = [target.anchors, target.positives, neighbours.anchors, neighbours.positives]
+    parts += [texts for fit, held_out in sentiment.values() for texts in (fit[0], held_out[0])]
+    vectors = embed_texts(
+        partial(embed, params), [text for part in parts for text in part], model.tokenizer, max_length=128,
+        tokens_per_batch=1024, progress="evaluating" if progress else None)
+    cut = iter(np.split(vectors, np.cumsum([len(part) for part in parts])[:-1]))
 
-    def retrieve(pairs: Pairs, what: str) -> dict[str, Any]:
-      similarity = vectors(pairs.anchors, what) @ vectors(pairs.positives, what).T
+    def retrieve() -> dict[str, Any]:
+      similarity = next(cut) @ next(cut).T
       return retrieval_metrics(similarity, np.eye(*similarity.shape, dtype=np.float32), ks=(10,))
 
-    target, neighbours = retrieve(evaluation.target, "target"), retrieve(evaluation.neighbours, "neighbours")
-    probes = []
-    for domain, ((texts, ratings), (test_texts, test_ratings)) in evaluation.sentiment.items():
-      probes.append(ridge_probe(vectors(texts, domain), ratings, vectors(test_texts, domain), test_ratings).pearson)
     mean = lambda x: float(np.mean(x))
-    return Scores(mean(target["ndcg@10"]), mean(target["recall@10"]), mean(neighbours["ndcg@10"]), mean(probes))
+    found, near = retrieve(), retrieve()
+    probes = [ridge_probe(next(cut), fit[1], next(cut), held_out[1]).pearson for fit, held_out in sentiment.values()]
+    return Scores(mean(found["ndcg@10"]), mean(found["recall@10"]), mean(near["ndcg@10"]), mean(probes))
 
   return score
 
@@ -163,7 +167,8 @@ def guide_embeddings(model: Pretrained, pairs: Pairs, rows: np.ndarray) -> Guide
   def vectors(texts: list[str]) -> np.ndarray:
     out = np.zeros((len(texts), model.config.dim), np.float32)
     chosen = [texts[i] for i in rows]
-    out[rows] = embed_texts(partial(embed, model.params), chosen, model.tokenizer, max_length=128, progress="guide")
+    out[rows] = embed_texts(partial(embed, model.params), chosen, model.tokenizer, max_length=128, tokens_per_batch=1024,
+                            progress="guide")
     return out
 
   return Guide(vectors(pairs.anchors), vectors(pairs.positives))

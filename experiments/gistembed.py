@@ -28,14 +28,14 @@ from jaxft.transforms import lora
 @dataclasses.dataclass(frozen=True)
 class Config:
   model: str = "minilm-l6"
-  steps: int = 100
+  steps: int = 60
   batch_size: int = 64
   rank: int = 8
   alpha: float = 16.0
   learning_rates: tuple[float, ...] = (3e-4, 1e-3)
   temperatures: tuple[float, ...] = (0.01, 0.05)
-  queries: int = 1000
-  probe: int = 200
+  queries: int = 500
+  probe: int = 100
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
   tuning_seed: int = 100
 

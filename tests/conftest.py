@@ -10,6 +10,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import pytest
 
+from jaxft.compilation import use_compilation_cache
+
+use_compilation_cache()
+
 
 @pytest.fixture(scope="session")
 def minilm():

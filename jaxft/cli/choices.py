@@ -29,7 +29,7 @@ QLORA = "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs, ar
 
 LOSS_CITATIONS = {
     "gist": ("Solatorio 2024, GISTEmbed: Guided In-sample Selection of Training Negatives, arXiv 2402.16829",),
-    "mnrl": ("Henderson et al. 2017, Efficient Natural Language Response Suggestion for Smart Reply, arXiv 1705.00652",),
+    "mnrl": ("Henderson et al. 2017, Efficient Natural Language Response Suggestion, arXiv 1705.00652",),
 }
 
 

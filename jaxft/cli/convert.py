@@ -1,4 +1,4 @@
-"""`jaxft convert`: a checkpoint to a Hugging Face folder in safetensors, compared with its source when it is written."""
+"""`jaxft convert`: a checkpoint to a Hugging Face folder in safetensors, compared with its source once written."""
 
 import dataclasses
 from pathlib import Path

@@ -51,8 +51,7 @@ def evaluate(options: Evaluate) -> list[dict[str, Any]]:
   known = TASKS[model.family]
   task = options.task or next(iter(known))
   if task not in known:
-    raise ValueError(f"task of {options.model}, which is an {model.family}, must be one of {', '.join(known)}; got {task!r}"
-                     .replace("an decoder", "a decoder"))
+    raise ValueError(f"task must be one of {', '.join(known)} for {options.model} ({model.family}); got {task!r}")
   if model.tokenizer is None:
     raise ValueError(f"{options.model} has no tokenizer.json, which a task on text needs")
   measure, default_data = known[task]
@@ -120,7 +119,8 @@ def as_table(rows: list[dict[str, Any]]) -> str:
   cells = [header, *([_cell(row[key]) for key in header] for row in rows)]
   widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
   left = [isinstance(rows[0][key], str) for key in header]
-  line = lambda row: "  ".join(c.ljust(w) if l else c.rjust(w) for c, w, l in zip(row, widths, left, strict=True)).rstrip()
+  place = lambda cell, width, to_left: cell.ljust(width) if to_left else cell.rjust(width)
+  line = lambda row: "  ".join(map(place, row, widths, left)).rstrip()
   return "\n".join([rows[0]["model"], *map(line, cells)])
 
 

@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
-import jax
 import numpy as np
 from tokenizers import Tokenizer
 
 from jaxft.cli.options import Examples, Optimization
 from jaxft.cli.tasks import Embed, column
 from jaxft.data import (
-    batches, builder, evaluation_batches, pack, source, stream, tokenize_chats, tokenize_completions, tokenize_pairs,
+    batches, builder, pack, source, stream, tokenize_chats, tokenize_completions, tokenize_pairs,
 )
 from jaxft.evaluation.embed import embed_texts
 from jaxft.models.pretrained import Pretrained
@@ -90,7 +89,8 @@ def keys_of(records: Records) -> tuple[str, ...]:
   """
   first = records[0]
   if "anchor" not in first or "positive" not in first:
-    raise ValueError(f"an encoder learns from pairs: fields anchor, positive and perhaps negative; got {', '.join(first)}")
+    raise ValueError("an encoder learns from pairs (fields anchor, positive and perhaps negative); got the fields "
+                     + ", ".join(first))
   return ("anchor", "positive", "negative") if "negative" in first else ("anchor", "positive")
 
 
@@ -98,8 +98,6 @@ def lengths_up_to(longest: int) -> list[int]:
   """The lengths that batches are padded to: a step is compiled once for each of them."""
   if longest < 2:
     raise ValueError(f"max_length must be at least 2; got {longest}")
-  if jax.process_count() > 1:  # all processes must come to the same shape
-    return [longest]
   return [*(n for n in BUCKETS if n < longest), longest]
 
 
@@ -131,7 +129,8 @@ def language_collate(model: Pretrained, first: Mapping[str, Any], *, max_length:
   config, fields = model.config, dict(first)
   shared = {"lengths": lengths_up_to(max_length), "pad_id": config.pad_id or 0}
   completions = lambda records: tokenize_completions(records, model.tokenizer, eos_id=config.eos_id, **shared)
-  chats = lambda records: tokenize_chats(records, model.tokenizer, model.chat_template, **special_tokens(model), **shared)
+  chats = lambda records: tokenize_chats(
+      records, model.tokenizer, model.chat_template, **special_tokens(model), **shared)
   if "messages" in fields:
     if model.chat_template is None:
       raise ValueError(f"{model.name} has no chat template, and the data are chats")
@@ -162,12 +161,13 @@ def special_tokens(model: Pretrained) -> dict[str, str]:
   return {name: model.tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
 
 
-def training_batches(records: Records, collate: Collate, examples: Examples, optimization: Optimization) -> Any:
+def training_batches(
+    records: Records, collate: Collate, examples: Examples, optimization: Optimization
+) -> grain.MapDataset | grain.DatasetIterator:
   """Endless batches for `jaxft.training.fit`: by the step, or an iterator where rows are packed."""
-  shard = grain.sharding.ShardOptions(shard_index=jax.process_index(), shard_count=jax.process_count())
   size, seed = optimization.batch_size, optimization.seed
   if not examples.pack:
-    return batches(records, batch_size=size, seed=seed, collate=collate, shard=shard)
+    return batches(records, batch_size=size, seed=seed, collate=collate)
 
   def unpadded(record: Mapping[str, Any]) -> dict[str, Any]:
     row = collate([record])
@@ -176,9 +176,3 @@ def training_batches(records: Records, collate: Collate, examples: Examples, opt
 
   rows = pack(stream(records, seed=seed, map=unpadded), examples.max_length, seed=seed)
   return iter(rows.map(lambda row: {k: row[k] for k in ("ids", "loss_mask", "segment_ids")}).batch(size))
-
-
-def validation_batches(records: Records, collate: Collate, batch_size: int) -> Any:
-  """Every record once, the last batch filled up."""
-  shard = grain.sharding.ShardOptions(shard_index=jax.process_index(), shard_count=jax.process_count())
-  return evaluation_batches(records, batch_size=batch_size, collate=collate, shard=shard)

@@ -24,9 +24,10 @@ def finetune(options: Finetune) -> dict[str, Any]:
     Stopped: SIGINT or SIGTERM, with the last checkpoint named.
   """
   from jaxft.cli import runs
+  from jaxft.cli.setup import check_options
 
   out = options.output.out
-  _check(options)
+  check_options(options)
   resumed = runs.open_run(out, defining(options), overwrite=options.output.overwrite)
   try:
     if resumed and (out / runs.SUMMARY).exists():
@@ -40,28 +41,6 @@ def finetune(options: Finetune) -> dict[str, Any]:
     raise
   except KeyboardInterrupt:  # before or after the training loop, which stops by itself
     raise KeyboardInterrupt(runs.last_checkpoint(out)) from None
-
-
-def _check(options: Finetune) -> None:
-  """What can be said of the options by themselves, before anything is read."""
-  from jaxft.cli.choices import DTYPES, METHODS, SCHEDULES, pick
-  from jaxft.models.remat import POLICIES
-
-  pick("method", options.method.method, METHODS)
-  pick("schedule", options.optimization.schedule, SCHEDULES)
-  pick("dtype", options.compute.dtype, DTYPES)
-  pick("remat", options.compute.remat, POLICIES)
-  for name, value in (
-      ("steps", options.optimization.steps), ("batch_size", options.optimization.batch_size),
-      ("accumulate", options.optimization.accumulate), ("checkpoint_every", options.output.checkpoint_every),
-      ("keep", options.output.keep), ("eval_every", options.output.eval_every), ("log_every", options.output.log_every),
-  ):
-    if value is not None and value < 1:
-      raise ValueError(f"{name} must be at least 1; got {value}")
-  if options.optimization.steps is None and not options.optimization.epochs > 0:
-    raise ValueError(f"epochs must be > 0; got {options.optimization.epochs}")
-  if options.examples.pack and options.optimization.steps is None:
-    raise ValueError("--pack needs --steps: how many rows an epoch takes is not known before packing")
 
 
 def _train(options: Finetune) -> dict[str, Any]:
@@ -131,6 +110,9 @@ def _prepare(options: Finetune, model: Any, splits: Any, objective: Any, mesh: A
   if model.tokenizer is None:
     raise ValueError(f"{model.name} has no tokenizer.json, which tuning on text needs")
   light = dataclasses.replace(model, params={})  # what the functions below keep must not keep the weights alive
+  loss = loss_name(options.loss.loss, model.family)
+  if options.loss.guide and loss != "gist":
+    raise ValueError(f"--guide is for the loss gist; the loss is {loss}")
   if model.family == "decoder":
     collate = language_collate(light, records[0], max_length=options.examples.max_length)
     size = options.optimization.batch_size
@@ -138,7 +120,7 @@ def _prepare(options: Finetune, model: Any, splits: Any, objective: Any, mesh: A
   if options.examples.pack:
     raise ValueError("--pack is for decoders; an encoder needs one vector a row")
   keys, length = keys_of(records), min(options.examples.max_length, model.max_length)
-  if loss_name(options.loss.loss, "encoder") == "gist":
+  if loss == "gist":
     guide = load(options.loss.guide) if options.loss.guide else model
     if guide.family != "encoder":
       raise ValueError(f"guide must be an encoder; {options.loss.guide} is a {guide.family}")

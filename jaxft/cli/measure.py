@@ -8,8 +8,9 @@ from jax.sharding import Mesh
 
 from jaxft.cli import tasks
 from jaxft.cli.choices import DTYPES
-from jaxft.cli.examples import Collate, Records, validation_batches
+from jaxft.cli.examples import Collate, Records
 from jaxft.cli.options import Finetune
+from jaxft.data import evaluation_batches
 from jaxft.losses import Mean
 from jaxft.models.pretrained import Pretrained
 from jaxft.training.mesh import place_batch
@@ -33,7 +34,7 @@ def retrieval(options: Finetune, model: Pretrained, records: Records, *, max_len
 
 def perplexity(objective: Objective, records: Records, collate: Collate, batch_size: int, mesh: Mesh | None) -> Measure:
   """Of a decoder: the loss over all tokens of all records, and its exponential."""
-  batches = validation_batches(records, collate, batch_size)
+  batches = evaluation_batches(records, batch_size=batch_size, collate=collate)
   value = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[0])
 
   def measure(params: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a run minimizes: objectives `(params, batch, key) -> (Mean, metrics)` made from a model's config and the options.
+"""What a run minimizes: objectives `(params, batch, key) -> (Mean, metrics)` made from a config and the options.
 
 A batch of an encoder holds `anchor`, `positive` and perhaps `negative`, each with `ids` and `mask` `[B, T]`, and with
 the loss gist also `guide`, the guide's vector `[B, dim]`. A batch of a decoder holds `ids`, `mask`, `loss_mask` and,
@@ -23,7 +23,8 @@ TEXTS = ("anchor", "positive", "negative")
 
 
 def contrastive(
-    config: encoder.EncoderConfig, loss: str, options: Loss, compute: Compute, *, chunks: int = 1, mesh: Mesh | None = None
+    config: encoder.EncoderConfig, loss: str, options: Loss, compute: Compute, *, chunks: int = 1,
+    mesh: Mesh | None = None,
 ) -> Objective:
   """Pairs or triples of texts through the encoder, then GISTEmbed's loss ("gist") or InfoNCE ("mnrl").
 

@@ -33,10 +33,11 @@ def main(args: list[str]) -> None:
 
 def plan_of(options: PlanOptions) -> Any:
   """The `jaxft.training.plan.Plan` of the options."""
-  from jaxft.cli.setup import objective_of, recipe_of
+  from jaxft.cli.setup import check_options, objective_of, recipe_of
   from jaxft.training import plan
 
   run = options.run
+  check_options(run)
   mesh = _mesh(run.compute, options.topology)
   config = config_of(run.model)
   recipe = recipe_of(run, config, steps=run.optimization.steps or 1000)
@@ -69,6 +70,8 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
   from jaxft.models.names import is_decoder
 
   rows, length = run.optimization.batch_size, run.examples.max_length
+  if not is_decoder(config):
+    length = min(length, config.max_length)
   ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
   if is_decoder(config):
     return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})

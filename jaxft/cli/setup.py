@@ -6,17 +6,32 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxft.cli.choices import DTYPES, METHODS, loss_name, make_optimizer, pick
+from jaxft.cli.choices import DTYPES, METHODS, SCHEDULES, loss_name, make_optimizer, pick
 from jaxft.cli.objectives import contrastive, language
 from jaxft.cli.options import Compute, Finetune
 from jaxft.models.names import is_decoder
+from jaxft.models.remat import POLICIES
 from jaxft.training import DECODER_RULES, ENCODER_RULES, make_mesh
 from jaxft.training.step import Objective
 
 
-def family_of(config: Any) -> str:
-  """"encoder" or "decoder"."""
-  return "decoder" if is_decoder(config) else "encoder"
+def check_options(options: Finetune) -> None:
+  """Raises ValueError for what is wrong with the options by themselves, before anything is read."""
+  pick("method", options.method.method, METHODS)
+  pick("schedule", options.optimization.schedule, SCHEDULES)
+  pick("dtype", options.compute.dtype, DTYPES)
+  pick("remat", options.compute.remat, POLICIES)
+  for name, value in (
+      ("steps", options.optimization.steps), ("batch_size", options.optimization.batch_size),
+      ("accumulate", options.optimization.accumulate), ("checkpoint_every", options.output.checkpoint_every),
+      ("keep", options.output.keep), ("eval_every", options.output.eval_every), ("log_every", options.output.log_every),
+  ):
+    if value is not None and value < 1:
+      raise ValueError(f"{name} must be at least 1; got {value}")
+  if options.optimization.steps is None and not options.optimization.epochs > 0:
+    raise ValueError(f"epochs must be > 0; got {options.optimization.epochs}")
+  if options.examples.pack and options.optimization.steps is None:
+    raise ValueError("--pack needs --steps: how many rows an epoch takes is not known before packing")
 
 
 def mesh_of(compute: Compute, devices: Sequence[jax.Device] | None = None) -> Mesh | None:

@@ -35,7 +35,7 @@ def embedder(params: Any, config: encoder.EncoderConfig, **options: Any) -> Embe
 def retrieval(
     embed: Embed, records: Records, tokenizer: Tokenizer, *, max_length: int, progress: str | None = None
 ) -> dict[str, float]:
-  """Each record's `anchor` as a query over the distinct `positive`s of all of them: nDCG, recall and MRR.
+  """Each record's `anchor` as a query over the distinct `positive`s of all of them but itself: nDCG, recall and MRR.
 
   Raises:
     ValueError: the records have no `anchor` and `positive`.
@@ -44,7 +44,10 @@ def retrieval(
   place = {text: i for i, text in enumerate(dict.fromkeys(answers))}
   vectors = lambda texts, what: embed_texts(
       embed, texts, tokenizer, max_length=max_length, progress=progress and f"{progress}: {what}")
-  _, found = streaming_top_k(vectors(queries, "queries"), vectors(list(place), "corpus"), k=min(max(CUTOFFS), len(place)))
+  # A query that is itself an answer of another (neighbouring sentences are) would be its own nearest.
+  itself = np.array([place.get(text, -1) for text in queries], np.int32)
+  _, found = streaming_top_k(
+      vectors(queries, "queries"), vectors(list(place), "corpus"), k=min(max(CUTOFFS), len(place)), exclude=itself)
   judged = np.array([[place[text]] for text in answers], np.int32)
   ones = np.ones(judged.shape, np.float32)
   metrics = ranking_metrics(judged_relevance(found, judged, ones), ones, np.ones(len(judged), np.int32), ks=CUTOFFS)

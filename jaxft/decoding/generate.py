@@ -51,7 +51,7 @@ def generate(
 
   Args:
     params, config: a model of `jaxft.models.decoder`; params may hold structured leaves.
-    prompt: token ids, padded on either side.
+    prompt: token ids, padded on either side; every row has a real one.
     key: for the draws; unused at temperature 0.
     max_new_tokens: at most so many.
     mask: nonzero at the real tokens of the prompt; None where all are.
@@ -63,7 +63,7 @@ def generate(
     prompt_edits: edits of the prompt's pass in place of `edits`: what has a time axis, such as a soft prompt.
 
   Raises:
-    ValueError: max_new_tokens below 1, a mask of another shape, or a row without a real token, where that is known.
+    ValueError: max_new_tokens below 1, a mask of another shape.
   """
   if max_new_tokens < 1:
     raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
@@ -74,18 +74,20 @@ def generate(
   edits = {} if edits is None else edits
   return _generate(
       params, prompt, mask, key, edits, edits if prompt_edits is None else prompt_edits, config=config,
-      max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop=stop,
+      max_new_tokens=max_new_tokens, temperature=temperature, limits=(top_k, top_p, min_p), stop=stop,
       dtype=jnp.dtype(dtype),
   )
 
 
-@partial(jax.jit, static_argnames=("config", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "dtype"))
+@partial(jax.jit, static_argnames=("config", "max_new_tokens", "temperature", "limits", "stop", "dtype"))
 def _generate(
-    params, prompt, mask, key, edits, prompt_edits, *, config, max_new_tokens, temperature, top_k, top_p, min_p, stop, dtype
+    params, prompt, mask, key, edits, prompt_edits, *, config, max_new_tokens, temperature, limits, stop, dtype
 ):
   batch = prompt.shape[0]
-  limits = ((sampling.top_k, top_k), (sampling.top_p, top_p), (sampling.min_p, min_p))
-  filters = [partial(f, **{"k" if f is sampling.top_k else "p": x}) for f, x in limits if x is not None]
+  filters = [
+      lambda logits, keep=keep, limit=limit: keep(logits, limit)
+      for keep, limit in zip((sampling.top_k, sampling.top_p, sampling.min_p), limits) if limit is not None
+  ]
   pad = 0 if config.pad_id is None else config.pad_id
 
   def draw(hidden, step, done):

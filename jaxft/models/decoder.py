@@ -26,14 +26,11 @@ from jaxft.models.linear import linear
 from jaxft.models.norms import rms_norm
 from jaxft.models.remat import Policy
 from jaxft.models.rope import rotate, rotation
-from jaxft.models.sites import Edits, Tap, check_sites
+from jaxft.models.sites import LAYER_SITES, Edits, Tap, check_sites
 from jaxft.models.stack import run_layers
 from jaxft.transforms import dot, dot_transposed, lookup
 
-SITES = (
-    "embed", "layers/attention/query", "layers/attention/key", "layers/attention/value", "layers/attention/heads",
-    "layers/attention/out", "layers/mlp/hidden", "layers/mlp/out", "layers/out", "norm",
-)
+SITES = ("embed", *LAYER_SITES, "norm")
 
 
 @dataclasses.dataclass(frozen=True)

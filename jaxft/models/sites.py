@@ -32,6 +32,13 @@ Edits = Mapping[str, Edit | Sequence[Edit]]
 # Sites with this prefix are met once per layer.
 LAYER_PREFIX = "layers/"
 
+# Those of every transformer here: per-head arrays `[batch, time, heads, head_dim]` (queries and keys after rotation, if
+# any; `heads` is what enters the output projection), the units of the MLP, and what each branch and layer puts out.
+LAYER_SITES = (
+    "layers/attention/query", "layers/attention/key", "layers/attention/value", "layers/attention/heads",
+    "layers/attention/out", "layers/mlp/hidden", "layers/mlp/out", "layers/out",
+)
+
 
 def edit_class(cls: type) -> type:
   """Makes a dataclass an edit: frozen, and a pytree all of whose fields are data."""

@@ -6,7 +6,8 @@ from jaxft.transforms.freeze import freeze, full, train
 from jaxft.transforms.leaves import (
     Concatenated, LowRank, Scaled, dot, dot_transposed, lookup, materialize, seed_dropout,
 )
-from jaxft.transforms.lazy import MaterializedWarning, lazy
+from jaxft.transforms.lazy import lazy
+from jaxft.transforms.lazy_evaluation import MaterializedWarning
 from jaxft.transforms.lora import low_rank, lora
 from jaxft.transforms.paths import leaves_with_paths, map_with_path, path_of
 from jaxft.transforms.protocol import ParamTransform, chain, combine, count, on, partition

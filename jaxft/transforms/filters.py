@@ -66,7 +66,8 @@ def mask(filter: Filter, tree: Tree, *, allow_empty: bool = False) -> Tree:
     masks = [mask(f, tree, allow_empty=allow_empty) for f in filter]
     return jax.tree.map(lambda *flags: any(flags), *masks)
   try:
-    out = jax.tree.map(lambda flag, below: mask(_as_bool(flag), below), filter, tree, is_leaf=lambda x: isinstance(x, bool))
+    is_flag = lambda x: isinstance(x, bool)
+    out = jax.tree.map(lambda flag, below: mask(_as_bool(flag), below), filter, tree, is_leaf=is_flag)
   except (ValueError, TypeError) as e:
     raise TypeError(
         f"filter must be a glob, a predicate (path, leaf) -> bool, a list of these, or a tree of booleans that is a "

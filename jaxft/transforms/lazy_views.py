@@ -95,6 +95,10 @@ class View:
       return out.pick(range(len(out.axes)))
     return out
 
+  def drop(self, places: Sequence[int]) -> "View":
+    """The view without the axes, of length 1, at `places`."""
+    return self.pick([i for i in range(len(self.axes)) if i not in places])
+
   def reshape(self, shape: Sequence[int]) -> "View | None":
     """The view in another shape; None unless only axes of length 1 come or go."""
     if tuple(shape) == self.shape:

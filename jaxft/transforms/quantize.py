@@ -47,8 +47,8 @@ class Quantized:
   bitsandbytes gets from flattening its (out, in) weights.
 
   Attributes:
-    codes: int8 `[..., m, n]` (level = code / 127), or uint8 `[..., m / 2, n]` with two NF4 codes a byte, the row of even
-      index in the high half.
+    codes: int8 `[..., m, n]` (level = code / 127), or uint8 `[..., m / 2, n]` with two NF4 codes a byte, the row of
+      even index in the high half.
     scales: `[..., m / block, n]`, float32; int8 codes of them where they are quantized too.
     step, offset: None, or of doubly quantized scales `offset + step * codes`: float32 `[..., ceil(scales / 256)]`, one
       for 256 consecutive scales of a matrix, and `[..., 1]`, their mean.

@@ -1,5 +1,6 @@
 """A small encoder in the real format with a real tokenizer, data files, and the command called in this process."""
 
+import dataclasses
 import json
 from typing import NamedTuple
 
@@ -51,6 +52,20 @@ def tiny(tmp_path_factory, minilm):
 
 
 @pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory, smollm2):
+  """A folder with a decoder of two narrow layers, random weights and SmolLM2's tokenizer and chat template."""
+  from jaxft.models import decoder
+  from jaxft.models.huggingface import save_directory
+
+  config = dataclasses.replace(
+      smollm2.config, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32)
+  folder = tmp_path_factory.mktemp("models") / "tiny-decoder"
+  params = decoder.init(jax.random.key(0), config)
+  save_directory(params, config, folder, tokenizer=smollm2.tokenizer, chat_template=smollm2.chat_template)
+  return folder
+
+
+@pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
   """Twelve pairs."""
   subjects = "rivers birds engines poems bridges storms coins maps bread glass music stars".split()
@@ -61,7 +76,9 @@ def pairs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def chats(tmp_path_factory):
   """Four chats of two turns."""
-  turns = [("Name a colour.", "Blue."), ("Name a fruit.", "An apple."), ("What is 2 + 2?", "4."), ("Say hello.", "Hello!")]
+  turns = [
+      ("Name a colour.", "Blue."), ("Name a fruit.", "An apple."), ("What is 2 + 2?", "4."), ("Say hello.", "Hello!"),
+  ]
   lines = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in turns]
   return write_lines(tmp_path_factory.mktemp("data") / "chats.jsonl", lines)
 

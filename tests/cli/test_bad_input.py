@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+# Without a guide and a validation, where neither is what is tested: less to compile.
+LEAN = ("--loss", "mnrl", "--holdout", 0)
 FEW = ("--batch-size", 2, "--max-length", 16, "--steps", 2, "--data-parallel", 1)
 
 
@@ -51,6 +53,7 @@ def test_unknown_preset_and_data_set(finetune, tmp_path, options, said):
     (("--holdout", 1), ("holdout",)),
     (("--pack",), ("--pack",)),
     (("--validation", "test"), ("split", "train")),
+    (("--loss", "mnrl", "--guide", "minilm-l6"), ("--guide", "mnrl")),
     (("--guide", "smollm"), ("'smollm'", "smollm2-135m")),
 ])
 def test_unknown_names_and_values_out_of_range(finetune, tmp_path, options, said):
@@ -155,12 +158,12 @@ def test_a_full_disk_loses_nothing(finetune, tmp_path):
   if os.geteuid() != 0 or mount("size=1536k").returncode:
     pytest.skip("mounting a small disk takes root")
   try:
-    answer = finetune(out=disk / "run")
+    answer = finetune(*LEAN, out=disk / "run")
     assert answer.status == 2 and "the last checkpoint is" in answer.error, answer.err
     assert "No space left" in answer.error and str(disk / "run/checkpoints/2") in answer.error
     assert not [p for p in (disk / "run").iterdir() if "model" in p.name]
     assert mount("remount,size=16m").returncode == 0
-    answer = finetune(out=disk / "run")
+    answer = finetune(*LEAN, out=disk / "run")
     assert answer.status == 0 and (disk / "run/model/model.safetensors").exists()
   finally:
     subprocess.run(["umount", disk], check=True)
@@ -168,7 +171,7 @@ def test_a_full_disk_loses_nothing(finetune, tmp_path):
 
 def test_a_checkpoint_that_cannot_be_written(tiny, pairs, tmp_path):
   """Files are limited to less than what the optimizer of a full tuning holds, as a quota would."""
-  args = ["finetune", "--model", tiny, "--data", pairs, "--out", tmp_path / "run", *FEW, "--method", "full"]
+  args = ["finetune", "--model", tiny, "--data", pairs, "--out", tmp_path / "run", *FEW, *LEAN, "--method", "full"]
   code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({2**20}, {2**20})); " \
          f"from jaxft.cli import main; sys.exit(main({[str(a) for a in args]}))"
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

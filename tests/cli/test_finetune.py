@@ -1,5 +1,6 @@
 """Real runs of the command: to the end, resumed, stopped by Ctrl-C, and what they leave on disk."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -21,6 +22,12 @@ def weights(out):
   return safetensors.numpy.load_file(out / "model" / "model.safetensors")
 
 
+def numbers(out):
+  """The lines of metrics without what the clock says."""
+  lines = read_json_lines(out / "metrics.jsonl")
+  return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+
+
 def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, minilm, pairs, tmp_path):
   args = ["finetune", "--model", "minilm-l6", "--data", pairs, "--batch-size", 4, "--max-length", 16, "--steps", 3,
           "--checkpoint-every", 1, "--log-every", 1, *ONE]
@@ -30,7 +37,8 @@ def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, min
                "2106.09685", "2402.16829"):
     assert said in answer.out
   metrics = read_json_lines(tmp_path / "run/metrics.jsonl")
-  assert [m["step"] for m in metrics] == [0, 1, 2, 3, 3] and "eval/ndcg@10" in metrics[0] and "eval/ndcg@10" in metrics[-1]
+  assert [m["step"] for m in metrics] == [0, 1, 2, 3, 3]
+  assert "eval/ndcg@10" in metrics[0] and "eval/ndcg@10" in metrics[-1]
 
   # The params are those of the preset but for the adapted matrices, and the folder loads like any other.
   from jaxft.models import load
@@ -50,13 +58,12 @@ def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, min
   assert jaxft(*args, "--out", tmp_path / "broken").status == 0
   resumed, unbroken = weights(tmp_path / "broken"), weights(tmp_path / "run")
   assert all(np.array_equal(resumed[name], unbroken[name]) for name in unbroken)
-  same = lambda out: [{k: v for k, v in m.items() if k != "examples_per_second"} for m in read_json_lines(out / "metrics.jsonl")]
-  assert same(tmp_path / "broken") == same(tmp_path / "run")
+  assert numbers(tmp_path / "broken") == numbers(tmp_path / "run")
 
 
 def test_a_complete_run_is_left_alone_and_another_one_refused(jaxft, tiny, pairs, tmp_path):
   args = ["finetune", "--model", tiny, "--data", pairs, "--batch-size", 4, "--max-length", 16, "--steps", 1,
-          "--out", tmp_path / "run", "--loss", "mnrl", *ONE]
+          "--out", tmp_path / "run", "--loss", "mnrl", "--holdout", 0, *ONE]
   first = jaxft(*args)
   assert first.status == 0 and "1705.00652" in first.out
   again = jaxft(*args)
@@ -71,21 +78,21 @@ def test_a_complete_run_is_left_alone_and_another_one_refused(jaxft, tiny, pairs
 
 
 def test_a_decoder_is_tuned_on_chats(jaxft, chats, tmp_path):
-  answer = jaxft("finetune", "--model", "smollm2-135m", "--data", chats, "--batch-size", 2, "--max-length", 48, "--steps",
-                 2, "--learning-rate", 1e-3, "--warmup", 0, "--out", tmp_path / "run", *ONE)
+  answer = jaxft("finetune", "--model", "smollm2-135m", "--data", chats, "--batch-size", 2, "--max-length", 48,
+                 "--steps", 2, "--learning-rate", 1e-3, "--warmup", 0, "--out", tmp_path / "run", *ONE)
   assert answer.status == 0, answer.err
   summary = json.loads((tmp_path / "run/summary.json").read_text())
   assert summary["loss"] == "sft" and summary["trained_parameters"] == 2_442_240
   assert summary["after"]["loss"] < summary["before"]["loss"]
   assert summary["before"]["perplexity"] == pytest.approx(np.exp(summary["before"]["loss"]))
 
-  measured = jaxft("evaluate", "--model", tmp_path / "run/model", "--data", chats, "--split", "train", "--max-length", 48,
-                   "--batch-size", 4, "--json")
+  measured = jaxft("evaluate", "--model", tmp_path / "run/model", "--data", chats, "--split", "train",
+                   "--max-length", 48, "--batch-size", 4, "--json")
   row, = json.loads(measured.out)
   assert row["task"] == "perplexity" and row["records"] == 4 and row["loss"] < summary["before"]["loss"]
 
-  said = jaxft("generate", "--model", tmp_path / "run/model", "--chat", "Name a colour.", "What is the capital of France?",
-               "--max-new-tokens", 8, "--json")
+  said = jaxft("generate", "--model", tmp_path / "run/model", "--chat", "Name a colour.",
+               "What is the capital of France?", "--max-new-tokens", 8, "--json")
   rows = [json.loads(line) for line in said.out.splitlines()]
   assert "Paris" in rows[1]["text"] and all(len(r["tokens"]) == len(r["log_probs"]) <= 8 for r in rows)
 
@@ -93,7 +100,8 @@ def test_a_decoder_is_tuned_on_chats(jaxft, chats, tmp_path):
 @pytest.mark.parametrize("options", [
     ("--method", "full", "--accumulate", 2, "--remat", "dots", "--dtype", "bfloat16"),
     ("--method", "freeze", "--data-parallel", 2, "--fsdp", 2, "--schedule", "linear", "--clip-norm", 0),
-    ("--method", "rslora", "--dropout", 0.1, "--guide", "minilm-l6", "--holdout", 0, "--epochs", 0.5, "--schedule", "constant"),
+    ("--method", "rslora", "--dropout", 0.1, "--guide", "minilm-l6", "--holdout", 0, "--epochs", 0.5,
+     "--schedule", "constant"),
 ])
 def test_methods_and_options(jaxft, tiny, pairs, tmp_path, options):
   steps = () if "--epochs" in options else ("--steps", 2)
@@ -107,10 +115,48 @@ def test_methods_and_options(jaxft, tiny, pairs, tmp_path, options):
   assert ("eval/ndcg@10" in lines[0]) == ("--holdout" not in options)
 
 
+def test_packed_rows_resume_in_the_middle_of_the_data(jaxft, tiny_decoder, chats, tmp_path):
+  args = ["finetune", "--model", tiny_decoder, "--data", chats, "--batch-size", 2, "--max-length", 96, "--steps", 4,
+          "--pack", "--checkpoint-every", 2, "--log-every", 1, "--holdout", 0, *ONE]
+  answer = jaxft(*args, "--out", tmp_path / "run")
+  assert answer.status == 0, answer.err
+  weight = [line["weight"] for line in read_json_lines(tmp_path / "run/metrics.jsonl") if "weight" in line]
+  assert min(weight) > 8  # more answers than the two rows could hold one each: the longest has four tokens
+
+  shutil.copytree(tmp_path / "run", tmp_path / "broken")
+  for name in ("model", "checkpoints/4"):
+    shutil.rmtree(tmp_path / "broken" / name)
+  (tmp_path / "broken/summary.json").unlink()
+  assert jaxft(*args, "--out", tmp_path / "broken").status == 0
+  assert numbers(tmp_path / "broken") == numbers(tmp_path / "run")
+
+
+def test_what_a_decoder_is_taught(smollm2):
+  """The text of the tokens that count, for every kind of record."""
+  from jaxft.cli.examples import language_collate
+
+  def taught(record, model=smollm2):
+    batch = language_collate(model, record, max_length=64)([record])
+    return model.tokenizer.decode(batch["ids"][0][batch["loss_mask"][0] == 1].tolist(), skip_special_tokens=False)
+
+  end = smollm2.tokenizer.id_to_token(smollm2.config.eos_id)
+  chat = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
+  columns = {"messages": {"role": ["user", "assistant"], "content": ["Why?", "Because."]}}  # as TFDS gives it
+  assert taught(chat) == taught(columns) == taught({"question": "Why?", "answer": "Because."}) == f"Because.{end}"
+  assert taught({"prompt": "Why? ", "completion": "Because."}) == f"Because.{end}"
+  assert taught({"text": "Because."}) == f"Because.{end}"
+  plain = dataclasses.replace(smollm2, chat_template=None)
+  assert taught({"question": "Why? ", "answer": "Because."}, plain) == f"Because.{end}"
+  with pytest.raises(ValueError, match="no chat template"):
+    taught(chat, plain)
+  with pytest.raises(ValueError, match="got the fields image"):
+    taught({"image": 0})
+
+
 def test_ctrl_c_names_the_last_checkpoint_and_the_run_goes_on(tiny, pairs, tmp_path):
   out = tmp_path / "run"
   args = [sys.executable, "-m", "jaxft.cli", "finetune", "--model", tiny, "--data", pairs, "--batch-size", 4,
-          "--max-length", 16, "--steps", 100_000, "--log-every", 1, "--out", out]
+          "--max-length", 16, "--steps", 100_000, "--log-every", 1, "--holdout", 0, "--out", out]
   reached = 0
   for _ in range(2):
     process = subprocess.Popen(list(map(str, args)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

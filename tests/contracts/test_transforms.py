@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 from jaxft.analysis.flops import jaxpr_flops
 from jaxft.training.sharding import inherit_specs, shardings_for
 from jaxft.transforms import (
-    MaterializedWarning, full, lazy, lora, map_with_path, materialize, seed_dropout, stack_layers, train, unstack_layers,
+    MaterializedWarning, full, lazy, lora, map_with_path, materialize, seed_dropout, stack_layers, train,
+    unstack_layers,
 )
 from tests.contracts.transforms import CASES, Case, forward, make_step, stack_params
 
@@ -144,7 +145,8 @@ def test_saved_and_restored(case, tmp_path):
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / "sides", sides)
     checkpointer.wait_until_finished()
-    restored = checkpointer.restore(tmp_path / "sides", jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), sides))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), sides)
+    restored = checkpointer.restore(tmp_path / "sides", shapes)
   assert jax.tree.structure(restored) == jax.tree.structure(sides)
   assert_trees_equal(restored, sides)
 
@@ -197,7 +199,8 @@ class LinenModel(nn.Module):
   @nn.compact
   def __call__(self, x):
     if self.scan:
-      blocks = nn.scan(nn.remat(LinenBlock), variable_axes={"params": 0}, split_rngs={"params": True}, length=self.layers)
+      blocks = nn.scan(
+          nn.remat(LinenBlock), variable_axes={"params": 0}, split_rngs={"params": True}, length=self.layers)
       return blocks(self.dim, self.hidden, name="layers")(x, None)[0]
     for i in range(self.layers):
       x, _ = LinenBlock(self.dim, self.hidden, name=f"layers_{i}")(x)

@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxft.transforms import ParamTransform, chain, cut_layers, dot, freeze, full, lora, on, quantize, seed_dropout, train
+from jaxft.transforms import (
+    ParamTransform, chain, cut_layers, dot, freeze, full, lora, on, quantize, seed_dropout, train,
+)
 
 KERNELS = "**/{kernel,weight}"  # Equinox calls it weight
 UP = "**/up/*"

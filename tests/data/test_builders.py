@@ -118,7 +118,7 @@ def test_variants_of_a_tweet_are_all_there_and_in_one_split(rated):
   for text, split in split_of.items():
     same_words[words(text) or text].add(split)
   assert len(same_words) < 4200 and all(len(splits) == 1 for splits in same_words.values())
-  variants = ("Stupid rain. Stupid treadmill hell.", "STUPID rain. STUPID treadmill HELL!",
+  variants = ("Stupid rain. Stupid treadmill hell.", "STUPID rain. STUPID treadmill HELL.",
               "Stupid rain! Especially stupid treadmill hell!")
   assert len({split_of[text] for text in variants}) == 1
 

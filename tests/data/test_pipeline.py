@@ -107,19 +107,19 @@ def test_evaluation_sees_every_record_once(n, count):
 @hypothesis.given(st.lists(st.floats(0.05, 1), min_size=1, max_size=5))
 @hypothesis.settings(max_examples=15, deadline=None)
 def test_mix_keeps_its_proportions(weights):
-  streams = [data.stream([i], seed=i) for i in range(len(weights))]
+  streams = [data.stream([i] * 1000, seed=i) for i in range(len(weights))]
   mixed = data.mix(streams, weights=weights)
   counts = np.bincount([mixed[i] for i in range(1000)], minlength=len(weights))
   assert np.abs(counts / 1000 - np.asarray(weights) / sum(weights)).max() <= len(weights) / 1000
 
 
 def test_mix_is_within_one_record_of_its_weights():
-  mixed = data.mix([data.stream([0] * 31, seed=0), data.stream([1] * 17, seed=1)], weights=[0.7, 0.3])
+  mixed = data.mix([data.stream([0] * 1700, seed=0), data.stream([1] * 1300, seed=1)], weights=[0.7, 0.3])
   assert abs(sum(mixed.slice(slice(0, 4000))) - 1200) <= 1
 
 
 def test_mix_by_temperature():
-  streams = [data.stream([0], seed=0), data.stream([1], seed=1)]
+  streams = [data.stream([0] * 1000, seed=0), data.stream([1] * 1000, seed=1)]
   share = lambda t: np.mean([data.mix(streams, sizes=[900, 100], temperature=t)[i] for i in range(2000)])
   assert share(1.0) == pytest.approx(0.1, abs=1e-3)
   assert share(2.0) == pytest.approx(0.25, abs=1e-3)

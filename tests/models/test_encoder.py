@@ -8,7 +8,7 @@ from jaxft.models.encoder import EncoderConfig
 from jaxft.models.sites import Prepend
 from jaxft.transforms import cut_layers, freeze, lora, materialize, unstack_layers
 
-CONFIG = EncoderConfig(vocab_size=50, dim=32, num_layers=4, num_heads=4, mlp_dim=64, max_length=16)
+CONFIG = EncoderConfig(vocab_size=50, dim=32, num_layers=2, num_heads=4, mlp_dim=64, max_length=16)
 IDS = jax.random.randint(jax.random.key(1), (3, 9), 0, 50)
 MASK = jnp.arange(9) < jnp.array([9, 4, 1])[:, None]
 
@@ -26,33 +26,36 @@ def close(a, b, rtol=1e-5, atol=1e-6):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full", jax.checkpoint_policies.everything_saveable])
-def test_stacked_unrolled_and_cut_agree_under_every_remat_policy(params, remat):
-  value, grad = jax.value_and_grad(loss)(params)
-  for arrange in (lambda p: p, unstack_layers, lambda p: cut_layers(p, [1, 3])):
+def test_stacked_unrolled_and_cut_agree_under_every_remat_policy(params):
+  value, grad = jax.jit(jax.value_and_grad(loss))(params)
+  cut = lambda p: cut_layers(p, [1])
+  for arrange, remat in ((lambda p: p, "dots"), (unstack_layers, "full"), (cut, jax.checkpoint_policies.dots_saveable)):
     got, got_grad = jax.jit(jax.value_and_grad(lambda p: loss(p, remat=remat)))(arrange(params))
     np.testing.assert_allclose(got, value, rtol=1e-5)
     close(got_grad, arrange(grad), rtol=1e-4, atol=1e-5)
 
 
 def test_a_mixture_of_single_layers_and_stacks(params):
-  cut = cut_layers(params, [1, 2])
+  cut = cut_layers(params, [1])
   cut["layers"]["1"] = jax.tree.map(lambda x: x[0], cut["layers"].pop("1:2"))
-  close(loss(cut), loss(params))
+  close(jax.jit(loss)(cut), jax.jit(loss)(params))
 
 
 def test_padding_equals_absence_and_its_ids_do_not_matter(params):
-  together = encoder.embed(params, CONFIG, IDS, MASK)
+  embed = jax.jit(lambda ids, mask=None: encoder.embed(params, CONFIG, ids, mask))
+  together = embed(IDS, MASK)
   for row, length in enumerate([9, 4, 1]):
-    close(encoder.embed(params, CONFIG, IDS[row:row + 1, :length]), together[row:row + 1], rtol=1e-4, atol=1e-5)
-  close(encoder.embed(params, CONFIG, jnp.where(MASK, IDS, 7), MASK), together)
-  assert not np.allclose(encoder.embed(params, CONFIG, IDS), together, atol=1e-2)
+    close(embed(IDS[row:row + 1, :length]), together[row:row + 1], rtol=1e-4, atol=1e-5)
+  close(embed(jnp.where(MASK, IDS, 7), MASK), together)
+  assert not np.allclose(embed(IDS), together, atol=1e-2)
 
 
 def test_position_and_type_are_read(params):
-  plain = encoder.embed(params, CONFIG, IDS, MASK)
-  assert not np.allclose(encoder.embed(params, CONFIG, IDS[:, ::-1], MASK[:, ::-1])[0], plain[0], atol=1e-3)
-  assert not np.allclose(encoder.embed(params, CONFIG, IDS, MASK, types=jnp.ones_like(IDS)), plain, atol=1e-3)
+  embed = jax.jit(lambda ids, types: encoder.embed(params, CONFIG, ids, types=types))
+  plain = embed(IDS, 0 * IDS)
+  close(plain, jax.jit(lambda ids: encoder.embed(params, CONFIG, ids))(IDS))
+  assert not np.allclose(embed(IDS[:, ::-1], 0 * IDS), plain, atol=1e-3)
+  assert not np.allclose(embed(IDS, 0 * IDS + 1), plain, atol=1e-3)
 
 
 def test_structured_leaves_equal_the_materialized_model(params):
@@ -60,8 +63,9 @@ def test_structured_leaves_equal_the_materialized_model(params):
   frozen, trainable = transform.split(jax.random.key(2), params)
   trainable = jax.tree.map(lambda x: x + 0.05, trainable)
   joined = transform.join(frozen, trainable)
-  close(loss(joined), loss(materialize(joined)), rtol=1e-4)
-  assert abs(loss(joined) - loss(params)) > 1e-3
+  jitted = jax.jit(loss)
+  close(jitted(joined), jitted(materialize(joined)), rtol=1e-4)
+  assert abs(jitted(joined) - jitted(params)) > 1e-3
 
 
 def test_freezing_the_bottom_of_a_cut_stack_saves_its_backward(params):
@@ -72,7 +76,7 @@ def test_freezing_the_bottom_of_a_cut_stack_saves_its_backward(params):
 
   unrolled = unstack_layers(params)
   whole = flops(freeze("embed/**"), unrolled)
-  half = flops(freeze(["embed/**", "layers/{0,1}/**"]), unrolled)
+  half = flops(freeze(["embed/**", "layers/0/**"]), unrolled)
   assert half < 0.72 * whole  # forward 1, backward 2 of which half: 4/6
 
 
@@ -121,7 +125,7 @@ def test_errors_name_the_argument(params):
     EncoderConfig(10, 30, 1, 4, 8)
   with pytest.raises(ValueError, match="pooling"):
     EncoderConfig(10, 32, 1, 4, 8, pooling="max")
-  with pytest.raises(ValueError, match="layers 0:4, each once; got 0:1, 3:4"):
-    encoder.embed({**params, "layers": {k: unstack_layers(params)["layers"][k] for k in "03"}}, CONFIG, IDS)
-  with pytest.raises(ValueError, match="stack of layers 0:4; its leading axis must be 4"):
-    encoder.embed({**params, "layers": jax.tree.map(lambda x: x[:3], params["layers"])}, CONFIG, IDS)
+  with pytest.raises(ValueError, match="layers 0:2, each once; got 1:2"):
+    encoder.embed({**params, "layers": {k: unstack_layers(params)["layers"][k] for k in "1"}}, CONFIG, IDS)
+  with pytest.raises(ValueError, match="stack of layers 0:2; its leading axis must be 2"):
+    encoder.embed({**params, "layers": jax.tree.map(lambda x: x[:1], params["layers"])}, CONFIG, IDS)

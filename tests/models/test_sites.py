@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxft.models.encoder import EncoderConfig
 from jaxft.models.sites import Add, Mix, Only, Prepend, Replace, Scale
 from jaxft.transforms import cut_layers, unstack_layers
 
-L, B, T, H, K, HD, D, F = 3, 2, 6, 4, 2, 8, 24, 40
+L, B, T, H, K, HD, D, F = 3, 2, 5, 4, 2, 8, 24, 40
 CONFIG = DecoderConfig(vocab_size=50, dim=D, num_layers=L, num_heads=H, num_kv_heads=K, head_dim=HD, mlp_dim=F)
 IDS = jax.random.randint(jax.random.key(1), (B, T), 0, 50)
 SHAPES = {
@@ -21,6 +22,7 @@ SHAPES = {
     "layers/out": (L, B, T, D), "norm": (B, T, D),
 }
 ARRANGEMENTS = [lambda p: p, unstack_layers, lambda p: cut_layers(p, [1])]
+ARRANGED_REMATS = list(zip(ARRANGEMENTS, ["dots", "none", "full"]))
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +30,15 @@ def params():
   return decoder.init(jax.random.key(0), CONFIG, stddev=0.3)
 
 
+@partial(jax.jit, static_argnames=("record", "dtype", "remat"))
 def run(params, edits=None, record=(), **options):
   return decoder.hidden_states(params, CONFIG, IDS, edits=edits, record=record, **options)
 
 
-@pytest.mark.parametrize("arrange", ARRANGEMENTS)
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("arrange, remat", ARRANGED_REMATS)
 def test_every_site_records_the_same_in_every_arrangement(params, arrange, remat):
   want = run(params, record=decoder.SITES)
-  got = jax.jit(lambda p: run(p, record=decoder.SITES, remat=remat))(arrange(params))
+  got = run(arrange(params), record=decoder.SITES, remat=remat)
   assert {name: x.shape for name, x in got.recorded.items()} == SHAPES
   for name in SHAPES:
     np.testing.assert_allclose(got.recorded[name], want.recorded[name], rtol=1e-4, atol=1e-5)
@@ -50,15 +52,19 @@ def test_every_site_records_the_same_in_every_arrangement(params, arrange, remat
 def test_encoder_sites_are_all_met():
   config = EncoderConfig(vocab_size=50, dim=16, num_layers=2, num_heads=2, mlp_dim=20)
   params = encoder.init(jax.random.key(0), config)
-  hidden, recorded = encoder.hidden_states(params, config, IDS, record=encoder.SITES)
+  hidden, recorded = jax.jit(lambda p: encoder.hidden_states(p, config, IDS, record=encoder.SITES))(params)
   assert set(recorded) == set(encoder.SITES)
   np.testing.assert_array_equal(recorded["layers/out"][-1], hidden)
 
 
 def test_without_edits_the_program_is_the_plain_models(params, monkeypatch):
-  with_sites = str(jax.make_jaxpr(lambda p: run(p, edits={}).hidden)(params))
+  def trace(**options):
+    return str(jax.make_jaxpr(lambda p: decoder.hidden_states(p, CONFIG, IDS, **options).hidden)(params))
+
+  with_sites, edited = trace(edits={}), trace(edits={"norm": Add(jnp.zeros(D))})
   monkeypatch.setattr(sites.Tap, "__call__", lambda self, name, x, source=None: x)
-  assert with_sites == str(jax.make_jaxpr(lambda p: run(p).hidden)(params))
+  assert with_sites == trace()
+  assert with_sites != edited
 
 
 def test_replacing_a_site_by_its_own_record_changes_nothing_and_by_anothers_gives_the_other(params):
@@ -66,7 +72,7 @@ def test_replacing_a_site_by_its_own_record_changes_nothing_and_by_anothers_give
   theirs = run(other, record=decoder.SITES).recorded
   mine = run(params, record=decoder.SITES)
   for name in decoder.SITES:
-    same = run(params, edits={name: Replace(mine.recorded[name])})
+    same = run(params, edits={name: Replace(mine.recorded[name])}, record=(name,))
     np.testing.assert_allclose(same.hidden, mine.hidden, rtol=1e-5, atol=1e-5)
     changed = run(params, edits={name: Replace(theirs[name])}, record=(name,))
     np.testing.assert_array_equal(changed.recorded[name], theirs[name])
@@ -97,8 +103,7 @@ def test_replace_mix_scale_and_lists():
   np.testing.assert_array_equal(tap.recorded["a"], 3 * (x + 1))
 
 
-@pytest.mark.parametrize("arrange", ARRANGEMENTS)
-@pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.parametrize("arrange, remat", ARRANGED_REMATS)
 def test_gradients_with_respect_to_edits(params, arrange, remat):
   """A head offset is a bias of the output projection, so its gradient is the bias's, through the projection."""
   params = arrange(params)
@@ -166,7 +171,7 @@ def test_a_prefix_is_the_gated_sum_of_two_attentions(params, cached):
   keys, values = (jax.random.normal(jax.random.key(i), (L, 5, K, HD)) for i in (8, 9))
   edits = {"layers/attention/key": Prepend(keys), "layers/attention/value": Prepend(values)}
   cache = decoder.init_cache(CONFIG, B, T) if cached else None
-  names = [f"layers/attention/{n}" for n in ("query", "key", "value", "heads")]
+  names = tuple(f"layers/attention/{n}" for n in ("query", "key", "value", "heads"))
   got = run(params, edits=edits, record=names, cache=cache).recorded
   query, key, value, heads = (got[name][0] for name in names)
   assert key.shape == (B, 5 + T, K, HD)
@@ -183,14 +188,14 @@ def test_a_prefix_is_the_gated_sum_of_two_attentions(params, cached):
 
 def test_errors_name_the_site(params):
   with pytest.raises(ValueError, match="edits names 'layers/mlp/outs', which is no site.*nearest: layers/mlp/out"):
-    run(params, edits={"layers/mlp/outs": Add(0.0)})
+    decoder.hidden_states(params, CONFIG, IDS, edits={"layers/mlp/outs": Add(0.0)})
   with pytest.raises(ValueError, match="record names 'embedding'.*nearest: embed"):
-    run(params, record=("embedding",))
+    decoder.hidden_states(params, CONFIG, IDS, record=("embedding",))
   with pytest.raises(ValueError, match="array of shape \\(2, 24\\).*number of layers, 3"):
-    run(params, edits={"layers/out": Add(jnp.zeros((2, D)))})
+    decoder.hidden_states(params, CONFIG, IDS, edits={"layers/out": Add(jnp.zeros((2, D)))})
   with pytest.raises(ValueError, match="array of shape \\(\\)"):
-    run(params, edits={"layers/out": Scale(2.0)})
+    decoder.hidden_states(params, CONFIG, IDS, edits={"layers/out": Scale(2.0)})
   with pytest.raises(TypeError, match="must be a callable"):
-    run(params, edits={"norm": jnp.zeros(D)})
+    decoder.hidden_states(params, CONFIG, IDS, edits={"norm": jnp.zeros(D)})
   with pytest.raises(TypeError, match="sequence of site names; got the string 'norm'"):
-    run(params, record="norm")
+    decoder.hidden_states(params, CONFIG, IDS, record="norm")

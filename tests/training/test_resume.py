@@ -63,11 +63,14 @@ def test_killed_in_mid_epoch_and_in_mid_save_equals_unbroken_bit_for_bit(tmp_pat
 def fit_toy(folder, steps, mesh=None, batches=None, **options):
   state, frozen, step = toy.start(mesh)
   with Checkpoints(folder / "checkpoints") as checkpoints:
-    return fit(step, state, frozen, toy.dataset() if batches is None else batches, steps=steps, checkpoints=checkpoints,
-               progress=False, **{"save_every": SAVE_EVERY, **options})
+    return fit(step, state, frozen, toy.dataset() if batches is None else batches, steps=steps,
+               checkpoints=checkpoints, progress=False, **{"save_every": SAVE_EVERY, **options})
 
 
-@pytest.mark.parametrize("before, after", [({"data": 1}, {"data": 4}), ({"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 2})])
+ONE_TO_FOUR, EIGHT_TO_TWO = ({"data": 1}, {"data": 4}), ({"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 2})
+
+
+@pytest.mark.parametrize("before, after", [ONE_TO_FOUR, EIGHT_TO_TWO])
 def test_resumed_on_another_number_of_devices_equals_unbroken_to_rounding(tmp_path, before, after):
   fit_toy(tmp_path, 7, make_mesh(**before), save_every=None)
   resumed = fit_toy(tmp_path, 14, make_mesh(**after), save_every=None)

@@ -22,7 +22,10 @@ def low_rank(i, *shape):
   return LowRank(draw(w, m, n), draw(a, m, RANK), draw(b, RANK, n), scale=2.0)
 
 
-PARAMS = {"w": low_rank(0, DIM, OUT), "v": low_rank(1, OUT, DIM), "s": low_rank(2, LAYERS, DIM, DIM), "e": low_rank(3, 40, DIM)}
+PARAMS = {
+    "w": low_rank(0, DIM, OUT), "v": low_rank(1, OUT, DIM), "s": low_rank(2, LAYERS, DIM, DIM),
+    "e": low_rank(3, 40, DIM),
+}
 X = jax.random.normal(KEY, (6, 7, DIM))
 IDS = jnp.arange(12).reshape(3, 4)
 

@@ -16,7 +16,8 @@ KEY = jax.random.key(0)
 
 def params():
   w = lambda i, *shape: jax.random.normal(jax.random.fold_in(KEY, i), shape)
-  layers = {"attention": {"query": {"kernel": w(0, 6, 4, 4)}, "value": {"kernel": w(1, 6, 4, 4)}}, "norm": {"scale": w(2, 6, 4)}}
+  attention = {"query": {"kernel": w(0, 6, 4, 4)}, "value": {"kernel": w(1, 6, 4, 4)}}
+  layers = {"attention": attention, "norm": {"scale": w(2, 6, 4)}}
   return {"embed": {"embedding": w(3, 9, 4)}, "layers": layers, "head": {"kernel": w(4, 4, 9), "bias": w(5, 9)}}
 
 
@@ -50,8 +51,9 @@ def test_nnx_paths_read_like_a_dict():
 
 
 @pytest.mark.parametrize("path, shape, layer", [
-    ("layers/3/w", (2,), 3), ("layers_3/w", (2,), 3), ("model/blocks.3/w", (2,), 3), ("h/11/w", (2,), 11),
-    ("embed/w", (2,), None), ("layers/2:4/w", (2, 5), [2, 3]), ("layers/w", (3, 5), [0, 1, 2]), ("players/w", (3,), None)])
+    ("layers/3/w", (2,), 3), ("layers_3/w", (2,), 3), ("model/blocks.3/w", (2,), 3), 
+    ("h/11/w", (2,), 11), ("embed/w", (2,), None), ("layers/2:4/w", (2, 5), [2, 3]), ("layers/w", (3, 5), [0, 1, 2]),
+    ("players/w", (3,), None)])
 def test_layer_of(path, shape, layer):
   got = layer_of(path, jax.ShapeDtypeStruct(shape, jnp.float32))
   assert got is None if layer is None else np.array_equal(got, layer)

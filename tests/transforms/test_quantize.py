@@ -90,7 +90,9 @@ def test_qlora_is_a_chain():
 
 
 def test_refusals_name_the_leaf():
-  params = {"a": {"kernel": jnp.ones((48, 8))}, "b": {"kernel": jnp.ones((64,))}, "c": {"kernel": jnp.ones((64, 8), int)}}
+  params = {
+      "a": {"kernel": jnp.ones((48, 8))}, "b": {"kernel": jnp.ones((64,))}, "c": {"kernel": jnp.ones((64, 8), int)}
+  }
   with pytest.raises(ValueError, match=r"a/kernel has shape \(48, 8\): block 64 does not divide its 48 rows"):
     quantize("a/*").split(KEY, params)
   with pytest.raises(ValueError, match=r"(?s)a/kernel.*b/kernel has shape \(64,\).*c/kernel has dtype int32"):

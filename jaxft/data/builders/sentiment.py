@@ -116,9 +116,9 @@ class Sentiment(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Sentences with the mean rating and the single ratings of at least 15 people, -4 (worst) to 4 (best).
 
   Domains: `movies` (10,605 snippets of reviews), `products` (3,708 sentences of 309 reviews), `news` (5,190 sentences
-  of 500 editorials), `tweets` (4,200), less what occurs again word for word. `neighbours-news` and `neighbours-products` are pairs for retrieval: a sentence
-  and the one after it in the same document. Split by document, so that neighbours are in one split;
-  variants of one tweet or snippet count as one document.
+  of 500 editorials), `tweets` (4,200), less what occurs again word for word. `neighbours-news` and
+  `neighbours-products` are pairs for retrieval: a sentence and the one after it in the same document. Split by
+  document, so that neighbours are in one split; variants of one tweet or snippet count as one document.
   """
 
   name = "sentiment"

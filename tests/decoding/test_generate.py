@@ -1,0 +1,121 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft.decoding import generate, sampling
+from jaxft.models import decoder
+from jaxft.models.decoder import DecoderConfig
+from jaxft.models.sites import Prepend
+from jaxft.transforms import lora, materialize
+
+CONFIG = DecoderConfig(
+    vocab_size=40, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, pad_id=0
+)
+PROMPT = jax.random.randint(jax.random.key(1), (2, 5), 1, 40)
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def params():
+  return decoder.init(jax.random.key(0), CONFIG, stddev=0.4)
+
+
+@jax.jit
+def next_logits(params, ids, length):
+  """The next token's logits by a full pass over a row padded on the right."""
+  hidden = decoder.hidden_states(params, CONFIG, ids).hidden
+  return decoder.logits(params, CONFIG, jax.lax.dynamic_index_in_dim(hidden, length - 1, axis=1, keepdims=False))
+
+
+def greedy(params, row):
+  tokens, log_probs = list(row), []
+  for _ in range(NEW):
+    ids = jnp.zeros((1, 12), jnp.int32).at[0, :len(tokens)].set(jnp.array(tokens))
+    logits = next_logits(params, ids, len(tokens))[0]
+    tokens.append(int(logits.argmax()))
+    log_probs.append(float(jax.nn.log_softmax(logits).max()))
+  return tokens[len(row):], log_probs
+
+
+def test_greedy_equals_full_passes_whichever_side_is_padded(params):
+  rows = [PROMPT[0].tolist(), PROMPT[1, :3].tolist()]
+  want = [greedy(params, row) for row in rows]
+  right = jnp.array([rows[0], rows[1] + [9, 9]]), jnp.array([[1] * 5, [1, 1, 1, 0, 0]])
+  left = jnp.array([rows[0], [9, 9] + rows[1]]), jnp.array([[1] * 5, [0, 0, 1, 1, 1]])
+  for prompt, mask in (right, left):
+    out = generate(params, CONFIG, prompt, jax.random.key(0), mask=mask, max_new_tokens=NEW, temperature=0.0)
+    assert out.tokens.tolist() == [tokens for tokens, _ in want]
+    np.testing.assert_allclose(out.log_probs, [log_probs for _, log_probs in want], rtol=1e-4, atol=1e-5)
+    assert out.mask.all()
+
+
+def test_a_row_ends_with_its_stop_token_and_the_others_go_on(params):
+  free = generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=NEW, temperature=0.0).tokens
+  stop = int(free[0, 2])
+  ends = [row.tolist().index(stop) + 1 if stop in row else NEW for row in free]
+  assert ends[0] <= 3
+  out = generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=NEW, temperature=0.0, stop=[stop])
+  assert out.mask.sum(1).tolist() == ends
+  for row, end in enumerate(ends):
+    assert out.tokens[row, :end].tolist() == free[row, :end].tolist()
+    assert (out.tokens[row, end:] == CONFIG.pad_id).all() and (out.log_probs[row, end:] == 0).all()
+
+
+def test_samples_follow_the_models_distribution(params):
+  n = 4000
+  prompt = jnp.tile(PROMPT[:1, :2], (n, 1))
+  out = generate(params, CONFIG, prompt, jax.random.key(3), max_new_tokens=1, temperature=0.7, stop=())
+  probabilities = jax.nn.softmax(next_logits(params, PROMPT[:1, :2], 2)[0] / 0.7)
+  counts = np.bincount(out.tokens[:, 0], minlength=40)
+  spread = np.sqrt(n * probabilities * (1 - probabilities))
+  assert (np.abs(counts - n * probabilities) < 5 * spread + 1).all()
+
+
+def test_the_same_key_draws_the_same_and_another_does_not(params):
+  draw = lambda seed: generate(params, CONFIG, PROMPT, jax.random.key(seed), max_new_tokens=NEW, top_k=20, top_p=0.99)
+  assert (draw(0).tokens == draw(0).tokens).all()
+  assert (draw(0).tokens != draw(1).tokens).any()
+
+
+def test_structured_leaves_and_prompt_edits(params):
+  transform = lora("layers/**/kernel", rank=2)
+  frozen, trainable = transform.split(jax.random.key(2), params)
+  joined = transform.join(frozen, jax.tree.map(lambda x: x + 0.1, trainable))
+
+  def run(params, prompt=PROMPT, **options):
+    key = jax.random.key(0)
+    return generate(params, CONFIG, prompt, key, max_new_tokens=NEW, temperature=0.0, **options)
+
+  assert run(joined).tokens.tolist() == run(materialize(joined)).tokens.tolist()
+  # A soft prompt made of the first two tokens' embeddings, in front of the rest.
+  soft = {"embed": Prepend(params["embed"]["tokens"]["embedding"][PROMPT[0, :2]])}
+  assert run(params, PROMPT[:1, 2:], prompt_edits=soft).tokens.tolist() == run(params, PROMPT[:1]).tokens.tolist()
+
+
+def test_filters():
+  logits = jnp.log(jnp.array([0.1, 0.5, 0.25, 0.15]))
+  kept = lambda x: jnp.isfinite(x).tolist()
+  assert kept(sampling.top_k(logits, 2)) == [False, True, True, False]
+  assert kept(sampling.top_k(logits, 9)) == [True] * 4
+  for p, want in ((0.0, [False, True, False, False]), (0.5, [False, True, False, False]),
+                  (0.7, [False, True, True, False]), (0.8, [False, True, True, True]), (1.0, [True] * 4)):
+    assert kept(sampling.top_p(logits, p)) == want
+  assert kept(sampling.min_p(logits, 0.4)) == [False, True, True, False]
+  assert sampling.sample(jax.random.key(0), logits[None], temperature=0.0).tolist() == [1]
+
+
+def test_a_filter_of_one_token_is_greedy(params):
+  run = lambda **k: generate(params, CONFIG, PROMPT, jax.random.key(4), max_new_tokens=NEW, **k).tokens.tolist()
+  assert run(top_k=1) == run(top_p=0.0) == run(min_p=1.0) == run(temperature=0.0)
+
+
+def test_errors_name_the_argument(params):
+  with pytest.raises(ValueError, match="max_new_tokens must be at least 1; got 0"):
+    generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=0)
+  with pytest.raises(ValueError, match="mask must have the prompt's shape \\(2, 5\\); got \\(2, 4\\)"):
+    generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=1, mask=jnp.ones((2, 4)))
+  with pytest.raises(ValueError, match="temperature must be >= 0; got -1"):
+    generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=1, temperature=-1)
+  with pytest.raises(ValueError, match="k must be at least 1; got 0"):
+    sampling.top_k(jnp.zeros(3), 0)

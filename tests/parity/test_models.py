@@ -1,0 +1,149 @@
+"""The models against transformers and sentence-transformers, on the real checkpoints and on random small ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from jaxft.models import decoder, encoder, fetch
+from jaxft.models.huggingface import load_directory
+from jaxft.transforms import cut_layers, unstack_layers
+
+TEXTS = [
+    "A short sentence.",
+    "The quick brown fox jumps over the lazy dog, and then it does so again because nobody stopped it.",
+    "Fine-tuning changes a pretrained model; what it changes, and where, is a question of its own.",
+    "?",
+]
+
+
+def relative_error(got, want):
+  got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+  return np.abs(got - want).max() / np.abs(want).max()
+
+
+def encode(tokenizer, texts, side="right"):
+  rows = [tokenizer.encode(text).ids for text in texts]
+  length = max(map(len, rows))
+  pad = lambda row, fill: fill + row if side == "left" else row + fill
+  ids = np.array([pad(row, [0] * (length - len(row))) for row in rows])
+  mask = np.array([pad([1] * len(row), [0] * (length - len(row))) for row in rows])
+  return ids, mask, [len(row) for row in rows]
+
+
+def test_minilm_embeddings_equal_those_of_sentence_transformers(minilm):
+  sentence_transformers = pytest.importorskip("sentence_transformers")
+  minilm.tokenizer.no_padding()
+  ids, mask, lengths = encode(minilm.tokenizer, TEXTS)
+  assert len(set(lengths)) == len(lengths)
+  want = sentence_transformers.SentenceTransformer(str(fetch("minilm-l6")), device="cpu").encode(TEXTS)
+  embed = jax.jit(lambda params: encoder.embed(params, minilm.config, jnp.asarray(ids), jnp.asarray(mask)))
+  for arrange in (lambda p: p, unstack_layers, lambda p: cut_layers(p, [2, 3])):
+    assert relative_error(embed(arrange(minilm.params)), want) < 1e-4
+
+
+def test_smollm2_logits_equal_those_of_transformers_padded_and_packed(smollm2):
+  model = transformers.AutoModelForCausalLM.from_pretrained(fetch("smollm2-135m"), dtype=torch.float32)
+  smollm2.tokenizer.no_padding()
+  params, config = smollm2.params, smollm2.config
+
+  @jax.jit
+  def logits(params, ids, mask=None, segment_ids=None):
+    return decoder.logits(params, config, decoder.hidden_states(
+        params, config, ids, mask=mask, segment_ids=segment_ids).hidden)
+
+  for side in ("right", "left"):
+    ids, mask, lengths = encode(smollm2.tokenizer, TEXTS[:3], side)
+    positions = np.maximum(mask.cumsum(1) - 1, 0)
+    with torch.no_grad():
+      want = model(torch.tensor(ids), attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions)).logits
+    real = mask.astype(bool)
+    want = want.numpy()[real]
+    got = logits(params, jnp.asarray(ids), jnp.asarray(mask))[real]
+    assert relative_error(got, want) < 1e-4
+    assert (np.asarray(got).argmax(-1) == want.argmax(-1)).all()
+    # The same texts in one packed row.
+    packed = logits(params, jnp.asarray(ids[real])[None], segment_ids=jnp.asarray(np.nonzero(real)[0] + 1)[None])[0]
+    assert relative_error(packed, want) < 1e-4
+
+
+def test_smollm2_loss_equals_that_of_transformers(smollm2):
+  model = transformers.AutoModelForCausalLM.from_pretrained(fetch("smollm2-135m"), dtype=torch.float32)
+  smollm2.tokenizer.no_padding()
+  ids, mask, _ = encode(smollm2.tokenizer, TEXTS[1:3])
+  with torch.no_grad():
+    labels = torch.tensor(np.where(mask, ids, -100))
+    want = model(torch.tensor(ids), attention_mask=torch.tensor(mask), labels=labels).loss.item()
+  loss = jax.jit(lambda p: decoder.token_nll(p, smollm2.config, jnp.asarray(ids), mask=jnp.asarray(mask), chunk=16))
+  nll = loss(smollm2.params)
+  assert nll.sum() / mask[:, 1:].sum() == pytest.approx(want, rel=1e-5)
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def small_llama(request, tmp_path_factory):
+  """A Llama with shapes unlike each other (head_dim * heads != dim), random, saved and loaded through its files."""
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(
+      vocab_size=97, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
+      intermediate_size=56, tie_word_embeddings=request.param == "tied", max_position_embeddings=64,
+      rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+      initializer_range=0.2, bos_token_id=1, eos_token_id=2,
+  )
+  model = transformers.LlamaForCausalLM(config).eval()
+  path = tmp_path_factory.mktemp("llama")
+  model.save_pretrained(path)
+  return model, path
+
+
+def test_small_llama_states_logits_and_gradients(small_llama):
+  model, path = small_llama
+  params, config = load_directory(path)
+  ids = np.random.default_rng(0).integers(3, 97, (2, 11))
+  out = model(torch.tensor(ids), labels=torch.tensor(ids), output_hidden_states=True)
+  hidden, _, recorded = decoder.hidden_states(params, config, jnp.asarray(ids), record=("embed", "layers/out"))
+  assert relative_error(decoder.logits(params, config, hidden), out.logits.detach()) < 1e-4
+  assert relative_error(recorded["embed"], out.hidden_states[0].detach()) < 1e-6
+  for layer in range(2):  # transformers puts the final norm on the last one
+    assert relative_error(recorded["layers/out"][layer], out.hidden_states[layer + 1].detach()) < 1e-4
+  out.loss.backward()
+  grads = jax.jit(jax.grad(lambda p: decoder.token_nll(p, config, jnp.asarray(ids), chunk=4).mean()))(params)
+  assert relative_error(grads["embed"]["tokens"]["embedding"], model.model.embed_tokens.weight.grad) < 1e-3
+  for layer in range(3):
+    theirs = model.model.layers[layer]
+    ours = jax.tree.map(lambda x: x[layer], grads["layers"])
+    assert relative_error(ours["attention"]["key"]["kernel"], theirs.self_attn.k_proj.weight.grad.T) < 1e-3
+    assert relative_error(ours["mlp"]["down"]["kernel"], theirs.mlp.down_proj.weight.grad.T) < 1e-3
+    assert relative_error(ours["attention_norm"]["scale"], theirs.input_layernorm.weight.grad) < 1e-3
+
+
+def test_small_llama_in_bfloat16_is_no_further_from_float32_than_torch(small_llama):
+  model, path = small_llama
+  params, config = load_directory(path)
+  ids = np.random.default_rng(0).integers(3, 97, (2, 11))
+  with torch.no_grad():
+    exact = model(torch.tensor(ids)).logits.numpy()
+    theirs = model.to(torch.bfloat16)(torch.tensor(ids)).logits.float().numpy()
+    model.to(torch.float32)
+  hidden = decoder.hidden_states(params, config, jnp.asarray(ids), dtype=jnp.bfloat16).hidden
+  assert relative_error(decoder.logits(params, config, hidden), exact) < 1.5 * relative_error(theirs, exact)
+
+
+def test_small_bert_in_both_token_types(tmp_path):
+  torch.manual_seed(0)
+  config = transformers.BertConfig(
+      vocab_size=97, hidden_size=40, num_hidden_layers=3, num_attention_heads=4, intermediate_size=56,
+      max_position_embeddings=32, initializer_range=0.2,
+  )
+  model = transformers.BertModel(config, add_pooling_layer=False).eval()
+  model.save_pretrained(tmp_path)
+  params, ours = load_directory(tmp_path)
+  rng = np.random.default_rng(0)
+  ids, types = rng.integers(0, 97, (2, 9)), rng.integers(0, 2, (2, 9))
+  mask = np.arange(9) < np.array([[9], [5]])
+  with torch.no_grad():
+    want = model(torch.tensor(ids), torch.tensor(mask.astype(int)), torch.tensor(types)).last_hidden_state.numpy()
+  got, _ = encoder.hidden_states(params, ours, jnp.asarray(ids), jnp.asarray(mask), types=jnp.asarray(types))
+  assert relative_error(np.asarray(got)[mask], want[mask]) < 1e-4

@@ -1,0 +1,26 @@
+"""The README's example runs as it stands, on the real model."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_example_runs():
+  (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+  names: dict = {}
+  exec(compile(code, "README.md", "exec"), names)
+  base, tuned, safer = names["model"].params, names["tuned"], names["safer"]
+  assert jax.tree.structure(base) == jax.tree.structure(tuned) == jax.tree.structure(safer)
+  assert np.isfinite(names["metrics"]["loss"])
+  # LiNeS with alpha 0.2 leaves the first layer nearer to the base than the last.
+  moved = lambda tree, layer: np.abs(tree["layers"]["mlp"]["up"]["kernel"][layer] - base["layers"]["mlp"]["up"]["kernel"][layer]).sum()
+  assert 0 < moved(safer, 0) < 0.3 * moved(tuned, 0)
+
+
+def test_files_it_names_exist():
+  for link in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text()):
+    assert (README.parent / link).exists(), link
