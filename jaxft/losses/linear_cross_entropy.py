@@ -26,8 +26,9 @@ def linear_cross_entropy(
   logits held at once are `[..., chunk, vocab]`. The gradient of a position with respect to its own state is linear in
   the cotangent of its loss, so it is formed in the forward pass, while the logits are there, and scaled in the
   backward pass: with a frozen head a training step multiplies by the head twice, as few times as can be. Where the
-  head trains, its gradient needs the cotangents, and the backward pass forms the logits once more. Without
-  differentiation only the losses are computed.
+  head trains, its gradient needs the cotangents, and the backward pass forms the logits of each piece once more (where
+  one piece holds all positions, XLA keeps the first). Without differentiation only the losses are computed. The
+  products take hidden's dtype, what follows is float32.
 
   Args:
     hidden: states.

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import zlib
 from typing import Any
 
@@ -183,9 +184,22 @@ class Checkpoints:
     free = ""
     if "://" not in str(self.folder) and self.folder.exists():
       free = f" ({shutil.disk_usage(str(self.folder)).free / 2**20:.0f} MiB are free there)"
+    self._sweep()
     self._manager = self._open()  # the old one would report the same failure at every later save
     last = f"{self.folder / str(self.steps[-1])} is the last complete one" if self.steps else "none is complete"
     return OSError(f"a checkpoint could not be written to {self.folder}{free}: {_first_line(e)}; {last}")
+
+  def _sweep(self) -> None:
+    """Removes what the failed save left. Its threads may still be writing there, so a removal can need several tries;
+    left to the next save, one that comes too early would fail that save too."""
+    if jax.process_index() != 0 or "://" in str(self.folder):
+      return
+    for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+      for _ in range(50):
+        shutil.rmtree(left, ignore_errors=True)
+        if not left.exists():
+          break
+        time.sleep(0.1)
 
 
 def _first_line(e: Exception) -> str:
