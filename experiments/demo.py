@@ -45,10 +45,11 @@ class Config:
   scales: tuple[float, ...] = (0.25, 0.5, 0.75)
   queries: int = 250
   probe: int = 100
+  corpus: int | None = None
   seed: int = 0
 
 
-SMOKE = Config(steps=3, batch_size=8, scales=(0.5,), queries=24, probe=24)
+SMOKE = Config(steps=3, batch_size=8, scales=(0.5,), queries=24, probe=24, corpus=64)
 
 
 class Curve:
@@ -78,7 +79,7 @@ def main(config: Config, stem: Path) -> dict[str, task.Scores]:
   start = time.perf_counter()
   model = load(config.model)
   pairs = task.load_pairs("train")
-  evaluation = task.load_evaluation("test", queries=config.queries, probe=config.probe)
+  evaluation = task.load_evaluation("test", queries=config.queries, probe=config.probe, corpus=config.corpus)
 
   curve = Curve()
   transform = lora("layers/**/kernel", rank=config.rank, alpha=config.alpha)

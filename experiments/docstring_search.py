@@ -62,8 +62,12 @@ def load_pairs(split: str) -> Pairs:
   return Pairs([r["anchor"] for r in rows], [r["positive"] for r in rows], [r["package"] for r in rows])
 
 
-def load_evaluation(split: str, *, queries: int, probe: int) -> Evaluation:
-  """The first `queries` pairs of each retrieval task, spread evenly, and `probe` sentences a domain to fit and score."""
+def load_evaluation(split: str, *, queries: int, probe: int, corpus: int | None = None) -> Evaluation:
+  """`queries` pairs of each retrieval task, spread evenly, and `probe` sentences a domain to fit and as many to score.
+
+  The target's corpus is the whole split unless `corpus` says how many documents, which makes the task easier: only for
+  smoke runs.
+  """
   neighbours = source("sentiment/neighbours-news", split)
   rows = [neighbours[i] for i in _spread(len(neighbours), queries)]
 
@@ -74,8 +78,9 @@ def load_evaluation(split: str, *, queries: int, probe: int) -> Evaluation:
 
   target = load_pairs(split)
   chosen = _spread(len(target.anchors), queries)
-  # The corpus stays whole: a smaller one would make the task easier. Query i's document comes first in it.
+  # Query i's document is the i-th of the corpus.
   rest = [p for i, p in enumerate(target.positives) if i not in set(chosen)]
+  rest = rest if corpus is None else rest[: max(0, corpus - len(chosen))]
   pairs = Pairs([target.anchors[i] for i in chosen], [target.positives[i] for i in chosen] + rest, [])
   return Evaluation(
       pairs,

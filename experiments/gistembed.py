@@ -36,12 +36,14 @@ class Config:
   temperatures: tuple[float, ...] = (0.01, 0.05)
   queries: int = 500
   probe: int = 100
+  corpus: int | None = None
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
   tuning_seed: int = 100
 
 
 SMOKE = Config(
-    steps=2, batch_size=8, learning_rates=(1e-3,), temperatures=(0.05,), queries=16, probe=16, seeds=(0, 1))
+    steps=2, batch_size=8, learning_rates=(1e-3,), temperatures=(0.05,), queries=16, probe=16, corpus=64,
+    seeds=(0, 1))
 ARMS = {"InfoNCE, unguided": False, "GIST": True}
 
 
@@ -50,8 +52,8 @@ def run(config: Config) -> Result:
   ledger = Ledger("gistembed", config)
   model, pairs = load(config.model), task.load_pairs("train")
   score = task.evaluator(model)
-  validation = task.load_evaluation("validation", queries=config.queries, probe=config.probe)
-  test = task.load_evaluation("test", queries=config.queries, probe=config.probe)
+  validation = task.load_evaluation("validation", queries=config.queries, probe=config.probe, corpus=config.corpus)
+  test = task.load_evaluation("test", queries=config.queries, probe=config.probe, corpus=config.corpus)
   batches = {
       seed: task.PackageBatches(pairs, model, batch_size=config.batch_size, seed=seed)
       for seed in (config.tuning_seed, *config.seeds)

@@ -38,12 +38,14 @@ class Config:
   target_weight: float = 2.0
   queries: int = 200
   probe: int = 80
+  corpus: int | None = None
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
   tuning_seed: int = 100
 
 
 SMOKE = Config(
-    steps=2, batch_size=8, learning_rates=(1e-4,), coefficients=(0.0, 0.5), queries=16, probe=16, seeds=(0, 1))
+    steps=2, batch_size=8, learning_rates=(1e-4,), coefficients=(0.0, 0.5), queries=16, probe=16, corpus=64,
+    seeds=(0, 1))
 
 SCHEDULES = {
     "uniform scaling": lambda delta, c: lines(delta, alpha=c, beta=0.0),
@@ -63,7 +65,8 @@ def run(config: Config) -> Result:
   ledger = Ledger("lines", config)
   model, pairs = load(config.model), task.load_pairs("train")
   score = task.evaluator(model)
-  splits = {s: task.load_evaluation(s, queries=config.queries, probe=config.probe) for s in ("validation", "test")}
+  sizes = {"queries": config.queries, "probe": config.probe, "corpus": config.corpus}
+  splits = {split: task.load_evaluation(split, **sizes) for split in ("validation", "test")}
 
   def finetune(rate: float, seed: int) -> Any:
     batches = task.PackageBatches(pairs, model, batch_size=config.batch_size, seed=seed)
