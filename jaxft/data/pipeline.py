@@ -200,7 +200,7 @@ def mix(
 
   Args:
     streams: endless ones, made with different seeds.
-    weights: of each stream, positive; they need not sum to 1. Or
+    weights: of each stream, positive; they need not sum to 1 (Grain keeps them to a hundredth of the smallest). Or
     sizes: how many records the source of each stream has, for weights proportional to size ** (1 / temperature):
     temperature: 1 mixes by size, and the larger it is, the more evenly.
 
