@@ -6,14 +6,16 @@ from benchmarks import workload
 def step_flops(pair: str) -> float:
   """FLOPs of one step: 6 (full) or 4 (LoRA) for each matmul parameter and token, attention apart.
 
-  `gist` counts the student alone: the guide's embeddings are computed before training.
+  For GIST the student's alone, as the guide's embeddings are computed before training: of the tokens with their
+  padding, or packed, of the tokens.
   """
   from jaxft.models import load
 
-  if pair == "gist":
+  if pair.startswith("gist"):
     model = load("minilm-l6")
     encoded = [[len(e.ids) for e in model.tokenizer.encode_batch(list(side))] for side in zip(*workload.text_pairs())]
-    tokens, per_token = sum(len(side) * max(side) for side in encoded), 6
+    padded = sum(len(side) * max(side) for side in encoded)
+    tokens, per_token = sum(map(sum, encoded)) if pair == "gist, packed" else padded, 6
     matmul = _kernels(model.params)
   else:
     model = load("smollm2-135m")

@@ -1,12 +1,15 @@
 """The jaxft side of each pair: a function that takes one training step and returns the loss."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from benchmarks import workload
+from jaxft.data import pack_texts
 from jaxft.losses import Mean, guided_info_nce
 from jaxft.models import decoder, encoder, load
 from jaxft.training import init_state, make_train_step
@@ -28,30 +31,37 @@ def smollm2(method: str) -> Step:
   return _stepper(model.params, transform, objective, {"ids": workload.tokens()})
 
 
-def gist() -> Step:
-  """One full GIST step of MiniLM at 64 pairs, padded to the longest text, the guide's embeddings computed once."""
+def gist(packed: bool) -> Step:
+  """One full GIST step of MiniLM at 64 pairs, the guide's embeddings computed once.
+
+  Padded, each side of the pairs is as long as its longest text, as on the peer's side; packed, texts share rows.
+  """
   model = load("minilm-l6")
-  pairs = workload.text_pairs()
-
-  def tokenize(texts: list[str]) -> dict[str, np.ndarray]:
-    encoded = [e.ids[:256] for e in model.tokenizer.encode_batch(texts)]
-    width = max(map(len, encoded))
-    row = lambda ids, fill: ids + [fill] * (width - len(ids))
-    return {"ids": np.array([row(e, 0) for e in encoded], np.int32),
-            "mask": np.array([row([1] * len(e), 0) for e in encoded], np.int32)}
-
-  batch = {"query": tokenize([a for a, _ in pairs]), "document": tokenize([b for _, b in pairs])}
-  embed = lambda params, text: encoder.embed(params, model.config, text["ids"], text["mask"])
-  for side in ("query", "document"):
-    batch[f"guide_{side}"] = jax.jit(embed)(model.params, batch[side])
+  sides = [[e.ids for e in model.tokenizer.encode_batch(list(texts))] for texts in zip(*workload.text_pairs())]
+  embed = _embed_packed if packed else _embed_padded
+  batch = {"texts": pack_texts(sum(sides, []), length=128) if packed else [_padded(rows) for rows in sides]}
+  batch["guide"] = jax.jit(partial(embed, config=model.config))(model.params, batch=batch["texts"])
 
   def objective(params, batch, key):
     del key
-    query, document = embed(params, batch["query"]), embed(params, batch["document"])
-    guide = (batch["guide_query"], batch["guide_document"], None)
-    return Mean.of(guided_info_nce(query, document, None, *guide, temperature=0.01)), {}
+    student, guide = embed(params, model.config, batch["texts"]), batch["guide"]
+    return Mean.of(guided_info_nce(*student, None, *guide, None, temperature=0.01)), {}
 
   return _stepper(model.params, full(), objective, batch)
+
+
+def _padded(rows: list[list[int]]) -> dict[str, np.ndarray]:
+  width = max(map(len, rows))
+  return {"ids": np.array([row + [0] * (width - len(row)) for row in rows], np.int32),
+          "mask": np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows], np.int32)}
+
+
+def _embed_padded(params, config, batch):
+  return [encoder.embed(params, config, text["ids"], text["mask"]) for text in batch]
+
+
+def _embed_packed(params, config, batch):
+  return jnp.split(encoder.embed_packed(params, config, batch["ids"], batch["segment_ids"], 2 * workload.PAIRS), 2)
 
 
 def _stepper(params, transform, objective, batch) -> Step:
@@ -68,5 +78,5 @@ def _stepper(params, transform, objective, batch) -> Step:
 
 
 SIDES: dict[str, Callable[[], Step]] = {
-    "jaxft-lora": lambda: smollm2("lora"), "jaxft-full": lambda: smollm2("full"), "jaxft-gist": gist,
+    "jaxft-lora": lambda: smollm2("lora"), "jaxft-full": lambda: smollm2("full"),     "jaxft-gist": lambda: gist(False), "jaxft-gist-packed": lambda: gist(True),
 }

@@ -10,6 +10,10 @@ import sys
 import time
 
 
+# The other side's threads may spin for a while after their step.
+PAUSE = 0.5
+
+
 def main(side: str) -> None:
   answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not get between the answers
   if side.startswith("jaxft"):
@@ -19,6 +23,7 @@ def main(side: str) -> None:
   step = SIDES[side]()
   print(json.dumps({"ready": True}), file=answers, flush=True)
   for _ in sys.stdin:
+    time.sleep(PAUSE)
     start = time.perf_counter()
     loss = step()
     seconds = time.perf_counter() - start

@@ -85,10 +85,10 @@ def main(config: Config, stem: Path) -> dict[str, task.Scores]:
   transform = lora("layers/**/kernel", rank=config.rank, alpha=config.alpha)
   batches = task.PackageBatches(pairs, model, batch_size=config.batch_size, seed=config.seed)
   drawn = np.concatenate([batches.rows(t) for t in range(config.steps)])
-  batches = batches.guided_by(task.guide_embeddings(model, pairs, drawn))
+  batches = batches.guided_by(task.guide_embeddings(model, model.params, pairs, drawn))
   training = time.perf_counter()
   tuned = task.finetune(
-      model, batches, transform, guided=True, temperature=config.temperature, learning_rate=config.learning_rate,
+      model, batches, transform, temperature=config.temperature, learning_rate=config.learning_rate,
       steps=config.steps, seed=config.seed, writers=(curve,))
   training = time.perf_counter() - training
 

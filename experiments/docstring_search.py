@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxft.data import source
+from jaxft.data import pack_texts, source
 from jaxft.evaluation.embed import embed_texts
 from jaxft.evaluation.probe import ridge_probe
 from jaxft.evaluation.retrieval import retrieval_metrics
@@ -131,30 +131,32 @@ class PackageBatches:
     if not self._members:
       raise ValueError(f"batch_size {batch_size} is larger than every package of the training split")
     sizes = np.array([len(rows) for rows in self._members])
-    self._weights, self._batch_size, self._seed = sizes / sizes.sum(), batch_size, seed
-    self._arrays = {"query": _tokens(pairs.anchors, model, 48), "document": _tokens(pairs.positives, model, 32)}
+    self._weights, self.batch_size, self._seed = sizes / sizes.sum(), batch_size, seed
+    self._queries, self._documents = _tokens(pairs.anchors, model, 48), _tokens(pairs.positives, model, 32)
+    self._guide: Guide | None = None
 
   def rows(self, step: int) -> np.ndarray:
     """Which pairs batch t holds."""
     rng = np.random.default_rng((self._seed, step))
-    return rng.choice(self._members[rng.choice(len(self._members), p=self._weights)], self._batch_size, replace=False)
+    return rng.choice(self._members[rng.choice(len(self._members), p=self._weights)], self.batch_size, replace=False)
 
-  def guided_by(self, guide: "Guide") -> "PackageBatches":
-    """The same batches with the guide's embeddings beside the tokens."""
-    self._arrays |= {"guide_query": guide.queries, "guide_document": guide.documents}
+  def guided_by(self, guide: "Guide | None") -> "PackageBatches":
+    """The same batches with the guide's embeddings beside the tokens, or without any."""
+    self._guide = guide
     return self
 
   def __getitem__(self, step: int) -> dict[str, Any]:
     rows = self.rows(step)
-    return jax.tree.map(lambda x: x[rows], self._arrays)
+    texts = [side[i] for side in (self._queries, self._documents) for i in rows]
+    batch = pack_texts(texts, 128, multiple=8)  # few numbers of rows, as the step is compiled for each
+    if self._guide is not None:
+      batch |= {"guide_query": self._guide.queries[rows], "guide_document": self._guide.documents[rows]}
+    return batch
 
 
-def _tokens(texts: Sequence[str], model: Pretrained, length: int) -> dict[str, np.ndarray]:
-  ids, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), np.int32)
-  for row, encoded in enumerate(model.tokenizer.encode_batch(list(texts))):
-    kept = encoded.ids if len(encoded.ids) <= length else [*encoded.ids[: length - 1], encoded.ids[-1]]
-    ids[row, : len(kept)], mask[row, : len(kept)] = kept, 1
-  return {"ids": ids, "mask": mask}
+def _tokens(texts: Sequence[str], model: Pretrained, length: int) -> list[list[int]]:
+  cut = lambda ids: ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
+  return [cut(encoded.ids) for encoded in model.tokenizer.encode_batch(list(texts))]
 
 
 class Guide(NamedTuple):
@@ -164,29 +166,29 @@ class Guide(NamedTuple):
   documents: np.ndarray
 
 
-def guide_embeddings(model: Pretrained, pairs: Pairs, rows: np.ndarray) -> Guide:
-  """Embeds the texts of the given pairs, once: the guide is frozen and the texts do not change."""
+def guide_embeddings(model: Pretrained, params: Any, pairs: Pairs, rows: np.ndarray) -> Guide:
+  """The texts of the given pairs as a model with these params sees them, once: guide and texts do not change."""
   embed = jax.jit(lambda params, ids, mask: encoder.embed(params, model.config, ids, mask))
   rows = np.unique(rows)
 
   def vectors(texts: list[str]) -> np.ndarray:
     out = np.zeros((len(texts), model.config.dim), np.float32)
     chosen = [texts[i] for i in rows]
-    out[rows] = embed_texts(partial(embed, model.params), chosen, model.tokenizer, max_length=128, tokens_per_batch=1024,
+    out[rows] = embed_texts(partial(embed, params), chosen, model.tokenizer, max_length=128, tokens_per_batch=1024,
                             progress="guide")
     return out
 
   return Guide(vectors(pairs.anchors), vectors(pairs.positives))
 
 
-def objective(model: Pretrained, *, guided: bool, temperature: float) -> Callable[..., Any]:
-  """GIST's loss, or with `guided=False` the same four blocks of candidates with only the self pairs masked."""
+def objective(model: Pretrained, *, pairs: int, temperature: float) -> Callable[..., Any]:
+  """GIST's loss where the batches have a guide, else the same four blocks of candidates, only self pairs masked."""
 
   def loss(params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[Mean, dict[str, Any]]:
     del key
-    embed = lambda text: encoder.embed(params, model.config, text["ids"], text["mask"])
-    query, document = embed(batch["query"]), embed(batch["document"])
-    if guided:
+    vectors = encoder.embed_packed(params, model.config, batch["ids"], batch["segment_ids"], 2 * pairs)
+    query, document = vectors[:pairs], vectors[pairs:]
+    if "guide_query" in batch:
       guides = (batch["guide_query"], batch["guide_document"], None)
       losses = guided_info_nce(query, document, None, *guides, temperature=temperature)
     else:
@@ -201,7 +203,6 @@ def finetune(
     batches: PackageBatches,
     transform: ParamTransform,
     *,
-    guided: bool,
     temperature: float,
     learning_rate: float,
     steps: int,
@@ -214,7 +215,8 @@ def finetune(
       [optax.linear_schedule(0.0, learning_rate, warmup), optax.linear_schedule(learning_rate, 0.0, steps - warmup)],
       [warmup])
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
-  step = make_train_step(objective(model, guided=guided, temperature=temperature), optimizer, transform)
+  loss = objective(model, pairs=batches.batch_size, temperature=temperature)
+  step = make_train_step(loss, optimizer, transform)
   state, frozen = init_state(jax.random.key(seed), model.params, transform, optimizer)
   state = fit(step, state, frozen, batches, steps=steps, writers=writers, log_every=1)
   return materialize(transform.join(frozen, state.trainable))

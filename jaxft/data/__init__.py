@@ -2,7 +2,7 @@
 
 from jaxft.data.chat import Rendered, render_chat, render_with_spans, tokenize_chats
 from jaxft.data.collate import collate
-from jaxft.data.packing import pack, segment_mask
+from jaxft.data.packing import pack, pack_texts
 from jaxft.data.pipeline import (
   batch_indices, batches, evaluation_batches, mix, sharded, stream, to_global,
 )

@@ -1,12 +1,11 @@
-"""Several short sequences in one row, and the mask that keeps them apart."""
+"""Several short sequences in one row."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 import grain
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Int
 
 _PACKERS = {
   "first_fit": grain.experimental.FirstFitPackIterDataset,
@@ -69,8 +68,50 @@ def pack(
   return packed.map(name)
 
 
-def segment_mask(segment_ids: Int[Array, "batch length"]) -> Bool[Array, "batch 1 length length"]:
-  """Where a query (third axis) may attend to a key (last): in its own segment, not after itself, not to padding."""
-  same = segment_ids[:, :, None] == segment_ids[:, None, :]
-  causal = jnp.tril(jnp.ones((segment_ids.shape[1],) * 2, bool))
-  return (same & causal & (segment_ids != 0)[:, :, None])[:, None]
+def pack_texts(
+    texts: Sequence[Sequence[int]], length: int, *, rows: int | None = None, multiple: int = 1, start: int = 0,
+) -> dict[str, Int[np.ndarray, "rows length"]]:
+  """The texts of one batch in as few rows as best fit finds, the longest first; every text stays whole.
+
+  A batch of pairs padded to its longest text is mostly padding; packed, it costs what its tokens cost. The texts keep
+  their numbers, so that `jaxft.models.encoder.embed_packed` gives their vectors in the given order.
+
+  Args:
+    texts: the token ids of each, with special tokens; anchors, positives and negatives may follow one another.
+    length: of a row; at least that of the longest text.
+    rows: how many there are; None takes as many as are needed.
+    multiple: without `rows`, round their number up to a multiple of this: a step is compiled for each number anew, and
+      a mesh's data axis must divide it.
+    start: the number of the first text; of several processes that pack one batch, each gives its own.
+
+  Returns:
+    `ids` (0 at padding) and `segment_ids` (text i is segment start + i + 1; 0 at padding), int32.
+
+  Raises:
+    ValueError: a text is empty or longer than a row, or the rows do not suffice.
+  """
+  sizes = [len(text) for text in texts]
+  if not sizes or min(sizes) < 1 or max(sizes) > length:
+    raise ValueError(f"texts must have 1 to {length} tokens each (length={length}); got {sorted(set(sizes))}")
+  filled: list[list[int]] = []
+  with_room: list[list[int]] = [[] for _ in range(length + 1)]  # numbers of rows, by how many tokens still fit
+  for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+    room = next((room for room in range(sizes[i], length + 1) if with_room[room]), None)
+    row = len(filled) if room is None else with_room[room].pop()
+    if room is None:
+      room = length
+      filled.append([])
+    filled[row].append(i)
+    with_room[room - sizes[i]].append(row)
+  if rows is None:
+    rows = -(-len(filled) // multiple) * multiple
+  if len(filled) > rows:
+    raise ValueError(f"rows must be at least {len(filled)} for these texts in rows of {length}; got {rows}")
+  ids, segment_ids = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
+  for row, members in enumerate(filled):
+    at = 0
+    for i in members:
+      here = slice(at, at + sizes[i])
+      ids[row, here], segment_ids[row, here] = texts[i], start + i + 1
+      at += sizes[i]
+  return {"ids": ids, "segment_ids": segment_ids}

@@ -129,7 +129,7 @@ def hidden_states(
     segment_ids: Int[Array, "batch time"] | None = None,
     cache: Cache | None = None,
     dtype: Any = jnp.float32,
-    remat: Policy = "none",
+    remat: Policy = "dots",
     edits: Edits | None = None,
     record: Sequence[str] = (),
     attention: Callable[..., Array] = attend,

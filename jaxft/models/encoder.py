@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from jaxft.models.attention import attend
+from jaxft.models.attention import attend, packed_positions, same_segment
 from jaxft.models.linear import linear
 from jaxft.models.norms import layer_norm
 from jaxft.models.remat import Policy
@@ -87,8 +87,9 @@ def hidden_states(
     mask: Shaped[Array, "batch time"] | None = None,
     *,
     types: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "batch time"] | None = None,
     dtype: Any = jnp.float32,
-    remat: Policy = "none",
+    remat: Policy = "dots",
     edits: Edits | None = None,
     record: Sequence[str] = (),
     attention: Callable[..., Array] = attend,
@@ -101,6 +102,8 @@ def hidden_states(
     ids: token ids.
     mask: nonzero at real tokens; None where all are. States at other positions are finite and mean nothing.
     types: token types, 0 where None.
+    segment_ids: of rows that hold several texts, 0 at padding: a position sees only its own text, and positions count
+      from its start. A mask is not needed beside it.
     dtype: of the activations; norms and softmax are float32 whatever it is.
     remat: what layers keep for the backward pass; see `jaxft.models.remat`.
     edits, record: activations to edit and to record at `SITES`; see `jaxft.models.sites`. An edit of `embed`, the
@@ -111,14 +114,18 @@ def hidden_states(
     States `[batch, time, dim]`, longer by what an edit prepended, and the recorded sites by name.
 
   Raises:
-    ValueError: more positions than `config.max_length`, or names that are not sites.
+    ValueError: more positions than `config.max_length`, an edit that prepends positions to packed rows, or names that
+      are not sites.
 
   Source: Devlin et al. 2018 (arXiv 1810.04805), with the exact GELU.
   """
   edits = check_sites(edits, record, SITES, config.num_layers)
   tap = Tap(edits, record)
-  x, mask = _embed(params["embed"], config, ids, mask, types, dtype, tap)
+  x, mask = _embed(params["embed"], config, ids, mask, types, segment_ids, dtype, tap)
   visible = None if mask is None else mask.astype(bool)[:, None, :]
+  if segment_ids is not None:
+    same = same_segment(segment_ids)
+    visible = same if visible is None else same & visible
 
   def layer(params, x, index, tap):
     del index
@@ -134,16 +141,19 @@ def hidden_states(
   return x, {**tap.recorded, **recorded}
 
 
-def _embed(params, config, ids, mask, types, dtype, tap):
+def _embed(params, config, ids, mask, types, segment_ids, dtype, tap):
   x = tap("embed", lookup(params["tokens"]["embedding"], ids).astype(dtype))
   added, length = x.shape[1] - ids.shape[1], x.shape[1]
   if length > config.max_length:
     raise ValueError(f"ids may have at most max_length = {config.max_length} positions; got {length}")
+  if added and segment_ids is not None:
+    raise ValueError(f"an edit of 'embed' added {added} positions: then segment_ids must be None")
   if added and mask is not None:
     mask = jnp.pad(mask, ((0, 0), (added, 0)), constant_values=1)
+  positions = jnp.arange(length) if segment_ids is None else packed_positions(segment_ids)
   types = jnp.zeros_like(ids[:1]) if types is None else types
   types = jnp.pad(types, ((0, 0), (added, 0)))
-  x = x + lookup(params["positions"]["embedding"], jnp.arange(length)).astype(dtype)
+  x = x + lookup(params["positions"]["embedding"], positions).astype(dtype)
   x = x + lookup(params["types"]["embedding"], types).astype(dtype)
   return tap("embed/out", layer_norm(x, params["norm"], eps=config.norm_eps)), mask
 
@@ -188,6 +198,30 @@ def embed(
   return pool(hidden[:, prompt:], mask, pooling=config.pooling, normalize=config.normalize)
 
 
+def embed_packed(
+    params: dict[str, Any],
+    config: EncoderConfig,
+    ids: Int[Array, "rows time"],
+    segment_ids: Int[Array, "rows time"],
+    texts: int,
+    **options: Any,
+) -> Float[Array, "texts dim"]:
+  """The vectors that `embed` gives, from texts that share rows, so that nothing is spent on padding.
+
+  Args:
+    params, config: as of `hidden_states`.
+    ids, segment_ids: from `jaxft.data.pack_texts`: text i is the segment i + 1, in one row and without a gap.
+    texts: how many there are; static. A text without tokens gets the zero vector.
+    **options: further arguments of `hidden_states`; what is recorded is dropped.
+  """
+  hidden, _ = hidden_states(params, config, ids, segment_ids=segment_ids, **options)
+  weights = segment_ids > 0 if config.pooling == "mean" else packed_positions(segment_ids) == 0
+  weights = weights.astype(jnp.float32)[..., None]
+  by_text = lambda x: jax.ops.segment_sum(x.reshape(-1, x.shape[-1]), segment_ids.ravel(), texts + 1)[1:]
+  pooled = by_text(weights * hidden.astype(jnp.float32)) / jnp.maximum(by_text(weights), 1e-9)
+  return _unit(pooled) if config.normalize else pooled
+
+
 def pool(
     hidden: Float[Array, "batch time dim"],
     mask: Shaped[Array, "batch time"] | None = None,
@@ -204,7 +238,9 @@ def pool(
   else:
     weights = mask.astype(jnp.float32)
     pooled = jnp.einsum("btd,bt->bd", hidden, weights) / jnp.maximum(weights.sum(1, keepdims=True), 1e-9)
-  if not normalize:
-    return pooled
+  return _unit(pooled) if normalize else pooled
+
+
+def _unit(pooled):
   # The square root of a sum of squares has no gradient at zero; under the maximum it has one, and it is finite.
   return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(pooled * pooled, axis=1, keepdims=True), 1e-24))

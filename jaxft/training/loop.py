@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from jaxft.training.checkpoints import Checkpoints, fingerprint_of
 from jaxft.training.interrupts import Stopped, interrupts
-from jaxft.training.mesh import batch_size
+from jaxft.training.mesh import leading_axes
 from jaxft.training.metrics import Writer
 from jaxft.training.state import TrainState
 
@@ -103,7 +103,7 @@ def fit(
       state, metrics = train_step(state, frozen, batch)
       t += 1
       bar.update()
-      clock.count(batch_size(batch) * jax.process_count())
+      clock.count(max(leading_axes(batch).values()) * jax.process_count())
       flush()
       if t % log_every == 0 or t == steps:
         pending.append((t, {**metrics, "examples_per_second": clock.rate()}))

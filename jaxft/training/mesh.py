@@ -56,18 +56,30 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
 
-def batch_size(batch: Any) -> int:
-  """The leading axis that all arrays of a batch share; scalars and typed keys of rank 0 belong to the whole batch.
+def leading_axes(batch: Any) -> dict[str, int]:
+  """The leading axis of each array of a batch, by its path; scalars and keys of rank 0 belong to the whole batch.
+
+  They differ where texts share rows: there are then fewer rows than texts.
 
   Raises:
-    ValueError: the leading axes differ, or there is no array.
+    ValueError: there is no array.
   """
   sizes = {jax.tree_util.keystr(keys): np.shape(x)[0]
            for keys, x in jax.tree_util.tree_flatten_with_path(batch)[0] if np.ndim(x)}
   if not sizes:
     raise ValueError("batch must hold at least one array with a leading batch axis; got none")
+  return sizes
+
+
+def batch_size(batch: Any) -> int:
+  """The leading axis that all arrays of a batch share, where it is to be cut in parts.
+
+  Raises:
+    ValueError: the leading axes differ, or there is no array.
+  """
+  sizes = leading_axes(batch)
   if len(set(sizes.values())) > 1:
-    raise ValueError(f"the arrays of a batch must share their leading axis; got {sizes}")
+    raise ValueError(f"the arrays of a batch that is cut in parts must share their leading axis; got {sizes}")
   return next(iter(sizes.values()))
 
 
@@ -85,8 +97,8 @@ def place_batch(batch: Any, mesh: Mesh | None) -> Any:
   if mesh is None:
     return batch
   sharding = batch_sharding(mesh)
-  rows = batch_size(batch)
-  check_rows(rows if _is_global(batch) else rows * jax.process_count(), mesh)
+  for rows in leading_axes(batch).values():
+    check_rows(rows if _is_global(batch) else rows * jax.process_count(), mesh)
 
   whole = NamedSharding(mesh, PartitionSpec())
 

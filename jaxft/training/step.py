@@ -44,11 +44,12 @@ class TrainStep:
 
   def _checked(self, batch: Any) -> Any:
     batch = place_batch(batch, self.mesh)
-    rows = batch_size(batch)
-    if self.mesh is not None:
-      check_rows(rows, self.mesh, self.accumulate)
-    elif rows % self.accumulate:
-      raise ValueError(f"accumulate={self.accumulate} must divide the batch; got {rows} rows")
+    if self.accumulate > 1:
+      rows = batch_size(batch)
+      if self.mesh is not None:
+        check_rows(rows, self.mesh, self.accumulate)
+      elif rows % self.accumulate:
+        raise ValueError(f"accumulate={self.accumulate} must divide the batch; got {rows} rows")
     return batch
 
   def _jitted(self, state: TrainState) -> Any:

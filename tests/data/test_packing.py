@@ -3,7 +3,6 @@
 import grain
 import hypothesis
 import hypothesis.strategies as st
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -64,9 +63,32 @@ def test_errors(kwargs, message):
     data.pack(grain.MapDataset.source(examples([3])), 16, **kwargs)
 
 
-def test_segment_mask_against_its_definition():
-  segment_ids = np.asarray([[1, 1, 2, 2, 2, 0], [1, 2, 3, 0, 0, 0]])
-  mask = np.asarray(data.segment_mask(jnp.asarray(segment_ids)))
-  assert mask.shape == (2, 1, 6, 6)
-  for b, q, k in np.ndindex(2, 6, 6):
-    assert mask[b, 0, q, k] == (k <= q and segment_ids[b, q] == segment_ids[b, k] != 0)
+@hypothesis.given(st.lists(st.integers(1, 16), min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 3))
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_pack_texts_keeps_every_text_whole(sizes, multiple, start):
+  texts = [list(range(100 * i + 1, 100 * i + 1 + size)) for i, size in enumerate(sizes)]
+  packed = data.pack_texts(texts, 16, multiple=multiple, start=start)
+  assert len(packed["ids"]) % multiple == 0
+  assert (packed["ids"][packed["segment_ids"] == 0] == 0).all()
+  for i, text in enumerate(texts):
+    rows, at = np.nonzero(packed["segment_ids"] == start + i + 1)
+    assert len(set(rows)) == 1 and (np.diff(at) == 1).all()
+    assert packed["ids"][rows, at].tolist() == text
+
+
+def test_pack_texts_wastes_little():
+  rng = np.random.default_rng(0)
+  texts = [[1] * n for n in rng.integers(4, 40, 500)]
+  rows = len(data.pack_texts(texts, 128)["ids"])
+  assert rows <= 1.02 * sum(map(len, texts)) / 128 + 1
+
+
+@pytest.mark.parametrize(("texts", "kwargs", "message"), [
+  ([], {}, "texts must have 1 to 8 tokens"),
+  ([[1], []], {}, "texts must have 1 to 8 tokens"),
+  ([[1] * 9], {}, r"length=8.*got \[9\]"),
+  ([[1] * 8] * 3, {"rows": 2}, "rows must be at least 3"),
+])
+def test_pack_texts_errors(texts, kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    data.pack_texts(texts, 8, **kwargs)

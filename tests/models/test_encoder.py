@@ -1,8 +1,11 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxft.data import pack_texts
 from jaxft.models import encoder
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.sites import Prepend
@@ -29,7 +32,7 @@ def close(a, b, rtol=1e-5, atol=1e-6):
 def test_stacked_unrolled_and_cut_agree_under_every_remat_policy(params):
   value, grad = jax.jit(jax.value_and_grad(loss))(params)
   cut = lambda p: cut_layers(p, [1])
-  for arrange, remat in ((lambda p: p, "dots"), (unstack_layers, "full"), (cut, jax.checkpoint_policies.dots_saveable)):
+  for arrange, remat in ((lambda p: p, "none"), (unstack_layers, "full"), (cut, jax.checkpoint_policies.dots_saveable)):
     got, got_grad = jax.jit(jax.value_and_grad(lambda p: loss(p, remat=remat)))(arrange(params))
     np.testing.assert_allclose(got, value, rtol=1e-5)
     close(got_grad, arrange(grad), rtol=1e-4, atol=1e-5)
@@ -48,6 +51,33 @@ def test_padding_equals_absence_and_its_ids_do_not_matter(params):
     close(embed(IDS[row:row + 1, :length]), together[row:row + 1], rtol=1e-4, atol=1e-5)
   close(embed(jnp.where(MASK, IDS, 7), MASK), together)
   assert not np.allclose(embed(IDS), together, atol=1e-2)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_packed_texts_get_the_vectors_and_gradients_that_they_get_alone(params, pooling):
+  config = dataclasses.replace(CONFIG, pooling=pooling)
+  texts = [list(map(int, row[:n])) for row, n in zip(IDS, [9, 4, 1])]
+  packed = pack_texts([*texts, texts[1]], 12)
+  assert packed["ids"].shape == (2, 12)
+
+  def apart(params):
+    return encoder.embed(params, config, IDS, MASK)
+
+  def together(params):
+    return encoder.embed_packed(params, config, packed["ids"], packed["segment_ids"], 4)
+
+  value, got = jax.jit(apart)(params), jax.jit(together)(params)
+  close(got, value[jnp.array([0, 1, 2, 1])], rtol=1e-4, atol=1e-5)
+  weight = jax.random.normal(jax.random.key(2), (3, CONFIG.dim))
+  gradient = jax.jit(jax.grad(lambda p: jnp.sum(weight * apart(p))))(params)
+  got = jax.jit(jax.grad(lambda p: jnp.sum(weight * together(p)[:3])))(params)
+  close(got, gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_packed_rows_take_no_prepended_positions(params):
+  prompt = {"embed": Prepend(jnp.zeros((2, CONFIG.dim)))}
+  with pytest.raises(ValueError, match="added 2 positions: then segment_ids must be None"):
+    encoder.hidden_states(params, CONFIG, IDS, segment_ids=jnp.ones_like(IDS), edits=prompt)
 
 
 def test_position_and_type_are_read(params):

@@ -241,9 +241,10 @@ def test_what_is_wrong_is_named():
     make_train_step(toy.objective, toy.optimizer(), full(), accumulate=0)
   with pytest.raises(ValueError, match="compute_dtype must be a floating type"):
     make_train_step(toy.objective, toy.optimizer(), full(), compute_dtype=jnp.int32)
-  state, frozen, step = toy.start()
-  with pytest.raises(ValueError, match="share their leading axis"):
-    step(state, frozen, {"x": np.zeros((8, 8)), "y": np.zeros((4, 8))})
+  state, frozen, _ = toy.start()
+  halves = make_train_step(untraceable, toy.optimizer(), toy.transform(), accumulate=2)
+  with pytest.raises(ValueError, match="cut in parts must share their leading axis"):
+    halves(state, frozen, {"x": np.zeros((8, 8)), "y": np.zeros((4, 8))})
   with pytest.raises(ValueError, match="make the state with init_state"):
     toy.start(make_mesh(data=2))[2](state, frozen, toy.dataset()[0])
   reserved = make_train_step(lambda p, b, k: (Mean.of(b["x"]), {"loss": 0.0}), toy.optimizer(), toy.transform())
