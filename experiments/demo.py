@@ -23,6 +23,7 @@ from tqdm import tqdm
 from experiments import docstring_search as task
 from jaxft.compilation import use_compilation_cache
 from jaxft.evaluation.report import Report
+from jaxft.host_memory import keep_freed_memory
 from jaxft.merging import apply_task_vector, lines, task_vector
 from jaxft.models import load
 from jaxft.transforms import count, lora
@@ -75,6 +76,7 @@ class Curve:
 
 def main(config: Config, stem: Path) -> dict[str, task.Scores]:
   """Runs the job and writes the report; returns the scores of every checkpoint."""
+  keep_freed_memory()
   use_compilation_cache()
   start = time.perf_counter()
   model = load(config.model)

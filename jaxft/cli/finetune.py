@@ -25,7 +25,9 @@ def finetune(options: Finetune) -> dict[str, Any]:
   """
   from jaxft.cli import runs
   from jaxft.cli.setup import check_options
+  from jaxft.host_memory import keep_freed_memory
 
+  keep_freed_memory()
   out = options.output.out
   check_options(options)
   resumed = runs.open_run(out, defining(options), overwrite=options.output.overwrite)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxft.compilation import use_compilation_cache
+from jaxft.host_memory import keep_freed_memory
 from jaxft.evaluation.result import Result, read, with_environment, write
 from jaxft.transforms.filters import nearest
 
@@ -94,6 +95,7 @@ def main(experiment: Experiment, args: list[str] | None = None) -> Result:
   config = tyro.cli(experiment.config, default=default, args=rest, prog=command, description=description)
   if out is None and config == experiment.config():
     out = results_folder() / f"{experiment.slug}.json"
+  keep_freed_memory()
   use_compilation_cache()
   start = time.perf_counter()
   result = experiment.run(config)
