@@ -1,7 +1,9 @@
 """Every parameter transform holds the contract of `tests/contracts/transforms.py`."""
 
 import functools
+import importlib
 import warnings
+from pathlib import Path
 
 import equinox as eqx
 import flax.linen as nn
@@ -21,13 +23,18 @@ from jaxft.transforms import (
     MaterializedWarning, full, lazy, lora, map_with_path, materialize, seed_dropout, stack_layers, train,
     unstack_layers,
 )
-from tests.contracts.transforms import CASES, Case, forward, make_step, stack_params
+from tests.contracts.transforms import Case, forward, make_step, stack_params
 
 KEY = jax.random.key(0)
 LAYERS, DIM, HIDDEN, ROWS = 4, 32, 64, 8
 X = jax.random.normal(jax.random.key(1), (ROWS, DIM))
 Y = jax.random.normal(jax.random.key(2), (ROWS, DIM))
 
+CASES = [
+    case for file in sorted(Path(__file__).parent.glob("cases_*.py"))
+    for case in importlib.import_module(f"tests.contracts.{file.stem}").CASES
+]
+QLORA = next(case for case in CASES if case.name == "qlora_nf4")
 parametrize = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -280,7 +287,7 @@ FOREIGN = [linen, flax_nnx, equinox]
 
 
 @pytest.mark.parametrize("model", FOREIGN, ids=lambda model: model.__name__)
-@pytest.mark.parametrize("case,scan", [(case, True) for case in CASES if not case.layout] + [(CASES[-1], False)],
+@pytest.mark.parametrize("case,scan", [(case, True) for case in CASES if not case.layout] + [(QLORA, False)],
                          ids=lambda x: getattr(x, "name", {True: "scan_remat", False: "unrolled"}.get(x)))
 def test_foreign_models(case, model, scan):
   params, apply = model(LAYERS if scan else 2, DIM, HIDDEN, scan)

@@ -1,4 +1,4 @@
-"""The contract of a parameter transform, and the transforms that hold it: `Case(...)` is the one line that adds one.
+"""The contract of a parameter transform: a `Case(...)` in one of the files `cases_*.py` beside this one joins it.
 
 A case names a transform over the stack of blocks below. `test_transforms.py` then checks, the same for all, that
 
@@ -21,9 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxft.transforms import (
-    ParamTransform, chain, cut_layers, dot, freeze, full, lora, on, quantize, seed_dropout, train,
-)
+from jaxft.transforms import ParamTransform, dot, seed_dropout
 
 KERNELS = "**/{kernel,weight}"  # Equinox calls it weight
 UP = "**/up/*"
@@ -46,24 +44,6 @@ class Case:
   flops: float
   starts_within: float = 0.0
   layout: Callable[[Any], Any] | None = None
-
-
-CASES = [
-    Case("full", full(), flops=6.0),
-    Case("freeze", freeze(UP), flops=4.85),
-    Case("train", train(UP), flops=4.95),  # the first block too hands its gradient through its second matrix
-    Case("freeze_bottom_half", freeze("layers/0:*/**"), flops=4.1,
-         layout=lambda p: cut_layers(p, at=[jax.tree.leaves(p)[0].shape[0] // 2])),
-    Case("lora", lora(KERNELS, rank=8), flops=4.3),
-    Case("rslora", lora(KERNELS, rank=8, rank_stabilized=True), flops=4.3),
-    Case("lora_dropout", lora(KERNELS, rank=8, dropout=0.1), flops=4.4),
-    Case("lora_on_up", on(UP, lora(KERNELS, rank=8)), flops=4.15),
-    Case("lora_and_full", chain(train("**/down/*"), lora(UP, rank=8)), flops=5.1),
-    Case("qlora_int8", chain(lora(KERNELS, rank=8), quantize(KERNELS, format="int8", block=16)), flops=4.4,
-         starts_within=0.01),
-    Case("qlora_nf4", chain(lora(KERNELS, rank=8), quantize(KERNELS, format="nf4", block=16, double=True)), flops=4.4,
-         starts_within=0.12),
-]
 
 
 def stack_params(key: jax.Array, *, layers: int, dim: int, hidden: int, dtype: Any = jnp.float32) -> Any:
