@@ -37,7 +37,7 @@ class Config:
   """Settings of the run; all are in the report."""
 
   model: str = "minilm-l6"
-  steps: int = 100
+  steps: int = 80
   batch_size: int = 64
   rank: int = 8
   alpha: float = 16.0
@@ -46,7 +46,7 @@ class Config:
   scales: tuple[float, ...] = (0.25, 0.5, 0.75)
   queries: int = 250
   probe: int = 100
-  corpus: int | None = None
+  corpus: int | None = 2000
   seed: int = 0
 
 

@@ -30,11 +30,11 @@ from jaxft.transforms import full
 @dataclasses.dataclass(frozen=True)
 class Config:
   model: str = "minilm-l6"
-  steps: int = 100
+  steps: int = 60
   batch_size: int = 64
   temperature: float = 0.05
   learning_rates: tuple[float, ...] = (5e-5, 2e-4, 5e-4)
-  coefficients: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8)
+  coefficients: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
   target_weight: float = 2.0
   queries: int = 200
   probe: int = 80
