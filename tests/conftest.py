@@ -7,6 +7,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Most of the suite's time is LLVM's. What the compiler counts and computes is the same without its costliest passes.
+jax.config.update("jax_disable_most_optimizations", True)
 
 import pytest
 

@@ -37,6 +37,7 @@ class Case:
     flops: the most that one training step may cost, in FLOPs per parameter and token.
     starts_within: the root mean square error that the first `join` may have, relative to each leaf's own.
     layout: of the params that it takes, from stacked; a case with a layout of its own is not tried on others.
+    replicated: what trains has no axis of the leaf that it adapts, and so inherits no cut.
   """
 
   name: str
@@ -44,6 +45,7 @@ class Case:
   flops: float
   starts_within: float = 0.0
   layout: Callable[[Any], Any] | None = None
+  replicated: bool = False
 
 
 def stack_params(key: jax.Array, *, layers: int, dim: int, hidden: int, dtype: Any = jnp.float32) -> Any:
