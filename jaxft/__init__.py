@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 AREAS = (
-    "analysis", "data", "decoding", "evaluation", "losses", "merging", "models", "training", "transforms",
+    "adapters", "analysis", "data", "decoding", "evaluation", "losses", "merging", "models", "training", "transforms",
 )
 
 

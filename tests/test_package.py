@@ -22,5 +22,5 @@ def test_import_is_light():
 def test_unknown_area_names_the_known():
   import jaxft
 
-  with pytest.raises(AttributeError, match="its areas are analysis, data"):
+  with pytest.raises(AttributeError, match="its areas are adapters, analysis, data"):
     jaxft.loses

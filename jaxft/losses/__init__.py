@@ -8,3 +8,4 @@ from jaxft.losses.guided_contrastive import MarginStrategy, false_negative_mask,
 from jaxft.losses.language import Aggregation, aggregate_tokens, sequence_log_probs, token_log_probs, weighted_nll
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
 from jaxft.losses.reduction import Mean
+from jaxft.losses.regularization import l1_to_reference, l2_to_reference, sum_of_norms

@@ -1,5 +1,6 @@
 """Training: meshes and partition rules, the step, the loop, checkpoints, metrics and the cost of it all."""
 
+from jaxft.training.agreement import agreement, agreement_dropout
 from jaxft.training.checkpoints import Checkpoints, checksum, fingerprint_of
 from jaxft.training.gradient_cache import cached_value_and_grad, embed_cached
 from jaxft.training.interrupts import Stopped
@@ -11,4 +12,4 @@ from jaxft.training.rules import DECODER_RULES, ENCODER_RULES
 from jaxft.training.sharding import inherit_specs, shardings_for, specs_for
 from jaxft.training.state import TrainState, abstract_state, init_state
 from jaxft.training.step import TrainStep, cast_floating, make_train_step
-from jaxft.training.updates import layerwise_decay, scale_updates
+from jaxft.training.updates import layerwise_decay, lora_plus, scale_updates

@@ -67,3 +67,25 @@ def layerwise_decay(
     return scales.reshape(scales.shape + (1,) * (leaf.ndim - scales.ndim)) if scales.ndim else scales
 
   return jax.tree_util.tree_map_with_path(scale, trainable)
+
+
+def lora_plus(trainable: Tree, *, ratio: float = 16.0, faster: Filter = "**/b") -> Tree:
+  """LoRA+: scales that make the second factor of each low-rank update learn `ratio` times as fast as the first.
+
+  Args:
+    trainable: what trains, arrays or shapes.
+    ratio: of the learning rates, at least 1.
+    faster: a filter for the leaves that learn faster.
+
+  Returns:
+    The tree of scales, for `scale_updates`.
+
+  Raises:
+    ValueError: ratio below 1, or `faster` matches nothing.
+
+  Source: Hayou et al. 2024 (arXiv 2402.12354).
+  """
+  if not ratio >= 1.0:
+    raise ValueError(f"ratio must be at least 1; got {ratio}")
+  chosen = mask(faster, dict(array_paths(trainable)))
+  return jax.tree_util.tree_map_with_path(lambda keys, leaf: ratio if chosen[path_of(keys)] else 1.0, trainable)

@@ -2,27 +2,29 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxft.transforms.depth import layer_of, leaf_keys
-from jaxft.transforms.filters import Filter, mask
+from jaxft.transforms.beside import Beside
+from jaxft.transforms.filters import Filter
 from jaxft.transforms.leaves import LowRank
-from jaxft.transforms.paths import is_leaf, leaves_with_paths, unzip_with_path
+from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank, kaiming_uniform
+from jaxft.transforms.paths import Tree, is_structured
 from jaxft.transforms.protocol import ParamTransform
 
-# (key, weight [m, n], rank) -> (weight that stays frozen [m, n], a [m, rank], b [rank, n])
-FactorInit = Callable[[jax.Array, Any, int], tuple[Any, jax.Array, jax.Array]]
+# (key, weight [m, n], rank, scale, statistic) -> (weight that stays frozen [m, n], a [m, rank], b [rank, n])
+FactorInit = Callable[[jax.Array, Any, int, float, Any], tuple[Any, jax.Array, jax.Array]]
 
 
-def uniform_then_zero(key: jax.Array, w: Any, rank: int) -> tuple[Any, jax.Array, jax.Array]:
+def uniform_then_zero(
+    key: jax.Array, w: Any, rank: int, scale: float = 1.0, statistic: Any = None
+) -> tuple[Any, jax.Array, jax.Array]:
   """LoRA's own init: a uniform in ±1/sqrt(m) (PEFT's Kaiming-uniform with a = sqrt 5), b zero, w unchanged."""
+  del scale, statistic
   m, n = w.shape
-  bound = 1.0 / math.sqrt(m)
-  return w, jax.random.uniform(key, (m, rank), jnp.float32, -bound, bound), jnp.zeros((rank, n), jnp.float32)
+  return w, kaiming_uniform(key, (m, rank), m), jnp.zeros((rank, n), jnp.float32)
 
 
 def low_rank(
@@ -32,6 +34,8 @@ def low_rank(
     scale: float = 1.0,
     dropout: float = 0.0,
     init: FactorInit = uniform_then_zero,
+    statistics: Tree | None = None,
+    train: Literal["ab", "a", "b"] = "ab",
     dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """Trains a low-rank update of each matching matrix: the primitive behind LoRA and all methods of its kin.
@@ -41,53 +45,37 @@ def low_rank(
     rank: r of the factors a `[m, r]` and b `[r, n]`.
     scale: the constant factor of the update.
     dropout: rate in [0, 1) on the input of a; active where `seed_dropout` has set a key.
-    init: gives, for one matrix, what stays frozen and the two factors.
+    init: gives, for one matrix, what stays frozen and the two factors; it is told `scale`, and the matrix's statistic.
+    statistics: for an init that looks at data: by path, one entry a matrix, or one for all below a path; see
+      `jaxft.transforms.matrices.adapt_matrices`.
+    train: which factors train; the other stays as drawn.
     dtype: of the factors; None takes float32.
 
-  Raises (from `split`):
-    ValueError: the filter matches nothing, or a leaf that is not a matrix (all are named).
+  Raises (the last from `split`):
+    ValueError: rank, dropout or train is out of range; the filter matches nothing, or a leaf that is not a matrix (all
+      are named), or one without statistics.
   """
-  _check_rank(rank)
-  if not 0.0 <= dropout < 1.0:
-    raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
-  dtype = dtype or jnp.float32
+  check_rank(rank)
+  check_dropout(dropout)
+  if train not in ("ab", "a", "b"):
+    raise ValueError(f"train must be 'ab', 'a' or 'b'; got {train!r}")
+  dtype = jnp.dtype(dtype or jnp.float32)
 
-  def split(key: jax.Array, params):
-    flags = mask(select, params)
-    _check_matrices(params, flags)
+  def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
+    w, a, b = init(key, w, rank, scale, statistic)
+    factors = {"a": a.astype(dtype), "b": b.astype(dtype)}
+    if dtype != jnp.float32 and not is_structured(w):  # what rounding takes off the factors stays in the weight
+      lost = a @ b - jnp.matmul(factors["a"], factors["b"], preferred_element_type=jnp.float32)
+      w = (w.astype(jnp.float32) + scale * lost).astype(w.dtype)
+    fixed = {name: x for name, x in factors.items() if name not in train}
+    return Beside(w, fixed) if fixed else w, {name: x for name, x in factors.items() if name in train}
 
-    def factors(path: str, leaf: Any, chosen: bool) -> tuple[Any, Any]:
-      if not chosen:
-        return leaf, None
-      keys = leaf_keys(key, path, leaf)
-      make = lambda k, w: init(k, w, rank)
-      w, a, b = jax.vmap(make)(keys, leaf) if keys.ndim else make(keys, leaf)
-      return w, {"a": a.astype(dtype), "b": b.astype(dtype)}
+  def adapt(w: Any, t: Any) -> LowRank:
+    if train != "ab":
+      w, t = w.w, {**t, **w.note}
+    return LowRank(w, t["a"], t["b"], scale=scale, dropout=dropout)
 
-    return unzip_with_path(factors, params, flags)
-
-  def join(frozen, trainable):
-    adapt = lambda w, t: w if t is None else LowRank(w, t["a"], t["b"], scale=scale, dropout=dropout)
-    return jax.tree.map(adapt, frozen, trainable, is_leaf=is_leaf)
-
-  return ParamTransform(split, join)
-
-
-def _check_rank(rank: int) -> None:
-  if not (isinstance(rank, int) and rank >= 1):
-    raise ValueError(f"rank must be an integer >= 1; got {rank!r}")
-
-
-def _check_matrices(params, flags) -> None:
-  wrong = []
-  for (path, leaf), chosen in zip(leaves_with_paths(params), jax.tree.leaves(flags), strict=True):
-    if chosen and leaf.ndim - np.ndim(layer_of(path, leaf)) != 2:
-      wrong.append(f"{path} {tuple(leaf.shape)}")
-  if wrong:
-    raise ValueError(
-        f"select must match matrices [m, n] or stacks of them [L, m, n]; it also matches {len(wrong)} other leaves: "
-        + ", ".join(wrong[:8]) + (", ..." if len(wrong) > 8 else "")
-    )
+  return adapt_matrices(select, start, adapt, statistics=statistics)
 
 
 def lora(
@@ -107,6 +95,6 @@ def lora(
   Sources: Hu et al. 2021 (arXiv 2106.09685); Kalajdzievski 2023 (arXiv 2312.03732) for rsLoRA. The factors are in JAX
   layout: a is the transpose of PEFT's `lora_A`, b of `lora_B`.
   """
-  _check_rank(rank)
+  check_rank(rank)
   scale = alpha / (math.sqrt(rank) if rank_stabilized else rank)
   return low_rank(select, rank=rank, scale=scale, dropout=dropout, dtype=dtype)

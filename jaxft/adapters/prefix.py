@@ -1,0 +1,118 @@
+"""Prefix tuning: trained keys and values that every position of every layer sees before all others."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxft.adapters.dense import affine, torch_dense
+from jaxft.adapters.protocol import Adapter
+from jaxft.models.decoder import DecoderConfig
+from jaxft.models.encoder import EncoderConfig
+from jaxft.models.rope import rotate, rotation
+from jaxft.models.sites import Prepend
+
+Config = DecoderConfig | EncoderConfig
+
+
+def prefix(config: Config, length: int, *, hidden: int | None = None, stddev: float = 1.0) -> Adapter:
+  """Prefix tuning: each head attends to `[P_k; K]` and `[P_v; V]`, with P `[length, kv_heads, head_dim]` per layer.
+
+  Params without an MLP: `{'layers': {'prefix': {'key', 'value'}}}`, each `[L, length, kv_heads, head_dim]`. With one,
+  `P = W2 tanh(W1 E + b1) + b2`: `{'rows': E, 'mlp': {'0', '1'}}`, whose last layer has `2 L kv_heads head_dim` outputs,
+  layer by layer, keys before values. After training `collapse_prefix` gives the former from the latter.
+
+  The keys of a prefix are met as they are, unrotated, whatever the position of the query; they are prepended in every
+  pass and stay out of a decoder's cache, so that one prefix serves a prompt and all tokens generated after it.
+
+  Args:
+    config: of the model.
+    length: positions of the prefix.
+    hidden: units of the MLP; None for none.
+    stddev: of the start, of P or of the rows E.
+
+  Raises:
+    ValueError: length or hidden below 1.
+
+  Source: Li and Liang 2021 (arXiv 2101.00190). PEFT counts the text's positions on from the prefix's;
+  `prefix_from_peft` turns the keys accordingly.
+  """
+  for name, n in (("length", length), ("hidden", hidden)):
+    if n is not None and n < 1:
+      raise ValueError(f"{name} must be at least 1; got {n}")
+  layers, heads, head_dim = _sizes(config)
+
+  if hidden is None:
+    def init(key: jax.Array) -> dict[str, Any]:
+      draw = lambda k: stddev * jax.random.normal(k, (layers, length, heads, head_dim))
+      for_keys, for_values = jax.random.split(key)
+      return {"layers": {"prefix": {"key": draw(for_keys), "value": draw(for_values)}}}
+  else:
+    def init(key: jax.Array) -> dict[str, Any]:
+      for_rows, first, second = jax.random.split(key, 3)
+      wide = heads * head_dim
+      mlp = {"0": torch_dense(first, wide, hidden), "1": torch_dense(second, hidden, 2 * layers * wide)}
+      return {"rows": stddev * jax.random.normal(for_rows, (length, wide)), "mlp": mlp}
+
+  def edits(params: dict[str, Any]) -> dict[str, Prepend]:
+    params = collapse_prefix(params, config)["layers"]["prefix"]
+    return {f"layers/attention/{name}": Prepend(params[name]) for name in ("key", "value")}
+
+  return Adapter(init, edits)
+
+
+def collapse_prefix(params: dict[str, Any], config: Config) -> dict[str, Any]:
+  """The keys and values of a prefix, its MLP evaluated; the params of a prefix without one are returned as they are."""
+  if "mlp" not in params:
+    return params
+  flat = affine(jnp.tanh(affine(params["rows"], params["mlp"]["0"])), params["mlp"]["1"])
+  return _from_flat(flat, config)
+
+
+def prefix_from_peft(prompt_embeddings: Float[Array, "length flat"], config: Config) -> dict[str, Any]:
+  """The params of `prefix(config, length)` from PEFT's file, `[length, 2 L kv_heads head_dim]`.
+
+  PEFT gives the prefix the positions 0 to length - 1 and the text those from length on, but leaves the prefix's keys
+  unrotated; here the text starts at 0. Turning the keys back by `length` positions is the same to every query. On the
+  encoder, whose positions are learned, drop that many first rows of the position table to get what PEFT computes.
+
+  Raises:
+    ValueError: a file for other sizes.
+  """
+  layers, heads, head_dim = _sizes(config)
+  flat = 2 * layers * heads * head_dim
+  if prompt_embeddings.ndim != 2 or prompt_embeddings.shape[1] != flat:
+    raise ValueError(f"prompt_embeddings must be of shape [length, {flat}]; got {prompt_embeddings.shape}")
+  params = _from_flat(jnp.asarray(prompt_embeddings), config)
+  return _turn(params, config, -prompt_embeddings.shape[0])
+
+
+def prefix_to_peft(params: dict[str, Any], config: Config) -> Float[Array, "length flat"]:
+  """PEFT's file of a prefix, with or without an MLP: the inverse of `prefix_from_peft`."""
+  params = collapse_prefix(params, config)
+  length = params["layers"]["prefix"]["key"].shape[1]
+  pair = _turn(params, config, length)["layers"]["prefix"]
+  both = jnp.stack([pair["key"], pair["value"]], axis=1)  # [L, 2, length, heads, head_dim]
+  return jnp.moveaxis(both, 2, 0).reshape(length, -1)
+
+
+def _from_flat(flat: Array, config: Config) -> dict[str, Any]:
+  layers, heads, head_dim = _sizes(config)
+  both = jnp.moveaxis(flat.reshape(flat.shape[0], layers, 2, heads, head_dim), 0, 2)
+  return {"layers": {"prefix": {"key": both[:, 0], "value": both[:, 1]}}}
+
+
+def _turn(params: dict[str, Any], config: Config, by: int) -> dict[str, Any]:
+  if isinstance(config, EncoderConfig):
+    return params
+  pair = params["layers"]["prefix"]
+  turn = rotation(jnp.full((1, 1), by), head_dim=config.head_dim, theta=config.rope_theta)
+  return {"layers": {"prefix": {**pair, "key": rotate(pair["key"], turn)}}}
+
+
+def _sizes(config: Config) -> tuple[int, int, int]:
+  """Layers, heads that have keys of their own, and the size of a head."""
+  if isinstance(config, EncoderConfig):
+    return config.num_layers, config.num_heads, config.dim // config.num_heads
+  return config.num_layers, config.num_kv_heads, config.head_dim

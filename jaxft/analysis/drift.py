@@ -1,0 +1,71 @@
+"""How far fine-tuning moved the weights, where, and how much of what two runs moved is the same."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxft.transforms.depth import layer_of, num_layers
+from jaxft.transforms.paths import Tree, leaves_with_paths
+
+
+def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, "layers_and_rest"]:
+  """`|tuned - base| / |base|` of each layer's weights together, and last of all that lies outside the layers.
+
+  Args:
+    base, tuned: checkpoints, stacked, cut or unrolled; leaves that are not floating point are passed over.
+
+  Returns:
+    L + 1 numbers; NaN for a part without weights.
+  """
+  layers = num_layers(base)
+  moved, size = np.zeros(layers + 1), np.zeros(layers + 1)
+  others = dict(leaves_with_paths(tuned))
+  for path, w in leaves_with_paths(base):
+    if w is None or not jnp.issubdtype(w.dtype, jnp.floating):
+      continue
+    layer = layer_of(path, w)
+    place = layers if layer is None else layer
+    np.add.at(moved, place, _squares(others[path].astype(jnp.float32) - w.astype(jnp.float32), np.ndim(place)))
+    np.add.at(size, place, _squares(w.astype(jnp.float32), np.ndim(place)))
+  with np.errstate(invalid="ignore", divide="ignore"):
+    return np.sqrt(moved) / np.sqrt(size)
+
+
+def update_sparsity(base: Tree, tuned: Tree, *, eps: float = 0.0) -> float:
+  """The fraction of floating-point weights that moved by no more than `eps`."""
+  others = dict(leaves_with_paths(tuned))
+  still = total = 0
+  for path, w in leaves_with_paths(base):
+    if w is not None and jnp.issubdtype(w.dtype, jnp.floating):
+      difference = jnp.abs(others[path].astype(jnp.float32) - w.astype(jnp.float32))
+      still += int(jnp.sum(difference <= eps))
+      total += w.size
+  return still / total
+
+
+def mask_overlap(first: Tree, second: Tree) -> dict[str, float]:
+  """How much two selections have in common, as `jaccard = |A and B| / |A or B|`, 1 where both are empty.
+
+  Args:
+    first, second: trees of booleans or boolean arrays of the same structure and shapes.
+
+  Returns:
+    "jaccard"; "first" and "second", the selected fractions; and "chance", the jaccard expected of independent
+    selections of these fractions.
+  """
+  pairs = list(zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+  count = lambda f: sum(int(jnp.sum(f(jnp.asarray(a), jnp.asarray(b)))) for a, b in pairs)
+  size = sum(np.size(a) for a, _ in pairs)
+  both, either = count(jnp.logical_and), count(jnp.logical_or)
+  p, q = count(lambda a, b: a) / size, count(lambda a, b: b) / size
+  return {
+      "jaccard": both / either if either else 1.0, "first": p, "second": q,
+      "chance": p * q / (p + q - p * q) if p + q else 1.0,
+  }
+
+
+def _squares(x: Array, lead: int) -> Any:
+  return np.asarray(jnp.sum(jnp.square(x), axis=tuple(range(lead, x.ndim))), np.float64)

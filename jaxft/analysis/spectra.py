@@ -1,0 +1,109 @@
+"""What fine-tuning did to the spectra of matrices: intruder dimensions, effective rank."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxft.transforms.filters import Filter, mask
+from jaxft.transforms.paths import Tree, leaves_with_paths
+
+
+class Overlap(NamedTuple):
+  """Singular vectors of a tuned matrix against those of its base, of `r = min(m, n)`.
+
+  Attributes:
+    values: singular values of the tuned matrix, falling, `[.., r]`.
+    cosines: of each of its vectors, the largest `|cosine|` with any vector of the base, `[.., r]`.
+  """
+
+  values: Float[Array, "*layers r"]
+  cosines: Float[Array, "*layers r"]
+
+
+def singular_overlap(
+    base: Float[Array, "*layers m n"], tuned: Float[Array, "*layers m n"], *, side: Literal["out", "in"] = "out"
+) -> Overlap:
+  """`max_i |<u_j, u0_i>|` for each singular vector u_j of the tuned matrix, over all u0_i of the base.
+
+  Args:
+    base, tuned: kernels `[in, out]` or stacks of them, taken one after the other; in float32.
+    side: "out": vectors in the space of outputs, the right ones of an `[in, out]` kernel and the left ones of the
+      source's `[out, in]` weights; "in": the other ones.
+
+  Raises:
+    ValueError: shapes differ, or side is neither.
+
+  Source: Shuttleworth et al. 2024 (arXiv 2410.21228).
+  """
+  if base.shape != tuned.shape or base.ndim < 2:
+    raise ValueError(f"base and tuned must be matrices of one shape; got {tuple(base.shape)} and {tuple(tuned.shape)}")
+  if side not in ("out", "in"):
+    raise ValueError(f"side must be out or in; got {side!r}")
+
+  def one(pair: tuple[Array, Array]) -> Overlap:
+    (u0, _, v0), (u, s, v) = (jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False) for w in pair)
+    cosines = jnp.abs(v @ v0.T) if side == "out" else jnp.abs(u.T @ u0)
+    return Overlap(s, jnp.max(cosines, axis=1))
+
+  *layers, m, n = base.shape
+  if not layers:
+    return one((base, tuned))
+  found = jax.lax.map(one, (base.reshape(-1, m, n), tuned.reshape(-1, m, n)))
+  return jax.tree.map(lambda x: x.reshape(*layers, -1), found)
+
+
+def intruder_dimensions(
+    base: Tree, tuned: Tree, *, k: int = 10, eps: float = 0.5, side: Literal["out", "in"] = "out",
+    select: Filter = "**/kernel",
+) -> dict[str, Bool[Array, "*layers k"]]:
+  """Which of the k leading singular vectors of each tuned matrix are like none of the base: `max |cosine| < eps`.
+
+  Args:
+    base, tuned: checkpoints.
+    k: how many leading vectors are looked at; fewer where a matrix has fewer, or singular values of zero.
+    eps: in (0, 1). It means less in small dimensions: of 64 random unit vectors, one has a cosine of about 0.3.
+    side: see `singular_overlap`.
+    select: a filter over matrices.
+
+  Returns:
+    By path, True for an intruder; `sum(x.sum() for x in ....values())` is the source's count.
+
+  Raises:
+    ValueError: eps outside (0, 1), k < 1, a filter that matches nothing, or shapes that differ.
+
+  Source: Shuttleworth et al. 2024 (arXiv 2410.21228). Vectors of nearly equal singular values are arbitrary among each
+  other, so that small noise on a flat spectrum counts too: look at `singular_overlap` beside it.
+  """
+  if not 0.0 < eps < 1.0:
+    raise ValueError(f"eps must lie in (0, 1); got {eps}")
+  if k < 1:
+    raise ValueError(f"k must be >= 1; got {k}")
+  others = dict(leaves_with_paths(tuned))
+  found: dict[str, Any] = {}
+  for (path, w0), chosen in zip(leaves_with_paths(base), jax.tree.leaves(mask(select, base)), strict=True):
+    if not chosen:
+      continue
+    values, cosines = singular_overlap(w0, others[path], side=side)
+    rank_limit = values[..., :1] * max(w0.shape[-2:]) * jnp.finfo(jnp.float32).eps
+    found[path] = (cosines[..., :k] < eps) & (values[..., :k] > rank_limit)
+  return found
+
+
+def effective_rank(w: Float[Array, "*layers m n"]) -> Float[Array, "*layers"]:
+  """`exp(H(p))`, H the entropy of `p_i = s_i / sum s` of the singular values: n for the identity, 1 for rank one.
+
+  0 for a matrix of zeros. Source: Roy and Vetterli 2007.
+  """
+  s = jnp.linalg.svd(w.astype(jnp.float32), compute_uv=False)
+  total = jnp.sum(s, axis=-1, keepdims=True)
+  p = s / jnp.where(total > 0, total, 1.0)
+  entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0), axis=-1)
+  return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0.0)
+
+
+def stable_rank(w: Float[Array, "*layers m n"]) -> Float[Array, "*layers"]:
+  """`|w|_F^2 / |w|_2^2`: at most the rank, and little moved by small singular values; 0 for zeros."""
+  s = jnp.linalg.svd(w.astype(jnp.float32), compute_uv=False)
+  return jnp.sum(s**2, axis=-1) / jnp.where(s[..., 0] > 0, s[..., 0] ** 2, 1.0)

@@ -1,0 +1,61 @@
+"""Scores along a sequence of stages, as TRACE reports them: overall performance, backward and forward transfer."""
+
+import numpy as np
+from jaxtyping import Float
+
+
+def overall_performance(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, "stages"]:
+  """`OP_t = mean_{i <= t} R[t, i]`, after each stage.
+
+  Args:
+    scores: R[t, i], square: the score on task i after training on tasks 0..t in turn.
+
+  Raises:
+    ValueError: the matrix is not square.
+  """
+  scores = _square(scores)
+  return np.array([scores[t, : t + 1].mean() for t in range(len(scores))])
+
+
+def backward_transfer(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, "stages"]:
+  """`BWT_t = mean_{i <= t} (R[t, i] - R[i, i])`, after each stage; negative for forgetting.
+
+  The last task counts with its zero, as in TRACE and HFT (arXiv 2404.18466); `transfer_metrics` leaves it out, as GEM
+  does, and is T / (T - 1) times as large.
+
+  Args, Raises: see `overall_performance`.
+  """
+  scores = _square(scores)
+  own = np.diag(scores)
+  return np.array([(scores[t, : t + 1] - own[: t + 1]).mean() for t in range(len(scores))])
+
+
+def forward_transfer(
+    scores: Float[np.ndarray, "stages tasks"], untrained: Float[np.ndarray, "tasks"]
+) -> Float[np.ndarray, "stages"]:
+  """`FWT_t = mean_{1 <= i <= t} (R[i - 1, i] - untrained_i)`: what earlier stages gave to tasks before their own.
+
+  Args:
+    scores: see `overall_performance`.
+    untrained: scores before any training.
+
+  Returns:
+    One number for each stage; 0 for the first.
+
+  Raises:
+    ValueError: the matrix is not square, or the lengths differ.
+
+  Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840).
+  """
+  scores = _square(scores)
+  if np.shape(untrained) != (len(scores),):
+    raise ValueError(f"untrained must have one score for each of the {len(scores)} tasks; got {np.shape(untrained)}")
+  gains = np.diag(scores, 1) - np.asarray(untrained, np.float64)[1:]
+  return np.array([gains[:t].mean() if t else 0.0 for t in range(len(scores))])
+
+
+def _square(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, "stages tasks"]:
+  scores = np.asarray(scores, np.float64)
+  if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or not len(scores):
+    raise ValueError(f"scores must be a square matrix [stages, tasks]; got shape {scores.shape}")
+  return scores

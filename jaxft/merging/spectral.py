@@ -1,0 +1,63 @@
+"""Editing the spectrum of a fine-tuned matrix: shrinking intruder dimensions, truncating an update to a rank."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxft.analysis.spectra import intruder_dimensions
+from jaxft.transforms.filters import Filter
+from jaxft.transforms.paths import Tree, map_with_path
+
+
+def scale_singular_components(
+    w: Float[Array, "*layers m n"], chosen: Bool[Array, "*layers k"], factor: float
+) -> Float[Array, "*layers m n"]:
+  """`w + (factor - 1) sum_{i chosen} s_i u_i v_i^T`: some of the leading components scaled, all others as they are.
+
+  Args:
+    w: a matrix or a stack of them.
+    chosen: of its k leading components.
+    factor: 1 changes nothing, 0 removes.
+  """
+  u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+  k = chosen.shape[-1]
+  edit = jnp.matmul(u[..., :k] * (s[..., :k] * chosen * (factor - 1.0))[..., None, :], vt[..., :k, :])
+  return (w.astype(jnp.float32) + edit).astype(w.dtype)
+
+
+def reduce_intruders(
+    base: Tree, tuned: Tree, *, k: int = 10, eps: float = 0.5, factor: float = 0.75,
+    side: Literal["out", "in"] = "out", select: Filter = "**/kernel",
+) -> Tree:
+  """Scales the intruder dimensions of a fine-tuned checkpoint, which wins back what it forgot for a little of its task.
+
+  Args:
+    base, tuned: checkpoints; components are those of `tuned` itself, not of the difference.
+    k, eps, side, select: see `intruder_dimensions`.
+    factor: of the intruders' singular values: 1 changes nothing, 0 removes them, and with them what the base had along
+      the same direction.
+
+  Raises:
+    ValueError: see `intruder_dimensions`.
+
+  Source: Shuttleworth et al. 2024 (arXiv 2410.21228).
+  """
+  found = intruder_dimensions(base, tuned, k=k, eps=eps, side=side, select=select)
+  edit = lambda path, w: scale_singular_components(w, found[path], factor) if path in found else w
+  return map_with_path(edit, tuned)
+
+
+def truncated_factors(delta: Float[Array, "m n"], rank: int) -> tuple[Float[Array, "m rank"], Float[Array, "rank n"]]:
+  """The best factors `a [m, rank]`, `b [rank, n]` of a matrix, the singular values shared evenly: a LoRA of an update.
+
+  Exact where the matrix has no more than that rank.
+
+  Raises:
+    ValueError: rank is not in 1..min(m, n).
+  """
+  if not 1 <= rank <= min(delta.shape[-2:]):
+    raise ValueError(f"rank must lie in 1..{min(delta.shape[-2:])} for a matrix {tuple(delta.shape)}; got {rank}")
+  u, s, vt = jnp.linalg.svd(delta.astype(jnp.float32), full_matrices=False)
+  root = jnp.sqrt(s[..., :rank])
+  return u[..., :rank] * root[..., None, :], root[..., :, None] * vt[..., :rank, :]

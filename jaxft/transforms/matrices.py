@@ -1,0 +1,110 @@
+"""What adapters of matrices share: `adapt_matrices`, their loop over the chosen leaves, and the usual random start."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxft.transforms.depth import layer_of, leaf_keys
+from jaxft.transforms.filters import Filter, mask, nearest
+from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths, unzip_with_path
+from jaxft.transforms.protocol import ParamTransform
+
+
+def adapt_matrices(
+    select: Filter,
+    init: Callable[[jax.Array, Any, Any], tuple[Any, Any]],
+    apply: Callable[[Any, Any], Any],
+    *,
+    statistics: Tree | None = None,
+) -> ParamTransform:
+  """Adapts each matching matrix on its own, the layers of a stack one by one.
+
+  Args:
+    select: a filter; every leaf it matches must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
+    init: `(key, w [m, n], statistic) -> (frozen leaf, subtree that trains)`, for one matrix; under `vmap` for a stack.
+    apply: `(frozen leaf, subtree that trains) -> leaf`, with a leading axis L on all parts of a stack.
+    statistics: what `init` needs to know of the data: a tree with the structure of the params or of a part of it, or a
+      flat dict from paths. A matrix takes the entry at its path, or at the longest prefix of it; a stack `[L, m, n]`
+      takes entries `[L, ...]`. None gives every matrix None.
+
+  Raises (from `split`):
+    ValueError: the filter matches nothing, or a leaf that is not a matrix (all are named), or one without statistics.
+  """
+  known = None if statistics is None else {p: s for p, s in leaves_with_paths(statistics) if s is not None}
+
+  def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
+    flags = mask(select, params)
+    check_matrices(params, flags)
+
+    def start(path: str, leaf: Any, chosen: bool) -> tuple[Any, Any]:
+      if not chosen:
+        return leaf, None
+      keys = leaf_keys(key, path, leaf)
+      statistic = None if known is None else _statistic(known, path, leaf if keys.ndim else None)
+      return (jax.vmap(init) if keys.ndim else init)(keys, leaf, statistic)
+
+    return unzip_with_path(start, params, flags)
+
+  return ParamTransform(split, join_matrices(apply))
+
+
+def join_matrices(apply: Callable[[Any, Any], Any]) -> Callable[[Tree, Tree], Tree]:
+  """The `join` of `adapt_matrices`, for transforms with a `split` of their own."""
+
+  def join(frozen: Tree, trainable: Tree) -> Tree:
+    adapt = lambda w, t: w if t is None else apply(w, t)
+    return jax.tree.map(adapt, frozen, trainable, is_leaf=is_leaf)
+
+  return join
+
+
+def _statistic(known: dict[str, Any], path: str, stack: Any | None) -> Any:
+  parts = path.split("/")
+  prefixes = ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
+  found = next((p for p in prefixes if p in known), None)
+  if found is None:
+    raise ValueError(f"statistics has no entry at {path} or at a prefix of it; {nearest(path, list(known))}")
+  if stack is not None and known[found].shape[0] != stack.shape[0]:
+    raise ValueError(
+        f"statistics must have one entry a layer for {path} {tuple(stack.shape)}; {found} has shape "
+        f"{tuple(known[found].shape)}"
+    )
+  return known[found]
+
+
+def chosen_matrices(select: Filter, params: Tree) -> list[tuple[str, Any]]:
+  """The `(path, leaf)` pairs of the matrices, or stacks of them, that a filter matches."""
+  flags = mask(select, params)
+  check_matrices(params, flags)
+  return [pair for pair, chosen in zip(leaves_with_paths(params), jax.tree.leaves(flags), strict=True) if chosen]
+
+
+def check_matrices(params: Tree, flags: Tree) -> None:
+  wrong = []
+  for (path, leaf), chosen in zip(leaves_with_paths(params), jax.tree.leaves(flags), strict=True):
+    if chosen and leaf.ndim - np.ndim(layer_of(path, leaf)) != 2:
+      wrong.append(f"{path} {tuple(leaf.shape)}")
+  if wrong:
+    raise ValueError(
+        f"select must match matrices [m, n] or stacks of them [L, m, n]; it also matches {len(wrong)} other leaves: "
+        + ", ".join(wrong[:8]) + (", ..." if len(wrong) > 8 else "")
+    )
+
+
+def kaiming_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> Array:
+  """Uniform in ±1/sqrt(fan_in): PyTorch's Kaiming-uniform with a = sqrt 5, the start of most adapters."""
+  return jax.random.uniform(key, shape, jnp.float32, -(fan_in**-0.5), fan_in**-0.5)
+
+
+def check_rank(rank: int) -> None:
+  if not (isinstance(rank, int) and rank >= 1):
+    raise ValueError(f"rank must be an integer >= 1; got {rank!r}")
+
+
+def check_dropout(dropout: float) -> None:
+  if not 0.0 <= dropout < 1.0:
+    raise ValueError(f"dropout must lie in [0, 1); got {dropout}")

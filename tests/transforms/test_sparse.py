@@ -1,0 +1,104 @@
+"""Sparse differences: limits, what changes, composition, storage of the optimizer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxft.merging.sparse_deltas import apply_delta, compose, fuse, sparse_difference, switch, unfuse
+from jaxft.transforms import full
+from jaxft.transforms.sparse import chosen_entries, shira, sparse_delta
+from jaxft.transforms.top_k import lottery_ticket_mask, top_k_mask
+from tests.contracts.transforms import forward, stack_params
+
+KEY = jax.random.key(0)
+PARAMS = stack_params(KEY, layers=3, dim=8, hidden=16)
+X = jax.random.normal(jax.random.key(1), (4, 8))
+
+
+def trained(transform, params, steps=5, optimizer=optax.adamw(1e-2, weight_decay=0.0)):
+  frozen, trainable = transform.split(KEY, params)
+  state = optimizer.init(trainable)
+  loss = lambda t: jnp.mean(jnp.square(forward(transform.join(frozen, t), X) - 1))
+  step = jax.jit(lambda t, s: optimizer.update(jax.grad(loss)(t), s, t))
+  for _ in range(steps):
+    updates, state = step(trainable, state)
+    trainable = optax.apply_updates(trainable, updates)
+  return frozen, trainable, transform.join(frozen, trainable), state
+
+
+def test_all_entries_is_full_tuning():
+  everything = jax.tree.map(lambda x: jnp.ones(x.shape, bool), PARAMS)
+  sparse, dense = trained(sparse_delta(everything), PARAMS)[2], trained(full(), PARAMS)[2]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), sparse, dense)
+
+
+def test_lottery_ticket_from_dense_phase_to_delta():
+  dense = trained(full(), PARAMS)[2]
+  mask = lottery_ticket_mask(PARAMS, dense, 50, where="**/up/*")
+  frozen, trainable, tuned, state = trained(sparse_delta(mask), PARAMS, optimizer=optax.adamw(1e-2, weight_decay=0.1))
+  changed = jax.tree.map(lambda a, b: a != b, tuned, PARAMS)
+  jax.tree.map(lambda c, m: np.testing.assert_array_equal(np.asarray(c) & ~np.asarray(m), False), changed, mask)
+  assert sum(int(c.sum()) for c in jax.tree.leaves(changed)) == 50
+  assert sum(x.size for x in jax.tree.leaves(state)) == 2 * 50 + 1, "moments of 50 values, and a step counter"
+  assert sum(x.nbytes for pair in chosen_entries(frozen, trainable).values() for x in pair) == 50 * 8
+  delta = sparse_difference(tuned, PARAMS)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), apply_delta(PARAMS, delta), tuned)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), compose(
+      PARAMS, [chosen_entries(frozen, trainable)]), tuned)
+
+
+def random_delta(i, where=None):
+  moved = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(i), x.shape), PARAMS)
+  mask = top_k_mask(jax.tree.map(lambda x: jax.random.normal(jax.random.key(i + 9), x.shape), PARAMS), 40, where=where)
+  return sparse_difference(jax.tree.map(jnp.where, mask, moved, PARAMS), PARAMS), mask
+
+
+def test_composition():
+  (a, mask_a), (b, _) = random_delta(1), random_delta(2)
+  close = lambda x, y: jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, atol=1e-6), x, y)
+  close(compose(PARAMS, [a, b]), compose(PARAMS, [b, a]))
+  close(apply_delta(apply_delta(PARAMS, a), a, sign=-1), PARAMS)
+  close(apply_delta(PARAMS, a, scale=2.0), compose(PARAMS, [a, a]))
+  apart, _ = random_delta(3, where=jax.tree.map(jnp.logical_not, mask_a))
+  on_a = jax.tree.map(lambda w, p, m: jnp.where(m, w, p), compose(PARAMS, [a, apart]), PARAMS, mask_a)
+  back = sparse_difference(on_a, PARAMS)
+  assert back.keys() == a.keys()
+  for path in a:
+    np.testing.assert_array_equal(back[path].indices, a[path].indices)
+
+
+def test_fusing_and_switching_in_bfloat16_is_undone_to_the_last_bit():
+  low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+  (a, _), (b, _) = random_delta(1), random_delta(2)
+  fused, old = fuse(low, a)
+  other, older = switch(fused, old, b)
+  same = lambda x, y: jax.tree.map(lambda p, q: np.testing.assert_array_equal(p, q), x, y)
+  same(other, apply_delta(low, b))
+  same(unfuse(other, older), low)
+
+
+def test_shira_trains_as_many_numbers_as_lora():
+  trainable = shira(rank=1).split(KEY, PARAMS)[1]
+  assert [x.shape for x in jax.tree.leaves(trainable)] == [(3 * 24,)] * 2
+
+
+@pytest.mark.parametrize("entries, message", [
+    (jnp.array([0, 5, 5]), "layers/up/kernel has an index twice"),
+    (jnp.array([0, 384]), r"takes indices in 0\.\.383; got 0\.\.384"),
+    (jnp.ones((3, 8), bool), r"has shape \(3, 8, 16\); its mask has \(3, 8\)"),
+    (jnp.zeros((3, 8, 16), bool), "at least one entry"),
+])
+def test_errors(entries, message):
+  select = {"layers": {"up": {"kernel": entries}, "down": {"kernel": None}}}
+  with pytest.raises(ValueError, match=message):
+    sparse_delta(select).split(KEY, PARAMS)
+
+
+def test_delta_errors():
+  delta, _ = random_delta(1)
+  with pytest.raises(ValueError, match="path that the params lack: layers/up/kernle; nearest: layers/up/kernel"):
+    apply_delta(PARAMS, {"layers/up/kernle": delta["layers/up/kernel"]})
+  with pytest.raises(ValueError, match="sign must be 1 or -1; got 2"):
+    apply_delta(PARAMS, delta, sign=2)

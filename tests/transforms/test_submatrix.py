@@ -1,0 +1,167 @@
+"""Rows and columns that train, S2FT, permutation of coupled units, many deltas served at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxft.models import decoder
+from jaxft.transforms import dot, dot_transposed, lookup, materialize, unstack_layers
+from jaxft.transforms.coupled import MLP_CHANNELS, inverse_order, key_heads, permute_coupled, query_heads
+from jaxft.transforms.quantize import quantize_array
+from jaxft.transforms.s2ft import s2ft
+from jaxft.transforms.submatrix import Submatrix, batched_delta_dot, submatrix
+from tests.contracts.test_transforms import BIG, compiled_flops, matmul_flops, step_cost
+from tests.contracts.transforms import forward, make_step, stack_params
+
+KEY = jax.random.key(0)
+M, N, K = 12, 10, 4
+CONFIG = decoder.DecoderConfig(
+    vocab_size=32, dim=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
+
+
+def draw(i, *shape):
+  return jax.random.normal(jax.random.fold_in(KEY, i), shape)
+
+
+def leaf(axis, w=None):
+  size = M if axis == -2 else N
+  indices = jnp.array([7, 0, size, 3])  # the third stands for none
+  return Submatrix(draw(0, M, N) if w is None else w, draw(1, K, N) if axis == -2 else draw(1, M, K), indices, axis)
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_contractions_and_their_gradients(axis, quantized):
+  given = leaf(axis, quantize_array(draw(0, M, N), block=4) if quantized else None)
+  x, y, ids = draw(2, 2, 3, M), draw(3, 2, N), jnp.array([[0, 7], [3, 11]])
+  w = given.materialize()
+  assert given.shape == w.shape == (M, N)
+  np.testing.assert_allclose(lookup(given, ids), w[ids], rtol=1e-4, atol=1e-5)
+
+  def run(product, x, plain):
+    def loss(d, x):
+      new = Submatrix(given.w, d, given.indices, given.axis)
+      out = product(x, new.materialize() if plain else new)
+      return jnp.sum(jnp.sin(out)), out
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(given.d, x)
+
+  for product, x in ((dot, x), (dot_transposed, y)):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+                 run(product, x, False), run(product, x, True))
+  gradient = run(dot, draw(2, 2, 3, M), False)[0][0]
+  assert not jnp.take(gradient, 2, axis=axis).any()
+
+
+def test_the_base_has_its_gradient_too_and_forward_mode_works():
+  given, x = leaf(-2), draw(2, 5, M)
+  f = lambda w, d, x: dot(x, Submatrix(w, d, given.indices))
+  g = lambda w, d, x: x @ Submatrix(w, d, given.indices).materialize()
+  args = given.w, given.d, x
+  tangents = draw(5, M, N), draw(6, K, N), draw(7, 5, M)
+  np.testing.assert_allclose(jax.jvp(f, args, tangents)[1], jax.jvp(g, args, tangents)[1], rtol=1e-4, atol=1e-4)
+  pull = lambda f: jax.vjp(f, *args)[1](draw(8, 5, N))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), pull(f), pull(g))
+
+
+@pytest.mark.parametrize("glob, axis", [("**/down/*", -2), ("**/up/*", -1)])
+@pytest.mark.parametrize("q", [0.03125, 0.25])
+def test_a_step_costs_four_and_twice_the_share(glob, axis, q):
+  transform = submatrix({glob: np.arange(int(q * BIG["hidden"]))}, axis=axis)
+  share = q / 2  # one of the two matrices
+  stacked = stack_params(KEY, **BIG)
+  assert step_cost(transform, stacked, forward, matmul_flops) <= 4.0 + 2 * share
+  assert step_cost(transform, unstack_layers(stacked), forward, compiled_flops) <= 4.1 + 2 * share
+
+
+def test_all_rows_is_full_tuning_of_that_matrix():
+  params = stack_params(KEY, layers=2, dim=8, hidden=16)
+  transform = submatrix({"**/down/*": np.arange(16)})
+  optimizer, step = make_step(transform)
+  frozen, trainable = transform.split(KEY, params)
+  x, y = draw(0, 4, 8), draw(1, 4, 8)
+  trained = step(trainable, optimizer.init(trainable), frozen, x, y, KEY)[0]
+  got = materialize(transform.join(frozen, trained))
+
+  loss = lambda down: jnp.mean(jnp.square(forward({"layers": params["layers"] | {"down": {"kernel": down}}}, x) - y))
+  down = params["layers"]["down"]["kernel"]
+  updates, _ = optimizer.update(jax.grad(loss)(down), optimizer.init(down), down)
+  np.testing.assert_allclose(got["layers"]["down"]["kernel"], optax.apply_updates(down, updates), rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(got["layers"]["up"]["kernel"], params["layers"]["up"]["kernel"])
+
+
+def test_s2ft_trains_the_drawn_share_and_nothing_else():
+  params = decoder.init(KEY, CONFIG)
+  transform = s2ft(KEY, params, head_dim=4, heads=0.34, channels=0.2, value_heads=0.5, up_channels=0.1)
+  frozen, trainable = transform.split(KEY, params)
+  moved = materialize(transform.join(frozen, jax.tree.map(lambda x: x + 1, trainable)))
+  changed = jax.tree.map(lambda a, b: np.asarray(a != b), moved, params)["layers"]
+  rows = lambda name: changed["attention"][name]["kernel"].any(-1).sum()
+  assert rows("out") == int(0.34 * 12) * 4
+  assert changed["mlp"]["down"]["kernel"].any(-1).sum() == int(0.2 * 72)
+  assert changed["attention"]["value"]["kernel"].any(-2).sum() == int(0.5 * 6) * 4
+  assert changed["mlp"]["up"]["kernel"].any(-2).sum() == int(0.1 * 72)
+  for name in ("query", "key"):
+    assert not changed["attention"][name]["kernel"].any()
+  ids = jax.random.randint(KEY, (2, 5), 0, 32)
+  fast = decoder.hidden_states(transform.join(frozen, jax.tree.map(lambda x: x + 0.1, trainable)), CONFIG, ids).hidden
+  slow = decoder.hidden_states(
+      materialize(transform.join(frozen, jax.tree.map(lambda x: x + 0.1, trainable))), CONFIG, ids).hidden
+  np.testing.assert_allclose(fast, slow, rtol=2e-4, atol=2e-4)
+
+
+def test_rows_of_a_tied_embedding():
+  params = decoder.init(KEY, CONFIG, stddev=0.3)
+  frozen, trainable = (transform := submatrix({"embed/tokens/*": np.array([3, 8, 30])})).split(KEY, params)
+  trainable = jax.tree.map(lambda d: d + 0.1 * draw(1, *d.shape), trainable)
+  ids = jnp.array([[3, 5, 8, 1, 30, 3]])
+  nll = lambda t, form: jnp.sum(decoder.token_nll(form(transform.join(frozen, t)), CONFIG, ids))
+  got, want = (jax.value_and_grad(nll)(trainable, form) for form in (lambda p: p, materialize))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+def test_many_deltas_in_one_batch(axis):
+  w, x, adapter = draw(0, M, N), draw(1, 5, 3, M), jnp.array([2, 0, 1, 0, 2])
+  d = draw(2, 3, K, N) if axis == -2 else draw(2, 3, M, K)
+  size = M if axis == -2 else N
+  indices = jnp.stack([jax.random.permutation(k, size)[:K] for k in jax.random.split(KEY, 3)])
+  fused = jnp.stack([Submatrix(w, d[i], indices[i], axis).materialize() for i in range(3)])
+  got = batched_delta_dot(x, w, d, indices, adapter, axis=axis)
+  np.testing.assert_allclose(got, jnp.einsum("btm,bmn->btn", x, fused[adapter]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [lambda p: p, unstack_layers], ids=["stacked", "unrolled"])
+def test_permuting_coupled_units_keeps_the_function(layout):
+  params = layout(decoder.init(KEY, CONFIG, stddev=0.3))
+  ids = jax.random.randint(KEY, (2, 5), 0, 32)
+  want = decoder.hidden_states(params, CONFIG, ids).hidden
+  rng = np.random.default_rng(0)
+  each = lambda n: np.stack([rng.permutation(n) for _ in range(3)])
+  for structure, order in (
+      (MLP_CHANNELS, each(24)), (key_heads(4, 2), each(2)), (query_heads(4, 2), np.array([1, 0, 3, 2]))):
+    moved = permute_coupled(params, structure, order)
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(params)))
+    np.testing.assert_allclose(decoder.hidden_states(moved, CONFIG, ids).hidden, want, rtol=1e-4, atol=1e-4)
+    back = permute_coupled(moved, structure, inverse_order(order))
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda p: submatrix({"**/down/kernel": np.array([1, 1])}).split(KEY, p), "has an index twice in one layer"),
+    (lambda p: submatrix({"**/down/kernel": np.array([24])}).split(KEY, p), r"takes indices in 0\.\.23, or -1"),
+    (lambda p: submatrix({"**/scale": np.array([1])}).split(KEY, p), "is no matrix"),
+    (lambda p: submatrix({"**/down/*": np.array([1]), "**/kernel": np.array([1])}).split(KEY, p), "is matched by"),
+    (lambda p: submatrix({"**/down/*": np.zeros((2, 1), int)}).split(KEY, p), "is of layer 2; got indices for 2"),
+    (lambda p: submatrix({"**/down/*": np.array([1])}, axis=0), r"axis must be -2 \(rows\) or -1"),
+    (lambda p: s2ft(KEY, p, head_dim=5), "head_dim must divide axis -2 of layers/attention/out/kernel"),
+    (lambda p: s2ft(KEY, p, head_dim=4, heads=0.01, channels=0.01), "must draw at least one unit"),
+    (lambda p: permute_coupled(p, MLP_CHANNELS, np.zeros(24, int)), "order must be a permutation"),
+    (lambda p: permute_coupled(p, query_heads(4, 2), np.array([2, 1, 0, 3])), "order must keep each unit in its group"),
+    (lambda p: permute_coupled(p, MLP_CHANNELS, np.arange(12)), "order has 12 units of 1; axis -1 of"),
+])
+def test_errors(call, message):
+  with pytest.raises(ValueError, match=message):
+    call(decoder.init(KEY, CONFIG))
