@@ -42,7 +42,7 @@ class Config:
 
 
 SMOKE = Config(
-    steps=2, batch_size=8, learning_rates=(1e-3,), temperatures=(0.05,), queries=16, probe=16, corpus=64,
+    steps=2, batch_size=8, learning_rates=(1e-3,), temperatures=(0.05,), queries=8, probe=12, corpus=32,
     seeds=(0, 1))
 ARMS = {"InfoNCE, unguided": False, "GIST": True}
 

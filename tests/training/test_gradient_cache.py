@@ -97,4 +97,4 @@ def test_it_stands_in_an_objective_of_the_step():
     state, _ = make_train_step(objective(chunks), toy.optimizer(), full())(state, frozen, batch())
     after.append(state.trainable)
   for x, y in zip(*map(jax.tree.leaves, after), strict=True):
-    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
