@@ -297,7 +297,7 @@ def foreign_trials():
     yield pytest.param(QLORA, model, False, id=f"qlora_nf4-{model.__name__}-unrolled")
 
 
-@pytest.mark.parametrize("case,model,scan", foreign_trials())
+@pytest.mark.parametrize("case,model,scan", list(foreign_trials()))
 def test_foreign_models(case, model, scan):
   params, apply = model(LAYERS if scan else 2, DIM, HIDDEN, scan)
   frozen, trainable = case.transform.split(KEY, params)

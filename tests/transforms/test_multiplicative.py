@@ -87,7 +87,8 @@ def trained(transform, w, stddev=0.3):
 
 
 @pytest.mark.parametrize("transform", [
-    oft(block=4), boft(block=4, factors=3), hra(rank=4), road(group=6), ia3("**", "**")], ids=str)
+    oft(block=4), boft(block=4, factors=3), hra(rank=4), road(group=6), ia3("**", "**"),
+], ids=["oft", "boft", "hra", "road", "ia3"])
 def test_identity_at_the_start(transform):
   w = draw(0, M, N)
   close(materialize(transform.join(*transform.split(KEY, {"kernel": w})))["kernel"], w, 1e-6)
