@@ -4,12 +4,17 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from jaxft.cli.options import Method, Optimization
-from jaxft.transforms import ParamTransform, chain, freeze, full, lora, train
+from jaxft.transforms import (
+    ParamTransform, bitfit, boft, chain, delora, dora, fourier_ft, freeze, full, half, hira, hra, ia3, loha, lokr, lora,
+    low_rank, mica, miss, oft, olora, pissa, rand_lora, road, shira, train, vera,
+)
 from jaxft.transforms.filters import nearest
+from jaxft.transforms.lora import FactorInit
 from jaxft.transforms.quantize import quantize
 
 T = TypeVar("T")
@@ -54,6 +59,14 @@ def _matrices(m: Method) -> list[str]:
   return _select(m, "layers/**/kernel")
 
 
+def _start(m: Method, init: FactorInit) -> ParamTransform:
+  return low_rank(_matrices(m), rank=m.rank, scale=m.alpha / m.rank, dropout=m.dropout, init=init)
+
+
+def _adapter(make: Callable[[Method], ParamTransform], *arxiv: str) -> Choice:
+  return Choice(make, 2e-4, tuple(f"arXiv {number}" for number in arxiv))
+
+
 METHODS: dict[str, Choice] = {
     "full": Choice(lambda m: full(), 2e-5),
     "freeze": Choice(lambda m: freeze(_select(m, "embed/**")), 2e-5),
@@ -62,6 +75,26 @@ METHODS: dict[str, Choice] = {
     "rslora": Choice(lambda m: _lora(m, rank_stabilized=True), 2e-4, (LORA, RSLORA)),
     "qlora": Choice(
         lambda m: chain(_lora(m), quantize(_matrices(m), format="nf4", double=True)), 2e-4, (LORA, QLORA)),
+    "dora": _adapter(lambda m: dora(_matrices(m), rank=m.rank, alpha=m.alpha, dropout=m.dropout), "2402.09353"),
+    "pissa": _adapter(lambda m: _start(m, pissa), "2404.02948"),
+    "olora": _adapter(lambda m: _start(m, olora), "2406.01775"),
+    "mica": _adapter(lambda m: mica(_matrices(m), rank=m.rank, alpha=m.alpha), "2604.01694"),
+    "vera": _adapter(lambda m: vera(_matrices(m), rank=m.rank), "2310.11454"),
+    "delora": _adapter(lambda m: delora(_matrices(m), rank=m.rank), "2503.18225"),
+    "rand_lora": _adapter(lambda m: rand_lora(_matrices(m), rank=m.rank, alpha=m.alpha), "2502.00987"),
+    "loha": _adapter(lambda m: loha(_matrices(m), rank=m.rank, alpha=m.alpha), "2108.06098"),
+    "lokr": _adapter(lambda m: lokr(_matrices(m), rank=m.rank, alpha=m.alpha), "2309.14859"),
+    "hira": _adapter(lambda m: hira(_matrices(m), rank=m.rank)),
+    "miss": _adapter(lambda m: miss(_matrices(m), rank=m.rank), "2409.15371"),
+    "fourier_ft": _adapter(lambda m: fourier_ft(_matrices(m)), "2405.03003"),
+    "oft": _adapter(lambda m: oft(_matrices(m)), "2306.07280"),
+    "boft": _adapter(lambda m: boft(_matrices(m)), "2311.06243"),
+    "hra": _adapter(lambda m: hra(_matrices(m), rank=m.rank), "2405.17484"),
+    "road": _adapter(lambda m: road(_matrices(m)), "2409.00119"),
+    "ia3": _adapter(lambda m: ia3(m.select, None) if m.select else ia3(), "2205.05638"),
+    "shira": _adapter(lambda m: shira(_matrices(m), rank=m.rank), "2406.13175"),
+    "bitfit": _adapter(lambda m: bitfit(_select(m, "**/bias")), "2106.10199"),
+    "hft": Choice(lambda m: half(jax.random.key(m.draw)), 2e-5, ("arXiv 2404.18466",)),
 }
 
 LOSSES = {"encoder": ("gist", "mnrl"), "decoder": ("sft",)}

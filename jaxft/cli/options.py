@@ -15,14 +15,17 @@ class Method:
   """What trains."""
 
   method: str = "lora"
-  """full, freeze, train, lora, rslora or qlora."""
+  """full, freeze, train, hft, bitfit; lora, rslora, qlora, dora, pissa, olora, mica, vera, delora, rand_lora; loha, lokr,
+  hira, miss, fourier_ft; oft, boft, hra, road, ia3; or shira."""
   select: tuple[str, ...] = ()
-  """Path globs. lora, rslora, qlora: matrices to adapt (none given: layers/**/kernel). freeze: what stays fixed (none
-  given: embed/**). train: what trains."""
+  """Path globs. freeze: what stays fixed (none given: embed/**). train: what trains. bitfit: the biases (none given: all).
+  ia3: matrices whose outputs are scaled. hft: not read. All others: matrices to adapt (none given: layers/**/kernel)."""
   rank: int = 8
-  """Rank of the low-rank factors."""
+  """Rank of the factors; of the methods with another size, what stands in its place (miss: rows, hra: reflections)."""
   alpha: float = 16.0
-  """The update is scaled by alpha / rank, with rslora by alpha / sqrt(rank)."""
+  """Of those with low-rank factors: the update is scaled by alpha / rank, with rslora by alpha / sqrt(rank)."""
+  draw: int = 0
+  """hft: seed of the half that trains; take another in every stage."""
   dropout: float = 0.0
   """Dropout rate on the input of the low-rank factors."""
 
@@ -71,7 +74,7 @@ class Optimization:
   accumulate: int = 1
   """Micro-batches a step. A contrastive loss still compares the whole batch (GradCache)."""
   learning_rate: float | None = None
-  """Peak learning rate. None: 2e-4 for low-rank methods, 2e-5 for the others."""
+  """Peak learning rate. None: 2e-5 where the model's own weights train, 2e-4 for all other methods."""
   schedule: str = "cosine"
   """After the warm-up: constant, linear or cosine; the last two fall to zero."""
   warmup: float = 0.1

@@ -1,0 +1,32 @@
+"""Every method that the command line names splits and joins both of the library's models."""
+
+import jax
+import pytest
+
+from jaxft.cli.choices import METHODS
+from jaxft.cli.options import Method
+from jaxft.models import decoder, encoder
+from jaxft.transforms import count, materialize
+
+CONFIGS = {
+    "encoder": (encoder, encoder.EncoderConfig(vocab_size=64, dim=64, num_layers=2, num_heads=2, mlp_dim=128)),
+    "decoder": (decoder, decoder.DecoderConfig(
+        vocab_size=64, dim=64, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=64, mlp_dim=128)),
+}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_something_and_keeps_the_shapes(name, family):
+  if (name, family) == ("bitfit", "decoder"):
+    pytest.skip("a decoder has no biases")
+  model, config = CONFIGS[family]
+  select = ("layers/**",) if name == "train" else ()
+  transform = METHODS[name].make(Method(method=name, select=select))
+  params = jax.eval_shape(lambda key: model.init(key, config), jax.random.key(0))
+  if name == "hft":  # draws on the host
+    params = model.init(jax.random.key(0), config)
+  frozen, trainable = jax.eval_shape(transform.split, jax.random.key(1), params)
+  assert 0 < count(trainable) <= count(params)
+  joined = jax.eval_shape(lambda f, t: materialize(transform.join(f, t)), frozen, trainable)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), joined) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
