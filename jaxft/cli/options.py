@@ -15,8 +15,8 @@ class Method:
   """What trains."""
 
   method: str = "lora"
-  """full, freeze, train, hft, bitfit; lora, rslora, qlora, dora, pissa, olora, mica, vera, delora, rand_lora; loha, lokr,
-  hira, miss, fourier_ft; oft, boft, hra, road, ia3; or shira."""
+  """full, freeze, train, hft, bitfit; lora, rslora, qlora, dora, pissa, olora, mica, vera, delora, rand_lora; loha,
+  lokr, hira, miss, fourier_ft; oft, boft, hra, road, ia3; or shira."""
   select: tuple[str, ...] = ()
   """Path globs. freeze: what stays fixed (none given: embed/**). train: what trains. bitfit: the biases (none given: all).
   ia3: matrices whose outputs are scaled. hft: not read. All others: matrices to adapt (none given: layers/**/kernel)."""

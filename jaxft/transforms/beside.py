@@ -1,6 +1,7 @@
 """A frozen leaf that carries what its transform has to remember: indices, a seed, an order."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.transforms.leaves import dot, dot_transposed, lookup
+from jaxft.transforms.leaves import dot, dot_transposed, lookup, materialize
 from jaxft.transforms.paths import is_structured
 
 
@@ -46,3 +47,25 @@ class Beside:
 
   def lookup(self, ids: Array) -> Array:
     return lookup(self.w, ids)
+
+
+def hoist(leaf: Any) -> Any:
+  """The leaf with the `Beside` that lies within it, if one does, brought to the outside: `f(Beside(w)) -> Beside(f(w))`.
+
+  Where two transforms adapt one leaf, the second takes what the first left frozen, note included, for its weight. Once
+  the second has been joined, the first must find its note where it put it.
+  """
+  if isinstance(leaf, Beside) or not (is_structured(leaf) and dataclasses.is_dataclass(leaf)):
+    return leaf
+  for field in dataclasses.fields(leaf):
+    part = getattr(leaf, field.name)
+    inner = hoist(part) if is_structured(part) else None
+    if isinstance(inner, Beside):
+      return Beside(dataclasses.replace(leaf, **{field.name: inner.w}), inner.note)
+  return leaf
+
+
+def through(leaf: Any, form: Callable[[Array], Array]) -> Any:
+  """`form` of the array that a leaf stands for, with the notes of other transforms that lie within it kept outside."""
+  leaf = hoist(leaf)
+  return Beside(through(leaf.w, form), leaf.note) if isinstance(leaf, Beside) else form(materialize(leaf))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxft.transforms.filters import Filter, mask
-from jaxft.transforms.leaves import materialize
+from jaxft.transforms.beside import through
 from jaxft.transforms.paths import Tree, is_leaf, unzip_with_path
 from jaxft.transforms.protocol import ParamTransform
 
@@ -59,8 +59,8 @@ def binary_mask(select: Filter = "**/kernel", *, init: float = 1e-2, threshold: 
     def put(w: Any, scores: Any) -> Any:
       if scores is None:
         return w
-      w = materialize(w)
-      return (w.astype(jnp.float32) * straight_through_threshold(scores, jnp.float32(threshold))).astype(w.dtype)
+      kept = straight_through_threshold(scores, jnp.float32(threshold))
+      return through(w, lambda array: (array.astype(jnp.float32) * kept).astype(array.dtype))
 
     return jax.tree.map(put, frozen, trainable, is_leaf=is_leaf)
 

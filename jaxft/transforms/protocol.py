@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxft.transforms.beside import hoist
 from jaxft.transforms.filters import Filter, mask
 from jaxft.transforms.paths import Tree, is_leaf
 
@@ -82,7 +83,7 @@ def chain(*transforms: ParamTransform) -> ParamTransform:
 
   def join(frozen: Frozen, trainable: Trainable) -> Params:
     for t, part in zip(reversed(transforms), reversed(trainable), strict=True):
-      frozen = t.join(frozen, part)
+      frozen = jax.tree.map(hoist, t.join(frozen, part), is_leaf=is_leaf)
     return frozen
 
   return ParamTransform(split, join)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
+from jaxft.transforms.beside import Beside
 from jaxft.transforms.depth import layer_of
 from jaxft.transforms.filters import Filter, mask, nearest
 from jaxft.transforms.leaves import dot, dot_transposed
@@ -218,7 +219,13 @@ def quantize(
           + "; ".join(wrong[:8]) + ("; ..." if len(wrong) > 8 else "")
       )
     encode = jax.jit(partial(quantize_array, format=format, block=block, double=double))
-    frozen = map_with_path(lambda path, leaf, chosen: encode(leaf) if chosen else leaf, params, flags)
+
+    def replace(path: str, leaf: Any, chosen: bool) -> Any:
+      if not chosen:
+        return leaf
+      return Beside(replace(path, leaf.w, True), leaf.note) if isinstance(leaf, Beside) else encode(leaf)
+
+    frozen = map_with_path(replace, params, flags)
     return frozen, map_with_path(lambda path, leaf: None, params)
 
   def join(frozen, trainable):
@@ -237,6 +244,8 @@ def _check_options(format: str, block: int) -> None:
 
 def _problem(leaf: Any, format: str, block: int, layers: int | None = None) -> str:
   """Why a leaf cannot be quantized; '' where it can."""
+  if isinstance(leaf, Beside):  # another transform's note stays where it is
+    return _problem(leaf.w, format, block, layers)
   if is_structured(leaf):
     return f"is a {type(leaf).__name__} already; quantize the frozen side, as chain(lora(...), quantize(...)) does"
   if not jnp.issubdtype(leaf.dtype, jnp.floating):

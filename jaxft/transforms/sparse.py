@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxft.transforms.beside import Beside
+from jaxft.transforms.beside import Beside, through
 from jaxft.transforms.depth import leaf_keys
 from jaxft.transforms.filters import Filter, mask
-from jaxft.transforms.leaves import materialize
 from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 from jaxft.transforms.protocol import ParamTransform
 
@@ -64,7 +63,9 @@ def sparse_delta(select: Tree | Select, *, dtype: jnp.dtype = jnp.float32) -> Pa
     return frozen, trainable
 
   def join(frozen: Tree, trainable: Tree):
-    add = lambda w, values: w if values is None else add_entries(materialize(w.w), w.note, values)
+    def add(w: Any, values: Any) -> Any:
+      return w if values is None else through(w.w, lambda array: add_entries(array, w.note, values))
+
     return jax.tree.map(add, frozen, trainable, is_leaf=is_leaf)
 
   return ParamTransform(split, join)

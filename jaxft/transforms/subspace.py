@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.transforms.beside import Beside
+from jaxft.transforms.beside import Beside, through
 from jaxft.transforms.depth import leaf_keys
 from jaxft.transforms.fastfood import fastfood
 from jaxft.transforms.filters import Filter, mask
-from jaxft.transforms.leaves import materialize
 from jaxft.transforms.paths import Tree, is_leaf, map_with_path
 from jaxft.transforms.protocol import ParamTransform
 
@@ -25,7 +24,7 @@ def random_subspace(
 ) -> ParamTransform:
   """Trains `w_i = w_i0 + s_i P_i(v)`: the vector v is shared by all tensors, each has a random projection of its own.
 
-      params {'up': W, 'down': V}  ->  frozen {'up': Beside(W, key), 'down': Beside(V, key)}
+      params {'up': W, 'down': V}  ->  frozen {'up': Beside(W, seed), 'down': Beside(V, seed)}
                                        trainable {'vector': [d], 'scales': {'up': [], 'down': []}}   (structured)
                                        trainable {'vector': [d]}                                     (otherwise)
 
@@ -53,9 +52,9 @@ def random_subspace(
     # Keys as numbers, so that checkpoints hold them like any other array.
     moves = lambda leaf, chosen: chosen and jnp.issubdtype(leaf.dtype, jnp.floating)
     hold = lambda path, leaf, chosen: (
-        Beside(leaf, jax.random.key_data(leaf_keys(key, path, leaf))) if moves(leaf, chosen) else leaf)
+        Beside(leaf, {"seed": jax.random.key_data(leaf_keys(key, path, leaf))}) if moves(leaf, chosen) else leaf)
     frozen = map_with_path(hold, params, mask(select, params))
-    scales = map_with_path(lambda path, leaf: jnp.ones(_lead(leaf)) if isinstance(leaf, Beside) else None, frozen)
+    scales = map_with_path(lambda path, leaf: jnp.ones(_lead(leaf)) if _moves(leaf) else None, frozen)
     count = sum(x.size for x in jax.tree.leaves(scales))
     if not count:
       raise ValueError("select must match at least one leaf; got none")
@@ -69,26 +68,30 @@ def random_subspace(
     scales = trainable["scales"] if structured else jax.tree.map(lambda _: None, frozen, is_leaf=is_leaf)
 
     def move(w: Any, scale: Any) -> Any:
-      if not isinstance(w, Beside):
+      if not _moves(w):
         return w
       lead = _lead(w)
       # Drawn again in the backward pass: what the projections of all tensors keep would be several copies of the model.
       project = jax.checkpoint(partial(_project, projection, math.prod(w.shape[len(lead):])))
       for _ in lead:
         project = jax.vmap(project, in_axes=(0, None))
-      step = project(w.note, trainable["vector"]).reshape(w.shape)
+      step = project(w.note["seed"], trainable["vector"]).reshape(w.shape)
       if scale is not None:
         step = step * scale.reshape(scale.shape + (1,) * (step.ndim - scale.ndim))
-      return (materialize(w.w).astype(jnp.float32) + step).astype(w.dtype)
+      return through(w.w, lambda array: (array.astype(jnp.float32) + step).astype(array.dtype))
 
     return jax.tree.map(move, frozen, scales, is_leaf=is_leaf)
 
   return ParamTransform(split, join)
 
 
+def _moves(leaf: Any) -> bool:
+  return isinstance(leaf, Beside) and "seed" in leaf.note  # other transforms have notes of their own
+
+
 def _lead(held: Beside) -> tuple[int, ...]:
   """The layer axis of a stacked leaf, which has a key for each layer."""
-  return tuple(held.note.shape[:-1])
+  return tuple(held.note["seed"].shape[:-1])
 
 
 def _project(projection: Projection, size: int, key_data: jax.Array, vector: jax.Array) -> jax.Array:

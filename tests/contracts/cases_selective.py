@@ -15,5 +15,5 @@ def halves(params):
 CASES = [
     Case("trainable_tokens", trainable_tokens([30, 2, 11], KERNELS), flops=4.1),
     Case("freeze_below", freeze_below(2), flops=5.1, layout=lambda p: cut_layers(p, at=[2])),
-    Case("last_stage", gradual_unfreezing([2, 0])[-1], flops=6.0, layout=halves),
+    Case("last_stage", gradual_unfreezing([2, 0])[-1], flops=6.0, variant=True, layout=halves),
 ]

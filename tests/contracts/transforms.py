@@ -37,6 +37,8 @@ class Case:
     flops: the most that one training step may cost, in FLOPs per parameter and token.
     starts_within: the root mean square error that the first `join` may have, relative to each leaf's own.
     layout: of the params that it takes, from stacked; a case with a layout of its own is not tried on others.
+    variant: another setting of a case that holds the whole contract; of it only the start, the products and the FLOPs
+      are checked, which is where it differs.
     replicated: what trains has no axis of the leaf that it adapts, and so inherits no cut.
   """
 
@@ -45,6 +47,7 @@ class Case:
   flops: float
   starts_within: float = 0.0
   layout: Callable[[Any], Any] | None = None
+  variant: bool = False
   replicated: bool = False
 
 

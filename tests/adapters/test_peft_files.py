@@ -1,0 +1,235 @@
+"""Adapter files without PEFT: what is saved is read back bit by bit, and everything that does not fit is named."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft.adapters import prefix, soft_prompt
+from jaxft.adapters.peft_files import load_peft, load_peft_prompt, save_peft, save_peft_prompt
+from jaxft.adapters.peft_files.modules import shortest
+from jaxft.adapters.peft_files.torch_random import randperm
+from jaxft.models import decoder, encoder
+from jaxft.models.decoder import DecoderConfig
+from jaxft.models.encoder import EncoderConfig
+from jaxft.models.safetensors import open_checkpoint, save_file
+from jaxft.transforms import chain, cut_layers, lora, quantize, stack_layers, train, unstack_layers
+from jaxft.transforms.fourier import fourier_ft
+from jaxft.transforms.hadamard import loha
+from jaxft.transforms.ia3 import ia3
+from jaxft.transforms.randlora import rand_lora
+from jaxft.transforms.road import road
+
+KEY = jax.random.key(0)
+SIZES = dict(vocab_size=40, dim=16, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
+CONFIG = DecoderConfig(**SIZES, tie_embeddings=False)
+TIED = DecoderConfig(**SIZES)
+BERT = EncoderConfig(vocab_size=40, dim=16, num_layers=2, num_heads=2, mlp_dim=24, max_length=8)
+PARAMS = decoder.init(KEY, CONFIG)
+LORA = lora("**/{query,down}/kernel", rank=2, alpha=3)
+NAME = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+
+
+def moved(tree):
+  return jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape, x.dtype), tree)
+
+
+def saved(folder, transform=LORA, params=PARAMS, config=CONFIG, **options):
+  frozen, trainable = transform.split(KEY, params)
+  trainable = moved(trainable)
+  save_peft(folder, transform, frozen, trainable, config, **options)
+  return transform.join(frozen, trainable)
+
+
+def edit(folder, change=None, **settings):
+  """Changes the tensors and the settings of an adapter."""
+  file = folder / "adapter_model.safetensors"
+  checkpoint = open_checkpoint(file)
+  tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
+  if change:
+    change(tensors)
+  save_file(tensors, file, metadata={"format": "pt"})
+  config = folder / "adapter_config.json"
+  config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+
+
+def equal(x, y):
+  jax.tree.map(np.testing.assert_array_equal, x, y)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_is_saved_is_read_back_bit_by_bit(dtype, tmp_path):
+  transform = lora("**/{query,down}/kernel", rank=2, alpha=3, dtype=dtype)
+  equal(jax.tree.leaves(saved(tmp_path, transform)), jax.tree.leaves(
+      (lambda a: a.transform.join(a.frozen, a.trainable))(load_peft(tmp_path, PARAMS, CONFIG))))
+
+
+def test_layers_may_be_stacked_cut_or_unrolled(tmp_path):
+  joined = saved(tmp_path)
+  want = joined["layers"]["attention"]["query"]["kernel"]
+  for params in (unstack_layers(PARAMS), cut_layers(PARAMS, at=[1])):
+    adapter = load_peft(tmp_path, params, CONFIG)
+    got = stack_layers(adapter.trainable)["layers"]["attention"]["query"]["kernel"]
+    equal(got, {"a": want.a, "b": want.b})
+
+
+def test_a_quantized_base(tmp_path):
+  transform = chain(LORA, quantize("**/kernel", format="int8", block=8))
+  joined = saved(tmp_path, transform)
+  adapter = load_peft(tmp_path, PARAMS, CONFIG)
+  equal(adapter.trainable["layers"]["mlp"]["down"]["kernel"]["a"], joined["layers"]["mlp"]["down"]["kernel"].a)
+
+
+def test_settings_are_read_off_what_trains(tmp_path):
+  ranks = chain(lora("**/query/kernel", rank=2, alpha=3), lora("**/down/kernel", rank=4, alpha=3))
+  saved(tmp_path, ranks)
+  settings = json.loads((tmp_path / "adapter_config.json").read_text())
+  assert settings["target_modules"] == ["down_proj", "q_proj"] and settings["lora_alpha"] == 3
+  assert {settings["r"], *settings["rank_pattern"].values()} == {2, 4} and len(settings["rank_pattern"]) == 1
+
+
+def test_endings_match_no_other_module():
+  names = ["a.0.output.dense", "a.0.attention.output.dense", "a.0.query", "a.1.query"]
+  assert shortest(["a.0.query", "a.1.query"], names) == ["query"]
+  assert shortest(["a.1.query"], names) == ["1.query"]
+  assert shortest(["a.0.output.dense"], names) == ["0.output.dense"]
+
+
+def test_the_permutation_is_one_and_reproducible():
+  whole = randperm(50, 50, 7)
+  assert sorted(whole.tolist()) == list(range(50))
+  np.testing.assert_array_equal(randperm(50, 5, 7), whole[:5])
+  # torch.randperm(10, generator=torch.Generator().manual_seed(777))
+  assert randperm(10, 10, 777).tolist() == [5, 9, 0, 3, 1, 7, 4, 8, 6, 2]
+  with pytest.raises(ValueError, match="size must be below"):
+    randperm(2**30, 1, 0)
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"peft_type": "LORRA"}, "'LORRA' is not known here; nearest: LORA.*all: LORA, ADALORA"),
+    ({"peft_type": "XLORA"}, "not known here"),
+    ({"peft_type": None}, "None is not known here"),
+    ({"peft_type": "PROMPT_TUNING"}, "load_peft_prompt"),
+    ({"target_modules": ["q_proj", "wqkv"]}, "target_modules name 'wqkv', which the model lacks"),
+    ({"target_modules": ["q_proj", "down"]}, "'down'.*nearest: .*down_proj"),
+    ({"target_modules": None}, "must name its target_modules"),
+    ({"target_modules": ["q_proj"]}, r"6 tensors do not fit.*unknown .*down_proj.lora_A"),
+    ({"target_modules": ["q_proj", "down_proj", "up_proj"]}, "missing .*up_proj.lora_A.weight"),
+    ({"r": 3}, r"q_proj.lora_A.weight has shape \(2, 16\), the config wants \(3, 16\)"),
+    ({"use_dora": True}, "missing .*q_proj.lora_magnitude_vector"),
+    ({"init_lora_weights": "pissa"}, "changes the base weights"),
+    ({"layer_replication": [[0, 2]]}, "layer_replication.*not computed here"),
+    ({"layers_to_transform": [0]}, "unstack_layers"),
+    ({"rank_pattern": {"layers.1.self_attn.q_proj": 5}}, "different settings.*unstack_layers"),
+    ({"modules_to_save": ["score"]}, "modules_to_save name score"),
+])
+def test_a_config_that_does_not_fit(settings, message, tmp_path):
+  saved(tmp_path)
+  edit(tmp_path, **settings)
+  with pytest.raises(ValueError, match=f"(?s){message}"):
+    load_peft(tmp_path, PARAMS, CONFIG)
+
+
+def test_all_tensors_that_do_not_fit_are_named(tmp_path):
+  saved(tmp_path)
+
+  def change(tensors):
+    del tensors[NAME.format(0, "A")]
+    tensors[NAME.format(1, "B")] = np.zeros((4, 4), np.float32)
+    tensors["base_model.model.score.weight"] = np.zeros(3, np.float32)
+
+  edit(tmp_path, change)
+  with pytest.raises(ValueError, match="3 tensors do not fit") as caught:
+    load_peft(tmp_path, PARAMS, CONFIG)
+  for phrase in (f"missing {NAME.format(0, 'A')} (2, 16)", f"{NAME.format(1, 'B')} has shape (4, 4)",
+                 "unknown base_model.model.score.weight (3,)", str(tmp_path)):
+    assert phrase in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+  with pytest.raises(FileNotFoundError, match="no adapter_config.json"):
+    load_peft(tmp_path, PARAMS, CONFIG)
+  saved(tmp_path / "a")
+  file = tmp_path / "a" / "adapter_model.safetensors"
+  content = file.read_bytes()
+  file.write_bytes(content[:-20])
+  with pytest.raises(ValueError, match="adapter_model.safetensors"):
+    load_peft(tmp_path / "a", PARAMS, CONFIG)
+  file.unlink()
+  with pytest.raises(FileNotFoundError, match="no adapter_model.safetensors"):
+    load_peft(tmp_path / "a", PARAMS, CONFIG)
+  (tmp_path / "a" / "adapter_model.bin").write_bytes(b"never opened")
+  with pytest.raises(ValueError, match="pickled.*safe_serialization=True"):
+    load_peft(tmp_path / "a", PARAMS, CONFIG)
+  (tmp_path / "a" / "adapter_config.json").write_text("{")
+  with pytest.raises(ValueError, match="not valid JSON"):
+    load_peft(tmp_path / "a", PARAMS, CONFIG)
+
+
+def test_a_tied_head_is_not_adapted_apart(tmp_path):
+  params = decoder.init(KEY, TIED)
+  with pytest.raises(ValueError, match="output head as well"):
+    saved(tmp_path, lora("**/embedding", rank=2), params, TIED)
+  saved(tmp_path)
+  edit(tmp_path, target_modules=["q_proj", "lm_head"])
+  with pytest.raises(ValueError, match="ties its head"):
+    load_peft(tmp_path, params, TIED)
+
+
+@pytest.mark.parametrize("transform, options, message", [
+    (loha("**/query/kernel", rank=2, alpha=5), {"peft_type": "LOHA"}, "LOHA takes alpha"),
+    (loha("**/query/kernel", rank=2, alpha=5), {"peft_type": "LOHA", "alpha": 6}, "alpha=6 do not describe"),
+    (LORA, {"peft_type": "LORA", "alpha": 3}, "no setting 'alpha'"),
+    (LORA, {"peft_type": "QLORA"}, "not known here"),
+    (LORA, {"peft_type": "PREFIX_TUNING"}, "save_peft_prompt"),
+    (chain(LORA, train("**/down/kernel")), {}, "adapted by two transforms|trained whole"),
+    (chain(LORA, LORA), {}, "two transforms of a chain"),
+    (loha("**/query/kernel", rank=4), {}, "takes leaves that join to LowRank|LORA"),
+    (fourier_ft("**/query/kernel", frequencies=4), {"peft_type": "FOURIERFT", "scaling": 150.0}, "peft_frequencies"),
+    (rand_lora("**/{query,key}/kernel", rank=3), {"peft_type": "RANDLORA", "randlora_alpha": 640}, "as many terms"),
+    (train("head/kernel"), {}, "nothing of what trains"),
+    (ia3("embed/**", None), {"peft_type": "IA3"}, "does not adapt embed/tokens/embedding"),
+])
+def test_what_the_format_cannot_hold(transform, options, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    saved(tmp_path, transform, **options)
+  assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_replaced(tmp_path):
+  saved(tmp_path)
+  with pytest.raises(FileExistsError, match="adapter_config.json"):
+    saved(tmp_path)
+
+
+def test_biases_that_peft_would_change(tmp_path):
+  params = encoder.init(KEY, BERT)
+  for transform, peft_type in ((ia3(inputs=None), "IA3"), (road("**/query/kernel", group=8), "ROAD")):
+    with pytest.raises(ValueError, match="has a bias"):
+      saved(tmp_path, transform, params, BERT, peft_type=peft_type)
+  saved(tmp_path, ia3(None), params, BERT, peft_type="IA3")
+
+
+@pytest.mark.parametrize("method, peft_type", [
+    (soft_prompt(3, 16), "PROMPT_TUNING"), (soft_prompt(3, 16), "P_TUNING"), (prefix(CONFIG, 3), "PREFIX_TUNING")])
+def test_prompts(method, peft_type, tmp_path):
+  params = method.init(KEY)
+  save_peft_prompt(tmp_path, params, CONFIG, peft_type=peft_type)
+  back = load_peft_prompt(tmp_path, CONFIG)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), back, params)
+  with pytest.raises(ValueError, match="load_peft_prompt"):
+    load_peft(tmp_path, PARAMS, CONFIG)
+  with pytest.raises(ValueError, match="shape"):
+    load_peft_prompt(tmp_path, DecoderConfig(**SIZES | {"dim": 24, "num_layers": 2}))
+
+
+def test_prompts_of_another_kind(tmp_path):
+  with pytest.raises(ValueError, match="must be one of"):
+    save_peft_prompt(tmp_path, {}, CONFIG, peft_type="LORA")
+  with pytest.raises(ValueError, match="must have layers or mlp"):
+    save_peft_prompt(tmp_path, {"prompt": jnp.zeros((2, 16))}, CONFIG, peft_type="PREFIX_TUNING")
+  saved(tmp_path)
+  with pytest.raises(ValueError, match="use load_peft"):
+    load_peft_prompt(tmp_path, CONFIG)

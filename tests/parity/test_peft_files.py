@@ -1,0 +1,342 @@
+"""Adapters exchanged with peft through its files, both ways: the same logits, and no key too many or too few."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from jaxft.adapters import p_tuning, prefix, soft_prompt
+from jaxft.adapters.peft_files import load_peft, load_peft_prompt, peft_frequencies, save_peft, save_peft_prompt
+from jaxft.models import decoder, encoder
+from jaxft.models.huggingface import load_directory
+from jaxft.transforms import chain, lora, low_rank, train, unstack_layers
+from jaxft.transforms.adalora import adalora
+from jaxft.transforms.circulant import c3a
+from jaxft.transforms.delora import delora
+from jaxft.transforms.dora import dora
+from jaxft.transforms.fourier import fourier_ft
+from jaxft.transforms.hadamard import hira, loha
+from jaxft.transforms.householder import hra
+from jaxft.transforms.ia3 import ia3
+from jaxft.transforms.kronecker import lokr
+from jaxft.transforms.low_rank_inits import mica, olora, pissa
+from jaxft.transforms.orthogonal import boft, oft
+from jaxft.transforms.randlora import rand_lora
+from jaxft.transforms.road import road
+from jaxft.transforms.shards import miss
+from jaxft.transforms.sparse import shira
+from jaxft.transforms.tokens import trainable_tokens
+from jaxft.transforms.vector_bank import vb_lora
+from jaxft.transforms.vera import vera
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SELECT = "**/{query,value,down}/kernel"  # [32, 32], [32, 16] and [48, 32]
+SQUARE = "**/{query,out,up,gate,down}/kernel"  # of one smaller side: as many terms of RandLoRA
+TARGETS = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
+LORA = {"r": 4, "lora_alpha": 6, **TARGETS}
+IDS = np.random.default_rng(0).integers(0, 61, (2, 7))
+TOKENS = [int(IDS[0, 1]), 60, int(IDS[1, 2])]
+
+
+def relative_error(got, want):
+  got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+  return np.abs(got - want).max() / np.abs(want).max()
+
+
+@pytest.fixture(scope="module", params=[False], ids=["untied"])
+def base(request, tmp_path_factory):
+  return make_base(tmp_path_factory.mktemp("base"), tied=request.param)
+
+
+def make_base(path, tied):
+  torch.manual_seed(0)
+  transformers.LlamaForCausalLM(transformers.LlamaConfig(
+      vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+      intermediate_size=48, max_position_embeddings=64, initializer_range=0.2, tie_word_embeddings=tied,
+      bos_token_id=1, eos_token_id=2)).save_pretrained(path)
+  return path, *load_directory(path)
+
+
+def their_logits(model):
+  with torch.no_grad():
+    return model(torch.tensor(IDS)).logits.numpy()
+
+
+def our_logits(params, config, edits=None):
+  hidden = decoder.hidden_states(params, config, jnp.asarray(IDS), edits=edits).hidden
+  return decoder.logits(params, config, hidden)
+
+
+def load_theirs(base_path, folder):
+  """peft's model from our folder; fails on a key that is missing or unexpected."""
+  model = transformers.LlamaForCausalLM.from_pretrained(base_path)
+  adapted = peft.PeftModel.from_pretrained(model, folder)
+  result = adapted.load_adapter(folder, "default")
+  # peft says so of its own files: a prompt's tensor is loaded apart, and the layers' names for the bank are aliases.
+  unexpected = set(result.unexpected_keys) - {"prompt_embeddings"}
+  missing = [k for k in result.missing_keys if ".default" in k and not k.endswith(".vblora_vector_bank.default")]
+  assert not unexpected and not missing, (unexpected, missing)
+  return adapted.eval()
+
+
+def trained(tree):
+  """Numbers as after training: off their start, and no two alike."""
+  def move(keys, x):
+    noise = np.random.default_rng(len(str(keys)) + x.size).normal(size=x.shape)
+    return x + jnp.asarray(0.2 * noise, x.dtype)
+  return jax.tree_util.tree_map_with_path(move, tree)
+
+
+# name: (our transform, peft_type, settings to give, peft's config)
+CASES = {
+    "lora": (lora(SELECT, rank=4, alpha=6), "LORA", {}, peft.LoraConfig(**LORA)),
+    "rslora": (lora(SELECT, rank=4, alpha=6, rank_stabilized=True), "LORA", {"use_rslora": True},
+               peft.LoraConfig(use_rslora=True, **LORA)),
+    "lora_ranks": (chain(lora("**/query/kernel", rank=4, alpha=6), lora("**/down/kernel", rank=2, alpha=8)), "LORA", {},
+                   peft.LoraConfig(rank_pattern={"down_proj": 2}, alpha_pattern={"down_proj": 8}, **LORA)),
+    "lora_embedding": (lora(["**/tokens/embedding", "**/query/kernel"], rank=4, alpha=6), "LORA", {},
+                       peft.LoraConfig(r=4, lora_alpha=6, target_modules=["embed_tokens", "q_proj"])),
+    "lora_head": (chain(lora(SELECT, rank=4, alpha=6), train(["head/kernel", "norm/scale"])), "LORA", {},
+                  peft.LoraConfig(modules_to_save=["lm_head"], **LORA)),
+    "mica": (mica(SELECT, rank=4, alpha=6), "LORA", {}, None),
+    "dora": (dora(SELECT, rank=4, alpha=6), "LORA", {}, peft.LoraConfig(use_dora=True, **LORA)),
+    "adalora": (adalora(SELECT, rank=4, alpha=6), "ADALORA", {},
+                peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, lora_alpha=6, **TARGETS)),
+    "vera": (vera(SELECT, rank=6), "VERA", {}, peft.VeraConfig(r=6, **TARGETS)),
+    "ia3": (ia3(), "IA3", {}, peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"],
+                                             feedforward_modules=["down_proj"])),
+    "ln_tuning": (train("**/{mlp_norm,norm}/scale"), "LN_TUNING", {},
+                  peft.LNTuningConfig(target_modules=["norm", "input_layernorm"])),
+    "tokens": (trainable_tokens(TOKENS), "TRAINABLE_TOKENS", {},
+               peft.TrainableTokensConfig(token_indices=TOKENS, target_modules=["embed_tokens"])),
+    "loha_2": (loha(SELECT, rank=2, alpha=6), "LOHA", {"alpha": 6}, peft.LoHaConfig(r=2, alpha=6, **TARGETS)),
+    "loha_5": (loha(SELECT, rank=5, alpha=6), "LOHA", {"alpha": 6}, peft.LoHaConfig(r=5, alpha=6, **TARGETS)),
+    "lokr": (lokr(SELECT, rank=2, alpha=6), "LOKR", {}, peft.LoKrConfig(r=2, alpha=6, **TARGETS)),
+    "lokr_whole": (lokr(SELECT), "LOKR", {}, peft.LoKrConfig(r=8, alpha=6, decompose_factor=2, **TARGETS)),
+    "lokr_both": (lokr(SELECT, rank=8, factor=2, alpha=6), "LOKR", {},
+                  peft.LoKrConfig(r=1, alpha=6, decompose_both=True, **TARGETS)),
+    "oft": (oft(SELECT, block=8), "OFT", {"use_cayley_neumann": False},
+            peft.OFTConfig(oft_block_size=8, use_cayley_neumann=False, **TARGETS)),
+    "oft_series": (oft(SELECT, block=8, terms=5), "OFT", {"use_cayley_neumann": True},
+                   peft.OFTConfig(r=4, oft_block_size=0, **TARGETS)),
+    "boft": (boft(SELECT, block=4), "BOFT", {}, peft.BOFTConfig(boft_block_size=4, **TARGETS)),
+    "hra": (hra(SELECT, rank=4), "HRA", {}, peft.HRAConfig(r=4, **TARGETS)),
+    "fourier_ft": (fourier_ft(SELECT, frequencies=20), "FOURIERFT", {"scaling": 150.0},
+                   peft.FourierFTConfig(n_frequency=20, **TARGETS)),
+    "vb_lora": (vb_lora(SELECT, rank=4, vectors=7, length=8), "VBLORA", {"topk": 2},
+                peft.VBLoRAConfig(r=4, num_vectors=7, vector_length=8, **TARGETS)),
+    "vb_lora_topk": (vb_lora(SELECT, rank=4, vectors=7, length=8, top=3), "VBLORA", {"topk": 3},
+                     peft.VBLoRAConfig(r=4, num_vectors=7, vector_length=8, save_only_topk_weights=True, **TARGETS)),
+    "miss": (miss(SELECT, rank=5), "MISS", {}, peft.MissConfig(r=5, **TARGETS)),
+    "c3a": (c3a(SELECT, block=8), "C3A", {}, peft.C3AConfig(block_size=8, **TARGETS)),
+    "rand_lora": (rand_lora(SQUARE, rank=5, alpha=6), "RANDLORA", {"randlora_alpha": 6},
+                  peft.RandLoraConfig(r=5, randlora_alpha=6, **TARGETS)),
+    "delora": (delora(SELECT, rank=4, strength=3.0), "DELORA", {},
+               peft.DeloraConfig(r=4, delora_lambda=3, rank_pattern={"v_proj": 2}, **TARGETS)),
+    "hira": (hira(SELECT, rank=4), "HIRA", {}, peft.HiraConfig(r=4, **TARGETS)),
+    **{f"road_{v}": (road(SELECT, variant=v, group=8), "ROAD", {},
+                     peft.RoadConfig(variant=f"road_{v}", group_size=8, **TARGETS)) for v in (1, 2, 4)},
+    "shira": (shira(SELECT, rank=3), "SHIRA", {}, peft.ShiraConfig(r=3, **TARGETS)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ours_in_peft_and_back(name, base, tmp_path):
+  path, params, config = base
+  transform, peft_type, settings, _ = CASES[name]
+  frozen, trainable = transform.split(jax.random.key(0), params)
+  if name == "fourier_ft":
+    frozen = peft_frequencies(frozen, config)
+  trainable = trained(trainable)
+  save_peft(tmp_path / "ours", transform, frozen, trainable, config, peft_type=peft_type, **settings)
+  model = load_theirs(path, tmp_path / "ours")
+  joined = transform.join(frozen, trainable)
+  got, want = our_logits(joined, config), their_logits(model)
+  error = relative_error(got, want)
+  print(f"{name}: ours in peft {error:.1e}")
+  assert relative_error(our_logits(params, config), want) > 1e-3 and error < 1e-5
+
+  back = load_peft(tmp_path / "ours", params, config)
+  again = back.transform.join(back.frozen, back.trainable)
+  np.testing.assert_array_equal(our_logits(again, config), got)
+  given = {k: v for k, v in back.settings.items() if k in (*settings, "lora_dropout")}
+  save_peft(tmp_path / "again", back.transform, back.frozen, back.trainable, config, peft_type=peft_type, **given)
+  assert same_files(tmp_path / "ours", tmp_path / "again")
+
+
+def same_files(one, other):
+  return all((one / name).read_bytes() == (other / name).read_bytes()
+             for name in ("adapter_config.json", "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[3] is not None])
+def test_peft_in_ours_and_back(name, base, tmp_path):
+  path, params, config = base
+  _, peft_type, settings, peft_config = CASES[name]
+  model = adapted(path, peft_config)
+  model.save_pretrained(tmp_path / "theirs")
+  want = their_logits(model)
+  adapter = load_peft(tmp_path / "theirs", params, config)
+  joined = adapter.transform.join(adapter.frozen, adapter.trainable)
+  error = relative_error(our_logits(joined, config), want)
+  print(f"{name}: peft in ours {error:.1e}")
+  assert relative_error(our_logits(params, config), want) > 1e-3 and error < 1e-5
+
+  given = {k: adapter.settings[k] for k in settings} | (
+      {"use_rslora": True} if adapter.settings.get("use_rslora") else {})
+  save_peft(tmp_path / "back", adapter.transform, adapter.frozen, adapter.trainable, config, peft_type=peft_type,
+            **given)
+  assert relative_error(their_logits(load_theirs(path, tmp_path / "back")), want) < 1e-5
+
+
+def adapted(path, peft_config):
+  """peft's model with random numbers in all that trains."""
+  torch.manual_seed(2)
+  model = peft.get_peft_model(transformers.LlamaForCausalLM.from_pretrained(path), peft_config).eval().float()
+  torch.manual_seed(1)
+  with torch.no_grad():
+    for p in model.parameters():
+      if p.requires_grad:
+        p.add_(0.2 * torch.randn_like(p))
+  return model
+
+
+@pytest.mark.parametrize("init", [pissa, olora])
+def test_a_changed_base_goes_as_twice_the_rank(init, base, tmp_path):
+  path, params, config = base
+  transform = low_rank(SELECT, rank=4, scale=1.5, init=init)
+  frozen, start = transform.split(jax.random.key(0), params)
+  trainable = trained(start)
+  save_peft(tmp_path / "ours", transform, frozen, trainable, config, start=start)
+  settings = json.loads((tmp_path / "ours/adapter_config.json").read_text())
+  assert (settings["r"], settings["lora_alpha"]) == (8, 12)
+  got = our_logits(transform.join(frozen, trainable), config)
+  assert relative_error(got, their_logits(load_theirs(path, tmp_path / "ours"))) < 1e-5
+
+
+def test_some_layers_and_a_cut_stack(base, tmp_path):
+  path, params, config = base
+  model = adapted(path, peft.LoraConfig(layers_to_transform=[1], **LORA))
+  model.save_pretrained(tmp_path / "theirs")
+  with pytest.raises(ValueError, match="unstack_layers"):
+    load_peft(tmp_path / "theirs", params, config)
+  adapter = load_peft(tmp_path / "theirs", unstack_layers(params), config)
+  joined = adapter.transform.join(adapter.frozen, adapter.trainable)
+  assert relative_error(our_logits(joined, config), their_logits(model)) < 1e-5
+  save_peft(tmp_path / "back", adapter.transform, adapter.frozen, adapter.trainable, config)
+  settings = json.loads((tmp_path / "back/adapter_config.json").read_text())
+  assert "1.self_attn.q_proj" in settings["target_modules"]
+  assert relative_error(their_logits(load_theirs(path, tmp_path / "back")), their_logits(model)) < 1e-5
+
+
+def test_adalora_with_pruned_triplets(base, tmp_path):
+  path, params, config = base
+  model = adapted(path, CASES["adalora"][3])
+  kept = [True, False, True, True]
+  pattern = {}
+  for name, module in model.named_modules():
+    if hasattr(module, "lora_E"):
+      module.lora_E["default"].data[1] = 0
+      pattern[name.removeprefix("base_model.model.") + ".lora_E.default"] = kept
+  model.peft_config["default"].rank_pattern = pattern
+  model.save_pretrained(tmp_path / "theirs")
+  adapter = load_peft(tmp_path / "theirs", params, config)
+  joined = adapter.transform.join(adapter.frozen, adapter.trainable)
+  assert relative_error(our_logits(joined, config), their_logits(model)) < 1e-5
+
+
+def test_trainable_tokens_of_a_tied_model(tmp_path):
+  path, params, config = make_base(tmp_path / "base", tied=True)
+  model = adapted(path, CASES["tokens"][3])
+  model.save_pretrained(tmp_path / "theirs")
+  adapter = load_peft(tmp_path / "theirs", params, config)
+  joined = adapter.transform.join(adapter.frozen, adapter.trainable)
+  assert relative_error(our_logits(joined, config), their_logits(model)) < 1e-5
+  save_peft(tmp_path / "back", adapter.transform, adapter.frozen, adapter.trainable, config,
+            peft_type="TRAINABLE_TOKENS")
+  assert relative_error(their_logits(load_theirs(path, tmp_path / "back")), their_logits(model)) < 1e-5
+
+
+ENCODER_CASES = {
+    "lora_bias_all": (lambda: chain(lora("**/{query,out,up}/kernel", rank=4, alpha=6), train("**/bias")), "LORA",
+                      peft.LoraConfig(r=4, bias="all", target_modules=["query", "output.dense"])),
+    "lora_bias_only": (lambda: chain(lora("**/query/kernel", rank=4, alpha=6), train("**/query/bias")), "LORA",
+                       peft.LoraConfig(r=4, bias="lora_only", target_modules=["query", "intermediate.dense"])),
+    "ln_tuning": (lambda: train("**/attention_norm/scale"), "LN_TUNING",
+                  peft.LNTuningConfig(target_modules=["output.LayerNorm"])),
+    "hra": (lambda: hra("**/{query,down}/kernel", rank=4), "HRA", peft.HRAConfig(r=4, target_modules=["query"])),
+}
+
+
+@pytest.mark.parametrize("name", ENCODER_CASES)
+def test_encoder_both_ways(name, tmp_path):
+  make, peft_type, peft_config = ENCODER_CASES[name]
+  torch.manual_seed(0)
+  transformers.BertModel(transformers.BertConfig(
+      vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+      max_position_embeddings=32, initializer_range=0.2), add_pooling_layer=False).save_pretrained(tmp_path / "base")
+  params, config = load_directory(tmp_path / "base")
+  bert = lambda: transformers.BertModel.from_pretrained(tmp_path / "base", add_pooling_layer=False).eval()
+  theirs = lambda model: model(torch.tensor(IDS)).last_hidden_state.detach().numpy()
+  ours = lambda joined: encoder.hidden_states(joined, config, jnp.asarray(IDS), jnp.ones(IDS.shape, int))[0]
+
+  transform = make()
+  frozen, trainable = transform.split(jax.random.key(0), params)
+  trainable = trained(trainable)
+  save_peft(tmp_path / "ours", transform, frozen, trainable, config, peft_type=peft_type)
+  model = peft.PeftModel.from_pretrained(bert(), tmp_path / "ours").eval()
+  first = relative_error(ours(transform.join(frozen, trainable)), theirs(model))
+  assert relative_error(ours(params), theirs(model)) > 1e-3
+  back = load_peft(tmp_path / "ours", params, config)
+  np.testing.assert_array_equal(ours(back.transform.join(back.frozen, back.trainable)),
+                                ours(transform.join(frozen, trainable)))
+
+  model = peft.get_peft_model(bert(), peft_config).eval()
+  with torch.no_grad():
+    for p in model.parameters():
+      if p.requires_grad:
+        p.add_(0.2 * torch.randn_like(p))
+  model.save_pretrained(tmp_path / "theirs")
+  adapter = load_peft(tmp_path / "theirs", params, config)
+  second = relative_error(ours(adapter.transform.join(adapter.frozen, adapter.trainable)), theirs(model))
+  print(f"encoder {name}: ours in peft {first:.1e}, peft in ours {second:.1e}")
+  assert max(first, second) < 1e-5
+
+
+PROMPTS = {
+    "prompt": ("PROMPT_TUNING", lambda c: soft_prompt(4, c.dim), peft.PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4)),
+    "p_tuning": ("P_TUNING", lambda c: p_tuning(4, c.dim, hidden=12), peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=12)),
+    "prefix": ("PREFIX_TUNING", lambda c: prefix(c, 4), peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4)),
+    "prefix_mlp": ("PREFIX_TUNING", lambda c: prefix(c, 4, hidden=12), peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=12)),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_both_ways(name, base, tmp_path):
+  path, params, config = base
+  peft_type, make, peft_config = PROMPTS[name]
+  method = make(config)
+  numbers = trained(method.init(jax.random.key(0)))
+  save_peft_prompt(tmp_path / "ours", numbers, config, peft_type=peft_type)
+  got = our_logits(params, config, method.edits(numbers))
+  first = relative_error(got, their_logits(load_theirs(path, tmp_path / "ours")))
+  plain = prefix(config, 4) if name.startswith("prefix") else soft_prompt(4, config.dim)
+  back = load_peft_prompt(tmp_path / "ours", config)
+  assert relative_error(our_logits(params, config, plain.edits(back)), got) < 1e-6
+
+  model = adapted(path, peft_config)
+  model.save_pretrained(tmp_path / "theirs")
+  read = load_peft_prompt(tmp_path / "theirs", config)
+  second = relative_error(our_logits(params, config, plain.edits(read)), their_logits(model))
+  print(f"{name}: ours in peft {first:.1e}, peft in ours {second:.1e}")
+  assert max(first, second) < 1e-5
