@@ -37,7 +37,7 @@ def test_unknown_preset_and_data_set(finetune, tmp_path, options, said):
 
 
 @pytest.mark.parametrize("options, said", [
-    (("--method", "lroa"), ("method", "'lroa'", "nearest: lora")),
+    (("--method", "lroa"), ("method", "'lroa'", "nearest: road, lora")),
     (("--loss", "gists"), ("loss", "'gists'", "nearest: gist")),
     (("--loss", "sft"), ("loss", "'sft'", "gist, mnrl")),
     (("--schedule", "cosin"), ("schedule", "nearest: cosine")),
