@@ -356,7 +356,7 @@ def test_declared_flops(case):
     return
   cost = step_cost(case.transform, big_unrolled(), forward, compiled_flops)
   assert cost <= case.flops
-  assert cost > case.flops - 0.35, "the case declares more than it needs"
+  assert cost > case.flops - 0.35 - case.counted_apart, "the case declares more than it needs"
 
 
 @pytest.mark.parametrize("model", FOREIGN, ids=lambda model: model.__name__)

@@ -34,11 +34,13 @@ class Case:
   Attributes:
     name: shown by pytest.
     transform: acts on leaves `**/up/*` and `**/down/*`, named kernel or weight.
-    flops: the most that one training step may cost, in FLOPs per parameter and token.
+    flops: the most that one training step may cost, in FLOPs per parameter and token, in any supported XLA.
     starts_within: the root mean square error that the first `join` may have, relative to each leaf's own.
     layout: of the params that it takes, from stacked; a case with a layout of its own is not tried on others.
     variant: another setting of a case that holds the whole contract; of it only the start, the products and the FLOPs
       are checked, which is where it differs.
+    counted_apart: how far the counts of XLA's versions lie apart: they expand random draws differently, and only the
+      older ones merge what forward and backward pass both form.
     replicated: what trains has no axis of the leaf that it adapts, and so inherits no cut.
   """
 
@@ -48,6 +50,7 @@ class Case:
   starts_within: float = 0.0
   layout: Callable[[Any], Any] | None = None
   variant: bool = False
+  counted_apart: float = 0.0
   replicated: bool = False
 
 
