@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test contracts bench table clean
+.PHONY: demo test contracts bench bench-merging table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments
@@ -20,6 +20,10 @@ contracts: $(VENV)/.test
 
 bench: $(VENV)/.parity
 	$(PY) -m benchmarks.run
+	$(PY) -m benchmarks.methods
+
+bench-merging: $(VENV)/.parity
+	$(PY) -m benchmarks.merging
 
 table: $(VENV)/.experiments
 	$(PY) -m experiments.table

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +14,40 @@ from jaxft.data import pack_texts
 from jaxft.losses import Mean, guided_info_nce
 from jaxft.models import decoder, encoder, load
 from jaxft.training import init_state, make_train_step
-from jaxft.transforms import full, lora
+from jaxft.transforms import (
+    ParamTransform, cut_at_changes, dora, full, half, ia3, lora, oft, random_module_mask, s2ft,
+)
 
 Step = Callable[[], float]
 
 
+LINEAR = "layers/**/{" + ",".join(workload.LINEAR) + "}/kernel"
+KEY = jax.random.key(0)
+
+# method -> transform of the stacked params; what both sides have is set up as PEFT's config says (see `peers`).
+METHODS: dict[str, Callable[[Any], ParamTransform]] = {
+    "full": lambda params: full(),
+    "lora": lambda params: lora(LINEAR, rank=workload.RANK, alpha=workload.ALPHA),
+    "dora": lambda params: dora(LINEAR, rank=workload.RANK, alpha=workload.ALPHA),
+    "ia3": lambda params: ia3(),
+    "oft": lambda params: oft(LINEAR, block=workload.OFT_BLOCK, terms=5),
+    "hft": lambda params: half(KEY),
+    "s2ft": lambda params: s2ft(KEY, params, head_dim=64, heads=0.052, channels=0.02, scope="layer"),
+}
+
+
 def smollm2(method: str) -> Step:
-  """One step of SmolLM2-135M, float32, 4 x 128 tokens, AdamW: `full`, or `lora` of rank 8 on all linear layers."""
+  """One step of SmolLM2-135M, float32, 4 x 128 tokens, AdamW, by one of `METHODS`."""
   model = load("smollm2-135m")
-  select = "layers/**/{" + ",".join(workload.LINEAR) + "}/kernel"
-  transform = full() if method == "full" else lora(select, rank=workload.RANK, alpha=workload.ALPHA)
+  transform = METHODS[method](model.params)
+  # A choice that differs by layer saves work only where the stack is cut; see `half`.
+  params = cut_at_changes(model.params, random_module_mask(KEY, model.params)) if method == "hft" else model.params
 
   def objective(params, batch, key):
     del key
     return Mean.of(decoder.token_nll(params, model.config, batch["ids"])), {}
 
-  return _stepper(model.params, transform, objective, {"ids": workload.tokens()})
+  return _stepper(params, transform, objective, {"ids": workload.tokens()})
 
 
 def gist(packed: bool) -> Step:
@@ -78,5 +97,6 @@ def _stepper(params, transform, objective, batch) -> Step:
 
 
 SIDES: dict[str, Callable[[], Step]] = {
-    "jaxft-lora": lambda: smollm2("lora"), "jaxft-full": lambda: smollm2("full"),     "jaxft-gist": lambda: gist(False), "jaxft-gist-packed": lambda: gist(True),
+    **{f"jaxft-{method}": partial(smollm2, method) for method in METHODS},
+    "jaxft-gist": lambda: gist(False), "jaxft-gist-packed": lambda: gist(True),
 }

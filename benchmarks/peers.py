@@ -1,6 +1,8 @@
 """The peers' side of each pair: transformers, PEFT and sentence-transformers, as their users run them."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -9,16 +11,28 @@ from benchmarks import workload
 Step = Callable[[], float]
 
 
+_LOW_RANK = {"r": workload.RANK, "lora_alpha": workload.ALPHA, "target_modules": list(workload.PEFT_LINEAR)}
+
+# method -> PEFT's config, given the module
+CONFIGS: dict[str, Callable[[Any], Any]] = {
+    "lora": lambda peft: peft.LoraConfig(**_LOW_RANK),
+    "dora": lambda peft: peft.LoraConfig(use_dora=True, **_LOW_RANK),
+    "ia3": lambda peft: peft.IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "oft": lambda peft: peft.OFTConfig(
+        oft_block_size=workload.OFT_BLOCK, target_modules=list(workload.PEFT_LINEAR), use_cayley_neumann=True),
+}
+
+
 def smollm2(method: str) -> Step:
-  """One step of SmolLM2-135M in transformers; with `lora`, through PEFT."""
+  """One step of SmolLM2-135M in transformers: `full`, or through PEFT by one of `CONFIGS`."""
   from transformers import AutoModelForCausalLM
 
   model = AutoModelForCausalLM.from_pretrained(workload.smollm2_folder(), dtype=torch.float32)
-  if method == "lora":
-    from peft import LoraConfig, get_peft_model
+  if method != "full":
+    import peft
 
-    config = LoraConfig(r=workload.RANK, lora_alpha=workload.ALPHA, target_modules=list(workload.PEFT_LINEAR))
-    model = get_peft_model(model, config)
+    model = peft.get_peft_model(model, CONFIGS[method](peft))
   model.train()
   ids = torch.from_numpy(workload.tokens()).long()
   return _stepper(model, lambda: model(input_ids=ids, labels=ids).loss)
@@ -52,6 +66,6 @@ def _stepper(model, loss_of: Callable[[], torch.Tensor]) -> Step:
 
 
 SIDES: dict[str, Callable[[], Step]] = {
-    "peft-lora": lambda: smollm2("lora"), "transformers-full": lambda: smollm2("full"),
+    **{f"peft-{method}": partial(smollm2, method) for method in CONFIGS}, "transformers-full": lambda: smollm2("full"),
     "sentence-transformers-gist": gist,
 }

@@ -9,6 +9,7 @@ PAIRS = 64
 LINEAR = ("query", "key", "value", "out", "gate", "up", "down")
 PEFT_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, ALPHA = 8, 16.0
+OFT_BLOCK = 32
 LEARNING_RATE = 1e-4
 
 

@@ -37,16 +37,16 @@ class Config:
   """Settings of the run; all are in the report."""
 
   model: str = "minilm-l6"
-  steps: int = 80
+  steps: int = 60
   batch_size: int = 64
   rank: int = 8
   alpha: float = 16.0
   learning_rate: float = 1e-3
   temperature: float = 0.05
-  scales: tuple[float, ...] = (0.25, 0.5, 0.75)
-  queries: int = 250
-  probe: int = 100
-  corpus: int | None = 2000
+  scales: tuple[float, ...] = (0.3, 0.6)
+  queries: int = 200
+  probe: int = 80
+  corpus: int | None = 1000
   seed: int = 0
 
 

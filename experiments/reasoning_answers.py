@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxft.adapters import Adapter
 from jaxft.data import source
 from jaxft.data.tokenization import tokenize_completions, tokenize_texts
 from jaxft.losses import Mean
@@ -77,25 +78,41 @@ def draw_batches(data: Rows, *, steps: int, batch_size: int, seed: int) -> list[
   return [data[rng.choice(len(data), batch_size, replace=False)] for _ in range(steps)]
 
 
-def objective(model: Pretrained, **options: Any):
-  """Cross-entropy on the tokens of the answers; options go to `decoder.token_nll`."""
+def objective(model: Pretrained, *, adapter: Adapter | None = None, **options: Any):
+  """Cross-entropy on the tokens of the answers.
+
+  Args:
+    model: the decoder.
+    adapter: changes activations by `params["edits"]`.
+    options: for `decoder.token_nll`.
+  """
 
   def loss(params: dict[str, Any], batch: Rows, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
     del key
-    nll = decoder.token_nll(params, model.config, batch.ids, where=batch.scored, mask=batch.mask, **options)
+    edits = None if adapter is None else adapter.edits(params["edits"])
+    nll = decoder.token_nll(
+        params, model.config, batch.ids, where=batch.scored, mask=batch.mask, edits=edits, **options)
     return Mean.of(nll, where=decoder.scored(batch.ids, where=batch.scored, mask=batch.mask)), {}
 
   return loss
 
 
 class Scorer:
-  """Exact answers and likelihood of a checkpoint; compiled once for each length of rows."""
+  """Exact answers and likelihood of a checkpoint; compiled once for each length of rows.
 
-  def __init__(self, model: Pretrained, *, batch_size: int = 16, **options: Any):
+  Args:
+    model: the decoder.
+    batch_size: rows of one forward pass.
+    adapter: changes activations by `params["edits"]`.
+    options: for `decoder.hidden_states`.
+  """
+
+  def __init__(self, model: Pretrained, *, batch_size: int = 16, adapter: Adapter | None = None, **options: Any):
     self._batch_size = batch_size
 
     def score(params: dict[str, Any], rows: Rows) -> tuple[Array, Array, Array]:
-      hidden = decoder.hidden_states(params, model.config, rows.ids, mask=rows.mask, **options).hidden
+      edits = None if adapter is None else adapter.edits(params["edits"])
+      hidden = decoder.hidden_states(params, model.config, rows.ids, mask=rows.mask, edits=edits, **options).hidden
       hidden = hidden[:, hidden.shape[1] - rows.ids.shape[1]:-1]
       chosen = decoder.scored(rows.ids, where=rows.scored, mask=rows.mask)
       logits, target = decoder.logits(params, model.config, hidden), rows.ids[:, 1:]
@@ -107,10 +124,10 @@ class Scorer:
 
   def per_row(self, params: dict[str, Any], data: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each row: whether all scored tokens are the likeliest, the summed nats, and how many tokens were scored."""
-    parts = []
-    for start in range(0, len(data), self._batch_size):
-      part = data[start : start + self._batch_size]
-      fill = self._batch_size - len(part)  # one shape for all batches
+    parts, size = [], min(self._batch_size, len(data))
+    for start in range(0, len(data), size):
+      part = data[start : start + size]
+      fill = size - len(part)  # one shape for all batches
       padded = Rows(*(np.pad(x, ((0, fill), (0, 0)), mode="edge") for x in part[:]))
       parts.append([np.asarray(x)[: len(part)] for x in self._score(params, padded)])
     return tuple(np.concatenate(x) for x in zip(*parts, strict=True))

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from experiments.tuner import adamw
+from jaxft.adapters import Adapter
 from jaxft.data import source
 from jaxft.data.tokenization import tokenize_texts
 from jaxft.losses import Mean
@@ -64,9 +65,18 @@ def with_head(params: dict[str, Any], dim: int = 384) -> dict[str, Any]:
 
 def predict(
     params: dict[str, Any], config: encoder.EncoderConfig, ids: Int[Array, "n time"], mask: Int[Array, "n time"],
-    **options: Any,
+    adapter: Adapter | None = None, **options: Any,
 ) -> Float[Array, "n"]:
-  """Predicted ratings over `SCALE`; options go to `encoder.hidden_states`."""
+  """Predicted ratings over `SCALE`.
+
+  Args:
+    params: of the encoder, `head`, and the adapter's below `edits`.
+    config, ids, mask: of the encoder.
+    adapter: changes activations by `params["edits"]`.
+    options: for `encoder.hidden_states`.
+  """
+  if adapter is not None:
+    options["edits"] = adapter.edits(params["edits"])
   hidden, _ = encoder.hidden_states(params, config, ids, mask, **options)
   hidden = hidden[:, hidden.shape[1] - ids.shape[1]:]  # states that an edit prepended are no part of the text
   pooled = encoder.pool(hidden, mask, pooling="mean", normalize=False)
@@ -74,7 +84,7 @@ def predict(
 
 
 def objective(model: Pretrained, **options: Any):
-  """Squared error on the ratings over `SCALE`."""
+  """Squared error on the ratings over `SCALE`; options go to `predict`."""
 
   def loss(params: dict[str, Any], batch: Sentences, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
     del key
@@ -114,16 +124,16 @@ def head_apart(head_rate: float) -> Callable[[Any, int], optax.GradientTransform
 class Scorer:
   """Pearson's r of a checkpoint on a set of sentences; compiled once for all sets."""
 
-  def __init__(self, model: Pretrained, *, batch_size: int = 100):
-    self._predict = jax.jit(lambda params, ids, mask: predict(params, model.config, ids, mask))
+  def __init__(self, model: Pretrained, *, batch_size: int = 100, **options: Any):
+    self._predict = jax.jit(lambda params, ids, mask: predict(params, model.config, ids, mask, **options))
     self._batch_size = batch_size
 
   def predictions(self, params: dict[str, Any], data: Sentences) -> Float[np.ndarray, "n"]:
     """Predicted ratings."""
-    out = []
-    for start in range(0, len(data), self._batch_size):
-      part = data[start : start + self._batch_size]
-      fill = self._batch_size - len(part)  # one shape for all batches
+    out, size = [], min(self._batch_size, len(data))
+    for start in range(0, len(data), size):
+      part = data[start : start + size]
+      fill = size - len(part)  # one shape for all batches
       ids, mask = (np.pad(x, ((0, fill), (0, 0)), mode="edge") for x in (part.ids, part.mask))
       out.append(np.asarray(self._predict(params, ids, mask))[: len(part)])
     return SCALE * np.concatenate(out)

@@ -7,7 +7,8 @@ import importlib
 from typing import Any
 
 AREAS = (
-    "adapters", "analysis", "data", "decoding", "evaluation", "losses", "merging", "models", "training", "transforms",
+    "adapters", "analysis", "data", "decoding", "evaluation", "losses", "merging", "models", "selection", "training",
+    "transforms",
 )
 
 

@@ -1,10 +1,11 @@
 """Prefix tuning: trained keys and values that every position of every layer sees before all others."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxft.adapters.dense import affine, torch_dense
 from jaxft.adapters.protocol import Adapter
@@ -70,6 +71,32 @@ def collapse_prefix(params: dict[str, Any], config: Config) -> dict[str, Any]:
   return _from_flat(flat, config)
 
 
+def prefix_from_tokens(
+    hidden_states: Callable[..., Any], params: dict[str, Any], config: Config, ids: Int[Array, "length"]
+) -> dict[str, Any]:
+  """The params of `prefix(config, length)` that stand for real tokens: their own keys and values in every layer.
+
+  A start for training that changes little, and a way to read a text once: with it a decoder computes for any text what
+  it computes for that text after these tokens. An encoder's tokens, which would see the text as well, see each other.
+
+  Args:
+    hidden_states: of the model, `decoder.hidden_states` or `encoder.hidden_states`.
+    params, config: the model.
+    ids: the tokens.
+
+  Raises:
+    ValueError: ids is no vector of at least one token.
+
+  Source: Li and Liang 2021 (arXiv 2101.00190), who start prefixes from the activations of real words.
+  """
+  if ids.ndim != 1 or not ids.size:
+    raise ValueError(f"ids must be a vector of at least one token; got shape {ids.shape}")
+  names = ("key", "value")
+  recorded = hidden_states(params, config, ids[None], record=[f"layers/attention/{name}" for name in names])[-1]
+  pair = {name: recorded[f"layers/attention/{name}"][:, 0] for name in names}
+  return _turn({"layers": {"prefix": pair}}, config, -len(ids))
+
+
 def prefix_from_peft(prompt_embeddings: Float[Array, "length flat"], config: Config) -> dict[str, Any]:
   """The params of `prefix(config, length)` from PEFT's file, `[length, 2 L kv_heads head_dim]`.
 
@@ -104,6 +131,7 @@ def _from_flat(flat: Array, config: Config) -> dict[str, Any]:
 
 
 def _turn(params: dict[str, Any], config: Config, by: int) -> dict[str, Any]:
+  """The keys of a prefix turned on by so many positions; an encoder has no rotation."""
   if isinstance(config, EncoderConfig):
     return params
   pair = params["layers"]["prefix"]

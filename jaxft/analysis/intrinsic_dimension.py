@@ -3,6 +3,15 @@
 import math
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key
+
+from jaxft.transforms.leaves import materialize
+from jaxft.transforms.paths import Tree
+from jaxft.transforms.protocol import ParamTransform
+
 
 def intrinsic_dimension(
     scores: Mapping[int, float], full: float, *, target: float = 0.9, baseline: float = 0.0, interpolate: bool = False
@@ -38,3 +47,34 @@ def intrinsic_dimension(
     share = (threshold - scores[below]) / (scores[dim] - scores[below])
     return math.exp(math.log(below) + share * (math.log(dim) - math.log(below)))
   return None
+
+
+def subspace_alignment(
+    key: Key[Array, ""], params: Tree, delta: Tree, transform: ParamTransform
+) -> Float[Array, ""]:
+  """The share of `|delta|^2` that lies in the directions which a transform can move the params in from its start.
+
+      |U^T delta|^2 / |delta|^2,   U an orthonormal basis of the columns of d join / d trainable
+
+  For a random subspace of d of D dimensions and an update that knows nothing of it, about `d / D`; for LoRA, whose b is
+  zero at the start, what its a can see. Forms the `[D, d]` Jacobian: for small models.
+
+  Args:
+    key: of the transform's draws.
+    params: where training starts.
+    delta: an update, a tree of arrays like params.
+    transform: see `jaxft.transforms.ParamTransform`.
+
+  Raises:
+    ValueError: delta has another number of entries than params.
+  """
+  frozen, trainable = transform.split(key, params)
+  start, unravel = ravel_pytree(trainable)
+  flat = ravel_pytree(delta)[0].astype(jnp.float32)
+  if flat.size != (size := sum(x.size for x in jax.tree.leaves(params))):
+    raise ValueError(f"delta must have the {size} entries of params; got {flat.size}")
+  move = lambda x: ravel_pytree(materialize(transform.join(frozen, unravel(x))))[0]
+  u, s, _ = jnp.linalg.svd(jax.jacfwd(move)(start), full_matrices=False)
+  # What moves nothing at the start, such as the scales of a vector of zeros, has no direction.
+  inside = jnp.where(s > s[0] * size * jnp.finfo(jnp.float32).eps, u.T @ flat, 0.0)
+  return jnp.sum(inside**2) / jnp.sum(flat**2)

@@ -14,8 +14,8 @@ class Overlap(NamedTuple):
   """Singular vectors of a tuned matrix against those of its base, of `r = min(m, n)`.
 
   Attributes:
-    values: singular values of the tuned matrix, falling, `[.., r]`.
-    cosines: of each of its vectors, the largest `|cosine|` with any vector of the base, `[.., r]`.
+    values: singular values of the tuned matrix, falling, `[*layers, r]`; axes in front as in `tuned`.
+    cosines: of each of its vectors, the largest `|cosine|` with any vector of the base, `[*layers, r]`.
   """
 
   values: Float[Array, "*layers r"]
@@ -23,12 +23,14 @@ class Overlap(NamedTuple):
 
 
 def singular_overlap(
-    base: Float[Array, "*layers m n"], tuned: Float[Array, "*layers m n"], *, side: Literal["out", "in"] = "out"
+    base: Float[Array, "*layers m n"], tuned: Float[Array, "*checkpoints_and_layers m n"], *,
+    side: Literal["out", "in"] = "out",
 ) -> Overlap:
   """`max_i |<u_j, u0_i>|` for each singular vector u_j of the tuned matrix, over all u0_i of the base.
 
   Args:
-    base, tuned: kernels `[in, out]` or stacks of them, taken one after the other; in float32.
+    base: a kernel `[in, out]` or a stack of them, taken one after the other; in float32.
+    tuned: of the same shape, or with more axes in front, for several checkpoints of one base: it is decomposed once.
     side: "out": vectors in the space of outputs, the right ones of an `[in, out]` kernel and the left ones of the
       source's `[out, in]` weights; "in": the other ones.
 
@@ -37,21 +39,29 @@ def singular_overlap(
 
   Source: Shuttleworth et al. 2024 (arXiv 2410.21228).
   """
-  if base.shape != tuned.shape or base.ndim < 2:
+  if base.ndim < 2 or tuned.shape[-base.ndim:] != base.shape:
     raise ValueError(f"base and tuned must be matrices of one shape; got {tuple(base.shape)} and {tuple(tuned.shape)}")
   if side not in ("out", "in"):
     raise ValueError(f"side must be out or in; got {side!r}")
 
-  def one(pair: tuple[Array, Array]) -> Overlap:
-    (u0, _, v0), (u, s, v) = (jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False) for w in pair)
-    cosines = jnp.abs(v @ v0.T) if side == "out" else jnp.abs(u.T @ u0)
-    return Overlap(s, jnp.max(cosines, axis=1))
+  def vectors(w: Array) -> tuple[Array, Array]:
+    u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+    return s, (vt if side == "out" else u.T)
 
-  *layers, m, n = base.shape
-  if not layers:
-    return one((base, tuned))
-  found = jax.lax.map(one, (base.reshape(-1, m, n), tuned.reshape(-1, m, n)))
-  return jax.tree.map(lambda x: x.reshape(*layers, -1), found)
+  def layer(pair: tuple[Array, Array]) -> Overlap:
+    w0, tuned = pair
+    _, before = vectors(w0)
+
+    def one(w: Array) -> Overlap:
+      s, after = vectors(w)
+      return Overlap(s, jnp.max(jnp.abs(after @ before.T), axis=1))
+
+    return jax.lax.map(one, tuned)
+
+  *_, m, n = base.shape
+  layers = base.reshape(-1, m, n)
+  found = jax.lax.map(layer, (layers, jnp.moveaxis(tuned.reshape(-1, len(layers), m, n), 1, 0)))
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(*tuned.shape[:-2], -1), found)
 
 
 def intruder_dimensions(

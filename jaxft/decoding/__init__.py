@@ -1,4 +1,5 @@
-"""Decoding: sampling filters and generation."""
+"""Decoding: sampling filters, generation and beam search."""
 
+from jaxft.decoding.beam_search import Beams, beam_search
 from jaxft.decoding.generate import Generated, generate
 from jaxft.decoding.sampling import min_p, sample, top_k, top_p

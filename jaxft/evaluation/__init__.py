@@ -3,7 +3,7 @@
 from jaxft.evaluation.calibration import (
     brier_score, calibration_error, classwise_calibration_error, fit_temperature,
 )
-from jaxft.evaluation.code import pass_at_k
+from jaxft.evaluation.code import exact_match_at_k, pass_at_k
 from jaxft.evaluation.continual import harmonic_mean, normalized_accuracy, retention, transfer_metrics
 from jaxft.evaluation.correlation import average_ranks, pearson, r_squared, spearman
 from jaxft.evaluation.multiple_choice import multiple_choice_accuracy, multiple_choice_metrics, predict_choice
@@ -13,4 +13,6 @@ from jaxft.evaluation.retrieval import judged_relevance, ranking_metrics, retrie
 from jaxft.evaluation.scoring import encode_pair, score_choices
 from jaxft.evaluation.stages import backward_transfer, forward_transfer, overall_performance
 from jaxft.evaluation.text import bleu, exact_match, rouge, token_f1
-from jaxft.evaluation.uncertainty import Bootstrap, PairedTest, paired_bootstrap, paired_test, stderr
+from jaxft.evaluation.uncertainty import (
+    Bootstrap, PairedComparison, PairedTest, paired_bootstrap, paired_comparison, paired_test, stderr,
+)

@@ -1,4 +1,6 @@
-"""pass@k: the chance that one of k samples of a program passes its tests."""
+"""Metrics of programs: pass@k by their tests, exact match of ranked candidates by their text."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -34,3 +36,35 @@ def pass_at_k(
   i = n[:, None] - offset
   factors = np.where(offset < c[:, None], 1 - k / np.maximum(i, 1), 1.0)
   return np.where(n - c < k, 1.0, 1 - factors.prod(1))
+
+
+def collapse_whitespace(text: str) -> str:
+  """Every run of spaces, tabs and newlines as one space, none at the ends. Different programs may become equal."""
+  return " ".join(text.split())
+
+
+def exact_match_at_k(
+    candidates: Sequence[Sequence[str]], references: Sequence[str], k: int, *,
+    normalize: Callable[[str], str] = collapse_whitespace,
+) -> Float[np.ndarray, "problems"]:
+  """EM@k: 1 where one of the first k candidates is the reference, else 0, for each problem.
+
+  Args:
+    candidates: of each problem, best first, as the beams of `jaxft.decoding.beam_search`; fewer than k count as they
+      are.
+    references: the one solution of each problem.
+    k: how many candidates count.
+    normalize: applied to both sides before they are compared.
+
+  Raises:
+    ValueError: k < 1, no problem, or lengths that differ.
+
+  Source: Weyssow et al. 2023 (arXiv 2308.10462).
+  """
+  if k < 1:
+    raise ValueError(f"k must be at least 1; got {k}")
+  if not len(candidates) or len(candidates) != len(references):
+    raise ValueError(
+        f"candidates and references must have one length >= 1; got {len(candidates)} and {len(references)}")
+  found = [normalize(ref) in map(normalize, ranked[:k]) for ranked, ref in zip(candidates, references, strict=True)]
+  return np.array(found, np.float64)

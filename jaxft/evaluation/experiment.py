@@ -53,7 +53,12 @@ def discover(package: str = "experiments") -> dict[str, Experiment]:
 
 
 def find(slug: str, package: str = "experiments") -> Experiment:
-  """One experiment by slug; ValueError with the nearest slugs where there is none."""
+  """One experiment by slug, its module alone imported; ValueError with the nearest slugs where there is none."""
+  module = slug.replace("-", "_")
+  if any(info.name == module for info in pkgutil.iter_modules(importlib.import_module(package).__path__)):
+    declared = getattr(importlib.import_module(f"{package}.{module}"), "EXPERIMENT", None)
+    if isinstance(declared, Experiment) and declared.slug == slug:
+      return declared
   experiments = discover(package)
   if slug not in experiments:
     raise ValueError(f"unknown experiment {slug!r}; {nearest(slug, list(experiments))}")

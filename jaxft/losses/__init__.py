@@ -1,5 +1,6 @@
 """Losses: arrays in, per-example or per-token values out; `Mean` reduces them."""
 
+from jaxft.losses.consistency import entropy, pseudo_label
 from jaxft.losses.contrastive import (
     clip, contrastive_blocks, cosine_similarity, info_nce, multiple_negatives_ranking, normalize,
     supervised_contrastive,

@@ -1,7 +1,44 @@
-"""Merges: checkpoints in, checkpoint out, no training."""
+"""Merges: checkpoints in, checkpoint out, no training.
 
-from jaxft.merging.lines import depth_schedule, lines, lines_alpha, scale_by_depth
-from jaxft.merging.reset import reset
-from jaxft.merging.sparse_deltas import Entries, apply_delta, compose, fuse, sparse_difference, switch, unfuse
-from jaxft.merging.spectral import reduce_intruders, scale_singular_components, truncated_factors
-from jaxft.merging.task_vectors import apply_task_vector, task_vector
+Names are imported when they are first used: the streaming engine, and whatever else works on NumPy arrays alone, is
+loaded without JAX.
+"""
+
+from jaxft.deferred import defer
+
+# By module; each is a function or a type of it.
+__all__ = defer(__name__, {
+    # Task vectors
+    "task_vectors": ("apply_task_vector", "task_vector"),
+    "sparse_deltas": ("Entries", "apply_delta", "compose", "fuse", "sparse_difference", "switch", "unfuse"),
+    "lines": ("depth_schedule", "lines", "lines_alpha", "scale_by_depth"),
+    # Many checkpoints to one
+    "averages": ("average",),
+    "interpolation": ("interpolate",),
+    "task_vector_merges": ("breadcrumbs", "dare", "della", "ram", "sce", "task_arithmetic", "ties"),
+    "angular_merges": ("karcher_mean", "mean_direction", "model_stock", "nuslerp", "slerp"),
+    "entry_merges": ("arcee_fusion", "nearswap"),
+    "fisher": ("diagonal_fisher", "fisher_average"),
+    "regression_mean": ("gram", "regmean"),
+    "soups": ("greedy_soup",),
+    "lora_merging": ("concat_lora", "extract_lora", "lora_delta", "merge_lora"),
+    # Networks that were trained apart
+    "permutations": (
+        "Axis", "Spec", "apply_permutations", "mlp_spec", "random_permutations", "transformer_spec", "verify_spec"),
+    "matching": ("Matching", "match_activations", "match_weights", "rebasin"),
+    "partial_merge": ("Block", "choose_ratios", "merge_flops", "partial_merge"),
+    "least_squares": ("GramState", "least_squares_merge", "merged_features"),
+    # Parts of them
+    "sparsify": ("trim",),
+    "consensus": ("disjoint_mean", "sign_election"),
+    # Compression
+    "ternary": ("Ternary", "compression_report", "flat_signs", "search_ternary", "ternarize"),
+    "ternary_files": ("fingerprint", "load_ternary", "save_ternary"),
+    "golomb": ("golomb_bits", "golomb_decode", "golomb_encode", "rice_parameter"),
+    "bit_masks": ("BitMasks", "pack_masks", "ternary_distance", "ternary_dot", "unpack_masks"),
+    # Editing one checkpoint
+    "layers": ("repeated_block", "take_layers"),
+    "reset": ("reset",),
+    "spectral": ("reduce_intruders", "scale_singular_components", "truncated_factors"),
+    "vocabulary": ("grow_vocabulary",),
+})

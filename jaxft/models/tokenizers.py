@@ -50,11 +50,14 @@ def read_tokenizer(path: str | os.PathLike) -> TokenizerFiles:
     max_length = read_json(file).get("max_seq_length")
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
       raise ValueError(f"{file}: max_seq_length must be a positive integer or null; got {max_length!r}")
-  return TokenizerFiles(tokenizer, _chat_template(path), max_length)
+  return TokenizerFiles(tokenizer, chat_template(path), max_length)
 
 
-def _chat_template(path: Path) -> str | None:
-  """The template from its own file (transformers 5) or from `tokenizer_config.json`, where it may be one of several."""
+def chat_template(path: Path) -> str | None:
+  """The chat template of a Hugging Face folder, or None.
+
+  It is in a file of its own (transformers 5) or in `tokenizer_config.json`, where it may be one of several.
+  """
   if (file := path / "chat_template.jinja").is_file():
     return file.read_text(encoding="utf-8")
   if not (file := path / "tokenizer_config.json").is_file():

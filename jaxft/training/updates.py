@@ -31,11 +31,12 @@ def scale_updates(scales: Tree) -> optax.GradientTransformation:
 
 def layerwise_decay(
     rate: float, trainable: Tree, *, first: Filter = lambda path, leaf: "embed" in path, layers: int | None = None,
+    offset: int = 1,
 ) -> Tree:
-  """Scales that decay from the head to the embeddings: `rate ** (layers - i)` for layer i.
+  """Scales that decay from the head to the embeddings: `rate ** (layers - i - 1 + offset)` for layer i.
 
   What lies outside the layers counts as above them (scale 1), but for what `first` matches, which counts as below
-  (`rate ** (layers + 1)`). A leaf of stacked layers gets a vector along its leading axis.
+  (`rate ** (layers + offset)`). A leaf of stacked layers gets a vector along its leading axis.
 
   Args:
     rate: decay per layer, in (0, 1]; published values lie between 0.65 and 0.95.
@@ -43,17 +44,20 @@ def layerwise_decay(
     first: a glob or a predicate `(path, leaf) -> bool` for the leaves below the first layer.
     layers: the depth of the model; None takes the deepest layer of `trainable`, which is wrong where the last layers
       are frozen.
+    offset: from the head to the last layer, in layers: 1, or 2 as the released code of ELECTRA counts.
 
   Returns:
     The tree of scales, for `scale_updates`.
 
   Raises:
-    ValueError: rate outside (0, 1].
+    ValueError: rate outside (0, 1], or offset negative.
 
   Sources: Howard and Ruder 2018 (arXiv 1801.06146); in this form Clark et al. 2020 (arXiv 2003.10555).
   """
   if not 0.0 < rate <= 1.0:
     raise ValueError(f"rate must lie in (0, 1]; got {rate}")
+  if not offset >= 0:
+    raise ValueError(f"offset must be at least 0; got {offset}")
   depth = num_layers(trainable) if layers is None else layers
 
   below = mask(first, dict(array_paths(trainable)), allow_empty=True)
@@ -61,9 +65,9 @@ def layerwise_decay(
   def scale(keys: tuple[Any, ...], leaf: Any) -> np.ndarray:
     path = path_of(keys)
     layer = layer_of(path, leaf)
-    if layer is None:
-      layer = -1 if below[path] else depth
-    scales = np.float32(rate) ** (depth - np.asarray(layer, np.float32))
+    outside = layer is None and not below[path]
+    layer = -1 if layer is None else layer
+    scales = np.float32(rate) ** (0.0 if outside else depth - 1 + offset - np.asarray(layer, np.float32))
     return scales.reshape(scales.shape + (1,) * (leaf.ndim - scales.ndim)) if scales.ndim else scales
 
   return jax.tree_util.tree_map_with_path(scale, trainable)

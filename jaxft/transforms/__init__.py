@@ -20,6 +20,7 @@ from jaxft.transforms.quantize import Quantized, quantize, quantize_array
 from jaxft.transforms.biases import add_biases, bitfit
 from jaxft.transforms.freeze import freeze, full, train
 from jaxft.transforms.half import half, train_choice
+from jaxft.transforms.mixout import mixout
 from jaxft.transforms.reinitialize import reinitialize_top
 from jaxft.transforms.unfreezing import carry_over, freeze_below, gradual_unfreezing
 
@@ -35,7 +36,7 @@ from jaxft.transforms.top_k import lottery_ticket_mask, top_k_mask
 from jaxft.transforms.adalora import (
     adalora, budget, keep_triplets, orthogonality, top_triplets, triplet_scores, update_importance, zero_importance,
 )
-from jaxft.transforms.data_inits import corda, lora_ga
+from jaxft.transforms.data_inits import corda, lora_ga, oriented_svd
 from jaxft.transforms.delora import delora
 from jaxft.transforms.dora import dora
 from jaxft.transforms.eva import eva_directions, given_inputs
@@ -68,3 +69,7 @@ from jaxft.transforms.sparse import add_entries, chosen_entries, random_indices,
 from jaxft.transforms.submatrix import batched_delta_dot, submatrix
 from jaxft.transforms.subspace import random_subspace
 from jaxft.transforms.tokens import trainable_tokens
+
+# Fixed trees
+from jaxft.transforms.linear_combination import coefficient_norm, linear_combination
+from jaxft.transforms.lora_combination import lora_combination

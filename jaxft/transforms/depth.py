@@ -51,16 +51,21 @@ def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | n
   return np.arange(leaf.shape[0])
 
 
+def shared_path(path: str, *, stacks: Sequence[str] = STACKS) -> str:
+  """The path without its layer: `layers/3/mlp/w` and a stacked `layers/mlp/w` are both `layers/*/mlp/w`."""
+  found = _locate(path, stacks)
+  return path if found is None else f"{found[0]}/*/{found[2]}"
+
+
 def leaf_keys(key: jax.Array, path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> jax.Array:
   """A random key for a leaf: one, or a vector of one per layer where layers are stacked.
 
   Folded from the path and the layer index, so that a stacked leaf and its unrolled layers draw the same numbers.
   """
-  found = _locate(path, stacks)
   layer = layer_of(path, leaf, stacks=stacks)
+  key = fold_in_path(key, shared_path(path, stacks=stacks))
   if layer is None:
-    return fold_in_path(key, path)
-  key = fold_in_path(key, f"{found[0]}/*/{found[2]}")
+    return key
   if np.ndim(layer) == 0:
     return jax.random.fold_in(key, layer)
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(np.asarray(layer, np.uint32))

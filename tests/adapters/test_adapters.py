@@ -10,8 +10,8 @@ import pytest
 
 from jaxft.adapters import (
     bottleneck, collapse_prefix, head_offsets, head_scales, head_scores, mam, merge_head_offsets, merge_into_mlp,
-    p_tuning, prefix, prefix_from_peft, prefix_to_peft, soft_prompt, text_prompt, together, top_heads,
-    vocabulary_prompt,
+    p_tuning, prefix, prefix_from_peft, prefix_from_tokens, prefix_to_peft, soft_prompt, text_prompt, together,
+    top_heads, vocabulary_prompt,
 )
 from jaxft.losses.reduction import Mean
 from jaxft.models import decoder, encoder
@@ -165,6 +165,19 @@ def test_a_parallel_adapter_with_the_mlps_activation_merges_into_it(models):
     merge_into_mlp(models[DECODER]["layers"]["mlp"], off)
 
 
+def test_a_prefix_made_of_tokens_is_to_a_decoder_what_the_tokens_are(models):
+  first = jax.random.randint(jax.random.key(5), (4,), 0, 50)
+  made = {config: prefix_from_tokens(module.hidden_states, models[config], config, first)
+          for config, module in ((DECODER, decoder), (ENCODER, encoder))}
+  for config, params in made.items():
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, prefix(config, 4).init(KEY))
+  got = states(models[DECODER], DECODER, prefix(DECODER, 4).edits(made[DECODER]))
+  read = states(models[DECODER], DECODER, ids=jnp.concatenate([jnp.tile(first, (B, 1)), IDS], axis=1))
+  close(got, read[:, 4:], 1e-4)
+  with pytest.raises(ValueError, match=r"ids must be a vector of at least one token; got shape \(2, 5\)"):
+    prefix_from_tokens(decoder.hidden_states, models[DECODER], DECODER, IDS)
+
+
 def test_prefixes_go_through_pefts_file_and_their_mlp_collapses():
   for config in (DECODER, ENCODER):
     start = prefix(config, 3, hidden=8).init(KEY)
@@ -203,6 +216,25 @@ def test_head_offsets_train_as_many_numbers_as_they_name_and_the_planted_head_ra
   grads = {"layers": {"scale": grads["layers"]["scale"].at[0].set(0)}}  # what comes before it matters through it
   heads = top_heads(head_scores(jax.tree.map(lambda p, g: p - 0.1 * g, start, grads)), 3)
   assert heads.shape == (3, 2) and heads[0].tolist() == [1, 2]
+
+
+@both
+def test_edits_that_add_nothing_change_nothing(models, config):
+  for method in (head_scales(config, stddev=0.0), head_offsets(config, stddev=0.0), bottleneck(config, 4, scale=0.0)):
+    start = method.init(KEY)
+    if "adapter" in start.get("layers", {}):
+      start = moved(start)
+    close(states(models[config], config, method.edits(start)), states(models[config], config))
+
+
+def test_trained_numbers_are_the_shares_that_the_source_reports():
+  """Of BART large, 406M numbers: 12 layers of encoder and of decoder, which attend in 36 places."""
+  layers = lambda n: EncoderConfig(vocab_size=1, dim=1024, num_layers=n, num_heads=16, mlp_dim=4096)
+  size = lambda method: count(jax.eval_shape(method.init, KEY))
+  share = lambda *methods: 100 * sum(map(size, methods)) / 406e6
+  wide = bottleneck(layers(24), 512, bias=False)
+  np.testing.assert_allclose(
+      [share(prefix(layers(36), 200)), share(wide), share(prefix(layers(36), 30), wide)], [3.6, 6.1, 6.7], atol=0.15)
 
 
 def test_errors():

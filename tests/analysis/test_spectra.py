@@ -53,6 +53,48 @@ def test_stacked_layers_are_taken_one_by_one():
   assert found.shape == (2, 10) and found.sum(1).tolist() == [0, 1]
 
 
+def test_checkpoints_of_one_base_are_taken_one_by_one():
+  base = jnp.stack([W, W[::-1]])
+  tuned = jnp.stack([base, base + 5 * jax.random.normal(KEY, base.shape), 2 * base])
+  found = singular_overlap(base, tuned)
+  assert found.values.shape == found.cosines.shape == (3, 2, 160)
+  for i, one in enumerate(tuned):
+    alone = singular_overlap(base, one)
+    np.testing.assert_allclose(found.values[i], alone.values, rtol=1e-4)
+    np.testing.assert_allclose(found.cosines[i], alone.cosines, atol=1e-3)
+
+
+@pytest.mark.parametrize("c, intruders", [(0.5, 0), (1.0, 1), (2.0, 1), (3.0, 1), (5.0, 1)])
+def test_a_direction_must_be_as_large_as_the_largest_of_the_base(c, intruders):
+  square = jax.random.normal(jax.random.key(7), (200, 200))
+  tuned = square + c * jnp.linalg.norm(square, 2) * jnp.outer(unit(1, 200), unit(3, 200))
+  for side in ("out", "in"):
+    found = intruder_dimensions({"kernel": square}, {"kernel": tuned}, select="kernel", side=side)["kernel"]
+    assert found.sum() == intruders
+
+
+def test_a_direction_that_the_base_does_not_span_is_an_intruder():
+  base = jax.random.normal(KEY, (30, 100))  # its 30 right vectors leave 70 dimensions of the outputs
+  outside = jnp.linalg.qr(jnp.concatenate([base.T, unit(1, 100)[:, None]], axis=1))[0][:, -1]
+  tuned = base + 40 * jnp.outer(unit(2, 30), outside)
+  overlap = singular_overlap(base, tuned)
+  assert overlap.cosines[0] < 0.3 and (overlap.cosines[1:4] > 0.5).all()
+
+
+def test_singular_values_of_zero_are_no_intruders():
+  base = jnp.outer(unit(1, 60), unit(2, 50))
+  tuned = base + 2 * jnp.outer(unit(3, 60), unit(4, 50))
+  found = intruder_dimensions({"kernel": base}, {"kernel": tuned}, select="kernel")["kernel"]
+  assert found.tolist() == [True] + [False] * 9, "all but two vectors belong to no value"
+
+
+@pytest.mark.parametrize("n, cosine", [(64, 0.32), (256, 0.20), (1024, 0.09)])
+def test_what_chance_leaves_of_a_cosine(n, cosine):
+  base = jnp.linalg.qr(jax.random.normal(KEY, (n, n)))[0]
+  random = jax.vmap(lambda i: unit(i, n))(jnp.arange(20))
+  np.testing.assert_allclose(jnp.abs(random @ base).max(1).mean(), cosine, atol=0.035)
+
+
 def test_ranks():
   np.testing.assert_allclose(effective_rank(jnp.eye(7)), 7, rtol=1e-5)
   np.testing.assert_allclose(effective_rank(jnp.outer(unit(1, 9), unit(2, 5))), 1, rtol=1e-3)
@@ -63,6 +105,8 @@ def test_ranks():
 def test_errors():
   with pytest.raises(ValueError, match="matrices of one shape"):
     singular_overlap(W, W.T)
+  with pytest.raises(ValueError, match="matrices of one shape"):
+    singular_overlap(jnp.stack([W, W]), W)
   with pytest.raises(ValueError, match="side must be out or in; got 'left'"):
     singular_overlap(W, W, side="left")
   with pytest.raises(ValueError, match="eps must lie in"):

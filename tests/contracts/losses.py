@@ -81,6 +81,15 @@ def sequences(rng: np.random.Generator, rows: int) -> Batch:
   }
 
 
+def views(rng: np.random.Generator, rows: int) -> Batch:
+  # Every third target is uncertain, far from a threshold of 0.4.
+  draw = lambda: rng.normal(size=(rows, 4))
+  weak = np.where(np.arange(rows)[:, None] % 3 == 1, 0.05, 1.0) * (draw() + [5.0, 0, 0, 0])
+  return {
+      "weak": jnp.asarray(weak, jnp.float32), "strong": jnp.asarray(draw(), jnp.float32),
+      "where": jnp.ones(rows, bool)}
+
+
 def _embedding_case(name: str, call: Callable[..., jax.Array], loss: Callable[..., Any], guide: bool = False) -> Case:
   student = ("query", "positive", "negative")
   guarded = student + tuple("guide_" + s for s in student) if guide else student
@@ -122,4 +131,9 @@ CASES = [
     _language_case("weighted_nll",
                    lambda b, f: f(b["logits"], b["tokens"], b["mask"], label_smoothing=0.1, z_loss=1e-2)[0],
                    losses.weighted_nll),
+    Case("entropy", lambda b, f: f(b["strong"], b["where"]), losses.entropy, views, ("strong",), "where", ("strong",)),
+    Case("pseudo_label", lambda b, f: f(b["weak"], b["strong"], threshold=0.4, where=b["where"])[0],
+         losses.pseudo_label, views, ("strong",), "where", ("weak", "strong")),
+    Case("pseudo_label_soft", lambda b, f: f(b["weak"], b["strong"], threshold=0.4, power=0.5, where=b["where"])[0],
+         losses.pseudo_label, views, ("strong",), "where", ("weak", "strong")),
 ]

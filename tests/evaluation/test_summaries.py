@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.evaluation.code import pass_at_k
+from jaxft.evaluation.code import exact_match_at_k, pass_at_k
 from jaxft.evaluation.continual import harmonic_mean, normalized_accuracy, retention, transfer_metrics
 from jaxft.evaluation.correlation import pearson, r_squared, spearman
 from jaxft.evaluation.text import bleu, exact_match, rouge, token_f1
@@ -50,6 +50,18 @@ def test_pass_at_k_is_not_the_biased_estimate_and_refuses_what_is_undefined():
     pass_at_k(np.array([5, 2]), np.array([2, 1]), 3)
   with pytest.raises(ValueError, match=r"c must lie in \[0, n\]"):
     pass_at_k(np.array([5]), np.array([6]), 3)
+
+
+def test_exact_match_at_k_grows_with_k_up_to_the_rank_of_the_reference():
+  candidates = [["x + 1", "x  +\n2"], ["a", "b", "c"], []]
+  references = ["x + 2", "c ", "d"]
+  rows = [exact_match_at_k(candidates, references, k).tolist() for k in (1, 2, 3, 10)]
+  assert rows == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 0]]
+  assert exact_match_at_k(candidates, references, 2, normalize=str).tolist() == [0, 0, 0]
+  with pytest.raises(ValueError, match="k must be at least 1; got 0"):
+    exact_match_at_k(candidates, references, 0)
+  with pytest.raises(ValueError, match="candidates and references must have one length >= 1; got 3 and 1"):
+    exact_match_at_k(candidates, ["x"], 1)
 
 
 def test_correlations_ignore_what_they_should_and_survive_constants():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxft.evaluation.uncertainty import paired_bootstrap, paired_test, stderr
+from jaxft.evaluation.uncertainty import paired_bootstrap, paired_comparison, paired_test, stderr
 
 
 def test_paired_test_is_scipys():
@@ -35,8 +35,24 @@ def test_edge_cases_have_answers():
 
 @pytest.mark.parametrize("a, b", [([1.0], [1.0, 2.0]), ([], []), ([np.nan], [1.0])])
 def test_bad_values_are_named(a, b):
-  with pytest.raises(ValueError, match="a and b must be"):
-    paired_test(a, b)
+  for compare in (paired_test, paired_comparison):
+    with pytest.raises(ValueError, match="a and b must be"):
+      compare(a, b)
+
+
+def test_paired_comparison_counts_and_agrees_with_scipy():
+  a, b = np.array([0.5, 0.7, 0.2, 0.4, 0.9]), np.array([0.4, 0.7, 0.5, 0.39, 0.1])
+  got = paired_comparison(a, b)
+  assert (got.wins, got.ties, got.losses) == (3, 1, 1)
+  assert got.p_value == pytest.approx(scipy.stats.wilcoxon((a - b)[[0, 2, 3, 4]]).pvalue)
+  back = paired_comparison(b, a)
+  assert (back.wins, back.losses, back.p_value) == (got.losses, got.wins, pytest.approx(got.p_value))
+  coarse = paired_comparison(a, b, tolerance=0.02)
+  assert (coarse.wins, coarse.ties, coarse.losses) == (2, 2, 1)
+  assert paired_comparison(a, a) == paired_comparison(b, b) and paired_comparison(a, a).p_value == 1
+  assert paired_comparison(np.arange(6) + 0.5, np.arange(6)).p_value == pytest.approx(2 / 2**6)
+  with pytest.raises(ValueError, match="tolerance must be >= 0; got -1"):
+    paired_comparison(a, b, tolerance=-1)
 
 
 def test_stderr():

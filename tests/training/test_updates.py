@@ -35,6 +35,16 @@ def test_the_update_of_each_layer_is_scaled_also_for_factors():
   assert b.shape == (3, 1, 2)
 
 
+def test_offsets_of_the_two_published_conventions():
+  layers = {"layers": {"up": {"kernel": jnp.ones((12, 2, 2))}}, "head": jnp.ones(2), "embed": jnp.ones(2)}
+  electra = layerwise_decay(0.8, layers, offset=2)
+  np.testing.assert_allclose(electra["layers"]["up"]["kernel"].ravel(), 0.8 ** np.arange(13, 1, -1.0), rtol=1e-5)
+  np.testing.assert_allclose(electra["embed"], 0.8**14, rtol=1e-5)
+  assert electra["head"] == 1.0
+  with pytest.raises(ValueError, match="offset must be at least 0; got -1"):
+    layerwise_decay(0.8, layers, offset=-1)
+
+
 def test_the_depth_can_be_given_where_the_last_layers_are_frozen():
   scales = layerwise_decay(0.5, {"layers": {"0": {"w": jnp.ones(2)}}}, layers=4)
   assert scales["layers"]["0"]["w"] == 0.0625

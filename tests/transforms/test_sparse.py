@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxft.merging.sparse_deltas import apply_delta, compose, fuse, sparse_difference, switch, unfuse
-from jaxft.transforms import full
+from jaxft.transforms import bitfit, full
 from jaxft.transforms.sparse import chosen_entries, shira, sparse_delta
 from jaxft.transforms.top_k import lottery_ticket_mask, top_k_mask
 from tests.contracts.transforms import forward, stack_params
@@ -77,6 +77,26 @@ def test_fusing_and_switching_in_bfloat16_is_undone_to_the_last_bit():
   same = lambda x, y: jax.tree.map(lambda p, q: np.testing.assert_array_equal(p, q), x, y)
   same(other, apply_delta(low, b))
   same(unfuse(other, older), low)
+
+
+def test_a_mask_of_the_biases_is_bitfit():
+  dense = lambda i: {"kernel": PARAMS["layers"]["up"]["kernel"][i], "bias": jnp.zeros(16)}
+  params, x = {"up": dense(0), "gate": dense(1)}, X
+
+  def trained(transform):
+    frozen, trainable = transform.split(KEY, params)
+    optimizer, linear = optax.adam(1e-2), lambda p: x @ p["kernel"] + p["bias"]
+    state = optimizer.init(trainable)
+    loss = lambda t: jnp.mean(jnp.square(linear((p := transform.join(frozen, t))["up"]) * linear(p["gate"]) - 1))
+    for _ in range(3):
+      updates, state = optimizer.update(jax.grad(loss)(trainable), state)
+      trainable = optax.apply_updates(trainable, updates)
+    return transform.join(frozen, trainable)
+
+  entries = jax.tree.map(lambda x: jnp.full(x.shape, x.ndim == 1), params)
+  got, want = trained(sparse_delta(entries)), trained(bitfit())
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+  assert got["up"]["bias"].any()
 
 
 def test_shira_trains_as_many_numbers_as_lora():

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxft.merging.sparse_deltas import compose, fuse, sparse_difference, unfuse
 from jaxft.models import decoder
 from jaxft.transforms import dot, dot_transposed, lookup, materialize, unstack_layers
 from jaxft.transforms.coupled import MLP_CHANNELS, inverse_order, key_heads, permute_coupled, query_heads
@@ -90,6 +91,48 @@ def test_all_rows_is_full_tuning_of_that_matrix():
   updates, _ = optimizer.update(jax.grad(loss)(down), optimizer.init(down), down)
   np.testing.assert_allclose(got["layers"]["down"]["kernel"], optax.apply_updates(down, updates), rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(got["layers"]["up"]["kernel"], params["layers"]["up"]["kernel"])
+
+
+def test_a_few_rows_follow_full_tuning_under_a_mask():
+  """Adam over several steps: what the gradient of the whole matrix, masked, would have made of them."""
+  params = stack_params(KEY, layers=2, dim=8, hidden=16)
+  rows, down = np.array([[3, 9, 0], [5, 2, -1]]), params["layers"]["down"]["kernel"]
+  transform = submatrix({"**/down/*": rows})
+  frozen, trainable = transform.split(KEY, params)
+  x, optimizer = draw(0, 4, 8), optax.adam(1e-2)
+  chosen = np.zeros(down.shape, bool)
+  for layer, of in enumerate(rows):
+    chosen[layer, of[of >= 0]] = True
+
+  def follow(trained, loss, keep):
+    state = optimizer.init(trained)
+    for _ in range(4):
+      updates, state = optimizer.update(keep(jax.grad(loss)(trained)), state)
+      trained = optax.apply_updates(trained, updates)
+    return trained
+
+  whole = lambda down: jnp.mean(jnp.sin(forward({"layers": params["layers"] | {"down": {"kernel": down}}}, x)))
+  want = follow(down, whole, lambda g: jnp.where(chosen, g, 0))
+  loss = lambda t: jnp.mean(jnp.sin(forward(transform.join(frozen, t), x)))
+  got = materialize(transform.join(frozen, follow(trainable, loss, lambda g: g)))["layers"]["down"]["kernel"]
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  np.testing.assert_array_equal(np.asarray(got)[~chosen], np.asarray(down)[~chosen])
+
+
+def test_disjoint_deltas_fuse_in_either_order():
+  params = stack_params(KEY, layers=2, dim=8, hidden=16)
+
+  def delta(i, rows):
+    frozen, trainable = (transform := submatrix({"**/down/*": np.array(rows)})).split(KEY, params)
+    trainable = jax.tree.map(lambda d: draw(i, *d.shape), trainable)
+    return sparse_difference(materialize(transform.join(frozen, trainable)), params, eps=0.0)
+
+  a, b = delta(1, [0, 7, 3]), delta(2, [5, 1])
+  both, other = compose(params, [a, b]), compose(params, [b, a])
+  jax.tree.map(np.testing.assert_array_equal, both, other)
+  fused, old = fuse(compose(params, [b]), a)
+  jax.tree.map(np.testing.assert_array_equal, fused, both)
+  jax.tree.map(np.testing.assert_array_equal, unfuse(fused, old), compose(params, [b]))
 
 
 def test_s2ft_trains_the_drawn_share_and_nothing_else():

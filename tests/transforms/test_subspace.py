@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from jaxft.transforms import materialize
+from jaxft.analysis import subspace_alignment
+from jaxft.transforms import materialize, train
 from jaxft.transforms.fastfood import dense_projection, fastfood, sparse_projection, walsh_hadamard
 from jaxft.transforms.subspace import random_subspace
 from tests.contracts.transforms import forward, stack_params
@@ -73,6 +74,55 @@ def test_least_squares_in_the_subspace_has_the_residual_of_the_projection():
   best = jnp.linalg.lstsq(p, target.ravel())[0]
   inside = p @ jnp.linalg.pinv(p)
   np.testing.assert_allclose(residual(best), (inside - jnp.eye(30)) @ target.ravel(), atol=1e-4)
+
+
+def test_as_many_dimensions_as_weights_reach_the_optimum():
+  base = {"w": jax.random.normal(KEY, (4, 3))}
+  transform = random_subspace(12, projection=dense_projection)
+  frozen, trainable = transform.split(KEY, base)
+  target = jax.random.normal(jax.random.key(1), (4, 3))
+  residual = lambda v: (materialize(transform.join(frozen, {"vector": v}))["w"] - target).ravel()
+  p = jax.jacobian(residual)(trainable["vector"])
+  np.testing.assert_allclose(residual(jnp.linalg.solve(p, -residual(trainable["vector"]))), 0, atol=1e-3)
+
+
+def test_a_key_gives_the_same_projection_whatever_else_moves():
+  params = stack_params(KEY, layers=3, dim=8, hidden=16)
+  transform = random_subspace(20)
+  v = {"vector": jax.random.normal(KEY, (20,))}
+  move = lambda key, params: transform.join(transform.split(key, params)[0], v)
+  first, again = move(KEY, params), jax.jit(move)(KEY, params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), first, again)
+  part = move(KEY, {"layers": {"up": params["layers"]["up"]}})
+  jax.tree.map(np.testing.assert_array_equal, part["layers"]["up"], first["layers"]["up"])
+  other = move(jax.random.key(9), params)["layers"]["up"]["kernel"]
+  assert not np.allclose(other, first["layers"]["up"]["kernel"], atol=1e-2)
+
+
+def test_small_tensors_move_as_far_as_large_ones():
+  """In the authors' code a tensor of n < d entries sees a part of the vector, and moves by sqrt(n / d) of it."""
+  x = jax.random.normal(KEY, (200,))
+  lengths = {n: jnp.sqrt(jnp.mean(jax.vmap(lambda k: jnp.sum(fastfood(k, x, n) ** 2))(jax.random.split(KEY, 300))))
+             for n in (10, 100, 128, 129, 5000)}
+  for n, length in lengths.items():
+    np.testing.assert_allclose(length / jnp.linalg.norm(x), 1.0, atol=0.06, err_msg=str(n))
+
+
+def test_alignment_of_an_update_with_a_subspace():
+  params = {"up": jax.random.normal(KEY, (20, 30)), "down": jax.random.normal(KEY, (30, 10))}
+  for transform in (random_subspace(40, projection=dense_projection), random_subspace(42, structured=True)):
+    frozen, trainable = transform.split(KEY, params)
+    moved = transform.join(frozen, trainable | {"vector": jax.random.normal(KEY, (40,))})
+    inside = jax.tree.map(lambda a, b: materialize(a) - b, moved, params)
+    np.testing.assert_allclose(subspace_alignment(KEY, params, inside, transform), 1.0, atol=1e-3)
+    draw = lambda i: jax.tree.map(lambda x: jax.random.normal(jax.random.key(i), x.shape), params)
+    chance = [subspace_alignment(KEY, params, draw(i), transform) for i in range(1, 9)]
+    np.testing.assert_allclose(np.mean(chance), 40 / 900, rtol=0.25)
+  only = jax.tree.map(jnp.zeros_like, params) | {"up": jnp.ones((20, 30))}
+  np.testing.assert_allclose(subspace_alignment(KEY, params, only, train("up")), 1.0, atol=1e-4)
+  np.testing.assert_allclose(subspace_alignment(KEY, params, only, train("down")), 0.0, atol=1e-4)
+  with pytest.raises(ValueError, match="delta must have the 900 entries of params; got 600"):
+    subspace_alignment(KEY, params, {"up": only["up"]}, train("up"))
 
 
 def test_errors():

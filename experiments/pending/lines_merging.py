@@ -1,0 +1,136 @@
+"""LiNeS on merged models: does scaling a merged update with depth cut the interference of the tasks?
+
+    jaxft run lines-merging            about five minutes on two cores, and six for the experts where they are not kept
+    jaxft run lines-merging --smoke    seconds
+
+all-MiniLM-L6-v2 is tuned on the ratings of four domains, one expert each (`experiments/sentiment_experts.py`), and the
+four updates are merged, by their sum (task arithmetic) and by TIES. Each merged update is scaled in three ways: by one
+factor for all layers, as those methods do it; by LiNeS, whose first factor is the source's heuristic and whose slope is
+searched; and by the reversed schedule, which shrinks the last layers as LiNeS shrinks the first. Factor and slope come
+from the same grid, chosen on validation sentences by the mean over the domains of the merged model's Pearson's r over
+the expert's own; the score is that mean on test sentences. `experiments/lines.py` has the setting of one task.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from experiments.sentiment_experts import SMOKE as SMOKE_EXPERTS
+from experiments.sentiment_experts import Experts, Recipe
+from experiments.sentiment_rating import DOMAINS, Scorer, load_sentences
+from jaxft.evaluation import normalized_accuracy, paired_test
+from jaxft.evaluation.experiment import Experiment, main
+from jaxft.evaluation.ledger import Ledger
+from jaxft.evaluation.result import Arm, Result
+from jaxft.merging import apply_task_vector, depth_schedule, lines, lines_alpha, scale_by_depth, task_vector, ties
+from jaxft.transforms import num_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  recipe: Recipe = Recipe()
+  density: float = 0.2  # of TIES
+  grid: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+  validation: int | None = 60  # sentences of a domain
+  sentences: int | None = None  # of a domain's test split; None takes all
+  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+
+SMOKE = Config(recipe=SMOKE_EXPERTS, grid=(0.3,), validation=4, sentences=4, seeds=(0, 1))
+
+UNIFORM, LINES, REVERSED = "uniform", "LiNeS", "reversed"
+Tree = Any
+
+
+def schedules(summed: Tree, merged: Tree, models: int) -> dict[str, Callable[[float], Tree]]:
+  """Each way to scale a merged update, as a function of its searched number."""
+  alpha = float(lines_alpha(summed, merged, num_models=models))
+  depth = num_layers(merged)
+
+  def reverse(beta: float) -> Tree:
+    return scale_by_depth(merged, depth_schedule(depth, first=alpha + beta, last=alpha), outside=alpha)
+
+  return {
+      UNIFORM: lambda scale: scale_by_depth(merged, depth_schedule(depth, first=scale, last=scale), outside=scale),
+      LINES: lambda beta: lines(merged, alpha=alpha, beta=beta), REVERSED: reverse,
+  }
+
+
+def run(config: Config) -> Result:
+  """Merges the experts of each seed by both methods, scales by every schedule, chooses on validation."""
+  ledger = Ledger("lines-merging", config)
+  experts = Experts(config.recipe)
+  base, score = experts.base, Scorer(experts.model)
+  split = lambda name, limit: {
+      domain: load_sentences(experts.model, domain, name, limit=limit, length=config.recipe.length)
+      for domain in DOMAINS}
+  held = {"validation": split("validation", config.validation), "test": split("test", config.sentences)}
+  each = lambda params, name: np.array([score(params, held[name][domain]) for domain in DOMAINS])
+
+  def one(seed: int) -> dict[str, Any]:
+    tuned = [experts(domain, seed) for domain in DOMAINS]
+    own = {name: np.array([score(t, held[name][d]) for t, d in zip(tuned, DOMAINS)]) for name in held}
+    deltas = [task_vector(t, base) for t in tuned]
+    summed = deltas[0]
+    for delta in deltas[1:]:
+      summed = apply_task_vector(summed, delta)
+    merged = {
+        "task arithmetic": summed,
+        "TIES": task_vector(ties(tuned, base, density=config.density), base),
+    }
+    out: dict[str, Any] = {"own": own["test"].tolist()}
+    for method, update in merged.items():
+      for name, scaled in schedules(summed, update, len(tuned)).items():
+        params = lambda x: apply_task_vector(base, scaled(x))
+        found = {x: normalized_accuracy(each(params(x), "validation"), own["validation"]) for x in config.grid}
+        best = max(found, key=found.get)
+        rs = each(params(best), "test")
+        out[f"{method}, {name}"] = {
+            "chosen": best, "validation": {f"{x:g}": v for x, v in found.items()}, "r": rs.tolist(),
+            "normalized": normalized_accuracy(rs, own["test"])}
+    return out
+
+  runs = [ledger(f"seed {seed}", lambda: one(seed)) for seed in config.seeds]
+  names = [name for name in runs[0] if name != "own"]
+  values = {name: np.array([r[name]["normalized"] for r in runs]) for name in names}
+  arms = {
+      name: Arm(name, tuple(of.tolist()), {"chosen": [r[name]["chosen"] for r in runs]}) for name, of in values.items()}
+  tests = {
+      method: {other: dataclasses.asdict(paired_test(values[f"{method}, {LINES}"], values[f"{method}, {other}"]))
+               for other in (UNIFORM, REVERSED)} for method in ("task arithmetic", "TIES")}
+  supports, conclusion = conclude(values, tests)
+  result = Result(
+      slug="lines-merging", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
+      metric="Pearson's r of the merged model over each expert's own, mean of four domains, test",
+      higher_is_better=True, baseline=arms.pop(f"task arithmetic, {UNIFORM}"), method=arms.pop(f"task arithmetic, {LINES}"),
+      arms=tuple(arms.values()), seeds=config.seeds, command="", supports_paper=supports, conclusion=conclusion,
+      details={
+          "domains": DOMAINS, "experts": [r["own"] for r in runs], "tests": tests,
+          "by_domain": {name: np.mean([r[name]["r"] for r in runs], axis=0).tolist() for name in names},
+          "validation": {name: [r[name]["validation"] for r in runs] for name in names},
+      })
+  ledger.clear()
+  return result
+
+
+def conclude(values: dict[str, np.ndarray], tests: dict[str, Any]) -> tuple[str, str]:
+  """"true": LiNeS beats one factor with both merges (p < 0.05); "partly": with one of them and loses with none."""
+  sign = {m: int(np.sign(t[UNIFORM]["mean_difference"])) * (t[UNIFORM]["p_value"] < 0.05) for m, t in tests.items()}
+  say = lambda t: f"{t['mean_difference']:+.4f} (p = {t['p_value']:.2g})"
+  lines_of = lambda m: (
+      f"{m}: {values[f'{m}, {UNIFORM}'].mean():.4f} by one factor, {values[f'{m}, {LINES}'].mean():.4f} by LiNeS, "
+      f"{say(tests[m][UNIFORM])}; against the reversed schedule {say(tests[m][REVERSED])}")
+  sentence = "Share of the experts' r that the merged model keeps. " + "; ".join(map(lines_of, tests)) + "."
+  if min(sign.values()) == 1:
+    return "true", sentence
+  return ("partly" if max(sign.values()) == 1 and min(sign.values()) == 0 else "false"), sentence
+
+
+EXPERIMENT = Experiment(
+    slug="lines-merging", title="LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging",
+    arxiv="2410.17146", areas=("merging",), config=Config, smoke=SMOKE, run=run)
+
+if __name__ == "__main__":
+  main(EXPERIMENT)

@@ -1,0 +1,49 @@
+"""How alike two updates are, leaf by leaf: whether what one fine-tuning did is what another would have done."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxft.transforms.paths import Tree, leaves_with_paths
+
+
+class Similarity(NamedTuple):
+  """Of two updates of one leaf.
+
+  Attributes:
+    cosine: of the two as vectors; 0 where one of them is zero.
+    norm_ratio: the first's norm over the second's; infinite where the second is zero.
+  """
+
+  cosine: float
+  norm_ratio: float
+
+
+def delta_similarity(first: Tree, second: Tree) -> dict[str, Similarity]:
+  """Cosine and ratio of norms of two task vectors, by path, and of all leaves together under the path `""`.
+
+  Args:
+    first, second: task vectors of the same leaves; None on either side is passed over.
+
+  Raises:
+    ValueError: a leaf is missing on one side or has another shape.
+
+  Source: Lin et al. 2025 (arXiv 2503.20110), which transfers an update where the one of the other version is near.
+  """
+  others = {path: leaf for path, leaf in leaves_with_paths(second) if leaf is not None}
+  sums: dict[str, tuple[float, float, float]] = {}
+  for path, a in leaves_with_paths(first):
+    if a is None or (b := others.get(path)) is None:
+      if a is not None and path not in dict(leaves_with_paths(second)):
+        raise ValueError(f"second lacks the leaf {path}")
+      continue
+    if a.shape != b.shape:
+      raise ValueError(f"{path} must have one shape in both; got {tuple(a.shape)} and {tuple(b.shape)}")
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    sums[path] = float(jnp.vdot(a, b)), float(jnp.vdot(a, a)), float(jnp.vdot(b, b))
+  sums[""] = tuple(sum(column) for column in zip(*sums.values())) if sums else (0.0, 0.0, 0.0)
+
+  def of(dot: float, aa: float, bb: float) -> Similarity:
+    return Similarity(dot / (aa * bb) ** 0.5 if aa and bb else 0.0, (aa / bb) ** 0.5 if bb else float("inf"))
+
+  return {path: of(*parts) for path, parts in sums.items()}

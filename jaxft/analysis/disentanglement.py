@@ -1,0 +1,32 @@
+"""Whether task vectors leave one another's inputs alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxft.merging.task_vectors import apply_task_vector
+from jaxft.transforms.paths import Tree
+
+
+def disentanglement_error(
+    predict: Callable[[Tree, Any], Any], base: Tree, own: Tree, other: Tree, inputs: Any
+) -> float:
+  """The share of predictions on a task's inputs that change when another task's vector is added as well.
+
+      mean over x of 1[predict(base + own, x) != predict(base + own + other, x)]
+
+  One cell of a matrix over pairs of tasks; 0 where the two are disentangled.
+
+  Args:
+    predict: `(params, inputs) -> classes [batch]`.
+    base: the pretrained checkpoint.
+    own: task vector of the task that the inputs belong to, scaled as it is used.
+    other: the task vector that is added.
+    inputs: of one task.
+
+  Source: the error of Ortiz-Jimenez et al. 2023 (arXiv 2305.12827) at one point; as a matrix of pairs in Zhang et al.
+  2024 (arXiv 2407.02880).
+  """
+  alone = apply_task_vector(base, own)
+  return float(np.mean(np.asarray(predict(alone, inputs)) != np.asarray(predict(apply_task_vector(alone, other), inputs))))

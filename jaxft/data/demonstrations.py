@@ -1,0 +1,39 @@
+"""In-context examples chosen for each query: the nearest of a bank of solved ones."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def retrieve_demonstrations(
+    queries: Float[np.ndarray, "queries dim"], bank: Float[np.ndarray, "examples dim"], n: int, *,
+    distinct: Int[np.ndarray, "examples"] | None = None,
+) -> Int[np.ndarray, "queries n"]:
+  """The n examples of the bank with the highest cosine to each query, the nearest first.
+
+  Prompts usually put the nearest last, beside the query: reverse the rows for that. Of equal cosines the bank's first
+  comes first.
+
+  Args:
+    queries: embeddings of the queries, of any length.
+    bank: embeddings of the solved examples, training data only.
+    n: examples for each query.
+    distinct: of each example a label, such as its solution; of examples with one label only the nearest is taken, so
+      that the demonstrations of a query differ. None takes them all.
+
+  Raises:
+    ValueError: the dims differ, or the bank holds fewer than n examples (labels, where given).
+
+  Source: Liu et al. 2021 (arXiv 2101.06804).
+  """
+  queries, bank = np.asarray(queries, np.float32), np.asarray(bank, np.float32)
+  if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
+    raise ValueError(f"queries and bank must be two matrices of one width; got shapes {queries.shape} and {bank.shape}")
+  labels = np.arange(len(bank)) if distinct is None else np.asarray(distinct)
+  if labels.shape != (len(bank),):
+    raise ValueError(f"distinct must hold one label for each of {len(bank)} examples; got shape {labels.shape}")
+  if not 1 <= n <= len(np.unique(labels)):
+    raise ValueError(f"n must lie in [1, {len(np.unique(labels))}], the bank's examples; got {n}")
+  unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  order = np.argsort(-(unit(queries) @ unit(bank).T), axis=1, kind="stable")
+  first = lambda row: np.sort(np.unique(labels[row], return_index=True)[1])[:n]  # where each label comes first
+  return np.stack([row[first(row)] for row in order])

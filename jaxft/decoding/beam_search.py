@@ -1,0 +1,170 @@
+"""Beam search on the decoder's cache: the likeliest continuations that a search of fixed width finds."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxft.models import decoder
+from jaxft.models.cache import Cache
+from jaxft.models.decoder import DecoderConfig
+from jaxft.models.sites import Edits, Tap
+
+UNREACHED = -1e9  # of a beam that does not exist: finite, so that sums and quotients stay finite
+
+
+class Beams(NamedTuple):
+  """What `beam_search` returns, best first.
+
+  Attributes:
+    tokens: the new tokens of each beam, its stop token included; the pad id after it.
+    mask: True at the tokens of the beam.
+    scores: `log p / length ** length_penalty`; -inf where there are fewer beams than asked for.
+  """
+
+  tokens: Int[Array, "batch beams max_new_tokens"]
+  mask: Bool[Array, "batch beams max_new_tokens"]
+  scores: Float[Array, "batch beams"]
+
+
+class _Found(NamedTuple):
+  """Hypotheses, running or finished."""
+
+  tokens: Int[Array, "batch k max_new_tokens"]
+  lengths: Int[Array, "batch k"]
+  scores: Float[Array, "batch k"]
+
+
+class _Search(NamedTuple):
+  step: Int[Array, ""]
+  running: _Found  # scores are plain sums of log-probabilities
+  finished: _Found  # scores carry the length penalty
+  going: Bool[Array, "batch"]  # False once no running beam of the row can enter the finished ones
+  cache: Cache
+
+
+def beam_search(
+    params: dict[str, Any],
+    config: DecoderConfig,
+    prompt: Int[Array, "batch time"],
+    *,
+    beams: int,
+    max_new_tokens: int,
+    mask: Shaped[Array, "batch time"] | None = None,
+    length_penalty: float = 1.0,
+    stop: Sequence[int] | None = None,
+    dtype: Any = jnp.float32,
+    edits: Edits | None = None,
+    prompt_edits: Edits | None = None,
+) -> Beams:
+  """Continues each prompt by the `beams` best continuations found, scored by `log p(y | x) / |y| ** length_penalty`.
+
+  Each step extends the running beams by every token and takes the `(1 + stops) * beams` likeliest extensions, of which
+  the first `beams` without a stop token run on. An extension that ends is kept if it is among the first `beams` of the
+  step. A row is done when the likeliest running beam, at its present length, scores below the worst of `beams` finished
+  ones, or at `max_new_tokens`, where what still runs counts as finished. Deterministic; one beam is greedy decoding.
+
+  Args:
+    params, config: a model of `jaxft.models.decoder`; params may hold structured leaves.
+    prompt: token ids, padded on either side; every row has a real one.
+    beams: width of the search, and number of continuations returned.
+    max_new_tokens: at most so many.
+    mask: nonzero at the real tokens of the prompt; None where all are.
+    length_penalty: exponent of the length, the stop token counted; above 0 it favours long continuations.
+    stop: token ids that end a beam; None takes the config's eos_id.
+    dtype: of the activations and the cache, which holds `batch * beams` rows.
+    edits, prompt_edits: as of `jaxft.decoding.generate`.
+
+  Raises:
+    ValueError: beams or max_new_tokens below 1, or a mask of another shape.
+
+  The rules are those of transformers' `generate(num_beams=beams, num_return_sequences=beams, early_stopping=False)`,
+  which this is tested against. With a length penalty above 0 the rule for a row's end is a heuristic: a longer beam
+  might still have overtaken.
+  """
+  for name, n in (("beams", beams), ("max_new_tokens", max_new_tokens)):
+    if n < 1:
+      raise ValueError(f"{name} must be at least 1; got {n}")
+  if mask is not None and mask.shape != prompt.shape:
+    raise ValueError(f"mask must have the prompt's shape {prompt.shape}; got {mask.shape}")
+  stop = (() if config.eos_id is None else (config.eos_id,)) if stop is None else tuple(int(s) for s in stop)
+  mask = jnp.ones(prompt.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
+  edits = {} if edits is None else edits
+  return _beam_search(
+      params, prompt, mask, edits, edits if prompt_edits is None else prompt_edits, config=config, beams=beams,
+      max_new_tokens=max_new_tokens, length_penalty=length_penalty, stop=stop, dtype=jnp.dtype(dtype))
+
+
+@partial(jax.jit, static_argnames=("config", "beams", "max_new_tokens", "length_penalty", "stop", "dtype"))
+def _beam_search(
+    params, prompt, mask, edits, prompt_edits, *, config, beams, max_new_tokens, length_penalty, stop, dtype
+):
+  batch = prompt.shape[0]
+  pad = 0 if config.pad_id is None else config.pad_id
+  empty = lambda scores: _Found(
+      jnp.full((batch, beams, max_new_tokens), pad, jnp.int32), jnp.zeros((batch, beams), jnp.int32), scores)
+
+  def extend(search: _Search, logits: Float[Array, "batch beams vocab"]) -> tuple[_Search, Int[Array, "batch beams"]]:
+    """One step of the search, and the beam that each of the new running beams continues."""
+    sums = search.running.scores[..., None] + jax.nn.log_softmax(logits)
+    vocab = sums.shape[-1]
+    sums, flat = jax.lax.top_k(sums.reshape(batch, -1), min(beams * (1 + max(1, len(stop))), beams * vocab))
+    parents, tokens = flat // vocab, flat % vocab
+    length = search.step + 1
+    lengths = jnp.full_like(tokens, length)
+    new = _take(search.running, parents)
+    new = _Found(new.tokens.at[:, :, search.step].set(tokens), lengths, sums)
+    ends = jnp.isin(tokens, jnp.array(stop, jnp.int32)) | (length == max_new_tokens)
+
+    kept = ends & (jnp.arange(tokens.shape[1]) < beams) & (sums > UNREACHED / 2) & search.going[:, None]
+    done = new._replace(scores=jnp.where(kept, sums / length**length_penalty, UNREACHED))
+    finished = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), search.finished, done)
+    finished = _take(finished, jax.lax.top_k(finished.scores, beams)[1])
+
+    onward, chosen = jax.lax.top_k(jnp.where(ends, sums + UNREACHED, sums), beams)
+    running = _take(new, chosen)._replace(scores=onward)
+    going = search.going & (onward[:, 0] / length**length_penalty > finished.scores[:, -1])
+    return search._replace(step=length, running=running, finished=finished, going=going), _gather(parents, chosen)
+
+  def one_more(search: _Search) -> _Search:
+    token = search.running.tokens[:, :, search.step - 1].reshape(-1, 1)
+    hidden, cache, _ = decoder.hidden_states(params, config, token, cache=search.cache, dtype=dtype, edits=edits)
+    logits = decoder.logits(params, config, hidden[:, 0]).reshape(batch, beams, -1)
+    search, parents = extend(search, logits)
+    rows = (jnp.arange(batch)[:, None] * beams + parents).ravel()
+    return search._replace(cache=_rows(cache, rows))
+
+  embedded = jax.ShapeDtypeStruct((*prompt.shape, config.dim), dtype)
+  length = jax.eval_shape(lambda x: Tap(prompt_edits, ())("embed", x), embedded).shape[1]
+  cache = decoder.init_cache(config, batch, length + max_new_tokens - 1, dtype)
+  hidden, cache, _ = decoder.hidden_states(
+      params, config, prompt, mask=mask, cache=cache, dtype=dtype, edits=prompt_edits)
+  last = length - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+  logits = decoder.logits(params, config, hidden[jnp.arange(batch), last])
+  # The prompt is one beam; of the others nothing may be continued.
+  first = jnp.where(jnp.arange(beams) == 0, 0.0, UNREACHED) * jnp.ones((batch, 1))
+  search = _Search(
+      jnp.zeros((), jnp.int32), empty(first), empty(jnp.full((batch, beams), UNREACHED)), jnp.ones(batch, bool),
+      _rows(cache, jnp.repeat(jnp.arange(batch), beams)))
+  search, _ = extend(search, jnp.broadcast_to(logits[:, None], (batch, beams, logits.shape[-1])))
+  search = jax.lax.while_loop(lambda s: (s.step < max_new_tokens) & s.going.any(), one_more, search)
+  tokens, lengths, scores = search.finished
+  real = jnp.arange(max_new_tokens) < lengths[..., None]
+  return Beams(jnp.where(real, tokens, pad), real, jnp.where(scores > UNREACHED / 2, scores, -jnp.inf))
+
+
+def _gather(x: Array, index: Int[Array, "batch k"]) -> Array:
+  return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
+def _take(found: _Found, index: Int[Array, "batch k"]) -> _Found:
+  return jax.tree.map(lambda x: _gather(x, index), found)
+
+
+def _rows(cache: Cache, rows: Int[Array, "rows"]) -> Cache:
+  """The cache of the chosen rows, in their order."""
+  return cache._replace(
+      key=cache.key[:, rows], value=cache.value[:, rows], seen=cache.seen[rows], position=cache.position[rows])

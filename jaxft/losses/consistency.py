@@ -1,0 +1,75 @@
+"""Losses between two passes over one example, and on the certainty of one: training without labels."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def entropy(
+    logits: Float[Array, "batch classes"], where: Bool[Array, "batch"] | None = None
+) -> Float[Array, "batch"]:
+  """`-sum_c p_c log p_c` of `p = softmax(logits)`, in nats: minimized at test time, it makes predictions certain.
+
+  Args:
+    logits: of each example.
+    where: examples that count; the others give 0, whatever their logits hold.
+
+  Returns:
+    Values in [0, log classes], float32.
+
+  Source: as an objective at test time Wang et al. 2021, Tent (arXiv 2006.10726); of merging coefficients Yang et al.
+  2024, AdaMerging (arXiv 2310.02575).
+  """
+  kept = jnp.ones(logits.shape[0], bool) if where is None else where
+  log_p = jax.nn.log_softmax(_float32(logits, kept))
+  # A class of probability 0 adds 0, where 0 times -inf would be NaN, in the gradient too.
+  values = -jnp.sum(jnp.exp(log_p) * jnp.where(log_p > -jnp.inf, log_p, 0.0), axis=-1)
+  return jnp.where(kept, values, 0.0)
+
+
+def pseudo_label(
+    weak_logits: Float[Array, "batch classes"],
+    strong_logits: Float[Array, "batch classes"],
+    *,
+    threshold: float | Float[Array, ""] = 0.95,
+    power: float | None = None,
+    where: Bool[Array, "batch"] | None = None,
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+  """Cross-entropy of a strongly augmented view on what the model predicts of a weak one, where it is certain.
+
+      q = p_weak^power / sum p_weak^power,   loss = -1[max q > threshold] sum_c q_c log p_strong,c
+
+  Args:
+    weak_logits: of the view that gives the target; no gradient flows there.
+    strong_logits: of the view that is trained.
+    threshold: certainty that a target must exceed; may be traced (UFM raises it linearly from 0.9 to 1).
+    power: None takes the predicted class (FixMatch). 1 takes the probabilities as they are, more sharpens them
+      (1 / T of MixMatch and UDA), less flattens them; UFM takes 0.5, which flattens.
+    where: examples that count; the others give 0 and weigh 0.
+
+  Returns:
+    `(losses, weights)`: values in nats, 0 where the target is not certain, and 1 where it is. The weights may all be 0:
+    `Mean.of(losses)` divides by the whole batch, as FixMatch does, `Mean.of(losses, weights)` by the certain examples.
+
+  Raises:
+    ValueError: power is not positive.
+
+  Source: Sohn et al. 2020, FixMatch (arXiv 2001.07685); soft targets as in UFM, Zhang et al. 2024 (arXiv 2407.02880),
+  appendix E, whose code halves the probabilities in place of taking their root and so changes nothing.
+  """
+  if power is not None and not power > 0:
+    raise ValueError(f"power must be > 0, or None for the predicted class; got {power}")
+  kept = jnp.ones(weak_logits.shape[0], bool) if where is None else where
+  log_weak = jax.nn.log_softmax(jax.lax.stop_gradient(_float32(weak_logits, kept)))
+  target = jax.nn.softmax((1.0 if power is None else power) * log_weak)
+  certain = kept & (jnp.max(target, axis=-1) > threshold)
+  if power is None:
+    target = jax.nn.one_hot(jnp.argmax(target, axis=-1), target.shape[-1])
+  log_strong = jax.nn.log_softmax(_float32(strong_logits, kept))
+  losses = -jnp.sum(target * jnp.where(target > 0, log_strong, 0.0), axis=-1)
+  return jnp.where(certain, losses, 0.0), certain.astype(jnp.float32)
+
+
+def _float32(logits: Float[Array, "batch classes"], kept: Bool[Array, "batch"]) -> Float[Array, "batch classes"]:
+  """What does not count is replaced before it is read: NaN and infinity then reach neither value nor gradient."""
+  return jnp.where(kept[:, None], logits, 0).astype(jnp.float32)

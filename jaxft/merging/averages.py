@@ -1,0 +1,79 @@
+"""The average of checkpoints: soups, model ratatouille, the `linear` merge."""
+
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.merging.methods import WEIGHTED, linear_settings
+from jaxft.merging.namespace import float32
+from jaxft.merging.task_vectors import check_same_leaves
+from jaxft.merging.trees import merge_trees
+from jaxft.transforms.paths import Tree, is_leaf
+
+
+def average(models: Iterable[Tree], *, weights: Sequence[float] | None = None, normalize: bool = True) -> Tree:
+  """`sum_i w_i theta_i / sum_i w_i`, in float32, rounded once to the dtypes of the first.
+
+  Taken of the differences from the first model, so that equal models give themselves back bit for bit. Leaves that are
+  not floating point are the first model's.
+
+  Args:
+    models: checkpoints with the same leaves. Anything but a sequence is read one at a time, with three trees in memory
+      however many there are; the result is then the same to rounding.
+    weights: one for each, negative ones too; None weighs all alike.
+    normalize: divide by the sum of the weights. Without it, and without weights, this is the sum.
+
+  Raises:
+    ValueError: there is no model, they differ in leaves or shapes, or weights has another length or adds up to zero
+      where it is normalized.
+
+  Source: Wortsman et al. 2022, model soups (arXiv 2203.05482).
+  """
+  if not isinstance(models, Sequence):
+    return _running(models, weights, normalize)
+  weights = model_weights(weights, len(models))
+  return merge_trees(WEIGHTED, models, None, linear_settings(weights, normalize=normalize))
+
+
+def model_weights(weights: Sequence[float] | None, models: int) -> list[float]:
+  """One weight for each model, 1 where none are given.
+
+  Raises:
+    ValueError: there is no model, or their number is another.
+  """
+  if not models:
+    raise ValueError("models must hold at least 1 checkpoint; got 0")
+  if weights is None:
+    return [1.0] * models
+  if len(weights) != models:
+    raise ValueError(f"weights must have one entry for each of {models} models; got {len(weights)}")
+  return [float(w) for w in weights]
+
+
+def _running(models: Iterable[Tree], weights: Sequence[float] | None, normalize: bool) -> Tree:
+  first, moved, used = None, None, 0
+  for i, model in enumerate(models):
+    if weights is not None and i >= len(weights):
+      raise ValueError(f"weights must have one entry for each model; got {len(weights)} for more than that")
+    used += 1
+    if first is None:
+      first, moved = model, jax.tree.map(_zeros, model, is_leaf=is_leaf)
+      continue
+    check_same_leaves(f"models[{i}]", model, "models[0]", first)
+    w = np.float32(1.0 if weights is None else weights[i])
+    add = lambda m, x, f: None if m is None else m + w * (float32(x) - float32(f))
+    moved = jax.tree.map(add, moved, model, first, is_leaf=is_leaf)
+  if first is None:
+    raise ValueError("models must hold at least 1 checkpoint; got 0")
+  total = sum(model_weights(weights, used))
+  if normalize and not total:
+    raise ValueError(f"weights must not add up to zero where they are normalized; got {weights}")
+  share, whole = (np.float32(1 / total), np.float32(1)) if normalize else (np.float32(1), np.float32(total))
+  finish = lambda x, m: x if m is None else (float32(x) * whole + share * m).astype(x.dtype)
+  return jax.tree.map(finish, first, moved, is_leaf=is_leaf)
+
+
+def _zeros(x: jax.Array | None) -> jax.Array | None:
+  return None if x is None or not jnp.issubdtype(x.dtype, jnp.floating) else jnp.zeros(x.shape, jnp.float32)

@@ -1,0 +1,39 @@
+"""Merges of a base with one other model that choose entry by entry. The formulas are in `swaps` and `fusion`."""
+
+from jaxft.merging.methods import FUSION, NEARSWAP
+from jaxft.merging.trees import merge_trees
+from jaxft.transforms.paths import Tree
+
+
+def nearswap(base: Tree, model: Tree, t: float) -> Tree:
+  """`w b + (1 - w) a`, `w = clip(t / |a - b|, 0, 1)`: the model b where it is within t of the base a.
+
+  Args:
+    base: a.
+    model: b.
+    t: a distance.
+
+  Returns:
+    The merged checkpoint: computed in float32, rounded once to the base's dtypes, placed as the base is.
+
+  Raises:
+    ValueError: t is negative, or the checkpoints differ in leaves or shapes.
+
+  Source: mergekit (arXiv 2403.13257).
+  """
+  if t < 0:
+    raise ValueError(f"t must not be negative; got {t}")
+  return merge_trees(NEARSWAP, [model], base, {"t": float(t)}, needs_base=True)
+
+
+def arcee_fusion(base: Tree, model: Tree) -> Tree:
+  """The base with those changes of the model that matter: `importance >= median + 1.5 (third - first quartile)`.
+
+  The importance of a change is its size, times the divergence between the softmaxes of its row in the two models. Rows
+  run along the last axis, quartiles are over a leaf, or a layer of it.
+
+  Args, Returns, Raises: see `nearswap`.
+
+  Source: mergekit (arXiv 2403.13257), which draws a million entries of larger leaves for the quartiles.
+  """
+  return merge_trees(FUSION, [model], base, {}, needs_base=True)

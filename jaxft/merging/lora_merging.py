@@ -1,0 +1,128 @@
+"""LoRA adapters: their updates, several as one, and the adapter of a difference of checkpoints.
+
+An adapter here is what `lora` trains: a tree with `{"a": [..., m, r], "b": [..., r, n]}` at the adapted matrices and
+holes elsewhere. Its update is `scale * a @ b`, scale being alpha / r.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxft.merging.spectral import truncated_factors
+from jaxft.merging.task_vectors import check_same_leaves
+from jaxft.transforms.filters import Filter, mask
+from jaxft.transforms.paths import Tree, map_with_path
+
+
+def lora_delta(a: Float[Array, "*layers m r"], b: Float[Array, "*layers r n"], *, scale: float = 1.0) -> Array:
+  """`scale * a @ b`, `[*layers, m, n]`, in float32."""
+  return scale * jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
+
+
+def concat_lora(
+    factors: Sequence[tuple[Array, Array]], *, scales: Sequence[float] | None = None
+) -> tuple[Array, Array]:
+  """One pair of factors for the sum of the updates of several, exactly: ranks add up.
+
+  Args:
+    factors: pairs `(a [..., m, r_i], b [..., r_i, n])`.
+    scales: for each, the factor of its update, weight times alpha / r; None takes 1. They go into `a`.
+
+  Returns:
+    `a [..., m, sum r_i]` and `b [..., sum r_i, n]` with `a @ b = sum_i scale_i a_i @ b_i`.
+
+  Raises:
+    ValueError: scales has another length.
+  """
+  scales = _one_each("scales", scales, len(factors))
+  a = jnp.concatenate([s * a.astype(jnp.float32) for s, (a, _) in zip(scales, factors, strict=True)], axis=-1)
+  return a, jnp.concatenate([b.astype(jnp.float32) for _, b in factors], axis=-2)
+
+
+def merge_lora(
+    adapters: Sequence[Tree], *, method: Literal["cat", "svd", "linear"] = "svd",
+    weights: Sequence[float] | None = None, scales: Sequence[float] | None = None, rank: int | None = None,
+) -> Tree:
+  """One adapter out of several, with scale 1.
+
+  Args:
+    adapters: adapters of the same matrices.
+    method: `cat` keeps the weighted sum of the updates exactly, at the sum of the ranks; `svd` truncates it to `rank`;
+      `linear` sums the factors a and b each by themselves with the square roots of `w * scale`, as PEFT does by
+      default. That is not the sum of the updates: it has the products of one adapter's a with another's b in it.
+    weights: one for each; None takes 1.
+    scales: for each, alpha / r; None takes 1.
+    rank: of `svd`; None takes the largest of the adapters'.
+
+  Returns:
+    An adapter, float32.
+
+  Raises:
+    ValueError: there is no adapter, method is unknown, weights or scales have another length, rank is given for another
+      method than `svd` or is out of range, or the adapters differ in leaves (for `linear`, in shapes).
+  """
+  if method not in ("cat", "svd", "linear"):
+    raise ValueError(f"method must be cat, svd or linear; got {method!r}")
+  if not adapters:
+    raise ValueError("adapters must hold at least 1 adapter; got 0")
+  if rank is not None and method != "svd":
+    raise ValueError(f"rank must be None where method is {method!r}; got {rank}")
+  weights, scales = (_one_each(name, x, len(adapters)) for name, x in (("weights", weights), ("scales", scales)))
+  factors = [w * s for w, s in zip(weights, scales, strict=True)]
+  for i, adapter in enumerate(adapters[1:], 1):
+    shapeless = lambda tree: jax.tree.map(lambda x: np.empty(0), tree)
+    same = (lambda t: t) if method == "linear" else shapeless
+    check_same_leaves(f"adapters[{i}]", same(adapter), "adapters[0]", same(adapters[0]))
+
+  def merge(*pairs: Any) -> Any:
+    if pairs[0] is None:
+      return None
+    if method == "linear":
+      roots = np.sqrt(np.abs(factors))
+      a = sum(np.sign(f) * r * p["a"].astype(jnp.float32) for f, r, p in zip(factors, roots, pairs, strict=True))
+      return {"a": a, "b": sum(r * p["b"].astype(jnp.float32) for r, p in zip(roots, pairs, strict=True))}
+    a, b = concat_lora([(p["a"], p["b"]) for p in pairs], scales=factors)
+    if method == "svd":
+      a, b = truncated_factors(lora_delta(a, b), rank or max(p["a"].shape[-1] for p in pairs))
+    return {"a": a, "b": b}
+
+  return jax.tree.map(merge, *adapters, is_leaf=lambda x: x is None or _is_pair(x))
+
+
+def extract_lora(tuned: Tree, base: Tree, rank: int, *, select: Filter = "**/kernel") -> Tree:
+  """The adapter, with scale 1, whose updates are closest to what fine-tuning did to each matrix.
+
+  Args:
+    tuned, base: checkpoints with the same leaves.
+    rank: of the adapter.
+    select: a filter over matrices `[..., m, n]`.
+
+  Raises:
+    ValueError: the checkpoints differ, the filter matches nothing, or rank is beyond a matrix's.
+  """
+  check_same_leaves("tuned", tuned, "base", base)
+
+  def extract(path: str, w: Any, old: Any, chosen: bool) -> Any:
+    if not chosen:
+      return None
+    try:
+      a, b = truncated_factors(w.astype(jnp.float32) - old.astype(jnp.float32), rank)
+    except ValueError as error:
+      raise ValueError(f"{path}: {error}") from None
+    return {"a": a, "b": b}
+
+  return map_with_path(extract, tuned, base, mask(select, tuned))
+
+
+def _is_pair(x: Any) -> bool:
+  return isinstance(x, Mapping) and set(x) == {"a", "b"}
+
+
+def _one_each(name: str, values: Sequence[float] | None, count: int) -> list[float]:
+  if values is not None and len(values) != count:
+    raise ValueError(f"{name} must have one entry for each of {count} adapters; got {len(values)}")
+  return [1.0] * count if values is None else [float(v) for v in values]

@@ -1,0 +1,79 @@
+"""RegMean: the matrix that is closest to every model on that model's own inputs, in closed form."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxft.merging.averages import average
+from jaxft.transforms.input_covariance import add_inputs
+from jaxft.transforms.paths import Tree, map_with_path
+
+
+def gram(features: Float[Array, "... m"], *, where: Bool[Array, "..."] | None = None) -> Float[Array, "m m"]:
+  """`X^T X / n` of the inputs of a linear layer, in float32, n the positions that count.
+
+  `jaxft.transforms.input_covariance.input_covariances` gives `X^T X` for all layers of a model.
+
+  Args:
+    features: the inputs.
+    where: which positions count; padding does not.
+  """
+  total = add_inputs(None, features, where=where)
+  return total / (features.size // features.shape[-1] if where is None else jnp.sum(where))
+
+
+def regmean(models: Sequence[Tree], grams: Sequence[Tree], *, alpha: float = 0.9, ridge: float = 1e-6) -> Tree:
+  """`W = (sum_i G_i)^-1 sum_i G_i W_i` for the matrices that have Gram matrices; all other leaves are averaged.
+
+  Solved for what the matrices have apart from their average, so that equal models, and directions that no input has,
+  give the average.
+
+  Args:
+    models: checkpoints with the same leaves; matrices `[..., m, n]` are applied as `x @ W`.
+    grams: for each model a tree like it, of `[..., m, m]` at the matrices to solve for, None elsewhere: `X^T X / n` of
+      the model's own inputs. What `input_covariances` gives counts the positions too: divide by them to weigh alike.
+    alpha: what entries off the diagonal are multiplied with, in [0, 1]; 0 weighs each row by its inputs' energy.
+    ridge: relative to the mean of the diagonal, added to it.
+
+  Returns:
+    The merged checkpoint, solved in float32, rounded once to the dtypes of the first.
+
+  Raises:
+    ValueError: there are not as many grams as models, a Gram matrix is missing in one of the models or has another
+      shape than its matrix asks for, alpha is outside [0, 1], or see `average`.
+
+  Source: Jin et al. 2023 (arXiv 2212.09849); the source takes alpha between 0.1 and 1.
+  """
+  if len(grams) != len(models):
+    raise ValueError(f"grams must have one tree for each of {len(models)} models; got {len(grams)}")
+  if not 0 <= alpha <= 1:
+    raise ValueError(f"alpha must lie in [0, 1]; got {alpha}")
+  count = len(models)
+
+  def merge(path: str, mean: Any, *rest: Any) -> Any:
+    ws, gs = rest[:count], rest[count:]
+    if all(g is None for g in gs):
+      return mean
+    for i, g in enumerate(gs):
+      wanted = None if mean is None or mean.ndim < 2 else (*mean.shape[:-1], mean.shape[-2])
+      if g is None or tuple(g.shape) != wanted:
+        raise ValueError(f"grams[{i}] must be {wanted} for {path}, which is {getattr(mean, 'shape', None)}; "
+                         f"got {None if g is None else tuple(g.shape)}")
+    return _solve(jax.tree.map(lambda w: w.astype(jnp.float32), list(ws)), list(gs), alpha, ridge, mean.dtype)
+
+  return map_with_path(merge, average(models), *models, *grams)
+
+
+@partial(jax.jit, static_argnums=4)
+def _solve(ws: list[Array], gs: list[Array], alpha: Any, ridge: Any, dtype: Any) -> Array:
+  eye = jnp.eye(gs[0].shape[-1])
+  gs = [g.astype(jnp.float32) * (alpha + (1 - alpha) * eye) for g in gs]
+  total = sum(gs)
+  energy = jnp.trace(total, axis1=-2, axis2=-1)[..., None, None] / eye.shape[0]
+  center = ws[0] + sum(w - ws[0] for w in ws) / len(ws)
+  target = sum(jnp.matmul(g, w - center, precision="highest") for g, w in zip(gs, ws, strict=True))
+  return (center + jnp.linalg.solve(total + (ridge * energy + (energy == 0)) * eye, target)).astype(dtype)

@@ -1,0 +1,153 @@
+"""Configuration in, folder out."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxft.merging.streaming.companions import choose_template, output_config, write_companions
+from jaxft.merging.streaming.configuration import Recipe, load_recipes
+from jaxft.merging.streaming.distances import far_from_base
+from jaxft.merging.streaming.engine import run_plan
+from jaxft.merging.streaming.inputs import InputModel, adapted, open_model
+from jaxft.merging.streaming.operands import Promised
+from jaxft.merging.streaming.plan import Plan
+from jaxft.merging.streaming.planner import make_plan
+from jaxft.merging.streaming.references import Reference
+from jaxft.merging.streaming.shards import ShardWriter
+from jaxft.merging.streaming.staging import Staging, staging
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+  """What was done.
+
+  Attributes:
+    plans: of each merge of the configuration, the last being that of the output.
+    files: those of the output that hold tensors.
+    notes: what the user should know.
+  """
+
+  plans: Sequence[Plan]
+  files: Sequence[Path]
+  notes: Sequence[str]
+
+
+def merge(
+    configuration: str | os.PathLike | Sequence[Recipe], out: str | os.PathLike, *, seed: int = 0,
+    dtype: str | None = None, max_shard_bytes: int = 5 * 10**9, overwrite: bool = False, threads: int | None = None,
+    progress: Callable[[Plan], Callable[[int], Any]] = lambda plan: lambda nbytes: None,
+    finish: Callable[[Plan, Path], Any] = lambda plan, folder: None,
+) -> Merged:
+  """Merges checkpoints from disk to disk, tensor by tensor, as a mergekit configuration says; without JAX.
+
+      merge("ties.yaml", "merged/")
+
+  The output appears whole or not at all. Arithmetic is in float32 with one rounding, at the end; random drops depend on
+  the seed and on the tensor's name alone.
+
+  Args:
+    configuration: a YAML file, or its recipes. Of several the last that has no name, or else the last, makes the output;
+      the others are made when it, or what it uses, names them.
+    out: the folder to make.
+    seed: of random drops.
+    dtype: float32, float16 or bfloat16: of the output, in place of what the configuration says.
+    max_shard_bytes: upper bound of a file's tensor bytes.
+    overwrite: replace what is in `out`, once the merge is complete.
+    threads: at most so many tensors at once; None takes the number of processors.
+    progress: called with each plan; what it returns is called with bytes as they are done.
+    finish: called with the last plan and the complete folder before that is moved to its place.
+
+  Raises:
+    FileExistsError: `out` is not empty, and not to be overwritten.
+    ValueError: the configuration or a checkpoint is malformed, or they do not fit.
+    OSError: a file cannot be read or written.
+  """
+  recipes = in_order(_recipes(configuration))
+  plans: list[Plan] = []
+  notes: list[str] = []
+  made: dict[str, Path] = {}
+  with staging(Path(out), overwrite=overwrite) as stage:
+    for recipe in recipes:
+      last = recipe is recipes[-1]
+      models = {r: open_model(r, made.get(r.model)) for r in recipe.models}
+      plan = make_plan(recipe, models, seed=seed, dtype=dtype if last else None)
+      plans.append(plan)
+      notes += [*plan.notes, *far_from_base(plan)]
+      folder, files, more = _run(
+          plan, stage, "output" if last else f"merge-{recipe.name}", max_shard_bytes, threads, progress(plan))
+      notes += more
+      made[recipe.name or ""] = folder
+    finish(plans[-1], folder)
+    stage.commit(folder)
+  return Merged(plans, [stage.out / file for file in files], list(dict.fromkeys(notes)))
+
+
+def plan_merge(
+    configuration: str | os.PathLike | Sequence[Recipe], *, seed: int = 0, dtype: str | None = None
+) -> Merged:
+  """What `merge` would do with the same arguments; reads headers, and a sample of the weights, and writes nothing."""
+  recipes = in_order(_recipes(configuration))
+  made: dict[str, Plan] = {}
+  notes: list[str] = []
+  for recipe in recipes:
+    last = recipe is recipes[-1]
+    models = {r: _promised(r, made[r.model]) if r.model in made else open_model(r) for r in recipe.models}
+    plan = made[recipe.name or ""] = make_plan(recipe, models, seed=seed, dtype=dtype if last else None)
+    notes += [*plan.notes, *([] if any(r.model in made for r in recipe.models) else far_from_base(plan))]
+  return Merged(list(made.values()), [], list(dict.fromkeys(notes)))
+
+
+def _recipes(configuration: str | os.PathLike | Sequence[Recipe]) -> Sequence[Recipe]:
+  return load_recipes(configuration) if isinstance(configuration, (str, os.PathLike)) else configuration
+
+
+def _run(
+    plan: Plan, stage: Staging, name: str, max_shard_bytes: int, threads: int | None, progress: Callable[[int], Any]
+) -> tuple[Path, list[str], list[str]]:
+  """Runs a plan into a new folder of that name: the folder, its files of tensors, and what the user should know."""
+  if plan.recipe.chat_template is not None:
+    choose_template(plan.recipe.chat_template, list(plan.models.values()))  # a fault shows before the work
+  writer = ShardWriter(
+      stage, {tensor.name: tensor.entry for tensor in plan.tensors}, max_shard_bytes=max_shard_bytes,
+      stem=plan.first.stem, metadata={"format": "pt"})
+  try:
+    notes = run_plan(plan, writer, threads=threads, progress=progress)
+    writer.sync()
+    folder = stage.scratch / name
+    folder.mkdir()
+    notes += write_companions(plan, folder)
+    return folder, writer.finish(folder), notes
+  finally:
+    writer.close()
+
+
+def _promised(reference: Reference, plan: Plan) -> InputModel:
+  operands = {t.name: Promised(t.name, t.entry.shape, t.entry.dtype) for t in plan.tensors}
+  return InputModel(str(reference), plan.first.folder, adapted(operands, reference), stem=plan.first.stem,
+                    config=output_config(plan))
+
+
+def in_order(recipes: Sequence[Recipe]) -> list[Recipe]:
+  """The recipes that the output takes, each after those that it names.
+
+  Raises:
+    ValueError: they name each other in a circle.
+  """
+  named = {recipe.name: recipe for recipe in recipes if recipe.name is not None}
+  last = next((recipe for recipe in reversed(recipes) if recipe.name is None), recipes[-1])
+  done: list[Recipe] = []
+
+  def visit(recipe: Recipe, above: tuple[str, ...]) -> None:
+    if recipe in done:
+      return
+    for reference in recipe.models:
+      if reference.model in named:
+        if reference.model in above:
+          raise ValueError(f"the merges {', '.join(above)} need each other")
+        visit(named[reference.model], (*above, reference.model))
+    done.append(recipe)
+
+  visit(last, () if last.name is None else (last.name,))
+  return done

@@ -1,0 +1,243 @@
+"""One vocabulary for models that have different ones: rows of embeddings aligned by the text of their tokens.
+
+A model that lacks a token takes its row from the base, or from the only model that has it, or the mean of those that do.
+"""
+
+import filecmp
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxft.merging.namespace import float32
+from jaxft.merging.streaming.inputs import InputModel
+from jaxft.merging.streaming.operands import Operand
+from jaxft.merging.streaming.references import Reference, locate
+from jaxft.merging.streaming.tokenizer_choice import Token, TokenizerChoice
+
+TOKENIZER = "tokenizer.json"
+_DEFAULT = Token("default")
+
+
+class Borrowed(NamedTuple):
+  """Rows `into` of the output from rows `rows` of a model."""
+
+  into: np.ndarray
+  model: Reference
+  rows: np.ndarray
+
+
+class Averaged(NamedTuple):
+  """Rows `into` of the output as means over the models that have them: `rows[model]`, -1 where one has not."""
+
+  into: np.ndarray
+  rows: Mapping[Reference, np.ndarray]
+
+
+class Vocabulary(NamedTuple):
+  """The vocabulary of the output, and how each model's rows get there.
+
+  Attributes:
+    size: rows of the output.
+    tokens: rows that are tokens; the others are means of these.
+    folder: of the tokenizer that the output's begins with.
+    added: tokens that are added to it: `(text, special)`.
+    rows: model -> row of each of its tokens in the output, -1 where another's stands there.
+    missing: model -> where the rows that it lacks come from.
+    bare: tokens that no model has, and that none is listed for.
+  """
+
+  size: int
+  tokens: np.ndarray
+  folder: Path
+  added: Sequence[tuple[str, bool]]
+  rows: Mapping[Reference, np.ndarray]
+  missing: Mapping[Reference, Sequence[Borrowed | Averaged]]
+  bare: Sequence[str]
+
+
+def align_vocabularies(
+    choice: TokenizerChoice, models: Mapping[Reference, InputModel], base: Reference | None
+) -> Vocabulary:
+  """The vocabulary that a configuration asks for.
+
+  Args:
+    choice: what it asks for.
+    models: all models, the one whose tokenizer comes first at the head.
+    base: the base model, if there is one.
+
+  Raises:
+    ValueError: a tokenizer or a config is missing, or a listed token is not where it is said to be.
+  """
+  first = base if base is not None else next(iter(models))
+  held = {reference: _tokens(model) for reference, model in models.items()}
+  if choice.source == "union":
+    folder, text_ids, added = models[first].folder, dict(held[first].ids), []
+    for reference in models:
+      for text in held[reference].ids:
+        if text not in text_ids:
+          text_ids[text] = max(text_ids.values()) + 1
+          added.append((text, text in held[reference].special))
+  elif choice.source == "base":
+    folder, text_ids, added = models[first].folder, dict(held[first].ids), []
+  else:
+    path = locate(choice.source.model, "tokenizer.source")
+    folder, text_ids, added = path, dict(_read(path).ids), []
+  for text in choice.tokens:
+    if text not in text_ids:
+      text_ids[text] = max(text_ids.values()) + 1
+      added.append((text, False))
+  size = max(text_ids.values()) + 1
+  size += -size % (choice.pad_to_multiple_of or 1)
+  ids = np.array(list(text_ids.values()))
+  texts = list(text_ids)
+  known = {r: np.array([held[r].ids.get(text, -1) for text in texts]) for r in models}
+  rows, missing = {}, {}
+  for reference in models:
+    own = known[reference].copy()
+    forced = np.array([text in choice.tokens and choice.tokens[text].force for text in texts])
+    own[forced] = -1
+    rows[reference] = np.full(size, -1)
+    rows[reference][ids] = own
+  sources = _sources(texts, ids, choice.tokens, known, held, base)
+  for reference in models:
+    lacks = rows[reference] < 0
+    missing[reference] = [part for part in (_restrict(source, lacks) for source in sources) if len(part.into)]
+  tokens = np.zeros(size, bool)
+  tokens[ids] = True
+  unknown = np.all([own < 0 for own in known.values()], axis=0)
+  bare = [texts[i] for i in np.flatnonzero(unknown) if choice.tokens.get(texts[i], _DEFAULT).source == "default"]
+  return Vocabulary(size, tokens, folder, added, rows, missing, bare)
+
+
+def conflicting_tokens(models: Sequence[InputModel]) -> str | None:
+  """Says which token has one id in the first model and another in a later one; None where none has.
+
+  Models without `tokenizer.json` are passed over, and files that are the same are not read.
+  """
+  files = [(model, model.folder / TOKENIZER) for model in models if (model.folder / TOKENIZER).is_file()]
+  for model, file in files[1:]:
+    first, own = files[0]
+    if filecmp.cmp(own, file, shallow=False):
+      continue
+    ids, others = _read(own.parent).ids, _read(file.parent).ids
+    if moved := [text for text, i in ids.items() if others.get(text, i) != i]:
+      return (f"{len(moved)} tokens have another id in {model.name} than in {first.name} ({moved[0]!r}: "
+              f"{others[moved[0]]} and {ids[moved[0]]})")
+  return None
+
+
+class _Tokens(NamedTuple):
+  """The tokens of a model, `text -> id`, and those of them that are special."""
+
+  ids: dict[str, int]
+  special: set[str]
+
+
+def _read(folder: Path) -> _Tokens:
+  from tokenizers import Tokenizer
+
+  file = folder / TOKENIZER
+  if not file.is_file():
+    raise ValueError(f"{folder} has no {TOKENIZER}, which aligning vocabularies takes")
+  try:
+    tokenizer = Tokenizer.from_file(str(file))
+  except Exception as e:  # the library raises bare Exception
+    raise ValueError(f"{file} is not a valid tokenizer: {e}") from None
+  special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+  return _Tokens(dict(sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])), special)
+
+
+def _tokens(model: InputModel) -> _Tokens:
+  if model.vocab_size is None:
+    raise ValueError(f"{model.name}: config.json gives no vocab_size, which aligning vocabularies takes")
+  tokens = _read(model.folder)
+  # A tokenizer may list tokens for which the model has no embedding.
+  return tokens._replace(ids={text: i for text, i in tokens.ids.items() if i < model.vocab_size})
+
+
+def _sources(
+    texts: Sequence[str], ids: np.ndarray, listed: Mapping[str, Token], known: Mapping[Reference, np.ndarray],
+    held: Mapping[Reference, _Tokens], base: Reference | None,
+) -> list[Borrowed | Averaged]:
+  """Where the row of each token of the output comes from in the models that lack it; tokens left out are zero."""
+  have = np.stack([rows >= 0 for rows in known.values()])
+  count = have.sum(0)
+  free = np.array([text not in listed or listed[text].source == "default" for text in texts])
+  of_base = known[base] >= 0 if base is not None and base in known else np.zeros(len(texts), bool)
+  alone = free & (count == 1)
+  shared = free & (count > 1)
+  parts: list[Borrowed | Averaged] = []
+  for reference, rows in known.items():
+    take = alone & (rows >= 0) | (shared & of_base if reference == base else np.zeros(len(texts), bool))
+    parts.append(Borrowed(ids[take], reference, rows[take]))
+  mean = shared & ~of_base
+  parts.append(Averaged(ids[mean], {reference: rows[mean] for reference, rows in known.items()}))
+  place = {text: i for i, text in enumerate(texts)}
+  for text, token in listed.items():
+    if isinstance(token.source, Reference):
+      parts.append(_listed(text, token, int(ids[place[text]]), held))
+  return parts
+
+
+def _listed(text: str, token: Token, into: int, held: Mapping[Reference, _Tokens]) -> Borrowed:
+  where = f"tokenizer.tokens[{text!r}]"
+  if token.source not in held:
+    raise ValueError(f"{where}: {token.source} is not one of the models, {', '.join(map(str, held))}")
+  ids = held[token.source].ids
+  row = token.token if isinstance(token.token, int) else ids.get(text if token.token is None else token.token, -1)
+  if not 0 <= row <= max(ids.values()):
+    raise ValueError(f"{where}: {token.source} has no token {text if token.token is None else token.token!r}")
+  return Borrowed(np.array([into]), token.source, np.array([row]))
+
+
+def _restrict(part: Borrowed | Averaged, wanted: np.ndarray) -> Any:
+  keep = wanted[part.into]
+  if isinstance(part, Borrowed):
+    return part._replace(into=part.into[keep], rows=part.rows[keep])
+  return Averaged(part.into[keep], {reference: rows[keep] for reference, rows in part.rows.items()})
+
+
+class Aligned:
+  """A tensor whose rows are tokens, in the order of the output's vocabulary, in float32."""
+
+  def __init__(self, own: Reference, operands: Mapping[Reference, Operand], vocabulary: Vocabulary):
+    """`operands`: the tensor in each model; `own`: the model whose it is."""
+    self._own, self._operands, self._vocabulary = own, operands, vocabulary
+    operand = operands[own]
+    self.shape, self.dtype = (vocabulary.size, *operand.shape[1:]), np.dtype(np.float32)
+    self.stored = operand.stored
+    self.held = operand.stored + int(np.prod(self.shape, dtype=object)) * 4
+    self.position = operand.position
+
+  def array(self) -> np.ndarray:
+    out = np.zeros(self.shape, np.float32)
+    rows = self._vocabulary.rows[self._own]
+    _copy_rows(out, np.flatnonzero(rows >= 0), self._operands[self._own], rows[rows >= 0])
+    for part in self._vocabulary.missing[self._own]:
+      if isinstance(part, Borrowed):
+        _copy_rows(out, part.into, self._operands[part.model], part.rows)
+        continue
+      count = np.zeros((len(part.into), *(1,) * (out.ndim - 1)), np.float32)
+      for model, rows in part.rows.items():
+        has = rows >= 0
+        out[part.into[has]] += float32(self._operands[model].array()[rows[has]])
+        count[has] += 1
+      out[part.into] /= count
+    if not self._vocabulary.tokens.all():
+      out[~self._vocabulary.tokens] = out[self._vocabulary.tokens].mean(0)
+    return out
+
+  def prefetch(self) -> None:
+    self._operands[self._own].prefetch()
+
+  def release(self) -> None:
+    for operand in self._operands.values():
+      operand.release()
+
+
+def _copy_rows(out: np.ndarray, into: np.ndarray, operand: Operand, rows: np.ndarray) -> None:
+  array = operand.array()
+  for start in range(0, len(into), 1 << 12):
+    out[into[start:start + (1 << 12)]] = float32(array[rows[start:start + (1 << 12)]])

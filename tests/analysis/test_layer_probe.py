@@ -1,0 +1,54 @@
+"""The layer probe finds the layer that labels were planted in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft.analysis import layer_mixture_probe
+
+LAYERS, ITEMS, DIM, CLASSES = 5, 240, 8, 3
+SIZES = jnp.array([1.0, 20.0, 0.5, 1.0, 5.0])[:, None, None]  # a probe that goes by size alone would take layer 1
+STATES = SIZES * (1 + jax.random.normal(jax.random.key(0), (LAYERS, ITEMS, DIM)))
+READ = jax.random.normal(jax.random.key(1), (DIM, CLASSES))
+LABELS = jnp.argmax((STATES[3] - STATES[3].mean(0)) @ READ, axis=-1)
+
+
+def test_planted_layer():
+  probe = layer_mixture_probe(STATES[:, :200], LABELS[:200], classes=CLASSES)
+  weights = probe.weights(STATES[:, 200:])
+  np.testing.assert_allclose(weights.sum(0), 1, rtol=1e-5)
+  assert float(weights[3].min()) > 0.8
+  assert probe.accuracy(STATES[:, 200:], LABELS[200:]) > 0.85
+  assert probe.accuracy(STATES[:, :200], LABELS[:200]) > 0.95
+
+
+def test_a_mixture_for_each_item():
+  """Labels are read from layer 0 where its first feature is high, else from layer 2."""
+  high = STATES[0, :, 0] > SIZES[0, 0, 0]
+  labels = (jnp.where(high, STATES[0, :, 1] - 1, STATES[2, :, 1] / 0.5 - 1) > 0).astype(int)
+  common = layer_mixture_probe(STATES, labels, classes=2)
+  own = layer_mixture_probe(STATES, labels, classes=2, per_item=True)
+  weights = own.weights(STATES)
+  assert float(weights[0, high].mean()) > float(weights[0, ~high].mean()) + 0.2
+  assert own.accuracy(STATES, labels) > common.accuracy(STATES, labels)
+
+
+def test_what_the_mask_leaves_out_has_no_effect():
+  tokens, labels = STATES.reshape(LAYERS, 60, 4, DIM), LABELS.reshape(60, 4)
+  mask = jnp.arange(4) < jnp.array([4, 3] * 30)[:, None]
+  garbage = jnp.where(mask[..., None], tokens, jnp.nan)
+  a = layer_mixture_probe(tokens, labels, mask, classes=CLASSES, steps=20)
+  b = layer_mixture_probe(garbage, jnp.where(mask, labels, 99), mask, classes=CLASSES, steps=20)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  kept = np.flatnonzero(mask.ravel())
+  assert a.accuracy(tokens, labels, mask) == pytest.approx(a.accuracy(STATES[:, kept], LABELS[kept]))
+
+
+def test_errors():
+  with pytest.raises(ValueError, match=r"got shapes \(5, 240, 8\), \(239,\) and None"):
+    layer_mixture_probe(STATES, LABELS[1:], classes=CLASSES)
+  with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\); got 0 to 2"):
+    layer_mixture_probe(STATES, LABELS, classes=2)
+  with pytest.raises(ValueError, match="at least two classes and one item that counts; got 3 and 0"):
+    layer_mixture_probe(STATES, LABELS, jnp.zeros(ITEMS), classes=CLASSES)
