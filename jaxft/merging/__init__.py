@@ -7,7 +7,7 @@ loaded without JAX.
 from jaxft.deferred import defer
 
 # By module; each is a function or a type of it.
-__all__ = defer(__name__, {
+_NAMES = {
     # Task vectors
     "task_vectors": ("apply_task_vector", "task_vector"),
     "sparse_deltas": ("Entries", "apply_delta", "compose", "fuse", "sparse_difference", "switch", "unfuse"),
@@ -41,4 +41,7 @@ __all__ = defer(__name__, {
     "reset": ("reset",),
     "spectral": ("reduce_intruders", "scale_singular_components", "truncated_factors"),
     "vocabulary": ("grow_vocabulary",),
-})
+}
+defer(__name__, _NAMES)
+
+__all__ = sorted(name for names in _NAMES.values() for name in names)

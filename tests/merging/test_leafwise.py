@@ -55,7 +55,7 @@ def test_names_are_functions_whatever_was_imported_first():
   subprocess.run([sys.executable, "-c", code], check=True)
   import jaxft.merging
 
-  with pytest.raises(AttributeError, match="no attribute 'tias'; it has .*, average, breadcrumbs"):
+  with pytest.raises(AttributeError, match="no attribute 'tias'; it has .*, average, averages, "):
     jaxft.merging.tias
 
 

@@ -152,7 +152,8 @@ def entries(folder):
 def slow_merge(folder, hold):
   """A process that merges and stops after some tensors, saying so."""
   code = f"""
-    import sys, time
+    import signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hands down that it ignores it
     from jaxft.merging.streaming import engine, merge
     real, seen = engine.merge_tensor, []
     def slow(*args, **options):
