@@ -100,7 +100,9 @@ def draw_windows(tokens: np.ndarray, shape: tuple[int, int], seed: int) -> np.nd
   return tokens[starts[:, None] + np.arange(length)]
 
 
-def dropped(params: Any, layers: tuple[int, ...], decompose: Any, statistics: Any, drops: Any) -> list[Any]:
+def dropped(
+    params: Any, layers: tuple[int, ...], decompose: Any, statistics: Any, drops: tuple[int, ...]
+) -> list[Any]:
   """Checkpoints without the smallest components of the chosen matrices in the chosen layers, one for each of `drops`."""
   chosen = dict(leaves_with_paths(statistics))
   at = np.array(layers)
@@ -247,7 +249,8 @@ def _compare(values: dict[str, list[float]], a: str, b: str) -> dict[str, Any]:
 def against_lora(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
   """Paired tests of each arm against LoRA, of the target and of what is kept."""
   by = {name: {arm: of[name] for arm, of in runs.items()} for name in ("target", "kept")}
-  return {name: {arm: _compare(values, arm, BASELINE) for arm in values if arm != BASELINE} for name, values in by.items()}
+  compare = lambda values: {arm: _compare(values, arm, BASELINE) for arm in values if arm != BASELINE}
+  return {name: compare(values) for name, values in by.items()}
 
 
 def conclude(
@@ -270,8 +273,9 @@ def conclude(
   ppl = lambda name: f"{np.mean(perplexities[name]):.2f}"
   kept = {arm: float(np.mean(of["kept"])) for arm, of in own.items()}
   sentence = (
-      f"Without {drop} components of each matrix of {len(config.layers)} layers the perplexity rises from {ppl('whole')} "
-      f"to {ppl(f'SVD, {drop} dropped')} by SVD, {ppl(f'ASVD, {drop} dropped')} by ASVD and "
+      f"Without {drop} components of each matrix of {len(config.layers)} layers the perplexity of arithmetic text, "
+      f"{ppl('whole')} before, is "
+      f"{ppl(f'SVD, {drop} dropped')} by SVD, {ppl(f'ASVD, {drop} dropped')} by ASVD and "
       f"{ppl(f'CO-SVD, {drop} dropped')} by CO-SVD (against SVD p = {svd['p_value']:.2g}, against ASVD p = "
       f"{by_scale['p_value']:.2g}). Previewed CorDA changes the target by {say(preview)} over LoRA at its own rate, "
       f"{rates[METHOD]:g} for {rates[BASELINE]:g}, and by {say(shared['target'][METHOD])} at LoRA's. Preserved CorDA "
