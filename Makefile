@@ -12,7 +12,7 @@ demo: $(VENV)/.experiments
 	$(PY) -m experiments.demo --report report
 
 test: $(VENV)/.parity
-	$(PY) -m pytest -n 2 --dist worksteal tests
+	$(PY) -m pytest -n 2 --dist worksteal --durations 30 tests
 	$(PY) -m experiments.table --check
 
 contracts: $(VENV)/.test

@@ -1,11 +1,11 @@
-"""Memory of the host kept between steps, so that a training step on CPU does not fault it in anew."""
+"""Memory of the host that is kept once freed, so that the next step on CPU, or block of a merge, does not fault it in."""
 
 import ctypes
 import sys
 from pathlib import Path
 
 # Names of mallopt's parameters, from glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")  # where GPUs and TPUs show
 
 
@@ -23,8 +23,21 @@ def keep_freed_memory() -> bool:
   accelerators = (match for name in _ACCELERATORS for match in Path("/dev").glob(name))
   if not sys.platform.startswith("linux") or any(accelerators):
     return False
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-  if mallopt is None:
-    return False
   # Only the main heap can hold such blocks, so no other may be opened; and it is not to be trimmed.
-  return all(mallopt(*setting) for setting in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1)))
+  return _set((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def keep_freed_blocks(size: int = 1 << 22) -> bool:
+  """Has glibc keep freed blocks of up to `size` bytes, and 8 times that in all; larger ones go back to the system.
+
+  For NumPy that goes through large arrays block by block: glibc's own limit of 128 KiB is the size of such a block.
+
+  Returns:
+    True where it took effect: on Linux with glibc.
+  """
+  return sys.platform.startswith("linux") and _set((_MMAP_THRESHOLD, size), (_TRIM_THRESHOLD, 8 * size))
+
+
+def _set(*settings: tuple[int, int]) -> bool:
+  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+  return mallopt is not None and all(mallopt(*setting) for setting in settings)

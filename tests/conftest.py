@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+# Eight devices on two busy cores may wait for each other longer than XLA's 40 seconds, after which it aborts the process.
+os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=600 " + os.environ.get("XLA_FLAGS", "")
 
 import jax
 
@@ -15,6 +17,7 @@ import pytest
 from jaxft.compilation import use_compilation_cache
 
 use_compilation_cache()
+_finished = 0
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +34,13 @@ def smollm2():
   from jaxft.models import load
 
   return load("smollm2-135m")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+  """Frees compiled programs now and then: they are 10 MB a test, and a process has a bounded number of memory maps."""
+  del item
+  global _finished
+  _finished += 1
+  if nextitem is not None and _finished % 100 == 0:
+    jax.clear_caches()

@@ -29,8 +29,8 @@ class Merge:
   """Of the output: float32, float16 or bfloat16. None: what the configuration says, or else the inputs'."""
   shard_size: str = "5GB"
   """Larger outputs are cut into several files; as 5GB or 500MB."""
-  threads: int | None = None
-  """Tensors merged at once. None: the number of processors."""
+  processes: int | None = None
+  """Tensors merged at once, each in its own process. None: the number of processors."""
   overwrite: bool = False
   """Replace what is in the folder, once the merge is complete."""
   report: Path | None = None
@@ -39,14 +39,15 @@ class Merge:
 
 def main(args: list[str]) -> None:
   options = tyro.cli(Merge, args=args, prog="jaxft merge")
+  from jaxft.host_memory import keep_freed_blocks
   from jaxft.merging.streaming.configuration import DTYPES
   from jaxft.merging.streaming.recipes import merge, plan_merge
   from jaxft.merging.streaming.overview import describe
 
   if options.dtype is not None and options.dtype not in DTYPES:
     raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}; got {options.dtype!r}")
-  if options.threads is not None and options.threads < 1:
-    raise ValueError(f"--threads must be >= 1; got {options.threads}")
+  if options.processes is not None and options.processes < 1:
+    raise ValueError(f"--processes must be >= 1; got {options.processes}")
   if options.report is not None and options.report.suffix != ".html":
     raise ValueError(f"--report must be a .html file; got {str(options.report)!r}")
   if options.report is not None:
@@ -69,10 +70,11 @@ def main(args: list[str]) -> None:
 
       write_report(plan, folder, options.report)
 
+  keep_freed_blocks()
   start = time.perf_counter()
   merged = merge(
       options.config, options.out, seed=options.seed, dtype=options.dtype, max_shard_bytes=size,
-      overwrite=options.overwrite, threads=options.threads, progress=_bar, finish=finish)
+      overwrite=options.overwrite, processes=options.processes, progress=_bar, finish=finish)
   _say(merged.notes)
   plan = merged.plans[-1]
   print(f"{options.out}: {len(plan.tensors)} tensors, {plan.bytes_written / 1e9:.2f} GB in {len(merged.files)} "

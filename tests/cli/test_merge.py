@@ -38,7 +38,7 @@ def test_seeds(jaxft, tmp_path):
   family(tmp_path)
   config = configure(tmp_path / "m.yaml", recipe("dare_ties", per_model={"weight": [1.0] * 3, "density": [0.5] * 3}))
   for out, seed in (("a", 0), ("b", 0), ("c", 1)):
-    assert jaxft("merge", config, "-o", tmp_path / out, "--seed", seed, "--threads", 1).status == 0
+    assert jaxft("merge", config, "-o", tmp_path / out, "--seed", seed, "--processes", 1).status == 0
   a, b, c = (read(tmp_path / out)["model.norm.weight"] for out in "abc")
   assert (a == b).all() and (a != c).any()
 
@@ -80,7 +80,7 @@ def test_notes_go_to_standard_error(jaxft, tmp_path):
 
 @pytest.mark.parametrize("options, said", [
     ((), ("-o",)), (("-o", "out", "--dtype", "int8"), ("--dtype", "float32", "'int8'")),
-    (("-o", "out", "--shard-size", "5XB"), ("--shard-size", "'5XB'")), (("-o", "out", "--threads", 0), ("--threads", "0")),
+    (("-o", "out", "--shard-size", "5XB"), ("--shard-size", "'5XB'")), (("-o", "out", "--processes", 0), ("--processes", "0")),
     (("-o", "out", "--report", "r.pdf"), ("--report", ".html", "r.pdf")),
 ])
 def test_options_that_are_wrong(options, said, jaxft, config, tmp_path, monkeypatch):

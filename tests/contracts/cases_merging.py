@@ -13,6 +13,8 @@ def over(count: int, *, around: bool = False, **options) -> ParamTransform:
   def split(key, params):
     def draw(i):
       def leaf(path, x):
+        if x is None:  # as Equinox leaves a bias out
+          return None
         keys = leaf_keys(jax.random.fold_in(key, i), path, x)
         normal = lambda k: jax.random.normal(k, x.shape[keys.ndim:])
         noise = (jax.vmap(normal) if keys.ndim else normal)(keys) * 0.2

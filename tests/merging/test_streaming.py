@@ -70,13 +70,31 @@ def test_dtypes_and_shards_change_no_bit(dtype, shards, tmp_path):
   held = family(tmp_path, dtype=dtype, max_shard_bytes=shards)
   per_model = {"weight": [1.0, 0.5, 0.3], "density": [0.3, 0.6, 1.0]}
   config = configure(tmp_path / "merge.yaml", recipe("dare_ties", per_model=per_model))
-  for threads in (1, 3):
-    merged = merge(config, tmp_path / "out", max_shard_bytes=shards, threads=threads, overwrite=True)
-    assert len(merged.files) > 1 if shards == 1000 else [f.name for f in merged.files] == ["model.safetensors"]
-    want = in_memory("dare_ties", [held[f"m{i}"] for i in range(3)], held["base"], per_model, {}, dtype)
-    assert_same_bits(read(tmp_path / "out"), want)
+  merged = merge(config, tmp_path / "out", max_shard_bytes=shards)
+  assert len(merged.files) > 1 if shards == 1000 else [f.name for f in merged.files] == ["model.safetensors"]
+  want = in_memory("dare_ties", [held[f"m{i}"] for i in range(3)], held["base"], per_model, {}, dtype)
+  assert_same_bits(read(tmp_path / "out"), want)
   assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == dtype
   assert open_checkpoint(tmp_path / "out").metadata == {"format": "pt"}
+
+
+def apart(code):
+  """What a process of its own prints: one without JAX, beside which nothing may be forked."""
+  done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+@pytest.mark.parametrize("shards", [10**9, 1000])
+def test_processes_change_no_bit(shards, tmp_path):
+  family(tmp_path)
+  config = configure(tmp_path / "merge.yaml", recipe("dare_ties", per_model={"weight": [1.0] * 3, "density": [0.5] * 3}))
+  for processes in (1, 3):
+    apart(f"""
+      from jaxft.merging.streaming import merge
+      merge("{config}", "{tmp_path}/{processes}", max_shard_bytes={shards}, processes={processes})
+    """)
+  assert_same_bits(read(tmp_path / "3"), read(tmp_path / "1"))
 
 
 def test_the_public_merge_of_trees_gives_the_same(tmp_path):
@@ -104,7 +122,7 @@ def test_one_rounding_at_the_end(tmp_path):
 def test_random_drops_depend_on_the_seed_and_the_name_alone(tmp_path):
   family(tmp_path)
   config = configure(tmp_path / "merge.yaml", recipe("dare_linear", per_model={"weight": [1.0] * 3, "density": [0.5] * 3}))
-  for out, options in {"a": {}, "b": {"threads": 1, "max_shard_bytes": 500}, "c": {"seed": 1}}.items():
+  for out, options in {"a": {}, "b": {"processes": 1, "max_shard_bytes": 500}, "c": {"seed": 1}}.items():
     merge(config, tmp_path / out, **options)
   assert_same_bits(read(tmp_path / "b"), read(tmp_path / "a"))
   assert any((x != read(tmp_path / "c")[name]).any() for name, x in read(tmp_path / "a").items())
@@ -149,7 +167,7 @@ def entries(folder):
   return sorted(p.name for p in folder.iterdir())
 
 
-def slow_merge(folder, hold):
+def slow_merge(folder, hold, processes):
   """A process that merges and stops after some tensors, saying so."""
   code = f"""
     import signal, sys, time
@@ -158,12 +176,12 @@ def slow_merge(folder, hold):
     real, seen = engine.merge_tensor, []
     def slow(*args, **options):
       seen.append(1)
-      if len(seen) == 5:
+      if len(seen) == 5:  # of one process
         print("half", flush=True)
         time.sleep({hold})
       return real(*args, **options)
     engine.merge_tensor = slow
-    merge("{folder}/merge.yaml", "{folder}/out", threads=1, max_shard_bytes=2000)
+    merge("{folder}/merge.yaml", "{folder}/out", processes={processes}, max_shard_bytes=2000)
   """
   process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True,
                              stderr=subprocess.DEVNULL)
@@ -171,12 +189,13 @@ def slow_merge(folder, hold):
   return process
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_merge_that_is_stopped_leaves_nothing(how, tmp_path):
+def test_a_merge_that_is_stopped_leaves_nothing(how, processes, tmp_path):
   family(tmp_path)
   configure(tmp_path / "merge.yaml", recipe("ties", per_model={"weight": [1.0] * 3, "density": [0.5] * 3}))
   before = entries(tmp_path)
-  process = slow_merge(tmp_path, 60 if how != signal.SIGINT else 2)
+  process = slow_merge(tmp_path, 60 if how != signal.SIGINT else 2, processes)
   process.send_signal(how)
   assert process.wait(timeout=30) != 0
   assert entries(tmp_path) == before
@@ -206,7 +225,23 @@ def test_without_nameless_files_the_same(tmp_path, monkeypatch):
   assert not [name for name in entries(tmp_path) if name.startswith(".")]
 
 
-def test_an_error_in_a_thread_leaves_nothing(tmp_path, monkeypatch):
+def test_a_process_that_dies_is_an_error(tmp_path):
+  family(tmp_path)
+  configure(tmp_path / "merge.yaml", recipe("linear", per_model={"weight": [1] * 3}, base=False))
+  before = entries(tmp_path)
+  assert "has died" in apart(f"""
+    import os
+    from jaxft.merging.streaming import engine, merge
+    engine.merge_leaf = lambda *a, **k: os._exit(1)
+    try:
+      merge("{tmp_path}/merge.yaml", "{tmp_path}/out", processes=2)
+    except OSError as e:
+      print(e)
+  """)
+  assert entries(tmp_path) == before
+
+
+def test_an_error_in_a_tensor_leaves_nothing(tmp_path, monkeypatch):
   from jaxft.merging.streaming import engine
 
   family(tmp_path)
@@ -278,19 +313,18 @@ def test_tensors_may_be_written_in_any_order(tmp_path):
 
 # Memory.
 
-def peak(folder, config):
-  """Bytes by which a merge raises the peak of a process's memory."""
-  code = f"""
+def peak(folder, config, processes):
+  """Bytes by which a merge raises the peak of a process's memory: of this one, or of the largest that it forks."""
+  return int(apart(f"""
     import resource
     import numpy as np
     from jaxft.merging.streaming import merge
     np.add(np.ones(1 << 20), 1)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    merge("{config}", "{folder}/out", overwrite=True, threads=2)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024)
-  """
-  done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-  return int(done.stdout)
+    merge("{config}", "{folder}/out", overwrite=True, processes={processes})
+    who = resource.RUSAGE_SELF if {processes} == 1 else resource.RUSAGE_CHILDREN
+    print((resource.getrusage(who).ru_maxrss - start) * 1024)
+  """))
 
 
 def test_memory_is_flat_in_depth_and_bounded_by_leaves(tmp_path):
@@ -303,8 +337,8 @@ def test_memory_is_flat_in_depth_and_bounded_by_leaves(tmp_path):
       write(tmp_path / name, {f"layers.{i}.weight": one + rng.normal() for i in range(depth)})
     per_model = {"weight": [1.0] * count, "density": [0.3] * count}
     config = configure(tmp_path / "merge.yaml", recipe("ties", count=count, per_model=per_model))
-    peaks[depth, count] = peak(tmp_path, config)
-    # K + 2 leaves, what two threads hold in blocks, and what the allocator keeps.
+    peaks[depth, count] = max(peak(tmp_path, config, processes) for processes in (1, 2))
+    # K + 2 leaves, what is held in blocks, and what the allocator keeps.
     assert peaks[depth, count] < (count + 2) * leaf + (12 << 20), peaks
   assert peaks[24, 2] - peaks[2, 2] < 3 << 20, peaks
 

@@ -36,7 +36,7 @@ class Merged:
 
 def merge(
     configuration: str | os.PathLike | Sequence[Recipe], out: str | os.PathLike, *, seed: int = 0,
-    dtype: str | None = None, max_shard_bytes: int = 5 * 10**9, overwrite: bool = False, threads: int | None = None,
+    dtype: str | None = None, max_shard_bytes: int = 5 * 10**9, overwrite: bool = False, processes: int | None = None,
     progress: Callable[[Plan], Callable[[int], Any]] = lambda plan: lambda nbytes: None,
     finish: Callable[[Plan, Path], Any] = lambda plan, folder: None,
 ) -> Merged:
@@ -55,7 +55,7 @@ def merge(
     dtype: float32, float16 or bfloat16: of the output, in place of what the configuration says.
     max_shard_bytes: upper bound of a file's tensor bytes.
     overwrite: replace what is in `out`, once the merge is complete.
-    threads: at most so many tensors at once; None takes the number of processors.
+    processes: tensors merged at once, each in a forked process; None takes the number of processors, or one beside JAX.
     progress: called with each plan; what it returns is called with bytes as they are done.
     finish: called with the last plan and the complete folder before that is moved to its place.
 
@@ -76,7 +76,7 @@ def merge(
       plans.append(plan)
       notes += [*plan.notes, *far_from_base(plan)]
       folder, files, more = _run(
-          plan, stage, "output" if last else f"merge-{recipe.name}", max_shard_bytes, threads, progress(plan))
+          plan, stage, "output" if last else f"merge-{recipe.name}", max_shard_bytes, processes, progress(plan))
       notes += more
       made[recipe.name or ""] = folder
     finish(plans[-1], folder)
@@ -104,7 +104,7 @@ def _recipes(configuration: str | os.PathLike | Sequence[Recipe]) -> Sequence[Re
 
 
 def _run(
-    plan: Plan, stage: Staging, name: str, max_shard_bytes: int, threads: int | None, progress: Callable[[int], Any]
+    plan: Plan, stage: Staging, name: str, max_shard_bytes: int, processes: int | None, progress: Callable[[int], Any]
 ) -> tuple[Path, list[str], list[str]]:
   """Runs a plan into a new folder of that name: the folder, its files of tensors, and what the user should know."""
   if plan.recipe.chat_template is not None:
@@ -113,7 +113,7 @@ def _run(
       stage, {tensor.name: tensor.entry for tensor in plan.tensors}, max_shard_bytes=max_shard_bytes,
       stem=plan.first.stem, metadata={"format": "pt"})
   try:
-    notes = run_plan(plan, writer, threads=threads, progress=progress)
+    notes = run_plan(plan, writer, processes=processes, progress=progress)
     writer.sync()
     folder = stage.scratch / name
     folder.mkdir()

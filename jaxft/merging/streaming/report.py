@@ -25,9 +25,9 @@ def write_report(plan: Plan, folder: Path, path: Path) -> None:
     folder: with its result.
     path: a file `<stem>.html`.
   """
-  from jaxft.evaluation.report import Report
-
   measured = measure(plan, folder)
+  from jaxft.evaluation.report import Report  # with JAX, beside which nothing may be forked
+
   whole = sum(measured.values(), Distances())
   models = list(whole.squares)
   short = _short_names(models)

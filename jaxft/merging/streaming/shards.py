@@ -1,4 +1,4 @@
-"""Writing a checkpoint tensor by tensor, in any order and from several threads, each at once to its place."""
+"""Writing a checkpoint tensor by tensor, in any order and from several processes, each at once to its place."""
 
 import json
 import os
@@ -16,8 +16,8 @@ DTYPE_NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
 }
-# After as many bytes to one file the system is told to write them out, so that the end does not wait for all of them.
-_WRITE_OUT = 1 << 25
+# Tensors of so many bytes are sent on to the disk at once, so that the end does not wait for all of them.
+_SENT_ON = 1 << 20
 
 
 class Entry(NamedTuple):
@@ -63,11 +63,9 @@ class ShardWriter:
     self._shards = assign_shards(sizes, max_shard_bytes, stem=stem)
     self._files: dict[str, tuple[int, Path | None]] = {}
     self._places: dict[str, tuple[int, int]] = {}
-    self._since: dict[int, int] = {}
     try:
       for file, names in self._shards.items():
         handle, _ = self._files[file] = stage.open_file()
-        self._since[handle] = 0
         header, offsets, size = _layout({name: tensors[name] for name in names}, metadata or {})
         os.ftruncate(handle, len(header) + size)
         _write_all(handle, header, 0)
@@ -80,10 +78,8 @@ class ShardWriter:
     """Writes one tensor, contiguous and of the shape and dtype that were announced."""
     handle, offset = self._places[name]
     _write_all(handle, array.reshape(-1).view(np.uint8).data, offset)
-    self._since[handle] += array.nbytes
-    if self._since[handle] >= _WRITE_OUT and hasattr(os, "posix_fadvise"):
-      self._since[handle] = 0
-      os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)  # on Linux it begins to write what is dirty
+    if array.nbytes >= _SENT_ON and hasattr(os, "posix_fadvise"):
+      os.posix_fadvise(handle, offset, array.nbytes, os.POSIX_FADV_DONTNEED)  # on Linux it begins to write what is dirty
 
   def sync(self) -> None:
     """Waits until all is on disk."""

@@ -3,15 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from jaxft.merging.blocks import blocks
 from jaxft.merging.namespace import float32
-from jaxft.merging.streaming.engine import default_threads
 from jaxft.merging.streaming.plan import Plan, TensorPlan
+from jaxft.merging.streaming.workers import for_each
 from jaxft.models.safetensors import Checkpoint, open_checkpoint
 
 MERGED = "merged"
@@ -59,8 +58,7 @@ def measure(plan: Plan, folder: Path) -> Mapping[str, Distances]:
   """The distances of each tensor of a finished merge that is not copied, by name; reads everything once more."""
   merged = open_checkpoint(folder)
   tensors = [t for t in plan.tensors if t.per_model is not None and math.prod(t.entry.shape)]
-  with ThreadPoolExecutor(default_threads()) as pool:
-    return dict(zip((t.name for t in tensors), pool.map(lambda t: _of_tensor(t, merged), tensors), strict=True))
+  return {t.name: found for t, found in for_each(plan, tensors, lambda t: _of_tensor(t, merged))}
 
 
 def _of_tensor(tensor: TensorPlan, merged: Checkpoint) -> Distances:
@@ -85,8 +83,6 @@ def _of_tensor(tensor: TensorPlan, merged: Checkpoint) -> Distances:
         block.agreeing[_pair(one, other)] = int(up + down)
         block.comparable[_pair(one, other)] = int(np.count_nonzero(moved[0] & moved[1]))
     out += block
-  for operand in tensor.operands:
-    operand.release()
   merged.release(tensor.name)
   return out
 
