@@ -32,6 +32,7 @@ from jaxft.models.safetensors import save_file
 from jaxft.transforms import ParamTransform, chain, count, train
 
 PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING")
+CHUNK = 50  # sentences of a forward pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,21 +52,21 @@ class Protocol:
 
   model: str = "minilm-l6"
   domain: str = "movies"
-  steps: int = 16
-  batch_size: int = 12
+  steps: int = 14
+  batch_size: int = 8
   head_rate: float = 3e-3
   multiples: tuple[float, ...] = (0.3, 1.0, 3.0)
-  validation: int = 200
-  test: int = 200
-  elsewhere: int = 60
-  queries: int = 80
+  validation: int = 100
+  test: int = 150
+  elsewhere: int = 50
+  queries: int = 50
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
   tuning_seed: int = 100
   methods: tuple[str, ...] | None = None
 
 
 SMOKE = {
-    "steps": 1, "batch_size": 2, "multiples": (1.0,), "validation": 4, "test": 4, "elsewhere": 2, "queries": 4,
+    "steps": 2, "batch_size": 2, "multiples": (1.0,), "validation": 4, "test": 4, "elsewhere": 2, "queries": 4,
     "seeds": (0, 1)}
 
 
@@ -147,13 +148,14 @@ def compare(protocol: Protocol, model: Pretrained, methods: Mapping[str, Method]
   others = [held_out(domain, "test", protocol.elsewhere) for domain in DOMAINS if domain != protocol.domain]
   neighbours = load_neighbours(model, "test", limit=protocol.queries)
   # One program scores all methods that end in a plain checkpoint.
-  plain = Scorer(model), Finder(model)
+  plain = Scorer(model, batch_size=CHUNK), Finder(model, batch_size=CHUNK)
   found = Comparison(ledger("before", lambda: plain[1](model.params, neighbours)), {}, {}, {}, {})
 
   for name in methods if protocol.methods is None else protocol.methods:
     method = methods[name]
     adapter = method.adapter
-    score, find = plain if adapter is None else (Scorer(model, adapter=adapter), Finder(model, adapter=adapter))
+    score, find = plain if adapter is None else (
+        Scorer(model, batch_size=CHUNK, adapter=adapter), Finder(model, batch_size=CHUNK, adapter=adapter))
     tuner = Tuner(
         objective(model, adapter=adapter), method.transform, steps=protocol.steps,
         optimizer=head_apart(protocol.head_rate))

@@ -66,6 +66,7 @@ def combination(arm: str, trees: list[Any]) -> ParamTransform:
   return linear_combination(trees, granularity=granularity, init=start)
 
 
+@jax.jit
 def random_like(tree: Any, key: jax.Array) -> Any:
   """Gaussian directions with the norm that each block of a task vector has, layer by layer."""
 
@@ -168,10 +169,6 @@ def conclude(arms: dict[str, Arm]) -> tuple[str, str]:
       f"{say(mean)} from the bank's mean, which has seen no label, and by {say(full)} from full fine-tuning on the "
       f"same labels.")
   signs = (sign(isotropic), sign(random))
-  if signs != (1, 1):
-    sentence += (
-        " The four domains are one task, so that the experts' mean is near the best of their span and few labels move "
-        "little in it.")
   if signs == (1, 1):
     return "true", sentence
   return ("partly" if max(signs) == 1 and min(signs) >= 0 else "false"), sentence

@@ -159,11 +159,6 @@ def conclude(
           f"{say(t)} from {name}" for name, t in against.items()) + ".")
   holds = not worse(against[whole.name])
   wins = better(against[baseline.name]) and better(against[pruned.name])
-  if not wins:
-    sentence += (
-        " The entries that are kept have nearly one size, so that their signs hold what matters; that one magnitude is "
-        "better than their own values is not seen at this size of model." if holds else
-        " One magnitude loses against the entries' own values at this size of model, as the paper finds for small ones.")
   return ("true" if wins and holds else "partly" if wins or holds else "false"), sentence
 
 

@@ -62,11 +62,11 @@ class Config:
   domain: str = "movies"
   rank: int = 8
   context: int = 256  # sentences that orient
-  steps: int = 30
+  steps: int = 20
   batch_size: int = 8
-  validation: int = 250
-  test: int = 350
-  queries: int = 120
+  validation: int = 150
+  test: int = 200
+  queries: int = 75
   head_rate: float = 3e-3
   learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -75,7 +75,7 @@ class Config:
 
 SMOKE = Config(
     layers=(0,), matrices="**/attention/{key,value}/kernel", drops=(96,), calibration=(1, 16), held_out=(1, 8), rank=2,
-    context=8, steps=1, batch_size=2, validation=8, test=8, queries=8, learning_rates=(1e-3,), seeds=(0, 1))
+    context=8, steps=2, batch_size=2, validation=8, test=8, queries=8, learning_rates=(1e-3,), seeds=(0, 1))
 
 SELECT = "layers/**/kernel"
 BASELINE, PISSA, METHOD, PRESERVE, MINOR = (
@@ -103,7 +103,7 @@ def draw_windows(tokens: np.ndarray, shape: tuple[int, int], seed: int) -> np.nd
 def dropped(
     params: Any, layers: tuple[int, ...], decompose: Any, statistics: Any, drops: tuple[int, ...]
 ) -> list[Any]:
-  """Checkpoints without the smallest components of the chosen matrices in the chosen layers, one for each of `drops`."""
+  """Checkpoints without the smallest components of the chosen layers' matrices, one for each of `drops`."""
   chosen = dict(leaves_with_paths(statistics))
   at = np.array(layers)
   out = [{} for _ in drops]
@@ -194,7 +194,7 @@ def run(config: Config) -> Result:
   limits = {"validation": config.validation, "test": config.test}
   splits = {split: load_sentences(model, config.domain, split, limit=limit) for split, limit in limits.items()}
   editorials = load_neighbours(model, "test", limit=config.queries)
-  score, find = Scorer(model), Finder(model)
+  score, find = (of(model, batch_size=50) for of in (Scorer, Finder))  # divides the sizes
   arms = starts(config, model, params, data[np.linspace(0, len(data) - 1, config.context).astype(int)])
   tuner = Tuner(
       objective(model), arms[BASELINE], steps=config.steps, optimizer=head_apart(config.head_rate))  # one join for all
