@@ -38,6 +38,7 @@ METHODS: Mapping[str, tuple[Mapping[str, float], bool]] = {  # parameters of eac
     "task_arithmetic": ({"weight": 0.4}, True),
 }
 TARGETS = {"ties": 5.0, "della": 5.0, "linear": 3.0, "task_arithmetic": 3.0}
+RANDOM = ("della",)  # both sides draw numbers of their own
 DISK_TARGET = 0.6  # of the disk's rate, for linear
 
 
@@ -164,18 +165,37 @@ def side_by_side(folder: Path, rounds: int) -> dict[str, Any]:
   sides: Mapping[str, Callable[[Path, Path], dict[str, float]]] = {"jaxft": ours, "mergekit": theirs}
   for method in METHODS:
     config = configure(folder / f"{method}.yaml", method, 3)
-    inputs = [folder / name / "model.safetensors" for name in ("m0", "m1", "m2", *(["base"] if METHODS[method][1] else []))]
+    names = ["m0", "m1", "m2", *(["base"] if METHODS[method][1] else [])]
+    inputs = [folder / name / "model.safetensors" for name in names]
     written = 2 * inputs[0].stat().st_size
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     disk = []
     for i in tqdm(range(rounds), desc=method, leave=False):
       disk.append(disk_seconds(inputs, written, folder))
       for name in list(sides) if i % 2 == 0 else reversed(sides):
-        taken[name].append(sides[name](config, folder / "out"))
-        shutil.rmtree(folder / "out")
+        shutil.rmtree(folder / f"out-{name}", ignore_errors=True)
+        taken[name].append(sides[name](config, folder / f"out-{name}"))
+    found = compare(folder / "out-jaxft", folder / "out-mergekit")
+    for name in sides:
+      shutil.rmtree(folder / f"out-{name}")
     results[method] = {name: _median(runs) for name, runs in taken.items()} | {
+        "agreement": None if method in RANDOM else found,
         "disk_seconds": statistics.median(disk), "bytes": sum(f.stat().st_size for f in inputs) + written}
   return results
+
+
+def compare(ours: Path, theirs: Path) -> dict[str, float]:
+  """Whether two outputs are the same: the share of entries that differ, and by how much, relative to their leaf."""
+  one, other = open_checkpoint(ours), open_checkpoint(theirs)
+  if one.tensors.keys() != other.tensors.keys():
+    sys.exit(f"benchmark: the outputs hold other tensors: {sorted(one.tensors.keys() ^ other.tensors.keys())}")
+  different, total, largest = 0, 0, 0.0
+  for name in one.tensors:
+    a, b = one.view(name), other.view(name)
+    different += int(np.count_nonzero(a != b))
+    total += a.size
+    largest = max(largest, float(np.max(np.abs(a - b)) / np.max(np.abs(b))))
+  return {"different": different / total, "largest_difference": largest}
 
 
 def growth(folder: Path, rounds: int, sizes: Sequence[tuple[str, int, int]]) -> list[dict[str, Any]]:
@@ -218,18 +238,22 @@ def _median(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def table(results: Mapping[str, Any]) -> str:
   """The figures for people."""
-  rows = [("method", "jaxft", "mergekit 0.1.5", "mergekit / jaxft", "target", "peak memory", "share of the disk's rate")]
+  rows = [("method", "jaxft", "mergekit 0.1.5", "mergekit / jaxft", "target", "peak memory", "share of the disk's rate",
+           "entries that differ, largest difference")]
   for method, row in results["side by side"].items():
     one, other = row["jaxft"], row["mergekit"]
     rows.append((
         method, f"{one['seconds']:.2f} s", f"{other['seconds']:.1f} s", f"{other['seconds'] / one['seconds']:.1f}x",
         f"{TARGETS[method]:.0f}x", f"{one['peak_bytes'] / 1e9:.2f} / {other['peak_bytes'] / 1e9:.2f} GB",
-        f"{row['disk_seconds'] / one['seconds']:.0%}"))
+        f"{row['disk_seconds'] / one['seconds']:.0%}",
+        "random" if (same := row["agreement"]) is None else
+        f"{same['different']:.2%}, {same['largest_difference']:.0e} of the leaf's largest"))
   grown = [("parameters", "seconds", "seconds a GB", "share of the disk's rate", "peak memory", "largest leaf in float32")]
   for row in results["growth"]:
     grown.append((
         f"{row['parameters'] / 1e9:.2f} B", f"{row['seconds']:.2f}", f"{row['seconds'] / row['bytes'] * 1e9:.2f}",
-        f"{row['disk_seconds'] / row['seconds']:.0%}", f"{row['peak_bytes'] / 1e9:.2f} GB", f"{row['leaf_bytes'] / 1e6:.0f} MB"))
+        f"{row['disk_seconds'] / row['seconds']:.0%}", f"{row['peak_bytes'] / 1e9:.2f} GB",
+        f"{row['leaf_bytes'] / 1e6:.0f} MB"))
   flat = [("layers", "models", "peak memory", "largest leaf in float32")]
   flat += [(str(r["layers"]), str(r["models"]), f"{r['peak_bytes'] / 1e9:.2f} GB", f"{r['leaf_bytes'] / 1e6:.0f} MB")
            for r in results["memory"]]

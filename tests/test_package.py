@@ -19,8 +19,8 @@ def test_import_is_light():
   subprocess.run([sys.executable, "-c", "import sys, jaxft; assert 'jax' not in sys.modules"], check=True)
 
 
-def test_unknown_area_names_the_known():
+def test_an_unknown_area_is_answered_with_the_known():
   import jaxft
 
-  with pytest.raises(AttributeError, match="its areas are adapters, analysis, data"):
+  with pytest.raises(AttributeError, match="no attribute .loses.; it has adapters, analysis, data"):
     jaxft.loses
