@@ -1,6 +1,6 @@
 """S2FT: do a few heads and channels, trained whole, learn as well as LoRA and carry over to other domains better?
 
-    jaxft run s2ft            about six minutes on two cores
+    jaxft run s2ft            about eight minutes on two cores
     jaxft run s2ft --smoke    seconds
 
 all-MiniLM-L6-v2 with a linear head learns to rate movie reviews (`experiments/sentiment_rating.py`) and is asked for

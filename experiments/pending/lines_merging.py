@@ -38,7 +38,7 @@ class Config:
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
-SMOKE = Config(recipe=SMOKE_EXPERTS, grid=(0.3,), validation=4, sentences=4, seeds=(0, 1))
+SMOKE = Config(recipe=SMOKE_EXPERTS, grid=(0.3,), validation=24, sentences=24, seeds=(0, 1))
 
 UNIFORM, LINES, REVERSED = "uniform", "LiNeS", "reversed"
 Tree = Any

@@ -53,7 +53,7 @@ class Config:
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
-SMOKE = Config(recipe=SMOKE_EXPERTS, pairs=2, scales=(0.4,), validation=4, sentences=4, seeds=(0, 1))
+SMOKE = Config(recipe=SMOKE_EXPERTS, pairs=2, scales=(0.4,), validation=24, sentences=24, seeds=(0, 1))
 
 Tree = Any
 BASELINE, METHOD = "task arithmetic", "TIES"

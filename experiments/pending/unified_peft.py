@@ -178,10 +178,6 @@ def conclude(tests: dict[str, dict[str, Any]], means: dict[str, float], numbers:
       f"({means[best]:.4f}). Parallel against sequential is {say(PARALLEL, BASELINE)}, scale 4 against 1 "
       f"{say(SCALED, PARALLEL)}, the MLP against the attention {say(SCALED, ATTENTION)}. The sequential adapter "
       f"is above the head alone by {say(BASELINE, HEAD)}.")
-  if not better(METHOD, BASELINE) and means[PREFIX] < means[BASELINE]:
-    sentence += (
-        f" The prefix alone is {means[PREFIX] - means[BASELINE]:+.4f} from the sequential adapter. It is no identity "
-        f"at the start, and so few steps may do no more than mend that; MAM takes its part of it.")
   return supports, sentence
 
 
