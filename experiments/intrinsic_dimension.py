@@ -1,6 +1,6 @@
 """Intrinsic dimension: does pretraining lower the number of dimensions in which a task can be learned?
 
-    jaxft run intrinsic-dimension            minutes on two cores
+    jaxft run intrinsic-dimension            about thirteen minutes on two cores
     jaxft run intrinsic-dimension --smoke    seconds
 
 The task is to read mirrored digits, by an MLP that was pretrained on five other views, on all or a hundredth of the

@@ -1,6 +1,6 @@
 """R-AMT: does gradient dropout by agreement keep more of what a model knew while masks teach it a new domain?
 
-    jaxft run regularized-mask-tuning            minutes on two cores
+    jaxft run regularized-mask-tuning           about two minutes on two cores
     jaxft run regularized-mask-tuning --smoke    seconds
 
 An MLP is pretrained on upright digits and adapted to mirrored ones with a few images of each digit, by deleting weights

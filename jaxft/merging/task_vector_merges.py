@@ -19,6 +19,7 @@ from jaxft.merging.methods import ELECTED, RAM, RAM_PLUS, SCE, TRIMMED
 from jaxft.merging.random_bits import stream
 from jaxft.merging.task_vector_sums import TrimOf, elected_trimmed_sum, sum_coefficients, trimmed_standings
 from jaxft.merging.task_vectors import check_same_leaves
+from jaxft.merging.thresholds import admits, largest
 from jaxft.merging.trees import measure_trees, merge_trees
 from jaxft.transforms.depth import shared_path
 from jaxft.transforms.paths import Tree, is_leaf
@@ -209,10 +210,10 @@ def keep_largest(model: Tree, base: Tree, density: float) -> Tree:
   """The model with all entries put back to the base's but the share that moved most, of all leaves together."""
   check_same_leaves("model", model, "base", base)
   is_float = lambda x: x is not None and jnp.issubdtype(x.dtype, jnp.floating)
-  change = lambda m, b: abs(jnp.asarray(m, jnp.float32) - jnp.asarray(b, jnp.float32)) if is_float(b) else None
+  change = lambda m, b: abs(m.astype(np.float32) - b.astype(np.float32)) if is_float(b) else None
   magnitudes = jax.tree.map(change, model, base, is_leaf=is_leaf)
   total = sum(x.size for x in jax.tree.leaves(magnitudes))
-  masks = top_k_mask(magnitudes, max(1, int(density * total)))
+  masks = _largest_of_all(magnitudes, max(1, int(density * total)))
 
   def choose(keep: Any, m: Any, b: Any) -> Any:
     if keep is None:
@@ -221,6 +222,17 @@ def keep_largest(model: Tree, base: Tree, density: float) -> Tree:
     return xp.where(xp.asarray(keep), m.astype(np.float32), b.astype(np.float32))
 
   return jax.tree.map(choose, masks, model, base, is_leaf=is_leaf)
+
+
+def _largest_of_all(magnitudes: Tree, k: int) -> Tree:
+  """`top_k_mask`; of NumPy's arrays by one pass over them laid end to end, which has the same order."""
+  leaves, structure = jax.tree.flatten(magnitudes)
+  if not all(isinstance(x, np.ndarray) for x in leaves):
+    return top_k_mask(magnitudes, k)
+  flat = np.concatenate([x.ravel() for x in leaves])
+  kept = admits(largest(lambda start, x: x, k, [flat]), 0, flat)
+  ends = np.cumsum([x.size for x in leaves])[:-1]
+  return structure.unflatten([part.reshape(x.shape) for part, x in zip(np.split(kept, ends), leaves, strict=True)])
 
 
 def seed_of(key: Any) -> int:

@@ -11,6 +11,7 @@ from jaxft.merging import (
 )
 from jaxft.merging.leafwise import merge_leaf
 from jaxft.merging.methods import METHODS, streams
+from jaxft.merging.task_vector_merges import keep_largest
 from tests.contracts.merges import checkpoints
 
 A, B = np.array([1, -2, 3, 0, 0.5, -0.5], np.float32), np.array([-1, 2, 3, 4, -0.5, 0.4], np.float32)
@@ -157,3 +158,15 @@ def test_mergekits_names_are_arguments_of_these(name, parameters, merge):
 def test_errors_name_the_argument(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
+def test_the_largest_of_all_leaves_are_the_same_on_the_host(density):
+  rng = np.random.default_rng(0)
+  base = {"a": rng.normal(size=(3, 5)).astype(np.float32), "b": {"c": np.zeros(40, np.float32), "hole": None}}
+  # Few values, so that many are equal.
+  model = jax.tree.map(lambda x: x + rng.integers(-2, 3, x.shape).astype(np.float32), base)
+  on_host = keep_largest(model, base, density)
+  on_device = keep_largest(*jax.tree.map(jnp.asarray, (model, base)), density)
+  assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(on_host))
+  jax.tree.map(np.testing.assert_array_equal, on_host, jax.device_get(on_device))
