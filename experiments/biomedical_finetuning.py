@@ -1,6 +1,6 @@
 """Fine-tuning on few sentences: what do bias correction, longer training and layer-specific tools do to its stability?
 
-    jaxft run biomedical-finetuning            about five minutes on two cores
+    jaxft run biomedical-finetuning            about eight minutes on two cores
     jaxft run biomedical-finetuning --smoke    seconds
 
 all-MiniLM-L6-v2 learns to rate the sentiment of movie reviews from 64 sentences; the score is Pearson's r on test
