@@ -1,6 +1,6 @@
 """Five fine-tunes of one encoder, merged by every method, with and without LiNeS: a table and a plot.
 
-    jaxft run merging-baselines            about nine minutes on two cores, and eight for the experts, once
+    jaxft run merging-baselines            about eleven minutes on two cores, and six for the experts, once
     jaxft run merging-baselines --smoke    seconds
     python -m experiments.merging_baselines --report STEM      STEM.html and STEM.md from the committed result
 
@@ -47,9 +47,9 @@ class Config:
   recipe: Recipe = Recipe()
   pairs: int = 8  # in a batch of the retrieval expert
   density: float = 0.2
-  scales: tuple[float, ...] = (0.2, 0.4, 0.8)
+  scales: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
   validation: int = 30  # sentences of a domain, and pairs
-  sentences: int = 90  # of a domain's test split, and pairs
+  sentences: int = 60  # of a domain's test split, and pairs
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
@@ -57,6 +57,7 @@ SMOKE = Config(recipe=SMOKE_EXPERTS, pairs=2, scales=(0.4,), validation=24, sent
 
 Tree = Any
 BASELINE, METHOD = "task arithmetic", "TIES"
+ROWS = -2  # kernels are [in, out]: what one output reads, torch's row, runs along the axis before the last
 
 # name -> (models, base, density, key) -> the merge at full scale; those of `SCALED` are scaled afterwards.
 MERGES: dict[str, Callable[..., Tree]] = {
@@ -64,8 +65,9 @@ MERGES: dict[str, Callable[..., Tree]] = {
     BASELINE: lambda models, base, density, key: merging.task_arithmetic(models, base),
     METHOD: lambda models, base, density, key: merging.ties(models, base, density=density),
     "DARE": lambda models, base, density, key: merging.dare(models, base, density=density, key=key),
-    "DELLA": lambda models, base, density, key: merging.della(models, base, density=density, key=key),
-    "breadcrumbs": lambda models, base, density, key: merging.breadcrumbs(models, base, density=density),
+    "DELLA": lambda models, base, density, key: merging.della(models, base, density=density, key=key, axis=ROWS),
+    "breadcrumbs": lambda models, base, density, key: merging.breadcrumbs(
+        models, base, density=density, axis=ROWS),
     "SCE": lambda models, base, density, key: merging.sce(models, base, density=density),
     "model stock": lambda models, base, density, key: merging.model_stock(models, base),
     "Karcher mean": lambda models, base, density, key: merging.karcher_mean(models),
@@ -151,7 +153,8 @@ def run(config: Config) -> Result:
 
 def conclude(values: dict[str, np.ndarray], against: dict[str, Any], depth: dict[str, Any]) -> tuple[str, str]:
   """"true": TIES beats task arithmetic (p < 0.05); "partly": some method does. Else "false"."""
-  up = lambda t: t["mean_difference"] > 0 and t["p_value"] < 0.05
+  # The average is task arithmetic at one scale of the grid: what rounding alone tells apart is equal.
+  up = lambda t: t["mean_difference"] > 1e-6 and t["p_value"] < 0.05
   say = lambda t: f"{t['mean_difference']:+.4f} (p = {t['p_value']:.2g})"
   better = [name for name, t in against.items() if up(t)]
   helped = [name for name, t in depth.items() if up(t)]

@@ -1,6 +1,6 @@
 """Model soups: is the average of a sweep's checkpoints better than the best of them, on its domain and beyond?
 
-    jaxft run model-soups            five minutes on two cores
+    jaxft run model-soups            thirteen minutes on two cores
     jaxft run model-soups --smoke    seconds
 
 all-MiniLM-L6-v2 with one zero head (`experiments/sentiment_rating.py`) is fine-tuned, all but the embeddings, on the
