@@ -47,7 +47,7 @@ class Config:
   recipe: Recipe = Recipe()
   pairs: int = 8  # in a batch of the retrieval expert
   density: float = 0.2
-  scales: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+  scales: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 1.0)
   validation: int = 30  # sentences of a domain, and pairs
   sentences: int = 60  # of a domain's test split, and pairs
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
