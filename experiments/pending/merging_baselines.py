@@ -50,10 +50,13 @@ class Config:
   scales: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 1.0)
   validation: int = 30  # sentences of a domain, and pairs
   sentences: int = 60  # of a domain's test split, and pairs
+  merges: tuple[str, ...] | None = None  # None takes all of `MERGES`
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
-SMOKE = Config(recipe=SMOKE_EXPERTS, pairs=2, scales=(0.4,), validation=24, sentences=24, seeds=(0, 1))
+SMOKE = Config(
+    recipe=SMOKE_EXPERTS, pairs=2, scales=(0.4,), validation=24, sentences=24,
+    merges=("average", "task arithmetic", "TIES"), seeds=(0, 1))
 
 Tree = Any
 BASELINE, METHOD = "task arithmetic", "TIES"
@@ -101,6 +104,7 @@ def run(config: Config) -> Result:
   experts = Experts(config.recipe)
   base, model = jax.device_get(experts.base), experts.model
   rate, find = Scorer(model), Finder(model)
+  merges = tuple(MERGES) if config.merges is None else config.merges
   sizes = {"validation": config.validation, "test": config.sentences}
   held = {
       split: ([load_sentences(model, domain, split, limit=n, length=config.recipe.length) for domain in DOMAINS],
@@ -116,8 +120,8 @@ def run(config: Config) -> Result:
     tuned = jax.device_get([*(experts(domain, seed) for domain in DOMAINS), retrieval_expert(experts, config, seed)])
     own = {split: np.array([scores(t, split)[i] for i, t in enumerate(tuned)]) for split in sizes}
     out: dict[str, Any] = {"experts": own["test"].tolist(), "base": scores(base, "test").tolist()}
-    for name, merge in MERGES.items():
-      delta = merging.task_vector(merge(tuned, base, config.density, jax.random.key(seed)), base)
+    for name in merges:
+      delta = merging.task_vector(MERGES[name](tuned, base, config.density, jax.random.key(seed)), base)
       ways = {name: lambda s: merging.apply_task_vector(base, delta, scale=s)}
       ways[name + WITH] = lambda s: merging.apply_task_vector(base, merging.lines(delta, alpha=s / 2, beta=s / 2))
       for arm, scaled in ways.items():
@@ -133,8 +137,8 @@ def run(config: Config) -> Result:
   values = {name: np.array([r[name]["normalized"] for r in runs]) for name in names}
   arms = {name: Arm(name, tuple(v.tolist()), {"scale": [r[name]["scale"] for r in runs]}) for name, v in values.items()}
   test = lambda a, b: dataclasses.asdict(paired_test(values[a], values[b]))
-  against = {name: test(name, BASELINE) for name in MERGES if name != BASELINE}
-  depth = {name: test(name + WITH, name) for name in MERGES}
+  against = {name: test(name, BASELINE) for name in merges if name != BASELINE}
+  depth = {name: test(name + WITH, name) for name in merges}
   supports, conclusion = conclude(values, against, depth)
   result = Result(
       slug="merging-baselines", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
