@@ -281,15 +281,19 @@ def main() -> None:
   args = parser.parse_args()
   mergekit()
   sizes = [("135M", 1024, 4), ("0.5B", 2048, 4), ("2B", 2048, 15)]
+  results: dict[str, Any] = {"machine": {
+      "processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version(),
+      "numpy": np.__version__, "rounds": args.rounds}}
   with tempfile.TemporaryDirectory(dir=args.folder, prefix="merging-") as scratch:
     folder = Path(scratch)
-    results: dict[str, Any] = {"side by side": side_by_side(folder / "smollm2", args.rounds)}
-    results["growth"] = growth(folder, args.rounds, sizes[:2] if args.small else sizes)
-    results["memory"] = memory(folder)
-  results["machine"] = {
-      "processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version(),
-      "numpy": np.__version__, "rounds": args.rounds}
-  write_text(args.out, json.dumps(results, indent=1) + "\n")
+    parts: Mapping[str, Callable[[], Any]] = {
+        "side by side": lambda: side_by_side(folder / "smollm2", args.rounds),
+        "growth": lambda: growth(folder, args.rounds, sizes[:2] if args.small else sizes),
+        "memory": lambda: memory(folder),
+    }
+    for name, part in parts.items():
+      results[name] = part()
+      write_text(args.out, json.dumps(results, indent=1) + "\n")  # what is done is kept if the rest is stopped
   write_text(args.out.with_suffix(".md"), table(results))
   print(table(results))
 
