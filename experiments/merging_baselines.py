@@ -111,14 +111,17 @@ def run(config: Config) -> Result:
               load_neighbours(model, split, limit=n)) for split, n in sizes.items()
   }
 
-  def scores(params: Tree, split: str) -> np.ndarray:
+  def score(params: Tree, split: str, task: int) -> float:
     sentences, neighbours = held[split]
-    return np.array([*(rate(params, of) for of in sentences), find(params, neighbours)])
+    return rate(params, sentences[task]) if task < len(DOMAINS) else find(params, neighbours)
+
+  def scores(params: Tree, split: str) -> np.ndarray:
+    return np.array([score(params, split, task) for task in range(len(DOMAINS) + 1)])
 
   def one(seed: int) -> dict[str, Any]:
     # On the host: NumPy merges trees of this size several times as fast as JAX does without an accelerator.
     tuned = jax.device_get([*(experts(domain, seed) for domain in DOMAINS), retrieval_expert(experts, config, seed)])
-    own = {split: np.array([scores(t, split)[i] for i, t in enumerate(tuned)]) for split in sizes}
+    own = {split: np.array([score(t, split, i) for i, t in enumerate(tuned)]) for split in sizes}
     out: dict[str, Any] = {"experts": own["test"].tolist(), "base": scores(base, "test").tolist()}
     for name in merges:
       delta = merging.task_vector(MERGES[name](tuned, base, config.density, jax.random.key(seed)), base)
