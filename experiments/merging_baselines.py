@@ -1,7 +1,7 @@
 """Five fine-tunes of one encoder, merged by every method, with and without LiNeS: a table and a plot.
 
     jaxft run merging-baselines            about sixteen minutes on two cores, and six for the experts, once
-    jaxft run merging-baselines --smoke    seconds
+    jaxft run merging-baselines --smoke    about a minute
     python -m experiments.merging_baselines --report STEM      STEM.html and STEM.md from the committed result
 
 Five tasks on all-MiniLM-L6-v2: to rate the sentences of four domains (`experiments/sentiment_experts.py`), and to find

@@ -85,9 +85,10 @@ def apart(code):
   return done.stdout
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shards", [10**9, 1000])
-def test_processes_change_no_bit(shards, tmp_path):
-  family(tmp_path)
+def test_processes_change_no_bit(dtype, shards, tmp_path):
+  family(tmp_path, dtype=dtype, max_shard_bytes=shards)
   config = configure(tmp_path / "merge.yaml", recipe("dare_ties", per_model={"weight": [1.0] * 3, "density": [0.5] * 3}))
   for processes in (1, 3):
     apart(f"""
