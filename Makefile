@@ -15,8 +15,10 @@ test: $(VENV)/.parity
 	$(PY) -m pytest -n 2 --dist worksteal --durations 30 tests
 	$(PY) -m experiments.table --check
 
+# For a second interpreter: every contract, but of the experiments' smoke runs one for each kind of model.
 contracts: $(VENV)/.test
-	$(PY) -m pytest -n 2 --dist worksteal tests/contracts tests/transforms tests/losses tests/experiments
+	$(PY) -m pytest -n 2 --dist worksteal --durations 20 tests/contracts tests/experiments/test_contract.py \
+	  -k "not smoke_runs or gistembed or hft or yi or pleas"
 
 bench: $(VENV)/.parity
 	$(PY) -m benchmarks.run

@@ -54,7 +54,8 @@ class Config:
 
 
 SMOKE = Config(
-    length=8, sentences=4, steps=1, longer=2, batch_size=2, learning_rates=(1e-4,), test_sentences=8, seeds=(0, 1),
+    model="minilm-l6:4", length=8, sentences=4, steps=1, longer=2, batch_size=2, learning_rates=(1e-4,),
+    test_sentences=8, seeds=(0, 1),
     tuning_seeds=(100,))
 BASELINE, UNCORRECTED, LONGER = "Adam", "Adam without bias correction", "Adam, longer"
 TOOLS = ("frozen lower half", "layer-wise decay", "top re-initialized")

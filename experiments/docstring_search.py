@@ -5,6 +5,7 @@ never saw. Controls, which fine-tuning on the target should leave alone: retriev
 and predict the sentiment of sentences of four domains by a ridge probe on the frozen embeddings.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,10 +56,11 @@ class Evaluation(NamedTuple):
   sentiment: dict[str, tuple[tuple[list[str], np.ndarray], tuple[list[str], np.ndarray]]]
 
 
+@functools.cache
 def load_pairs(split: str) -> Pairs:
-  """Signatures with first sentences, from the packages of a split."""
+  """Signatures with first sentences, from the packages of a split; read once, as decoding them takes seconds."""
   records = source("docstrings", split)
-  rows = [records[i] for i in range(len(records))]
+  rows = records.__getitems__(range(len(records)))
   return Pairs([r["anchor"] for r in rows], [r["positive"] for r in rows], [r["package"] for r in rows])
 
 

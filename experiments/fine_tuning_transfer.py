@@ -50,7 +50,7 @@ class Config:
   tuning_seed: int = 100
 
 
-SMOKE = Config(steps=1, short=1, batch_size=4, learning_rates=(1e-4,), sentences=8, seeds=(0, 1))
+SMOKE = Config(model="minilm-l6:2", steps=1, short=1, batch_size=4, learning_rates=(1e-4,), sentences=8, seeds=(0, 1))
 
 FROZEN = "embed/**"
 BEFORE, METHOD, OLD, FULL, OTHER, SHUFFLED, APART, SHORT, CONTINUED = (

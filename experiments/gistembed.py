@@ -42,7 +42,8 @@ class Config:
 
 
 SMOKE = Config(
-    steps=2, batch_size=8, learning_rates=(1e-3,), temperatures=(0.05,), queries=8, probe=12, corpus=32,
+    model="minilm-l6:2", steps=2, batch_size=8, learning_rates=(1e-3,), temperatures=(0.05,), queries=8, probe=12,
+    corpus=32,
     seeds=(0, 1))
 ARMS = {"InfoNCE, unguided": False, "GIST": True}
 

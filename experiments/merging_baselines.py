@@ -129,8 +129,8 @@ def run(config: Config) -> Result:
       ways[name + WITH] = lambda s: merging.apply_task_vector(base, merging.lines(delta, alpha=s / 2, beta=s / 2))
       for arm, scaled in ways.items():
         grid = (1.0,) if name in UNSCALED else config.scales
-        found = {s: normalized_accuracy(scores(scaled(s), "validation"), own["validation"]) for s in grid}
-        best = max(found, key=found.get)
+        kept = lambda s: normalized_accuracy(scores(scaled(s), "validation"), own["validation"])
+        best = max(grid, key=kept) if len(grid) > 1 else grid[0]
         got = scores(scaled(best), "test")
         out[arm] = {"scale": best, "scores": got.tolist(), "normalized": normalized_accuracy(got, own["test"])}
     return out

@@ -58,7 +58,8 @@ class Config:
 
 
 SMOKE = Config(
-    runs=2, steps=1, batch_size=4, limit=8, sentences=4, test_sentences=4, shifted_sentences=2, soup_steps=1, seeds=(0, 1))
+    model="minilm-l6:2", runs=2, steps=1, batch_size=4, limit=8, sentences=4, test_sentences=4, shifted_sentences=2,
+    soup_steps=1, seeds=(0, 1))
 
 BEST, SINGLE, UNIFORM, GREEDY, RANDOM, LEARNED = (
     "best on validation", "mean of the runs", "uniform", "greedy", "greedy, random order", "learned")

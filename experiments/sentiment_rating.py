@@ -5,6 +5,7 @@ transfer, merging and forgetting as well. The head starts at zero, the same for 
 the encoder shares it. The score is Pearson's r between prediction and rating.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -41,10 +42,16 @@ class Sentences(NamedTuple):
     return len(self.ratings)
 
 
+@functools.cache
+def read_ratings(domain: str, split: str) -> list[dict[str, Any]]:
+  """All records of a split, read once: decoding them takes a second."""
+  records = source(f"sentiment/{domain}", split)
+  return records.__getitems__(range(len(records)))
+
+
 def load_sentences(model: Pretrained, domain: str, split: str, *, limit: int | None = None, length: int = 16) -> Sentences:
   """The sentences of a domain that fit into `length` tokens, whole; `limit` of them, spread evenly."""
-  records = source(f"sentiment/{domain}", split)
-  records = records.__getitems__(range(len(records)))
+  records = read_ratings(domain, split)
   sizes = [len(encoding.ids) for encoding in model.tokenizer.encode_batch([r["text"] for r in records])]
   records = [r for r, size in zip(records, sizes, strict=True) if size <= length]
   if limit is not None and limit < len(records):

@@ -52,7 +52,7 @@ class Config:
 
 
 SMOKE = Config(
-    length=8, steps=1, pairs=2, learning_rates=(1e-4,), queries=4, corpus=8, seeds=(0, 1))
+    model="minilm-l6:2", length=8, steps=1, pairs=2, learning_rates=(1e-4,), queries=4, corpus=8, seeds=(0, 1))
 BASELINE = "full"
 
 

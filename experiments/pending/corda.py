@@ -74,7 +74,8 @@ class Config:
 
 
 SMOKE = Config(
-    layers=(0,), matrices="**/attention/{key,value}/kernel", drops=(96,), calibration=(1, 16), held_out=(1, 8), rank=2,
+    model="minilm-l6:2", layers=(0,), matrices="**/attention/{key,value}/kernel", drops=(96,), calibration=(1, 16),
+    held_out=(1, 8), rank=2,
     context=8, steps=2, batch_size=2, validation=8, test=8, queries=8, learning_rates=(1e-3,), seeds=(0, 1))
 
 SELECT = "layers/**/kernel"

@@ -63,7 +63,8 @@ class Config:
 
 
 SMOKE = Config(
-    readout_sentences=24, shots=8, sentences=8, steps=2, batch_size=4, offset_rates=(3e-2,), bias_rates=(1e-2,),
+    model="minilm-l6:2", readout_sentences=24, shots=8, sentences=8, steps=2, batch_size=4, offset_rates=(3e-2,),
+    bias_rates=(1e-2,),
     lora_rates=(3e-3,), seeds=(0, 1))
 
 RANDOM, METHOD, OTHER, BIAS, LORA = (

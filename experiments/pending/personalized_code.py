@@ -68,7 +68,8 @@ class Config:
 
 
 SMOKE = Config(
-    projects=("chex", "grain"), length=6, base_steps=1, base_pairs=2, prefix_length=2, prefix_steps=1, train_pairs=2,
+    model="minilm-l6:2", projects=("chex", "grain"), length=6, base_steps=1, base_pairs=2, prefix_length=2,
+    prefix_steps=1, train_pairs=2,
     test_pairs=4, steps=1, pairs=2, rate_factors=(1.0,), tuning_projects=1, seeds=(0, 1))
 
 BASELINE, METHOD = "base", "custom: all weights"

@@ -54,7 +54,7 @@ class Config:
   tuning_seed: int = 100
 
 
-SMOKE = Config(steps=2, batch_size=4, sentences=8, learning_rates=(3e-3,), seeds=(0, 1))
+SMOKE = Config(model="minilm-l6:2", steps=2, batch_size=4, sentences=8, learning_rates=(3e-3,), seeds=(0, 1))
 
 BASELINE, PARALLEL, SCALED = "sequential, MLP", "parallel, MLP", "scaled parallel, MLP"
 ATTENTION, LORA, PREFIX = "scaled parallel, attention", "LoRA, queries and values", "prefix"

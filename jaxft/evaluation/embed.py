@@ -1,5 +1,6 @@
 """Embedding many texts of unequal lengths: sorted by length, cut into batches of a few static shapes."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ def embed_texts(
   """Embeds every text once, in the given order.
 
   Texts are sorted by length and padded to the next of 16, 24, 32, 48, 64, 96, ... tokens; the batch size of each length
-  is the power of two that holds about `tokens_per_batch` tokens, and the last batch of a length is padded with empty
-  rows, so `embed` compiles once per length, and the lengths are few.
+  is the power of two that holds about `tokens_per_batch` tokens, or all its texts where they are fewer, and the last
+  batch of a length is padded with empty rows, so `embed` compiles once per length, and the lengths are few.
 
   Args:
     embed: `(ids, mask) -> embeddings`; jit it, close over the params or pass a partial.
@@ -44,10 +45,11 @@ def embed_texts(
   order = sorted(range(len(encoded)), key=lambda i: width(encoded[i]))
   out: list[Any] = [None] * len(encoded)
   bar = tqdm(total=len(encoded), desc=progress, unit="text", disable=progress is None, leave=False)
+  texts_of = Counter(map(width, encoded))
   start = 0
   while start < len(order):
     time = width(encoded[order[start]])
-    size = 2 ** max(0, (tokens_per_batch // time).bit_length() - 1)
+    size = 2 ** min(max(0, (tokens_per_batch // time).bit_length() - 1), (texts_of[time] - 1).bit_length())
     rows = [i for i in order[start : start + size] if width(encoded[i]) == time]
     ids = np.zeros((size, time), np.int32)
     mask = np.zeros((size, time), np.int32)

@@ -1,4 +1,8 @@
-"""`load`: a pretrained model by the name of a preset, or from a folder or GGUF file of one's own."""
+"""`load`: a pretrained model by the name of a preset, or from a folder or GGUF file of one's own.
+
+    load("smollm2-135m")        the whole model
+    load("smollm2-135m:4")      its first four layers, for trying a script in seconds
+"""
 
 import dataclasses
 import os
@@ -8,6 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
+from jaxft.models.cut import cut_model
 from jaxft.models.gguf import open_gguf
 from jaxft.models.gguf_llama import load_gguf, tokenizer_of
 from jaxft.models.huggingface import load_directory
@@ -49,15 +54,19 @@ def load(name_or_path: str | os.PathLike, *, dtype: jnp.dtype = jnp.float32, sta
 
   Args:
     name_or_path: a preset (`jaxft.models.presets.PRESETS`, fetched on first use), a Hugging Face folder, a GGUF file.
+      A preset followed by `:N` has its first N layers alone, with the embeddings, final norm and head that it came with.
     dtype: of the params.
     stacked: layers along a leading axis, or one subtree per layer.
 
   Raises:
-    ValueError: it is neither a preset nor something that exists (the nearest presets are named), or the checkpoint is
-      corrupt or of a kind that is not supported.
+    ValueError: it is neither a preset nor something that exists (the nearest presets are named), N is no number of
+      layers that it has, or the checkpoint is corrupt or of a kind that is not supported.
     OSError: a preset cannot be fetched.
   """
   name, path = str(name_or_path), Path(name_or_path)
+  preset, colon, layers = name.partition(":")
+  if colon and preset in PRESETS:
+    return _first_layers(load(preset, dtype=dtype, stacked=stacked), layers)
   if name in PRESETS:
     path = fetch(name)
   elif not path.exists():
@@ -74,3 +83,14 @@ def load(name_or_path: str | os.PathLike, *, dtype: jnp.dtype = jnp.float32, sta
   # A position table bounds an encoder's input whatever a file beside it says.
   max_length = min(max_length or config.max_length, config.max_length)
   return Pretrained(name, params, config, tokenizer, chat_template, max_length)
+
+
+def _first_layers(model: Pretrained, layers: str) -> Pretrained:
+  """A model of the first layers of another."""
+  whole = model.config.num_layers
+  if not (layers.isascii() and layers.isdigit() and 1 <= int(layers) <= whole):
+    raise ValueError(f"{model.name!r} has {whole} layers: what follows the colon must lie in [1, {whole}]; got {layers!r}")
+  if int(layers) == whole:
+    return model
+  part, _ = cut_model(model.params, model.config, int(layers))
+  return dataclasses.replace(model, name=f"{model.name}:{layers}", params=part.params, config=part.config)

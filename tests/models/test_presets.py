@@ -95,3 +95,17 @@ def test_another_kind_of_file(tmp_path):
   (tmp_path / "x.bin").write_text("")
   with pytest.raises(ValueError, match="must be a preset, a Hugging Face folder or a .gguf file"):
     load(tmp_path / "x.bin")
+
+
+def test_the_first_layers_of_a_preset(minilm):
+  cut = load("minilm-l6:2")
+  assert (cut.name, cut.config.num_layers) == ("minilm-l6:2", 2) and cut.tokenizer is not None
+  jax.tree.map(np.testing.assert_array_equal, cut.params, {
+      **minilm.params, "layers": jax.tree.map(lambda x: x[:2], minilm.params["layers"])})
+  assert load("minilm-l6:6").name == "minilm-l6"
+
+
+@pytest.mark.parametrize("layers", ["0", "7", "-1", "two", ""])
+def test_layers_that_a_preset_lacks(layers):
+  with pytest.raises(ValueError, match=r"'minilm-l6' has 6 layers: what follows the colon must lie in \[1, 6\]"):
+    load(f"minilm-l6:{layers}")
