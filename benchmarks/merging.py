@@ -39,6 +39,7 @@ METHODS: Mapping[str, tuple[Mapping[str, float], bool]] = {  # parameters of eac
 }
 TARGETS = {"ties": 5.0, "della": 5.0, "linear": 3.0, "task_arithmetic": 3.0}
 RANDOM = ("della",)  # both sides draw numbers of their own
+PARTS = ("side by side", "growth", "memory")
 DISK_TARGET = 0.6  # of the disk's rate, for linear
 
 
@@ -50,24 +51,47 @@ def mergekit() -> str:
   return command
 
 
-def timed(command: Sequence[str]) -> dict[str, float]:
-  """Seconds and peak memory of a process."""
+def timed(command: Sequence[str]) -> float:
+  """Seconds of a process."""
+  start = time.perf_counter()
+  _run(command)
+  return time.perf_counter() - start
+
+
+def peak_memory(command: Sequence[str]) -> int:
+  """The most resident bytes of a process and all that it starts, each at its own peak: what they share counts twice."""
+  peaks: dict[int, int] = {}
+
+  def look(process: int) -> None:
+    for pid in _family(process):
+      peaks[pid] = max(peaks.get(pid, 0), _peak(pid))
+
+  _run(command, look)
+  return sum(peaks.values())
+
+
+def _run(command: Sequence[str], look: Callable[[int], None] | None = None) -> None:
   with open(os.devnull, "w") as nothing, tempfile.TemporaryFile("w+") as errors:
-    start = time.perf_counter()
     process = subprocess.Popen(command, stdout=nothing, stderr=errors, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    peak = 0
-    while process.poll() is None:
-      # Not the rusage of the child, which begins with the memory of this process.
-      peak = max(peak, _peak(process.pid))
+    while look is not None and process.poll() is None:
+      look(process.pid)
       time.sleep(0.005)
-    seconds = time.perf_counter() - start
-    if process.returncode:
+    if process.wait():
       errors.seek(0)
       sys.exit(f"benchmark: {' '.join(command)} failed: {errors.read()[-2000:]}")
-  return {"seconds": seconds, "peak_bytes": peak}
+
+
+def _family(pid: int) -> list[int]:
+  """A process and its descendants."""
+  try:
+    children = [int(n) for file in Path(f"/proc/{pid}/task").glob("*/children") for n in file.read_text().split()]
+  except OSError:  # it has ended
+    children = []
+  return [pid, *(found for child in children for found in _family(child))]
 
 
 def _peak(pid: int) -> int:
+  # The status of the process itself, not the rusage of a child, which begins with the memory of this process.
   try:
     status = Path(f"/proc/{pid}/status").read_text()
   except OSError:  # it has ended
@@ -76,12 +100,15 @@ def _peak(pid: int) -> int:
   return int(found[1]) * 1024 if found else 0
 
 
-def ours(config: Path, out: Path) -> dict[str, float]:
-  return timed([sys.executable, "-m", "jaxft.cli", "merge", str(config), "-o", str(out)])
+def ours(config: Path, out: Path) -> list[str]:
+  return [sys.executable, "-m", "jaxft.cli", "merge", str(config), "-o", str(out)]
 
 
-def theirs(config: Path, out: Path) -> dict[str, float]:
-  return timed([mergekit(), str(config), str(out)])
+def theirs(config: Path, out: Path) -> list[str]:
+  return [mergekit(), str(config), str(out)]
+
+
+SIDES: Mapping[str, Callable[[Path, Path], list[str]]] = {"jaxft": ours, "mergekit": theirs}
 
 
 def disk_seconds(files: Sequence[Path], written: int, scratch: Path) -> float:
@@ -162,25 +189,25 @@ def side_by_side(folder: Path, rounds: int) -> dict[str, Any]:
   """Each method by both programs in alternation, and the disk's seconds for the bytes of each method."""
   make_family(folder)
   results: dict[str, Any] = {}
-  sides: Mapping[str, Callable[[Path, Path], dict[str, float]]] = {"jaxft": ours, "mergekit": theirs}
   for method in METHODS:
     config = configure(folder / f"{method}.yaml", method, 3)
     names = ["m0", "m1", "m2", *(["base"] if METHODS[method][1] else [])]
     inputs = [folder / name / "model.safetensors" for name in names]
     written = 2 * inputs[0].stat().st_size
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    taken: dict[str, list[float]] = {name: [] for name in SIDES}
     disk = []
     for i in tqdm(range(rounds), desc=method, leave=False):
       disk.append(disk_seconds(inputs, written, folder))
-      for name in list(sides) if i % 2 == 0 else reversed(sides):
+      for name in list(SIDES) if i % 2 == 0 else reversed(SIDES):
         shutil.rmtree(folder / f"out-{name}", ignore_errors=True)
-        taken[name].append(sides[name](config, folder / f"out-{name}"))
+        taken[name].append(timed(SIDES[name](config, folder / f"out-{name}")))
     found = compare(folder / "out-jaxft", folder / "out-mergekit")
-    for name in sides:
+    for name in SIDES:
       shutil.rmtree(folder / f"out-{name}")
-    results[method] = {name: _median(runs) for name, runs in taken.items()} | {
+    results[method] = {name: {"seconds": statistics.median(runs)} for name, runs in taken.items()} | {
         "agreement": None if method in RANDOM else found,
         "disk_seconds": statistics.median(disk), "bytes": sum(f.stat().st_size for f in inputs) + written}
+  shutil.rmtree(folder)
   return results
 
 
@@ -204,36 +231,50 @@ def growth(folder: Path, rounds: int, sizes: Sequence[tuple[str, int, int]]) -> 
   for label, width, depth in sizes:
     place = folder / label
     parameters = make_synthetic(place, width=width, depth=depth, count=2)
-    config = configure(place / "linear.yaml", "linear", 2, "bfloat16")
+    command = ours(configure(place / "linear.yaml", "linear", 2, "bfloat16"), place / "out")
     files = [f for i in range(2) for f in (place / f"m{i}").glob("*.safetensors")]
     runs, disk = [], []
     for _ in tqdm(range(rounds), desc=label, leave=False):
       disk.append(disk_seconds(files, parameters * 2, folder))
-      runs.append(ours(config, place / "out"))
+      runs.append(timed(command))
       shutil.rmtree(place / "out")
-    leaf = 4 * 4 * width * width
-    rows.append({"label": label, "parameters": parameters, "bytes": 6 * parameters, "leaf_bytes": leaf,
-                 "disk_seconds": statistics.median(disk), **_median(runs)})
+    rows.append({"label": label, "parameters": parameters, "bytes": 6 * parameters, "leaf_bytes": _leaf_bytes(width),
+                 "disk_seconds": statistics.median(disk), "seconds": statistics.median(runs)})
     shutil.rmtree(place)
   return rows
 
 
-def memory(folder: Path) -> list[dict[str, Any]]:
-  """Peak memory of our TIES over depth and number of models, with leaves of one size."""
-  rows = []
-  for depth, count in ((2, 2), (8, 2), (2, 6)):
-    place = folder / f"memory-{depth}-{count}"
-    make_synthetic(place, width=1024, depth=depth, count=count)
-    (place / "m0").rename(place / "base")
-    shutil.copytree(place / "m1", place / "m0")
-    rows.append({"layers": depth, "models": count, "leaf_bytes": 4 * 4 * 1024 * 1024,
-                 **ours(configure(place / "ties.yaml", "ties", count), place / "out")})
+def memory(folder: Path, sizes: Sequence[tuple[str, int, int]]) -> dict[str, Any]:
+  """Peak memory, in runs of their own as looking at it takes time: of both sides, over size, and over depth and models."""
+  family = folder / "smollm2"
+  make_family(family)
+  sides: dict[str, Any] = {}
+  for method in tqdm(METHODS, desc="memory", leave=False):
+    config = configure(family / f"{method}.yaml", method, 3)
+    sides[method] = {name: peak_memory(side(config, family / f"out-{name}")) for name, side in SIDES.items()}
+    for name in SIDES:
+      shutil.rmtree(family / f"out-{name}")
+  shutil.rmtree(family)
+
+  def synthetic(method: str, width: int, depth: int, count: int) -> int:
+    place = folder / "synthetic"
+    make_synthetic(place, width=width, depth=depth, count=count)
+    if METHODS[method][1]:
+      (place / "m0").rename(place / "base")
+      shutil.copytree(place / "m1", place / "m0")
+    found = peak_memory(ours(configure(place / "merge.yaml", method, count, "bfloat16"), place / "out"))
     shutil.rmtree(place)
-  return rows
+    return found
+
+  grown = {label: synthetic("linear", width, depth, 2) for label, width, depth in sizes}
+  flat = [{"layers": depth, "models": count, "leaf_bytes": _leaf_bytes(1024),
+           "peak_bytes": synthetic("ties", 1024, depth, count)} for depth, count in ((2, 2), (8, 2), (2, 6))]
+  return {"side by side": sides, "growth": grown, "depth": flat}
 
 
-def _median(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-  return {"seconds": statistics.median(r["seconds"] for r in runs), "peak_bytes": max(r["peak_bytes"] for r in runs)}
+def _leaf_bytes(width: int) -> int:
+  """Of a matrix of `make_synthetic`, in float32."""
+  return 4 * 4 * width * width
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -242,9 +283,10 @@ def table(results: Mapping[str, Any]) -> str:
            "entries that differ, largest difference")]
   for method, row in results["side by side"].items():
     one, other = row["jaxft"], row["mergekit"]
+    peak = results["memory"]["side by side"][method]
     rows.append((
         method, f"{one['seconds']:.2f} s", f"{other['seconds']:.1f} s", f"{other['seconds'] / one['seconds']:.1f}x",
-        f"{TARGETS[method]:.0f}x", f"{one['peak_bytes'] / 1e9:.2f} / {other['peak_bytes'] / 1e9:.2f} GB",
+        f"{TARGETS[method]:.0f}x", f"{peak['jaxft'] / 1e9:.2f} / {peak['mergekit'] / 1e9:.2f} GB",
         f"{row['disk_seconds'] / one['seconds']:.0%}",
         "random" if (same := row["agreement"]) is None else
         f"{same['different']:.2%}, {same['largest_difference']:.0e} of the leaf's largest"))
@@ -252,18 +294,19 @@ def table(results: Mapping[str, Any]) -> str:
   for row in results["growth"]:
     grown.append((
         f"{row['parameters'] / 1e9:.2f} B", f"{row['seconds']:.2f}", f"{row['seconds'] / row['bytes'] * 1e9:.2f}",
-        f"{row['disk_seconds'] / row['seconds']:.0%}", f"{row['peak_bytes'] / 1e9:.2f} GB",
+        f"{row['disk_seconds'] / row['seconds']:.0%}", f"{results['memory']['growth'][row['label']] / 1e9:.2f} GB",
         f"{row['leaf_bytes'] / 1e6:.0f} MB"))
   flat = [("layers", "models", "peak memory", "largest leaf in float32")]
   flat += [(str(r["layers"]), str(r["models"]), f"{r['peak_bytes'] / 1e9:.2f} GB", f"{r['leaf_bytes'] / 1e6:.0f} MB")
-           for r in results["memory"]]
+           for r in results["memory"]["depth"]]
   machine = results["machine"]
   disk = results["side by side"]["linear"]
   return "\n".join([
       f"# Merging on {machine['cpus']} cores ({machine['processor']})", "",
       f"Made by `make bench-merging`: medians of {machine['rounds']} whole processes, alternating; three bfloat16 "
       "checkpoints of SmolLM2-135M onto a base, written in float32. The disk reads and writes "
-      f"{disk['bytes'] / disk['disk_seconds'] / 1e9:.2f} GB/s (target for linear: {DISK_TARGET:.0%}).", "",
+      f"{disk['bytes'] / disk['disk_seconds'] / 1e9:.2f} GB/s (target for linear: {DISK_TARGET:.0%}). Peak memory is the "
+      "sum over a program's processes, from runs of their own.", "",
       *_lines(rows), "", "Growth of our linear merge of two bfloat16 models to one:", "", *_lines(grown), "",
       "Our TIES, by depth and number of models:", "", *_lines(flat), ""])
 
@@ -278,21 +321,24 @@ def main() -> None:
   parser.add_argument("--small", action="store_true", help="leave out the largest models")
   parser.add_argument("--folder", type=Path, default=None, help="where to put checkpoints; default: the temporary folder")
   parser.add_argument("--out", type=Path, default=RESULTS / "merging.json")
+  parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others stay as the file has them")
   args = parser.parse_args()
   mergekit()
   sizes = [("135M", 1024, 4), ("0.5B", 2048, 4), ("2B", 2048, 15)]
-  results: dict[str, Any] = {"machine": {
+  sizes = sizes[:2] if args.small else sizes
+  results: dict[str, Any] = {} if set(args.parts) == set(PARTS) else json.loads(args.out.read_text())
+  results["machine"] = {
       "processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version(),
-      "numpy": np.__version__, "rounds": args.rounds}}
+      "numpy": np.__version__, "rounds": args.rounds}
   with tempfile.TemporaryDirectory(dir=args.folder, prefix="merging-") as scratch:
     folder = Path(scratch)
     parts: Mapping[str, Callable[[], Any]] = {
         "side by side": lambda: side_by_side(folder / "smollm2", args.rounds),
-        "growth": lambda: growth(folder, args.rounds, sizes[:2] if args.small else sizes),
-        "memory": lambda: memory(folder),
+        "growth": lambda: growth(folder, args.rounds, sizes),
+        "memory": lambda: memory(folder, sizes),
     }
-    for name, part in parts.items():
-      results[name] = part()
+    for name in args.parts:
+      results[name] = parts[name]()
       write_text(args.out, json.dumps(results, indent=1) + "\n")  # what is done is kept if the rest is stopped
   write_text(args.out.with_suffix(".md"), table(results))
   print(table(results))
