@@ -43,8 +43,7 @@ class Config:
 
 SMOKE = Config(
     model="minilm-l6:2", steps=2, batch_size=8, learning_rates=(1e-3,), temperatures=(0.05,), queries=8, probe=12,
-    corpus=32,
-    seeds=(0, 1))
+    corpus=32, seeds=(0, 1))
 ARMS = {"InfoNCE, unguided": False, "GIST": True}
 
 
