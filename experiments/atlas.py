@@ -136,8 +136,9 @@ def run(config: Config) -> Result:
             for arm in (MEAN, *tuners)}
   arms = {arm: Arm(arm, v, {"learning_rate": rates[arm]} if arm in rates else {}) for arm, v in values.items()}
   supports, conclusion = conclude(arms)
-  sizes = {arm: count(jax.eval_shape(combination(arm, [jax.tree.map(
-      lambda x: x, experts.base)] * BANK).split, jax.random.key(0), experts.base)[1]) for arm in COMBINED}
+  trained = lambda arm: jax.eval_shape(
+      combination(arm, [experts.base] * BANK).split, jax.random.key(0), experts.base)[1]
+  sizes = {arm: count(trained(arm)) for arm in COMBINED}
   result = Result(
       slug="atlas", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric=f"Pearson's r on a new domain after {config.labels} labels, mean over the domains, test",

@@ -33,3 +33,37 @@ def test_a_step_faults_little_in_anew():
   if not kept:
     pytest.skip("an accelerator is here, or no glibc")
   assert faults < 0.5 * page_faults("leave")[1]
+
+
+BLOCKS = """
+import resource, sys
+from jaxft.host_memory import keep_freed_blocks
+kept = sys.argv[1] == "keep" and keep_freed_blocks()
+import numpy as np
+
+def take(size):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  np.empty(size, np.uint8)[::4096] = 1
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+  return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) * 1024
+
+take(1 << 21)
+again = take(1 << 21)
+before = resident()
+take(1 << 24), take(1 << 24)
+print(kept, again, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_blocks_of_a_merge_are_kept_and_larger_leaves_go_back():
+  run = lambda mode: subprocess.run(
+      [sys.executable, "-c", BLOCKS, mode], check=True, capture_output=True, text=True).stdout.split()
+  kept, again, more = run("keep")
+  if kept != "True":
+    pytest.skip("no glibc")
+  assert int(again) == 0 and int(more) < 1 << 22
+  _, again, more = run("leave")  # glibc's own limit rises with what is freed
+  assert int(again) > 0 or int(more) > 1 << 22, "the setting changes nothing"
