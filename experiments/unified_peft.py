@@ -1,6 +1,6 @@
 """A unified view of PEFT: at one budget, which of the adapter's design choices count, and does mixing the best win?
 
-    jaxft run unified-peft            about six minutes on two cores
+    jaxft run unified-peft            about twenty minutes on one core
     jaxft run unified-peft --smoke    seconds
 
 all-MiniLM-L6-v2 learns to rate sentences (`experiments/sentiment_rating.py`) by adapters of 73,728 numbers each, 0.7%
