@@ -1,4 +1,4 @@
-"""Generated text in several languages, which are substitutions of its letters into alphabets of their own.
+"""Generated text in several languages, which are substitutions of its letters into alphabets that share few or none.
 
 What differs between two languages is all that a model sees and nothing that it could learn: a test of transfer between
 languages with raw text in both and labels in one.
@@ -37,10 +37,13 @@ class Text:
     good: see above.
     length: letters of a sentence.
     masked: share of letters that are hidden.
+    shared: the last letters, which all languages write alike: what a model can align them by. None of them has a label.
   """
 
-  def __init__(self, seed: int, *, letters: int, good: int, length: int, masked: float):
-    self._rng = np.random.default_rng(seed)
+  def __init__(self, seed: int, *, letters: int, good: int, length: int, masked: float, shared: int = 0):
+    if not 0 <= shared <= letters - 2 * good:
+      raise ValueError(f"shared must lie in [0, {letters - 2 * good}], the letters without a label; got {shared}")
+    self._rng, self._shared = np.random.default_rng(seed), shared
     self.letters, self.good, self.length, self.share = letters, good, length, masked
     table = np.full((letters, letters), 0.02)
     for row in table:
@@ -57,7 +60,8 @@ class Text:
 
   def written(self, letters: Int[np.ndarray, "... time"], language: Any) -> Int[np.ndarray, "... time"]:
     """The letters as ids of a language, or of one for each sentence `[..., 1]`."""
-    return (1 + self.letters * np.asarray(language) + letters).astype(np.int32)
+    own = np.where(letters < self.letters - self._shared, self.letters * np.asarray(language), 0)
+    return (1 + own + letters).astype(np.int32)
 
   def masked(self, shape: tuple[int, ...], languages: Any) -> Masked:
     """Sentences with hidden letters, at least one in each; `languages` as of `written`."""

@@ -1,11 +1,11 @@
 """LT-SFT: is a task learnt in one language used in another by adding the sparse differences of the two?
 
-    jaxft run composable-sparse            about four minutes on two cores
+    jaxft run composable-sparse            about a quarter of an hour on one core
     jaxft run composable-sparse --smoke    seconds
 
-Languages are letter substitutions of one generated text, each into an alphabet of its own, so that they differ in all
-that a model sees and in nothing that it could learn. The base model, an encoder of two layers, predicts masked letters
-in a mixture: much of language A, the source, little of B, the target, and a third one. The task is to say whether a
+Languages are letter substitutions of one generated text, each into an alphabet of its own but for the letters without
+a label, which all write alike: as numbers and names do, they let a model align the languages. The base model, an encoder of two layers, predicts masked letters
+in a mixture: much of language A, the source, some of B, the target, and of a third one. The task is to say whether a
 sentence has more good letters than bad ones, with labels in A alone; of B there is raw text.
 
 A language's difference comes from predicting masked letters in its text, with the output matrix a frozen copy; the
@@ -51,9 +51,10 @@ class Config:
   num_layers: int = 2
   letters: int = 24
   good: int = 8  # letters, and as many bad ones
+  shared: int = 8  # letters that all languages write alike
   length: int = 16
   masked: float = 0.25
-  shares: tuple[float, ...] = (0.6, 0.05, 0.35)  # of the base model's text: A, B, another
+  shares: tuple[float, ...] = (0.6, 0.2, 0.2)  # of the base model's text: A, B, another
   base_steps: int = 1000
   base_rate: float = 3e-3
   language_steps: int = 300
@@ -69,8 +70,8 @@ class Config:
 
 
 SMOKE = Config(
-    dim=8, num_layers=1, letters=6, good=2, length=6, base_steps=2, language_steps=2, task_steps=2, batch_size=4,
-    densities=(0.2,), learning_rates=(2e-3,), held_out=16, seeds=(0, 1))
+    dim=8, num_layers=1, letters=6, good=2, shared=2, length=6, base_steps=2, language_steps=2, task_steps=2,
+    batch_size=4, densities=(0.2,), learning_rates=(2e-3,), held_out=16, seeds=(0, 1))
 
 SOURCE, TARGET = 0, 1
 BASELINE, METHOD, RANDOM, DENSE = "task alone", "LT-SFT", "random entries", "dense"
@@ -172,7 +173,8 @@ class World:
 
   def __init__(self, config: Config, seed: int):
     self.config, self._key = config, jax.random.key(seed)
-    text = Text(seed, letters=config.letters, good=config.good, length=config.length, masked=config.masked)
+    text = Text(seed, letters=config.letters, good=config.good, length=config.length, masked=config.masked,
+                shared=config.shared)
     steps, batch = config.language_steps, config.batch_size
     start = encoder.init(self._key, shape_of(config), stddev=0.1)
     start["head"] = {"kernel": jnp.zeros((config.dim, 2)), "bias": jnp.zeros(2)}
