@@ -72,7 +72,7 @@ class Config:
 
 
 SMOKE = Config(
-    model="minilm-l6:2", length=8, sentences=4, steps=2, search_steps=1, batch_size=2, learning_rates=(1e-3,),
+    model="minilm-l6:4", length=8, sentences=4, steps=2, search_steps=1, batch_size=2, learning_rates=(1e-3,),
     importance_batches=1,
     ratings=4, pairs=3, probe_fit=4, probe=2, seeds=(0, 1))
 BASELINE, METHOD, COARSE, GRADIENT = "full", "update mask", "best node", "gradient mask"

@@ -1,6 +1,6 @@
 """Personalized models for code: what does a search model gain from one project's own pairs, and what does it cost?
 
-    jaxft run personalized-code            about five minutes on two cores
+    jaxft run personalized-code            about a quarter of an hour on one core
     jaxft run personalized-code --smoke    seconds
 
 The paper personalizes a generator of unit tests to one Java project at a time. Here a project is an installed package
@@ -69,8 +69,7 @@ class Config:
 
 SMOKE = Config(
     model="minilm-l6:2", projects=("chex", "grain"), length=6, base_steps=1, base_pairs=2, prefix_length=2,
-    prefix_steps=1, train_pairs=2,
-    test_pairs=4, steps=1, pairs=2, rate_factors=(1.0,), tuning_projects=1, seeds=(0, 1))
+    prefix_steps=1, train_pairs=2, test_pairs=4, steps=1, pairs=2, rate_factors=(1.0,), tuning_projects=1, seeds=(0, 1))
 
 BASELINE, METHOD = "base", "custom: all weights"
 EMBEDDINGS, BLOCK, PREFIX, LORA = "embeddings only", "last block", "prefix", "LoRA"
