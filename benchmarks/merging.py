@@ -326,10 +326,15 @@ def main() -> None:
   mergekit()
   sizes = [("135M", 1024, 4), ("0.5B", 2048, 4), ("2B", 2048, 15)]
   sizes = sizes[:2] if args.small else sizes
-  results: dict[str, Any] = {} if set(args.parts) == set(PARTS) else json.loads(args.out.read_text())
-  results["machine"] = {
-      "processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version(),
-      "numpy": np.__version__, "rounds": args.rounds}
+  results: dict[str, Any] = {}
+  if set(args.parts) != set(PARTS):
+    if not args.out.exists():
+      parser.error(f"--parts must name all of {', '.join(PARTS)} where {args.out} does not exist yet")
+    results = json.loads(args.out.read_text())
+  if "side by side" in args.parts:  # what the table says of the machine is said of these times
+    results["machine"] = {
+        "processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version(),
+        "numpy": np.__version__, "rounds": args.rounds}
   with tempfile.TemporaryDirectory(dir=args.folder, prefix="merging-") as scratch:
     folder = Path(scratch)
     parts: Mapping[str, Callable[[], Any]] = {

@@ -5,9 +5,8 @@ never saw. Controls, which fine-tuning on the target should leave alone: retriev
 and predict the sentiment of sentences of four domains by a ridge probe on the frozen embeddings.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +55,7 @@ class Evaluation(NamedTuple):
   sentiment: dict[str, tuple[tuple[list[str], np.ndarray], tuple[list[str], np.ndarray]]]
 
 
-@functools.cache
+@cache
 def load_pairs(split: str) -> Pairs:
   """Signatures with first sentences, from the packages of a split; read once, as decoding them takes seconds."""
   records = source("docstrings", split)

@@ -63,8 +63,7 @@ class Config:
 
 SMOKE = Config(
     model="minilm-l6:2", length=8, steps=2, batch_size=2, ranks=(1, 4), factors=(0.5,), full_rates=(1e-3,),
-    lora_rates=(1e-1,),
-    matrices="layers/attention/query/kernel", sentences=4, pairs=2, seeds=(0, 1))
+    lora_rates=(1e-1,), matrices="layers/attention/query/kernel", sentences=4, pairs=2, seeds=(0, 1))
 
 FULL = "full"
 EPS = 0.5  # the source's threshold

@@ -67,8 +67,7 @@ class Protocol:
 
 SMOKE = {
     "model": "minilm-l6:2", "steps": 2, "batch_size": 2, "multiples": (1.0,), "validation": 4, "test": 4,
-    "elsewhere": 2, "queries": 4,
-    "seeds": (0, 1)}
+    "elsewhere": 2, "queries": 4, "seeds": (0, 1)}
 
 
 class Method(NamedTuple):

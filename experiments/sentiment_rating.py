@@ -5,8 +5,8 @@ transfer, merging and forgetting as well. The head starts at zero, the same for 
 the encoder shares it. The score is Pearson's r between prediction and rating.
 """
 
-import functools
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,7 @@ class Sentences(NamedTuple):
     return len(self.ratings)
 
 
-@functools.cache
+@cache
 def read_ratings(domain: str, split: str) -> list[dict[str, Any]]:
   """All records of a split, read once: decoding them takes a second."""
   records = source(f"sentiment/{domain}", split)

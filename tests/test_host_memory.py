@@ -1,5 +1,6 @@
 """What a step frees stays with the process: measured in processes of their own, as the setting is for good."""
 
+import platform
 import subprocess
 import sys
 
@@ -22,9 +23,13 @@ print(kept, min(taken))
 """
 
 
+def printed(code: str, mode: str) -> list[str]:
+  return subprocess.run([sys.executable, "-c", code, mode], check=True, capture_output=True, text=True).stdout.split()
+
+
 def page_faults(mode: str) -> tuple[bool, int]:
-  out = subprocess.run([sys.executable, "-c", CODE, mode], check=True, capture_output=True, text=True).stdout.split()
-  return out[0] == "True", int(out[1])
+  kept, faults = printed(CODE, mode)
+  return kept == "True", int(faults)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
@@ -57,13 +62,9 @@ print(kept, again, resident() - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_blocks_of_a_merge_are_kept_and_larger_leaves_go_back():
-  run = lambda mode: subprocess.run(
-      [sys.executable, "-c", BLOCKS, mode], check=True, capture_output=True, text=True).stdout.split()
-  kept, again, more = run("keep")
-  if kept != "True":
-    pytest.skip("no glibc")
-  assert int(again) == 0 and int(more) < 1 << 22
-  _, again, more = run("leave")  # glibc's own limit rises with what is freed
+  kept, again, more = printed(BLOCKS, "keep")
+  assert kept == "True" and int(again) == 0 and int(more) < 1 << 22
+  _, again, more = printed(BLOCKS, "leave")  # glibc's own limit rises with what is freed
   assert int(again) > 0 or int(more) > 1 << 22, "the setting changes nothing"
