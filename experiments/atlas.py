@@ -148,8 +148,7 @@ def run(config: Config) -> Result:
           "validation": validation, "trained_numbers": sizes,
           "by_target": {t: {arm: float(np.mean([runs[t, s][arm] for s in config.seeds])) for arm in values}
                         for t in config.targets},
-          "aTLAS_against": {arm: dataclasses.asdict(paired_test(np.array(values[ATLAS]), np.array(v)))
-                            for arm, v in values.items() if arm != ATLAS},
+          "aTLAS_against": {arm: paired_test(values[ATLAS], v) for arm, v in values.items() if arm != ATLAS},
       })
   ledger.clear()
   return result
@@ -161,16 +160,14 @@ def conclude(arms: dict[str, Arm]) -> tuple[str, str]:
   "true": aTLAS is better than isotropic coefficients and than random bases (both p < 0.05). "partly": better than one
   of the two, and not worse than the other (p < 0.05). Else "false".
   """
-  test = lambda other: paired_test(np.array(arms[ATLAS].values), np.array(arms[other].values))
-  say = lambda t: f"{t.mean_difference:+.4f} (p = {t.p_value:.2g})"
-  sign = lambda t: int(np.sign(t.mean_difference)) if t.p_value < 0.05 else 0
+  test = lambda other: paired_test(arms[ATLAS].values, arms[other].values)
   isotropic, random, mean, full = (test(other) for other in (ISOTROPIC, RANDOM, MEAN, FULL))
   sentence = (
-      f"aTLAS differs by {say(isotropic)} from isotropic coefficients, by {say(random)} from random bases, by "
-      f"{say(mean)} from the bank's mean, which has seen no label, and by {say(full)} from full fine-tuning on the "
+      f"aTLAS differs by {isotropic} from isotropic coefficients, by {random} from random bases, by "
+      f"{mean} from the bank's mean, which has seen no label, and by {full} from full fine-tuning on the "
       f"same labels.")
-  signs = (sign(isotropic), sign(random))
-  if sign(mean) < 1:
+  signs = (isotropic.sign, random.sign)
+  if mean.sign < 1:
     rate = lambda arm: f"{arms[arm].settings['learning_rate']:g}"
     sentence += (
         f" Validation chose rates of {rate(ATLAS)} for aTLAS and {rate(RANDOM)} for random bases: of the experts of four "

@@ -24,9 +24,10 @@ import numpy as np
 import optax
 
 from experiments import sentiment_rating as task
-from experiments.tuner import Tuner, adamw, choose_rate, warmup_linear
+from experiments.sweep import sweep
+from experiments.tuner import Tuner, adamw, warmup_linear
 from jaxft.analysis import seed_stability
-from jaxft.evaluation import paired_test
+from jaxft.evaluation import PairedTest, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
@@ -47,7 +48,7 @@ class Config:
   frozen_layers: int = 3
   decay: float = 0.8
   fresh_layers: int = 1
-  learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+  learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
   test_sentences: int = 108
   seeds: tuple[int, ...] = tuple(range(8))
   tuning_seeds: tuple[int, ...] = (100,)
@@ -106,9 +107,10 @@ def run(config: Config) -> Result:
   ledger = Ledger("biomedical-finetuning", config)
   model = load(config.model)
   sentences = lambda split, limit: task.load_sentences(model, config.domain, split, limit=limit, length=config.length)
-  train, validation = sentences("train", config.sentences), sentences("validation", config.test_sentences)
-  test = sentences("test", config.test_sentences)
-  score = task.Scorer(model, batch_size=max(len(validation), len(test)))
+  train = sentences("train", config.sentences)
+  splits = {split: sentences(split, config.test_sentences) for split in ("validation", "test")}
+  test = splits["test"]
+  score = task.Scorer(model, batch_size=max(map(len, splits.values())))
   objective = task.objective(model)
   highest = max(config.learning_rates)
 
@@ -116,18 +118,16 @@ def run(config: Config) -> Result:
   for arm, way in ways(config, task.with_head(model.params)).items():
     tuner = Tuner(objective, way.transform, steps=way.steps, optimizer=way.optimizer)
 
-    def learn(rate: float, seed: int, data: task.Sentences) -> float:
+    def learn(rate: float, seed: int, split: str) -> float:
       head, fresh = jax.random.split(jax.random.key(seed))
       params = way.start(fresh, with_random_head(head, model.params))
       batches = task.draw_batches(train, steps=way.steps, batch_size=config.batch_size, seed=seed)
-      return score(way.plain(tuner(params, batches, rate=rate, seed=seed)), data)
+      return score(way.plain(tuner(params, batches, rate=rate, seed=seed)), splits[split])
 
-    rates[arm], tuning[arm] = choose_rate(config.learning_rates, lambda rate: np.mean([
-        ledger(f"{arm}, {rate}, tuning seed {seed}", lambda: learn(rate, seed, validation))
-        for seed in config.tuning_seeds]))
-    at = lambda rate: [
-        ledger(f"{arm}, {rate}, seed {seed}", lambda: learn(rate, seed, test)) for seed in config.seeds]
-    r[arm], high[arm] = at(rates[arm]), at(highest)
+    rates[arm], tuning[arm], r[arm] = sweep(
+        ledger, arm, config.learning_rates, learn, tuning_seeds=config.tuning_seeds, seeds=config.seeds)
+    high[arm] = r[arm] if rates[arm] == highest else [
+        ledger(f"{arm}, highest, seed {seed}", lambda: learn(highest, seed, "test")) for seed in config.seeds]
 
   method = max(TOOLS, key=lambda arm: max(tuning[arm].values()))
   chance = 1.645 / np.sqrt(len(test))
@@ -152,7 +152,7 @@ def run(config: Config) -> Result:
       })
 
 
-def spread_test(a: list[float], b: list[float]) -> Any:
+def spread_test(a: list[float], b: list[float]) -> PairedTest:
   """Paired comparison of the distances from the median: whether a is less stable than b (Brown and Forsythe 1974)."""
   distance = lambda x: np.abs(np.array(x) - np.median(x))
   return paired_test(distance(a), distance(b))
@@ -161,8 +161,8 @@ def spread_test(a: list[float], b: list[float]) -> Any:
 def against(scores: dict[str, list[float]]) -> dict[str, Any]:
   """Each arm against Adam: the difference of the scores and of their distances from the median."""
   return {
-      arm: {"mean": dataclasses.asdict(paired_test(np.array(of), np.array(scores[BASELINE]))),
-            "spread": dataclasses.asdict(spread_test(of, scores[BASELINE]))}
+      arm: {"mean": paired_test(of, scores[BASELINE]),
+            "spread": spread_test(of, scores[BASELINE])}
       for arm, of in scores.items() if arm != BASELINE}
 
 
@@ -176,9 +176,8 @@ def conclude(
   highest rate. Else "false".
   """
   def helps(scores: dict[str, list[float]], arm: str, other: str = BASELINE) -> bool:
-    mean, spread = paired_test(np.array(scores[arm]), np.array(scores[other])), spread_test(scores[arm], scores[other])
-    up, down = (mean.p_value < 0.05 and sign * mean.mean_difference > 0 for sign in (1, -1))
-    return up or (spread.p_value < 0.05 and spread.mean_difference < 0 and not down)
+    mean, spread = paired_test(scores[arm], scores[other]), spread_test(scores[arm], scores[other])
+    return mean.sign > 0 or (spread.sign < 0 and mean.sign >= 0)
 
   def say(scores: dict[str, list[float]], arm: str) -> str:
     s = seed_stability(scores[arm], chance=chance)

@@ -125,8 +125,7 @@ def run(config: Config) -> Result:
           "by_domain": {d: {name: float(np.mean([row[j][name] for row in runs])) for name in runs[0][0]
                             if not name.startswith("bits")} for j, d in enumerate(config.domains)},
           "against_16_bits": {
-              a.name: dataclasses.asdict(paired_test(np.array(a.values), np.array(whole.values)))
-              for a in (method, baseline, *arms.values())},
+              a.name: paired_test(a.values, whole.values) for a in (method, baseline, *arms.values())},
       })
   ledger.clear()
   return result
@@ -147,18 +146,15 @@ def conclude(
   "true": at the chosen density ComPEFT is better than both prunings (p < 0.05) and not worse than 16 bits (p < 0.05).
   "partly": one of the two. Else "false".
   """
-  test = lambda other: paired_test(np.array(method.values), np.array(other.values))
-  say = lambda t: f"{t.mean_difference:+.4f} (p = {t.p_value:.2g})"
-  better = lambda t: t.mean_difference > 0 and t.p_value < 0.05
-  worse = lambda t: t.mean_difference < 0 and t.p_value < 0.05
+  test = lambda other: paired_test(method.values, other.values)
   against = {a.name: test(a) for a in (whole, baseline, pruned, stc)}
   sentence = (
       f"{method.name} with alpha {method.settings['alpha']:g}, {bits['dense_bits'] / bits['file_bits']:.1f} times "
       f"smaller on disk than 16 bits ({bits['file_bits'] / bits['size']:.3f} bits an entry, entropy "
       f"{bits['entropy_bits'] / bits['size']:.3f}), differs by " + ", ".join(
-          f"{say(t)} from {name}" for name, t in against.items()) + ".")
-  holds = not worse(against[whole.name])
-  wins = better(against[baseline.name]) and better(against[pruned.name])
+          f"{t} from {name}" for name, t in against.items()) + ".")
+  holds = against[whole.name].sign >= 0
+  wins = against[baseline.name].sign > 0 and against[pruned.name].sign > 0
   return ("true" if wins and holds else "partly" if wins or holds else "false"), sentence
 
 

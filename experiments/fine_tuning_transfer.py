@@ -29,7 +29,7 @@ from experiments.sentiment_rating import (
 )
 from experiments.tuner import Tuner, choose_rate
 from jaxft.analysis import barrier, delta_similarity, linear_path
-from jaxft.evaluation import paired_test
+from jaxft.evaluation import PairedTest, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
@@ -118,7 +118,7 @@ def run(config: Config) -> Result:
 
   runs = [ledger(f"seed {seed}", lambda: one(seed)) for seed in config.seeds]
   values = {arm: np.array([r["r"][arm] for r in runs]) for arm in runs[0]["r"]}
-  against = lambda a, b: dataclasses.asdict(paired_test(values[a], values[b]))
+  against = lambda a, b: paired_test(values[a], values[b])
   tests = {
       "gain": against(METHOD, BEFORE), "of_full": against(METHOD, FULL), "other_task": against(METHOD, OTHER),
       "shuffled": against(METHOD, SHUFFLED), "apart": against(APART, METHOD), "short": against(CONTINUED, SHORT),
@@ -138,30 +138,27 @@ def run(config: Config) -> Result:
   return result
 
 
-def conclude(values: dict[str, np.ndarray], tests: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[str, str]:
+def conclude(values: dict[str, np.ndarray], tests: dict[str, PairedTest], runs: list[dict[str, Any]]) -> tuple[str, str]:
   """Whether the paper is supported, by a rule, and the sentence that says so.
 
   "true": the update gains over version 2 (p < 0.05), and more than the shuffled one does (p < 0.05), and a short
   fine-tuning from the sum is not worse than from version 2. "partly": one of the first two. Else "false".
   """
-  up = lambda name: tests[name]["mean_difference"] > 0 and tests[name]["p_value"] < 0.05
-  down = lambda name: tests[name]["mean_difference"] < 0 and tests[name]["p_value"] < 0.05
-  say = lambda name: f"{tests[name]['mean_difference']:+.4f} (p = {tests[name]['p_value']:.2g})"
   share = float(np.mean(values[METHOD] - values[BEFORE]) / np.mean(values[FULL] - values[BEFORE]))
   cosine = float(np.mean([r["update_cosine"] for r in runs]))
   sentence = (
-      f"The old version's update changes r of version 2 by {say('gain')}, {share:.0%} of what fine-tuning it gains; "
-      f"against fine-tuning it lacks {say('of_full')}. The update beats its own shuffled entries by {say('shuffled')} "
-      f"and the update of another task by {say('other_task')}; on a base trained apart it differs by {say('apart')}. A "
-      f"short fine-tuning from the sum differs from one from version 2 by {say('short')}. The updates of the two versions "
-      f"have a cosine of {cosine:.2f}.")
-  if not up("gain"):
+      f"The old version's update changes r of version 2 by {tests['gain']}, {share:.0%} of what fine-tuning it gains; "
+      f"against fine-tuning it lacks {tests['of_full']}. The update beats its own shuffled entries by "
+      f"{tests['shuffled']} and the update of another task by {tests['other_task']}; on a base trained apart it differs "
+      f"by {tests['apart']}. A short fine-tuning from the sum differs from one from version 2 by {tests['short']}. The "
+      f"updates of the two versions have a cosine of {cosine:.2f}.")
+  if tests["gain"].sign < 1:
     sentence += (
         f" Version 2 starts {values[FULL].mean() - values[BEFORE].mean():.3f} below its own fine-tuning, as all domains "
         "are ratings of sentences: little is left to transfer, and that little is of the size of the noise of a seed.")
-  if up("gain") and up("shuffled"):
-    return ("partly" if down("short") else "true"), sentence
-  return ("partly" if up("gain") or up("shuffled") else "false"), sentence
+  if tests["gain"].sign > 0 and tests["shuffled"].sign > 0:
+    return ("partly" if tests["short"].sign < 0 else "true"), sentence
+  return ("partly" if tests["gain"].sign > 0 or tests["shuffled"].sign > 0 else "false"), sentence
 
 
 EXPERIMENT = Experiment(

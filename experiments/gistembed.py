@@ -21,7 +21,7 @@ from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
 from jaxft.evaluation.uncertainty import paired_test
 from jaxft.losses import contrastive_blocks, false_negative_mask
-from jaxft.models import Pretrained, load
+from jaxft.models import load
 from jaxft.transforms import lora
 
 
@@ -103,12 +103,12 @@ def run(config: Config) -> Result:
 
 def conclude(baseline: Arm, method: Arm, before: task.Scores) -> tuple[str, str]:
   """Whether the paper is supported, and the sentence that says so."""
-  test = paired_test(np.array(method.values), np.array(baseline.values))
+  test = paired_test(method.values, baseline.values)
   sentence = (
-      f"GIST changes test nDCG@10 by {test.mean_difference:+.4f} (p = {test.p_value:.2g}) over the unguided loss; the "
+      f"GIST changes test nDCG@10 by {test} over the unguided loss; the "
       f"pretrained model, which is the guide, has {before.ndcg:.4f}.")
   if test.mean_difference > 0:
-    return ("true" if test.p_value < 0.05 else "partly"), sentence
+    return ("true" if test.sign > 0 else "partly"), sentence
   if before.ndcg < baseline.mean:
     sentence += (
         " The paper's guide is stronger than its student; this one is weaker than what it guides becomes, so that hard"

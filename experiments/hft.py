@@ -30,7 +30,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.data import source
-from jaxft.evaluation import backward_transfer, overall_performance, paired_test
+from jaxft.evaluation import PairedTest, backward_transfer, overall_performance, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.result import Arm, Result
 from jaxft.merging import reset
@@ -312,13 +312,12 @@ def mean_of(runs: list[Scores]) -> dict[str, float]:
   return dict(zip(Scores._fields, np.mean(runs, axis=0).tolist()))
 
 
-def compare(runs: list[Scores], others: list[Scores]) -> dict[str, dict[str, Any]]:
+def compare(runs: list[Scores], others: list[Scores]) -> dict[str, PairedTest]:
   """A paired test of each score."""
-  return {name: dataclasses.asdict(paired_test(np.array(a), np.array(b)))
-          for name, a, b in zip(Scores._fields, zip(*runs), zip(*others))}
+  return {name: paired_test(a, b) for name, a, b in zip(Scores._fields, zip(*runs), zip(*others))}
 
 
-def against_full(scores: dict[str, list[Scores]]) -> dict[str, Any]:
+def against_full(scores: dict[str, list[Scores]]) -> dict[str, dict[str, PairedTest]]:
   """Paired tests of each arm against full tuning."""
   return {arm: compare(of, scores[BASELINE]) for arm, of in scores.items() if arm != BASELINE}
 
@@ -334,19 +333,15 @@ def conclude(
   """
   tests = {"tuned": compare(tuned[METHOD], tuned[BASELINE]), "shared": compare(shared[METHOD], shared[BASELINE])}
 
-  def sign(test: dict[str, Any]) -> int:
-    return int(np.sign(test["mean_difference"])) if test["p_value"] < 0.05 else 0
-
-  signs = {rates: (sign(of["op"]), sign(of["bwt"])) for rates, of in tests.items()}
+  signs = {rates: (of["op"].sign, of["bwt"].sign) for rates, of in tests.items()}
   op = {arm: mean_of(tuned[arm])["op"] for arm in (METHOD, *OTHERS[:2])}
   best = max(op, key=op.get)
-  say = lambda test: f"{test['mean_difference']:+.4f} (p = {test['p_value']:.2g})"
-  both = lambda of: f"OP by {say(of['op'])}, BWT by {say(of['bwt'])} and accuracy on the base task by {say(of['base'])}"
+  both = lambda of: f"OP by {of['op']}, BWT by {of['bwt']} and accuracy on the base task by {of['base']}"
   sentence = (
       f"At rates tuned for each arm category-level HFT changes {both(tests['tuned'])} over full tuning; at the rate "
       f"that full tuning chose, {both(tests['shared'])}. "
       f"Of the granularities {best.removeprefix('HFT, ')} has the highest OP.")
-  if rates[METHOD] > rates[BASELINE] and sign(tests["shared"]["base"]) > 0 >= sign(tests["tuned"]["base"]):
+  if rates[METHOD] > rates[BASELINE] and tests["shared"]["base"].sign > 0 >= tests["tuned"]["base"].sign:
     sentence += (
         f" At one rate the frozen half keeps the base, as the paper says; to learn the tasks with half of the weights "
         f"HFT takes a larger rate, {rates[METHOD]:g} for {rates[BASELINE]:g}, which loses that again.")

@@ -28,7 +28,7 @@ from jaxtyping import Float
 
 from experiments.digits_views import Images, Params, accuracy, finetune, init, load_images, pretrain, seen
 from jaxft.analysis import intrinsic_dimension
-from jaxft.evaluation import paired_test
+from jaxft.evaluation import PairedTest, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.result import Arm, Result
 from jaxft.transforms import ParamTransform, dense_projection, materialize, random_subspace
@@ -182,9 +182,9 @@ def run(config: Config) -> Result:
       })
 
 
-def compare(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+def compare(a: np.ndarray, b: np.ndarray) -> PairedTest:
   """A paired test of log2 d90: differences are in octaves."""
-  return dataclasses.asdict(paired_test(np.log2(a), np.log2(b)))
+  return paired_test(np.log2(a), np.log2(b))
 
 
 def conclude(d90: dict[str, np.ndarray], did: Curves) -> tuple[str, str]:
@@ -193,9 +193,9 @@ def conclude(d90: dict[str, np.ndarray], did: Curves) -> tuple[str, str]:
   "true": in all three subspaces (p < 0.05). "partly": by DID with Fastfood alone. Else "false".
   """
   tests = {name: compare(of[2], of[0]) for name, of in d90.items()}
-  lower = {name: t["mean_difference"] < 0 and t["p_value"] < 0.05 for name, t in tests.items()}
+  lower = {name: t.sign < 0 for name, t in tests.items()}
   middle = {name: 2 ** np.log2(of).mean(axis=1) for name, of in d90.items()}
-  say = lambda name: " to ".join(f"{d:.0f}" for d in middle[name]) + f" (p = {tests[name]['p_value']:.2g})"
+  say = lambda name: " to ".join(f"{d:.0f}" for d in middle[name]) + f" (p = {tests[name].p_value:.2g})"
   gains = {d: float((scores[2] - scores[0]).mean()) for d, scores in did.by_d.items()}
   most = max(gains, key=gains.get)
   said = compare(d90[SAID][2], d90[DID][2])
@@ -203,7 +203,7 @@ def conclude(d90: dict[str, np.ndarray], did: Curves) -> tuple[str, str]:
       f"From no pretraining over a hundredth of it to all of it, d90 goes from {say(DID)} by DID, {say(SAID)} by SAID "
       f"and {say(DENSE)} by a dense projection; on the view far from pretraining from {say(FAR)}. Pretraining gains "
       f"most accuracy at d = {most}, {gains[most]:+.3f}. A scale for each tensor changes the pretrained d90 by a "
-      f"factor of {2 ** said['mean_difference']:.2f} (p = {said['p_value']:.2g}).")
+      f"factor of {2 ** said.mean_difference:.2f} (p = {said.p_value:.2g}).")
   if all(lower[name] for name in SUBSPACES):
     return "true", sentence
   return ("partly" if lower[DID] else "false"), sentence

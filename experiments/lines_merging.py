@@ -100,7 +100,7 @@ def run(config: Config) -> Result:
   arms = {
       name: Arm(name, tuple(of.tolist()), {"chosen": [r[name]["chosen"] for r in runs]}) for name, of in values.items()}
   tests = {
-      method: {other: dataclasses.asdict(paired_test(values[f"{method}, {LINES}"], values[f"{method}, {other}"]))
+      method: {other: paired_test(values[f"{method}, {LINES}"], values[f"{method}, {other}"])
                for other in (UNIFORM, REVERSED)} for method in ("task arithmetic", "TIES")}
   supports, conclusion = conclude(values, tests)
   result = Result(
@@ -119,11 +119,10 @@ def run(config: Config) -> Result:
 
 def conclude(values: dict[str, np.ndarray], tests: dict[str, Any]) -> tuple[str, str]:
   """"true": LiNeS beats one factor with both merges (p < 0.05); "partly": with one of them and loses with none."""
-  sign = {m: int(np.sign(t[UNIFORM]["mean_difference"])) * (t[UNIFORM]["p_value"] < 0.05) for m, t in tests.items()}
-  say = lambda t: f"{t['mean_difference']:+.4f} (p = {t['p_value']:.2g})"
+  sign = {m: t[UNIFORM].sign for m, t in tests.items()}
   lines_of = lambda m: (
       f"{m}: {values[f'{m}, {UNIFORM}'].mean():.4f} by one factor, {values[f'{m}, {LINES}'].mean():.4f} by LiNeS, "
-      f"{say(tests[m][UNIFORM])}; against the reversed schedule {say(tests[m][REVERSED])}")
+      f"{tests[m][UNIFORM]}; against the reversed schedule {tests[m][REVERSED]}")
   sentence = "Share of the experts' r that the merged model keeps. " + "; ".join(map(lines_of, tests)) + "."
   if max(sign.values()) < 1 and values[f"task arithmetic, {UNIFORM}"].mean() > 1:
     sentence += (

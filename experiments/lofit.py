@@ -13,7 +13,7 @@ heads. Step 2 starts from the pretrained model and trains an offset of each of t
 - LoRA of rank 1 on queries and values, 48 times the numbers.
 
 A seed draws the sentences, batches, random heads and starts, the same for all arms. All arms have as many steps and
-as many learning rates to choose from, by Pearson's r on validation sentences of editorials. Offsets are scored after
+as many learning rates to choose from, by Pearson's r on validation sentences of editorials, mean of two tuning seeds. Offsets are scored after
 they were merged into the output projection's bias. Heads lie in the params, so that one program serves all choices.
 """
 
@@ -29,9 +29,10 @@ from jaxtyping import Int
 from experiments.sentiment_rating import (
     SCALE, Scorer, Sentences, draw_batches, load_sentences, objective, with_head,
 )
-from experiments.tuner import Tuner, choose_rate
+from experiments.sweep import sweep
+from experiments.tuner import Tuner
 from jaxft.adapters import Adapter, head_offsets, head_scales, head_scores, merge_head_offsets, top_heads
-from jaxft.evaluation import fit_ridge, paired_test
+from jaxft.evaluation import PairedTest, fit_ridge, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
@@ -55,16 +56,16 @@ class Config:
   heads: int = 6
   penalty: float = 1e-3  # on the sum of |A|
   scale_rate: float = 5e-3
-  offset_rates: tuple[float, ...] = (1e-2, 3e-2, 1e-1)
-  bias_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
-  lora_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+  offset_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+  bias_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+  lora_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-  tuning_seed: int = 100
+  tuning_seeds: tuple[int, ...] = (100, 101)
 
 
 SMOKE = Config(
     model="minilm-l6:2", readout_sentences=24, shots=8, sentences=8, steps=2, batch_size=4, offset_rates=(3e-2,),
-    bias_rates=(1e-2,), lora_rates=(3e-3,), seeds=(0, 1))
+    bias_rates=(1e-2,), lora_rates=(3e-3,), seeds=(0, 1), tuning_seeds=(100,))
 
 RANDOM, METHOD, OTHER, BIAS, LORA = (
     "random heads", "LoFiT", "heads of another domain", "bias of all output projections", "LoRA, rank 1")
@@ -154,15 +155,13 @@ def run(config: Config) -> Result:
     trained = {"offsets": tuned.pop("edits")["offsets"]}
     return score(merge_head_offsets(tuned, model.config, method.edits(trained)), splits[split])
 
-  values, rates, tuning = {}, {}, {}
+  rates, tuning, values = {}, {}, {}
   grids = dict.fromkeys(OFFSETS, config.offset_rates) | {BIAS: config.bias_rates, LORA: config.lora_rates}
   for arm, grid in grids.items():
-    rates[arm], tuning[arm] = choose_rate(grid, lambda rate: ledger(
-        f"{arm}, tune {rate}", lambda: learn(arm, rate, config.tuning_seed, "validation")))
-    values[arm] = [ledger(f"{arm}, seed {s}", lambda: learn(arm, rates[arm], s, "test")) for s in config.seeds]
+    rates[arm], tuning[arm], values[arm] = sweep(
+        ledger, arm, grid, partial(learn, arm), tuning_seeds=config.tuning_seeds, seeds=config.seeds)
 
-  compare = lambda other: dataclasses.asdict(paired_test(np.array(values[METHOD]), np.array(values[other])))
-  tests = {other: compare(other) for other in grids if other != METHOD}
+  tests = {other: paired_test(values[METHOD], values[other]) for other in grids if other != METHOD}
   before = score(params, splits["test"])
   numbers = {arm: config.heads * model.config.dim // model.config.num_heads for arm in OFFSETS} | {
       BIAS: model.config.num_layers * model.config.dim,
@@ -196,7 +195,7 @@ def overlaps(chosen: dict[str, list[list[list[int]]]]) -> dict[str, float]:
 
 
 def conclude(
-    tests: dict[str, dict[str, Any]], values: dict[str, list[float]], before: float, numbers: dict[str, int],
+    tests: dict[str, PairedTest], values: dict[str, list[float]], before: float, numbers: dict[str, int],
     shared: dict[str, float],
 ) -> tuple[str, str]:
   """Whether the paper is supported, by a rule, and the sentence that says so.
@@ -204,14 +203,12 @@ def conclude(
   "true": better than random heads (p < 0.05). "partly": not so, but above the model before and not worse than LoRA
   (p < 0.05). Else "false".
   """
-  sign = lambda test: int(np.sign(test["mean_difference"])) if test["p_value"] < 0.05 else 0
-  say = lambda arm: f"{tests[arm]['mean_difference']:+.4f} (p = {tests[arm]['p_value']:.2g})"
   mean = float(np.mean(values[METHOD]))
-  supports = "true" if sign(tests[RANDOM]) > 0 else "partly" if mean > before and sign(tests[LORA]) >= 0 else "false"
+  supports = "true" if tests[RANDOM].sign > 0 else "partly" if mean > before and tests[LORA].sign >= 0 else "false"
   sentence = (
       f"From r = {before:.4f} before, offsets on LoFiT's heads ({numbers[METHOD]} numbers) reach {mean:.4f}: "
-      f"{say(RANDOM)} against random heads, {say(OTHER)} against the heads of another domain, {say(BIAS)} against "
-      f"biases of all output projections ({numbers[BIAS]:,} numbers) and {say(LORA)} against LoRA "
+      f"{tests[RANDOM]} against random heads, {tests[OTHER]} against the heads of another domain, {tests[BIAS]} against "
+      f"biases of all output projections ({numbers[BIAS]:,} numbers) and {tests[LORA]} against LoRA "
       f"({numbers[LORA]:,}). Step 1 finds {shared['between seeds']:.1f} heads again from seed to seed and "
       f"{shared['between domains']:.1f} in both domains, where chance gives {shared['between random ones']:.1f}.")
   return supports, sentence

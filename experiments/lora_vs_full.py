@@ -11,7 +11,8 @@ Spectra: intruder dimensions among the ten leading singular vectors on the side 
 source's threshold of 0.5 and at others, and the effective rank of the update. Forgetting is measured as in the paper,
 by the loss of pretraining on text that tuning has nothing to do with: MiniLM was pretrained to tell the partner of a
 sentence from those of others at a scale of 20; here the partner is the next sentence of a news editorial. At last the
-singular values of intruders are scaled by 0.75, 0.5 and 0 after training.
+singular values of intruders are scaled by 0.75, 0.5 and 0 after training. `experiments/intruder_dimensions.py` has the
+spectra of a tuning that goes further.
 """
 
 import dataclasses
@@ -22,14 +23,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from experiments import sentiment_rating as task
 from experiments.tuner import Tuner, choose_rate
 from jaxft.analysis import effective_rank, singular_overlap
 from jaxft.data import source
 from jaxft.data.tokenization import tokenize_texts
-from jaxft.evaluation import paired_test, retrieval_metrics
+from jaxft.evaluation import PairedTest, paired_test, retrieval_metrics
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
@@ -219,21 +220,16 @@ def run(config: Config) -> Result:
           "mitigation_against_none": {f: compare(of, edited["1"]) for f, of in edited.items() if f != "1"},
           "scores_against_full": {arm: compare(of, scores[FULL]) for arm, of in scores.items() if arm != FULL},
           "spectra_against_full": {
-              arm: {name: against([getattr(s, name) for s in of], [getattr(s, name) for s in found[FULL]])
+              arm: {name: paired_test([getattr(s, name) for s in of], [getattr(s, name) for s in found[FULL]])
                     for name in ("with_intruders", "lowest", "effective_rank", "change")}
               for arm, of in found.items() if arm != FULL},
           "runs": runs,
       })
 
 
-def against(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-  """A paired test over the seeds."""
-  return dataclasses.asdict(paired_test(np.array(a), np.array(b)))
-
-
-def compare(a: list[Scores], b: list[Scores]) -> dict[str, Any]:
+def compare(a: list[Scores], b: list[Scores]) -> dict[str, PairedTest]:
   """Paired tests of each score."""
-  return {name: against(x, y) for name, x, y in zip(Scores._fields, zip(*a), zip(*b))}
+  return {name: paired_test(x, y) for name, x, y in zip(Scores._fields, zip(*a), zip(*b))}
 
 
 def conclude(
@@ -248,14 +244,13 @@ def conclude(
   at = config.thresholds.index(EPS)
   count = {arm: [s.intruders[at] for s in of] for arm, of in found.items()}
   low = [f"LoRA, rank {r}" for r in config.ranks if r <= 16]
-  significant = lambda test, sign: sign * test["mean_difference"] > 0 and test["p_value"] < 0.05
-  more = all(significant(against(count[arm], count[FULL]), 1) for arm in low)
+  more = all(paired_test(count[arm], count[FULL]).sign > 0 for arm in low)
   rank = {arm: [s.effective_rank for s in of] for arm, of in found.items()}
-  lower = all(significant(against(rank[arm], rank[FULL]), -1) for arm in low)
+  lower = all(paired_test(rank[arm], rank[FULL]).sign < 0 for arm in low)
   loss = lambda factor: [s.loss for s in edited[factor]]
   factors = [f for f in edited if f != "1"]
   mild, hardest = factors[0], factors[-1]
-  recovered = any(significant(against(loss(f), loss("1")), -1) for f in factors)
+  recovered = any(paired_test(loss(f), loss("1")).sign < 0 for f in factors)
   mean = lambda values: float(np.mean(values))
   listed = lambda of, form: ", ".join(f"{format(mean(v), form)} ({arm})" for arm, v in of.items())
   forgot = {arm: [s.loss - before.loss for s in of] for arm, of in scores.items()}

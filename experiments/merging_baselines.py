@@ -139,7 +139,7 @@ def run(config: Config) -> Result:
   names = [name for name in runs[0] if name not in ("experts", "base")]
   values = {name: np.array([r[name]["normalized"] for r in runs]) for name in names}
   arms = {name: Arm(name, tuple(v.tolist()), {"scale": [r[name]["scale"] for r in runs]}) for name, v in values.items()}
-  test = lambda a, b: dataclasses.asdict(paired_test(values[a], values[b]))
+  test = lambda a, b: paired_test(values[a], values[b])
   against = {name: test(name, BASELINE) for name in merges if name != BASELINE}
   depth = {name: test(name + WITH, name) for name in merges}
   supports, conclusion = conclude(values, against, depth)
@@ -161,14 +161,13 @@ def run(config: Config) -> Result:
 def conclude(values: dict[str, np.ndarray], against: dict[str, Any], depth: dict[str, Any]) -> tuple[str, str]:
   """"true": TIES beats task arithmetic (p < 0.05); "partly": some method does. Else "false"."""
   # The average is task arithmetic at one scale of the grid: what rounding alone tells apart is equal.
-  up = lambda t: t["mean_difference"] > 1e-6 and t["p_value"] < 0.05
-  say = lambda t: f"{t['mean_difference']:+.4f} (p = {t['p_value']:.2g})"
+  up = lambda t: t.mean_difference > 1e-6 and t.p_value < 0.05
   better = [name for name, t in against.items() if up(t)]
   helped = [name for name, t in depth.items() if up(t)]
   ranked = sorted((n for n in values if WITH not in n), key=lambda n: -values[n].mean())
   sentence = (
       "Share of the experts' scores kept: " + "; ".join(f"{n} {values[n].mean():.3f}" for n in ranked) +
-      f". TIES differs from task arithmetic by {say(against[METHOD])}; better than it (p < 0.05): "
+      f". TIES differs from task arithmetic by {against[METHOD]}; better than it (p < 0.05): "
       f"{', '.join(better) or 'none'}. LiNeS raises (p < 0.05): {', '.join(helped) or 'none'}.")
   if METHOD not in better and values["average"].mean() > 0.95:
     sentence += (

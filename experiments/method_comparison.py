@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -23,11 +22,12 @@ from experiments.next_sentence import Finder, load_neighbours
 from experiments.sentiment_rating import (
     DOMAINS, Scorer, Sentences, draw_batches, head_apart, load_sentences, objective, with_head,
 )
-from experiments.tuner import Tuner, choose_rate
+from experiments.sweep import sweep
+from experiments.tuner import Tuner
 from jaxft.adapters import Adapter, save_peft, save_peft_prompt
 from jaxft.analysis import training_cost
 from jaxft.evaluation.ledger import Ledger
-from jaxft.models import Pretrained, load
+from jaxft.models import Pretrained
 from jaxft.models.safetensors import save_file
 from jaxft.transforms import ParamTransform, chain, count, train
 
@@ -160,21 +160,17 @@ def compare(protocol: Protocol, model: Pretrained, methods: Mapping[str, Method]
         objective(model, adapter=adapter), method.transform, steps=protocol.steps,
         optimizer=head_apart(protocol.head_rate))
 
-    def tuned(rate: float, seed: int) -> Any:
+    def measure(rate: float, seed: int, split: str) -> float | Scores:
       batches = draw_batches(data, steps=protocol.steps, batch_size=protocol.batch_size, seed=seed)
-      return tuner(start(params, method, seed), batches, rate=rate, seed=seed)
-
-    def measure(rate: float, seed: int) -> Scores:
-      checkpoint = tuned(rate, seed)
-      return Scores(
+      checkpoint = tuner(start(params, method, seed), batches, rate=rate, seed=seed)
+      return score(checkpoint, validation) if split == "validation" else Scores(
           score(checkpoint, test), float(np.mean([score(checkpoint, of) for of in others])),
           find(checkpoint, neighbours))
 
     grid = [method.rate * multiple for multiple in protocol.multiples] if method.rate else [0.0]
-    found.rates[name], found.validation[name] = choose_rate(grid, lambda rate: ledger(
-        f"{name}, tune {rate:g}", lambda: score(tuned(rate, protocol.tuning_seed), validation)))
-    found.scores[name] = [
-        Scores(*ledger(f"{name}, seed {seed}", lambda: measure(found.rates[name], seed))) for seed in protocol.seeds]
+    found.rates[name], found.validation[name], runs = sweep(
+        ledger, name, grid, measure, tuning_seeds=(protocol.tuning_seed,), seeds=protocol.seeds)
+    found.scores[name] = [Scores(*run) for run in runs]
     found.costs[name] = costs_of(method, model, data[: protocol.batch_size])
   return found
 

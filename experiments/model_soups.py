@@ -22,7 +22,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -149,16 +148,11 @@ def run(config: Config) -> Result:
       conclusion=conclusion,
       details={
           "shift": shift, "runs": runs,
-          "greedy_against": {name: {"test": compare(column(GREEDY, "test"), column(name, "test")),
-                                    "shift": compare(shift[GREEDY], shift[name])} for name in names if name != GREEDY},
+          "greedy_against": {name: {"test": paired_test(column(GREEDY, "test"), column(name, "test")),
+                                    "shift": paired_test(shift[GREEDY], shift[name])} for name in names if name != GREEDY},
       })
   ledger.clear()
   return result
-
-
-def compare(a: tuple[float, ...], b: tuple[float, ...]) -> dict[str, Any]:
-  """A paired test over the seeds."""
-  return dataclasses.asdict(paired_test(np.array(a), np.array(b)))
 
 
 def conclude(arms: dict[str, Arm], shift: dict[str, tuple[float, ...]], taken: list[list[int]]) -> tuple[str, str]:
@@ -167,20 +161,18 @@ def conclude(arms: dict[str, Arm], shift: dict[str, tuple[float, ...]], taken: l
   "true": the greedy soup is better than the best run on the domain or under shift (p < 0.05), and worse on neither.
   "partly": it is worse on neither, and the greedy or the uniform soup is better than the mean of the runs (p < 0.05).
   """
-  say = lambda t: f"{t['mean_difference']:+.4f} (p = {t['p_value']:.2g})"
-  sign = lambda t: int(np.sign(t["mean_difference"])) if t["p_value"] < 0.05 else 0
-  own = lambda a, b: compare(arms[a].values, arms[b].values)
-  beyond = lambda a, b: compare(shift[a], shift[b])
-  both = lambda a, b: f"{say(own(a, b))} on the domain and {say(beyond(a, b))} under shift"
+  own = lambda a, b: paired_test(arms[a].values, arms[b].values)
+  beyond = lambda a, b: paired_test(shift[a], shift[b])
+  both = lambda a, b: f"{own(a, b)} on the domain and {beyond(a, b)} under shift"
   sizes = np.mean([len(t) for t in taken])
   sentence = (
       f"The greedy soup, of {sizes:.1f} runs in the mean, differs from the best run by {both(GREEDY, BEST)}, from the mean "
       f"of the runs by {both(GREEDY, SINGLE)}; the uniform soup from the best run by {both(UNIFORM, BEST)}, and from the "
       f"ensemble by {both(UNIFORM, ENSEMBLE)}.")
-  signs = (sign(own(GREEDY, BEST)), sign(beyond(GREEDY, BEST)))
+  signs = (own(GREEDY, BEST).sign, beyond(GREEDY, BEST).sign)
   if max(signs) == 1 and min(signs) >= 0:
     return "true", sentence
-  gains = [sign(f(soup, SINGLE)) for f in (own, beyond) for soup in (GREEDY, UNIFORM)]
+  gains = [f(soup, SINGLE).sign for f in (own, beyond) for soup in (GREEDY, UNIFORM)]
   return ("partly" if min(signs) >= 0 and max(gains) == 1 else "false"), sentence
 
 

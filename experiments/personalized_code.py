@@ -264,9 +264,9 @@ def run(config: Config) -> Result:
   costs[EMBEDDINGS]["bytes_of_the_rows_in_use"] = float(np.mean(own_tokens)) * model.config.dim * 4
   by_seed = {arm: np.mean(of, axis=1) for arm, of in mrr.items()}
   by_project = {arm: np.mean(of, axis=0) for arm, of in mrr.items()}
-  counts = {arm: dataclasses.asdict(paired_comparison(of, by_project[BASELINE]))
+  counts = {arm: paired_comparison(of, by_project[BASELINE])
             for arm, of in by_project.items() if arm != BASELINE}
-  against = {arm: {other: dataclasses.asdict(paired_test(by_seed[arm], by_seed[other])) for other in (BASELINE, METHOD)}
+  against = {arm: {other: paired_test(by_seed[arm], by_seed[other]) for other in (BASELINE, METHOD)}
              for arm in mrr}
   arms = {arm: Arm(arm, tuple(of.tolist()), {"learning_rate": rates[arm]} if arm in rates else {})
           for arm, of in by_seed.items()}
@@ -305,12 +305,11 @@ def conclude(
   is better than the base. Else "false".
   """
   def better(arm: str, other: str) -> bool:
-    return against[arm][other]["mean_difference"] > 0 and against[arm][other]["p_value"] < 0.05
+    return against[arm][other].sign > 0
 
   personal = list(counts)
   say = lambda arm: (
-      f"{arm} {against[arm][BASELINE]['mean_difference']:+.4f} (p = {against[arm][BASELINE]['p_value']:.2g}; "
-      f"{counts[arm]['wins']} wins, {counts[arm]['ties']} ties, {counts[arm]['losses']} losses; "
+      f"{arm} {against[arm][BASELINE]}; {counts[arm].wins} wins, {counts[arm].ties} ties, {counts[arm].losses} losses; "
       f"{costs[arm]['flops_per_step'] / costs[METHOD]['flops_per_step']:.0%} of custom's operations, "
       f"{costs[arm]['bytes_per_project'] / 2**20:.2f} MiB)")
   sentence = (

@@ -174,7 +174,7 @@ def run(config: Config) -> Result:
         values[setting].setdefault(arm, []).append(score(setting, params, "test"))
       alone[setting].append([score(setting, params, "test") for params in (own.a, own.b)])
   tests = {
-      setting: {arm: dataclasses.asdict(paired_test(np.array(of[METHOD]), np.array(of[arm])))
+      setting: {arm: paired_test(of[METHOD], of[arm])
                 for arm in (MEAN, WEIGHTS, BASELINE, REGMEAN, REGMEAN_MATCHED, FREE)}
       for setting, of in values.items()
   }
@@ -199,17 +199,16 @@ def run(config: Config) -> Result:
 
 def conclude(values: dict[str, Any], tests: dict[str, Any]) -> tuple[str, str]:
   """"true": PLeaS beats re-basin and both RegMeans (p < 0.05) in both settings; "partly": re-basin in one of them."""
-  beats = lambda setting, arm: tests[setting][arm]["mean_difference"] > 0 and tests[setting][arm]["p_value"] < 0.05
+  beats = lambda setting, arm: tests[setting][arm].sign > 0
   mean = lambda setting, arm: f"{np.mean(values[setting][arm]):.3f}"
   line = lambda setting: "; ".join(
       f"{arm} {mean(setting, arm)}" for arm in (MEAN, BASELINE, REGMEAN, REGMEAN_MATCHED, METHOD, FREE))
-  say = lambda t: f"{t['mean_difference']:+.4f} (p = {t['p_value']:.2g})"
   sizes = [arm for arm in values[FIRST] if arm.startswith("PLeaS, ")]
   grown = "; ".join(f"{arm.removeprefix('PLeaS, ')} {mean(SECOND, arm)}" for arm in sizes)
   sentence = (
-      f"One domain: {line(FIRST)}; PLeaS against re-basin {say(tests[FIRST][BASELINE])}. Two domains: {line(SECOND)}; "
-      f"PLeaS against re-basin {say(tests[SECOND][BASELINE])}, against RegMean as the units stand "
-      f"{say(tests[SECOND][REGMEAN])}. With more units kept apart, two domains: {grown}.")
+      f"One domain: {line(FIRST)}; PLeaS against re-basin {tests[FIRST][BASELINE]}. Two domains: {line(SECOND)}; "
+      f"PLeaS against re-basin {tests[SECOND][BASELINE]}, against RegMean as the units stand "
+      f"{tests[SECOND][REGMEAN]}. With more units kept apart, two domains: {grown}.")
   everything = all(beats(s, arm) for s in SETTINGS for arm in (BASELINE, REGMEAN, REGMEAN_MATCHED))
   some = any(beats(s, BASELINE) for s in SETTINGS)
   return ("true" if everything else "partly" if some else "false"), sentence

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from experiments.digits_views import (
     Gradient, Images, Params, accuracy, few_shot, fit, load_images, logits, pretrain, seen,
 )
-from jaxft.evaluation import paired_test
+from jaxft.evaluation import PairedTest, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.result import Arm, Result
 from jaxft.losses import sum_of_norms
@@ -201,10 +201,9 @@ def means(front: Front) -> dict[str, Any]:
   return {name: np.mean(x, axis=0).tolist() for name, x in zip(FIELDS, front)}
 
 
-def both(a: Front, b: Front) -> dict[str, Any]:
+def both(a: Front, b: Front) -> dict[str, PairedTest]:
   """Paired tests of both accuracies."""
-  return {"target": dataclasses.asdict(paired_test(a.target, b.target)),
-          "original": dataclasses.asdict(paired_test(a.original, b.original))}
+  return {"target": paired_test(a.target, b.target), "original": paired_test(a.original, b.original)}
 
 
 def conclude(
@@ -215,22 +214,19 @@ def conclude(
   "true": lambda 1 keeps more of the original domain than lambda 0 (p < 0.05) and its target accuracy is not lower
   (p < 0.05). "partly": it keeps more, at a target that is lower. Else "false".
   """
-  say = lambda test: f"{test['mean_difference']:+.4f} (p = {test['p_value']:.2g})"
   tests = both(matched[shots][STRONG], matched[shots][PLAIN])
   open_ = both(best[shots][STRONG], best[shots][PLAIN])
   full_ = both(matched[shots][PLAIN], matched[shots][FULL])
   plain, strong = matched[shots][PLAIN], matched[shots][STRONG]
   sentence = (
       f"Masks alone take mirrored digits from {frozen:.3f} to {plain.target.mean():.3f} at {shots} shots by deleting "
-      f"{plain.deleted.mean():.1%} of the weights, against full fine-tuning {say(full_['target'])} on the target and "
-      f"{say(full_['original'])} on the original domain. Gradient dropout at lambda 1 deletes "
-      f"{strong.deleted.mean():.1%} and changes the original domain by {say(tests['original'])} and the target by "
-      f"{say(tests['target'])} at the matched rates; at the rates best for the target by {say(open_['original'])} and "
-      f"{say(open_['target'])}.")
-  higher = tests["original"]["mean_difference"] > 0 and tests["original"]["p_value"] < 0.05
-  lower = tests["target"]["mean_difference"] < 0 and tests["target"]["p_value"] < 0.05
-  if higher:
-    return ("partly" if lower else "true"), sentence
+      f"{plain.deleted.mean():.1%} of the weights, against full fine-tuning {full_['target']} on the target and "
+      f"{full_['original']} on the original domain. Gradient dropout at lambda 1 deletes "
+      f"{strong.deleted.mean():.1%} and changes the original domain by {tests['original']} and the target by "
+      f"{tests['target']} at the matched rates; at the rates best for the target by {open_['original']} and "
+      f"{open_['target']}.")
+  if tests["original"].sign > 0:
+    return ("partly" if tests["target"].sign < 0 else "true"), sentence
   return "false", sentence
 
 

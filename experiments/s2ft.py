@@ -33,9 +33,10 @@ import numpy as np
 from experiments.sentiment_rating import (
     DOMAINS, Scorer, Sentences, draw_batches, head_apart, load_sentences, objective, with_head,
 )
-from experiments.tuner import Tuner, adamw, choose_rate
+from experiments.sweep import sweep
+from experiments.tuner import Tuner, adamw
 from jaxft.analysis import training_cost
-from jaxft.evaluation import paired_test
+from jaxft.evaluation import PairedTest, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
@@ -56,7 +57,7 @@ class Config:
   channels: int = 32
   rank: int = 4
   head_rate: float = 3e-3
-  learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+  learning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
   full_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
   tuning_seeds: tuple[int, ...] = (100, 101)
@@ -141,32 +142,28 @@ def run(config: Config) -> Result:
   model = load(config.model)
   params, score = with_head(model.params), Scorer(model)
   data = load_sentences(model, config.source, "train")
-  validation = load_sentences(model, config.source, "validation", limit=config.sentences)
-  test = {domain: load_sentences(model, domain, "test", limit=config.sentences) for domain in DOMAINS}
+  held_out = {
+      split: {d: load_sentences(model, d, split, limit=config.sentences) for d in domains}
+      for split, domains in (("validation", (config.source,)), ("test", DOMAINS))}
   batches = partial(draw_batches, data, steps=config.steps, batch_size=config.batch_size)
 
   scores, rates, tuning = {}, {}, {}
   for arm, transform in arms(config, model, 0).items():
     tuner = Tuner(objective(model), transform, steps=config.steps, optimizer=head_apart(config.head_rate))
 
-    def learn(rate: float, seed: int) -> Any:
-      return tuner(params, batches(seed=seed), rate=rate, seed=seed, transform=arms(config, model, seed)[arm])
+    def ask(rate: float, seed: int, split: str) -> dict[str, float]:
+      tuned = tuner(params, batches(seed=seed), rate=rate, seed=seed, transform=arms(config, model, seed)[arm])
+      return {domain: score(tuned, of) for domain, of in held_out[split].items()}
 
     grid = config.full_rates if arm == FULL else config.learning_rates
-    tune = lambda rate: float(np.mean([score(learn(rate, seed), validation) for seed in config.tuning_seeds]))
-    rates[arm], tuning[arm] = choose_rate(grid, lambda rate: ledger(f"{arm}, tune {rate}", lambda: tune(rate)))
-
-    def ask(seed: int) -> dict[str, float]:
-      tuned = learn(rates[arm], seed)
-      return {domain: score(tuned, of) for domain, of in test.items()}
-
-    scores[arm] = [ledger(f"{arm}, seed {seed}", lambda: ask(seed)) for seed in config.seeds]
+    rates[arm], tuning[arm], scores[arm] = sweep(
+        ledger, arm, grid, ask, tuning_seeds=config.tuning_seeds, seeds=config.seeds,
+        score=lambda r: r[config.source])
 
   within = {arm: [s[config.source] for s in of] for arm, of in scores.items()}
   beyond = {arm: [float(np.mean([r for d, r in s.items() if d != config.source])) for s in of]
             for arm, of in scores.items()}
-  compare = lambda of, other: dataclasses.asdict(paired_test(np.array(of[METHOD]), np.array(of[other])))
-  tests = {where: {other: compare(of, other) for other in (LORA, RANDOM, FULL)}
+  tests = {where: {other: paired_test(of[METHOD], of[other]) for other in (LORA, RANDOM, FULL)}
            for where, of in (("in_domain", within), ("out_of_domain", beyond))}
   cost = costs(config, model, params, batches(seed=0)[0])
   per_form = forms(config, model.config.mlp_dim, model.config.dim)
@@ -181,35 +178,33 @@ def run(config: Config) -> Result:
           "mean_by_domain": {
               arm: {d: float(np.mean([s[d] for s in of])) for d in DOMAINS} for arm, of in scores.items()},
           "in_domain": within, "method_against": tests, "cost": cost, "forms_of_one_product": per_form,
-          "sentences": {domain: len(of) for domain, of in test.items()}, "validation": tuning,
+          "sentences": {domain: len(of) for domain, of in held_out["test"].items()}, "validation": tuning,
       })
   ledger.clear()
   return result
 
 
 def conclude(
-    tests: dict[str, dict[str, Any]], cost: dict[str, dict[str, float]], per_form: dict[str, dict[str, float]]
+    tests: dict[str, dict[str, PairedTest]], cost: dict[str, dict[str, float]], per_form: dict[str, dict[str, float]]
 ) -> tuple[str, str]:
   """Whether the paper is supported, by a rule, and the sentence that says so.
 
   "true": better than LoRA out of domain (p < 0.05) and not worse in domain (p < 0.05). "partly": in one of the two
   better and in the other not worse. Else "false".
   """
-  sign = lambda test: int(np.sign(test["mean_difference"])) if test["p_value"] < 0.05 else 0
-  say = lambda test: f"{test['mean_difference']:+.4f} (p = {test['p_value']:.2g})"
   inside, outside = (tests[where][LORA] for where in ("in_domain", "out_of_domain"))
-  signs = sign(inside), sign(outside)
+  signs = inside.sign, outside.sign
   supports = "false" if max(signs) < 1 or min(signs) < 0 else "true" if signs[1] == 1 else "partly"
   random = tests["out_of_domain"][RANDOM]
   per = {arm: of["flops_per_parameter_and_token"] for arm, of in cost.items()}
   kept = {form: of["kept_per_token"] for form, of in per_form.items()}
   sentence = (
-      f"With {cost[METHOD]['trained']:,} trained numbers each, S2FT differs from LoRA by {say(inside)} in domain and "
-      f"by {say(outside)} out of domain, and from as many random entries of its matrices by {say(random)} out of "
+      f"With {cost[METHOD]['trained']:,} trained numbers each, S2FT differs from LoRA by {inside} in domain and "
+      f"by {outside} out of domain, and from as many random entries of its matrices by {random} out of "
       f"domain. A step costs {per[METHOD]:.2f} operations per parameter of the layers and token, LoRA's "
       f"{per[LORA]:.2f}, that of random entries {per[RANDOM]:.2f} and full tuning's {per[FULL]:.2f}; for one matrix "
       f"S2FT keeps {kept[SUBMATRIX]:,.0f} activations a token, LoRA {kept[LOW_RANK]:,.0f}.")
-  if not signs[1] and abs(random["mean_difference"]) < 0.01 and sign(random) == 0:
+  if not signs[1] and abs(random.mean_difference) < 0.01 and random.sign == 0:
     sentence += " Where so few numbers train from a sound encoder, their arrangement hardly decides what transfers."
   return supports, sentence
 

@@ -23,7 +23,7 @@ def table() -> str:
         link, f"{experiment.title} ({experiment.arxiv})", result.metric,
         f"{result.baseline.name}: {result.baseline.mean:.4f} ± {result.baseline.std:.4f}",
         f"{result.method.name}: {result.method.mean:.4f} ± {result.method.std:.4f}",
-        f"{test['mean_difference']:+.4f}, p = {test['p_value']:.2g}, {len(result.seeds)} seeds",
+        f"{test.mean_difference:+.4f}, p = {test.p_value:.2g}, {len(result.seeds)} seeds",
         f"{result.supports_paper}: {result.conclusion}",
     ))
   header = ("experiment", "paper", "metric", "baseline", "method", "paired difference", "supports the paper")

@@ -25,7 +25,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from experiments.docstring_search import load_pairs
-from experiments.tuner import Tuner, adamw, choose_rate
+from experiments.sweep import sweep
+from experiments.tuner import Tuner, adamw
 from jaxft.analysis import choose_freeze_depth, pooled_states, representation_similarity, training_cost
 from jaxft.data.tokenization import tokenize_texts
 from jaxft.evaluation import paired_test, retrieval_metrics
@@ -167,9 +168,9 @@ def run(config: Config) -> Result:
       rsa = representation_similarity(before[split].states, found.states)
       return {"mrr": found.mrr, "rsa": rsa.tolist(), "seconds": seconds}
 
-    rates[arm], tuning[arm] = choose_rate(config.learning_rates, lambda rate: ledger(
-        f"{arm}, tune {rate}", lambda: measure(rate, config.tuning_seed, "validation"))["mrr"])
-    runs[arm] = [ledger(f"{arm}, seed {seed}", lambda: measure(rates[arm], seed, "test")) for seed in config.seeds]
+    rates[arm], tuning[arm], runs[arm] = sweep(
+        ledger, arm, config.learning_rates, measure, tuning_seeds=(config.tuning_seed,), seeds=config.seeds,
+        score=lambda run: run["mrr"])
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batches(0)[0])
     costs[arm] = training_cost(
         transform, base, optax.adam(1e-3), tokens=batch.ids.size,
@@ -202,8 +203,7 @@ def run(config: Config) -> Result:
           "seconds_per_step": {arm: min(of) for arm, of in values("seconds").items()},
           "rsa_by_layer_from_embeddings": rsa,
           "freeze_depth_by_rsa_of_full": choose_freeze_depth(rsa[BASELINE][1:]),
-          "against_full": {arm: dataclasses.asdict(paired_test(np.array(of), np.array(mrr[BASELINE])))
-                           for arm, of in mrr.items() if arm != BASELINE},
+          "against_full": {arm: paired_test(of, mrr[BASELINE]) for arm, of in mrr.items() if arm != BASELINE},
       })
 
 
@@ -220,19 +220,18 @@ def conclude(mrr: dict[str, list[float]], method: str, share: float, rsa: list[f
   "true": the chosen Telly-K is better than full tuning (p < 0.05) with fewer operations. "partly": it is not worse
   (p < 0.05). Else "false".
   """
-  test = paired_test(np.array(mrr[method]), np.array(mrr[BASELINE]))
+  test = paired_test(mrr[method], mrr[BASELINE])
   means = {arm: float(np.mean(of)) for arm, of in mrr.items()}
   telly = [arm for arm in means if arm != BASELINE]
   best, last = max(telly, key=means.get), telly[-1]
   lowest = int(np.argmin(rsa))
   sentence = (
-      f"{method}, chosen on validation packages, changes MRR by {test.mean_difference:+.4f} "
-      f"(p = {test.p_value:.2g}) over full tuning with {share:.0%} of its operations; on test packages {best} is the best "
-      f"at {means[best]:.4f}, and {last}, which trains one layer, has {means[last]:.4f}. After full tuning the geometry "
+      f"{method}, chosen on validation packages, changes MRR by {test} over full tuning with "
+      f"{share:.0%} of its operations; on test packages {best} is the best at {means[best]:.4f}, and {last}, which trains one layer, has {means[last]:.4f}. After full tuning the geometry "
       f"of the layers correlates with the pretrained one by {', '.join(f'{r:.3f}' for r in rsa[1:])} from the lowest to "
       f"the last, least in {'the embeddings' if lowest == 0 else f'layer {lowest} of {len(rsa) - 1}'}.")
-  if test.p_value < 0.05:
-    return ("true" if test.mean_difference > 0 and share < 1 else "false"), sentence
+  if test.sign:
+    return ("true" if test.sign > 0 and share < 1 else "false"), sentence
   return "partly", sentence
 
 

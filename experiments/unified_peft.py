@@ -27,9 +27,10 @@ import numpy as np
 from experiments.sentiment_rating import (
     Scorer, draw_batches, head_apart, load_sentences, objective, with_head,
 )
-from experiments.tuner import Tuner, choose_rate
+from experiments.sweep import sweep
+from experiments.tuner import Tuner
 from jaxft.adapters import Adapter, bottleneck, collapse_prefix, prefix, together
-from jaxft.evaluation import paired_test
+from jaxft.evaluation import PairedTest, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
@@ -51,10 +52,11 @@ class Config:
   head_rate: float = 3e-3
   learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-  tuning_seed: int = 100
+  tuning_seeds: tuple[int, ...] = (100, 101)
 
 
-SMOKE = Config(model="minilm-l6:2", steps=2, batch_size=4, sentences=8, learning_rates=(3e-3,), seeds=(0, 1))
+SMOKE = Config(
+    model="minilm-l6:2", steps=2, batch_size=4, sentences=8, learning_rates=(3e-3,), seeds=(0, 1), tuning_seeds=(100,))
 
 BASELINE, PARALLEL, SCALED = "sequential, MLP", "parallel, MLP", "scaled parallel, MLP"
 ATTENTION, LORA, PREFIX = "scaled parallel, attention", "LoRA, queries and values", "prefix"
@@ -127,12 +129,10 @@ def run(config: Config) -> Result:
       return score(tuner(start, batches, rate=rate, seed=seed), splits[split])
 
     grid = config.learning_rates if arm != HEAD else config.learning_rates[:1]  # of the head alone it is no matter
-    rates[arm], tuning[arm] = choose_rate(grid, lambda rate: ledger(
-        f"{arm}, tune {rate}", lambda: reach(rate, config.tuning_seed, "validation")))
-    values[arm] = [ledger(f"{arm}, seed {s}", lambda: reach(rates[arm], s, "test")) for s in config.seeds]
+    rates[arm], tuning[arm], values[arm] = sweep(
+        ledger, arm, grid, reach, tuning_seeds=config.tuning_seeds, seeds=config.seeds)
 
-  compare = lambda a, b: dataclasses.asdict(paired_test(np.array(values[a]), np.array(values[b])))
-  tests = {f"{a} against {b}": compare(a, b) for a, b in CHOICES}
+  tests = {f"{a} against {b}": paired_test(values[a], values[b]) for a, b in CHOICES}
   numbers = {arm: kept(method, model.params, model.config) for arm, method in arms.items()}
   supports, conclusion = conclude(tests, {arm: float(np.mean(v)) for arm, v in values.items()}, numbers)
   made = {arm: Arm(arm, tuple(v), {"learning_rate": rates[arm]}) for arm, v in values.items()}
@@ -158,26 +158,24 @@ CHOICES = (
 )
 
 
-def conclude(tests: dict[str, dict[str, Any]], means: dict[str, float], numbers: dict[str, int]) -> tuple[str, str]:
+def conclude(tests: dict[str, PairedTest], means: dict[str, float], numbers: dict[str, int]) -> tuple[str, str]:
   """Whether the paper is supported, by a rule, and the sentence that says so.
 
   "true": MAM is better than the sequential adapter (p < 0.05) and the best arm on average. "partly": MAM or the scaled
   parallel adapter is better than the sequential one (p < 0.05). Else "false".
   """
   of = lambda a, b: tests[f"{a} against {b}"]
-  better = lambda a, b: of(a, b)["p_value"] < 0.05 and of(a, b)["mean_difference"] > 0
-  say = lambda a, b: f"{of(a, b)['mean_difference']:+.4f} (p = {of(a, b)['p_value']:.2g})"
   best = max(means, key=means.get)
-  if better(METHOD, BASELINE) and best == METHOD:
+  if of(METHOD, BASELINE).sign > 0 and best == METHOD:
     supports = "true"
   else:
-    supports = "partly" if better(METHOD, BASELINE) or better(SCALED, BASELINE) else "false"
+    supports = "partly" if of(METHOD, BASELINE).sign > 0 or of(SCALED, BASELINE).sign > 0 else "false"
   sentence = (
-      f"At {numbers[METHOD]:,} numbers each, MAM differs from the sequential adapter by {say(METHOD, BASELINE)} and "
-      f"from the scaled parallel one, its larger part, by {say(METHOD, SCALED)}; the best arm is {best} "
-      f"({means[best]:.4f}). Parallel against sequential is {say(PARALLEL, BASELINE)}, scale 4 against 1 "
-      f"{say(SCALED, PARALLEL)}, the MLP against the attention {say(SCALED, ATTENTION)}. The sequential adapter "
-      f"is above the head alone by {say(BASELINE, HEAD)}.")
+      f"At {numbers[METHOD]:,} numbers each, MAM differs from the sequential adapter by {of(METHOD, BASELINE)} and "
+      f"from the scaled parallel one, its larger part, by {of(METHOD, SCALED)}; the best arm is {best} "
+      f"({means[best]:.4f}). Parallel against sequential is {of(PARALLEL, BASELINE)}, scale 4 against 1 "
+      f"{of(SCALED, PARALLEL)}, the MLP against the attention {of(SCALED, ATTENTION)}. The sequential adapter "
+      f"is above the head alone by {of(BASELINE, HEAD)}.")
   return supports, sentence
 
 

@@ -105,10 +105,10 @@ def run(config: Config) -> Result:
   nll = {arm: np.array([r["nll"][arm] for r in runs]) for arm in (RANDOM, METHOD, LOWEST, BLOCK, RANDOM_BLOCK)}
   before = np.array([r["before"] for r in runs])
   tests = {
-      "single": dataclasses.asdict(paired_test(nll[METHOD], nll[RANDOM])),
-      "block": dataclasses.asdict(paired_test(nll[BLOCK], nll[RANDOM_BLOCK])),
-      "highest_against_lowest": dataclasses.asdict(paired_test(nll[METHOD], nll[LOWEST])),
-      "block_against_singles": dataclasses.asdict(paired_test(nll[BLOCK], nll[METHOD])),
+      "single": paired_test(nll[METHOD], nll[RANDOM]),
+      "block": paired_test(nll[BLOCK], nll[RANDOM_BLOCK]),
+      "highest_against_lowest": paired_test(nll[METHOD], nll[LOWEST]),
+      "block_against_singles": paired_test(nll[BLOCK], nll[METHOD]),
   }
   supports, conclusion = conclude(nll, before, tests)
   arm = lambda name: Arm(name, tuple(nll[name].tolist()))
@@ -130,8 +130,8 @@ def run(config: Config) -> Result:
 
 def conclude(nll: dict[str, np.ndarray], before: np.ndarray, tests: dict[str, Any]) -> tuple[str, str]:
   """"true": the highest cosines beat random choices (p < 0.05), as single layers and as blocks; "partly": in one."""
-  better = {name: t["mean_difference"] < 0 and t["p_value"] < 0.05 for name, t in tests.items()}
-  say = lambda t: f"{t['mean_difference']:+.3f} nats (p = {t['p_value']:.2g})"
+  better = {name: t.sign < 0 for name, t in tests.items()}
+  say = lambda t: f"{t.mean_difference:+.3f} nats (p = {t.p_value:.2g})"
   lost = {arm: float(np.mean(values - before)) for arm, values in nll.items()}
   sentence = (
       f"Without training the loss of {before.mean():.3f} nats rises by {lost[METHOD]:.3f} where the layers of the "

@@ -34,7 +34,7 @@ from experiments.tuner import Tuner, adamw, choose_rate, warmup_linear
 from jaxft.analysis import consistency, damping, layer_drift, normalize_importance, unit_importance
 from jaxft.data import source
 from jaxft.data.tokenization import tokenize_texts
-from jaxft.evaluation import paired_test, retrieval_metrics
+from jaxft.evaluation import PairedTest, paired_test, retrieval_metrics
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.probe import Logistic, fit_logistic
@@ -57,6 +57,7 @@ class Config:
   sentences: int = 128
   steps: int = 24
   search_steps: int = 16
+  ranges: tuple[tuple[int, int], ...] | None = None  # of layers, to search in; None takes the source's seven
   batch_size: int = 12
   learning_rates: tuple[float, ...] = (3e-4, 1e-3)
   l2: float = 0.01
@@ -72,9 +73,8 @@ class Config:
 
 
 SMOKE = Config(
-    model="minilm-l6:4", length=8, sentences=4, steps=2, search_steps=1, batch_size=2, learning_rates=(1e-3,),
-    importance_batches=1,
-    ratings=4, pairs=3, probe_fit=4, probe=2, seeds=(0, 1))
+    model="minilm-l6:2", ranges=((0, 1), (1, 2)), length=8, sentences=4, steps=2, search_steps=1, batch_size=2,
+    learning_rates=(1e-3,), importance_batches=1, ratings=4, pairs=3, probe_fit=4, probe=2, seeds=(0, 1))
 BASELINE, METHOD, COARSE, GRADIENT = "full", "update mask", "best node", "gradient mask"
 
 # What of a layer trains, what it may be narrowed to, and the site whose gates own each matrix's columns.
@@ -263,7 +263,7 @@ def run(config: Config) -> Result:
     return scored(str(node), tuner, cut(base, node, layers), rates[BASELINE], config.tuning_seed, "validation").uni
 
   narrower = lambda node: [(*node[:2], modules) for modules in MODULES.get(node[2], ())]
-  search = tree_search([(*r, next(iter(MODULES))) for r in layer_ranges(layers)], narrower, try_node)
+  search = tree_search([(*r, next(iter(MODULES))) for r in config.ranges or layer_ranges(layers)], narrower, try_node)
   node, at_node = search.best, cut(base, search.best, layers)
   important = importances(model, config)
   factors = mask_of(node, at_node, important)
@@ -319,9 +319,9 @@ def compare_moves(tuned: dict[str, Any], base: Any) -> dict[str, Any]:
                  "drift_by_layer": layer_drift(base, tuned[name])[:-1].tolist()} for name, x in flat.items()}
 
 
-def against(runs: list[Scores], others: list[Scores]) -> dict[str, dict[str, Any]]:
+def against(runs: list[Scores], others: list[Scores]) -> dict[str, PairedTest]:
   """Paired tests of Spec, Vers and Uni."""
-  return {name: dataclasses.asdict(paired_test(*(np.array([getattr(s, name) for s in of]) for of in (runs, others))))
+  return {name: paired_test(*([getattr(s, name) for s in of] for of in (runs, others)))
           for name in ("spec", "vers", "uni")}
 
 
@@ -333,15 +333,14 @@ def conclude(
   "true": the update mask has higher Vers and Uni than full tuning (p < 0.05 each). "partly": Vers alone, or Uni without
   Vers being lower (p < 0.05). Else "false".
   """
-  say = lambda test: f"{test['mean_difference']:+.4f} (p = {test['p_value']:.2g})"
-  three = lambda of: ", ".join(f"{name.capitalize()} {say(of[name])}" for name in ("spec", "vers", "uni"))
+  three = lambda of: ", ".join(f"{name.capitalize()} {of[name]}" for name in ("spec", "vers", "uni"))
   best = max(scores, key=lambda name: np.mean([s.uni for s in scores[name]]))
   sentence = (
       f"The search chose {node[2]} of layers {node[0]} to {node[1] - 1}. There, with masked updates, against full tuning: "
       f"{three(tests[METHOD])}; against the node without a mask: {three(fine)}. Masking the gradients before Adam "
       f"changes the displacement by {moved[GRADIENT]['from_best_node']:.2%} of its size, masking the updates by "
       f"{moved[METHOD]['from_best_node']:.0%}. The best Uni is that of {best}.")
-  sign = {name: np.sign(t["mean_difference"]) * (t["p_value"] < 0.05) for name, t in tests[METHOD].items()}
+  sign = {name: test.sign for name, test in tests[METHOD].items()}
   if sign["vers"] > 0 and sign["uni"] > 0:
     return "true", sentence
   return ("partly" if sign["vers"] > 0 or (sign["uni"] > 0 and sign["vers"] >= 0) else "false"), sentence

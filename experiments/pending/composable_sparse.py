@@ -4,9 +4,10 @@
     jaxft run composable-sparse --smoke    seconds
 
 Languages are letter substitutions of one generated text, each into an alphabet of its own but for the letters without
-a label, which all write alike: as numbers and names do, they let a model align the languages. The base model, an encoder of two layers, predicts masked letters
-in a mixture: much of language A, the source, some of B, the target, and of a third one. The task is to say whether a
-sentence has more good letters than bad ones, with labels in A alone; of B there is raw text.
+a label, which all write alike: as numbers and names do, they let a model align the languages. The base model, an
+encoder of two layers, predicts masked letters in a mixture: much of language A, the source, some of B, the target, and
+of a third one. The task is to say whether a sentence has more good letters than bad ones, with labels in A alone; of B
+there is raw text.
 
 A language's difference comes from predicting masked letters in its text, with the output matrix a frozen copy; the
 task's from labelled sentences of A, on top of A's difference. Each is found by lottery ticket: dense training says
@@ -35,7 +36,7 @@ from jaxtyping import Array, Float
 
 from experiments.enciphered_text import MASK, Labelled, Masked, Text
 from experiments.tuner import choose_rate
-from jaxft.evaluation import paired_test
+from jaxft.evaluation import PairedTest, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
@@ -289,7 +290,7 @@ def run(config: Config) -> Result:
 
   runs = [ledger(f"seed {seed}", lambda: one(seed)) for seed in config.seeds]
   values = {arm: [r["arms"][arm]["target"] for r in runs] for arm in (BASELINE, METHOD, RANDOM, DENSE)}
-  tests = {other: dataclasses.asdict(paired_test(np.array(values[METHOD]), np.array(values[other])))
+  tests = {other: paired_test(values[METHOD], values[other])
            for other in values if other != METHOD}
   mean = lambda of: {name: float(np.mean([o[name] for o in of])) for name in of[0]}
   means = {arm: mean([r["arms"][arm] for r in runs]) for arm in values}
@@ -310,21 +311,19 @@ def run(config: Config) -> Result:
   return result
 
 
-def conclude(tests: dict[str, dict[str, Any]], means: dict[str, dict[str, float]]) -> tuple[str, str]:
+def conclude(tests: dict[str, PairedTest], means: dict[str, dict[str, float]]) -> tuple[str, str]:
   """Whether the paper is supported, by a rule, and the sentence that says so.
 
   "true": LT-SFT is better in the target than the task alone and than random entries (p < 0.05), and not worse than
   dense differences (p < 0.05). "partly": better than the task alone. Else "false".
   """
-  sign = {arm: int(np.sign(t["mean_difference"])) if t["p_value"] < 0.05 else 0 for arm, t in tests.items()}
-  say = lambda arm: f"{tests[arm]['mean_difference']:+.4f} (p = {tests[arm]['p_value']:.2g})"
-  true = sign[BASELINE] > 0 and sign[RANDOM] > 0 and sign[DENSE] >= 0
-  supports = "true" if true else "partly" if sign[BASELINE] > 0 else "false"
+  true = tests[BASELINE].sign > 0 and tests[RANDOM].sign > 0 and tests[DENSE].sign >= 0
+  supports = "true" if true else "partly" if tests[BASELINE].sign > 0 else "false"
   here = means[METHOD]
   sentence = (
       f"Composed by LT-SFT, the task reaches {here['target']:.4f} in the target, for {here['source']:.4f} in the "
-      f"source: {say(BASELINE)} against the task alone, {say(RANDOM)} against as many random entries and {say(DENSE)} "
-      f"against dense differences. With the source's difference left in place of the target's it is "
+      f"source: {tests[BASELINE]} against the task alone, {tests[RANDOM]} against as many random entries and "
+      f"{tests[DENSE]} against dense differences. With the source's difference left in place of the target's it is "
       f"{here['target, read as source']:.4f}.")
   return supports, sentence
 

@@ -27,7 +27,8 @@ import optax
 
 from experiments import one_line_python as task
 from experiments.reasoning_answers import Rows, Scorer, objective
-from experiments.tuner import Tuner, choose_rate, warmup_linear
+from experiments.sweep import sweep
+from experiments.tuner import Tuner, warmup_linear
 from jaxft.adapters import Adapter, prefix, prefix_from_tokens, soft_prompt, text_prompt
 from jaxft.analysis import training_cost
 from jaxft.data import retrieve_demonstrations, tokenize_completions
@@ -61,8 +62,7 @@ class Config:
 
 SMOKE = Config(
     model="smollm2-135m:10", examples=2, shots=1, steps=1, batch_size=1, prompt_length=2, rate_factors=(1.0,),
-    validation=1, test=2, beams=2,
-    beam_problems=1, seeds=(0, 1))
+    validation=1, test=2, beams=2, beam_problems=1, seeds=(0, 1))
 
 INSTRUCTION = "Generate Python code.\n"
 LENGTH = 20  # of a row without anything before it: the tokens of the longest problem
@@ -213,12 +213,9 @@ def run(config: Config) -> Result:
         found["beams"] = search(config, model, tuned, few, "")
       return found
 
-    rates[arm], tuning[arm] = choose_rate(
-        [way.rate * factor for factor in config.rate_factors], lambda rate: ledger(
-            f"{arm}, tune {rate}", lambda: learn(rate, config.tuning_seed, "validation"))["nll"],
-        higher_is_better=False)
-    scores[arm] = [
-        ledger(f"{arm}, seed {seed}", lambda: learn(rates[arm], seed, "test")) for seed in config.seeds]
+    rates[arm], tuning[arm], scores[arm] = sweep(
+        ledger, arm, [way.rate * factor for factor in config.rate_factors], learn,
+        tuning_seeds=(config.tuning_seed,), seeds=config.seeds, score=lambda run: run["nll"], higher_is_better=False)
     if arm in SEARCHED:
       beams[arm] = scores[arm][0]["beams"]
     batch = examples(config.seeds[0])[1][0]
@@ -242,7 +239,7 @@ def run(config: Config) -> Result:
           "problems": {split: len(part) for split, part in parts.items()},
           "costs": {arm: dataclasses.asdict(cost) for arm, cost in costs.items()},
           "lora_against": {
-              name: {arm: dataclasses.asdict(paired_test(np.array(of[METHOD]), np.array(of[arm])))
+              name: {arm: paired_test(of[METHOD], of[arm])
                      for arm in of if arm != METHOD} for name, of in values.items()},
       })
 
@@ -254,16 +251,13 @@ def conclude(values: dict[str, dict[str, list[float]]], beams: dict[str, Any]) -
   p < 0.05). "partly": higher than that of random ones, or its lines are likelier than with either (p < 0.05). Else
   "false".
   """
-  test = lambda name, arm: paired_test(np.array(values[name][METHOD]), np.array(values[name][arm]))
-  better = lambda name, arm, sign: sign * test(name, arm).mean_difference > 0 and test(name, arm).p_value < 0.05
-  exact = [better("exact", arm, 1) for arm in (BASELINE, NEAREST)]
-  likely = all(better("nll", arm, -1) for arm in (BASELINE, NEAREST))
+  test = lambda name, arm: paired_test(values[name][METHOD], values[name][arm])
+  exact = [test("exact", arm).sign > 0 for arm in (BASELINE, NEAREST)]
+  likely = all(test("nll", arm).sign < 0 for arm in (BASELINE, NEAREST))
   means = {arm: (np.mean(of), np.mean(values["nll"][arm])) for arm, of in values["exact"].items()}
   order = sorted(means, key=lambda arm: -means[arm][0])
   reached = ", ".join(f"{arm} {means[arm][0]:.3f} ({means[arm][1]:.2f})" for arm in order)
-  differs = "; ".join(
-      f"{arm} {test('exact', arm).mean_difference:+.3f} (p = {test('exact', arm).p_value:.2g})"
-      for arm in (BASELINE, NEAREST, "full"))
+  differs = "; ".join(f"{arm} {test('exact', arm)}" for arm in (BASELINE, NEAREST, "full"))
   searched = "; ".join(
       f"{arm} {', '.join(f'{name} {value:.2f}' for name, value in of.items())}" for arm, of in beams.items())
   sentence = (

@@ -71,7 +71,7 @@ def run(config: Config) -> Result:
     raise ValueError(f"all methods must train as many numbers; got {sorted(sizes)}")
   target, families = found.values("target"), {name: of.family for name, of in methods(model).items()}
   against = {
-      score: {name: dataclasses.asdict(paired_test(np.array(of[name]), np.array(of[BASELINE])))
+      score: {name: paired_test(of[name], of[BASELINE])
               for name in of if name != BASELINE} for score, of in ((s, found.values(s)) for s in Scores._fields)}
   supports, conclusion = conclude(found, families)
   arms = {name: Arm(name, tuple(of), {"learning_rate": found.rates[name]}) for name, of in target.items()}
@@ -94,22 +94,21 @@ def conclude(found: Comparison, families: dict[str, str]) -> tuple[str, str]:
   values = {score: found.values(score) for score in Scores._fields}
 
   def against(score: str, a: str, b: str) -> Any:
-    return paired_test(np.array(values[score][a]), np.array(values[score][b]))
+    return paired_test(values[score][a], values[score][b])
 
   prompts = [name for name in (BASELINE, PREFIX) if name in values["target"]]
-  better = [t.p_value < 0.05 and t.mean_difference > 0 for t in (against("target", METHOD, b) for b in prompts)]
-  say = lambda t: f"{t.mean_difference:+.4f} (p = {t.p_value:.2g})"
+  better = [t.sign > 0 for t in (against("target", METHOD, b) for b in prompts)]
   mean = lambda score, name: float(np.mean(values[score][name]))
   tuned = [name for name in values["target"] if name != HEAD]
   best, worst = max(tuned, key=lambda n: mean("target", n)), min(tuned, key=lambda n: mean("target", n))
   keeps, loses = max(tuned, key=lambda n: mean("kept", n)), min(tuned, key=lambda n: mean("kept", n))
-  learned = [n for n in tuned if (t := against("target", n, HEAD)).p_value < 0.05 and t.mean_difference > 0]
+  learned = [n for n in tuned if against("target", n, HEAD).sign > 0]
   of = lambda name: f"{name} ({families[name]}, {{:.4f}})"
   sentence = (
       f"At {found.costs[METHOD].trained:,} numbers each LoRA differs in the target "
-      + " and ".join(f"from the {b} by {say(against('target', METHOD, b))}" for b in prompts)
+      + " and ".join(f"from the {b} by {against('target', METHOD, b)}" for b in prompts)
       + f"; in nDCG@10 of the next sentence, {found.before:.4f} before, "
-      + " and ".join(f"from the {b} by {say(against('kept', METHOD, b))}" for b in prompts)
+      + " and ".join(f"from the {b} by {against('kept', METHOD, b)}" for b in prompts)
       + f". The best target has {of(best).format(mean('target', best))}, the least "
       f"{of(worst).format(mean('target', worst))}; {len(learned)} of {len(tuned)} methods are above the head alone "
       f"({mean('target', HEAD):.4f}) by p < 0.05. {of(keeps).format(mean('kept', keeps))} keeps most and "

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxft.evaluation.uncertainty import paired_test
+from jaxft.evaluation.uncertainty import PairedTest, paired_test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +79,12 @@ class Result:
     test = self.paired_test()
     return (
         f"{self.baseline.mean:.4f} ± {self.baseline.std:.4f} -> {self.method.mean:.4f} ± {self.method.std:.4f} "
-        f"(difference {test['mean_difference']:+.4f}, p = {test['p_value']:.2g}, n = {len(self.seeds)})"
+        f"(difference {test.mean_difference:+.4f}, p = {test.p_value:.2g}, n = {len(self.seeds)})"
     )
 
-  def paired_test(self) -> dict[str, Any]:
+  def paired_test(self) -> PairedTest:
     """The paired comparison of method against baseline over the seeds."""
-    return dataclasses.asdict(paired_test(np.array(self.method.values), np.array(self.baseline.values)))
+    return paired_test(self.method.values, self.baseline.values)
 
 
 def validate(result: Result) -> None:
@@ -123,7 +123,7 @@ def write(result: Result, path: str | Path) -> Path:
   """
   validate(result)
   path = Path(path)
-  content = dataclasses.asdict(result) | {"paired_test": result.paired_test()}
+  content = dataclasses.asdict(result) | {"paired_test": dataclasses.asdict(result.paired_test())}
   write_text(path, json.dumps(content, indent=1) + "\n")
   return path
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,16 @@ class PairedTest:
   wins: int
   n: int
 
+  @property
+  def sign(self) -> int:
+    """1 where a is above b by p < 0.05, -1 where it is below, 0 where neither can be said."""
+    return int(np.sign(self.mean_difference)) if self.p_value < 0.05 else 0
 
-def paired_test(a: np.ndarray, b: np.ndarray, *, confidence: float = 0.95) -> PairedTest:
+  def __str__(self) -> str:
+    return f"{self.mean_difference:+.4f} (p = {self.p_value:.2g})"
+
+
+def paired_test(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> PairedTest:
   """Compares two arms that ran with the same seeds, one value a seed.
 
   Args:

@@ -1,7 +1,7 @@
 """Finding the permutation of one network's units that matches another's: by weights, or by activations."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.transforms.paths import Tree, fold_in_path, is_leaf, leaves_with_paths
+from jaxft.transforms.paths import Tree, fold_in_path, leaves_with_paths
 
 STACKS = ("layers", "layer", "blocks", "block", "h")
 

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -152,7 +151,7 @@ def test_ratios_for_a_budget():
 
 def states(merged, blocks, a, b, x=X):
   """Sums of every layer of the merged network, and the squared sizes of its targets."""
-  (out_a, of_a), (out_b, of_b) = run(a, x, True), run(b, x, True)
+  (_, of_a), (_, of_b) = run(a, x, True), run(b, x, True)
   before = lambda params, features, i: (x if i == 0 else features[LAYERS[i - 1]]) @ params[LAYERS[i]]["kernel"] + params[
       LAYERS[i]]["bias"]
   found = {}

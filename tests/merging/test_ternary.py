@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 
 from jaxft.merging import apply_task_vector
-from jaxft.merging.bit_masks import BitMasks, pack_masks, ternary_distance, ternary_dot, unpack_masks
-from jaxft.merging.ternary import Ternary, compression_report, flat_signs, search_ternary, ternarize
+from jaxft.merging.bit_masks import pack_masks, ternary_distance, ternary_dot, unpack_masks
+from jaxft.merging.ternary import compression_report, flat_signs, search_ternary, ternarize
 from jaxft.merging.ternary_files import MAGIC, fingerprint, load_ternary, save_ternary
 
 

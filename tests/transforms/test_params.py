@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxft.transforms import (
-    ParamTransform, chain, count, cut_layers, freeze, full, layer_of, leaf_keys, leaves_with_paths, lora, mask,
+    chain, count, cut_layers, freeze, full, layer_of, leaf_keys, leaves_with_paths, lora, mask,
     matching_paths, materialize, num_layers, on, stack_layers, train, unstack_layers,
 )
 
