@@ -48,7 +48,7 @@ class Config:
   frozen_layers: int = 3
   decay: float = 0.8
   fresh_layers: int = 1
-  learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
+  learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
   test_sentences: int = 108
   seeds: tuple[int, ...] = tuple(range(8))
   tuning_seeds: tuple[int, ...] = (100,)

@@ -80,7 +80,6 @@ class Method(NamedTuple):
     adapter: what trains beside it, in its place.
     peft_type: PEFT's name, where PEFT's file can hold it.
     settings: for `save_peft`.
-    moves_base: the frozen weights change at the start, so that the file holds two adapters.
   """
 
   family: str
@@ -89,7 +88,6 @@ class Method(NamedTuple):
   adapter: Adapter | None = None
   peft_type: str | None = None
   settings: Mapping[str, Any] = {}
-  moves_base: bool = False
 
   @property
   def transform(self) -> ParamTransform:
@@ -129,6 +127,11 @@ class Comparison(NamedTuple):
   def values(self, score: str) -> dict[str, list[float]]:
     """One score of all runs."""
     return {name: [getattr(run, score) for run in runs] for name, runs in self.scores.items()}
+
+  def highest(self) -> list[str]:
+    """The methods for which the highest rate tried was best, so that a higher one or more steps may be better still."""
+    return [name for name, tried in self.validation.items()
+            if len(tried) > 1 and f"{self.rates[name]:g}" == list(tried)[-1]]
 
   def details(self) -> dict[str, Any]:
     """All of it in plain types, for a result file."""
@@ -208,7 +211,7 @@ def file_size(method: Method, model: Pretrained, params: Any) -> tuple[int, str]
       save_peft_prompt(folder, trained, model.config, peft_type=method.peft_type)
     else:
       save_peft(
-          folder, method.layers, frozen, trained, model.config, peft_type=method.peft_type,
-          start=trained if method.moves_base else None, **method.settings)
+          folder, method.layers, frozen, trained, model.params, model.config, peft_type=method.peft_type,
+          **method.settings)
     size = sum(path.stat().st_size for path in folder.iterdir())
   return size, "plain" if method.peft_type is None else "PEFT"

@@ -61,7 +61,7 @@ class Config:
 
 
 SMOKE = Config(
-    model="smollm2-135m:10", examples=2, shots=1, steps=1, batch_size=1, prompt_length=2, rate_factors=(1.0,),
+    model="smollm2-135m:2", examples=2, shots=1, steps=1, batch_size=1, prompt_length=2, rate_factors=(1.0,),
     validation=1, test=2, beams=2, beam_problems=1, seeds=(0, 1))
 
 INSTRUCTION = "Generate Python code.\n"

@@ -54,11 +54,15 @@ def training_cost(
 
   Args:
     transform: what trains.
-    params: arrays or `jax.ShapeDtypeStruct`s, and arrays where the transform reads values.
+    params: arrays or `jax.ShapeDtypeStruct`s; of arrays too the shapes alone are read.
     optimizer: an optax optimizer.
     objective: `params -> scalar` on one batch, from which the gradient's operations are counted; gradients and an
       optimizer step cost a few operations for each number that trains, which are not counted.
     tokens: of that batch.
+
+  Raises:
+    jax.errors.ConcretizationTypeError: a transform whose `split` reads values, such as `sparse_delta` of a function
+      that calls `top_k_mask`. Make its choice before, on arrays, and pass that: `sparse_delta(top_k_mask(...))`.
   """
   frozen, trainable = jax.eval_shape(transform.split, jax.random.key(0), params)
   state = jax.eval_shape(optimizer.init, trainable)

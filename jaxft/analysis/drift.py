@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxft.merging.task_vectors import check_same_leaves
 from jaxft.transforms.depth import layer_of, num_layers
 from jaxft.transforms.paths import Tree, leaves_with_paths
 
@@ -19,7 +20,11 @@ def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, "layers_and_rest"]
 
   Returns:
     L + 1 numbers; NaN for a part without weights.
+
+  Raises:
+    ValueError: the checkpoints differ in paths or shapes.
   """
+  check_same_leaves("base", base, "tuned", tuned)
   layers = num_layers(base)
   moved, size = np.zeros(layers + 1), np.zeros(layers + 1)
   others = dict(leaves_with_paths(tuned))
@@ -35,7 +40,12 @@ def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, "layers_and_rest"]
 
 
 def update_sparsity(base: Tree, tuned: Tree, *, eps: float = 0.0) -> float:
-  """The fraction of floating-point weights that moved by no more than `eps`."""
+  """The fraction of floating-point weights that moved by no more than `eps`.
+
+  Raises:
+    ValueError: the checkpoints differ in paths or shapes, or have no such weights.
+  """
+  check_same_leaves("base", base, "tuned", tuned)
   others = dict(leaves_with_paths(tuned))
   still = total = 0
   for path, w in leaves_with_paths(base):
@@ -43,6 +53,8 @@ def update_sparsity(base: Tree, tuned: Tree, *, eps: float = 0.0) -> float:
       difference = jnp.abs(others[path].astype(jnp.float32) - w.astype(jnp.float32))
       still += int(jnp.sum(difference <= eps))
       total += w.size
+  if not total:
+    raise ValueError("base must have floating-point weights; got none")
   return still / total
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxft.transforms.filters import Filter, mask
+from jaxft.transforms.filters import Filter, mask, nearest
 from jaxft.transforms.paths import Tree, leaves_with_paths
 
 
@@ -81,7 +81,8 @@ def intruder_dimensions(
     By path, True for an intruder; `sum(x.sum() for x in ....values())` is the source's count.
 
   Raises:
-    ValueError: eps outside (0, 1), k < 1, a filter that matches nothing, or shapes that differ.
+    ValueError: eps outside (0, 1), k < 1, a filter that matches nothing, a matrix that tuned lacks or has in another
+      shape.
 
   Source: Shuttleworth et al. 2024 (arXiv 2410.21228). Vectors of nearly equal singular values are arbitrary among each
   other, so that small noise on a flat spectrum counts too: look at `singular_overlap` beside it.
@@ -95,7 +96,11 @@ def intruder_dimensions(
   for (path, w0), chosen in zip(leaves_with_paths(base), jax.tree.leaves(mask(select, base)), strict=True):
     if not chosen:
       continue
-    values, cosines = singular_overlap(w0, others[path], side=side)
+    w = others.get(path)
+    if w is None or w.shape != w0.shape:
+      got = f"it lacks that path; {nearest(path, list(others))}" if w is None else f"got {tuple(w.shape)}"
+      raise ValueError(f"tuned must have the matrices of base; of {path} {tuple(w0.shape)} {got}")
+    values, cosines = singular_overlap(w0, w, side=side)
     rank_limit = values[..., :1] * max(w0.shape[-2:]) * jnp.finfo(jnp.float32).eps
     found[path] = (cosines[..., :k] < eps) & (values[..., :k] > rank_limit)
   return found

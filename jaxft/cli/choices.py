@@ -11,7 +11,7 @@ import optax
 from jaxft.cli.options import Method, Optimization
 from jaxft.transforms import (
     ParamTransform, bitfit, boft, chain, delora, dora, fourier_ft, freeze, full, half, hira, hra, ia3, loha, lokr, lora,
-    low_rank, mica, miss, oft, olora, pissa, rand_lora, road, shira, train, vera,
+    low_rank, mica, miss, norm_tuning, oft, olora, pissa, rand_lora, road, shira, train, vera,
 )
 from jaxft.transforms.filters import nearest
 from jaxft.transforms.lora import FactorInit
@@ -94,6 +94,7 @@ METHODS: dict[str, Choice] = {
     "ia3": _adapter(lambda m: ia3(m.select, None) if m.select else ia3(), "2205.05638"),
     "shira": _adapter(lambda m: shira(_matrices(m), rank=m.rank), "2406.13175"),
     "bitfit": _adapter(lambda m: bitfit(_select(m, "**/bias")), "2106.10199"),
+    "norm_tuning": _adapter(lambda m: norm_tuning(m.select) if m.select else norm_tuning(), "2312.11420"),
     "hft": Choice(lambda m: half(jax.random.key(m.draw)), 2e-5, ("arXiv 2404.18466",)),
 }
 

@@ -15,11 +15,12 @@ class Method:
   """What trains."""
 
   method: str = "lora"
-  """full, freeze, train, hft, bitfit; lora, rslora, qlora, dora, pissa, olora, mica, vera, delora, rand_lora; loha,
-  lokr, hira, miss, fourier_ft; oft, boft, hra, road, ia3; or shira."""
+  """full, freeze, train, hft, bitfit, norm_tuning; lora, rslora, qlora, dora, pissa, olora, mica, vera, delora,
+  rand_lora; loha, lokr, hira, miss, fourier_ft; oft, boft, hra, road, ia3; or shira."""
   select: tuple[str, ...] = ()
-  """Path globs. freeze: what stays fixed (none given: embed/**). train: what trains. bitfit: the biases (none given: all).
-  ia3: matrices whose outputs are scaled. hft: not read. All others: matrices to adapt (none given: layers/**/kernel)."""
+  """Path globs. freeze: what stays fixed (none given: embed/**). train: what trains. bitfit, norm_tuning: which biases
+  or norms (none given: all). ia3: matrices whose outputs are scaled. hft: not read. All others: matrices to adapt (none
+  given: layers/**/kernel)."""
   rank: int = 8
   """Rank of the factors; of the methods with another size, what stands in its place (miss: rows, hra: reflections)."""
   alpha: float = 16.0

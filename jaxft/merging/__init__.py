@@ -11,6 +11,7 @@ _NAMES = {
     # Task vectors
     "task_vectors": ("apply_task_vector", "task_vector"),
     "sparse_deltas": ("Entries", "apply_delta", "compose", "fuse", "sparse_difference", "switch", "unfuse"),
+    "delta_files": ("load_delta", "save_delta"),
     "lines": ("depth_schedule", "lines", "lines_alpha", "scale_by_depth"),
     # Many checkpoints to one
     "averages": ("average",),

@@ -1,4 +1,4 @@
-"""Sparse differences of checkpoints: stored as indices and values, added, subtracted, composed, switched."""
+"""Sparse differences of checkpoints: kept as indices and values, added, subtracted, composed, switched."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.merging.task_vectors import check_same_leaves
 from jaxft.transforms.filters import nearest
-from jaxft.transforms.paths import Tree, leaves_with_paths, map_with_path
+from jaxft.transforms.paths import Tree, is_structured, leaves_with_paths, map_with_path
+from jaxft.transforms.strips import Strips, change_strips, read_strips
 
 
 class Entries(NamedTuple):
@@ -21,8 +22,9 @@ class Entries(NamedTuple):
   values: Float[Array, "K"]
 
 
-# By path; what `jaxft.transforms.chosen_entries` gives of a trained `sparse_delta` is one too.
-SparseDelta = Mapping[str, Entries]
+# By path. `jaxft.transforms.chosen_entries` gives one of a trained `sparse_delta`, `submatrix_delta` of a `submatrix`:
+# whole rows or columns, with an index for each of them and not for each entry.
+SparseDelta = Mapping[str, Entries | Strips]
 
 
 def sparse_difference(new: Tree, base: Tree, *, eps: float = 1e-7) -> dict[str, Entries]:
@@ -66,7 +68,8 @@ def apply_delta(params: Tree, delta: SparseDelta, *, sign: int = 1, scale: float
     scale: a factor.
 
   Raises:
-    ValueError: sign is neither, or delta has a path that the params lack, or an index out of range.
+    ValueError: sign is neither, or delta has a path that the params lack, or an index out of range, or a shape that
+      does not fit; a leaf that is not a plain array.
   """
   if sign not in (1, -1):
     raise ValueError(f"sign must be 1 or -1; got {sign!r}")
@@ -84,7 +87,7 @@ def compose(base: Tree, deltas: Sequence[SparseDelta]) -> Tree:
   return reduce(apply_delta, deltas, base)
 
 
-def fuse(params: Tree, delta: SparseDelta) -> tuple[Tree, dict[str, Entries]]:
+def fuse(params: Tree, delta: SparseDelta) -> tuple[Tree, dict[str, Entries | Strips]]:
   """Adds a delta and keeps what stood there.
 
   Returns:
@@ -96,8 +99,7 @@ def fuse(params: Tree, delta: SparseDelta) -> tuple[Tree, dict[str, Entries]]:
   """
   _check(params, delta)
   leaves = dict(leaves_with_paths(params))
-  old = {path: Entries(entries[0], leaves[path].reshape(-1)[entries[0]]) for path, entries in delta.items()}
-  return apply_delta(params, delta), old
+  return apply_delta(params, delta), {path: _standing(leaves[path], entries) for path, entries in delta.items()}
 
 
 def unfuse(fused: Tree, old: SparseDelta) -> Tree:
@@ -106,7 +108,7 @@ def unfuse(fused: Tree, old: SparseDelta) -> Tree:
   return _at_entries(fused, old, lambda _, values: values)
 
 
-def switch(fused: Tree, old: SparseDelta, delta: SparseDelta) -> tuple[Tree, dict[str, Entries]]:
+def switch(fused: Tree, old: SparseDelta, delta: SparseDelta) -> tuple[Tree, dict[str, Entries | Strips]]:
   """From one fused delta to another: `fuse(unfuse(fused, old), delta)`, touching only their entries."""
   return fuse(unfuse(fused, old), delta)
 
@@ -115,6 +117,8 @@ def _at_entries(params: Tree, delta: SparseDelta, change: Any) -> Tree:
   def at(path: str, leaf: Any) -> Any:
     if path not in delta:
       return leaf
+    if isinstance(delta[path], Strips):
+      return change_strips(leaf, delta[path], change)
     indices, values = delta[path]
     flat = leaf.reshape(-1)
     return flat.at[indices].set(change(flat[indices], values)).reshape(leaf.shape)
@@ -122,13 +126,29 @@ def _at_entries(params: Tree, delta: SparseDelta, change: Any) -> Tree:
   return map_with_path(at, params)
 
 
+def _standing(leaf: Array, entries: Entries | Strips) -> Entries | Strips:
+  """What stands where a delta changes a leaf."""
+  if isinstance(entries, Strips):
+    return Strips(entries.indices, read_strips(leaf, entries), entries.axis)
+  indices, _ = entries
+  return Entries(indices, leaf.reshape(-1)[indices])
+
+
 def _check(params: Tree, delta: SparseDelta) -> None:
   leaves = dict(leaves_with_paths(params))
-  for path, (indices, values) in delta.items():
-    if path not in leaves:
+  for path, entries in delta.items():
+    if leaves.get(path) is None:
       raise ValueError(f"delta has a path that the params lack: {path}; {nearest(path, list(leaves))}")
+    if is_structured(leaves[path]):
+      raise ValueError(f"params must hold a plain array at {path}; got {type(leaves[path]).__name__}: materialize it")
+    if isinstance(entries, Strips):
+      if problem := entries.problem(tuple(leaves[path].shape)):
+        raise ValueError(f"delta does not fit the params: {path} {problem}")
+      continue
+    indices, _ = entries
     if isinstance(indices, jax.core.Tracer) or not len(indices):
       continue
-    low, high = int(jnp.min(indices)), int(jnp.max(indices))
+    known = np.asarray(indices)  # on the host: inside jit an operation on a constant would be traced
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high >= leaves[path].size:
       raise ValueError(f"delta has indices {low}..{high} for {path}, which has {leaves[path].size} entries")

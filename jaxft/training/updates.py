@@ -19,12 +19,25 @@ def scale_updates(scales: Tree) -> optax.GradientTransformation:
   """Multiplies each update by its scale: put last in an `optax.chain`, it scales the learning rate of each leaf.
 
   Args:
-    scales: a tree with the structure of what trains, of numbers or of arrays that broadcast against the leaves.
+    scales: a tree with the structure of what trains, of numbers or of arrays that broadcast against the leaves: from
+      `layerwise_decay`, `lora_plus`, `damping`, or `choice_scales` for a choice of leaves, layers or entries.
+
+  Raises:
+    ValueError: a scale is boolean, which may mean layers or entries; from `update`: it does not fit its leaf.
   """
+  if any(jnp.result_type(s) == bool for s in jax.tree.leaves(scales)):
+    raise ValueError("scales must be numbers; got booleans: choice_scales(choice, trainable) makes scales of a choice")
 
   def update(updates: Tree, state: optax.EmptyState, params: Tree | None = None) -> tuple[Tree, optax.EmptyState]:
     del params
-    return jax.tree.map(lambda u, s: u * jnp.asarray(s, u.dtype), updates, scales), state
+
+    def scale(u: Any, s: Any) -> Any:
+      shape = np.shape(s)
+      if len(shape) > u.ndim or any(a not in (1, b) for a, b in zip(reversed(shape), reversed(u.shape))):
+        raise ValueError(f"scales must broadcast against what trains; got {shape} for a leaf {u.shape}")
+      return u * jnp.asarray(s, u.dtype)
+
+    return jax.tree.map(scale, updates, scales), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -41,7 +54,7 @@ def layerwise_decay(
   Args:
     rate: decay per layer, in (0, 1]; published values lie between 0.65 and 0.95.
     trainable: what trains, arrays or shapes.
-    first: a glob or a predicate `(path, leaf) -> bool` for the leaves below the first layer.
+    first: a filter for the leaves below the first layer.
     layers: the depth of the model; None takes the deepest layer of `trainable`, which is wrong where the last layers
       are frozen.
     offset: from the head to the last layer, in layers: 1, or 2 as the released code of ELECTRA counts.

@@ -19,13 +19,16 @@ from jaxft.transforms.quantize import Quantized, quantize, quantize_array
 # Whole leaves
 from jaxft.transforms.biases import add_biases, bitfit
 from jaxft.transforms.freeze import freeze, full, train
-from jaxft.transforms.half import half, train_choice
+from jaxft.transforms.half import half
 from jaxft.transforms.mixout import mixout
+from jaxft.transforms.norms import norm_tuning
 from jaxft.transforms.reinitialize import reinitialize_top
 from jaxft.transforms.unfreezing import carry_over, freeze_below, gradual_unfreezing
 
 # What to choose
+from jaxft.transforms.choice import choice_scales, resolve
 from jaxft.transforms.module_search import Search, layer_ranges, tree_search, within_layers
+from jaxft.transforms.rows import choose_rows, chosen_rows, head_units
 from jaxft.transforms.scores import change_scores, fisher_scores, gradient_scores, magnitude_scores
 from jaxft.transforms.selection import (
     chosen_fraction, cut_at_changes, random_module_mask, select_units, unit_indices,
@@ -64,9 +67,11 @@ from jaxft.transforms.road import road
 from jaxft.transforms.binary_mask import binary_mask, harden, masked_fraction, pack_mask, unpack_mask
 from jaxft.transforms.coupled import Coupled, inverse_order, permute_coupled
 from jaxft.transforms.fastfood import dense_projection, fastfood, sparse_projection
-from jaxft.transforms.s2ft import s2ft
+from jaxft.transforms.s2ft import s2ft, unit_norms
+from jaxft.transforms.served import ServedDeltas, serve
 from jaxft.transforms.sparse import add_entries, chosen_entries, random_indices, shira, sparse_delta
-from jaxft.transforms.submatrix import batched_delta_dot, submatrix
+from jaxft.transforms.strips import Strips
+from jaxft.transforms.submatrix import submatrix, submatrix_delta
 from jaxft.transforms.subspace import random_subspace
 from jaxft.transforms.tokens import trainable_tokens
 

@@ -89,13 +89,15 @@ def budget(
 
   Args:
     step: counted from 0; may be traced.
-    initial, target: numbers of triplets in all matrices together.
+    initial, target: numbers of triplets in all matrices together, `0 <= target <= initial`.
     warmup, final: steps at either end without pruning further.
     total: steps of the run.
 
   Raises:
-    ValueError: warmup and final leave no step between them.
+    ValueError: warmup and final leave no step between them, or target is negative or above initial.
   """
+  if not 0 <= target <= initial:
+    raise ValueError(f"target must lie in 0..initial = {initial}: triplets are pruned, never added; got {target}")
   if warmup + final >= total:
     raise ValueError(f"warmup + final must be below total = {total}; got {warmup} + {final}")
   left = jnp.clip(1 - (step - warmup) / (total - final - warmup), 0, 1)

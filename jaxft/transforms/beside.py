@@ -65,6 +65,27 @@ def hoist(leaf: Any) -> Any:
   return leaf
 
 
+def peel(leaf: Any) -> tuple[Any, list[Any]]:
+  """The weight under a leaf's notes, and the notes, the outermost first: for what maps over the axes of a weight.
+
+  A note need not have the axes of its weight: the indices of a `sparse_delta` are flat over a whole stack.
+  """
+  notes = []
+  while isinstance(leaf, Beside):
+    notes.append(leaf.note)
+    leaf = leaf.w
+  return leaf, notes
+
+
+def put_back(leaf: Any, notes: list[Any]) -> Any:
+  """The notes that `peel` took off, below those that a later transform has put on: that one is joined first."""
+  if isinstance(leaf, Beside):
+    return Beside(put_back(leaf.w, notes), leaf.note)
+  for note in reversed(notes):
+    leaf = Beside(leaf, note)
+  return leaf
+
+
 def through(leaf: Any, form: Callable[[Array], Array]) -> Any:
   """`form` of the array that a leaf stands for, with the notes of other transforms that lie within it kept outside."""
   leaf = hoist(leaf)

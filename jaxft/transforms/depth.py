@@ -17,6 +17,7 @@ import numpy as np
 from jaxft.transforms.paths import Tree, fold_in_path, leaves_with_paths
 
 STACKS = ("layers", "layer", "blocks", "block", "h")
+_PIECE = re.compile(r"\d+(:\d+)?")  # the name of a layer of its own, or of a piece of a stack that was cut
 
 
 def _locate(path: str, stacks: Sequence[str]) -> tuple[str, str, str] | None:
@@ -78,17 +79,27 @@ def num_layers(tree: Tree, *, layer_of: Callable[[str, Any], int | np.ndarray | 
 
 
 def unstack_layers(params: Tree, *, stack: str = "layers") -> Tree:
-  """`{'layers': {'w': [L, ...]}}` -> `{'layers': {'0': {'w': [...]}, '1': ...}}`, for a nested dict."""
-  layers = params[stack]
-  n = jax.tree.leaves(layers)[0].shape[0]
+  """`{'layers': {'w': [L, ...]}}` -> `{'layers': {'0': {'w': [...]}, '1': ...}}`, for a nested dict.
+
+  Raises:
+    ValueError: there is no such stack, its layers are unrolled or cut already, or its arrays have no one leading axis.
+  """
+  layers, n = _stacked(params, stack)
   return {**params, stack: {str(i): jax.tree.map(lambda x: x[i], layers) for i in range(n)}}
 
 
 def stack_layers(params: Tree, *, stack: str = "layers") -> Tree:
-  """The inverse of `unstack_layers`, also from a cut stack (`cut_layers`)."""
+  """The inverse of `unstack_layers`, also from a cut stack (`cut_layers`).
+
+  Raises:
+    ValueError: there is no such stack, or its layers are stacked already.
+  """
+  layers = _layers(params, stack)
+  if not all(map(_PIECE.fullmatch, layers)):
+    raise ValueError(f"params[{stack!r}] must hold layers or pieces of a stack, '0' or '0:2'; got {_names(layers)}")
   pieces = []
-  for name in sorted(params[stack], key=lambda n: int(n.split(":")[0])):
-    piece = params[stack][name]
+  for name in sorted(layers, key=lambda n: int(n.split(":")[0])):
+    piece = layers[name]
     pieces.append(piece if ":" in name else jax.tree.map(lambda x: x[None], piece))
   return {**params, stack: jax.tree.map(lambda *xs: jax.numpy.concatenate(xs), *pieces)}
 
@@ -99,11 +110,33 @@ def cut_layers(params: Tree, at: Sequence[int], *, stack: str = "layers") -> Tre
       {'layers': {'w': [6, ...]}}, at=[2]  ->  {'layers': {'0:2': {'w': [2, ...]}, '2:6': {'w': [4, ...]}}}
 
   Raises:
-    ValueError: `at` is not strictly increasing inside (0, L).
+    ValueError: `at` is not strictly increasing inside (0, L); or the layers are not stacked, as in `unstack_layers`.
   """
-  layers = params[stack]
-  n = jax.tree.leaves(layers)[0].shape[0]
+  layers, n = _stacked(params, stack)
   bounds = [0, *at, n]
   if any(a >= b for a, b in zip(bounds, bounds[1:])):
     raise ValueError(f"at must increase strictly inside (0, {n}); got {list(at)}")
   return {**params, stack: {f"{a}:{b}": jax.tree.map(lambda x: x[a:b], layers) for a, b in zip(bounds, bounds[1:])}}
+
+
+def _layers(params: Tree, stack: str) -> Tree:
+  if stack not in params:
+    raise ValueError(f"params must have {stack!r}, which stack names; got {_names(params)}")
+  return params[stack]
+
+
+def _stacked(params: Tree, stack: str) -> tuple[Tree, int]:
+  """The layers of a stack and how many there are."""
+  layers = _layers(params, stack)
+  if any(map(_PIECE.fullmatch, layers)):
+    raise ValueError(
+        f"params[{stack!r}] must hold one stack; got layers or pieces of it, {_names(layers)}: stack_layers joins them")
+  lengths = {tuple(x.shape[:1]) for x in jax.tree.leaves(layers)}
+  if len(lengths) != 1 or lengths == {()}:
+    raise ValueError(
+        f"params[{stack!r}] must hold arrays with one leading axis, the layers; got leading axes {sorted(lengths)}")
+  return layers, lengths.pop()[0]
+
+
+def _names(tree: Tree) -> str:
+  return ", ".join(map(repr, list(tree)[:4]))

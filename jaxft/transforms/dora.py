@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxft.transforms.beside import Beside
 from jaxft.transforms.filters import Filter
-from jaxft.transforms.leaves import LowRank, dot, lookup, materialize
+from jaxft.transforms.leaves import LowRank, dot, lookup, materialize, unrounded
 from jaxft.transforms.lora import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank
 from jaxft.transforms.protocol import ParamTransform
@@ -44,8 +44,7 @@ class ColumnNormalized:
     return len(self.shape)
 
   def materialize(self) -> Array:
-    factors = self._factors()
-    return (self.v.materialize().astype(jnp.float32) * factors[..., None, :]).astype(self.dtype)
+    return (unrounded(self.v) * self._factors()[..., None, :]).astype(self.dtype)
 
   def dot(self, x: Array) -> Array:
     y = self.v.dot(x)

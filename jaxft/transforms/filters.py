@@ -78,7 +78,9 @@ def mask(filter: Filter, tree: Tree, *, allow_empty: bool = False) -> Tree:
 
 def _as_bool(flag: Any) -> bool:
   if not isinstance(flag, bool):
-    raise TypeError(f"leaf {flag!r} is not a boolean")
+    shape = f" of shape {flag.shape}: layers and entries are for what takes a choice, not a filter" if getattr(
+        flag, "shape", ()) else ""
+    raise TypeError(f"a leaf is {type(flag).__name__}{shape}, not True or False")
   return flag
 
 

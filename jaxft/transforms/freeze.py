@@ -1,39 +1,87 @@
-"""Choosing whole leaves: full tuning, freezing some, training some."""
+"""Choosing whole leaves, or whole layers of stacked ones: full tuning, freezing some, training some."""
+
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from jaxft.transforms.filters import Filter, mask
-from jaxft.transforms.protocol import ParamTransform, combine, partition
+from jaxft.transforms.beside import Beside, through
+from jaxft.transforms.choice import modules, resolve
+from jaxft.transforms.filters import Filter
+from jaxft.transforms.paths import Tree, is_leaf, unzip_with_path
+from jaxft.transforms.protocol import ParamTransform
 
 
-def train(select: Filter) -> ParamTransform:
-  """Trains the leaves that `select` matches and freezes the others.
+def train(choice: Filter | Tree) -> ParamTransform:
+  """Trains what is chosen and freezes the rest.
+
+      {'w': W [6, m, n]}, {'w': [T, F, F, T, T, F]}  ->  frozen {'w': Beside(W[1, 2, 5], order)}
+                                                         trainable {'w': W[0, 3, 4]}
+
+  A stacked leaf of which some layers train is divided, so that gradients kept, optimizer state and decay are of those
+  alone; `join` puts the stack together again. The products of the backward pass are not saved there: a scan does the
+  same for all its layers. Where compute counts, cut the stack first, `cut_at_changes(params, choice)`.
 
   Args:
-    select: a filter; see `jaxft.transforms.filters`.
+    choice: a filter, or a choice of leaves and layers; see `jaxft.transforms.choice`.
 
-  Returns:
-    The transform; its `split` raises ValueError where a glob matches no leaf.
+  Raises (from `split`):
+    ValueError: a glob matches nothing; the choice does not fit the params, or has some entries of a leaf or layer and
+      not others, which is for `sparse_delta`.
   """
 
-  def split(key: jax.Array, params):
+  def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     del key
-    trainable, frozen = partition(mask(select, params), params)
-    return frozen, trainable
+    return _divide(params, resolve(choice, params), trains=True)
 
-  return ParamTransform(split, combine)
+  return ParamTransform(split, _join)
 
 
-def freeze(select: Filter) -> ParamTransform:
-  """Freezes the leaves that `select` matches and trains the others: the complement of `train(select)`."""
+def freeze(choice: Filter | Tree) -> ParamTransform:
+  """Freezes what is chosen and trains the rest: the complement of `train(choice)`."""
 
-  def split(key: jax.Array, params):
+  def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     del key
-    return partition(mask(select, params), params)
+    return _divide(params, resolve(choice, params), trains=False)
 
-  return ParamTransform(split, combine)
+  return ParamTransform(split, _join)
 
 
 def full() -> ParamTransform:
   """Trains every leaf: full fine-tuning."""
   return train(True)
+
+
+def _divide(params: Tree, flags: Tree, *, trains: bool) -> tuple[Tree, Tree]:
+  """The frozen and the trainable side, where `trains` says which of the flags mean training."""
+  partly: list[str] = []
+
+  def divide(path: str, leaf: Any, flag: Any) -> tuple[Any, Any]:
+    chosen = modules(flag, path, leaf)
+    if chosen is None:
+      partly.append(f"{path} {tuple(leaf.shape)}")
+      return leaf, None
+    if isinstance(chosen, bool):
+      return (None, leaf) if chosen == trains else (leaf, None)
+    trained, kept = np.flatnonzero(chosen == trains), np.flatnonzero(chosen != trains)
+    order = np.argsort(np.concatenate([kept, trained]))
+    take = lambda rows: jax.tree.map(lambda x: x[rows], leaf)
+    return Beside(take(kept), jnp.asarray(order, jnp.int32)), take(trained)
+
+  sides = unzip_with_path(divide, params, flags)
+  if partly:
+    raise ValueError(
+        f"choice must have whole leaves, or whole layers of stacked ones; it has some entries of {len(partly)}, which "
+        f"is for sparse_delta (or submatrix): {', '.join(partly[:8])}")
+  return sides
+
+
+def _join(frozen: Tree, trainable: Tree) -> Tree:
+  def put(kept: Any, trained: Any) -> Any:
+    if kept is None or trained is None:
+      return trained if kept is None else kept
+    # Another transform may have adapted the frozen layers in the meantime: their matrices are formed here.
+    return through(kept.w, lambda w: jnp.concatenate([w, trained])[kept.note])
+
+  return jax.tree.map(put, frozen, trainable, is_leaf=is_leaf)

@@ -70,7 +70,8 @@ def hira(select: Filter = "**/kernel", *, rank: int = 32) -> ParamTransform:
   Raises:
     ValueError: rank is out of range; from `split`, as `low_rank`.
 
-  Source: Huang et al. 2025, HiRA (ICLR 2025); the form and the init are PEFT's.
+  Source: Huang et al. 2025, HiRA (ICLR 2025, openreview.net/forum?id=TwJrTz9cRS; it has no arXiv id); the form and the
+  init are PEFT's.
   """
   check_rank(rank)
 

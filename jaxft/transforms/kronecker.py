@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxft.transforms.filters import Filter
+from jaxft.transforms.leaves import unrounded
 from jaxft.transforms.matrices import adapt_matrices, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.sums import Sum
@@ -40,8 +41,9 @@ class Kronecker:
     return len(self.left.shape)
 
   def materialize(self) -> Array:
-    right = reduce(jnp.matmul, self.right)
-    return jnp.einsum("...ac,...bd->...abcd", self.left, right).reshape(self.shape)
+    right = reduce(jnp.matmul, map(unrounded, self.right))
+    whole = jnp.einsum("...ac,...bd->...abcd", unrounded(self.left), right)
+    return whole.reshape(self.shape).astype(self.dtype)
 
   def dot(self, x: Array) -> Array:
     return _apply(x, self.left, self.right)

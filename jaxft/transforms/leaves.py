@@ -4,6 +4,7 @@ Each has the logical `shape` and `dtype` of the array it stands for, computed fr
 parts carry a leading layer axis can be sliced by `jax.lax.scan` like an array; `materialize()` forms the array;
 `dot(x)` and `dot_transposed(x)` contract it with an array in its cheap form; `lookup(ids)` reads rows.
 Any class with these is a structured leaf: there is no base class. They nest: QLoRA is `LowRank(w=Quantized(...))`.
+What is formed is rounded to `dtype` once, however deep leaves nest: within `materialize`, parts are read `unrounded`.
 
 `dot`, `dot_transposed` and `lookup` of this module accept an array or a leaf, and are what the models multiply with.
 """
@@ -67,6 +68,35 @@ def _array(x: Any) -> Any:
   return x.materialize() if is_structured(x) else x
 
 
+def unrounded(x: Any) -> Array:
+  """An array, or what a structured leaf stands for before it is rounded to its dtype, in float32 or wider.
+
+  For `materialize` methods, which compute from it and round once. It asks nothing of a leaf: one with its parts in
+  float32 forms the unrounded array. A leaf that then still has its dtype chose it itself, as a `Quantized` decoded to
+  bfloat16, whose products too read the decoded values: such a one is formed in that dtype.
+  """
+  x = _array(_widened(x))
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _widened(x: Any) -> Any:
+  """An array of a narrower float dtype in float32, a leaf with its parts so; all else as it is."""
+  if not _is_narrow(x):
+    return x
+  if not is_structured(x):
+    return x.astype(jnp.float32)
+  if not jax.tree_util.all_leaves([x]):  # a class that is no pytree is a leaf to JAX
+    wide = jax.tree.map(_widened, x, is_leaf=lambda part: part is not x and is_structured(part))
+    if not _is_narrow(wide):
+      return wide
+  return x.materialize().astype(jnp.float32)
+
+
+def _is_narrow(x: Any) -> bool:
+  dtype = getattr(x, "dtype", None)  # which a Python scalar lacks
+  return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["w", "a", "b", "key"], meta_fields=["scale", "dropout"])
 @dataclasses.dataclass(frozen=True)
 class LowRank:
@@ -95,9 +125,7 @@ class LowRank:
     return len(self.shape)
 
   def materialize(self) -> Array:
-    w = _array(self.w)
-    delta = jnp.matmul(_array(self.a), _array(self.b), preferred_element_type=jnp.float32)
-    return (w.astype(jnp.float32) + self.scale * delta).astype(w.dtype)
+    return (unrounded(self.w) + self.scale * (unrounded(self.a) @ unrounded(self.b))).astype(self.dtype)
 
   def dot(self, x: Array) -> Array:
     return dot(x, self.w) + self.scale * dot(_thin(self._drop(x), self.a), self.b)
@@ -200,8 +228,7 @@ class Scaled:
     return len(self.shape)
 
   def materialize(self) -> Array:
-    w = _array(self.w)
-    return (w.astype(jnp.float32) * self.s).astype(w.dtype)
+    return (unrounded(self.w) * self.s).astype(self.dtype)
 
   def dot(self, x: Array) -> Array:
     rows, columns = self._sides()

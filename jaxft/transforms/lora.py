@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.transforms.beside import Beside
-from jaxft.transforms.filters import Filter
+from jaxft.transforms.filters import Filter, nearest
 from jaxft.transforms.leaves import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank, kaiming_uniform
 from jaxft.transforms.paths import Tree, is_structured
@@ -16,6 +16,9 @@ from jaxft.transforms.protocol import ParamTransform
 
 # (key, weight [m, n], rank, scale, statistic) -> (weight that stays frozen [m, n], a [m, rank], b [rank, n])
 FactorInit = Callable[[jax.Array, Any, int, float, Any], tuple[Any, jax.Array, jax.Array]]
+
+# The inits of `jaxft.transforms`, for errors: those after the first two are made by a call, with options of their own.
+INITS = ("pissa", "olora", "given_inputs", "corda", "loftq", "lora_ga")
 
 
 def uniform_then_zero(
@@ -52,13 +55,18 @@ def low_rank(
     dtype: of the factors; None takes float32.
 
   Raises (the last from `split`):
+    TypeError: init is no function, such as the name of one.
     ValueError: rank, dropout or train is out of range; the filter matches nothing, or a leaf that is not a matrix (all
       are named), or one without statistics.
   """
-  check_rank(rank)
+  rank = check_rank(rank)
   check_dropout(dropout)
   if train not in ("ab", "a", "b"):
     raise ValueError(f"train must be 'ab', 'a' or 'b'; got {train!r}")
+  if not callable(init):
+    raise TypeError(
+        f"init must be a function (key, w, rank, scale, statistic) -> (w, a, b), such as those of jaxft.transforms; "
+        f"got {init!r}; {nearest(str(init), INITS)}")
   dtype = jnp.dtype(dtype or jnp.float32)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
@@ -95,6 +103,6 @@ def lora(
   Sources: Hu et al. 2021 (arXiv 2106.09685); Kalajdzievski 2023 (arXiv 2312.03732) for rsLoRA. The factors are in JAX
   layout: a is the transpose of PEFT's `lora_A`, b of `lora_B`.
   """
-  check_rank(rank)
+  rank = check_rank(rank)
   scale = alpha / (math.sqrt(rank) if rank_stabilized else rank)
   return low_rank(select, rank=rank, scale=scale, dropout=dropout, dtype=dtype)

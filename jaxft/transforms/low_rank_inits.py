@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxft.transforms.filters import Filter
+from jaxft.transforms.leaves import materialize
 from jaxft.transforms.lora import FactorInit, low_rank
+from jaxft.transforms.matrices import check_count, check_rank
 from jaxft.transforms.paths import is_structured
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.quantize import quantize_array
@@ -75,7 +77,7 @@ def minor_outputs(key: jax.Array, w: Any, rank: int, scale: float, statistic: An
   """a zero, and b the singular vectors on the output side of the smallest singular values: the init of MiCA."""
   del key, scale, statistic
   check_rank_fits(rank, w)
-  _, _, v = jnp.linalg.svd(plain(w), full_matrices=False)
+  _, _, v = jnp.linalg.svd(materialize(w).astype(jnp.float32), full_matrices=False)
   return w, jnp.zeros((w.shape[0], rank)), v[-rank:]
 
 
@@ -87,8 +89,12 @@ def mica(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 16.0) ->
     rank: r of the factors, at most the smaller side.
     alpha: numerator of the scale.
 
+  Raises:
+    ValueError: rank is out of range; from `split`, as `low_rank`, or where rank exceeds a matrix's smaller side.
+
   Source: arXiv 2604.01694, as in PEFT: b is its `lora_B` transposed, the last left singular vectors in its layout.
   """
+  rank = check_rank(rank)
   return low_rank(select, rank=rank, scale=alpha / rank, init=minor_outputs, train="a")
 
 
@@ -107,8 +113,7 @@ def loftq(*, format: Literal["int8", "nf4"] = "nf4", block: int = 64, rounds: in
 
   Source: Li et al. 2023 (arXiv 2310.08659), its algorithm 1.
   """
-  if not (isinstance(rounds, int) and rounds >= 1):
-    raise ValueError(f"rounds must be an integer >= 1; got {rounds!r}")
+  rounds = check_count("rounds", rounds)
 
   def init(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tuple[Any, Array, Array]:
     del key, statistic

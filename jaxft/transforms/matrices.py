@@ -1,5 +1,6 @@
 """What adapters of matrices share: `adapt_matrices`, their loop over the chosen leaves, and the usual random start."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxft.transforms.beside import peel, put_back
 from jaxft.transforms.depth import layer_of, leaf_keys
 from jaxft.transforms.filters import Filter, mask, nearest
 from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths, unzip_with_path
@@ -26,6 +28,7 @@ def adapt_matrices(
   Args:
     select: a filter; every leaf it matches must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
     init: `(key, w [m, n], statistic) -> (frozen leaf, subtree that trains)`, for one matrix; under `vmap` for a stack.
+      What other transforms have noted beside w is kept from it.
     apply: `(frozen leaf, subtree that trains) -> leaf`, with a leading axis L on all parts of a stack.
     statistics: what `init` needs to know of the data: a tree with the structure of the params or of a part of it, or a
       flat dict from paths. A matrix takes the entry at its path, or at the longest prefix of it; a stack `[L, m, n]`
@@ -45,7 +48,9 @@ def adapt_matrices(
         return leaf, None
       keys = leaf_keys(key, path, leaf)
       statistic = None if known is None else _statistic(known, path, leaf if keys.ndim else None)
-      return (jax.vmap(init) if keys.ndim else init)(keys, leaf, statistic)
+      w, notes = peel(leaf)
+      frozen, trained = (jax.vmap(init) if keys.ndim else init)(keys, w, statistic)
+      return put_back(frozen, notes), trained
 
     return unzip_with_path(start, params, flags)
 
@@ -100,9 +105,24 @@ def kaiming_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> Arra
   return jax.random.uniform(key, shape, jnp.float32, -(fan_in**-0.5), fan_in**-0.5)
 
 
-def check_rank(rank: int) -> None:
-  if not (isinstance(rank, int) and rank >= 1):
-    raise ValueError(f"rank must be an integer >= 1; got {rank!r}")
+def check_rank(rank: Any) -> int:
+  """The rank as an int; see `check_count`."""
+  return check_count("rank", rank)
+
+
+def check_count(name: str, value: Any) -> int:
+  """An argument that counts something as an int, whatever kind of integer it is: NumPy's would promote dtypes.
+
+  Raises:
+    ValueError: it is no integer, or below 1.
+  """
+  try:
+    count = operator.index(value)
+  except TypeError:
+    count = 0
+  if count < 1:
+    raise ValueError(f"{name} must be an integer >= 1; got {value!r}")
+  return count
 
 
 def check_dropout(dropout: float) -> None:

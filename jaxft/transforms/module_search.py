@@ -75,9 +75,9 @@ def layer_ranges(num_layers: int) -> list[tuple[int, int]]:
 def within_layers(start: int, stop: int, select: Filter = True) -> Callable[[Tree], Tree]:
   """What `select` matches in layers `start` to `stop - 1`, as a function of the params that gives a choice.
 
-      transform = train_choice(within_layers(8, 16, "**/mlp/{up,down}/*")(params))
+      transform = train(within_layers(8, 16, "**/mlp/{up,down}/*")(params))
 
-  The choice has a vector of booleans for a stacked leaf of which a part is in the range; see `train_choice`.
+  The choice has a vector of booleans for a stacked leaf of which a part is in the range; see `jaxft.transforms.choice`.
   """
 
   def choose(params: Tree) -> Tree:

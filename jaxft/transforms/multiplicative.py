@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxft.transforms.filters import Filter
-from jaxft.transforms.leaves import dot, dot_transposed, lookup, materialize
+from jaxft.transforms.leaves import dot, dot_transposed, lookup, unrounded
 from jaxft.transforms.matrices import adapt_matrices, chosen_matrices
 from jaxft.transforms.paths import Tree
 from jaxft.transforms.protocol import ParamTransform
@@ -45,9 +45,8 @@ class Multiplied:
   def materialize(self) -> Array:
     if self.ndim > 2:
       return jax.vmap(Multiplied.materialize)(self)
-    w = materialize(self.w)
-    wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
-    return (self.by.transposed(wide.T).T if self.side == "in" else self.by(wide)).astype(w.dtype)
+    w = unrounded(self.w)
+    return (self.by.transposed(w.T).T if self.side == "in" else self.by(w)).astype(self.dtype)
 
   def dot(self, x: Array) -> Array:
     return dot(self.by(x), self.w) if self.side == "in" else self.by(dot(x, self.w))

@@ -16,7 +16,7 @@ import jax
 
 from jaxft.transforms.beside import hoist
 from jaxft.transforms.filters import Filter, mask
-from jaxft.transforms.paths import Tree, is_leaf
+from jaxft.transforms.paths import Tree, is_leaf, is_structured
 
 Params = Tree
 Frozen = Tree
@@ -70,13 +70,22 @@ def on(filter: Filter, transform: ParamTransform) -> ParamTransform:
 
 
 def chain(*transforms: ParamTransform) -> ParamTransform:
-  """Applies each transform to what the ones before it left frozen: QLoRA is `chain(lora(...), quantize("nf4"))`."""
+  """Applies each transform to what the ones before it left frozen: QLoRA is `chain(lora(...), quantize("nf4"))`.
+
+  Raises:
+    ValueError: there is no transform; from `split`: one comes after others that already train every leaf.
+  """
   if not transforms:
     raise ValueError("chain takes at least one transform; got none")
 
   def split(key: jax.Array, params: Params) -> tuple[Frozen, Trainable]:
     trainables: list[Any] = []
+    leaves = len(jax.tree.leaves(params, is_leaf=is_structured))
     for i, t in enumerate(transforms):
+      if leaves and not jax.tree.leaves(params):
+        raise ValueError(
+            f"transforms[{i}] of chain takes what those before it left frozen, and got nothing: an earlier transform "
+            f"already trains all {leaves} leaves")
       params, trainable = t.split(jax.random.fold_in(key, i), params)
       trainables.append(trainable)
     return params, tuple(trainables)

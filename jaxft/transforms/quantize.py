@@ -14,6 +14,7 @@ from jaxft.transforms.beside import Beside
 from jaxft.transforms.depth import layer_of
 from jaxft.transforms.filters import Filter, mask, nearest
 from jaxft.transforms.leaves import dot, dot_transposed
+from jaxft.transforms.matrices import check_count
 from jaxft.transforms.paths import is_structured, map_with_path
 from jaxft.transforms.protocol import ParamTransform
 
@@ -149,7 +150,7 @@ def quantize_array(
   for NF4 and double quantization. QLoRA's second level has 8-bit float codes; here they are evenly spaced, which for
   scales spread about their mean errs less.
   """
-  _check_options(format, block)
+  block = _check_options(format, block)
   problem = _problem(w, format, block)
   if problem:
     raise ValueError(f"w {problem}")
@@ -200,7 +201,7 @@ def quantize(
     ValueError: format or block is unknown; from `split`: the filter matches nothing, or a leaf that is no matrix or
       that block does not divide (all are named).
   """
-  _check_options(format, block)
+  block = _check_options(format, block)
 
   def split(key: jax.Array, params):
     del key
@@ -235,11 +236,11 @@ def quantize(
   return ParamTransform(split, join)
 
 
-def _check_options(format: str, block: int) -> None:
+def _check_options(format: str, block: Any) -> int:
+  """The block as an int, where both options are sound."""
   if format not in FORMATS:
     raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}; {nearest(str(format), FORMATS)}")
-  if not (isinstance(block, int) and block >= 1):
-    raise ValueError(f"block must be an integer >= 1; got {block!r}")
+  return check_count("block", block)
 
 
 def _problem(leaf: Any, format: str, block: int, layers: int | None = None) -> str:

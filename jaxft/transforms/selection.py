@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxft.transforms.choice import modules, resolve
 from jaxft.transforms.depth import cut_layers, layer_of
 from jaxft.transforms.filters import Filter, mask, nearest
 from jaxft.transforms.paths import Tree, leaves_with_paths, map_with_path
@@ -103,18 +104,26 @@ def cut_at_changes(params: Tree, choice: Tree, *, stack: str = "layers") -> Tree
 
   Args:
     params: a nested dict with stacked layers.
-    choice: from `random_module_mask`.
+    choice: of leaves and layers, from `random_module_mask` or `within_layers`.
     stack: the name that holds the layers.
+
+  Raises:
+    ValueError: the choice does not fit, or divides a layer of some leaf: there is nothing to cut at.
   """
-  vectors = [flags for flags in jax.tree.leaves(choice[stack]) if np.ndim(flags)]
+  by_layer = map_with_path(
+      lambda path, leaf, flag: modules(flag, path, leaf), {stack: params[stack]},
+      resolve({stack: choice[stack]}, {stack: params[stack]}))
+  if divided := [path for path, flag in leaves_with_paths(by_layer) if flag is None]:
+    raise ValueError(f"choice must have whole layers to cut at; it divides those of {', '.join(divided[:8])}")
+  vectors = [flags for flags in jax.tree.leaves(by_layer) if np.ndim(flags)]
   at = sorted({int(i) + 1 for flags in vectors for i in np.flatnonzero(flags[1:] != flags[:-1])})
   return cut_layers(params, at, stack=stack)
 
 
-def chosen_fraction(params: Tree, choice: Tree) -> float:
-  """The share of parameters that a choice of modules trains: what `fraction` came to."""
+def chosen_fraction(params: Tree, choice: Filter | Tree) -> float:
+  """The share of parameters that a choice has: what `fraction` came to."""
   share = lambda path, leaf, flags: 0 if leaf is None else leaf.size * float(np.mean(flags))
-  leaves = jax.tree.leaves(map_with_path(share, params, choice))
+  leaves = jax.tree.leaves(map_with_path(share, params, resolve(choice, params)))
   return sum(leaves) / sum(leaf.size for _, leaf in leaves_with_paths(params) if leaf is not None)
 
 

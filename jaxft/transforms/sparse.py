@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxft.transforms import choice
 from jaxft.transforms.beside import Beside, through
 from jaxft.transforms.depth import leaf_keys
 from jaxft.transforms.filters import Filter, mask
@@ -29,9 +30,9 @@ def sparse_delta(select: Tree | Select, *, dtype: jnp.dtype = jnp.float32) -> Pa
   K entries of it are read, 6 FLOPs per parameter and token as in full tuning. A stacked leaf is one flat space.
 
   Args:
-    select: a tree like the params of boolean masks or of flat int32 indices, None (or a mask of nothing) where a leaf
-      stays frozen; or a function `(key, params) -> ` such a tree of indices, which `split` calls. Masks are read on the
-      host, one leaf after the other: their size decides the shape of what trains.
+    select: a choice (`jaxft.transforms.choice`), or a tree like the params of flat int32 indices, None where a leaf
+      stays frozen; or a function `(key, params) -> ` one of these, which `split` calls. Masks are read on
+      the host, one leaf after the other: their size decides the shape of what trains.
     dtype: of the values, also where the params are of fewer bits.
 
   Raises (from `split`):
@@ -45,10 +46,12 @@ def sparse_delta(select: Tree | Select, *, dtype: jnp.dtype = jnp.float32) -> Pa
 
   def split(key: jax.Array, params: Tree):
     chosen = select(key, params) if callable(select) else select
+    if isinstance(chosen, (str, bool, list)):
+      chosen = choice.resolve(chosen, params)
     problems: list[str] = []
 
     def hold(path: str, leaf: Any, entries: Any) -> tuple[Any, Any]:
-      indices, problem = _indices(leaf, entries)
+      indices, problem = _indices(path, leaf, entries)
       if problem:
         problems.append(f"{path} {problem}")
       if problem or indices is None:
@@ -121,15 +124,27 @@ def shira(select: Filter = "**/kernel", *, rank: int = 32, dtype: jnp.dtype = jn
 
 
 def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Array]]:
-  """`{path: (indices, values)}` of the two sides of a `sparse_delta`: what to store, add and subtract."""
+  """`{path: (indices, values)}` of the two sides of a `sparse_delta`: what to store, add and subtract.
+
+  Raises:
+    ValueError: the sides are of another transform; `submatrix_delta` is for `submatrix` and `s2ft`.
+  """
   pairs = zip(leaves_with_paths(frozen), jax.tree.structure(frozen, is_leaf=is_leaf).flatten_up_to(trainable))
-  return {path: (leaf.note, values) for (path, leaf), values in pairs if values is not None}
+  found = {path: (getattr(leaf, "note", None), values) for (path, leaf), values in pairs if values is not None}
+  for path, (indices, values) in found.items():
+    if not isinstance(indices, (np.ndarray, jax.Array)) or np.shape(values) != indices.shape:
+      raise ValueError(
+          f"frozen and trainable must be the sides of a sparse_delta; at {path} they are not. For a submatrix or s2ft: "
+          "submatrix_delta")
+  return found
 
 
-def _indices(leaf: Any, entries: Any) -> tuple[Any, str]:
+def _indices(path: str, leaf: Any, entries: Any) -> tuple[Any, str]:
   """Flat indices of the chosen entries of a leaf, None for none, and what is wrong with them."""
-  if entries is None or leaf is None:
+  if entries is None or leaf is None or entries is False:
     return None, ""
+  if entries is True or (np.ndim(entries) == 1 and entries.dtype == bool and choice.over_layers(entries, path, leaf)):
+    entries = choice.entries(entries, path, leaf)
   size, shape = math.prod(leaf.shape), tuple(leaf.shape)
   if size >= 1 << 31:
     return None, f"has {size} entries, beyond int32: cut its stack with cut_layers"

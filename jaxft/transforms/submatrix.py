@@ -1,4 +1,11 @@
-"""Training some rows or columns of a matrix, at the cost of those alone: `submatrix` and its leaf `Submatrix`."""
+"""Training some rows or columns of a matrix, at the cost of those alone: `submatrix`, its leaf, and its delta.
+
+    frozen, trainable = transform.split(key, params)
+    ...                                                      # some steps
+    delta = submatrix_delta(frozen, trainable)               # by path: indices, values, axis
+    fused, old = fuse(params, delta)                         # `jaxft.merging`; unfuse(fused, old) is params, bit by bit
+    served = serve(params, [delta, other], adapter)          # `jaxft.transforms.served`: many of them in one batch
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,14 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxft.transforms.beside import Beside
 from jaxft.transforms.depth import layer_of
 from jaxft.transforms.filters import mask
 from jaxft.transforms.leaves import dot, dot_transposed, lookup
-from jaxft.transforms.paths import Tree, is_leaf, is_structured, unzip_with_path
+from jaxft.transforms.paths import Tree, is_leaf, is_structured, leaves_with_paths, unzip_with_path
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.transforms.strips import Strips, change_strips, check_axis, delta_product, delta_rows
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["w", "d", "indices"], meta_fields=["axis"])
@@ -51,10 +59,7 @@ class Submatrix:
 
   def materialize(self) -> Array:
     w = self.w.materialize() if is_structured(self.w) else self.w
-    add = partial(_sum, axis=self.axis)
-    for _ in range(self.ndim - 2):
-      add = jax.vmap(add)
-    return add(w, self.d, self.indices)
+    return change_strips(w, Strips(self.indices, self.d, self.axis), _add)
 
   def dot(self, x: Array) -> Array:
     return self._contract(x, dot, contracted=self.axis == -2)
@@ -64,45 +69,32 @@ class Submatrix:
 
   def lookup(self, ids: Array) -> Array:
     rows = lookup(self.w, ids)
-    if self.axis == -1:
-      return rows.at[..., self.indices].add(lookup(self.d, ids).astype(rows.dtype), mode="drop")
-    k = self.indices.shape[0]
-    place = jnp.full(self.shape[0], k, jnp.int32).at[self.indices].set(jnp.arange(k, dtype=jnp.int32), mode="drop")
-    return rows + jnp.take(self.d, place[ids], axis=0, mode="fill", fill_value=0).astype(rows.dtype)
+    return rows + delta_rows(ids, self.d, self.indices, axis=self.axis, shape=self.shape).astype(rows.dtype)
 
   def _contract(self, x: Array, product: Any, contracted: bool) -> Array:
     n_out = self.shape[-1 if product is dot else -2]
     if is_structured(self.w):
-      return product(x, self.w) + _beside(x, self.d, self.indices, product, contracted, n_out)
+      return product(x, self.w) + delta_product(x, self.d, self.indices, product, contracted, n_out)
     # Formed again for the backward pass: kept from the forward pass, the sums of all layers are a copy of the model.
-    formed = jax.checkpoint(lambda x, w, d: product(x, _sum(w, d, self.indices, axis=self.axis)))
+    formed = jax.checkpoint(lambda x, w, d: product(x, change_strips(w, Strips(self.indices, d, self.axis), _add)))
     y = formed(x, self.w, jax.lax.stop_gradient(self.d))
     return y + _derivative_alone(x, self.d, self.indices, product, contracted, n_out)
 
 
-def _sum(w: Array, d: Array, indices: Array, *, axis: int) -> Array:
-  at = w.at[indices] if axis == -2 else w.at[:, indices]
-  old = at.get(mode="fill", fill_value=0)
-  return at.set((old.astype(jnp.float32) + d.astype(jnp.float32)).astype(w.dtype), mode="drop")
-
-
-def _beside(x: Array, d: Array, indices: Array, product: Any, contracted: bool, n_out: int) -> Array:
-  """The product of x with d alone, where `contracted` says that d's cut axis is the one summed over."""
-  if contracted:
-    return product(jnp.take(x, indices, axis=-1, mode="fill", fill_value=0), d)
-  return jnp.zeros((*x.shape[:-1], n_out), x.dtype).at[..., indices].add(product(x, d), mode="drop")
+def _add(w: Array, d: Array) -> Array:
+  return (w.astype(jnp.float32) + d.astype(jnp.float32)).astype(w.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _derivative_alone(x: Array, d: Array, indices: Array, product: Any, contracted: bool, n_out: int) -> Array:
-  """Zeros, with the derivative in d of `_beside`."""
+  """Zeros, with the derivative in d of `delta_product`."""
   return jnp.zeros((*x.shape[:-1], n_out), x.dtype)
 
 
 @_derivative_alone.defjvp
 def _(product, contracted, n_out, primals, tangents):
   x, _, indices = primals
-  return jnp.zeros((*x.shape[:-1], n_out), x.dtype), _beside(x, tangents[1], indices, product, contracted, n_out)
+  return jnp.zeros((*x.shape[:-1], n_out), x.dtype), delta_product(x, tangents[1], indices, product, contracted, n_out)
 
 
 def submatrix(
@@ -121,18 +113,22 @@ def submatrix(
     axis: -2 for rows, the input side of `x @ w`; -1 for columns; or one for each glob.
     dtype: of what trains.
 
-  Raises (from `split`):
-    ValueError: a glob matches nothing, or a leaf that is no matrix, or that another glob matches; an index that is
-      repeated or out of range; an axis that is neither -2 nor -1.
+  Raises:
+    ValueError: indices names no glob; axis is neither -2 nor -1, or lacks one of the globs; from `split`: a glob
+      matches nothing, or a leaf that is no matrix, or that another glob matches; indices that are not integers, or one
+      that is repeated or out of range.
 
   Source: the trained blocks of Yang et al. 2024, S2FT (arXiv 2412.06289). There, weights are permuted so that a block
   is contiguous; here it is gathered, which is the same mathematics and leaves the weights in place. Rows of an
   embedding are tuned the same way (`lookup`).
   """
+  if not indices:
+    raise ValueError("indices must have at least one glob, for otherwise nothing trains; got {}")
+  if isinstance(axis, Mapping) and (missing := [glob for glob in indices if glob not in axis]):
+    raise ValueError(f"axis must have an entry for each glob of indices; it lacks {', '.join(map(repr, missing))}")
   axes = {glob: axis[glob] if isinstance(axis, Mapping) else axis for glob in indices}
-  for glob, a in axes.items():
-    if a not in (-2, -1):
-      raise ValueError(f"axis must be -2 (rows) or -1 (columns); got {a!r} for {glob}")
+  for a in axes.values():
+    check_axis(a)
 
   def owners(tree: Tree) -> Tree:
     """For each leaf the glob that matches it, or ''."""
@@ -155,13 +151,13 @@ def submatrix(
         problems.append(f"{path} {tuple(leaf.shape)} is no matrix [m, n] or stack of them [L, m, n]")
         return leaf, None
       size = leaf.shape[axes[glob]]
-      here, problem = _of_layers(np.asarray(indices[glob], np.int32), layer, size)
+      here, problem = _of_layers(np.asarray(indices[glob]), layer, size)
       if problem:
         problems.append(f"{path} {tuple(leaf.shape)} {problem}")
         return leaf, None
       shape = list(leaf.shape)
       shape[axes[glob]] = here.shape[-1]
-      return Beside(leaf, jnp.asarray(here)), jnp.zeros(shape, dtype)
+      return Beside(leaf, {_NOTES[axes[glob]]: jnp.asarray(here)}), jnp.zeros(shape, dtype)
 
     frozen, trainable = unzip_with_path(hold, params, owners(params))
     if problems:
@@ -169,16 +165,59 @@ def submatrix(
     return frozen, trainable
 
   def join(frozen: Tree, trainable: Tree):
-    take = lambda w, d, glob: w if d is None else Submatrix(w.w, d, w.note, axis=axes[glob])
-    return jax.tree.map(take, frozen, trainable, owners(frozen), is_leaf=is_leaf)
+    def take(w: Any, d: Any) -> Any:
+      if d is None:
+        return w
+      chosen, a = _noted(w)
+      return Submatrix(w.w, d, chosen, axis=a)
+
+    return jax.tree.map(take, frozen, trainable, is_leaf=is_leaf)
 
   return ParamTransform(split, join)
+
+
+# The name under which the frozen side notes the indices, by axis: names are static where the sides are traced.
+_NOTES = {-2: "row_indices", -1: "column_indices"}
+
+
+def _noted(held: Any) -> tuple[Any, int] | None:
+  """The indices and the axis that `split` noted beside a leaf, None where it did not."""
+  note = held.note if isinstance(held, Beside) else None
+  found = [(note[name], axis) for axis, name in _NOTES.items() if isinstance(note, dict) and name in note]
+  return found[0] if found else None
+
+
+def submatrix_delta(frozen: Tree, trainable: Tree) -> dict[str, Strips]:
+  """`{path: Strips(indices, values, axis)}` of the two sides of a `submatrix`: what to store, add, fuse and serve.
+
+  Exact, whatever the size of the moves: `apply_delta(params, delta)` has the bits of `materialize(join(...))`.
+
+  Args:
+    frozen, trainable: both sides, as `split` gave them and training left them.
+
+  Raises:
+    ValueError: a leaf that trains is not of a `submatrix`.
+
+  Source: the separable adapters of Yang et al. 2024, S2FT (arXiv 2412.06289).
+  """
+  delta: dict[str, Strips] = {}
+  sides = jax.tree.structure(frozen, is_leaf=is_leaf).flatten_up_to(trainable)
+  for (path, held), values in zip(leaves_with_paths(frozen), sides, strict=True):
+    if values is None:
+      continue
+    noted = _noted(held)
+    if noted is None:
+      raise ValueError(f"frozen and trainable must be the two sides of a submatrix; {path} is of another transform")
+    delta[path] = Strips(noted[0], values, noted[1])
+  return delta
 
 
 def _of_layers(given: np.ndarray, layer: Any, size: int) -> tuple[np.ndarray, str]:
   """The indices of a leaf's layers, with -1 moved beyond the matrix, and what is wrong with them."""
   if given.ndim not in (1, 2) or not given.shape[-1]:
     return given, f"takes indices [k] or [L, k]; got shape {given.shape}"
+  if not np.issubdtype(given.dtype, np.integer):
+    return given, f"takes integer indices; got {given.dtype}"
   if given.ndim == 2:
     if layer is None:
       return given, f"lies outside the layers and takes indices [k]; got shape {given.shape}"
@@ -193,26 +232,3 @@ def _of_layers(given: np.ndarray, layer: Any, size: int) -> tuple[np.ndarray, st
     if len(np.unique(row[row >= 0])) < (row >= 0).sum():
       return given, "has an index twice in one layer"
   return np.where(given < 0, size, given).astype(np.int32), ""
-
-
-def batched_delta_dot(
-    x: Float[Array, "batch *time n_in"], w: Any, d: Float[Array, "adapters ..."], indices: Int[Array, "adapters k"],
-    adapter: Int[Array, "batch"], *, axis: int = -2,
-) -> Float[Array, "batch *time n_out"]:
-  """`x @ w` with a delta of its own for each example: many fine-tunings of one base served in one batch.
-
-      rows:     y_b = x_b @ w + x_b[.., idx_b] @ d_b           columns:  y_b = x_b @ w;  y_b[.., idx_b] += x_b @ d_b
-
-  Args:
-    x: activations.
-    w: the shared base, an array or a structured leaf `[n_in, n_out]`.
-    d: of each adapter, `[adapters, k, n_out]` for rows, `[adapters, n_in, k]` for columns.
-    indices: of each adapter; one beyond the matrix stands for none.
-    adapter: which one each example takes.
-    axis: -2 for rows, -1 for columns.
-
-  Source: Yang et al. 2024, S2FT (arXiv 2412.06289), section on parallel serving.
-  """
-  y = dot(x, w)
-  one = lambda x, d, indices: _beside(x, d, indices, dot, axis == -2, y.shape[-1])
-  return y + jax.vmap(one)(x, d[adapter], indices[adapter])

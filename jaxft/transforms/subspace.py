@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from jaxft.transforms.beside import Beside, through
 from jaxft.transforms.depth import leaf_keys
-from jaxft.transforms.fastfood import fastfood
-from jaxft.transforms.filters import Filter, mask
+from jaxft.transforms.fastfood import dense_projection, fastfood, sparse_projection
+from jaxft.transforms.filters import Filter, mask, nearest
+from jaxft.transforms.matrices import check_count
 from jaxft.transforms.paths import Tree, is_leaf, map_with_path
 from jaxft.transforms.protocol import ParamTransform
 
@@ -34,27 +35,32 @@ def random_subspace(
 
   Args:
     dim: how many numbers train, the scales among them.
-    select: what moves, of floating-point leaves. A new head that stays outside trains by
-      `chain(train(head), random_subspace(...))`, and is then not counted in dim.
+    select: what moves, of floating-point leaves; a predicate must not read values, as in `on`. A new head that stays
+      outside trains by `chain(train(head), random_subspace(...))`, and is then not counted in dim.
     projection: `fastfood`, `dense_projection`, `sparse_projection`, or another function `(key, x [d], D) -> [D]`.
     structured: one scale for each tensor (SAID), of stacked layers one for each layer; else DID.
 
   Raises:
+    TypeError: projection is no function, such as the name of one.
     ValueError: dim < 1; from `split`: the filter matches nothing, or there are at least as many scales as dim.
 
   Source: Aghajanyan et al. 2020 (arXiv 2012.13255), whose vector has `d - m` entries beside m scales. Its projections
   come from a table kept in memory.
   """
-  if not (isinstance(dim, int) and dim >= 1):
-    raise ValueError(f"dim must be an integer >= 1; got {dim!r}")
+  dim = check_count("dim", dim)
+  if not callable(projection):
+    known = [f.__name__ for f in (fastfood, dense_projection, sparse_projection)]
+    raise TypeError(
+        f"projection must be a function (key, x [d], D) -> [D], such as those of jaxft.transforms; got {projection!r}; "
+        f"{nearest(str(projection), known)}")
 
   def split(key: jax.Array, params: Tree):
+    flags = _moving(params, mask(select, params))
     # Keys as numbers, so that checkpoints hold them like any other array.
-    moves = lambda leaf, chosen: chosen and jnp.issubdtype(leaf.dtype, jnp.floating)
-    hold = lambda path, leaf, chosen: (
-        Beside(leaf, {"seed": jax.random.key_data(leaf_keys(key, path, leaf))}) if moves(leaf, chosen) else leaf)
-    frozen = map_with_path(hold, params, mask(select, params))
-    scales = map_with_path(lambda path, leaf: jnp.ones(_lead(leaf)) if _moves(leaf) else None, frozen)
+    hold = lambda path, leaf, moves: (
+        Beside(leaf, {"seed": jax.random.key_data(leaf_keys(key, path, leaf))}) if moves else leaf)
+    frozen = map_with_path(hold, params, flags)
+    scales = map_with_path(lambda path, leaf, moves: jnp.ones(_lead(leaf)) if moves else None, frozen, flags)
     count = sum(x.size for x in jax.tree.leaves(scales))
     if not count:
       raise ValueError("select must match at least one leaf; got none")
@@ -67,8 +73,8 @@ def random_subspace(
   def join(frozen: Tree, trainable: Tree):
     scales = trainable["scales"] if structured else jax.tree.map(lambda _: None, frozen, is_leaf=is_leaf)
 
-    def move(w: Any, scale: Any) -> Any:
-      if not _moves(w):
+    def move(w: Any, moves: bool, scale: Any) -> Any:
+      if not moves:
         return w
       lead = _lead(w)
       # Drawn again in the backward pass: what the projections of all tensors keep would be several copies of the model.
@@ -80,13 +86,16 @@ def random_subspace(
         step = step * scale.reshape(scale.shape + (1,) * (step.ndim - scale.ndim))
       return through(w.w, lambda array: (array.astype(jnp.float32) + step).astype(array.dtype))
 
-    return jax.tree.map(move, frozen, scales, is_leaf=is_leaf)
+    # The filter is asked again, for another subspace of a chain may have left seeds of its own elsewhere.
+    flags = _moving(frozen, mask(select, frozen, allow_empty=True))
+    return jax.tree.map(move, frozen, flags, scales, is_leaf=is_leaf)
 
   return ParamTransform(split, join)
 
 
-def _moves(leaf: Any) -> bool:
-  return isinstance(leaf, Beside) and "seed" in leaf.note  # other transforms have notes of their own
+def _moving(tree: Tree, chosen: Tree) -> Tree:
+  """Whether each leaf moves, of those that a filter matches: as booleans, where it is floating point."""
+  return map_with_path(lambda path, leaf, flag: flag and bool(jnp.issubdtype(leaf.dtype, jnp.floating)), tree, chosen)
 
 
 def _lead(held: Beside) -> tuple[int, ...]:

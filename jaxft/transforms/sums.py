@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.transforms.leaves import dot, dot_transposed, lookup, materialize
+from jaxft.transforms.leaves import dot, dot_transposed, lookup, unrounded
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["w", "delta"], meta_fields=["scale"])
@@ -34,8 +34,7 @@ class Sum:
     return len(self.shape)
 
   def materialize(self) -> Array:
-    delta = materialize(self.delta).astype(jnp.float32)
-    return (materialize(self.w).astype(jnp.float32) + self.scale * delta).astype(self.dtype)
+    return (unrounded(self.w) + self.scale * unrounded(self.delta)).astype(self.dtype)
 
   def dot(self, x: Array) -> Array:
     return dot(x, self.w) + self.scale * dot(x, self.delta)
@@ -78,7 +77,7 @@ class Formed:
     return len(self.shape)
 
   def materialize(self) -> Array:
-    return self.form(materialize(self.w).astype(jnp.float32), self.parts).astype(self.dtype)
+    return self.form(unrounded(self.w), self.parts).astype(self.dtype)
 
   def dot(self, x: Array) -> Array:
     return jax.checkpoint(lambda x, leaf: dot(x, leaf.materialize()))(x, self)

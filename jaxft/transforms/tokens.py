@@ -76,8 +76,8 @@ def trainable_tokens(
   Raises:
     ValueError: no token, a negative one, or one twice; from `split`: a table with too few rows.
 
-  Source: PEFT's trainable tokens; the rows are its `trainable_tokens_delta`, which holds values, not differences. In an
-  untied head the tokens' columns stay frozen.
+  Source: PEFT's `TrainableTokensConfig`, which names no paper; the rows are its `trainable_tokens_delta`, which holds
+  values, not differences. In an untied head the tokens' columns stay frozen.
   """
   rows = np.asarray(tokens)
   if not (rows.ndim == 1 and rows.size and np.issubdtype(rows.dtype, np.integer) and rows.min() >= 0):

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt32
 
+from jaxft.transforms.choice import entries, resolve
 from jaxft.transforms.depth import layer_of
-from jaxft.transforms.filters import Filter, mask, nearest
-from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths
+from jaxft.transforms.filters import Filter, nearest
+from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths, map_with_path
+from jaxft.transforms.scores import change_scores
 
 SCOPES = ("global", "leaf", "layer")
 
@@ -32,7 +34,7 @@ def top_k_mask(
     k: how many to take of all that compete, or, as a float in (0, 1], which fraction of them, rounded down.
     scope: what competes: all leaves; each leaf with itself; each layer with itself, where a stacked leaf is split
       along its layer axis and what lies outside the layers is one more.
-    where: what competes at all: a filter, or a tree like `scores` of booleans or boolean arrays.
+    where: what competes at all: a filter or a choice (`jaxft.transforms.choice`).
 
   Returns:
     A tree like `scores` of boolean arrays.
@@ -94,22 +96,19 @@ def lottery_ticket_mask(
   Source: Ansell et al. 2022, LT-SFT (arXiv 2110.07560). Its threshold test admits all of the entries that tie for the
   last place; here exactly k are.
   """
-  change = jax.tree.map(lambda a, b: abs(a.astype(jnp.float32) - b.astype(jnp.float32)), after, before)
+  change = change_scores(after, before)
   if previous is None:
     return top_k_mask(change, k, where=where)
-  flags = mask(True if where is None else where, change)
-  still = jax.tree.map(lambda taken, flag: False if taken is None else ~taken & flag, previous, flags, is_leaf=is_leaf)
+  rest = lambda path, leaf, flag, taken: False if leaf is None else ~taken & entries(flag, path, leaf)
+  still = map_with_path(rest, change, resolve(True if where is None else where, change, name="where"), previous)
   return jax.tree.map(jnp.logical_or, top_k_mask(change, k, where=still), previous)
 
 
 def _allowed(where: Any, scores: Tree) -> list[Any]:
-  """For each leaf False, True or a boolean array."""
-  if where is None:
-    return [leaf is not None for _, leaf in leaves_with_paths(scores)]
-  structure = jax.tree.structure(scores, is_leaf=is_leaf)
-  if isinstance(where, (str, list)) or callable(where):
-    return jax.tree.leaves(mask(where, scores))
-  return [x if np.ndim(x) else bool(x) for x in structure.flatten_up_to(where)]
+  """For each leaf False, True or a boolean array of its shape."""
+  flags = resolve(True if where is None else where, scores, name="where")
+  whole = lambda path, leaf, flag: flag if isinstance(flag, bool) else entries(flag, path, leaf)
+  return jax.tree.leaves(map_with_path(whole, scores, flags))
 
 
 def _row(x: Any, row: int | None) -> Any:

@@ -14,13 +14,14 @@ step, never a mask inside it, which would cost what full tuning costs:
       params = transform.join(frozen, state.trainable)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxft.transforms.depth import layer_of, num_layers
+from jaxft.transforms.filters import Filter, mask
 from jaxft.transforms.freeze import freeze
 from jaxft.transforms.paths import Tree, leaves_with_paths, map_with_path
 from jaxft.transforms.protocol import ParamTransform
@@ -31,31 +32,27 @@ def _is_embedding(path: str, leaf: Any) -> bool:
   return "embed" in path
 
 
-def freeze_below(
-    depth: int, *, first: Callable[[str, Any], bool] = _is_embedding
-) -> ParamTransform:
+def freeze_below(depth: int, *, first: Filter = _is_embedding) -> ParamTransform:
   """Telly-K: freezes the embeddings and layers 0 to depth - 1, and trains the layers above and all that follows them.
 
   FLOPs of a training step: about `(2 L + 4 (L - depth)) / 6 L` of full tuning's in the layers.
 
   Args:
     depth: K; 0 freezes the embeddings alone, and with them a tied head.
-    first: a predicate `(path, leaf) -> bool` for the leaves below the first layer.
+    first: a filter over the leaves below the first layer; what it matches inside the layers is passed over.
 
   Raises:
     ValueError: depth is negative; from `split`: it exceeds the number of layers, or lies inside a stack, which then
-      must be cut there.
+      must be cut there, or first is a glob that matches nothing.
 
   Source: Shi et al. 2023 (arXiv 2304.05216).
   """
   if not (isinstance(depth, int) and depth >= 0):
     raise ValueError(f"depth must be an integer >= 0; got {depth!r}")
 
-  def below(path: str, leaf: Any) -> bool:
-    layer = layer_of(path, leaf)
-    return bool(first(path, leaf)) if layer is None else bool(np.max(layer) < depth)
-
-  plain = freeze(below)
+  def is_below(path: str, leaf: Any, is_first: bool) -> bool:
+    layer = None if leaf is None else layer_of(path, leaf)
+    return is_first if layer is None else bool(np.max(layer) < depth)
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     layers = num_layers(params)
@@ -68,14 +65,12 @@ def freeze_below(
             f"depth {depth} lies inside the stack of {path}, layers {np.min(layer)}:{np.max(layer) + 1}; cut it first: "
             f"cut_layers(params, at=[{depth}])"
         )
-    return plain.split(key, params)
+    return freeze(map_with_path(is_below, params, mask(first, params))).split(key, params)
 
-  return ParamTransform(split, plain.join)
+  return ParamTransform(split, freeze(False).join)  # what is put together does not depend on the choice
 
 
-def gradual_unfreezing(
-    depths: Sequence[int], *, first: Callable[[str, Any], bool] = _is_embedding
-) -> list[ParamTransform]:
+def gradual_unfreezing(depths: Sequence[int], *, first: Filter = _is_embedding) -> list[ParamTransform]:
   """One transform for each stage, top layers first: stage i trains the layers from `depths[i]` on.
 
   Args:

@@ -15,10 +15,11 @@ from jaxft.models import decoder, encoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.safetensors import open_checkpoint, save_file
-from jaxft.transforms import chain, cut_layers, lora, quantize, stack_layers, train, unstack_layers
+from jaxft.transforms import chain, cut_layers, lora, low_rank, quantize, stack_layers, train, unstack_layers
 from jaxft.transforms.fourier import fourier_ft
 from jaxft.transforms.hadamard import loha
 from jaxft.transforms.ia3 import ia3
+from jaxft.transforms.low_rank_inits import pissa
 from jaxft.transforms.randlora import rand_lora
 from jaxft.transforms.road import road
 
@@ -39,7 +40,7 @@ def moved(tree):
 def saved(folder, transform=LORA, params=PARAMS, config=CONFIG, **options):
   frozen, trainable = transform.split(KEY, params)
   trainable = moved(trainable)
-  save_peft(folder, transform, frozen, trainable, config, **options)
+  save_peft(folder, transform, frozen, trainable, params, config, **options)
   return transform.join(frozen, trainable)
 
 
@@ -77,9 +78,56 @@ def test_layers_may_be_stacked_cut_or_unrolled(tmp_path):
 
 def test_a_quantized_base(tmp_path):
   transform = chain(LORA, quantize("**/kernel", format="int8", block=8))
-  joined = saved(tmp_path, transform)
+  frozen, trainable = transform.split(KEY, PARAMS)
+  joined = transform.join(frozen, trainable)
+  with pytest.raises(ValueError, match="head/kernel is not adapted, .* pass frozen as params"):
+    save_peft(tmp_path, transform, frozen, trainable, PARAMS, CONFIG)
+  save_peft(tmp_path, transform, frozen, trainable, frozen, CONFIG)
   adapter = load_peft(tmp_path, PARAMS, CONFIG)
   equal(adapter.trainable["layers"]["mlp"]["down"]["kernel"]["a"], joined["layers"]["mlp"]["down"]["kernel"].a)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_an_init_took_off_the_weights_is_put_back(dtype, tmp_path):
+  params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
+  transform = low_rank("**/{query,down}/kernel", rank=2, scale=1.5, init=pissa)
+  joined = saved(tmp_path, transform, params)
+  adapter = load_peft(tmp_path, params, CONFIG)
+  again = adapter.transform.join(adapter.frozen, adapter.trainable)
+  for part, name in (("attention", "query"), ("mlp", "down")):
+    base, leaf, back = (tree["layers"][part][name]["kernel"] for tree in (params, joined, again))
+    assert (leaf.a.shape[-1], back.a.shape[-1]) == (2, 4)
+    exact = lambda x: np.asarray(x.w, np.float64) + 1.5 * np.float64(x.a) @ np.float64(x.b)
+    size = np.linalg.norm(exact(leaf) - np.float64(base))
+    rounding = jnp.finfo(dtype).eps * np.linalg.norm(np.float64(base))
+    assert np.linalg.norm(exact(back) - exact(leaf)) < rounding + 1e-6 * size < 0.1 * size
+
+
+def test_params_with_which_no_adapter_computes_the_same(tmp_path):
+  transform = low_rank("**/{query,down}/kernel", rank=2, scale=1.5, init=pissa)
+  frozen, trainable = transform.split(KEY, PARAMS)
+  other = decoder.init(jax.random.key(1), CONFIG)
+  query = lambda tree, change: jax.tree_util.tree_map_with_path(
+      lambda keys, x: change(x) if "query" in str(keys) else x, tree)
+  for params, message in (
+      (other, "embed/tokens/embedding is not adapted"),
+      (query(PARAMS, lambda x: x + 0.01 * moved(x)), "query/kernel.*no product of rank 2.*best missing .*%"),
+      (query(PARAMS, lambda x: x.astype(jnp.bfloat16)), "query/kernel.*float32.*bfloat16"),
+      (query(PARAMS, lambda x: x[:, :-1]), r"query/kernel in shape \(3, 16, 16\); got shape \(3, 15, 16\)"),
+      (query(PARAMS, lambda x: None), "query/kernel in shape.*got a hole"),
+      (unstack_layers(PARAMS), "params must have the leaves of frozen"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      save_peft(tmp_path, transform, frozen, trainable, params, CONFIG)
+  method = loha("**/query/kernel", rank=2, alpha=5)
+  changed, trained = method.split(KEY, frozen)
+  with pytest.raises(ValueError, match="down/kernel is not adapted"):
+    save_peft(tmp_path, method, changed, trained, PARAMS, CONFIG, peft_type="LOHA", alpha=5)
+  method = loha("**/{query,down}/kernel", rank=2, alpha=5)
+  changed, trained = method.split(KEY, frozen)
+  with pytest.raises(ValueError, match="query/kernel.*type cannot make up for|down/kernel.*type cannot make up for"):
+    save_peft(tmp_path, method, changed, trained, PARAMS, CONFIG, peft_type="LOHA", alpha=5)
+  assert not list(tmp_path.iterdir())
 
 
 def test_settings_are_read_off_what_trains(tmp_path):
@@ -183,6 +231,7 @@ def test_a_tied_head_is_not_adapted_apart(tmp_path):
     (loha("**/query/kernel", rank=2, alpha=5), {"peft_type": "LOHA", "alpha": 6}, "alpha=6 do not describe"),
     (LORA, {"peft_type": "LORA", "alpha": 3}, "no setting 'alpha'"),
     (LORA, {"peft_type": "QLORA"}, "not known here"),
+    (LORA, {"peft_type": "lora"}, "'lora' is not known here; nearest: LORA,"),
     (LORA, {"peft_type": "PREFIX_TUNING"}, "save_peft_prompt"),
     (chain(LORA, train("**/down/kernel")), {}, "adapted by two transforms|trained whole"),
     (chain(LORA, LORA), {}, "two transforms of a chain"),

@@ -9,9 +9,10 @@ import pytest
 from jaxft.analysis.cost import cost_table, linear_flops, selection_flops, training_cost
 from jaxft.analysis.drift import layer_drift, mask_overlap, update_sparsity
 from jaxft.analysis.intrinsic_dimension import intrinsic_dimension
-from jaxft.transforms import full, lora, unstack_layers
+from jaxft.transforms import full, lora, magnitude_scores, sparse_delta, top_k_mask, unstack_layers
 from jaxft.transforms.sparse import shira
 from jaxft.transforms.submatrix import submatrix
+from tests.contracts.test_transforms import every_case, small
 from tests.contracts.transforms import forward, stack_params
 
 KEY = jax.random.key(0)
@@ -65,6 +66,21 @@ def test_state_bytes_and_flops_of_methods():
   np.testing.assert_allclose(costs["lora"].flops, per(("lora", 64, 256, 4), ("lora", 256, 64, 4)), rtol=0.01)
   np.testing.assert_allclose(costs["s2ft"].flops, per(("frozen", 64, 256, 0), ("rows", 256, 64, 32)), rtol=0.01)
   assert "| lora | 20,480 | 7.812% |" in cost_table(costs)
+
+
+@every_case
+def test_adams_state_is_two_moments_of_what_trains(case):
+  """For every transform under contract: no moment of what is frozen, in the dtype of what trains, and a step count."""
+  cost = training_cost(case.transform, jax.eval_shape(lambda: small(case)), optax.adam(1e-3))
+  assert 0 < cost.trained_bytes and cost.optimizer_bytes == 2 * cost.trained_bytes + 4
+
+
+def test_a_transform_that_reads_values_has_its_cost_from_its_choice():
+  params = {"layers": PARAMS["layers"]}
+  choose = lambda params: top_k_mask(magnitude_scores(params), 20)
+  with pytest.raises(jax.errors.ConcretizationTypeError):
+    training_cost(sparse_delta(lambda key, params: choose(params)), params, optax.adam(1e-3))
+  assert training_cost(sparse_delta(choose(params)), params, optax.adam(1e-3)).trained == 20
 
 
 def test_flops_of_a_selection():

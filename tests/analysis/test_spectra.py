@@ -111,3 +111,7 @@ def test_errors():
     singular_overlap(W, W, side="left")
   with pytest.raises(ValueError, match="eps must lie in"):
     intruder_dimensions({}, {}, eps=1.0)
+  with pytest.raises(ValueError, match="matrices of base; of a/kernel .* lacks that path; nearest: b/"):
+    intruder_dimensions({"a": {"kernel": W}}, {"b": {"kernel": W}})
+  with pytest.raises(ValueError, match="tuned must have the matrices of base; of a/kernel .* got"):
+    intruder_dimensions({"a": {"kernel": W}}, {"a": {"kernel": W[:-1]}})

@@ -3,11 +3,13 @@
 import jax
 import numpy as np
 
+from jaxft.transforms import leaf_keys, lottery_ticket_mask, map_with_path
 from jaxft.transforms.half import half
-from jaxft.transforms.protocol import chain
+from jaxft.transforms.protocol import ParamTransform, chain
 from jaxft.transforms.quantize import quantize
+from jaxft.transforms.s2ft import s2ft
 from jaxft.transforms.selection import cut_at_changes, random_module_mask
-from jaxft.transforms.sparse import shira
+from jaxft.transforms.sparse import shira, sparse_delta
 from jaxft.transforms.submatrix import submatrix
 from tests.contracts.transforms import KERNELS, UP, Case
 
@@ -17,13 +19,52 @@ DOWN = "**/down/*"
 ROWS = np.stack([np.random.default_rng(i).permutation(32)[:8] for i in range(8)])
 ROWS[1, 5:] = -1
 
+
+def lt_sft(fraction: float) -> ParamTransform:
+  """A lottery ticket in `up`, after a dense phase that moved each weight by what its path and layer decide.
+
+  The contract counts from shapes, so that the phase may not read the params.
+  """
+
+  def moved(path, x):
+    if x is None:  # as Equinox leaves a bias out
+      return None
+    words = np.asarray(jax.random.key_data(leaf_keys(KEY, path, x)))
+    draw = lambda w: np.random.default_rng(w).standard_normal(x.shape[words.ndim - 1:], np.float32)
+    return np.stack([draw(w) for w in words]) if words.ndim > 1 else draw(words)
+
+  def select(key, params):
+    del key
+    with jax.ensure_compile_time_eval():
+      after = map_with_path(moved, params)
+      return lottery_ticket_mask(jax.tree.map(np.zeros_like, after), after, fraction, where=UP)
+
+  return sparse_delta(select)
+
+
+def units(**fractions) -> ParamTransform:
+  """S2FT of the blocks, whose `up` stands for the output matrix of heads of 8 and, by columns, for the values."""
+
+  def split(key, params):
+    with jax.ensure_compile_time_eval():  # it draws from a concrete key, and the contract counts under tracing
+      transform = s2ft(KEY, params, head_dim=8, out=UP, down=DOWN, value=UP, up=UP, **fractions)
+    return transform.split(key, params)
+
+  return ParamTransform(split, submatrix({DOWN: [0]}).join)  # the indices are on the frozen side
+
+
 CASES = [
     Case("shira", shira(KERNELS, rank=4), flops=6.05, replicated=True),
+    Case("lt_sft", lt_sft(0.02), flops=4.95, replicated=True),
     Case("submatrix_rows", submatrix({DOWN: ROWS}), flops=4.0),
     Case("submatrix_both", submatrix({UP: ROWS, DOWN: np.arange(16)}, axis={UP: -1, DOWN: -2}), flops=4.0),
     Case("submatrix_int8", chain(quantize(KERNELS, block=16), submatrix({DOWN: ROWS})), flops=4.1, variant=True,
          starts_within=0.01),
+    Case("s2ft", units(heads=0.1, channels=0.1), flops=4.3),
+    Case("s2ft_columns", units(heads=0, channels=0.1, up_channels=0.1, scope="layer"), flops=4.3, variant=True),
     Case("half", half(KEY, [KERNELS]), flops=5.05),
     Case("half_cut", half(KEY, [KERNELS]), flops=5.05, variant=True,
          layout=lambda p: cut_at_changes(p, random_module_mask(KEY, p, [KERNELS]))),
+    Case("half_of_layers", half(KEY, [KERNELS], level="layer"), flops=5.05, variant=True),
+    Case("half_of_model", half(KEY, [KERNELS], level="model"), flops=4.95, variant=True),
 ]

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxft.analysis.flops import jaxpr_flops
 from jaxft.training.sharding import inherit_specs, shardings_for
 from jaxft.transforms import (
-    MaterializedWarning, full, lazy, lora, map_with_path, materialize, seed_dropout, stack_layers, train,
+    MaterializedWarning, Quantized, full, lazy, lora, map_with_path, materialize, seed_dropout, stack_layers, train,
     unstack_layers,
 )
 from tests.contracts.transforms import Case, forward, make_step, stack_params
@@ -118,6 +118,30 @@ def test_plain_fast_and_lazy_paths_agree(case):
   assert jax.tree.structure(plain[0]) == jax.tree.structure(trainable)
   assert_trees_close(run(forward), plain)
   assert_trees_close(run(lazy(foreign_forward)), plain)
+
+
+@every_case
+def test_bfloat16_weights_are_rounded_once(case):
+  """Merged weights are the float32 value of the update, from the same two sides, rounded to bfloat16 and no more."""
+  frozen, trainable = case.transform.split(KEY, small(case, jnp.bfloat16))
+  values, structure = jax.tree.flatten(trainable)
+  noise = [0.02 * jax.random.normal(jax.random.fold_in(KEY, i), x.shape) for i, x in enumerate(values)]
+  # Each number by another step: by the same one, the reflections of HRA would still undo one another.
+  trainable = structure.unflatten([x + move.astype(x.dtype) for x, move in zip(values, noise, strict=True)])
+  merged = materialize(case.transform.join(frozen, trainable))
+  exact = materialize(case.transform.join(in_float32(frozen), in_float32(trainable)))
+  for got, want in zip(jax.tree.leaves(merged), jax.tree.leaves(exact), strict=True):
+    assert got.dtype == jnp.bfloat16 and want.dtype == jnp.float32
+    half_step = jnp.ldexp(1.0, jnp.frexp(want)[1] - 9)  # between neighbours of 8 significant bits
+    noise = 1e-6 * jnp.sqrt(jnp.mean(jnp.square(want)))  # of sums in float32
+    off = jnp.abs(got.astype(jnp.float32) - want) > half_step + noise
+    assert not jnp.any(off), f"{float(jnp.mean(off)):.2%} of the entries are rounded more than once"
+
+
+def in_float32(side):
+  """A side of bfloat16 params in float32, to the bit; a quantized matrix as the bfloat16 one that it is decoded to."""
+  wide = lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+  return jax.tree.map(lambda x: wide(materialize(x)), side, is_leaf=lambda x: isinstance(x, Quantized))
 
 
 def foreign_forward(params, x):

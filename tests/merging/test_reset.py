@@ -24,5 +24,5 @@ def test_limits_and_choices():
       np.testing.assert_array_equal(got["layers"][part]["kernel"][i], want)
   entries = jax.tree.map(lambda x: x > 0, NEW)
   same(reset(NEW, OLD, entries), jax.tree.map(jnp.where, entries, NEW, OLD))
-  with pytest.raises(ValueError, match=r"lead with the axes of layers/down/kernel \(4, 6, 4\)"):
+  with pytest.raises(ValueError, match=r"keep must have, for each leaf.*layers/down/kernel \(4, 6, 4\) got bool \(3,\)"):
     reset(NEW, OLD, jax.tree.map(lambda _: np.ones(3, bool), NEW))

@@ -11,7 +11,7 @@ peft = pytest.importorskip("peft")
 
 from jaxft.models import decoder
 from jaxft.models.huggingface import load_directory
-from jaxft.transforms import lora, low_rank, map_with_path, materialize, path_of
+from jaxft.transforms import leaves_with_paths, lora, low_rank, map_with_path, materialize, path_of, train
 from jaxft.transforms.adalora import (
     adalora, budget, keep_triplets, orthogonality, top_triplets, triplet_scores, update_importance, zero_importance,
 )
@@ -162,6 +162,32 @@ def test_merged_weights_and_logits(name, tmp_path):
   error = relative_error(decoder.logits(joined, ours, hidden), logits)
   print(f"{name}: weights {max(jax.tree.leaves(errors)):.1e}, logits {error:.1e}")
   assert max(jax.tree.leaves(errors)) < 1e-6 and error < 1e-5
+
+
+def test_layer_norms_have_pefts_weights_and_logits(tmp_path):
+  params, ours = load(small_llama(), tmp_path / "base")
+  model = peft.get_peft_model(small_llama(), peft.LNTuningConfig(target_modules=["norm", "input_layernorm"])).eval()
+  torch.manual_seed(1)
+  with torch.no_grad():
+    for p in model.parameters():
+      if p.requires_grad:
+        p.add_(0.3 * torch.randn_like(p))
+  frozen, trainable = (transform := train(["**/attention_norm/scale", "norm/scale"])).split(jax.random.key(0), params)
+  layers = [model.get_submodule(f"base_model.model.model.layers.{i}.input_layernorm") for i in range(LAYERS)]
+  scale = lambda module: module.ln_tuning_layers["default"].weight.detach().numpy()
+  trainable["layers"]["attention_norm"]["scale"] = jnp.asarray(np.stack([scale(module) for module in layers]))
+  trainable["norm"]["scale"] = jnp.asarray(scale(model.base_model.model.model.norm))
+  with torch.no_grad():
+    logits = model(torch.tensor(IDS)).logits.numpy()
+  joined = transform.join(frozen, trainable)
+  want, _ = load(model.merge_and_unload(), tmp_path / "merged")
+  jax.tree.map(np.testing.assert_array_equal, joined, want)
+  changed = jax.tree.map(relative_error, params, want)
+  assert [path for path, x in leaves_with_paths(changed) if x > 0.01] == ["layers/attention_norm/scale", "norm/scale"]
+  hidden = decoder.hidden_states(joined, ours, jnp.asarray(IDS)).hidden
+  error = relative_error(decoder.logits(joined, ours, hidden), logits)
+  print(f"ln_tuning: logits {error:.1e}")
+  assert error < 1e-5
 
 
 def inputs_of(model, sequences):

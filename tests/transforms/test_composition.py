@@ -1,5 +1,11 @@
-"""Any two transforms compose: on different leaves by `on`, on the same leaves by `chain`, in random pairs."""
+"""Two transforms compose, in numbers: on the same leaves by `chain`, on different ones by `on`, in pairs of the day.
 
+All pairs, by shapes alone, are in `test_every_pair.py`. A failure prints its seed: `JAXFT_PAIRS=20260115` in the
+environment draws the same pairs again.
+"""
+
+import datetime
+import os
 import random
 
 import jax
@@ -8,47 +14,24 @@ import numpy as np
 import pytest
 
 from jaxft.transforms import (
-    boft, c3a, chain, delora, dora, fourier_ft, hira, hra, ia3, lokr, lora, low_rank, miss, oft, olora, on, pissa,
-    quantize, rand_lora, random_subspace, road, shira, submatrix, trainable_tokens, vera,
+    chain, count, dense_projection, dora, full, lora, materialize, mica, on, quantize, random_subspace, shira,
+    train,
 )
-from jaxft.transforms import count, materialize
 from tests.contracts.transforms import forward, stack_params
+from tests.transforms.composable import EXACT
 
 KEY = jax.random.key(0)
-ALL = "layers/**"
+ALL, UP, DOWN = "layers/**", "**/up/*", "**/down/*"
 X = jax.random.normal(jax.random.key(1), (4, 16))
-ROWS = np.array([1, 4, 6])
-
-# On all matrices of the stack below, whose sides are 16 and 32.
-METHODS = {
-    "lora": lora(ALL, rank=2),
-    "lora_fa": low_rank(ALL, rank=2, train="b"),
-    "pissa": low_rank(ALL, rank=2, init=pissa),
-    "olora": low_rank(ALL, rank=2, init=olora),
-    "dora": dora(ALL, rank=2),
-    "vera": vera(ALL, rank=4),
-    "delora": delora(ALL, rank=2),
-    "rand_lora": rand_lora(ALL, rank=4, alpha=4.0),
-    "hira": hira(ALL, rank=2),
-    "lokr": lokr(ALL),
-    "miss": miss(ALL, rank=4),
-    "fourier_ft": fourier_ft(ALL, frequencies=3),
-    "c3a": c3a(ALL, block=8),
-    "oft": oft(ALL, block=4),
-    "boft": boft(ALL, block=4),
-    "hra": hra(ALL, rank=2),
-    "road": road(ALL, group=8),
-    "ia3": ia3(ALL, None),
-    "shira": shira(ALL, rank=1),
-    "submatrix": submatrix({ALL: ROWS}),
-    "rows": trainable_tokens([0, 5], ALL),
-}
-DECOMPOSE = ("pissa", "olora")  # change the weight itself, so they come first
+METHODS = {name: make(ALL) for name, make in EXACT.items()}
+SEED = int(os.environ.get("JAXFT_PAIRS", datetime.date.today().strftime("%Y%m%d")))
 
 
-def pairs(n, seed):
-  draw = random.Random(seed)
-  return [tuple(draw.sample(sorted(METHODS), 2)) for _ in range(n)]
+def pair(number, kind):
+  """The two methods of one test. Tests go by number, for names must not change where a run goes on past midnight."""
+  names = random.Random(f"{SEED} {kind} {number}").sample(sorted(METHODS), 2)
+  print(f"JAXFT_PAIRS={SEED}: {' and '.join(names)}")  # shown where the test fails
+  return [METHODS[name] for name in names]
 
 
 def check(transform, parts):
@@ -70,24 +53,43 @@ def check(transform, parts):
   assert all(any(bool(jnp.any(x != 0)) for x in jax.tree.leaves(part)) for part in gradient)
 
 
-@pytest.mark.parametrize("first,second", pairs(12, seed=1))
-def test_on_the_same_leaves(first, second):
-  if second in DECOMPOSE:
-    first, second = second, first
-  if second in DECOMPOSE:
-    with pytest.raises(TypeError, match="takes arrays"):
-      chain(METHODS["dora"], METHODS[second]).split(KEY, stack_params(KEY, layers=2, dim=16, hidden=32))
-    return
-  check(chain(METHODS[first], METHODS[second]), 2)
+@pytest.mark.parametrize("number", range(12))
+def test_on_the_same_leaves(number):
+  check(chain(*pair(number, "same")), 2)
 
 
-@pytest.mark.parametrize("first,second", pairs(6, seed=2))
-def test_on_different_leaves(first, second):
-  check(chain(on("**/up/*", METHODS[first]), on("**/down/*", METHODS[second])), 2)
+@pytest.mark.parametrize("number", range(6))
+def test_on_different_leaves(number):
+  first, second = pair(number, "different")
+  check(chain(on(UP, first), on(DOWN, second)), 2)
 
 
-def test_a_subspace_beside_another_transform_on_other_leaves():
-  check(chain(on("**/up/*", dora(ALL, rank=2)), random_subspace(12, select="**/down/*")), 2)
+@pytest.mark.parametrize("make", [
+    lambda f: on(f, dora(ALL, rank=2)),
+    lambda f: shira(f, rank=1),
+    lambda f: random_subspace(3, select=f, projection=dense_projection),
+], ids=["dora", "shira", "subspace"])
+def test_a_subspace_beside_another_transform_on_other_leaves(make):
+  check(chain(make(UP), random_subspace(5, select=DOWN, projection=dense_projection)), 2)
+
+
+def test_mica_reads_a_quantized_weight():
+  params = stack_params(KEY, layers=2, dim=16, hidden=32)
+  transform = chain(quantize(ALL, block=16), mica(ALL, rank=2))
+  frozen, trainable = transform.split(KEY, params)
+  decoded = materialize(quantize(ALL, block=16).split(KEY, params)[0])
+  joined = transform.join(frozen, trainable)
+  jax.tree.map(np.testing.assert_array_equal, materialize(joined), decoded)
+  _, _, v = np.linalg.svd(decoded["layers"]["up"]["kernel"])
+  b = joined["layers"]["up"]["kernel"].b  # [2, 2, 32], of the 16 directions that a matrix of 16 rows has
+  np.testing.assert_allclose(np.abs(np.sum(b * v[:, 14:16], axis=-1)), 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("first", [full(), chain(train(UP), train(DOWN))], ids=["full", "parts"])
+def test_nothing_is_left_for_a_transform_after_full(first):
+  params = stack_params(KEY, layers=2, dim=16, hidden=32)
+  with pytest.raises(ValueError, match=r"transforms\[1\] of chain .*an earlier transform already trains all 2 leaves"):
+    chain(first, lora()).split(KEY, params)
 
 
 @pytest.mark.parametrize("name", METHODS)

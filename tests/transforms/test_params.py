@@ -41,6 +41,20 @@ def test_filter_errors():
     mask({"nothing": 3}, params())
 
 
+@pytest.mark.parametrize("call, message", [
+    (lambda p: unstack_layers(unstack_layers(p)), "must hold one stack; got layers or pieces of it, '0', '1'"),
+    (lambda p: unstack_layers(cut_layers(p, [2])), "must hold one stack; got layers or pieces of it, '0:2', '2:6'"),
+    (lambda p: cut_layers(unstack_layers(p), [2]), "must hold one stack"),
+    (lambda p: stack_layers(p), "must hold layers or pieces of a stack, '0' or '0:2'; got"),
+    (lambda p: unstack_layers(p, stack="blocks"), "params must have 'blocks', which stack names; got"),
+    (lambda p: unstack_layers({"layers": {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}}), "with one leading axis"),
+    (lambda p: unstack_layers({"layers": {"a": jnp.ones(())}}), "with one leading axis"),
+])
+def test_layout_errors(call, message):
+  with pytest.raises(ValueError, match=message):
+    call(params())
+
+
 def test_a_hole_never_matches():
   assert jax.tree.leaves(mask(lambda path, leaf: True, {"a": None, "b": jnp.ones(2)})) == [False, True]
 

@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxft.models import decoder
 from jaxft.transforms import leaves_with_paths, stack_layers, unstack_layers
-from jaxft.transforms.half import half, train_choice
+from jaxft.transforms.freeze import train
+from jaxft.transforms.half import half
 from jaxft.transforms.module_search import layer_ranges, tree_search, within_layers
 from jaxft.transforms.scores import change_scores, fisher_scores, gradient_scores, magnitude_scores
 from jaxft.transforms.selection import (
@@ -186,9 +187,9 @@ def test_search_finds_a_planted_region():
 
 def test_within_layers():
   params = decoder.init(KEY, CONFIG)
-  frozen, trainable = train_choice(within_layers(1, 3, "**/mlp/{up,down}/*")(params)).split(KEY, params)
+  frozen, trainable = train(within_layers(1, 3, "**/mlp/{up,down}/*")(params)).split(KEY, params)
   assert [x.shape[0] for x in jax.tree.leaves(trainable)] == [2, 2]
-  joined = train_choice(True).join(frozen, trainable)
+  joined = train(True).join(frozen, trainable)
   jax.tree.map(np.testing.assert_array_equal, joined, params)
 
 

@@ -134,7 +134,22 @@ def test_freeze_below_counts_what_telly_counts(params, depth):
   jax.tree.map(np.testing.assert_array_equal, freeze_below(depth).join(frozen, trainable), cut)
 
 
+@pytest.mark.parametrize("first", [
+    "embed/**", ["embed/**"], lambda path, leaf: path.startswith("embed"),
+    {"embed": True, "layers": False, "norm": False},
+])
+def test_the_leaves_below_the_first_layer_are_any_filter(params, first):
+  want = freeze_below(0).split(KEY, params)
+  for transform in (freeze_below(0, first=first), gradual_unfreezing([2, 0], first=first)[-1]):
+    got = transform.split(KEY, params)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    jax.tree.map(np.testing.assert_array_equal, transform.join(*got), params)
+  assert count(freeze_below(0, first="norm/**").split(KEY, params)[0]) == D
+
+
 def test_freeze_below_errors(params):
+  with pytest.raises(ValueError, match="filter 'embd/.*' matches none"):
+    freeze_below(0, first="embd/**").split(KEY, params)
   with pytest.raises(ValueError, match=r"depth 2 lies inside the stack of layers.*cut_layers\(params, at=\[2\]\)"):
     freeze_below(2).split(KEY, params)
   with pytest.raises(ValueError, match="at most the number of layers, 4; got 5"):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxft.merging.sparse_deltas import apply_delta, compose, fuse, sparse_difference, switch, unfuse
-from jaxft.transforms import bitfit, full
+from jaxft.transforms import bitfit, full, lora, submatrix
 from jaxft.transforms.sparse import chosen_entries, shira, sparse_delta
 from jaxft.transforms.top_k import lottery_ticket_mask, top_k_mask
 from tests.contracts.transforms import forward, stack_params
@@ -122,3 +122,9 @@ def test_delta_errors():
     apply_delta(PARAMS, {"layers/up/kernle": delta["layers/up/kernel"]})
   with pytest.raises(ValueError, match="sign must be 1 or -1; got 2"):
     apply_delta(PARAMS, delta, sign=2)
+
+
+def test_only_a_sparse_delta_has_chosen_entries():
+  for other in (submatrix({"**/w": np.array([1])}), lora("**/w", rank=1)):
+    with pytest.raises(ValueError, match="sides of a sparse_delta; at layers/w they are not.* submatrix_delta"):
+      chosen_entries(*other.split(KEY, {"layers": {"w": jnp.ones((2, 4, 4))}}))

@@ -1,4 +1,4 @@
-"""Rows and columns that train, S2FT, permutation of coupled units, many deltas served at once."""
+"""Rows and columns that train, S2FT, permutation of coupled units."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxft.merging.sparse_deltas import compose, fuse, sparse_difference, unfuse
+from jaxft.merging.sparse_deltas import compose, fuse, unfuse
 from jaxft.models import decoder
 from jaxft.transforms import dot, dot_transposed, lookup, materialize, unstack_layers
 from jaxft.transforms.coupled import MLP_CHANNELS, inverse_order, key_heads, permute_coupled, query_heads
 from jaxft.transforms.quantize import quantize_array
-from jaxft.transforms.s2ft import s2ft
-from jaxft.transforms.submatrix import Submatrix, batched_delta_dot, submatrix
+from jaxft.transforms.s2ft import s2ft, unit_norms
+from jaxft.transforms.submatrix import Submatrix, submatrix, submatrix_delta
 from tests.contracts.test_transforms import BIG, compiled_flops, matmul_flops, step_cost
 from tests.contracts.transforms import forward, make_step, stack_params
 
@@ -125,7 +125,7 @@ def test_disjoint_deltas_fuse_in_either_order():
   def delta(i, rows):
     frozen, trainable = (transform := submatrix({"**/down/*": np.array(rows)})).split(KEY, params)
     trainable = jax.tree.map(lambda d: draw(i, *d.shape), trainable)
-    return sparse_difference(materialize(transform.join(frozen, trainable)), params, eps=0.0)
+    return submatrix_delta(frozen, trainable)
 
   a, b = delta(1, [0, 7, 3]), delta(2, [5, 1])
   both, other = compose(params, [a, b]), compose(params, [b, a])
@@ -155,6 +155,48 @@ def test_s2ft_trains_the_drawn_share_and_nothing_else():
   np.testing.assert_allclose(fast, slow, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("layout", [lambda p: p, unstack_layers], ids=["stacked", "unrolled"])
+@pytest.mark.parametrize("largest", [True, False])
+def test_s2ft_by_the_norms_of_units(layout, largest):
+  """The units that are made large are those that the rule of the weights takes, or leaves."""
+  params = decoder.init(KEY, CONFIG)
+  chosen = {0: [1, 3], 2: [0]}
+  out, down = (np.array(params["layers"][a][b]["kernel"]) for a, b in (("attention", "out"), ("mlp", "down")))
+  for layer, units in chosen.items():
+    for unit in units:
+      out[layer, 4 * unit : 4 * unit + 4] += 1
+      down[layer, unit] -= 1
+  params["layers"]["attention"]["out"]["kernel"] = jnp.array(out)
+  params["layers"]["mlp"]["down"]["kernel"] = jnp.array(down)
+  params = layout(params)
+  scores = {
+      "out": unit_norms(params, "**/attention/out/kernel", unit=4), "down": unit_norms(params, "**/mlp/down/kernel")}
+  for layer in range(3):
+    np.testing.assert_allclose(scores["out"][layer], np.linalg.norm(out[layer].reshape(4, -1), axis=1), rtol=1e-5)
+    np.testing.assert_allclose(scores["down"][layer], np.linalg.norm(down[layer], axis=1), rtol=1e-5)
+  share = (3 if largest else 9) / 12
+  transform = s2ft(KEY, params, head_dim=4, heads=share, channels=3.5 / 72, scores=scores, largest=largest)
+  frozen, trainable = transform.split(KEY, params)
+  moved = materialize(transform.join(frozen, jax.tree.map(lambda x: x + 1, trainable)))
+  moved, before = (p if layout is unstack_layers else unstack_layers(p) for p in (moved, params))
+  for layer in range(3):
+    new, old = (p["layers"][str(layer)]["attention"]["out"]["kernel"] for p in (moved, before))
+    changed = np.flatnonzero(np.asarray(new != old).any(-1).reshape(4, 4).any(-1))
+    large = chosen.get(layer, [])
+    np.testing.assert_array_equal(changed, large if largest else np.setdiff1d(range(4), large))
+    new, old = (p["layers"][str(layer)]["mlp"]["down"]["kernel"] for p in (moved, before))
+    changed = np.flatnonzero(np.asarray(new != old).any(-1)).tolist()
+    assert (changed == large) if largest else not set(changed) & set(large)
+
+
+def test_norms_of_columns():
+  params = decoder.init(KEY, CONFIG)
+  value = np.asarray(params["layers"]["attention"]["value"]["kernel"])
+  got = unit_norms(params, "**/attention/value/kernel", axis=-1, unit=4)
+  want = np.linalg.norm(value.reshape(3, 16, 2, 4), axis=(1, 3))
+  np.testing.assert_allclose(np.stack(got), want, rtol=1e-5)
+
+
 def test_rows_of_a_tied_embedding():
   params = decoder.init(KEY, CONFIG, stddev=0.3)
   frozen, trainable = (transform := submatrix({"embed/tokens/*": np.array([3, 8, 30])})).split(KEY, params)
@@ -163,17 +205,6 @@ def test_rows_of_a_tied_embedding():
   nll = lambda t, form: jnp.sum(decoder.token_nll(form(transform.join(frozen, t)), CONFIG, ids))
   got, want = (jax.value_and_grad(nll)(trainable, form) for form in (lambda p: p, materialize))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
-
-
-@pytest.mark.parametrize("axis", [-2, -1])
-def test_many_deltas_in_one_batch(axis):
-  w, x, adapter = draw(0, M, N), draw(1, 5, 3, M), jnp.array([2, 0, 1, 0, 2])
-  d = draw(2, 3, K, N) if axis == -2 else draw(2, 3, M, K)
-  size = M if axis == -2 else N
-  indices = jnp.stack([jax.random.permutation(k, size)[:K] for k in jax.random.split(KEY, 3)])
-  fused = jnp.stack([Submatrix(w, d[i], indices[i], axis).materialize() for i in range(3)])
-  got = batched_delta_dot(x, w, d, indices, adapter, axis=axis)
-  np.testing.assert_allclose(got, jnp.einsum("btm,bmn->btn", x, fused[adapter]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [lambda p: p, unstack_layers], ids=["stacked", "unrolled"])
@@ -199,7 +230,13 @@ def test_permuting_coupled_units_keeps_the_function(layout):
     (lambda p: submatrix({"**/down/*": np.array([1]), "**/kernel": np.array([1])}).split(KEY, p), "is matched by"),
     (lambda p: submatrix({"**/down/*": np.zeros((2, 1), int)}).split(KEY, p), "is of layer 2; got indices for 2"),
     (lambda p: submatrix({"**/down/*": np.array([1])}, axis=0), r"axis must be -2 \(rows\) or -1"),
-    (lambda p: s2ft(KEY, p, head_dim=5), "head_dim must divide axis -2 of layers/attention/out/kernel"),
+    (lambda p: submatrix({"**/down/kernel": np.array([1.5])}).split(KEY, p), "takes integer indices; got float64"),
+    (lambda p: submatrix({"**/down/kernel": np.ones(24, bool)}).split(KEY, p), "takes integer indices; got bool"),
+    (lambda p: submatrix({}), "indices must have at least one glob"),
+    (lambda p: submatrix({"a": np.array([1]), "b": np.array([1])}, axis={"a": -1}), r"axis must have .* it lacks 'b'"),
+    (lambda p: s2ft(KEY, p, head_dim=4, scores={"up": [np.ones(24)] * 3}), "scores must be of what trains, out, down"),
+    (lambda p: s2ft(KEY, p, head_dim=4, scores={"down": [np.ones(3)] * 3}), "scores must have the lengths of sizes"),
+    (lambda p: s2ft(KEY, p, head_dim=5), "head_dim, the unit, must divide axis -2 of layers/attention/out/kernel"),
     (lambda p: s2ft(KEY, p, head_dim=4, heads=0.01, channels=0.01), "must draw at least one unit"),
     (lambda p: permute_coupled(p, MLP_CHANNELS, np.zeros(24, int)), "order must be a permutation"),
     (lambda p: permute_coupled(p, query_heads(4, 2), np.array([2, 1, 0, 3])), "order must keep each unit in its group"),

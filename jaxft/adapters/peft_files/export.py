@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxft.adapters.peft_files.base_weights import INSTEAD, change_as_product, moved_leaves
 from jaxft.adapters.peft_files.methods import Method
 from jaxft.adapters.peft_files.modules import Place, places, saved_whole, shortest
 from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths
@@ -56,13 +57,16 @@ def adapted_leaves(joined: Tree, frozen: Tree, trainable: Tree) -> dict[str, Ada
 
 def to_tensors(
     method: Method, transform: ParamTransform, frozen: Tree, trainable: Tree, config: Any, given: Mapping[str, Any], *,
-    start: Tree | None = None, writing: bool = True,
+    params: Tree | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """The method's part of the settings, and the tensors by name.
 
-  Where a file is not being written but expected, without what is kept once for all modules, and without the settings
-  that only the modules together tell: PEFT's file may have others that come to the same.
+  Args:
+    params: the weights that the file is to go with. None where a file is not being written but expected: then without
+      what is kept once for all modules, and without the settings that only the modules together tell, since PEFT's
+      file may have others that come to the same.
   """
+  writing = params is not None
   joined = transform.join(frozen, trainable)
   leaves = adapted_leaves(joined, frozen, trainable)
   everywhere = places(joined, config)
@@ -72,14 +76,16 @@ def to_tensors(
   if norms:
     leaves = _with_their_modules(leaves, joined, everywhere)
   whole = [] if norms else [p for p in everywhere if p.path in leaves and leaves[p.path].frozen is None]
-  first = None if start is None else adapted_leaves(joined, frozen, start)
+  moved = moved_leaves(frozen, params) if writing else {}
+  if strange := sorted(moved.keys() - leaves.keys()):
+    raise ValueError(f"{strange[0]} is not adapted, and what stayed frozen of it is not what it is in params{INSTEAD}")
   items, measured, tensors = [], {}, {}
   cache: dict[str, dict[str, np.ndarray]] = {}
   for place in (p for p in everywhere if p.path in leaves and p not in whole):
     leaf = leaves[place.path]
     _check_place(place, method, config)
     if place.path not in cache:
-      cache[place.path] = _numbers(method, leaf, None if first is None else first[place.path], place)
+      cache[place.path] = _numbers(method, leaf, moved.get(place.path), place)
     x = {k: v if place.index is None else v[place.index] for k, v in cache[place.path].items()}
     x |= {k: np.asarray(v) for k, v in leaf.shared.items()}
     if extra := [name for name in x if name in method.tensors and name not in method.of(place)]:
@@ -116,16 +122,18 @@ def _with_their_modules(leaves: dict[str, Adapted], joined: Tree, everywhere: Se
   return {path: Adapted(held[path], None, held[path], {}) for path in held if path in paths}
 
 
-def _numbers(method: Method, leaf: Adapted, first: Adapted | None, place: Place) -> dict[str, np.ndarray]:
+def _numbers(method: Method, leaf: Adapted, moved: tuple[Any, Any] | None, place: Place) -> dict[str, np.ndarray]:
   if not isinstance(leaf.trained, Mapping) and leaf.frozen is None:
     return {place.parameter: np.asarray(leaf.trained)}
   x = {name: np.asarray(part) for name, part in method.parts(leaf.joined, leaf.frozen, leaf.trained).items()}
-  if first is not None:
-    if set(x) != {"a", "b"} or "a" not in first.trained or "b" not in first.trained:
-      raise ValueError("start is for LoRA whose two factors train")
-    a, b = (np.asarray(first.trained[name]) for name in ("a", "b"))
-    x = {"a": np.concatenate([x["a"], a], axis=-1), "b": np.concatenate([x["b"], -b], axis=-2)}
-  return x
+  if moved is None:
+    return x
+  if method.scale is None:
+    raise ValueError(
+        f"{place.path}: the frozen weights differ from those of params, which PEFT's type cannot make up for{INSTEAD}")
+  a, b = change_as_product(place.path, *moved, rank=x["a"].shape[-1])
+  join = lambda one, two, axis: np.concatenate([one.astype(np.float32), two], axis=axis)
+  return {**x, "a": join(x["a"], a, -1), "b": join(x["b"], b / np.float32(method.scale(leaf.joined)), -2)}
 
 
 def _check_place(place: Place, method: Method, config: Any) -> None:

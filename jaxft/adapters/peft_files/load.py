@@ -84,7 +84,7 @@ def from_tensors(
   frozen, trainable = transform.split(jax.random.key(0), params)
 
   read = _tensors_here(method.prepare(effective, dict(tensors)), params, chosen, config)
-  _, expected = to_tensors(method, transform, frozen, trainable, config, _given(effective, method), writing=False)
+  _, expected = to_tensors(method, transform, frozen, trainable, config, _given(effective, method))
   once = method.shared.names if method.shared is not None else ()
   wrong = misfits({name: x.shape for name, x in expected.items()}, {k: x for k, x in read.items() if k not in once})
   if missing := [name for name in once if name not in read]:

@@ -55,6 +55,7 @@ class Method:
     shared: what is kept once for all modules.
     prepare: `(settings, tensors) -> tensors`, from other spellings of the file.
     adapts_tied: whether an embedding that is the head too is adapted as both, and stored with both.
+    scale: `joined leaf -> s` where the update is `s * a @ b`, so that factors of twice the rank may hold another.
     changes_bias: whether PEFT changes a module's bias as well, which transforms of kernels leave as it is.
   """
 
@@ -76,6 +77,7 @@ class Method:
   shared: Shared | None = None
   prepare: Callable[[Settings, Tensors], Tensors] = lambda s, tensors: tensors
   adapts_tied: bool = False
+  scale: Callable[[Any], float] | None = None
   changes_bias: Callable[[Settings], bool] = lambda s: False
 
   def of(self, place: Place) -> Mapping[str, Tensor]:

@@ -12,7 +12,7 @@ from jaxft.adapters.peft_files import layouts, projections
 from jaxft.adapters.peft_files.method import Method
 from jaxft.adapters.peft_files.modules import matches
 from jaxft.adapters.peft_files.variants import (
-    block_of, feedforward, full_logits, lokr_factor, lokr_rank, lora_measure, lora_or_dora, lora_parts,
+    block_of, feedforward, full_logits, lokr_factor, lokr_rank, lora_measure, lora_or_dora, lora_parts, lora_scale,
     moved_base, oft_block, oft_blocks, restore_pruned, shira_fill, shira_parts, shira_rank, tidy, whole_left,
     without_copies, without_the_head,
 )
@@ -45,7 +45,7 @@ METHODS = {
         {"a": layouts.turned("lora_A.weight"), "b": layouts.turned("lora_B.weight"),
          "magnitude": layouts.same("lora_magnitude_vector")},
         {"r": 8, "lora_alpha": 8, "use_rslora": False, "use_dora": False, "lora_dropout": 0.0, "bias": "none"},
-        lora_measure, patterns={"r": "rank_pattern", "lora_alpha": "alpha_pattern"}, parts=lora_parts,
+        lora_measure, patterns={"r": "rank_pattern", "lora_alpha": "alpha_pattern"}, parts=lora_parts, scale=lora_scale,
         embedding={"a": layouts.turned("lora_embedding_A"), "b": layouts.turned("lora_embedding_B")},
         fixed={"init_lora_weights": True, "fan_in_fan_out": False}, check=moved_base,
         refuses=("lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "target_parameters",
@@ -163,5 +163,6 @@ def method_of(peft_type: Any) -> Method:
     raise ValueError(f"peft_type {name} changes the input and no module: use load_peft_prompt and save_peft_prompt")
   if name not in METHODS:
     known = ", ".join((*METHODS, *PROMPTS))
-    raise ValueError(f"peft_type {peft_type!r} is not known here; {nearest(name, (*METHODS, *PROMPTS))}; all: {known}")
+    close = nearest(name.upper(), (*METHODS, *PROMPTS))
+    raise ValueError(f"peft_type {peft_type!r} is not known here; {close}; all: {known}")
   return METHODS[name]

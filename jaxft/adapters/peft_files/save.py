@@ -19,28 +19,32 @@ from jaxft.transforms.protocol import ParamTransform
 
 
 def save_peft(
-    folder: str | os.PathLike, transform: ParamTransform, frozen: Tree, trainable: Tree, config: Any, *,
-    peft_type: str = "LORA", start: Tree | None = None, base_model: str | None = None, task_type: str | None = None,
+    folder: str | os.PathLike, transform: ParamTransform, frozen: Tree, trainable: Tree, params: Tree, config: Any, *,
+    peft_type: str = "LORA", base_model: str | None = None, task_type: str | None = None,
     **settings: Any,
 ) -> None:
-  """Writes `adapter_config.json` and `adapter_model.safetensors`, from which PEFT computes what is computed here.
+  """Writes `adapter_config.json` and `adapter_model.safetensors`, with which PEFT computes what is computed here.
 
-      save_peft("adapter", transform, frozen, state.trainable, config)                      # LoRA, DoRA
-      save_peft("adapter", transform, frozen, state.trainable, config, peft_type="LOHA", alpha=8.0)
+      save_peft("adapter", transform, frozen, state.trainable, params, config)                      # LoRA, DoRA
+      save_peft("adapter", transform, frozen, state.trainable, params, config, peft_type="LOHA", alpha=8.0)
 
   Ranks, scales, blocks and targets are read off what trains, per module where they differ; what cannot be is asked
   for, and is checked: the adapter read back must join to the same leaves. Leaves that train whole beside the adapter
   become `modules_to_save`, and biases `bias`.
 
+  Params and adapter together make the weights that were trained here, within rounding, or nothing is written. LoRA
+  inits that took a product off the weights (PiSSA, OLoRA, CorDA, LoRA-GA) get factors of twice the rank, which put it
+  back: `params + s [a, a'] @ [b; b']`, the second pair from what stayed frozen less params. Weights that were
+  quantized cannot be put back so.
+
   Args:
     folder: that holds no adapter yet; made where it does not exist.
     transform, frozen, trainable: a transform of a model of this library and its two sides, after training.
+    params: the weights that the file will be put on: those that `split` was given. `frozen` for an adapter that goes
+      with what stayed frozen, as that of LoftQ and QLoRA does.
     config: of the model.
     peft_type: PEFT's name of the method; see `jaxft.adapters.peft_files.methods`. "LORA" also takes whatever else
       joins to low-rank factors (MiCA, EVA, ...), and DoRA.
-    start: the `trainable` that `split` returned, needed for LoRA inits that change the frozen weights (PiSSA, OLoRA,
-      CorDA, LoRA-GA): the file then holds factors of twice the rank, `[a, a0] @ [b; -b0]`, for the original weights.
-      LoftQ's quantized weights cannot be undone so: its adapter goes with those weights alone.
     base_model: name or path of the model, for `base_model_name_or_path`.
     task_type: "CAUSAL_LM" and so on; None takes that, or "FEATURE_EXTRACTION" for an encoder.
     **settings: in PEFT's names, those that `peft_type` asks for: `alpha` (LOHA), `use_cayley_neumann` and
@@ -48,8 +52,9 @@ def save_peft(
       `randlora_alpha` (RANDLORA); for LORA `use_rslora` and `lora_dropout`, which are for training on.
 
   Raises:
-    ValueError: an unknown type or setting, a setting that is missing or does not describe the transform, or an
-      adapter that the format cannot hold; nothing is written.
+    ValueError: an unknown type or setting, a setting that is missing or does not describe the transform, an
+      adapter that the format cannot hold, or params with which no adapter computes what is computed here; nothing is
+      written.
     FileExistsError: the folder holds an adapter.
 
   The file's format is that of PEFT 0.21 (Mangrulkar et al. 2022, huggingface/peft).
@@ -60,7 +65,7 @@ def save_peft(
     raise ValueError(f"{peft_type} has no setting {unknown[0]!r} to be given; {nearest(unknown[0], sorted(known))}")
   if missing := [name for name in method.asks if name not in settings]:
     raise ValueError(f"{peft_type} takes {', '.join(missing)}: nothing in what trains tells")
-  found, tensors = to_tensors(method, transform, frozen, trainable, config, settings, start=start)
+  found, tensors = to_tensors(method, transform, frozen, trainable, config, settings, params=params)
   task = task_type or ("CAUSAL_LM" if is_decoder(config) else "FEATURE_EXTRACTION")
   found = {
       "peft_type": peft_type, "task_type": task, "base_model_name_or_path": base_model, "inference_mode": True,

@@ -34,11 +34,14 @@ def lora_parts(joined: Any, frozen: Any, trained: Any) -> dict[str, Any]:
   return {"a": v.a, "b": v.b, **magnitude}
 
 
+def lora_scale(leaf: Any) -> float:
+  return (leaf.v if isinstance(leaf, ColumnNormalized) else leaf).scale
+
+
 def lora_measure(x: Numbers, leaf: Any, place: Place, s: Settings) -> dict[str, Any]:
   rank = x["a"].shape[-1]
-  scale = (leaf.v if isinstance(leaf, ColumnNormalized) else leaf).scale
   per = math.sqrt(rank) if s["use_rslora"] else rank
-  return {"r": rank, "lora_alpha": tidy(scale * per), "use_dora": isinstance(leaf, ColumnNormalized)}
+  return {"r": rank, "lora_alpha": tidy(lora_scale(leaf) * per), "use_dora": isinstance(leaf, ColumnNormalized)}
 
 
 def moved_base(s: Settings) -> str:

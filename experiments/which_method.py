@@ -1,6 +1,6 @@
 """Which method? Twenty ways to fine-tune at their usual sizes, on one task and one budget, and what each forgets.
 
-    jaxft run which_method                         about twelve minutes on two cores
+    jaxft run which_method                         about half an hour on one core
     jaxft run which_method --smoke                 seconds
     python -m experiments.which_method --report    makes the page from the committed result
 
@@ -56,7 +56,7 @@ def methods(model: Pretrained) -> dict[str, Method]:
       "prefix": Method("prompt", 3e-2, adapter=prefix(config, 8, stddev=0.02), peft_type="PREFIX_TUNING"),
       METHOD: Method("low rank", 1e-3, lora(SELECT, rank=8), **lora_file),
       "DoRA": Method("low rank", 1e-3, dora(SELECT, rank=8), **lora_file),
-      "PiSSA": Method("low rank", 5e-4, low_rank(SELECT, rank=8, init=pissa), moves_base=True, **lora_file),
+      "PiSSA": Method("low rank", 5e-4, low_rank(SELECT, rank=8, init=pissa), **lora_file),
       "QLoRA": Method("low rank", 1e-3, chain(lora(SELECT, rank=8), quantize(SELECT, format="nf4", double=True))),
       "VeRA": Method("low rank", 3e-2, vera(SELECT, rank=64), peft_type="VERA"),
       "LoHa": Method("structured", 3e-3, loha(SELECT, rank=8), peft_type="LOHA", settings={"alpha": 8.0}),
@@ -126,6 +126,10 @@ def conclude(found: Comparison) -> tuple[str, str]:
       f"{mean('target', HEAD):.4f}), the best other domains {best['elsewhere']} "
       f"({mean('elsewhere', best['elsewhere']):.4f}); {lost} forgets most ({mean('kept', lost):.4f}). Beaten by none in "
       f"both target and memory: {', '.join(front(found))}.")
+  if highest := found.highest():
+    sentence += (
+        f" The steps are few: {len(highest)} of {len(found.rates)} methods take the highest rate tried and may not have "
+        f"gone far enough ({', '.join(highest)}).")
   return ("true" if all(claims) else "partly" if any(claims) else "false"), sentence
 
 

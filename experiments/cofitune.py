@@ -1,6 +1,6 @@
 """CoFiTune: does placing the fine-tuning, and damping what existing abilities rest on, keep more of them?
 
-    jaxft run cofitune            about six minutes on two cores
+    jaxft run cofitune            about a quarter of an hour on one core
     jaxft run cofitune --smoke    seconds
 
 all-MiniLM-L6-v2 learns to rate the sentiment of tweets (Spec: Pearson's r), and should still do what it could before
@@ -59,7 +59,7 @@ class Config:
   search_steps: int = 16
   ranges: tuple[tuple[int, int], ...] | None = None  # of layers, to search in; None takes the source's seven
   batch_size: int = 12
-  learning_rates: tuple[float, ...] = (3e-4, 1e-3)
+  learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
   l2: float = 0.01
   rank: int = 8
   dropout: float = 0.003
