@@ -10,7 +10,7 @@ from jaxft.transforms.filters import mask, matching_paths
 from jaxft.transforms.lazy import lazy
 from jaxft.transforms.lazy_evaluation import MaterializedWarning
 from jaxft.transforms.leaves import (
-    Concatenated, LowRank, Scaled, dot, dot_transposed, lookup, materialize, seed_dropout,
+    Concatenated, LowRank, Scaled, dot, dot_transposed, lookup, materialize, seed_dropout, unrounded,
 )
 from jaxft.transforms.paths import leaves_with_paths, map_with_path, path_of
 from jaxft.transforms.protocol import ParamTransform, chain, combine, count, on, partition

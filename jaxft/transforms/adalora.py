@@ -36,7 +36,7 @@ def adalora(
 
   Source: Zhang et al. 2023 (arXiv 2303.10512); PEFT divides by r + 1e-5.
   """
-  check_rank(rank)
+  rank = check_rank(rank)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
     del statistic

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.transforms.leaves import dot, dot_transposed, lookup, materialize
+from jaxft.transforms.leaves import dot, dot_transposed, lookup, unrounded
 from jaxft.transforms.paths import is_structured
 
 
@@ -89,4 +89,6 @@ def put_back(leaf: Any, notes: list[Any]) -> Any:
 def through(leaf: Any, form: Callable[[Array], Array]) -> Any:
   """`form` of the array that a leaf stands for, with the notes of other transforms that lie within it kept outside."""
   leaf = hoist(leaf)
-  return Beside(through(leaf.w, form), leaf.note) if isinstance(leaf, Beside) else form(materialize(leaf))
+  if isinstance(leaf, Beside):
+    return Beside(through(leaf.w, form), leaf.note)
+  return form(unrounded(leaf)).astype(leaf.dtype) if is_structured(leaf) else form(leaf)

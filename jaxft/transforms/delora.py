@@ -29,7 +29,7 @@ def delora(select: Filter = "**/kernel", *, rank: int = 8, strength: float = 15.
 
   Source: Bini et al. 2025 (arXiv 2503.18225); norms are clamped as in PEFT, b starts at zero.
   """
-  check_rank(rank)
+  rank = check_rank(rank)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
     del statistic

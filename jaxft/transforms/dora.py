@@ -97,7 +97,7 @@ def dora(
   Source: Liu et al. 2024 (arXiv 2402.09353), with the detached norm of its section 4.3. Columns are outputs, as in
   PEFT; the norm comes from Gram matrices of the factors, not from the product.
   """
-  check_rank(rank)
+  rank = check_rank(rank)
   check_dropout(dropout)
   dtype = dtype or jnp.float32
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxft.transforms.beside import Beside, through
 from jaxft.transforms.choice import modules, resolve
 from jaxft.transforms.filters import Filter
-from jaxft.transforms.paths import Tree, is_leaf, unzip_with_path
+from jaxft.transforms.paths import Tree, is_leaf, is_structured, unzip_with_path
 from jaxft.transforms.protocol import ParamTransform
 
 
@@ -23,12 +23,15 @@ def train(choice: Filter | Tree) -> ParamTransform:
   alone; `join` puts the stack together again. The products of the backward pass are not saved there: a scan does the
   same for all its layers. Where compute counts, cut the stack first, `cut_at_changes(params, choice)`.
 
+  In a `chain` it comes before what adapts the same leaves. What follows sees the frozen layers of a divided leaf alone,
+  numbered from 0: what goes by layer comes first too, or the stack is cut.
+
   Args:
     choice: a filter, or a choice of leaves and layers; see `jaxft.transforms.choice`.
 
   Raises (from `split`):
     ValueError: a glob matches nothing; the choice does not fit the params, or has some entries of a leaf or layer and
-      not others, which is for `sparse_delta`.
+      not others, which is for `sparse_delta`; or an earlier transform of a chain holds what should train.
   """
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
@@ -56,11 +59,15 @@ def full() -> ParamTransform:
 def _divide(params: Tree, flags: Tree, *, trains: bool) -> tuple[Tree, Tree]:
   """The frozen and the trainable side, where `trains` says which of the flags mean training."""
   partly: list[str] = []
+  held: list[str] = []
 
   def divide(path: str, leaf: Any, flag: Any) -> tuple[Any, Any]:
     chosen = modules(flag, path, leaf)
     if chosen is None:
       partly.append(f"{path} {tuple(leaf.shape)}")
+      return leaf, None
+    if is_structured(leaf) and chosen is not (not trains):
+      held.append(f"{path} ({type(leaf).__name__})")
       return leaf, None
     if isinstance(chosen, bool):
       return (None, leaf) if chosen == trains else (leaf, None)
@@ -70,6 +77,10 @@ def _divide(params: Tree, flags: Tree, *, trains: bool) -> tuple[Tree, Tree]:
     return Beside(take(kept), jnp.asarray(order, jnp.int32)), take(trained)
 
   sides = unzip_with_path(divide, params, flags)
+  if held:
+    raise ValueError(
+        f"choice trains {len(held)} leaves that are not plain weights, as an earlier transform of a chain has adapted or "
+        f"quantized them: {', '.join(held[:8])}; put what trains whole leaves first, or leave these out")
   if partly:
     raise ValueError(
         f"choice must have whole leaves, or whole layers of stacked ones; it has some entries of {len(partly)}, which "

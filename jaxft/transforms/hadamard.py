@@ -35,7 +35,7 @@ def loha(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 8.0) -> 
   Source: Hyeon-Woo et al. 2021, FedPara (arXiv 2108.06098); LyCORIS, Yeh et al. 2023 (arXiv 2309.14859). As in PEFT,
   a2 starts at zero and the others Kaiming-uniform.
   """
-  check_rank(rank)
+  rank = check_rank(rank)
   scale = alpha / rank
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
@@ -73,7 +73,7 @@ def hira(select: Filter = "**/kernel", *, rank: int = 32) -> ParamTransform:
   Source: Huang et al. 2025, HiRA (ICLR 2025, openreview.net/forum?id=TwJrTz9cRS; it has no arXiv id); the form and the
   init are PEFT's.
   """
-  check_rank(rank)
+  rank = check_rank(rank)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
     del statistic

@@ -33,7 +33,7 @@ def rand_lora(select: Filter = "**/kernel", *, rank: int = 32, alpha: float = 64
   Source: Albert et al. 2025 (arXiv 2502.00987); Kaiming-uniform bases of unit deviation, scales from zero and weights
   from 1 / max(terms, p), as in PEFT.
   """
-  check_rank(rank)
+  rank = check_rank(rank)
 
   def split(key: jax.Array, params: Any) -> tuple[Any, Any]:
     shapes = [leaf.shape[-2:] for _, leaf in chosen_matrices(select, params)]

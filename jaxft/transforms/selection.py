@@ -122,9 +122,9 @@ def cut_at_changes(params: Tree, choice: Tree, *, stack: str = "layers") -> Tree
 
 def chosen_fraction(params: Tree, choice: Filter | Tree) -> float:
   """The share of parameters that a choice has: what `fraction` came to."""
-  share = lambda path, leaf, flags: 0 if leaf is None else leaf.size * float(np.mean(flags))
+  share = lambda path, leaf, flags: 0 if leaf is None else math.prod(leaf.shape) * float(np.mean(flags))
   leaves = jax.tree.leaves(map_with_path(share, params, resolve(choice, params)))
-  return sum(leaves) / sum(leaf.size for _, leaf in leaves_with_paths(params) if leaf is not None)
+  return sum(leaves) / sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(params) if leaf is not None)
 
 
 def _modules(params: Tree, groups: Sequence[Filter]) -> tuple[dict[Module, float], dict[str, list[Module]]]:
@@ -139,7 +139,7 @@ def _modules(params: Tree, groups: Sequence[Filter]) -> tuple[dict[Module, float
       layers = [-1] if layer is None else np.atleast_1d(layer).tolist()
       owners[path] = [(category, i, path.rpartition("/")[0]) for i in layers]
       for module in owners[path]:
-        sizes[module] = sizes.get(module, 0.0) + leaf.size / len(layers)
+        sizes[module] = sizes.get(module, 0.0) + math.prod(leaf.shape) / len(layers)
   return sizes, owners
 
 

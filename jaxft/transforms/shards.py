@@ -60,7 +60,7 @@ def miss(select: Filter = "**/kernel", *, rank: int = 64) -> ParamTransform:
 
   Source: Kang and Yin 2024 (arXiv 2409.15371), earlier named Bone; the plain form of PEFT.
   """
-  check_rank(rank)
+  rank = check_rank(rank)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
     del key, statistic

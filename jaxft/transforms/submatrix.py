@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 from jaxft.transforms.beside import Beside
 from jaxft.transforms.depth import layer_of
 from jaxft.transforms.filters import mask
-from jaxft.transforms.leaves import dot, dot_transposed, lookup
+from jaxft.transforms.leaves import dot, dot_transposed, lookup, unrounded
 from jaxft.transforms.paths import Tree, is_leaf, is_structured, leaves_with_paths, unzip_with_path
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.strips import Strips, change_strips, check_axis, delta_product, delta_rows
@@ -58,8 +58,8 @@ class Submatrix:
     return len(self.shape)
 
   def materialize(self) -> Array:
-    w = self.w.materialize() if is_structured(self.w) else self.w
-    return change_strips(w, Strips(self.indices, self.d, self.axis), _add)
+    w = unrounded(self.w) if is_structured(self.w) else self.w
+    return change_strips(w, Strips(self.indices, self.d, self.axis), _add).astype(self.dtype)
 
   def dot(self, x: Array) -> Array:
     return self._contract(x, dot, contracted=self.axis == -2)

@@ -45,7 +45,7 @@ def vb_lora(
 
   Source: Li et al. 2024 (arXiv 2405.15179).
   """
-  check_rank(rank)
+  rank = check_rank(rank)
   if not 1 <= top <= vectors:
     raise ValueError(f"top must lie in [1, vectors = {vectors}]; got {top}")
 

@@ -28,7 +28,7 @@ def vera(select: Filter = "**/kernel", *, rank: int = 256, start: float = 0.1) -
   Source: Kopiczko et al. 2023 (arXiv 2310.11454). Kaiming-uniform as in PEFT, by the largest shape; PEFT's `vera_A` is
   the transpose of a, its `lambda_b` s.
   """
-  check_rank(rank)
+  rank = check_rank(rank)
 
   def split(key: jax.Array, params: Any) -> tuple[Any, Any]:
     shapes = [leaf.shape[-2:] for _, leaf in chosen_matrices(select, params)]
