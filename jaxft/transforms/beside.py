@@ -65,6 +65,11 @@ def hoist(leaf: Any) -> Any:
   return leaf
 
 
+def noted(leaf: Any, name: str) -> bool:
+  """Whether a leaf has a note with an entry of this name: other transforms of a chain have notes of their own."""
+  return isinstance(leaf, Beside) and isinstance(leaf.note, dict) and name in leaf.note
+
+
 def peel(leaf: Any) -> tuple[Any, list[Any]]:
   """The weight under a leaf's notes, and the notes, the outermost first: for what maps over the axes of a weight.
 

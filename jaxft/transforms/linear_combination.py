@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt
 
-from jaxft.transforms.beside import Beside, through
+from jaxft.transforms.beside import Beside, noted, through
 from jaxft.transforms.depth import layer_of, leaf_keys, num_layers
 from jaxft.transforms.filters import Filter, mask, nearest
 from jaxft.transforms.leaves import materialize
@@ -113,7 +113,7 @@ def linear_combination(
     form = _average if constraint == "softmax" else _add
 
     def put(path: str, held: Any, c: Any, again: bool) -> Any:
-      if not (isinstance(held, Beside) and "deltas" in held.note):  # other transforms have notes of their own
+      if not noted(held, "deltas"):
         return held
       lead = _lead(path, held)
       if granularity == "model":

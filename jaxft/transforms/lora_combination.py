@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.transforms.beside import Beside
+from jaxft.transforms.beside import Beside, noted
 from jaxft.transforms.depth import layer_of
 from jaxft.transforms.leaves import LowRank
 from jaxft.transforms.paths import Tree, is_leaf, unzip_with_path
@@ -74,7 +74,7 @@ def lora_combination(
 
   def join(frozen: Tree, trainable: Tree) -> Tree:
     def put(held: Any, c: Any) -> Any:
-      if not (isinstance(held, Beside) and "owner" in held.note):  # other transforms have notes of their own
+      if not noted(held, "owner"):
         return held
       owner = held.note["owner"]
       c = jnp.broadcast_to(trainable["coefficients"], (*owner.shape[:-1], n)) if granularity == "model" else c

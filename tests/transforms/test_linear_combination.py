@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxft.merging import apply_task_vector, task_vector
-from jaxft.transforms import lora, materialize, stack_layers, unstack_layers
+from jaxft.transforms import chain, lora, materialize, sparse_delta, stack_layers, unstack_layers
 from jaxft.transforms.linear_combination import coefficient_norm, linear_combination
 from tests.contracts.transforms import forward, stack_params
 
@@ -186,3 +186,14 @@ def test_errors():
     linear_combination([jax.tree.map(lambda x: None, BASE)]).split(KEY, BASE)
   with pytest.raises(ValueError, match="order must be >= 1"):
     coefficient_norm({"a": jnp.ones(2)}, order=0.5)
+
+
+def test_beside_a_sparse_delta_on_another_leaf():
+  base = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
+  bank = [{"a": jnp.full((3, 2), float(i)), "b": None} for i in (1, 2)]
+  sparse = sparse_delta({"a": None, "b": np.ones((3, 2), bool)})
+  for order in (lambda *t: chain(*t), lambda *t: chain(*reversed(t))):
+    transform = order(sparse, linear_combination(bank))
+    frozen, trainable = transform.split(jax.random.key(0), base)
+    moved = materialize(transform.join(frozen, jax.tree.map(lambda x: x + 1.0, trainable)))
+    assert all((moved[name] != base[name]).all() for name in base)

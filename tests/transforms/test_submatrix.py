@@ -123,7 +123,7 @@ def test_disjoint_deltas_fuse_in_either_order():
   params = stack_params(KEY, layers=2, dim=8, hidden=16)
 
   def delta(i, rows):
-    frozen, trainable = (transform := submatrix({"**/down/*": np.array(rows)})).split(KEY, params)
+    frozen, trainable = submatrix({"**/down/*": np.array(rows)}).split(KEY, params)
     trainable = jax.tree.map(lambda d: draw(i, *d.shape), trainable)
     return submatrix_delta(frozen, trainable)
 
