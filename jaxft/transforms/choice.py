@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from jaxft.transforms.depth import layer_of
-from jaxft.transforms.filters import Filter, mask
+from jaxft.transforms.filters import Filter, is_function, mask
 from jaxft.transforms.paths import Tree, is_leaf, map_with_path
 
 
@@ -42,7 +42,7 @@ def resolve(choice: Filter | Tree, tree: Tree, *, name: str = "choice") -> Tree:
     TypeError: neither a filter nor a tree of booleans.
   """
   filters = isinstance(choice, (list, tuple)) and choice and all(isinstance(f, str) or callable(f) for f in choice)
-  if isinstance(choice, (str, bool)) or callable(choice) or filters:
+  if isinstance(choice, (str, bool)) or is_function(choice) or filters:
     return mask(choice, tree)
   is_flag = lambda x: x is None or isinstance(x, (bool, np.ndarray, np.generic, jax.Array))
   try:

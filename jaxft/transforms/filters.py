@@ -33,6 +33,11 @@ def glob_to_regex(glob: str) -> re.Pattern[str]:
   return re.compile("".join(out))
 
 
+def is_function(x: Any) -> bool:
+  """True for a callable that is no tree: an Equinox model, and a tree of booleans like it, can be called as well."""
+  return callable(x) and jax.tree_util.all_leaves([x])
+
+
 def nearest(name: str, known: Sequence[str], n: int = 3) -> str:
   """The tail of an error message: the nearest known names, or all of them where none is near."""
   close = difflib.get_close_matches(name, known, n=n, cutoff=0.4)
@@ -60,7 +65,7 @@ def mask(filter: Filter, tree: Tree, *, allow_empty: bool = False) -> Tree:
     return out
   if isinstance(filter, bool):
     return map_with_path(lambda path, leaf: leaf is not None and filter, tree)
-  if callable(filter):
+  if is_function(filter):
     return map_with_path(lambda path, leaf: leaf is not None and bool(filter(path, leaf)), tree)
   if isinstance(filter, (list, tuple)) and filter and all(isinstance(f, str) or callable(f) for f in filter):
     masks = [mask(f, tree, allow_empty=allow_empty) for f in filter]

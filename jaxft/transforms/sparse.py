@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxft.transforms import choice
 from jaxft.transforms.beside import Beside, through
 from jaxft.transforms.depth import leaf_keys
-from jaxft.transforms.filters import Filter, mask
+from jaxft.transforms.filters import Filter, is_function, mask
 from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 from jaxft.transforms.protocol import ParamTransform
 
@@ -45,7 +45,7 @@ def sparse_delta(select: Tree | Select, *, dtype: jnp.dtype = jnp.float32) -> Pa
   """
 
   def split(key: jax.Array, params: Tree):
-    chosen = select(key, params) if callable(select) else select
+    chosen = select(key, params) if is_function(select) else select
     if isinstance(chosen, (str, bool, list)):
       chosen = choice.resolve(chosen, params)
     problems: list[str] = []
