@@ -44,7 +44,8 @@ def resolve(choice: Filter | Tree, tree: Tree, *, name: str = "choice") -> Tree:
   filters = isinstance(choice, (list, tuple)) and choice and all(isinstance(f, str) or callable(f) for f in choice)
   if isinstance(choice, (str, bool)) or is_function(choice) or filters:
     return mask(choice, tree)
-  is_flag = lambda x: x is None or isinstance(x, (bool, np.ndarray, np.generic, jax.Array))
+  kinds = (bool, np.ndarray, np.generic, jax.Array)
+  is_flag = lambda x: x is None or isinstance(x, kinds)
   try:
     spread = jax.tree.map(
         lambda flag, part: jax.tree.map(lambda leaf: flag, part, is_leaf=is_leaf), choice, tree, is_leaf=is_flag)
@@ -57,7 +58,7 @@ def resolve(choice: Filter | Tree, tree: Tree, *, name: str = "choice") -> Tree:
   def fit(path: str, leaf: Any, flag: Any) -> Any:
     if leaf is None or flag is None:
       return False
-    if not isinstance(flag, (bool, np.ndarray, np.generic, jax.Array)):
+    if not isinstance(flag, kinds):
       raise TypeError(f"{name} must be a filter or a tree of booleans; got {flag!r} for {path}")
     if isinstance(flag, bool) or (flag.dtype == bool and not flag.shape):
       return bool(flag)
@@ -81,10 +82,14 @@ def over_layers(flag: Any, path: str, leaf: Any) -> bool:
 
 def entries(flag: Any, path: str, leaf: Any) -> Bool[Array, "..."]:
   """What a choice says of a leaf, entry by entry, in the leaf's shape."""
-  if np.ndim(flag) and over_layers(flag, path, leaf):
-    flag = flag.reshape(-1, *[1] * (leaf.ndim - 1))
   library = jnp if isinstance(flag, jax.Array) else np
-  return library.broadcast_to(flag, tuple(leaf.shape))
+  return library.broadcast_to(_along_layers(flag, path, leaf), tuple(leaf.shape))
+
+
+def _along_layers(flag: Any, path: str, leaf: Any) -> Any:
+  """What a choice says of a leaf, with the axes that a vector over layers lacks: it broadcasts against the leaf."""
+  layers = np.ndim(flag) and over_layers(flag, path, leaf)
+  return flag.reshape(-1, *[1] * (leaf.ndim - 1)) if layers else flag
 
 
 def modules(flag: Any, path: str, leaf: Any) -> Any:
@@ -123,7 +128,6 @@ def choice_scales(choice: Filter | Tree, trainable: Tree, *, chosen: float = 1.0
       return None
     if isinstance(flag, bool):
       return chosen if flag else others
-    flag = flag.reshape(-1, *[1] * (leaf.ndim - 1)) if over_layers(flag, path, leaf) else flag
-    return jnp.where(flag, jnp.float32(chosen), jnp.float32(others))
+    return jnp.where(_along_layers(flag, path, leaf), jnp.float32(chosen), jnp.float32(others))
 
   return map_with_path(scale, trainable, resolve(choice, trainable))

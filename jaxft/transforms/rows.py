@@ -11,6 +11,7 @@ from jaxft.transforms.choice import entries, resolve
 from jaxft.transforms.depth import layer_of
 from jaxft.transforms.filters import Filter, mask
 from jaxft.transforms.paths import Tree, leaves_with_paths, map_with_path
+from jaxft.transforms.strips import check_axis
 
 
 def choose_rows(
@@ -29,8 +30,7 @@ def choose_rows(
     ValueError: a glob matches nothing or a leaf that another matches; indices out of range or of another number of
       layers; an axis that is neither.
   """
-  if axis not in (-2, -1):
-    raise ValueError(f"axis must be -2 (rows) or -1 (columns); got {axis!r}")
+  check_axis(axis)
   owner: dict[str, str] = {}
   for glob in indices:
     for (path, _), chosen in zip(leaves_with_paths(params), jax.tree.leaves(mask(glob, params)), strict=True):
@@ -67,8 +67,7 @@ def chosen_rows(choice: Filter | Tree, params: Tree, *, axis: int = -2) -> dict[
   Raises:
     ValueError: some row is chosen in part: such a choice is for `sparse_delta`; or nothing is chosen.
   """
-  if axis not in (-2, -1):
-    raise ValueError(f"axis must be -2 (rows) or -1 (columns); got {axis!r}")
+  check_axis(axis)
   found = {}
   for (path, leaf), flag in zip(leaves_with_paths(params), jax.tree.leaves(resolve(choice, params)), strict=True):
     if leaf is None or not np.any(flag):
