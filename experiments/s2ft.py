@@ -57,7 +57,7 @@ class Config:
   channels: int = 32
   rank: int = 4
   head_rate: float = 3e-3
-  learning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+  learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
   full_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
   tuning_seeds: tuple[int, ...] = (100, 101)
