@@ -45,7 +45,7 @@ def smollm2(method: str) -> Step:
 
   def objective(params, batch, key):
     del key
-    return Mean.of(decoder.token_nll(params, model.config, batch["ids"])), {}
+    return Mean.of(*decoder.token_nll(params, model.config, batch["ids"])), {}
 
   return _stepper(params, transform, objective, {"ids": workload.tokens()})
 
@@ -64,7 +64,7 @@ def gist(packed: bool) -> Step:
   def objective(params, batch, key):
     del key
     student, guide = embed(params, model.config, batch["texts"]), batch["guide"]
-    return Mean.of(guided_info_nce(*student, None, *guide, None, temperature=0.01)), {}
+    return Mean.of(*guided_info_nce(*student, None, *guide, None, temperature=0.01)), {}
 
   return _stepper(model.params, full(), objective, batch)
 

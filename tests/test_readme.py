@@ -5,12 +5,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_example_runs():
+@pytest.mark.parametrize("layers", ["smollm2-135m:3", pytest.param("smollm2-135m", marks=pytest.mark.exhaustive)])
+def test_example_runs(layers):
   (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+  code = code.replace('"smollm2-135m"', f'"{layers}"')
   names: dict = {}
   exec(compile(code, "README.md", "exec"), names)
   base, tuned, safer = names["model"].params, names["tuned"], names["safer"]

@@ -48,10 +48,10 @@ def contrastive(
     rows = _rows(vectors)
     if loss == "gist":
       guide = _rows({name: text["guide"] for name, text in texts.items()})
-      values = guided_info_nce(*rows, *guide, margin=options.margin, inclusive=True, where=where, **more)
+      losses = guided_info_nce(*rows, *guide, margin=options.margin, inclusive=True, where=where, **more)
     else:
-      values = multiple_negatives_ranking(*rows, where=where, **more)
-    return Mean.of(values, where), {}
+      losses = multiple_negatives_ranking(*rows, where=where, **more)
+    return Mean.of(*losses), {}
 
   return objective
 
@@ -68,11 +68,8 @@ def language(config: decoder.DecoderConfig, compute: Compute) -> Objective:
 
   def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
     del key
-    layout = {"where": batch["loss_mask"], "mask": batch.get("mask"), "segment_ids": batch.get("segment_ids")}
-    values = decoder.token_nll(params, config, batch["ids"], dtype=dtype, remat=compute.remat, **layout)
-    chosen = decoder.scored(batch["ids"], **layout)
-    if "where" in batch:
-      chosen &= batch["where"][:, None]
-    return Mean.of(values, chosen), {}
+    where = batch["loss_mask"] * batch["where"][:, None] if "where" in batch else batch["loss_mask"]
+    layout = {"where": where, "mask": batch.get("mask"), "segment_ids": batch.get("segment_ids")}
+    return Mean.of(*decoder.token_nll(params, config, batch["ids"], dtype=dtype, remat=compute.remat, **layout)), {}
 
   return objective

@@ -3,6 +3,7 @@
 import datetime
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,11 +49,14 @@ def render_chat(
 def render_with_spans(messages: Sequence[Mapping[str, Any]], template: str, **variables: Any) -> Rendered:
   """The text of a conversation with the spans of the assistant's turns, found without the template's help.
 
-  A turn's span begins where the text of the messages before it, with the opening of the assistant's turn, ends; it
-  ends after the end-of-turn mark, without the white space that follows.
+  A turn's span begins where the text of the messages before it, with the opening of the assistant's turn, ends: there
+  generation starts. It ends after the end-of-turn mark, without the white space that follows: there generation stops.
 
   Raises:
-    ValueError: the template renders an earlier message differently once later ones follow, so that no span is sure.
+    ValueError: the template renders an earlier message differently once later ones follow, so that no span is sure; or
+      it has no such start or end: it ignores `add_generation_prompt` and prints a header that the assistant would learn
+      to write, or it closes the turn with nothing of its own (the next turn's mark does, or one that is printed later),
+      so that the assistant would never learn to stop.
   """
   text = render_chat(messages, template, **variables)
   spans = []
@@ -65,8 +69,32 @@ def render_with_spans(messages: Sequence[Mapping[str, Any]], template: str, **va
           f"the chat template gives no sure span of the assistant's turn messages[{i}]: what it renders for the "
           "messages before is not how it renders them in the whole conversation"
         )
+      _check_turn(messages[:i], before, template, variables)
       spans.append((len(before), len(upto.rstrip())))
   return Rendered(text, tuple(spans))
+
+
+def _check_turn(
+    earlier: Sequence[Mapping[str, Any]], before: str, template: str, variables: Mapping[str, Any]
+) -> None:
+  """Refuses a template whose turn of the assistant has a header outside the generation prompt, or no end mark."""
+  turns = [
+    render_chat([*earlier, {"role": "assistant", "content": content}], template, **variables) for content in ("x", "y")
+  ]
+  # What two answers that share no character have in common is the template's own.
+  start, end = os.path.commonprefix(turns), os.path.commonprefix([turn[::-1] for turn in turns])[::-1]
+  where = f"the assistant's turn messages[{len(earlier)}]"
+  header = start[len(before):]
+  if header.strip() and before == render_chat(earlier, template, **variables):
+    raise ValueError(
+      f"the chat template ignores add_generation_prompt: it opens {where} with {header!r} itself, which the assistant "
+      "would learn to write; give a template that prints it for add_generation_prompt"
+    )
+  if not end.strip():
+    raise ValueError(
+      f"the chat template closes {where} with {end!r}, no mark of its own, so that the assistant would never learn to "
+      "stop; give a template that prints the end mark after each of its turns, whatever follows"
+    )
 
 
 def tokenize_chats(

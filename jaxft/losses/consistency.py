@@ -1,21 +1,27 @@
 """Losses between two passes over one example, and on the certainty of one: training without labels."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxft.checks import check_arrays
+from jaxft.losses.reduction import count_of
 
+
+@check_arrays
 def entropy(
     logits: Float[Array, "batch classes"], where: Bool[Array, "batch"] | None = None
-) -> Float[Array, "batch"]:
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
   """`-sum_c p_c log p_c` of `p = softmax(logits)`, in nats: minimized at test time, it makes predictions certain.
 
   Args:
     logits: of each example.
-    where: examples that count; the others give 0, whatever their logits hold.
+    where: examples that count; the others give 0 and weigh 0, whatever their logits hold.
 
   Returns:
-    Values in [0, log classes], float32.
+    `(values, weights)`, float32: values in [0, log classes].
 
   Source: as an objective at test time Wang et al. 2021, Tent (arXiv 2006.10726); of merging coefficients Yang et al.
   2024, AdaMerging (arXiv 2310.02575).
@@ -24,15 +30,17 @@ def entropy(
   log_p = jax.nn.log_softmax(_float32(logits, kept))
   # A class of probability 0 adds 0, where 0 times -inf would be NaN, in the gradient too.
   values = -jnp.sum(jnp.exp(log_p) * jnp.where(log_p > -jnp.inf, log_p, 0.0), axis=-1)
-  return jnp.where(kept, values, 0.0)
+  return jnp.where(kept, values, 0.0), count_of(where, values.shape)
 
 
+@check_arrays
 def pseudo_label(
     weak_logits: Float[Array, "batch classes"],
     strong_logits: Float[Array, "batch classes"],
     *,
     threshold: float | Float[Array, ""] = 0.95,
     power: float | None = None,
+    mean_over: Literal["batch", "certain"] = "batch",
     where: Bool[Array, "batch"] | None = None,
 ) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
   """Cross-entropy of a strongly augmented view on what the model predicts of a weak one, where it is certain.
@@ -45,20 +53,25 @@ def pseudo_label(
     threshold: certainty that a target must exceed; may be traced (UFM raises it linearly from 0.9 to 1).
     power: None takes the predicted class (FixMatch). 1 takes the probabilities as they are, more sharpens them
       (1 / T of MixMatch and UDA), less flattens them; UFM takes 0.5, which flattens.
+    mean_over: "batch" weighs every example, as FixMatch does; "certain" those with a certain target alone, which may be
+      none.
     where: examples that count; the others give 0 and weigh 0.
 
   Returns:
-    `(losses, weights)`: values in nats, 0 where the target is not certain, and 1 where it is. The weights may all be 0:
-    `Mean.of(losses)` divides by the whole batch, as FixMatch does, `Mean.of(losses, weights)` by the certain examples.
+    `(values, weights)`, float32: values in nats, 0 where the target is not certain.
 
   Raises:
-    ValueError: power is not positive.
+    ValueError: threshold, power or mean_over out of range.
 
   Source: Sohn et al. 2020, FixMatch (arXiv 2001.07685); soft targets as in UFM, Zhang et al. 2024 (arXiv 2407.02880),
   appendix E, whose code halves the probabilities in place of taking their root and so changes nothing.
   """
   if power is not None and not power > 0:
     raise ValueError(f"power must be > 0, or None for the predicted class; got {power}")
+  if isinstance(threshold, (int, float)) and not 0 <= threshold <= 1:
+    raise ValueError(f"threshold must lie in [0, 1]; got {threshold}")
+  if mean_over not in ("batch", "certain"):
+    raise ValueError(f"mean_over must be 'batch' or 'certain'; got {mean_over!r}")
   kept = jnp.ones(weak_logits.shape[0], bool) if where is None else where
   log_weak = jax.nn.log_softmax(jax.lax.stop_gradient(_float32(weak_logits, kept)))
   target = jax.nn.softmax((1.0 if power is None else power) * log_weak)
@@ -66,8 +79,8 @@ def pseudo_label(
   if power is None:
     target = jax.nn.one_hot(jnp.argmax(target, axis=-1), target.shape[-1])
   log_strong = jax.nn.log_softmax(_float32(strong_logits, kept))
-  losses = -jnp.sum(target * jnp.where(target > 0, log_strong, 0.0), axis=-1)
-  return jnp.where(certain, losses, 0.0), certain.astype(jnp.float32)
+  values = -jnp.sum(target * jnp.where(target > 0, log_strong, 0.0), axis=-1)
+  return jnp.where(certain, values, 0.0), count_of(kept if mean_over == "batch" else certain, values.shape)
 
 
 def _float32(logits: Float[Array, "batch classes"], kept: Bool[Array, "batch"]) -> Float[Array, "batch classes"]:

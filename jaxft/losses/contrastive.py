@@ -1,7 +1,8 @@
 """Contrastive losses: softmax cross-entropy over similarities, with a mask of the candidates that do not compete.
 
 All of them are written on global arrays: row i competes with the candidates of the whole batch, and on a mesh the
-partitioner gathers what it needs. Similarities are products of unit vectors in float32 and lie in [-1, 1].
+partitioner gathers what it needs. Similarities are products of unit vectors in float32 and lie in [-1, 1]. A loss gives
+the values of its rows and what they weigh, 0 for padding: `Mean.of(*info_nce(...))`.
 """
 
 import jax
@@ -9,9 +10,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxft.checks import check_arrays
+from jaxft.losses.reduction import count_of
+
 _NORM_FLOOR = 1e-8
 
 
+@check_arrays
 def normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
   """Unit vectors `x / max(|x|, 1e-8)` in float32; a zero vector stays zero, with a finite gradient."""
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -19,6 +24,7 @@ def normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
   return x * jax.lax.rsqrt(jnp.maximum(square, _NORM_FLOOR**2))
 
 
+@check_arrays
 def cosine_similarity(a: Float[Array, "rows dim"], b: Float[Array, "columns dim"]) -> Float[Array, "rows columns"]:
   """All pairs `<a_i, b_j> / (|a_i| |b_j|)`, in float32."""
   return _products(normalize(a), normalize(b))
@@ -30,6 +36,7 @@ def _products(a: Float[Array, "rows dim"], b: Float[Array, "columns dim"]) -> Fl
   return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
 
+@check_arrays
 def info_nce(
     similarity: Float[Array, "batch candidates"],
     positive: Int[Array, "batch"],
@@ -37,21 +44,24 @@ def info_nce(
     temperature: float | Float[Array, ""],
     drop: Bool[Array, "batch candidates"] | None = None,
     where: Bool[Array, "batch"] | None = None,
-) -> Float[Array, "batch"]:
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
   """InfoNCE: how far each row's positive is from winning the softmax over its candidates.
 
   `loss_i = -s[i, p_i] / t + log sum_{j kept} exp(s[i, j] / t)`, in nats, >= 0.
 
   Args:
     similarity: similarities, any scale.
-    positive: the column of each row's positive.
+    positive: the column of each row's positive; one that does not exist gives NaN.
     temperature: t > 0; a float, or a scalar that is trained.
     drop: True where a candidate leaves the denominator (a false negative, padding, the row itself). The positive is
       kept whatever stands here. Dropped entries may hold anything, NaN included.
-    where: rows that count; the others give 0.
+    where: rows that count; the others give 0 and weigh 0.
 
   Returns:
-    The loss of each row, in float32.
+    `(values, weights)` of the rows, float32.
+
+  Raises:
+    ValueError: temperature <= 0.
 
   Source: van den Oord et al. 2018 (arXiv 1807.03748), with cosine similarities and a temperature in place of the
   bilinear score.
@@ -60,10 +70,16 @@ def info_nce(
   similarity = similarity.astype(jnp.promote_types(similarity.dtype, jnp.float32))
   if drop is not None:
     drop = drop & ~jax.nn.one_hot(positive, similarity.shape[1], dtype=bool)
-  loss = lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, positive)
+  known = (positive >= 0) & (positive < similarity.shape[1])
+
+  def loss(logits: Float[Array, "batch candidates"]) -> Float[Array, "batch"]:
+    values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, positive, 0))
+    return jnp.where(known, values, jnp.nan)
+
   return _row_losses(loss, similarity, temperature, drop, where)
 
 
+@check_arrays
 def supervised_contrastive(
     similarity: Float[Array, "batch candidates"],
     positives: Bool[Array, "batch candidates"],
@@ -71,10 +87,10 @@ def supervised_contrastive(
     temperature: float | Float[Array, ""] = 0.07,
     drop: Bool[Array, "batch candidates"] | None = None,
     where: Bool[Array, "batch"] | None = None,
-) -> Float[Array, "batch"]:
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
   """SupCon: InfoNCE with several positives in a row, averaged outside the logarithm.
 
-  `loss_i = -1/|P_i| sum_{p in P_i} log softmax_{j kept}(s[i, j] / t)[p]`; 0 for a row without a positive.
+  `loss_i = -1/|P_i| sum_{p in P_i} log softmax_{j kept}(s[i, j] / t)[p]`; without a positive a row gives and weighs 0.
 
   Args:
     similarity: similarities, any scale.
@@ -82,9 +98,16 @@ def supervised_contrastive(
       column need only be named in `drop`.
     temperature: t > 0.
     drop: True where a candidate leaves both the denominator and the positives.
-    where: rows that count; the others give 0.
+    where: rows that count; the others give 0 and weigh 0.
 
-  Source: Khosla et al. 2020 (arXiv 2004.11362), equation 2 (`L_out`), without its base temperature.
+  Returns:
+    `(values, weights)` of the rows, float32.
+
+  Raises:
+    ValueError: temperature <= 0.
+
+  Source: Khosla et al. 2020 (arXiv 2004.11362), equation 2 (`L_out`), without its base temperature. The source's code
+  counts the 0 of a row without a positive in its mean.
   """
   _check_temperature(temperature)
   similarity = similarity.astype(jnp.promote_types(similarity.dtype, jnp.float32))
@@ -96,11 +119,12 @@ def supervised_contrastive(
     log_probs = jnp.where(positives, jax.nn.log_softmax(logits), 0)
     return -jnp.sum(log_probs, axis=-1) / jnp.maximum(count, 1)
 
-  return _row_losses(loss, similarity, temperature, drop, where)
+  some = count > 0
+  return _row_losses(loss, similarity, temperature, drop, some if where is None else some & where)
 
 
 def _row_losses(loss, similarity, temperature, drop, where):
-  """Applies `loss` to logits whose dropped entries and rows can reach neither the value nor the gradient."""
+  """`(values, weights)` by `loss` of logits whose dropped entries and rows reach neither the value nor the gradient."""
   if drop is not None:
     similarity = jnp.where(drop, 0, similarity)
   if where is not None:
@@ -109,15 +133,16 @@ def _row_losses(loss, similarity, temperature, drop, where):
   if drop is not None:
     # Finite, unlike -inf: a row that has lost every candidate must not turn into NaN.
     logits = jnp.where(drop, jnp.finfo(logits.dtype).min / 2, logits)
-  losses = loss(logits)
-  return losses if where is None else jnp.where(where, losses, 0)
+  values = loss(logits)
+  return values if where is None else jnp.where(where, values, 0), count_of(where, values.shape)
 
 
 def _check_temperature(temperature: float | Float[Array, ""]) -> None:
-  if isinstance(temperature, (int, float)) and not temperature > 0:
+  if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
     raise ValueError(f"temperature must be > 0; got {temperature}")
 
 
+@check_arrays
 def contrastive_blocks(
     query: Float[Array, "batch dim"],
     positive: Float[Array, "batch dim"],
@@ -167,6 +192,7 @@ def contrastive_blocks(
   return jnp.concatenate(blocks, axis=1), jnp.arange(size), jnp.concatenate(drops, axis=1)
 
 
+@check_arrays
 def multiple_negatives_ranking(
     query: Float[Array, "batch dim"],
     positive: Float[Array, "batch dim"],
@@ -176,7 +202,7 @@ def multiple_negatives_ranking(
     queries: bool = False,
     positives: bool = False,
     where: Bool[Array, "batch"] | None = None,
-) -> Float[Array, "batch"]:
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
   """InfoNCE against every other example of the batch; with `queries` and `positives`, GTE's extended form.
 
   Args:
@@ -186,7 +212,13 @@ def multiple_negatives_ranking(
     temperature: the inverse of sentence-transformers' `scale` (20).
     queries: other queries compete too.
     positives: the positive competes with other positives too.
-    where: rows that are not padding.
+    where: rows that are not padding; padding is a candidate for nobody, gives 0 and weighs 0.
+
+  Returns:
+    `(values, weights)` of the rows, float32.
+
+  Raises:
+    ValueError: temperature <= 0.
 
   Source: Henderson et al. 2017 (arXiv 1705.00652); Li et al. 2023 (arXiv 2308.03281) for the extended form.
   """
@@ -196,17 +228,30 @@ def multiple_negatives_ranking(
   return info_nce(similarity, index, temperature=temperature, drop=drop, where=where)
 
 
+@check_arrays
 def clip(
     a: Float[Array, "batch dim"],
     b: Float[Array, "batch dim"],
     *,
     temperature: float | Float[Array, ""] = 0.07,
     where: Bool[Array, "batch"] | None = None,
-) -> Float[Array, "batch"]:
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
   """CLIP's symmetric InfoNCE: row i of `a` must find row i of `b`, and the other way around; the mean of the two.
+
+  Args:
+    a: embeddings of one side, such as images.
+    b: of the other side, such as texts.
+    temperature: t > 0.
+    where: rows that are not padding; padding is a candidate for nobody, gives 0 and weighs 0.
+
+  Returns:
+    `(values, weights)` of the rows, float32.
+
+  Raises:
+    ValueError: temperature <= 0.
 
   Source: Radford et al. 2021 (arXiv 2103.00020), where the temperature is trained from 0.07.
   """
-  forward = multiple_negatives_ranking(a, b, temperature=temperature, where=where)
-  backward = multiple_negatives_ranking(b, a, temperature=temperature, where=where)
-  return (forward + backward) / 2
+  forward, weights = multiple_negatives_ranking(a, b, temperature=temperature, where=where)
+  backward, _ = multiple_negatives_ranking(b, a, temperature=temperature, where=where)
+  return (forward + backward) / 2, weights

@@ -1,17 +1,20 @@
 """GISTEmbed: contrastive learning in which a frozen guide says which candidates are false negatives."""
 
+import math
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxft.checks import check_arrays
 from jaxft.losses.contrastive import contrastive_blocks, info_nce
 from jaxft.transforms.filters import nearest
 
 MarginStrategy = Literal["absolute", "relative"]
 
 
+@check_arrays
 def false_negative_mask(
     guide_similarity: Float[Array, "batch candidates"],
     guide_positive: Float[Array, "batch"],
@@ -36,7 +39,7 @@ def false_negative_mask(
     protect: entries that are never dropped.
 
   Raises:
-    ValueError: an unknown strategy.
+    ValueError: an unknown strategy, or a margin that is not finite.
 
   Source: GISTEmbed, Solatorio 2024 (arXiv 2402.16829), which has the strict comparison and margin 0; margins as in
   sentence-transformers.
@@ -44,12 +47,15 @@ def false_negative_mask(
   known = get_args(MarginStrategy)
   if strategy not in known:
     raise ValueError(f"strategy must be 'absolute' or 'relative'; got {strategy!r}; {nearest(str(strategy), known)}")
+  if isinstance(margin, (int, float)) and not math.isfinite(margin):
+    raise ValueError(f"margin must be finite; got {margin}")
   slack = margin if strategy == "absolute" else margin * jnp.abs(guide_positive)
   threshold = (guide_positive - slack)[:, None]
   drop = guide_similarity >= threshold if inclusive else guide_similarity > threshold
   return drop if protect is None else drop & ~protect
 
 
+@check_arrays
 def guided_info_nce(
     query: Float[Array, "batch dim"],
     positive: Float[Array, "batch dim"],
@@ -66,7 +72,7 @@ def guided_info_nce(
     inclusive: bool = False,
     hard: bool = False,
     where: Bool[Array, "batch"] | None = None,
-) -> Float[Array, "batch"]:
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
   """GISTEmbed: in-batch InfoNCE without the candidates that a frozen guide ranks above the row's own positive.
 
   Args:
@@ -77,10 +83,13 @@ def guided_info_nce(
     queries: other queries compete too.
     positives: the positive competes with other positives too.
     hard: drop also what the student already ranks below the positive, so that only violators train.
-    where: rows that are not padding.
+    where: rows that are not padding; padding is a candidate for nobody, gives 0 and weighs 0.
+
+  Returns:
+    `(values, weights)` of the rows, float32.
 
   Raises:
-    ValueError: only one of `negative` and `guide_negative` is given.
+    ValueError: only one of `negative` and `guide_negative` is given, temperature <= 0, or see `false_negative_mask`.
 
   Source: Solatorio 2024 (arXiv 2402.16829). Departures: self pairs are dropped explicitly, where the source relies on
   the guide's similarity with itself exceeding the threshold (false for a row whose positive is a copy of its query);

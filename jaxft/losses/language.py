@@ -1,77 +1,123 @@
 """The language-loss kernel: log-probabilities of tokens, their weights, and the ways to reduce them.
 
 Everything is aligned with the tokens: the value at position t belongs to token t and is read from the logits at
-position t - 1. The first token has no prediction; its value is 0 and it never counts, whatever the mask says there.
+position t - 1. The first token of a row, or of a segment of a packed row, has no prediction: its value is 0 and it
+never counts, whatever the mask says there. So each function gives its values with what they weigh:
+`Mean.of(*weighted_nll(...))`.
+
+`segment_ids` are those of `jaxft.data.pack`: a run of equal numbers is a sequence, 0 is padding.
 """
 
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
+from jaxft.checks import check_arrays
 from jaxft.losses.reduction import Mean
 from jaxft.transforms.filters import nearest
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
 
 
+@check_arrays
+def token_weights(
+    tokens: Int[Array, "batch time"],
+    where: Bool[Array, "batch time"] | Num[Array, "batch time"] | None = None,
+    *,
+    mask: Bool[Array, "batch time"] | Num[Array, "batch time"] | None = None,
+    segment_ids: Int[Array, "batch time"] | None = None,
+) -> Float[Array, "batch time"]:
+  """How much each token counts: nothing where nothing before it in its own sequence predicts it.
+
+  Args:
+    tokens: token ids.
+    where: which tokens count, as booleans, or how much, as weights >= 0; None counts all.
+    mask: nonzero at real tokens; what follows padding is the first token of its sequence.
+    segment_ids: of packed rows.
+
+  Returns:
+    The weights, float32.
+  """
+  predicted = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) > 0, tokens.shape)
+  if mask is not None:
+    real = mask.astype(bool)
+    predicted &= real & jnp.roll(real, 1, axis=-1)
+  if segment_ids is not None:
+    predicted &= (segment_ids != 0) & (segment_ids == jnp.roll(segment_ids, 1, axis=-1))
+  return predicted.astype(jnp.float32) if where is None else jnp.where(predicted, where.astype(jnp.float32), 0)
+
+
+@check_arrays
 def token_log_probs(
     logits: Float[Array, "batch time vocab"],
     tokens: Int[Array, "batch time"],
-    where: Bool[Array, "batch time"] | None = None,
-) -> Float[Array, "batch time"]:
+    where: Bool[Array, "batch time"] | Num[Array, "batch time"] | None = None,
+    *,
+    segment_ids: Int[Array, "batch time"] | None = None,
+) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
   """Log-probability of each token given those before it: `log softmax(logits[:, t-1])[tokens[:, t]]`, in float32.
 
   Args:
     logits: logits at each position, for the token that follows.
-    tokens: token ids.
-    where: tokens that are wanted; the others give 0, and neither their ids nor the logits that would score them have
-      any effect, NaN included.
+    tokens: token ids, in [0, vocab) where they count; others give NaN.
+    where: tokens that are wanted, or how much each weighs; the others give 0, and neither their ids nor the logits that
+      would score them have any effect, NaN included.
+    segment_ids: of packed rows.
 
   Returns:
-    Values in nats, 0 at the first position.
+    `(values, weights)`, float32: values in nats; both are 0 where nothing is wanted or predicted.
   """
-  log_probs, _ = _score(logits, tokens, _scored(tokens, where))
-  return log_probs
+  weights = token_weights(tokens, where, segment_ids=segment_ids)
+  log_probs, _ = _score(logits, tokens, weights != 0)
+  return log_probs, weights
 
 
+@check_arrays
 def sequence_log_probs(
     logits: Float[Array, "batch time vocab"],
     tokens: Int[Array, "batch time"],
-    mask: Bool[Array, "batch time"],
+    mask: Bool[Array, "batch time"] | Int[Array, "batch time"],
     *,
     normalize: Literal["tokens"] | None = None,
-) -> Float[Array, "batch"]:
+    segment_ids: Int[Array, "batch time"] | None = None,
+) -> tuple[Float[Array, "batch *segments"], Float[Array, "batch *segments"]]:
   """Log-probability of the masked tokens of each sequence: multiple choice, GRAPE, DPO and its kin rest on it.
 
   Args:
     logits: logits at each position, for the token that follows.
-    tokens: token ids.
-    mask: tokens that count, usually the completion.
+    tokens: token ids, in [0, vocab) where they count; others give NaN.
+    mask: nonzero at tokens that count, usually the completion.
     normalize: None sums; "tokens" divides by the number of tokens that count (SimPO, GRAPE). That is not lm-eval's
       `acc_norm`, which divides by characters.
+    segment_ids: of packed rows.
 
   Returns:
-    Nats per sequence, or per token; 0 for a sequence where no token counts.
+    `(values, weights)`, float32: nats per sequence, or per token, and 1; both are 0 for a sequence where no token
+    counts. Of packed rows `[batch, time]`: entry k is the row's sequence number k, and the rest weighs 0.
 
   Raises:
     ValueError: an unknown `normalize`.
   """
   if normalize not in (None, "tokens"):
     raise ValueError(f"normalize must be None or 'tokens'; got {normalize!r}")
-  scored = _scored(tokens, mask)
-  total = jnp.sum(_score(logits, tokens, scored)[0], axis=-1)
-  return total / jnp.maximum(jnp.sum(scored, axis=-1), 1) if normalize == "tokens" else total
+  scored = token_weights(tokens, mask, segment_ids=segment_ids) != 0
+  log_probs, _ = _score(logits, tokens, scored)
+  total, count = (_sequence_sums(x, segment_ids) for x in (log_probs, scored.astype(jnp.float32)))
+  values = total / jnp.maximum(count, 1) if normalize == "tokens" else total
+  return values, (count > 0).astype(jnp.float32)
 
 
+@check_arrays
 def weighted_nll(
     logits: Float[Array, "batch time vocab"],
     tokens: Int[Array, "batch time"],
-    weights: Bool[Array, "batch time"] | Float[Array, "batch time"],
+    weights: Bool[Array, "batch time"] | Num[Array, "batch time"],
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    segment_ids: Int[Array, "batch time"] | None = None,
 ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
   """Next-token cross-entropy and the weights it counts with: `Mean.of(*weighted_nll(...))` is the usual loss.
 
@@ -79,15 +125,15 @@ def weighted_nll(
 
   Args:
     logits: logits at each position, for the token that follows.
-    tokens: token ids.
+    tokens: token ids, in [0, vocab) where they count; others give NaN.
     weights: how much each token counts, >= 0: a mask of completions, or weights per token.
     label_smoothing: s in [0, 1): the share of the target spread evenly over the whole vocabulary. Not for logits with
       -inf in them.
     z_loss: z >= 0, the weight of the squared log-normalizer, which keeps logits from drifting (PaLM uses 1e-4).
+    segment_ids: of packed rows.
 
   Returns:
-    values: nats; 0 where the weight is 0.
-    weights: float32, with the first position set to 0.
+    `(values, weights)`, float32: values in nats, 0 where the weight is; weights 0 at tokens that nothing predicts.
 
   Raises:
     ValueError: label_smoothing or z_loss out of range.
@@ -98,22 +144,24 @@ def weighted_nll(
     raise ValueError(f"label_smoothing must lie in [0, 1); got {label_smoothing}")
   if not z_loss >= 0:
     raise ValueError(f"z_loss must be >= 0; got {z_loss}")
-  scored = _scored(tokens, weights > 0)
-  log_probs, (mean_log_probs, log_normalizer) = _score(logits, tokens, scored)
+  weights = token_weights(tokens, weights, segment_ids=segment_ids)
+  log_probs, (mean_log_probs, log_normalizer) = _score(logits, tokens, weights != 0)
   values = -log_probs
   if label_smoothing:
     values = (1 - label_smoothing) * values - label_smoothing * mean_log_probs
   if z_loss:
     values = values + z_loss * jnp.square(log_normalizer)
-  return values, jnp.where(scored, weights, 0).astype(jnp.float32)
+  return values, weights
 
 
+@check_arrays
 def aggregate_tokens(
     values: Float[Array, "batch time"],
-    weights: Bool[Array, "batch time"] | Float[Array, "batch time"],
+    weights: Bool[Array, "batch time"] | Num[Array, "batch time"],
     *,
     mode: Aggregation = "token-mean",
     max_length: int | None = None,
+    segment_ids: Int[Array, "batch time"] | None = None,
 ) -> Mean:
   """Reduces values per token in one of the four ways that post-training losses differ by.
 
@@ -124,13 +172,15 @@ def aggregate_tokens(
       "seq-mean-token-mean": each sequence its own mean, then the mean of these (GRPO);
       "seq-mean-token-sum": each sequence its sum (DPO-like, REINFORCE);
       "seq-mean-token-sum-norm": that over a constant (Dr. GRPO).
-    max_length: the constant of the last mode; None takes the number of columns.
+    max_length: the constant of the last mode; None takes the number of columns, which for packed rows is no length of a
+      sequence and must be given.
+    segment_ids: of packed rows, whose sequences are then counted one by one.
 
   Returns:
     A `Mean` whose weight counts tokens in the first mode and sequences in the others, so that micro-batches add up.
 
   Raises:
-    ValueError: an unknown mode, or `max_length` with another mode.
+    ValueError: an unknown mode, `max_length` with another mode, below 1, or missing for packed rows.
 
   Sources: mode names as in verl; Yu et al. 2025 (arXiv 2503.14476), DAPO; Liu et al. 2025 (arXiv 2503.20783), Dr. GRPO.
   """
@@ -139,21 +189,35 @@ def aggregate_tokens(
     raise ValueError(f"mode must be one of {', '.join(known)}; got {mode!r}; {nearest(str(mode), known, n=1)}")
   if max_length is not None and mode != "seq-mean-token-sum-norm":
     raise ValueError(f"max_length belongs to mode 'seq-mean-token-sum-norm'; got it with {mode!r}")
+  if max_length is not None and max_length < 1:
+    raise ValueError(f"max_length must be at least 1; got {max_length}")
+  if mode == "seq-mean-token-sum-norm" and max_length is None and segment_ids is not None:
+    raise ValueError("max_length must be given with segment_ids: a packed row's columns are no length of a sequence")
+  weights = weights.astype(jnp.float32)
+  if segment_ids is not None:
+    weights = jnp.where(segment_ids != 0, weights, 0)
   if mode == "token-mean":
     return Mean.of(values, where=weights)
-  weights = weights.astype(jnp.float32)
-  sums = jnp.sum(jnp.where(weights > 0, values, 0) * weights, axis=-1)
+  sums = _sequence_sums(jnp.where(weights != 0, values, 0) * weights, segment_ids)
+  count = _sequence_sums(weights, segment_ids)
   if mode == "seq-mean-token-mean":
-    count = jnp.sum(weights, axis=-1)
     sums = sums / jnp.where(count > 0, count, 1)
   if mode == "seq-mean-token-sum-norm":
-    sums = sums / (max_length or values.shape[-1])
-  return Mean.of(sums, where=jnp.any(weights > 0, axis=-1))
+    sums = sums / (values.shape[-1] if max_length is None else max_length)
+  return Mean.of(sums, where=count > 0)
 
 
-def _scored(tokens: Int[Array, "batch time"], where: Bool[Array, "batch time"] | None) -> Bool[Array, "batch time"]:
-  later = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) > 0, tokens.shape)
-  return later if where is None else later & where.astype(bool)
+def _sequence_sums(
+    x: Float[Array, "batch time"], segment_ids: Int[Array, "batch time"] | None
+) -> Float[Array, "batch *segments"]:
+  """Sums over rows, or over the sequences of packed rows, `[batch, time]`: entry k is the row's sequence number k."""
+  if segment_ids is None:
+    return jnp.sum(x, axis=-1)
+  starts = (segment_ids != 0) & (segment_ids != jnp.roll(segment_ids, 1, axis=-1))
+  starts = starts.at[:, 0].set(segment_ids[:, 0] != 0)
+  number = jnp.maximum(jnp.cumsum(starts, axis=-1) - 1, 0)
+  add = lambda row, to: jnp.zeros_like(row).at[to].add(row)
+  return jax.vmap(add)(jnp.where(segment_ids != 0, x, 0), number)
 
 
 def _score(logits, tokens, scored):
@@ -162,9 +226,11 @@ def _score(logits, tokens, scored):
   # may be split over devices, and the [batch, time, vocab] array is not copied.
   wanted = jnp.roll(scored, -1, axis=-1)
   target = jnp.where(wanted, jnp.roll(tokens, -1, axis=-1), 0)
+  known = (target >= 0) & (target < logits.shape[-1])  # a negative one would count from the vocabulary's end
   logits = jnp.where(wanted[..., None], logits, 0).astype(jnp.promote_types(logits.dtype, jnp.float32))
   log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-  log_probs = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0] - log_normalizer
+  picked = jnp.take_along_axis(logits, jnp.where(known, target, 0)[..., None], axis=-1)[..., 0]
+  log_probs = jnp.where(known, picked, jnp.nan) - log_normalizer
   mean_log_probs = jnp.mean(logits, axis=-1) - log_normalizer
   align = lambda x: jnp.where(scored, jnp.roll(x, 1, axis=-1), 0)
   return align(log_probs), (align(mean_log_probs), align(log_normalizer))

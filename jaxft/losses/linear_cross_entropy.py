@@ -6,20 +6,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Num
 
+from jaxft.checks import check_arrays
+from jaxft.losses.reduction import count_of
 from jaxft.transforms import dot, dot_transposed
 
 
+@check_arrays
 def linear_cross_entropy(
-    hidden: Float[Array, "... time dim"],
+    hidden: Float[Array, "*batch time dim"],
     head: Any,
-    labels: Int[Array, "... time"],
+    labels: Int[Array, "*batch time"],
     *,
-    where: Shaped[Array, "... time"] | None = None,
+    where: Bool[Array, "*batch time"] | Num[Array, "*batch time"] | None = None,
     transposed: bool = False,
     chunk: int = 256,
-) -> Float[Array, "... time"]:
+) -> tuple[Float[Array, "*batch time"], Float[Array, "*batch time"]]:
   """`logsumexp(hidden @ head) - (hidden @ head)[label]`, per position, in float32.
 
   Positions are taken `chunk` at a time along the time axis, so that the axes before it keep their sharding; the
@@ -33,30 +36,35 @@ def linear_cross_entropy(
   Args:
     hidden: states.
     head: `[dim, vocab]`, or `[vocab, dim]` where `transposed`; an array or a structured leaf.
-    labels: the right token of each position, in [0, vocab).
-    where: nonzero at positions that count; the loss and all gradients are zero at others, whatever they hold.
+    labels: the right token of each position, in [0, vocab) where they count; others give NaN.
+    where: positions that count, as booleans, or how much, as weights >= 0; the loss and all gradients are zero where it
+      is zero, whatever stands there.
     transposed: the head is a tied embedding.
     chunk: positions per piece; the last axis before dim is cut in pieces of nearly equal length.
+
+  Returns:
+    `(values, weights)`, float32: values in nats, 0 where the weight is.
 
   Raises:
     ValueError: shapes that do not fit, or a chunk below 1.
   """
-  if hidden.shape[:-1] != labels.shape:
-    raise ValueError(f"labels must have hidden's shape without its last axis, {hidden.shape[:-1]}; got {labels.shape}")
+  if not hasattr(head, "shape") or len(head.shape) != 2:
+    raise ValueError(f"head must be a matrix, an array or a structured leaf; got {getattr(head, 'shape', type(head))}")
   if head.shape[-1 if transposed else -2] != hidden.shape[-1]:
     raise ValueError(f"head of shape {head.shape} (transposed={transposed}) does not contract with hidden of shape "
                      f"{hidden.shape}")
   if chunk < 1:
     raise ValueError(f"chunk must be at least 1; got {chunk}")
+  weights = count_of(where, labels.shape)
   if where is not None:
-    where = where.astype(bool)
-    hidden = jnp.where(where[..., None], hidden, 0)  # garbage at masked positions must not reach the products
-    labels = jnp.where(where, labels, 0)
+    counts = weights != 0
+    hidden = jnp.where(counts[..., None], hidden, 0)  # garbage at masked positions must not reach the products
+    labels = jnp.where(counts, labels, 0)
   leaves, structure = jax.tree.flatten(head)
   pieces = math.ceil(labels.shape[-1] / chunk)
   contract = dot_transposed if transposed else dot
   nll = _nll(_Head(structure, contract, pieces), hidden, leaves, labels)
-  return nll if where is None else jnp.where(where, nll, 0.0)
+  return nll if where is None else jnp.where(counts, nll, 0.0), weights
 
 
 class _Head:
@@ -118,7 +126,8 @@ def _losses(logits, labels):
   log_sum = jax.nn.logsumexp(logits, axis=-1)
   # A comparison in place of a gather: a head whose vocabulary is sharded then needs a sum, not all the logits.
   picked = jnp.sum(jnp.where(_is_label(logits, labels), logits, 0.0), axis=-1)
-  return log_sum - picked, log_sum
+  known = (labels >= 0) & (labels < logits.shape[-1])  # no logit is picked for another label
+  return jnp.where(known, log_sum - picked, jnp.nan), log_sum
 
 
 def _logits_gradient(logits, log_sum, labels):

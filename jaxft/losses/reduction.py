@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Mean(NamedTuple):
@@ -11,6 +12,8 @@ class Mean(NamedTuple):
 
   Adding two of them gives the mean over both sets of values, however unequal the sets are: over micro-batches with
   `+`, over devices because both sums are plain sums of global arrays (or by one `jax.lax.psum` of the pair).
+
+  A loss gives the values and what they weigh, and both are reduced together: `Mean.of(*info_nce(...))`.
 
   >>> Mean.of(jnp.array([1.0, 3.0])) + Mean.of(jnp.array([8.0]))
   Mean(total=Array(12., dtype=float32), weight=Array(3., dtype=float32))
@@ -28,21 +31,33 @@ class Mean(NamedTuple):
   def of(
       cls,
       values: Float[Array, "*shape"],
-      where: Bool[Array, "*#shape"] | Float[Array, "*#shape"] | None = None,
+      where: Bool[Array, "*#shape"] | Int[Array, "*#shape"] | Float[Array, "*#shape"] | None = None,
   ) -> "Mean":
     """Sums values and weights in float32 (float64 stays float64).
 
     Args:
       values: losses or metrics of any shape.
-      where: which values count, as booleans, or how much, as weights >= 0; it broadcasts against `values`. What stands
-        at a position that does not count (NaN, infinity) has no effect on the sums or on their gradient.
+      where: which values count, as booleans, or how much, as weights >= 0; it has as many axes as `values` and
+        broadcasts against them. What stands at a position that does not count (NaN, infinity) has no effect on the sums
+        or on their gradient.
+
+    Raises:
+      TypeError: values are a pair, as a loss gives them.
+      ValueError: `where` does not fit.
     """
+    if isinstance(values, tuple):
+      raise TypeError(f"values must be an array; got a tuple of {len(values)}: unpack a loss's pair, Mean.of(*loss)")
+    values = jnp.asarray(values)
     dtype = jnp.promote_types(values.dtype, jnp.float32)
     if where is None:
       return cls(jnp.sum(values, dtype=dtype), jnp.asarray(values.size, dtype))
+    # By rank too: weights of rows, [4], would broadcast against values of tokens, [4, 4], along the wrong axis.
+    shape = np.shape(where)
+    if len(shape) != values.ndim or any(n not in (1, m) for n, m in zip(shape, values.shape, strict=True)):
+      raise ValueError(f"where must broadcast against values, {list(values.shape)}, axis by axis; got {list(shape)}")
     weights = jnp.broadcast_to(where, values.shape).astype(dtype)
     # Selecting before the product: 0 * NaN is NaN, forwards and in the gradient.
-    return cls(jnp.sum(jnp.where(weights > 0, values, 0) * weights, dtype=dtype), jnp.sum(weights))
+    return cls(jnp.sum(jnp.where(weights != 0, values, 0) * weights, dtype=dtype), jnp.sum(weights))
 
   @classmethod
   def zero(cls) -> "Mean":
@@ -57,3 +72,8 @@ class Mean(NamedTuple):
   def __radd__(self, other: "Mean | int") -> "Mean":
     # `sum(means)` starts from the integer 0.
     return self if isinstance(other, int) and other == 0 else NotImplemented
+
+
+def count_of(where: Bool[Array, "*shape"] | None, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+  """A mask as the weights that a loss gives beside its values; ones where there is none."""
+  return jnp.ones(shape, jnp.float32) if where is None else where.astype(jnp.float32)

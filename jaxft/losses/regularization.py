@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Tree = Any
@@ -68,11 +69,19 @@ def sum_of_norms(tree: Tree, *, leading: int = 0, eps: float = 1e-12) -> Float[A
 def _distance(
     f: Callable[[Array], Array], params: Tree, reference: Tree, where: Tree | None, normalizer: float | None
 ) -> Float[Array, ""]:
+  for name, tree in (("reference", reference), ("where", where)):
+    if tree is not None and (got := jax.tree.structure(tree)) != jax.tree.structure(params):
+      raise ValueError(f"{name} must be a tree like params, {jax.tree.structure(params)}; got {got}")
+
   def part(keys: tuple[Any, ...], new: Array, old: Array, mask: Any) -> Float[Array, ""]:
     if new.shape != old.shape:
       raise ValueError(f"reference must have the shapes of params; {jax.tree_util.keystr(keys)} has {old.shape}, "
                        f"params {new.shape}")
     difference = new.astype(jnp.float32) - jax.lax.stop_gradient(old.astype(jnp.float32))
+    shape = np.shape(mask)
+    if len(shape) > new.ndim or any(n not in (1, m) for n, m in zip(reversed(shape), reversed(new.shape))):
+      raise ValueError(f"where must broadcast against params; {jax.tree_util.keystr(keys)} has {shape}, "
+                       f"params {new.shape}")
     # Selected before f, so that what is masked reaches neither the value nor the gradient.
     return jnp.sum(f(jnp.where(mask, difference, 0.0)))
 

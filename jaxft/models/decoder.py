@@ -17,10 +17,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
 
+from jaxft.checks import check_arrays
+from jaxft.losses.language import token_weights
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
 from jaxft.models.attention import attend, packed_positions, same_segment
+from jaxft.models.bounds import check_range, rows
 from jaxft.models.cache import Cache, extend, write
 from jaxft.models.linear import linear
 from jaxft.models.norms import rms_norm
@@ -28,7 +31,7 @@ from jaxft.models.remat import Policy
 from jaxft.models.rope import rotate, rotation
 from jaxft.models.sites import LAYER_SITES, Edits, Tap, check_sites
 from jaxft.models.stack import run_layers
-from jaxft.transforms import dot, dot_transposed, lookup
+from jaxft.transforms import dot, dot_transposed
 
 SITES = ("embed", *LAYER_SITES, "norm")
 
@@ -40,11 +43,12 @@ class DecoderConfig:
   Attributes:
     vocab_size, dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim: sizes; each key head serves
       num_heads / num_kv_heads query heads.
-    max_length: the context that the model was trained for, in tokens; not enforced, rotary positions have no table.
+    max_length: the context that the model was trained for, in tokens: positions lie in [0, max_length). Rotary
+      positions have no table, so that a config with a larger one reads further (see `with_rope_base`).
     norm_eps: of every norm.
     rope_theta: base of the rotary frequencies.
     tie_embeddings: the head is the token embedding.
-    bos_id, eos_id, pad_id: special tokens; None where there is none.
+    bos_id, eos_id, pad_id: special tokens, rows of the embedding; None where there is none.
   """
 
   vocab_size: int
@@ -69,6 +73,10 @@ class DecoderConfig:
       )
     if self.head_dim % 2:
       raise ValueError(f"head_dim must be even, for rotary pairs; got {self.head_dim}")
+    for name in ("bos_id", "eos_id", "pad_id"):
+      token = getattr(self, name)
+      if token is not None and not 0 <= token < self.vocab_size:
+        raise ValueError(f"{name} must lie in [0, vocab_size = {self.vocab_size}); got {token}")
 
 
 class Output(NamedTuple):
@@ -139,11 +147,13 @@ def hidden_states(
   Args:
     params: see the module's docstring.
     config: the shape of the decoder.
-    ids: token ids.
+    ids: token ids; the states of a row with a real one outside [0, vocab_size) are NaN.
     mask: nonzero at real tokens, which may lie anywhere in the row; None where all are real. States at other
-      positions are finite and mean nothing.
-    positions: rotary positions; None counts the real tokens, from zero in each segment, on from the cache.
-    segment_ids: of packed rows: a position sees only its own segment. A mask is not needed beside it.
+      positions are finite and mean nothing, whatever their ids.
+    positions: rotary positions, in [0, max_length); None counts the real tokens, from zero in each segment, on from the
+      cache. With positions or segment_ids a row may be longer than the context. Traced positions that are out of range
+      cannot be refused: the states of their row are NaN.
+    segment_ids: of packed rows, 0 at padding: a position sees only its own segment. A mask is not needed beside it.
     cache: past keys and values, from `init_cache` or the last call; it must have room for `time` more slots.
     dtype: of the activations; norms, rotations and softmax are float32 whatever it is.
     remat: what layers keep for the backward pass; see `jaxft.models.remat`.
@@ -152,20 +162,21 @@ def hidden_states(
     attention: the attention function; `partial(attend, implementation="cudnn")` is the fused one of NVIDIA GPUs.
 
   Raises:
-    ValueError: cache and segment_ids together, more positions than the cache has slots, or names that are not sites.
+    ValueError: more positions than `config.max_length`, cache and segment_ids together, more positions than the cache
+      has slots, or names that are not sites.
 
   Source: Touvron et al. 2023 (arXiv 2302.13971); grouped queries, Ainslie et al. 2023 (arXiv 2305.13245).
   """
   edits = check_sites(edits, record, SITES, config.num_layers)
   tap = Tap(edits, record)
-  x = tap("embed", lookup(params["embed"]["tokens"]["embedding"], ids).astype(dtype))
+  real = mask.astype(bool) if mask is not None else None if segment_ids is None else segment_ids != 0
+  x = tap("embed", rows(params["embed"]["tokens"]["embedding"], ids, real).astype(dtype))
   added = x.shape[1] - ids.shape[1]
-  _check_layout(added, x.shape[1], positions, segment_ids, cache)
+  _check_layout(added, x.shape[1], config, positions, segment_ids, cache)
   if added and mask is not None:
-    mask = jnp.pad(mask, ((0, 0), (added, 0)), constant_values=1)
-  positions = _positions(x.shape[1], mask, segment_ids, cache) if positions is None else positions
+    mask, real = (jnp.pad(y, ((0, 0), (added, 0)), constant_values=1) for y in (mask, real))
+  turn = _turn(config, x.shape[1], mask, real, positions, segment_ids, cache)
   cache, visible = _visible(x.shape[:2], mask, segment_ids, cache)
-  turn = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta)
 
   def layer(params, carry, index, tap):
     x, cache = carry
@@ -182,13 +193,30 @@ def hidden_states(
   return Output(x, cache, {**tap.recorded, **recorded})
 
 
-def _check_layout(added, length, positions, segment_ids, cache):
+def _check_layout(added, length, config, positions, segment_ids, cache):
   if cache is not None and segment_ids is not None:
     raise ValueError("cache and segment_ids exclude each other: a cache holds one sequence per row")
   if cache is not None and length > cache.seen.shape[1]:
     raise ValueError(f"cache has {cache.seen.shape[1]} slots; got {length} positions")
   if added and not (positions is None and segment_ids is None):
     raise ValueError(f"an edit of 'embed' added {added} positions: then positions and segment_ids must be None")
+  if positions is None and segment_ids is None and length > config.max_length:
+    raise ValueError(
+        f"ids may have at most max_length = {config.max_length} positions, the model's context; got {length}")
+
+
+def _turn(config, length, mask, real, positions, segment_ids, cache):
+  """The rotation of every position; NaN at those that are traced and turn out to lie outside the context."""
+  given = positions is not None
+  positions = positions if given else _positions(length, mask, segment_ids, cache)
+  turn = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta)
+  # A position that was counted is smaller than the number of places there are.
+  if not given and (length if cache is None else cache.seen.shape[1]) <= config.max_length:
+    return turn
+  check_range("positions", positions, real, config.max_length, "max_length being the model's context")
+  inside = (positions >= 0) & (positions < config.max_length)
+  known = inside if real is None else inside | ~real
+  return jax.tree.map(lambda x: jnp.where(known[:, :, None, None], x, jnp.nan), turn)
 
 
 def _positions(length, mask, segment_ids, cache):
@@ -255,49 +283,38 @@ def logits(
   return (dot_transposed if transposed else dot)(hidden, kernel).astype(jnp.float32)
 
 
+@check_arrays
 def token_nll(
     params: dict[str, Any],
     config: DecoderConfig,
     ids: Int[Array, "batch time"],
     *,
-    where: Shaped[Array, "batch time"] | None = None,
-    mask: Shaped[Array, "batch time"] | None = None,
+    where: Bool[Array, "batch time"] | Num[Array, "batch time"] | None = None,
+    mask: Bool[Array, "batch time"] | Num[Array, "batch time"] | None = None,
     segment_ids: Int[Array, "batch time"] | None = None,
     chunk: int = 256,
     **options: Any,
-) -> Float[Array, "batch time-1"]:
-  """`-log p(ids[t + 1] | ids[..t])` for each t, without ever holding the logits of all positions.
+) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
+  """`-log p(ids[t] | ids[..t-1])` of each token and what it counts: `Mean.of(*token_nll(...))` is the usual loss.
+
+  The logits of all positions are never held at once.
 
   Args:
     params, config, ids, mask, segment_ids: as of `hidden_states`.
-    where: nonzero at the tokens to score, such as those of the answer; None scores all real ones. The first token of
-      a row or of a segment is never scored.
+    where: the tokens to score, such as those of the answer, or how much each counts, >= 0; None scores all real ones.
+      The first token of a row or of a segment is never scored.
     chunk: positions of a row whose logits are held at once; see `linear_cross_entropy`.
     **options: further arguments of `hidden_states`; what is recorded is dropped.
 
   Returns:
-    Negative log-likelihoods in nats, 0 where not scored; `scored` gives the weights to average them with.
+    `(values, weights)`, float32 and aligned with `ids`: nats, 0 where not scored, and the weights of
+    `jaxft.losses.token_weights`, 0 there.
   """
   hidden = hidden_states(params, config, ids, mask=mask, segment_ids=segment_ids, **options).hidden
   hidden = hidden[:, hidden.shape[1] - ids.shape[1]:-1]
   kernel, transposed = head(params, config)
-  chosen = scored(ids, where=where, mask=mask, segment_ids=segment_ids)
-  return linear_cross_entropy(hidden, kernel, ids[:, 1:], where=chosen, transposed=transposed, chunk=chunk)
-
-
-def scored(
-    ids: Int[Array, "batch time"],
-    *,
-    where: Shaped[Array, "batch time"] | None = None,
-    mask: Shaped[Array, "batch time"] | None = None,
-    segment_ids: Int[Array, "batch time"] | None = None,
-) -> Shaped[Array, "batch time-1"]:
-  """True at the targets that `token_nll` scores: real, chosen, and preceded by a real token of their own segment."""
-  out = jnp.ones((ids.shape[0], ids.shape[1] - 1), bool)
-  if where is not None:
-    out &= where[:, 1:].astype(bool)
-  if mask is not None:
-    out &= mask[:, 1:].astype(bool) & mask[:, :-1].astype(bool)
-  if segment_ids is not None:
-    out &= (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] != 0)
-  return out
+  weights = token_weights(ids, where, mask=mask, segment_ids=segment_ids)
+  if ids.shape[1] == 1:
+    return jnp.zeros(ids.shape, jnp.float32), weights
+  nll, _ = linear_cross_entropy(hidden, kernel, ids[:, 1:], where=weights[:, 1:], transposed=transposed, chunk=chunk)
+  return jnp.pad(nll, ((0, 0), (1, 0))), weights

@@ -3,15 +3,17 @@
 A case says how to call a loss on a dictionary of arrays that all have the batch as their leading axis, which of them
 are differentiated, and which boolean array says what counts. Everything else is the same for all:
 
-- it gives finite values, one for each example or token, in float32, under runtime shape checks;
-- it gives the same under jit, and a batch of calls under vmap;
+- it gives finite values and what they weigh, one for each example or token, in float32, under runtime shape checks;
+- a batch of calls under vmap gives what they give one by one;
 - its gradient is that of finite differences;
 - what stands where the mask is False (NaN, infinity, garbage) reaches neither the values nor the gradient;
-- padding equals absence: rows of padding change nothing;
+- padding equals absence: rows of padding change nothing, least of all the mean;
+- arguments of wrong shape or dtype are refused by name;
 - eight devices give what one gives.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -32,26 +34,35 @@ class Case:
 
   Attributes:
     name: shown by pytest.
-    call: `(batch, loss) -> values [batch] or [batch, time]`.
+    call: `(batch, loss) -> (values, weights)`, each [batch] or [batch, time].
     loss: the function, called through `call` so that the shape checker can stand between.
     make: `(rng, rows) -> batch`; the leading axis of every array is the batch.
     trained: names of the arrays that gradients are taken of.
     mask: name of the boolean array `[batch]` or `[batch, time]` that says what counts.
     guarded: names of the arrays that may hold anything where the mask is False.
     read_at: how far before a masked position the guarded arrays are read: logits at t - 1 score the token at t.
+    low: how near bfloat16 inputs come to the same numbers in float32; far where products take the inputs' dtype.
+    variant: a function of another case with other options: what rests on the function alone is exhaustive for it.
   """
 
   name: str
-  call: Callable[[Batch, Callable[..., Any]], jax.Array]
+  call: Callable[[Batch, Callable[..., Any]], tuple[jax.Array, jax.Array]]
   loss: Callable[..., Any]
   make: Callable[[np.random.Generator, int], Batch]
   trained: tuple[str, ...]
   mask: str
   guarded: tuple[str, ...]
   read_at: int = 0
+  low: float = 1e-5
+  variant: bool = False
 
-  def __call__(self, batch: Batch) -> jax.Array:
-    return self.call(batch, jaxtyped(typechecker=beartype)(self.loss))
+  def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    # Below its own check of the arguments, which has its own test, so that what it returns is checked as well.
+    return self.call(batch, jaxtyped(typechecker=beartype)(inspect.unwrap(self.loss)))
+
+  def arguments(self, batch: Batch) -> dict[str, Any]:
+    """What the loss is called with, by the names of its parameters."""
+    return self.call(batch, lambda *args, **kwargs: dict(inspect.signature(self.loss).bind(*args, **kwargs).arguments))
 
 
 def embeddings(rng: np.random.Generator, rows: int) -> Batch:
@@ -90,10 +101,25 @@ def views(rng: np.random.Generator, rows: int) -> Batch:
       "where": jnp.ones(rows, bool)}
 
 
-def _embedding_case(name: str, call: Callable[..., jax.Array], loss: Callable[..., Any], guide: bool = False) -> Case:
+def states(rng: np.random.Generator, rows: int) -> Batch:
+  where = rng.random((rows, 5)) < 0.7
+  where[:, 2] = True
+  return {
+      "hidden": jnp.asarray(rng.normal(size=(rows, 5, 6)), jnp.float32),
+      "labels": jnp.asarray(rng.integers(0, 9, (rows, 5))),
+      "where": jnp.asarray(where),
+  }
+
+
+HEAD = jnp.asarray(np.random.default_rng(1).normal(size=(6, 9)), jnp.float32)
+
+
+def _embedding_case(
+    name: str, call: Callable[..., Any], loss: Callable[..., Any], guide: bool = False, variant: bool = False
+) -> Case:
   student = ("query", "positive", "negative")
   guarded = student + tuple("guide_" + s for s in student) if guide else student
-  return Case(name, call, loss, embeddings, student, "where", guarded)
+  return Case(name, call, loss, embeddings, student, "where", guarded, variant=variant)
 
 
 def _pairs(b: Batch) -> tuple[jax.Array, ...]:
@@ -104,7 +130,7 @@ def _guided(b: Batch) -> tuple[jax.Array, ...]:
   return *_pairs(b), b["guide_query"], b["guide_positive"], b["guide_negative"]
 
 
-def _language_case(name: str, call: Callable[..., jax.Array], loss: Callable[..., Any]) -> Case:
+def _language_case(name: str, call: Callable[..., Any], loss: Callable[..., Any]) -> Case:
   return Case(name, call, loss, sequences, ("logits",), "mask", ("logits", "tokens"), read_at=1)
 
 
@@ -117,23 +143,26 @@ CASES = [
     _embedding_case("multiple_negatives_ranking", lambda b, f: f(*_pairs(b), where=b["where"]),
                     losses.multiple_negatives_ranking),
     _embedding_case("extended_info_nce", lambda b, f: f(*_pairs(b), queries=True, positives=True, where=b["where"]),
-                    losses.multiple_negatives_ranking),
+                    losses.multiple_negatives_ranking, variant=True),
     Case("clip", lambda b, f: f(b["query"], b["positive"], where=b["where"]), losses.clip, embeddings,
          ("query", "positive"), "where", ("query", "positive")),
     _embedding_case("guided_info_nce", lambda b, f: f(*_guided(b), temperature=0.2, where=b["where"]),
                     losses.guided_info_nce, guide=True),
     _embedding_case("guided_info_nce_relative",
                     lambda b, f: f(*_guided(b), temperature=0.2, strategy="relative", margin=0.1, inclusive=True,
-                                   where=b["where"]), losses.guided_info_nce, guide=True),
+                                   where=b["where"]), losses.guided_info_nce, guide=True, variant=True),
     _language_case("token_log_probs", lambda b, f: f(b["logits"], b["tokens"], b["mask"]), losses.token_log_probs),
     _language_case("sequence_log_probs", lambda b, f: f(b["logits"], b["tokens"], b["mask"], normalize="tokens"),
                    losses.sequence_log_probs),
     _language_case("weighted_nll",
-                   lambda b, f: f(b["logits"], b["tokens"], b["mask"], label_smoothing=0.1, z_loss=1e-2)[0],
+                   lambda b, f: f(b["logits"], b["tokens"], b["mask"], label_smoothing=0.1, z_loss=1e-2),
                    losses.weighted_nll),
+    Case("linear_cross_entropy", lambda b, f: f(b["hidden"], HEAD, b["labels"], where=b["where"], chunk=3),
+         losses.linear_cross_entropy, states, ("hidden",), "where", ("hidden", "labels"), low=2e-2),
     Case("entropy", lambda b, f: f(b["strong"], b["where"]), losses.entropy, views, ("strong",), "where", ("strong",)),
-    Case("pseudo_label", lambda b, f: f(b["weak"], b["strong"], threshold=0.4, where=b["where"])[0],
+    Case("pseudo_label", lambda b, f: f(b["weak"], b["strong"], threshold=0.4, where=b["where"]),
          losses.pseudo_label, views, ("strong",), "where", ("weak", "strong")),
-    Case("pseudo_label_soft", lambda b, f: f(b["weak"], b["strong"], threshold=0.4, power=0.5, where=b["where"])[0],
-         losses.pseudo_label, views, ("strong",), "where", ("weak", "strong")),
+    Case("pseudo_label_soft",
+         lambda b, f: f(b["weak"], b["strong"], threshold=0.4, power=0.5, mean_over="certain", where=b["where"]),
+         losses.pseudo_label, views, ("strong",), "where", ("weak", "strong"), variant=True),
 ]

@@ -1,75 +1,92 @@
 """Every loss holds the contract of `tests/contracts/losses.py`."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.test_util import check_grads
 
+from jaxft import losses
+from jaxft.losses import Mean
 from tests.contracts.losses import CASES, Case
 
+pytestmark = pytest.mark.interpreter
 ROWS = 8
 parametrize = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# What another case of the same function shows in the quick tests.
+by_function = pytest.mark.parametrize("case", [
+    pytest.param(case, id=case.name, marks=pytest.mark.exhaustive if case.variant else ()) for case in CASES])
 
 
 def make(case: Case, rows: int = ROWS, seed: int = 0):
   return case.make(np.random.default_rng(seed), rows)
 
 
-def total(case: Case, trained, batch):
-  """Sum of the values, weighted unevenly so that no two rows can stand in for each other."""
-  values = case(batch | trained)
-  return jnp.sum(values * jnp.cos(jnp.arange(values.size, dtype=jnp.float32)).reshape(values.shape)), values
+def uneven(values):
+  """Factors that differ, so that no two values can stand in for each other."""
+  return np.cos(np.arange(values.size, dtype=np.float32)).reshape(values.shape)
 
 
 @functools.cache
 def compiled(case: Case):
-  """`batch -> (values, gradients of the trained arrays)`, compiled once for all tests of a case."""
-  gradient = jax.value_and_grad(functools.partial(total, case), has_aux=True)
+  """`batch -> (values, weights, gradients of the trained arrays)`, compiled once for all tests of a case."""
+
+  def total(trained, batch):
+    values, weights = case(batch | trained)
+    return jnp.sum(values * uneven(values)), (values, weights)
 
   def run(batch):
-    (_, values), grads = gradient({name: batch[name] for name in case.trained}, batch)
-    return values, grads
+    (_, out), grads = jax.value_and_grad(total, has_aux=True)({name: batch[name] for name in case.trained}, batch)
+    return *out, grads
 
   return jax.jit(run)
 
 
 @parametrize
-def test_values_are_finite_float32_one_for_each_example(case):
-  values = case(make(case))
-  assert values.dtype == jnp.float32 and values.shape[0] == ROWS and values.ndim in (1, 2)
+def test_finite_float32_values_and_what_they_weigh(case):
+  values, weights, _ = compiled(case)(make(case))
+  assert values.dtype == weights.dtype == jnp.float32
+  assert values.shape == weights.shape and values.shape[0] == ROWS and values.ndim in (1, 2)
   assert jnp.isfinite(values).all() and jnp.any(values != 0)
-  np.testing.assert_allclose(compiled(case)(make(case))[0], values, rtol=2e-5, atol=2e-6)
+  assert (values[weights == 0] == 0).all() and (weights >= 0).all() and jnp.any(weights > 0)
 
 
-@parametrize
+@by_function
 def test_low_precision_inputs_still_give_float32(case):
   batch = make(case)
   low = {k: v.astype(jnp.bfloat16) if jnp.issubdtype(v.dtype, jnp.floating) else v for k, v in batch.items()}
   rounded = {k: v.astype(batch[k].dtype) for k, v in low.items()}
-  values = jax.jit(case)(low)
-  assert values.dtype == jnp.float32
+  values, weights = jax.jit(case)(low)
+  assert values.dtype == weights.dtype == jnp.float32
   # The same numbers, given in float32, give the same: nothing inside is computed in bfloat16.
-  np.testing.assert_allclose(values, compiled(case)(rounded)[0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(values, compiled(case)(rounded)[0], rtol=case.low, atol=1e-6)
 
 
-@parametrize
+@by_function
 def test_vmap(case):
   batches = [make(case, seed=seed) for seed in range(3)]
   got = jax.jit(jax.vmap(case))(jax.tree.map(lambda *x: jnp.stack(x), *batches))
-  for values, batch in zip(got, batches, strict=True):
-    np.testing.assert_allclose(values, compiled(case)(batch)[0], rtol=2e-5, atol=2e-6)
+  want = [compiled(case)(batch)[:2] for batch in batches]
+  for x, y in zip(got, map(np.stack, zip(*want, strict=True)), strict=True):
+    np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
 
 
 @parametrize
 def test_gradient(case):
-  batch = make(case)
-  scalar = jax.jit(lambda trained: total(case, trained, batch)[0])
-  trained = {name: batch[name] for name in case.trained}
-  check_grads(scalar, (trained,), order=1, modes=["fwd", "rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
+  batch, eps = make(case), 1e-2
+  values, _, grads = compiled(case)(batch)
+  rng = np.random.default_rng(5)
+  directions = {name: rng.normal(size=batch[name].shape).astype(np.float32) for name in case.trained}
+
+  def moved(by):
+    there = {name: batch[name] + by * direction for name, direction in directions.items()}
+    return np.sum(np.asarray(compiled(case)(batch | there)[0], np.float64) * uneven(values))
+
+  slope = sum(np.sum(np.asarray(grads[name], np.float64) * directions[name]) for name in case.trained)
+  assert slope == pytest.approx((moved(eps) - moved(-eps)) / (2 * eps), rel=2e-2, abs=2e-2)
 
 
 @parametrize
@@ -91,9 +108,10 @@ def test_masked_positions_have_no_effect(case, garbage):
     array[~mask if is_id else unread] = -100 if is_id else garbage
     dirty[name] = jnp.asarray(array)
 
-  values, grads = compiled(case)(batch)
-  dirty_values, dirty_grads = compiled(case)(dirty)
+  values, weights, grads = compiled(case)(batch)
+  dirty_values, dirty_weights, dirty_grads = compiled(case)(dirty)
   np.testing.assert_allclose(dirty_values, values, rtol=1e-6)
+  np.testing.assert_array_equal(dirty_weights, weights)
   for name in case.trained:
     assert np.any(grads[name] != 0), name
     np.testing.assert_allclose(dirty_grads[name], grads[name], rtol=1e-5, atol=1e-7, err_msg=name)
@@ -101,18 +119,22 @@ def test_masked_positions_have_no_effect(case, garbage):
 
 @parametrize
 def test_padding_equals_absence(case):
-  batch, padding = make(case), make(case, rows=3, seed=9)
-  padded = {name: jnp.concatenate([batch[name], padding[name]]) for name in batch}
-  run = jax.jit(case)
-  unpadded = run(padded)
-  padded[case.mask] = padded[case.mask].at[ROWS:].set(False)
-  values = run(padded)
-  np.testing.assert_allclose(values[:ROWS], compiled(case)(batch)[0], rtol=2e-5, atol=2e-6)
-  np.testing.assert_array_equal(values[ROWS:], 0)
-  assert jnp.any(unpadded[ROWS:] != 0)
+  batch, absent = make(case), make(case, rows=ROWS - 3)
+  for name in batch:
+    batch[name] = jnp.concatenate([absent[name], batch[name][ROWS - 3 :]])
+  full, _, _ = compiled(case)(batch)
+  batch[case.mask] = batch[case.mask].at[ROWS - 3 :].set(False)
+  values, weights, _ = compiled(case)(batch)
+  want = jax.jit(case)(absent)
+  for x, y in zip((values, weights), want, strict=True):
+    np.testing.assert_allclose(x[: ROWS - 3], y, rtol=2e-5, atol=2e-6)
+    np.testing.assert_array_equal(x[ROWS - 3 :], 0)
+  assert jnp.any(full[ROWS - 3 :] != 0)
+  padded, plain = Mean.of(values, weights), Mean.of(*want)
+  assert padded.value == pytest.approx(float(plain.value), rel=1e-5) and padded.weight == plain.weight
 
 
-@parametrize
+@by_function
 def test_eight_devices_equal_one(case):
   devices = jax.devices()
   assert len(devices) == 8
@@ -123,7 +145,43 @@ def test_eight_devices_equal_one(case):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), got, compiled(case)(batch))
 
 
-def test_shape_checks_are_on():
+def wrong(array):
+  """What may not stand in place of an array: the error, the value, and what is wrong with it."""
+  array = np.asarray(array)
+  yield ValueError, array[0], "an axis too few"
+  yield ValueError, array[None], "an axis too many"
+  yield ValueError, array[:-1], "another batch"
+  yield ValueError, array[:0], "no batch"
+  yield TypeError, array.tolist(), "a list"
+  if np.issubdtype(array.dtype, np.floating):
+    yield TypeError, array.astype(np.int32), "integers in place of numbers"
+  if np.issubdtype(array.dtype, np.integer):
+    yield TypeError, array.astype(np.float32), "numbers in place of integers"
+  if array.dtype == bool and array.ndim == 1:  # a mask of rows; tokens may weigh any number
+    yield TypeError, array.astype(np.int32), "integers in place of booleans"
+
+
+@parametrize
+def test_wrong_arguments_are_refused_by_name(case):
+  arguments = case.arguments({name: np.asarray(array) for name, array in make(case).items()})
+  arrays = [name for name, value in arguments.items() if isinstance(value, np.ndarray)]
+  assert len(arrays) > 1
+  for name in arrays:
+    for error, value, why in wrong(arguments[name]):
+      with pytest.raises(error, match=rf"\b{name}\b") as info:
+        case.loss(**arguments | {name: value})
+      assert "must be" in str(info.value), f"{name}: {why}"
+
+
+def test_every_public_function_of_arrays_is_checked():
+  """A shape in a signature is held to; penalties take trees, which they check themselves."""
+  taken = {"l1_to_reference", "l2_to_reference", "sum_of_norms"}
+  functions = {name: f for name, f in vars(losses).items() if inspect.isfunction(f)}
+  assert taken <= set(functions)
+  assert {name for name, f in functions.items() if not hasattr(f, "__wrapped__")} == taken
+
+
+def test_shape_checks_of_the_contract_are_on():
   case = next(c for c in CASES if c.name == "clip")
   batch = make(case)
   with pytest.raises(Exception, match="Type-check error"):

@@ -126,12 +126,51 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
     data.render_with_spans(CHAT, last_only)
 
 
+def turns(open_, close, prompt=True):
+  """A template of marks around each turn; `close` may read the loop."""
+  return (
+    "{% for m in messages %}" + open_ + "{{ m.content }}" + close + "{% endfor %}"
+    + ("{% if add_generation_prompt %}<assistant>{% endif %}" if prompt else "")
+  )
+
+
+@pytest.mark.parametrize(("open_", "close"), [
+  ("<{{ m.role }}>", ""),
+  ("<{{ m.role }}>", "\n"),
+  ("{{ '<end>' if m.role == 'user' and not loop.first }}<{{ m.role }}>", ""),
+  ("<{{ m.role }}>", "{{ '<end>' if m.role == 'assistant' and not loop.last }}"),
+], ids=["next role", "white space", "before the user's turn", "unless it is the last"])
+def test_a_template_without_an_end_mark_is_refused(open_, close):
+  with pytest.raises(ValueError, match=r"closes the assistant's turn messages\[2\] with '(\\n)?', no mark of its own"):
+    data.render_with_spans(CHAT, turns(open_, close))
+
+
+def test_a_template_that_ignores_the_generation_prompt_is_refused_where_it_opens_turns():
+  with pytest.raises(ValueError, match=r"opens the assistant's turn messages\[2\] with '<assistant>' itself"):
+    data.render_with_spans(CHAT, turns("<{{ m.role }}>", "<end>", prompt=False))
+
+
+def test_turns_that_need_no_header_and_marks_that_every_turn_has_are_learned():
+  # As Mistral's: the user's turn is closed, the assistant's follows at once and needs no generation prompt.
+  opening, closing = "{{ ' ' if assistant else '[INST] ' }}", "{{ '</s>' if assistant else ' [/INST]' }}"
+  mistral = turns("{% set assistant = m.role == 'assistant' %}" + opening, closing, prompt=False)
+  text, spans = data.render_with_spans(CHAT, mistral)
+  assert [text[start:end] for start, end in spans] == [" Fine: naïve 你好 🙂.</s>", " Yes.</s>"]
+  # The next turn's mark is the end mark where it stands after every turn, whatever follows.
+  closing = "<{{ 'user' if m.role == 'assistant' else 'assistant' }}>"
+  text, spans = data.render_with_spans(CHAT, turns("", closing, prompt=False))
+  assert [text[start:end] for start, end in spans] == ["Fine: naïve 你好 🙂.<user>", "Yes.<user>"]
+
+
 @pytest.mark.parametrize(("call", "error", "message"), [
   (lambda t: data.tokenize_texts([], t, lengths=8), ValueError, "texts must hold at least one"),
   (lambda t: data.tokenize_texts([b"x"], t, lengths=8), TypeError, "texts must be str; got bytes"),
   (lambda t: data.tokenize_texts(["x"], t, lengths=(8, 8)), ValueError, "in rising order"),
   (lambda t: data.tokenize_texts(["x"], t, lengths=2), ValueError, "leave room beside 2 special tokens"),
   (lambda t: data.tokenize_pairs([{"anchor": "x"}], t, lengths=8), ValueError, "must have the key 'positive'; got"),
+  (lambda t: data.tokenize_texts(["x"], t, lengths=8, pad_id=-100), ValueError, "pad_id must be a token id.*got -100"),
+  (lambda t: data.tokenize_completions([{"prompt": "x", "completion": "y"}], t, lengths=8, eos_id=-1), ValueError,
+   "eos_id must be a token id.*got -1"),
 ])
 def test_errors_name_the_argument(bert, call, error, message):
   with pytest.raises(error, match=message):

@@ -13,21 +13,31 @@ LOGITS = jnp.array([[2.0, 0.0, -1.0], [0.1, 0.0, 0.0], [-5.0, 4.0, 0.0]])
 
 
 def test_entropy_closed_forms():
-  np.testing.assert_allclose(entropy(jnp.zeros((2, 5))), math.log(5), rtol=1e-6)
-  np.testing.assert_allclose(entropy(jnp.array([[0.0, -jnp.inf], [100.0, 0.0]])), 0.0, atol=1e-6)
+  np.testing.assert_allclose(entropy(jnp.zeros((2, 5)))[0], math.log(5), rtol=1e-6)
+  np.testing.assert_allclose(entropy(jnp.array([[0.0, -jnp.inf], [100.0, 0.0]]))[0], 0.0, atol=1e-6)
   p = np.asarray(jax.nn.softmax(LOGITS), np.float64)
-  np.testing.assert_allclose(entropy(LOGITS), -(p * np.log(p)).sum(-1), rtol=1e-5)
-  assert jnp.isfinite(jax.grad(lambda x: entropy(x).sum())(jnp.array([[0.0, -jnp.inf]]))[0, 0])
+  np.testing.assert_allclose(entropy(LOGITS)[0], -(p * np.log(p)).sum(-1), rtol=1e-5)
+  assert jnp.isfinite(jax.grad(lambda x: entropy(x)[0].sum())(jnp.array([[0.0, -jnp.inf]]))[0, 0])
 
 
 def test_hard_labels_are_cross_entropy_where_certain():
   strong = LOGITS[::-1] * 0.5
-  losses, weights = pseudo_label(LOGITS, strong, threshold=0.8)
+  losses, weights = pseudo_label(LOGITS, strong, threshold=0.8, mean_over="certain")
   p = jax.nn.softmax(LOGITS)
   np.testing.assert_array_equal(weights, (p.max(-1) > 0.8).astype(np.float32))
   want = -jax.nn.log_softmax(strong)[jnp.arange(3), p.argmax(-1)]
   np.testing.assert_allclose(losses, want * weights, rtol=1e-6)
-  assert weights.sum() == 2 and Mean.of(losses, weights).value > Mean.of(losses).value
+  assert weights.sum() == 2
+
+
+def test_fixmatch_divides_by_the_batch_and_neither_by_padding():
+  losses, certain = pseudo_label(LOGITS, LOGITS[::-1], threshold=0.8, mean_over="certain")
+  where = jnp.arange(3) != jnp.argmax(certain)  # one of the two certain examples is padding
+  total = float(jnp.sum(losses * where))
+  assert total > 0
+  mean = lambda **options: Mean.of(*pseudo_label(LOGITS, LOGITS[::-1], threshold=0.8, where=where, **options))
+  assert float(mean().value) == pytest.approx(total / 2)
+  assert float(mean(mean_over="certain").value) == pytest.approx(total)
 
 
 def test_soft_targets():
@@ -40,17 +50,21 @@ def test_soft_targets():
   sharp, _ = pseudo_label(LOGITS, LOGITS, threshold=0.0, power=1e4)
   np.testing.assert_allclose(sharp, pseudo_label(LOGITS, LOGITS, threshold=0.0)[0], rtol=1e-5)
   # Flattened targets are less certain: the same threshold admits fewer.
-  assert pseudo_label(LOGITS, LOGITS, threshold=0.8, power=0.5)[1].sum() < 2
+  assert pseudo_label(LOGITS, LOGITS, threshold=0.8, power=0.5, mean_over="certain")[1].sum() < 2
 
 
 def test_no_gradient_through_the_target_and_none_where_nothing_is_certain():
   target = lambda weak: pseudo_label(weak, LOGITS, threshold=0.0, power=0.5)[0].sum()
   np.testing.assert_array_equal(jax.grad(target)(LOGITS), 0.0)
-  nothing = lambda strong: Mean.of(*pseudo_label(LOGITS, strong, threshold=1.0)).value
+  nothing = lambda strong: Mean.of(*pseudo_label(LOGITS, strong, threshold=1.0, mean_over="certain")).value
   np.testing.assert_array_equal(nothing(LOGITS), 0.0)
   np.testing.assert_array_equal(jax.grad(nothing)(LOGITS), 0.0)
 
 
-def test_power_must_be_positive():
+def test_errors_name_the_argument():
   with pytest.raises(ValueError, match="power must be > 0"):
     pseudo_label(LOGITS, LOGITS, power=0.0)
+  with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\]; got nan"):
+    pseudo_label(LOGITS, LOGITS, threshold=float("nan"))
+  with pytest.raises(ValueError, match="mean_over must be 'batch' or 'certain'; got 'all'"):
+    pseudo_label(LOGITS, LOGITS, mean_over="all")

@@ -18,13 +18,14 @@ def batch(seed=0, rows=3, time=6, vocab=7):
 
 def test_logits_before_score_the_token():
   logits, tokens, _ = batch()
-  got = token_log_probs(logits, tokens)
+  got, weights = token_log_probs(logits, tokens)
   likelihoods = np.exp(np.asarray(logits, np.float64))
   log_probs = np.log(likelihoods / likelihoods.sum(-1, keepdims=True))
   for b in range(3):
     for t in range(1, 6):
       np.testing.assert_allclose(got[b, t], log_probs[b, t - 1, tokens[b, t]], rtol=1e-5)
   np.testing.assert_array_equal(got[:, 0], 0)
+  np.testing.assert_array_equal(weights, np.arange(6) > 0 + np.zeros((3, 1)))
 
 
 def test_a_uniform_model_pays_log_vocab_for_each_token_but_the_first():
@@ -37,12 +38,31 @@ def test_a_uniform_model_pays_log_vocab_for_each_token_but_the_first():
 
 def test_sequence_log_probs_sums_or_averages_what_the_mask_names():
   logits, tokens, mask = batch()
-  values = np.asarray(token_log_probs(logits, tokens))
+  values = np.asarray(token_log_probs(logits, tokens)[0])
   expected = np.array([values[0, 1:].sum(), values[1, 1:4].sum(), values[2, 1:2].sum()])
-  np.testing.assert_allclose(sequence_log_probs(logits, tokens, mask), expected, rtol=1e-6)
+  got, weights = sequence_log_probs(logits, tokens, mask)
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
   # The first token stands in the mask but has no prediction: it is not counted.
-  np.testing.assert_allclose(
-      sequence_log_probs(logits, tokens, mask, normalize="tokens"), expected / [5, 3, 1], rtol=1e-6)
+  mean, _ = sequence_log_probs(logits, tokens, mask, normalize="tokens")
+  np.testing.assert_allclose(mean, expected / [5, 3, 1], rtol=1e-6)
+  assert weights.tolist() == [1, 1, 1]
+  _, weights = sequence_log_probs(logits, tokens, mask & (jnp.arange(6) < jnp.array([[6], [1], [0]])))
+  assert weights.tolist() == [1, 0, 0]  # a first token alone is no sequence, nor is nothing
+
+
+def test_a_masked_mean_is_over_the_tokens_that_count():
+  """Each token costs 4 nats; the zeros of those that are not scored are no part of the mean."""
+  tokens, mask = jnp.zeros((1, 9), jnp.int32), jnp.arange(9)[None] % 3 == 0
+  logits = jnp.zeros((1, 9, 2)).at[..., 0].set(-np.log(np.exp(4) - 1))
+  nll, log_probs = Mean.of(*weighted_nll(logits, tokens, mask)), Mean.of(*token_log_probs(logits, tokens, mask))
+  assert nll.value == pytest.approx(4) and log_probs.value == pytest.approx(-4)
+  assert nll.weight == log_probs.weight == 2  # of the three, nothing predicts the first
+
+
+def test_a_token_outside_the_vocabulary_gives_nan_where_it_counts():
+  tokens = jnp.array([[0, -1, 7, -100, 6]])
+  values, _ = token_log_probs(jnp.zeros((1, 5, 7)), tokens, jnp.array([[True, True, True, False, True]]))
+  assert jnp.isnan(values).tolist() == [[False, True, True, False, False]]
 
 
 def test_label_smoothing_is_cross_entropy_against_smoothed_targets():
@@ -64,7 +84,7 @@ def test_fractional_weights_scale_tokens():
   logits, tokens, mask = batch()
   weights = mask * jnp.linspace(0, 2, 6)
   mean = Mean.of(*weighted_nll(logits, tokens, weights))
-  values = -np.asarray(token_log_probs(logits, tokens))
+  values = -np.asarray(token_log_probs(logits, tokens)[0])
   np.testing.assert_allclose(mean.value, (values * weights)[:, 1:].sum() / weights[:, 1:].sum(), rtol=1e-5)
 
 
@@ -79,8 +99,58 @@ def test_four_reductions():
   assert reduce("seq-mean-token-sum-norm", max_length=10) == pytest.approx((6 + 5) / 10 / 2)
 
 
-@pytest.mark.parametrize(
-    "mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"])
+MODES = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+PACKED = jnp.array([[1, 1, 1, 2, 2, 0, 0], [7, 0, 9, 9, 9, 9, 0]])  # also with holes and numbers of any size
+
+
+def packed_batch():
+  rng = np.random.default_rng(3)
+  return jnp.asarray(rng.normal(size=(2, 7, 5)), jnp.float32), jnp.asarray(rng.integers(0, 5, (2, 7)))
+
+
+def apart(*arrays):
+  """The sequences of `PACKED`, one a row, padded on the right."""
+  numbers = np.asarray(PACKED)
+  at = [(row, np.flatnonzero(numbers[row] == n)) for row in range(2) for n in np.unique(numbers[row]) if n]
+  assert [len(columns) for _, columns in at] == [3, 2, 1, 4]
+  fill = lambda x: np.pad(x, [(0, 4 - len(x))] + [(0, 0)] * (x.ndim - 1))
+  arrays = [np.asarray(array) for array in (*arrays, numbers != 0)]
+  return [np.stack([fill(array[row, columns]) for row, columns in at]) for array in arrays]
+
+
+def test_packed_rows_score_as_their_sequences_apart():
+  logits, tokens = packed_batch()
+  alone, alone_tokens, real = apart(logits, tokens)
+  got, weights = jax.jit(token_log_probs)(logits, tokens, segment_ids=PACKED)
+  want, want_weights = jax.jit(token_log_probs)(alone, alone_tokens, real)
+  for packed, each in ((got, want), (weights, want_weights)):
+    np.testing.assert_allclose(apart(packed)[0], each, rtol=1e-6)
+    assert (np.asarray(packed)[np.asarray(PACKED) == 0] == 0).all()
+  score = jax.jit(sequence_log_probs, static_argnames="normalize")
+  for normalize in (None, "tokens"):
+    got, weights = map(np.asarray, score(logits, tokens, PACKED != 0, normalize=normalize, segment_ids=PACKED))
+    want, want_weights = score(alone, alone_tokens, real, normalize=normalize)
+    np.testing.assert_allclose(got[[0, 0, 1, 1], [0, 1, 0, 1]], want, rtol=1e-6)
+    np.testing.assert_array_equal(weights[[0, 0, 1, 1], [0, 1, 0, 1]], want_weights)
+    assert want_weights.tolist() == [1, 1, 0, 1] and weights.sum() == 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_packed_rows_reduce_as_their_sequences_apart(mode):
+  logits, tokens = packed_batch()
+  alone, alone_tokens, real = apart(logits, tokens)
+  options = {"mode": mode, **({"max_length": 5} if mode.endswith("norm") else {})}
+  got = aggregate_tokens(
+      *weighted_nll(logits, tokens, PACKED != 0, segment_ids=PACKED), segment_ids=PACKED, **options)
+  want = aggregate_tokens(*weighted_nll(alone, alone_tokens, real), **options)
+  assert got.value == pytest.approx(float(want.value), rel=1e-6) and got.weight == want.weight
+  # Padding is no sequence, whatever the weights say.
+  values, everything = jnp.array([[1.0, 1.0, 1.0, 5.0, 100.0]]), jnp.ones((1, 5))
+  got = aggregate_tokens(values, everything, segment_ids=jnp.array([[1, 1, 1, 2, 0]]), **options)
+  assert got.value == pytest.approx(dict(zip(MODES, (8 / 4, (1 + 5) / 2, (3 + 5) / 2, (3 + 5) / 2 / 5)))[mode])
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_micro_batches_of_unequal_size_add_up(mode):
   logits, tokens, mask = batch()
   values, weights = weighted_nll(logits, tokens, mask)
@@ -95,9 +165,9 @@ def test_micro_batches_of_unequal_size_add_up(mode):
 def test_log_softmax_is_float32_for_bfloat16_logits():
   logits, tokens, _ = batch(vocab=300)
   low = logits.astype(jnp.bfloat16)
-  got = token_log_probs(low, tokens)
+  got, _ = token_log_probs(low, tokens)
   assert got.dtype == jnp.float32
-  np.testing.assert_allclose(got, token_log_probs(low.astype(jnp.float32), tokens), rtol=1e-6)
+  np.testing.assert_allclose(got, token_log_probs(low.astype(jnp.float32), tokens)[0], rtol=1e-6)
 
 
 def test_errors_name_the_argument():
@@ -108,6 +178,12 @@ def test_errors_name_the_argument():
     aggregate_tokens(logits[..., 0], mask, mode="token_mean")
   with pytest.raises(ValueError, match="max_length belongs to mode"):
     aggregate_tokens(logits[..., 0], mask, max_length=3)
+  with pytest.raises(ValueError, match="max_length must be at least 1; got 0"):
+    aggregate_tokens(logits[..., 0], mask, mode="seq-mean-token-sum-norm", max_length=0)
+  with pytest.raises(ValueError, match="max_length must be given with segment_ids"):
+    aggregate_tokens(logits[..., 0], mask, mode="seq-mean-token-sum-norm", segment_ids=tokens)
+  with pytest.raises(ValueError, match=r"segment_ids must be .*with time = 6 as in logits; got int32 \[3, 5\]"):
+    token_log_probs(logits, tokens, segment_ids=tokens[:, 1:])
   with pytest.raises(ValueError, match="label_smoothing must lie in"):
     weighted_nll(logits, tokens, mask, label_smoothing=1.0)
   with pytest.raises(ValueError, match="z_loss must be >= 0"):

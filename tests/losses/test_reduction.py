@@ -67,3 +67,13 @@ def test_runs_through_scan_as_a_carry():
   values = jnp.arange(12.0).reshape(4, 3)
   total, _ = jax.lax.scan(lambda carry, row: (carry + Mean.of(row, where=row > 3), None), Mean.zero(), values)
   assert total.value == values[values > 3].mean()
+
+
+def test_what_does_not_fit_is_refused_by_name():
+  values = jnp.ones((4, 4))
+  with pytest.raises(ValueError, match=r"where must broadcast against values, \[4, 4\], axis by axis; got \[4\]"):
+    Mean.of(values, where=jnp.ones(4, bool))
+  with pytest.raises(ValueError, match=r"where must broadcast .*; got \[4, 3\]"):
+    Mean.of(values, where=jnp.ones((4, 3), bool))
+  with pytest.raises(TypeError, match=r"values must be an array; got a tuple of 2: unpack a loss's pair"):
+    Mean.of((values, values))

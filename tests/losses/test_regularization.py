@@ -36,6 +36,12 @@ def test_computed_in_float32_and_shapes_are_checked():
   assert l1_to_reference(low, REFERENCE).dtype == jnp.float32
   with pytest.raises(ValueError, match=r"reference must have the shapes of params; \['a'\] has \(1,\), params \(3,\)"):
     l1_to_reference(PARAMS, REFERENCE | {"a": jnp.ones(1)})
+  with pytest.raises(ValueError, match="reference must be a tree like params"):
+    l1_to_reference(PARAMS, {"a": PARAMS["a"]})
+  with pytest.raises(ValueError, match="where must be a tree like params"):
+    l2_to_reference(PARAMS, REFERENCE, where={"a": True})
+  with pytest.raises(ValueError, match=r"where must broadcast against params; \['a'\] has \(2,\), params \(3,\)"):
+    l2_to_reference(PARAMS, REFERENCE, where={"a": jnp.ones(2, bool), "b": None, "c": True})
 
 
 def test_sum_of_norms_of_stacked_layers_is_that_of_unrolled_ones():
