@@ -27,7 +27,8 @@ USER_ERRORS = (ValueError, TypeError, OSError)
 def main(args: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit status.
 
-  Errors are one line on standard error: status 2 for bad input, 1 for a fault of the library, 130 for Ctrl-C.
+  Errors are one line on standard error: status 2 for bad input, 1 for a fault of the library, 3 for a training
+  that diverged, 130 for Ctrl-C.
   `--traceback` anywhere, or JAXFT_TRACEBACK=1, raises them instead.
   """
   args = list(sys.argv[1:] if args is None else args)

@@ -130,11 +130,12 @@ def make_optimizer(o: Optimization, method: Method, steps: int) -> optax.Gradien
   after = pick("schedule", o.schedule, SCHEDULES)
   peak = learning_rate(o, method)
   for name, value, good in (
-      ("learning_rate", peak, peak > 0 and math.isfinite(peak)), ("warmup", o.warmup, 0 <= o.warmup < 1),
+      ("learning_rate", peak, peak > 0), ("warmup", o.warmup, 0 <= o.warmup < 1),
       ("weight_decay", o.weight_decay, o.weight_decay >= 0), ("clip_norm", o.clip_norm, o.clip_norm >= 0),
   ):
-    if not good:
-      raise ValueError(f"{name} is out of its range (learning_rate > 0, 0 <= warmup < 1, others >= 0); got {value}")
+    if not (good and math.isfinite(value)):
+      raise ValueError(f"{name} is out of its range (learning_rate > 0, 0 <= warmup < 1, others >= 0, all finite); "
+                       f"got {value}")
   rising = round(o.warmup * steps)
   falling = after(peak, max(steps - rising, 1))
   # From peak / rising and not from 0, so that the first step moves.

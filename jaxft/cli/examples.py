@@ -124,9 +124,11 @@ def language_collate(model: Pretrained, first: Mapping[str, Any], *, max_length:
   - `text`: the loss is on all of it.
 
   Raises:
-    ValueError: none of these, or a chat for a model without a chat template.
+    ValueError: none of these, a chat for a model without a chat template, or texts longer than the model's context.
   """
   config, fields = model.config, dict(first)
+  if max_length > model.max_length:
+    raise ValueError(f"max_length may be at most the context of {model.name}, {model.max_length}; got {max_length}")
   shared = {"lengths": lengths_up_to(max_length), "pad_id": config.pad_id or 0}
   completions = lambda records: tokenize_completions(records, model.tokenizer, eos_id=config.eos_id, **shared)
   chats = lambda records: tokenize_chats(

@@ -11,9 +11,20 @@ from typing import Any
 from jaxft.cli.options import Finetune, defining, parse
 
 
+DIVERGED = 3  # exit status of a run that was stopped at a number that is not finite
+
+
 def main(args: list[str]) -> None:
   options = parse(args, command="finetune", description=Finetune.__doc__)
-  print(as_text(finetune(options)))
+  from jaxft.training import Diverged  # not before the options: --help needs no JAX
+
+  try:
+    summary = finetune(options)
+  except Diverged as e:
+    print(f"jaxft: error: {e}. Try a lower --learning-rate, with --overwrite or another --out; "
+          "--no-stop-if-not-finite goes on all the same", file=sys.stderr)
+    raise SystemExit(DIVERGED) from e
+  print(as_text(summary))
 
 
 def finetune(options: Finetune) -> dict[str, Any]:
@@ -21,6 +32,7 @@ def finetune(options: Finetune) -> dict[str, Any]:
 
   Raises:
     ValueError, TypeError, OSError: bad input, before anything is trained; or the disk, with the last checkpoint named.
+    Diverged: a loss or a norm is not finite; nothing is saved from there on, and the last checkpoint is named.
     Stopped: SIGINT or SIGTERM, with the last checkpoint named.
   """
   from jaxft.cli import runs
@@ -90,7 +102,8 @@ def _train(options: Finetune) -> dict[str, Any]:
       state = fit(
           step, state, frozen, batches, steps=steps, checkpoints=saved, save_every=options.output.checkpoint_every,
           evaluate=evaluate, evaluate_every=options.output.eval_every, writers=writers,
-          log_every=options.output.log_every)
+          log_every=options.output.log_every, stop_if_not_finite=options.output.stop_if_not_finite,
+          steps_per_epoch=None if options.examples.pack else math.ceil(len(records) / optimization.batch_size))
   except OSError as e:
     if e.errno is None:  # of a checkpoint: it names the last one already
       raise
@@ -117,6 +130,7 @@ def _prepare(options: Finetune, model: Any, splits: Any, objective: Any, mesh: A
     raise ValueError(f"--guide is for the loss gist; the loss is {loss}")
   if model.family == "decoder":
     collate = language_collate(light, records[0], max_length=options.examples.max_length)
+    _check_scored(records, collate, options.examples.max_length)
     size = options.optimization.batch_size
     return records, collate, held and measure.perplexity(objective, held, collate, size, mesh)
   if options.examples.pack:
@@ -130,6 +144,15 @@ def _prepare(options: Finetune, model: Any, splits: Any, objective: Any, mesh: A
         records, guide.tokenizer, tasks.embedder(guide.params, guide.config), max_length=min(length, guide.max_length))
   return records, pair_collate(light, keys, max_length=length), held and measure.retrieval(
       options, light, held, max_length=length)
+
+
+def _check_scored(records: Any, collate: Any, max_length: int) -> None:
+  """Raises ValueError where no record has a token to learn from; reads as far as the first that has one."""
+  for record in records:
+    if collate([record])["loss_mask"][:, 1:].any():  # the first token follows none that could predict it
+      return
+  raise ValueError(f"data must hold a token to learn from; got none in {len(records)} records: the data mark none, or "
+                   f"max_length = {max_length} cuts them all off")
 
 
 def _finish(options: Finetune, model: Any, params: Any, facts: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def generate(options: Generate) -> list[dict[str, Any]]:
   if model.family != "decoder" or model.tokenizer is None:
     what = "an encoder" if model.family != "decoder" else "a decoder without a tokenizer"
     raise ValueError(f"generate takes a decoder with a tokenizer; {options.model} is {what}")
-  ids, mask = _left_padded([_encode(options, model, prompt) for prompt in options.prompts], model.config.pad_id or 0)
+  rows = [_encode(options, model, prompt) for prompt in options.prompts]
+  ids, mask = _left_padded(rows, model.config.pad_id or 0, model.config.max_length)
   out = run(
       model.params, model.config, ids, jax.random.key(options.seed), mask=mask, max_new_tokens=options.max_new_tokens,
       temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p, dtype=dtype)
@@ -111,11 +112,15 @@ def _encode(options: Generate, model: Any, prompt: str) -> list[int]:
   return ids
 
 
-def _left_padded(rows: list[list[int]], pad_id: int) -> tuple[Any, Any]:
-  """Ids and mask, padded on the left to a multiple of 16 tokens, so that prompts of like length share a compilation."""
+def _left_padded(rows: list[list[int]], pad_id: int, context: int) -> tuple[Any, Any]:
+  """Ids and mask, padded on the left to a multiple of 16 tokens, so that prompts of like length share a compilation.
+
+  Padding goes no further than the context.
+  """
   import numpy as np
 
-  length = -(-max(map(len, rows)) // 16) * 16
+  longest = max(map(len, rows))
+  length = max(longest, min(-(-longest // 16) * 16, context))
   ids, mask = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), np.int32)
   for i, row in enumerate(rows):
     ids[i, length - len(row):] = row

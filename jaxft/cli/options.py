@@ -120,6 +120,8 @@ class Output:
   """Steps between validations; None: before the first and after the last step only."""
   log_every: int = 10
   """Steps between lines of metrics.jsonl."""
+  stop_if_not_finite: bool = True
+  """End the run at the first loss, gradient norm or update norm that is not finite; nothing is saved from there on."""
   tensorboard: bool = False
   """Write metrics for TensorBoard too (extra `tensorboard`)."""
 

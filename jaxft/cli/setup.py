@@ -1,5 +1,7 @@
 """What `finetune` and `plan` have in common: the mesh, the objective and the recipe that the options describe."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ def check_options(options: Finetune) -> None:
   pick("schedule", options.optimization.schedule, SCHEDULES)
   pick("dtype", options.compute.dtype, DTYPES)
   pick("remat", options.compute.remat, POLICIES)
+  _check_finite(options)
   for name, value in (
       ("steps", options.optimization.steps), ("batch_size", options.optimization.batch_size),
       ("accumulate", options.optimization.accumulate), ("checkpoint_every", options.output.checkpoint_every),
@@ -30,8 +33,19 @@ def check_options(options: Finetune) -> None:
       raise ValueError(f"{name} must be at least 1; got {value}")
   if options.optimization.steps is None and not options.optimization.epochs > 0:
     raise ValueError(f"epochs must be > 0; got {options.optimization.epochs}")
+  if options.loss.temperature is not None and not options.loss.temperature > 0:
+    raise ValueError(f"temperature must be > 0; got {options.loss.temperature}")
   if options.examples.pack and options.optimization.steps is None:
     raise ValueError("--pack needs --steps: how many rows an epoch takes is not known before packing")
+
+
+def _check_finite(options: Finetune) -> None:
+  """Raises ValueError for the first option of any group that is NaN or infinite."""
+  for group in dataclasses.fields(options):
+    if dataclasses.is_dataclass(values := getattr(options, group.name)):
+      for name, value in dataclasses.asdict(values).items():
+        if isinstance(value, float) and not math.isfinite(value):
+          raise ValueError(f"{name} must be finite; got {value}")
 
 
 def mesh_of(compute: Compute, devices: Sequence[jax.Device] | None = None) -> Mesh | None:

@@ -70,11 +70,13 @@ def of_mean(nll: Mean) -> dict[str, float]:
   """The mean negative log-likelihood of a token, in nats, and its exponential.
 
   Raises:
-    ValueError: no token was scored.
+    ValueError: no token was scored, or the sum is not finite.
   """
   if not nll.weight > 0:
     raise ValueError("no token is left to score: the data mark none, or max_length cuts them all off")
   loss = float(nll.value)
+  if not math.isfinite(loss):
+    raise ValueError(f"the mean negative log-likelihood must be finite; got {loss}: the model makes others")
   return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxft.evaluation.finite import or_nan, require_finite
 from jaxft.transforms.filters import nearest
 
 Scheme = Literal["uniform", "mass"]
@@ -39,12 +40,14 @@ def calibration_error(
     The error in [0, 1]; 0 for no items.
 
   Raises:
-    ValueError: bins < 1, another norm, an unknown scheme.
+    ValueError: bins < 1, another norm, an unknown scheme, or a probability that counts and is not finite.
 
   Source: Guo et al. 2017 (arXiv 1706.04599); Nixon et al. 2019 (arXiv 1904.01685) for bins of equal mass.
   """
+  fine = require_finite(where, probs=probs)
   correct = (jnp.argmax(probs, axis=-1) == labels).astype(jnp.float32)
-  return _binned_error(jnp.max(probs, axis=-1), correct, bins=bins, norm=norm, scheme=scheme, where=where)
+  error = _binned_error(jnp.max(probs, axis=-1), correct, bins=bins, norm=norm, scheme=scheme, where=where)
+  return or_nan(fine, error)
 
 
 def classwise_calibration_error(
@@ -57,13 +60,14 @@ def classwise_calibration_error(
 ) -> Float[Array, ""]:
   """Mean over classes of the calibration error of "is it class k", at every probability and not only the largest.
 
-  Args: see `calibration_error`.
+  Args, Raises: see `calibration_error`.
 
   Source: Kull et al. 2019 (arXiv 1910.12656).
   """
+  fine = require_finite(where, probs=probs)
   one_hot = jax.nn.one_hot(labels, probs.shape[-1])
   error = lambda p, correct: _binned_error(p, correct, bins=bins, norm=1, scheme=scheme, where=where)
-  return jnp.mean(jax.vmap(error, in_axes=1)(probs, one_hot))
+  return or_nan(fine, jnp.mean(jax.vmap(error, in_axes=1)(probs, one_hot)))
 
 
 def _binned_error(confidence, correct, *, bins, norm, scheme, where):
@@ -93,8 +97,12 @@ def _binned_error(confidence, correct, *, bins, norm, scheme, where):
 def brier_score(probs: Float[Array, "items classes"], labels: Int[Array, "items"]) -> Float[Array, "items"]:
   """`sum_k (p_k - [k = label])^2` of each item, in [0, 2].
 
+  Raises:
+    ValueError: a probability is not finite.
+
   Source: Brier 1950, in its multi-class form (as lm-eval has it, not halved).
   """
+  require_finite(probs=probs)
   return jnp.sum(jnp.square(probs.astype(jnp.float32) - jax.nn.one_hot(labels, probs.shape[-1])), axis=-1)
 
 
@@ -119,12 +127,13 @@ def fit_temperature(
     where: items that count.
 
   Raises:
-    ValueError: not 0 < low < high.
+    ValueError: not 0 < low < high, or a logit that counts and is not finite.
 
   Source: Guo et al. 2017 (arXiv 1706.04599).
   """
   if not 0 < low < high:
     raise ValueError(f"low and high must satisfy 0 < low < high; got {low} and {high}")
+  fine = require_finite(where, logits=logits)
   logits = logits.astype(jnp.float32)
   where = jnp.ones(labels.shape, bool) if where is None else where
   logits = jnp.where(where[:, None], logits, 0)
@@ -140,4 +149,4 @@ def fit_temperature(
 
   bounds = jnp.log(jnp.asarray([low, high], jnp.float32))
   lower, upper = jax.lax.fori_loop(0, steps, halve, (bounds[0], bounds[1]))
-  return jnp.exp((lower + upper) / 2)
+  return or_nan(fine, jnp.exp((lower + upper) / 2))

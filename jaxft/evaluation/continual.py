@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from jaxft.evaluation.finite import require_finite
+
 
 def transfer_metrics(
     scores: Float[np.ndarray, "tasks tasks"], untrained: Float[np.ndarray, "tasks"] | None = None
@@ -21,7 +23,8 @@ def transfer_metrics(
     The metrics as floats; with one task the average alone.
 
   Raises:
-    ValueError: the matrix is not square, or the lengths differ.
+    ValueError: the matrix is not square, the lengths differ, or a score that is used is not finite: those of tasks
+      up to the stage's own, and where `untrained` is given those of the next.
 
   Sources: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), GEM; Chaudhry et al. 2018 (arXiv 1801.10112), forgetting.
   """
@@ -31,6 +34,8 @@ def transfer_metrics(
     raise ValueError(f"scores must be a square matrix [tasks, tasks]; got shape {scores.shape}")
   if untrained is not None and np.shape(untrained) != (tasks,):
     raise ValueError(f"untrained must have one score for each of the {tasks} tasks; got shape {np.shape(untrained)}")
+  require_finite(np.tri(tasks, k=0 if untrained is None else 1, dtype=bool), scores=scores)
+  require_finite(untrained=untrained)
   out = {"average": float(scores[-1].mean())}
   if tasks == 1:
     return out
@@ -46,8 +51,9 @@ def retention(after: Float[np.ndarray, "tasks"], before: Float[np.ndarray, "task
   """`after / before` for each benchmark: what a fine-tuned model kept of the skills it was not tuned for.
 
   Raises:
-    ValueError: a score before is not > 0.
+    ValueError: a score before is not > 0, or one is not finite.
   """
+  require_finite(after=after, before=before)
   return _ratio("before", np.asarray(after, np.float64), np.asarray(before, np.float64))
 
 
@@ -55,8 +61,9 @@ def normalized_accuracy(merged: Float[np.ndarray, "tasks"], experts: Float[np.nd
   """Mean over tasks of merged over expert; report the absolute mean beside it, for the ratio hides weak experts.
 
   Raises:
-    ValueError: an expert's score is not > 0.
+    ValueError: an expert's score is not > 0, or one is not finite.
   """
+  require_finite(merged=merged, experts=experts)
   return float(np.mean(_ratio("experts", np.asarray(merged, np.float64), np.asarray(experts, np.float64))))
 
 
@@ -72,5 +79,9 @@ def harmonic_mean(a: float, b: float) -> float:
   """`2 a b / (a + b)`, 0 where both are: base-to-novel generalization.
 
   Published rows of averages are the harmonic mean of the two averages, not the average of harmonic means.
+
+  Raises:
+    ValueError: one is not finite.
   """
+  require_finite(a=a, b=b)
   return 2 * a * b / (a + b) if a + b else 0.0

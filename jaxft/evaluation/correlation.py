@@ -3,9 +3,16 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from jaxft.evaluation.finite import or_nan, require_finite
+
 
 def pearson(x: Num[Array, "items"], y: Num[Array, "items"]) -> Float[Array, ""]:
-  """Pearson's r, in float32; 0 where either series is constant (the ratio is 0/0 there)."""
+  """Pearson's r, in float32; 0 where either series is constant (the ratio is 0/0 there).
+
+  Raises:
+    ValueError: a value is not finite.
+  """
+  fine = require_finite(x=x, y=y)
   dtype = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
   x, y = x.astype(dtype), y.astype(dtype)
   constant = (jnp.max(x) == jnp.min(x)) | (jnp.max(y) == jnp.min(y))
@@ -13,21 +20,30 @@ def pearson(x: Num[Array, "items"], y: Num[Array, "items"]) -> Float[Array, ""]:
   # Each series is scaled to unit length before the product: squares of squares overflow for long series of ranks.
   # The constant case is replaced before the norm, whose gradient at 0 is NaN.
   unit = lambda v: v / jnp.linalg.norm(jnp.where(constant, 1, v))
-  return jnp.where(constant, 0, jnp.clip(jnp.sum(unit(x) * unit(y)), -1, 1))
+  return or_nan(fine, jnp.where(constant, 0, jnp.clip(jnp.sum(unit(x) * unit(y)), -1, 1)))
 
 
 def average_ranks(x: Num[Array, "items"]) -> Float[Array, "items"]:
-  """Ranks from 1, ties sharing the mean of their ranks."""
+  """Ranks from 1, ties sharing the mean of their ranks.
+
+  Raises:
+    ValueError: a value is not finite.
+  """
+  fine = require_finite(x=x)
   ordered = jnp.sort(x)
   below, up_to = jnp.searchsorted(ordered, x, side="left"), jnp.searchsorted(ordered, x, side="right")
-  return (below + up_to + 1) / 2
+  return or_nan(fine, (below + up_to + 1) / 2)
 
 
 def spearman(x: Num[Array, "items"], y: Num[Array, "items"]) -> Float[Array, ""]:
   """Spearman's rho: Pearson's r of average ranks, as `scipy.stats.spearmanr`; 0 where either series is constant.
 
   mteb's `cosine_spearman` is this, between cosine similarities and gold scores.
+
+  Raises:
+    ValueError: a value is not finite.
   """
+  require_finite(x=x, y=y)  # by their names; traced values that are not finite have ranks of NaN
   return pearson(average_ranks(x), average_ranks(y))
 
 
@@ -35,9 +51,13 @@ def r_squared(predictions: Num[Array, "items"], targets: Num[Array, "items"]) ->
   """Coefficient of determination `1 - sum (y - p)^2 / sum (y - mean y)^2`; negative where the mean predicts better.
 
   A constant target, of which there is nothing to explain, gives 0.
+
+  Raises:
+    ValueError: a value is not finite.
   """
+  fine = require_finite(predictions=predictions, targets=targets)
   dtype = jnp.promote_types(jnp.promote_types(predictions.dtype, targets.dtype), jnp.float32)
   predictions, targets = predictions.astype(dtype), targets.astype(dtype)
   total = jnp.sum(jnp.square(targets - jnp.mean(targets)))
   residual = jnp.sum(jnp.square(targets - predictions))
-  return jnp.where(total > 0, 1 - residual / jnp.where(total > 0, total, 1), 0)
+  return or_nan(fine, jnp.where(total > 0, 1 - residual / jnp.where(total > 0, total, 1), 0))

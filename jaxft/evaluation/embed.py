@@ -35,6 +35,9 @@ def embed_texts(
 
   Returns:
     `[N, dim]` float32.
+
+  Raises:
+    ValueError: there is no text, or `embed` gives a vector that is not finite.
   """
   if not texts:
     raise ValueError("texts must hold at least one string; got none")
@@ -44,24 +47,28 @@ def embed_texts(
   width = lambda ids: _width(len(ids))
   order = sorted(range(len(encoded)), key=lambda i: width(encoded[i]))
   out: list[Any] = [None] * len(encoded)
-  bar = tqdm(total=len(encoded), desc=progress, unit="text", disable=progress is None, leave=False)
   texts_of = Counter(map(width, encoded))
   start = 0
-  while start < len(order):
-    time = width(encoded[order[start]])
-    size = 2 ** min(max(0, (tokens_per_batch // time).bit_length() - 1), (texts_of[time] - 1).bit_length())
-    rows = [i for i in order[start : start + size] if width(encoded[i]) == time]
-    ids = np.zeros((size, time), np.int32)
-    mask = np.zeros((size, time), np.int32)
-    for row, i in enumerate(rows):
-      ids[row, : len(encoded[i])] = encoded[i]
-      mask[row, : len(encoded[i])] = 1
-    mask[len(rows) :, 0] = 1  # an empty row attends to one token, so that its mean is finite; it is dropped below
-    for i, vector in zip(rows, np.asarray(embed(ids, mask), np.float32)):
-      out[i] = vector
-    start += len(rows)
-    bar.update(len(rows))
-  bar.close()
+  with tqdm(total=len(encoded), desc=progress, unit="text", disable=progress is None, leave=False) as bar:
+    while start < len(order):
+      time = width(encoded[order[start]])
+      size = 2 ** min(max(0, (tokens_per_batch // time).bit_length() - 1), (texts_of[time] - 1).bit_length())
+      rows = [i for i in order[start : start + size] if width(encoded[i]) == time]
+      ids = np.zeros((size, time), np.int32)
+      mask = np.zeros((size, time), np.int32)
+      for row, i in enumerate(rows):
+        ids[row, : len(encoded[i])] = encoded[i]
+        mask[row, : len(encoded[i])] = 1
+      mask[len(rows) :, 0] = 1  # an empty row attends to one token, so that its mean is finite; it is dropped below
+      vectors = np.asarray(embed(ids, mask), np.float32)[: len(rows)]
+      if bad := [i for i, vector in zip(rows, vectors, strict=True) if not np.isfinite(vector).all()]:
+        raise ValueError(
+            f"embed must give finite vectors; got others for {len(bad)} of {len(rows)} texts of a batch, as for "
+            f"{texts[bad[0]][:60]!r}: the params, or this input, make numbers that are not finite")
+      for i, vector in zip(rows, vectors, strict=True):
+        out[i] = vector
+      start += len(rows)
+      bar.update(len(rows))
   return np.stack(out)
 
 
@@ -72,7 +79,9 @@ def _width(n: int) -> int:
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
-  """A copy that neither truncates nor pads: the caller's settings must not leak into a metric, nor be changed."""
+  """One that neither truncates nor pads: the caller's settings must not leak into a metric, nor be changed."""
+  if tokenizer.truncation is None and tokenizer.padding is None:
+    return tokenizer  # a copy reads the whole vocabulary again
   copy = Tokenizer.from_str(tokenizer.to_str())
   copy.no_truncation()
   copy.no_padding()

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from jaxft.evaluation.finite import or_nan, require_finite
 from jaxft.losses.reduction import Mean
 
 
@@ -24,17 +25,20 @@ def predict_choice(
     valid: choices that exist, where items differ in their number.
 
   Raises:
-    ValueError: both `lengths` and `unconditional` are given.
+    ValueError: both `lengths` and `unconditional` are given, or a valid choice has a number that is not finite. Under
+      `jax.jit` such a batch gives -1 for every item, which is right nowhere.
   """
   if lengths is not None and unconditional is not None:
     raise ValueError("lengths and unconditional are two different normalizations; give one")
+  fine = require_finite(valid, log_likelihoods=log_likelihoods, lengths=lengths, unconditional=unconditional)
   scores = log_likelihoods.astype(jnp.float32)
   if lengths is not None:
     scores = scores / jnp.maximum(lengths, 1)
   if unconditional is not None:
     scores = scores - unconditional
   # After the normalization: -inf / 0 or inf - inf would be NaN, which argmax prefers to everything.
-  return jnp.argmax(scores if valid is None else jnp.where(valid, scores, -jnp.inf), axis=-1)
+  best = jnp.argmax(scores if valid is None else jnp.where(valid, scores, -jnp.inf), axis=-1)
+  return best if fine is True else jnp.where(fine, best, -1)
 
 
 def multiple_choice_accuracy(
@@ -48,10 +52,14 @@ def multiple_choice_accuracy(
   """1 where `predict_choice` gives the gold choice, else 0; an item without a valid choice gives 0.
 
   `Mean.of(accuracy, where=valid.any(-1))` leaves items without a choice, such as padding, out of the mean.
+
+  Raises:
+    ValueError: see `predict_choice`; under `jax.jit` what is not finite gives NaN throughout.
   """
+  fine = require_finite(valid, log_likelihoods=log_likelihoods, lengths=lengths, unconditional=unconditional)
   predicted = predict_choice(log_likelihoods, lengths=lengths, unconditional=unconditional, valid=valid)
   correct = predicted == gold
-  return (correct if valid is None else correct & jnp.any(valid, axis=-1)).astype(jnp.float32)
+  return or_nan(fine, (correct if valid is None else correct & jnp.any(valid, axis=-1)).astype(jnp.float32))
 
 
 def multiple_choice_metrics(

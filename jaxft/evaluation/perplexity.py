@@ -3,8 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jaxft.evaluation.finite import or_nan, require_finite
 
 
 def perplexity(nll_sum: float | Float[Array, ""], count: float | Float[Array, ""]) -> Float[Array, ""]:
@@ -14,8 +17,12 @@ def perplexity(nll_sum: float | Float[Array, ""], count: float | Float[Array, ""
     nll_sum: negative log-likelihood in nats, summed over everything. Averaging over documents first gives another
       number; so does another window or stride, which belong in the report.
     count: the units to divide by.
+
+  Raises:
+    ValueError: a number is not finite, or the count is not > 0.
   """
-  return jnp.exp(jnp.asarray(nll_sum) / jnp.asarray(count))
+  fine = require_finite(nll_sum=nll_sum, count=count) & _positive(count=count)
+  return or_nan(fine, jnp.exp(jnp.asarray(nll_sum) / jnp.asarray(count)))
 
 
 def bits_per_byte(nll_sum: float | Float[Array, ""], n_bytes: float | Float[Array, ""]) -> Float[Array, ""]:
@@ -24,8 +31,22 @@ def bits_per_byte(nll_sum: float | Float[Array, ""], n_bytes: float | Float[Arra
   Args:
     nll_sum: negative log-likelihood in nats, summed over everything.
     n_bytes: length of the same text in UTF-8.
+
+  Raises:
+    ValueError: a number is not finite, or the length is not > 0.
   """
-  return jnp.asarray(nll_sum) / (jnp.asarray(n_bytes) * math.log(2))
+  fine = require_finite(nll_sum=nll_sum, n_bytes=n_bytes) & _positive(n_bytes=n_bytes)
+  return or_nan(fine, jnp.asarray(nll_sum) / (jnp.asarray(n_bytes) * math.log(2)))
+
+
+def _positive(**numbers):
+  (name, x), = numbers.items()
+  positive = jnp.asarray(x) > 0
+  if isinstance(positive, jax.core.Tracer):
+    return jnp.all(positive)
+  if not positive.all():
+    raise ValueError(f"{name} must be > 0: nothing was counted; got {x}")
+  return True
 
 
 def rolling_windows(

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxft.evaluation.correlation import pearson, r_squared
+from jaxft.evaluation.finite import or_nan, require_finite
 
 PENALTIES = tuple(10.0**e for e in range(-3, 6))
 
@@ -57,8 +58,7 @@ def fit_ridge(features: np.ndarray, targets: np.ndarray, *, penalties: Sequence[
         f"features must be [items >= 2, features] and targets [items] or [items, targets]; got shapes "
         f"{np.shape(features)} and {np.shape(targets)}"
     )
-  if not (np.isfinite(x).all() and np.isfinite(y).all()):
-    raise ValueError("features and targets must be finite")
+  require_finite(features=x, targets=y)
   if not penalties or any(not p > 0 for p in penalties):
     raise ValueError(f"penalties must be > 0, at least one; got {penalties!r}")
   x_mean, y_mean = x.mean(0), y.mean(0)
@@ -97,10 +97,11 @@ def ridge_probe(
     penalties: see `fit_ridge`.
 
   Raises:
-    ValueError: see `fit_ridge`; or targets that are not vectors.
+    ValueError: see `fit_ridge`; targets that are not vectors; or test values that are not finite.
   """
   if np.ndim(targets) != 1 or np.ndim(test_targets) != 1:
     raise ValueError(f"targets must be vectors; got shapes {np.shape(targets)} and {np.shape(test_targets)}")
+  require_finite(test_features=test_features, test_targets=test_targets)
   ridge = fit_ridge(features, targets, penalties=penalties)
   predictions, test_targets = jnp.asarray(ridge.predict(test_features)[:, 0]), jnp.asarray(np.asarray(test_targets))
   return RidgeScore(
@@ -140,7 +141,11 @@ def fit_logistic(
 
   Returns:
     The fit; runs under jit and vmap.
+
+  Raises:
+    ValueError: a feature is not finite; under jit the fit is NaN then.
   """
+  fine = require_finite(features=features)
   count = features.shape[0]
   features = features.astype(jnp.float32)
 
@@ -159,7 +164,7 @@ def fit_logistic(
 
   start = Logistic(jnp.zeros((features.shape[1], classes), jnp.float32), jnp.zeros((classes,), jnp.float32))
   carry = (start, solver.init(start), jnp.asarray(jnp.inf, jnp.float32), jnp.asarray(0))
-  return jax.lax.while_loop(lambda c: (c[2] > tolerance) & (c[3] < max_steps), step, carry)[0]
+  return or_nan(fine, jax.lax.while_loop(lambda c: (c[2] > tolerance) & (c[3] < max_steps), step, carry)[0])
 
 
 def few_shot_accuracy(
@@ -186,10 +191,11 @@ def few_shot_accuracy(
     penalty: see `fit_logistic`.
 
   Raises:
-    ValueError: a class has fewer than `shots` examples.
+    ValueError: a class has fewer than `shots` examples, or a feature is not finite.
 
   Source: mteb's classification protocol (Muennighoff et al. 2022, arXiv 2210.07316).
   """
+  require_finite(features=features, test_features=test_features)
   counts = np.bincount(np.asarray(labels))
   if counts.min() < shots:
     raise ValueError(f"class {int(counts.argmin())} has {int(counts.min())} examples; shots = {shots} needs as many")

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from jaxft.evaluation.finite import or_nan, require_finite
+
 KS = (1, 3, 5, 10, 20, 100, 1000)  # mteb's cut-offs
 
 
@@ -33,14 +35,20 @@ def retrieval_metrics(
   Returns:
     `{"ndcg@10": [queries], ...}`, see `ranking_metrics`. A query without a relevant document has 0 throughout; the mean
     over queries counts it, as trec_eval does where the query is in the run.
+
+  Raises:
+    ValueError: a cut-off below 1, or a score or judgement that is not finite; `exclude` is how to leave documents out.
+      Under `jax.jit` every metric is NaN where a number is not finite.
   """
   _check_ks(ks)
+  fine = require_finite(None if exclude is None else ~exclude, scores=scores, relevance=relevance)
   if exclude is not None:
     scores, relevance = jnp.where(exclude, -jnp.inf, scores), jnp.where(exclude, 0, relevance)
   size = min(max(ks), scores.shape[1])
   _, indices = jax.lax.top_k(scores, size)
   ranked = jnp.take_along_axis(relevance, indices, axis=1)
-  return ranking_metrics(ranked, jax.lax.top_k(relevance, size)[0], jnp.sum(relevance > 0, axis=1), ks=ks)
+  out = ranking_metrics(ranked, jax.lax.top_k(relevance, size)[0], jnp.sum(relevance > 0, axis=1), ks=ks)
+  return or_nan(fine, out)
 
 
 def ranking_metrics(
@@ -65,8 +73,12 @@ def ranking_metrics(
 
   Returns:
     One array for each metric and k, as `ndcg@10`.
+
+  Raises:
+    ValueError: a cut-off below 1, or a relevance that is not finite.
   """
   _check_ks(ks)
+  fine = require_finite(ranked=ranked, ideal=ideal)
   gain, ideal_gain = (jnp.maximum(x, 0).astype(jnp.float32) for x in (ranked, ideal))
   hits = (gain > 0).astype(jnp.float32)
   ranks = jnp.arange(1, hits.shape[1] + 1, dtype=jnp.float32)
@@ -86,7 +98,7 @@ def ranking_metrics(
         f"hit_rate@{k}": (hits_k > 0).astype(jnp.float32),
         f"recall_cap@{k}": hits_k / jnp.minimum(total, k),
     }
-  return out
+  return or_nan(fine, out)
 
 
 def _dcg(gain: Float[Array, "queries ranks"]) -> Float[Array, "queries"]:
@@ -120,19 +132,23 @@ def streaming_top_k(
     has the score -inf and the position -1.
 
   Raises:
-    ValueError: k or chunk < 1, the dims differ, or the corpus is empty.
+    ValueError: k or chunk < 1, the dims differ, the corpus is empty, or a number is not finite; under `jax.jit` the
+      scores are NaN then.
   """
   if k < 1 or chunk < 1:
     raise ValueError(f"k and chunk must be >= 1; got k = {k}, chunk = {chunk}")
   if corpus.ndim != 2 or corpus.shape[0] == 0 or corpus.shape[1] != queries.shape[1]:
     raise ValueError(f"corpus must be [documents >= 1, {queries.shape[1]}]; got shape {corpus.shape}")
+  fine = require_finite(queries=queries)
   count = queries.shape[0]
   exclude = jnp.full((count,), -1, jnp.int32) if exclude is None else exclude
   kept = min(k, corpus.shape[0])
   best = (jnp.full((count, kept), -jnp.inf, jnp.float32), jnp.full((count, kept), -1, jnp.int32))
   for start in range(0, corpus.shape[0], chunk):
-    best = _merge_chunk(best, queries, jnp.asarray(corpus[start : start + chunk]), start, exclude)
-  return best
+    documents = corpus[start : start + chunk]
+    fine &= require_finite(corpus=documents)
+    best = _merge_chunk(best, queries, jnp.asarray(documents), start, exclude)
+  return or_nan(fine, best[0]), best[1]
 
 
 @jax.jit
@@ -166,8 +182,12 @@ def judged_relevance(
   Returns:
     The relevance of each retrieved document; 0 where it was not judged. For `ranking_metrics`, whose `ideal` is then
     the grades in descending order.
+
+  Raises:
+    ValueError: the grade of a judged document is not finite.
   """
+  fine = require_finite(judged >= 0, grades=grades)
   # A loop over the judgements, few for each query, keeps the memory at queries x retrieved.
   add = lambda out, pair: (out + jnp.where(retrieved == pair[0][:, None], pair[1][:, None], 0), None)
   grades = jnp.where(judged >= 0, grades, 0)
-  return jax.lax.scan(add, jnp.zeros(retrieved.shape, grades.dtype), (judged.T, grades.T))[0]
+  return or_nan(fine, jax.lax.scan(add, jnp.zeros(retrieved.shape, grades.dtype), (judged.T, grades.T))[0])

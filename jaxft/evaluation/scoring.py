@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jaxft.evaluation.finite import require_finite
+
 Pair = tuple[Sequence[int], Sequence[int]]
 BUCKETS = tuple(2**i for i in range(5, 16))
 
@@ -56,7 +58,7 @@ def score_choices(
   """Sums values per token over each pair's continuation: its log-likelihood, where the values are log-probabilities.
 
   Args:
-    token_values: `(tokens, mask) -> values`, aligned with the tokens as `jaxft.losses.token_log_probs` gives them;
+    token_values: `(tokens, mask) -> values`, aligned with the tokens as the first of `jaxft.losses.token_log_probs`;
       the mask is True at real tokens, which stand at the left. It may return a pytree of such arrays, say
       log-probabilities and whether each token was the most likely one. Jit it: it sees few shapes.
     pairs: tokens of (context, continuation); neither may be empty.
@@ -69,7 +71,8 @@ def score_choices(
     The structure that `token_values` returns, each leaf a float64 numpy array `[pairs]` in the order given.
 
   Raises:
-    ValueError: a pair with an empty part, or whose continuation leaves no room for a token of context.
+    ValueError: a pair with an empty part, or whose continuation leaves no room for a token of context; or
+      `token_values` gives a continuation a value that is not finite.
   """
   if not pairs:
     raise ValueError("pairs must not be empty")
@@ -91,7 +94,9 @@ def score_choices(
     for row, i in enumerate(chosen):
       ids, tail = rows[i]
       tokens[row, : len(ids)], mask[row, : len(ids)], counted[row, len(ids) - tail : len(ids)] = ids, True, True
-    total = lambda v: np.where(counted, np.asarray(v, np.float64), 0).sum(-1)[: len(chosen)]
-    sums.append(jax.tree.map(total, token_values(tokens, mask)))
+    values = jax.tree.map(lambda v: np.asarray(v, np.float64), token_values(tokens, mask))
+    for keys, value in jax.tree_util.tree_flatten_with_path(values)[0]:
+      require_finite(counted, **{f"token_values{jax.tree_util.keystr(keys)}": value})
+    sums.append(jax.tree.map(lambda v: np.where(counted, v, 0).sum(-1)[: len(chosen)], values))
   position = np.argsort(order)
   return jax.tree.map(lambda *parts: np.concatenate(parts)[position], *sums)

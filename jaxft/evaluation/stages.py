@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from jaxft.evaluation.finite import require_finite
+
 
 def overall_performance(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, "stages"]:
   """`OP_t = mean_{i <= t} R[t, i]`, after each stage.
@@ -11,7 +13,7 @@ def overall_performance(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.n
     scores: R[t, i], square: the score on task i after training on tasks 0..t in turn.
 
   Raises:
-    ValueError: the matrix is not square.
+    ValueError: the matrix is not square, or a score that is used is not finite.
   """
   scores = _square(scores)
   return np.array([scores[t, : t + 1].mean() for t in range(len(scores))])
@@ -43,19 +45,22 @@ def forward_transfer(
     One number for each stage; 0 for the first.
 
   Raises:
-    ValueError: the matrix is not square, or the lengths differ.
+    ValueError: the matrix is not square, the lengths differ, or a score that is used is not finite.
 
   Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840).
   """
-  scores = _square(scores)
+  scores = _square(scores, ahead=1)
   if np.shape(untrained) != (len(scores),):
     raise ValueError(f"untrained must have one score for each of the {len(scores)} tasks; got {np.shape(untrained)}")
+  require_finite(untrained=untrained)
   gains = np.diag(scores, 1) - np.asarray(untrained, np.float64)[1:]
   return np.array([gains[:t].mean() if t else 0.0 for t in range(len(scores))])
 
 
-def _square(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, "stages tasks"]:
+def _square(scores: Float[np.ndarray, "stages tasks"], *, ahead: int = 0) -> Float[np.ndarray, "stages tasks"]:
+  """The scores as float64; those of tasks further ahead than the stage's own plus `ahead` are read by nobody."""
   scores = np.asarray(scores, np.float64)
   if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or not len(scores):
     raise ValueError(f"scores must be a square matrix [stages, tasks]; got shape {scores.shape}")
+  require_finite(np.tri(len(scores), k=ahead, dtype=bool), scores=scores)
   return scores

@@ -10,6 +10,8 @@ import scipy.stats
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from jaxft.evaluation.finite import require_finite
+
 
 @dataclasses.dataclass(frozen=True)
 class PairedTest:
@@ -123,11 +125,12 @@ def stderr(values: np.ndarray) -> float:
   """Standard error of a mean: sample standard deviation (ddof 1) over sqrt(n); 0 for a single value.
 
   Raises:
-    ValueError: not a vector of at least one value.
+    ValueError: not a vector of at least one value, or a value is not finite.
   """
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not values.size:
     raise ValueError(f"values must be a vector of at least one value; got shape {values.shape}")
+  require_finite(values=values)
   return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
@@ -164,13 +167,14 @@ def paired_bootstrap(
     confidence: of the interval.
 
   Raises:
-    ValueError: the shapes differ, there is no item, or draws < 1.
+    ValueError: the shapes differ, there is no item, a value is not finite, or draws < 1.
 
   Source: Efron and Tibshirani 1993. This is the uncertainty over items; the one over seeds is `paired_test`'s.
   """
   a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
   if a.shape != b.shape or a.ndim != 1 or not a.size:
     raise ValueError(f"a and b must be two vectors of one length >= 1; got shapes {a.shape} and {b.shape}")
+  require_finite(a=a, b=b)
   if draws < 1:
     raise ValueError(f"draws must be >= 1; got {draws}")
   difference = a - b

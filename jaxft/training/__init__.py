@@ -2,7 +2,8 @@
 
 from jaxft.training.agreement import agreement, agreement_dropout
 from jaxft.training.bert_adam import scale_by_bert_adam
-from jaxft.training.checkpoints import Checkpoints, checksum, fingerprint_of
+from jaxft.training.checkpoints import Checkpoints, fingerprint_of
+from jaxft.training.checksums import checksum
 from jaxft.training.decay import decay_to_reference
 from jaxft.training.gradient_cache import cached_value_and_grad, embed_cached
 from jaxft.training.interrupts import Stopped
@@ -16,3 +17,4 @@ from jaxft.training.sharding import inherit_specs, shardings_for, specs_for
 from jaxft.training.state import TrainState, abstract_state, init_state
 from jaxft.training.step import TrainStep, cast_floating, make_train_step
 from jaxft.training.updates import layerwise_decay, lora_plus, scale_updates
+from jaxft.training.watch import Diverged

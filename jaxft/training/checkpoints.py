@@ -7,6 +7,9 @@ The order of resuming, in `jaxft.training.fit`:
 
 Saving is asynchronous and atomic (Orbax): a checkpoint appears under its final name only when it is complete, so that
 a kill at any time leaves the one before. What is frozen is not saved: it is split again from the same params.
+
+Files can be damaged later, and most of their bits decode to some number whatever they are. Each checkpoint holds
+checksums of its arrays, taken on the device from what is saved, and of the rest; what is read is held against them.
 """
 
 import json
@@ -14,14 +17,13 @@ import logging
 import os
 import shutil
 import time
-import zlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxft.training.checksums import checksum, checksums, json_checksum, kind_of
 from jaxft.training.state import TrainState
 from jaxft.transforms.paths import path_of
 
@@ -99,9 +101,11 @@ class Checkpoints:
     Raises:
       OSError: this save could not start or the one before it failed; checkpoints already complete are untouched.
     """
-    step = int(state.step)
-    run = {"position": position, "configuration": self.configuration, "fingerprint": self.fingerprint}
-    args = ocp.args.Composite(state=ocp.args.PyTreeSave(_flat(state)), run=ocp.args.JsonSave(run))
+    step, flat = int(state.step), _flat(state)
+    run = _as_json({"position": position, "configuration": self.configuration, "fingerprint": self.fingerprint,
+                    "state": checksums(flat)})
+    sealed = {**run, "checksum": json_checksum(run)}
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), run=ocp.args.JsonSave(sealed))
     try:
       self._manager.save(step, args=args, force=True)
     except Exception as e:
@@ -121,8 +125,8 @@ class Checkpoints:
   def restore(self, state: TrainState) -> tuple[TrainState, Any] | None:
     """Reads the newest checkpoint that can be read, onto the devices and shardings of `state`.
 
-    A checkpoint that cannot be read (cut short or damaged) is set aside as `unreadable-<step>` with a warning, and the
-    one before it is taken.
+    A checkpoint that cannot be read (cut short or damaged, were it by one bit) is set aside as `unreadable-<step>` with
+    a warning, and the one before it is taken.
 
     Args:
       state: says the structure, dtypes and shardings; arrays or shapes. The number of devices may differ from the
@@ -132,21 +136,21 @@ class Checkpoints:
       `(state, position)`, or None where there is no checkpoint.
 
     Raises:
-      ValueError: the checkpoint has another fingerprint (the keys that differ are named), or none can be read.
+      ValueError: the checkpoint has another fingerprint (the keys that differ are named) or other arrays, or none can
+        be read.
     """
     failed = []
     for step in reversed(self.steps):
       try:
-        run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        saved = run["fingerprint"]
+        run = self._read_run(step)
       except Exception as e:
         failed.append((step, e))
         continue
-      self._check(step, saved)
+      self._check(step, run["fingerprint"])
       target = _flat(jax.tree.map(_shape, state))
+      self._check_kinds(step, run["state"], target)
       try:
-        args = ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
-        flat = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        flat = self._read_state(step, run["state"], target)
       except Exception as e:
         failed.append((step, e))
         continue
@@ -156,6 +160,25 @@ class Checkpoints:
       reasons = "; ".join(f"step {step}: {_first_line(e)}" for step, e in failed)
       raise ValueError(f"none of the checkpoints in {self.folder} can be read: {reasons}")
     return None
+
+  def _read_run(self, step: int) -> Json:
+    run = dict(self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"])
+    said = run.pop("checksum", None)
+    if said is None:
+      raise ValueError("it holds no checksum: it is damaged, or of a version that wrote none")
+    if said != json_checksum(run):
+      raise ValueError("the checksum of its run metadata is another: it is damaged")
+    return run
+
+  def _read_state(self, step: int, saved: dict[str, str], target: dict[str, Any]) -> dict[str, Any]:
+    args = ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
+    flat = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+    read = checksums(flat)
+    damaged = [name for name in saved if read[name] != saved[name]]
+    if damaged:
+      raise ValueError(f"the checksums of {len(damaged)} of its {len(saved)} arrays are others: it is damaged, at "
+                       + ", ".join(damaged[:3]) + (", ..." if len(damaged) > 3 else ""))
+    return flat
 
   def close(self) -> None:
     """Waits for the save under way and lets the folder go."""
@@ -169,6 +192,15 @@ class Checkpoints:
       shown = "; ".join(f"{k}: {saved.get(k, 'absent')} there, {wanted.get(k, 'absent')} here" for k in differ[:8])
       raise ValueError(f"the checkpoint of step {step} in {self.folder} belongs to another run; {len(differ)} keys "
                        f"differ: {shown}. Use another folder to start anew")
+
+  def _check_kinds(self, step: int, saved: dict[str, str], target: dict[str, Any]) -> None:
+    there = {name: kind.rpartition(":")[0] for name, kind in saved.items()}
+    here = {name: kind_of(x) for name, x in target.items()}
+    differ = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+    if differ:
+      shown = "; ".join(f"{k}: {there.get(k, 'absent')} there, {here.get(k, 'absent')} here" for k in differ[:8])
+      raise ValueError(f"the checkpoint of step {step} in {self.folder} holds other arrays than state; {len(differ)} "
+                       f"differ: {shown}")
 
   def _set_aside(self, failed: list[tuple[int, Exception]]) -> None:
     for step, e in failed:
@@ -241,23 +273,3 @@ def fingerprint_of(state: TrainState, frozen: Tree) -> Json:
   shapes = {f"state/{path_of(keys)}": f"{x.dtype}{list(x.shape)}"
             for keys, x in jax.tree_util.tree_flatten_with_path(state)[0]}
   return {**shapes, "frozen": checksum(frozen)}
-
-
-@jax.jit
-def _bit_sums(tree: Tree) -> list[jax.Array]:
-  def bit_sum(x: jax.Array) -> jax.Array:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      x = jax.random.key_data(x)
-    if x.dtype == bool or jnp.issubdtype(x.dtype, jnp.integer):
-      return jnp.sum(x.astype(jnp.uint32))
-    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
-    return jnp.sum(bits.astype(jnp.uint32))
-
-  return [bit_sum(x) for x in jax.tree.leaves(tree)]
-
-
-def checksum(tree: Tree) -> str:
-  """A short word for the bits of a tree of arrays, the same on any mesh: integer sums have no rounding."""
-  sums = [int(s) for s in jax.device_get(_bit_sums(tree))]
-  shapes = [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)]
-  return f"{zlib.crc32(repr((sums, shapes)).encode()):08x}"

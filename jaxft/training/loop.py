@@ -15,6 +15,7 @@ from jaxft.training.interrupts import Stopped, interrupts
 from jaxft.training.mesh import leading_axes
 from jaxft.training.metrics import Writer
 from jaxft.training.state import TrainState
+from jaxft.training.watch import Watch
 
 Tree = Any
 Evaluate = Callable[[TrainState, Tree], dict[str, Any]]
@@ -33,6 +34,8 @@ def fit(
     evaluate_every: int | None = None,
     writers: Sequence[Writer] = (),
     log_every: int = 10,
+    steps_per_epoch: int | None = None,
+    stop_if_not_finite: bool = True,
     progress: bool = True,
 ) -> TrainState:
   """Trains until `steps` steps have been taken in all, counting those of the checkpoint it resumes from.
@@ -54,18 +57,30 @@ def fit(
     evaluate_every: None calls it after the last step only.
     writers: where metrics go (`jaxft.training.metrics`).
     log_every: write the metrics of each step divisible by it, and of the last.
+    steps_per_epoch: steps of one pass over the data; a pass in which every step has weight 0 is an error. None asks
+      only that of the whole run.
+    stop_if_not_finite: end the run at the first step whose loss, gradient norm or update norm is not finite, and save
+      nothing that this step has touched. Metrics are read some steps late, but always before anything is saved.
     progress: show a bar.
 
   Returns:
     The state after `steps` steps.
 
   Raises:
-    ValueError: `batches` is neither kind or too short, or the checkpoint belongs to something else.
+    TypeError: `train_step`, `evaluate`, `state` or `checkpoints` is none.
+    ValueError: `batches` is neither kind or too short, nothing in them has a weight, or the checkpoint belongs to
+      something else.
+    Diverged: a loss, gradient norm or update norm is not finite; names the step and the last checkpoint.
     Stopped: SIGINT or SIGTERM came; the step was finished and saved first. It is a SystemExit.
   """
-  for name, value in (("save_every", save_every), ("evaluate_every", evaluate_every), ("log_every", log_every)):
+  _check_kinds(train_step, state, evaluate, checkpoints)
+  counts = {"save_every": save_every, "evaluate_every": evaluate_every, "log_every": log_every,
+            "steps_per_epoch": steps_per_epoch}
+  for name, value in counts.items():
     if value is not None and value < 1:
       raise ValueError(f"{name} must be at least 1; got {value}")
+  if not (isinstance(steps, (int, np.integer)) and steps >= 0):
+    raise ValueError(f"steps must be an integer >= 0; got {steps!r}")
   source = _source(batches, steps)
   first_process = jax.process_index() == 0
   writers = writers if first_process else ()
@@ -79,36 +94,37 @@ def fit(
   for writer in writers:
     writer.rewind(t)
 
+  def line(step: int, values: dict[str, float]) -> None:
+    bar.set_postfix({"loss": f"{values['loss']:.4g}", "examples/s": f"{values['examples_per_second']:.4g}"})
+    for writer in writers:
+      writer.write(step, values)
+
+  watch = Watch(t, steps_per_epoch=steps_per_epoch, stop=stop_if_not_finite, line=line,
+                checkpoint=lambda: _last(checkpoints))
+
   def save() -> None:
-    flush()
+    watch.read()  # of a step that diverged nothing is saved
     if checkpoints is not None and checkpoints.latest != t:
       checkpoints.save(state, source.position())
-
-  # Metrics are read one step late, so that the host never waits for the step that it has just started.
-  pending: list[tuple[int, dict[str, Any]]] = []
-
-  def flush() -> None:
-    while pending:
-      step, values = pending.pop()
-      values = {name: float(v) for name, v in values.items()}
-      bar.set_postfix({"loss": f"{values['loss']:.4g}", "examples/s": f"{values['examples_per_second']:.4g}"})
-      for writer in writers:
-        writer.write(step, values)
 
   clock = _Rate()
   with (interrupts() as caught,
         tqdm(total=steps, initial=t, disable=not (progress and first_process), unit="step") as bar):
     while t < steps:
       batch = source.next(t)
+      due = watch.due
       state, metrics = train_step(state, frozen, batch)
       t += 1
       bar.update()
       clock.count(max(leading_axes(batch).values()) * jax.process_count())
-      flush()
-      if t % log_every == 0 or t == steps:
-        pending.append((t, {**metrics, "examples_per_second": clock.rate()}))
+      if due:  # read one step late, so that the host never waits for the step that it has just started
+        watch.read()
+      wanted = t % log_every == 0 or t == steps
+      watch.add(t, {**metrics, "examples_per_second": clock.rate()} if wanted else metrics, wanted=wanted)
+      if t == steps:
+        watch.finish(t)
       if evaluate is not None and (t == steps or evaluate_every and t % evaluate_every == 0):
-        flush()
+        watch.read()
         scores = {f"eval/{name}": float(v) for name, v in evaluate(state, frozen).items()}
         clock = _Rate()  # the time of an evaluation is not the training's
         for writer in writers:
@@ -118,7 +134,7 @@ def fit(
       signum = caught.asked(t)
       if signum is not None and t < steps:
         save()
-        stopped = Stopped(signum, t, _named(checkpoints))
+        stopped = Stopped(signum, t, _resumable(checkpoints))
         if first_process:
           tqdm.write(str(stopped), file=sys.stderr)  # Python ends in silence on a SystemExit with a number
         raise stopped
@@ -127,11 +143,29 @@ def fit(
   return state
 
 
-def _named(checkpoints: Checkpoints | None) -> str:
+def _check_kinds(train_step: Any, state: Any, evaluate: Any, checkpoints: Any) -> None:
+  for name, value in (("train_step", train_step), ("evaluate", evaluate)):
+    if not callable(value) and not (name == "evaluate" and value is None):
+      raise TypeError(f"{name} must be a function; got {value!r:.80}")
+  if not isinstance(state, TrainState):
+    raise TypeError(f"state must be a TrainState, as of init_state; got {state!r:.80}")
+  if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+    raise TypeError(f"checkpoints must be Checkpoints(folder) or None; got {checkpoints!r:.80}")
+
+
+def _resumable(checkpoints: Checkpoints | None) -> str:
+  more = "" if checkpoints is None else "; the same command resumes from it"
+  return _last(checkpoints) + more
+
+
+def _last(checkpoints: Checkpoints | None) -> str:
+  """The last checkpoint in words; all of them are of finite states, since each save waits for the metrics."""
   if checkpoints is None:
     return "nothing was saved: no checkpoints were asked for"
   checkpoints.wait()
-  return f"the last checkpoint is {checkpoints.folder / str(checkpoints.latest)}; the same command resumes from it"
+  if checkpoints.latest is None:
+    return "no checkpoint had been written"
+  return f"the last checkpoint is {checkpoints.folder / str(checkpoints.latest)}"
 
 
 class _Rate:

@@ -46,6 +46,12 @@ def make_mesh(
   return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices[:math.prod(shape)])
 
 
+def check_mesh(mesh: Mesh | None) -> None:
+  """Raises TypeError where it is neither a mesh nor None."""
+  if mesh is not None and not isinstance(mesh, Mesh):
+    raise TypeError(f"mesh must be a jax.sharding.Mesh, as of make_mesh(...), or None; got {mesh!r:.80}")
+
+
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
   """The mesh's axes along which a batch is cut."""
   return tuple(a for a in BATCH_AXES if a in mesh.axis_names)

@@ -8,8 +8,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from jaxft.training.mesh import check_mesh
 from jaxft.training.sharding import Rules, inherit_specs, shardings_for, specs_for
-from jaxft.transforms.protocol import ParamTransform
+from jaxft.transforms.protocol import ParamTransform, check_transform
 
 Tree = Any
 
@@ -28,6 +29,12 @@ class TrainState(NamedTuple):
   trainable: Tree
   opt_state: Tree
   key: jax.Array
+
+
+def check_optimizer(optimizer: optax.GradientTransformation) -> None:
+  """Raises TypeError where it is no optax transformation: whatever has both `init` and `update`."""
+  if isinstance(optimizer, type) or not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+    raise TypeError(f"optimizer must be an optax transformation, with init and update; got {optimizer!r:.80}")
 
 
 def init_state(
@@ -54,8 +61,14 @@ def init_state(
     ones are shared with `params` where they already lie on the right devices.
 
   Raises:
+    TypeError: `key` is no typed key, `transform` or `optimizer` is none.
     ValueError: nothing trains, or a rule does not fit; see `specs_for`.
   """
+  if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
+    raise TypeError(f"key must be one typed key, as jax.random.key(0); got {key!r:.80}")
+  check_transform(transform)
+  check_optimizer(optimizer)
+  check_mesh(mesh)
   specs = specs_for(params, rules, mesh)
   if mesh is not None:
     params = jax.device_put(params, shardings_for(specs, mesh))
@@ -65,8 +78,8 @@ def init_state(
     raise ValueError("transform trains nothing: the trainable side of its split has no array")
 
   place = lambda tree: tree if mesh is None else jax.device_put(tree, _shardings(tree, params, specs, mesh))
-  # An explicit dtype drops weak types, which would make the second step compile anew.
-  trainable = place(jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype, copy=True), trainable))
+  # On one device as one program; over several, arrays that `split` made may lie elsewhere than the others.
+  trainable = place((jax.jit(_copied) if mesh is None else _copied)(trainable))
   frozen = place(jax.tree.map(jnp.asarray, frozen))
   out = None if mesh is None else _shardings(jax.eval_shape(optimizer.init, trainable), params, specs, mesh)
   opt_state = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), jax.jit(optimizer.init, out_shardings=out)(trainable))
@@ -78,6 +91,11 @@ def init_state(
     words = jax.device_put(jax.random.key_data(step_key), replicated)
     step_key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(step_key))
   return TrainState(step, trainable, opt_state, step_key), frozen
+
+
+def _copied(tree: Tree) -> Tree:
+  """A copy of every array; an explicit dtype drops weak types, which would make the second step compile anew."""
+  return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype, copy=True), tree)
 
 
 def abstract_state(
@@ -92,7 +110,13 @@ def abstract_state(
 
   `params` may be abstract. A transform whose split depends on the values of the params cannot be planned this way and
   raises what JAX raises for a concrete value of a traced array.
+
+  Raises:
+    TypeError: `transform` or `optimizer` is none.
   """
+  check_transform(transform)
+  check_optimizer(optimizer)
+  check_mesh(mesh)
   specs = specs_for(params, rules, mesh)
 
   def start(key: jax.Array, params: Tree) -> tuple[TrainState, Tree]:

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxft.losses.reduction import Mean
-from jaxft.training.mesh import batch_size, check_rows, cut_rows, merge_scalars, place_batch
+from jaxft.training.mesh import batch_size, check_mesh, check_rows, cut_rows, merge_scalars, place_batch
 from jaxft.training.sharding import array_paths
-from jaxft.training.state import TrainState
+from jaxft.training.state import TrainState, check_optimizer
 from jaxft.transforms.leaves import seed_dropout
 from jaxft.transforms.paths import is_structured
-from jaxft.transforms.protocol import ParamTransform
+from jaxft.transforms.protocol import ParamTransform, check_transform
 
 Tree = Any
 Metrics = dict[str, Any]
@@ -93,6 +93,9 @@ def make_train_step(
   j, j + k, j + 2k, ..., so that each device's rows stay where they are, and draws from `fold_in(key_t, j)`.
   Clipping belongs to the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), ...)`): it sees only what trains.
 
+  A batch of weight 0, in which nothing counts, leaves what trains and the optimizer's state bit for bit as they are:
+  without a gradient, decay and momentum would still move them. The step is counted, so that the draws go on.
+
   Args:
     objective: `(params, batch, key) -> (Mean, metrics)`, metrics being `Mean`s or scalars; a scalar is averaged over
       micro-batches by their weight. Where it multiplies through `jaxft.transforms.dot`, structured leaves keep cheap.
@@ -106,12 +109,19 @@ def make_train_step(
 
   Returns:
     The step. Its metrics are float32 scalars on device: `loss`, `weight` (the summed weight), `grad_norm` and
-    `update_norm` (both of what trains only), and the objective's own.
+    `update_norm` (both of what trains only), and the objective's own. In the step in which what trains
+    stops being finite, `loss`, `grad_norm` or `update_norm` is not finite either: `fit` reads these to stop.
 
   Raises:
+    TypeError: `objective` cannot be called, `optimizer` or `transform` is none.
     ValueError: accumulate < 1; when the step is called, a batch that does not divide by `accumulate` and the devices,
       or an objective's metric with one of the names above.
   """
+  if not callable(objective):
+    raise TypeError(f"objective must be a function (params, batch, key) -> (Mean, metrics); got {objective!r:.80}")
+  check_optimizer(optimizer)
+  check_transform(transform)
+  check_mesh(mesh)
   if not (isinstance(accumulate, int) and accumulate >= 1):
     raise ValueError(f"accumulate must be an integer >= 1; got {accumulate!r}")
   if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
@@ -159,9 +169,16 @@ def make_train_step(
     mean, metrics, grads = gradient(state, frozen, batch, jax.random.fold_in(state.key, state.step))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
+    counted = mean.weight != 0  # NaN counts, and shows
+    # A select and not a `cond`, which would hold a copy of the state: it is fused into the update, which reads the old
+    # values anyway and writes in place, and is no operation at all where the weight does not depend on the batch.
+    trainable, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(counted, new, jnp.asarray(old, jnp.result_type(new))),
+        (trainable, opt_state), (state.trainable, state.opt_state))
     values = {k: v.value if isinstance(v, Mean) else v for k, v in metrics.items()}
-    values |= {"loss": mean.value, "weight": mean.weight}
-    values |= {"grad_norm": norm(grads), "update_norm": norm(updates)}
+    values |= {"loss": mean.value, "weight": mean.weight, "grad_norm": norm(grads)}
+    moved = jnp.where(counted, norm(updates), 0.0)
+    values["update_norm"] = jnp.where(_in_range((trainable, opt_state)), moved, jnp.nan)
     values = {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
     return TrainState(state.step + 1, trainable, opt_state, state.key), values
 
@@ -171,6 +188,16 @@ def make_train_step(
 def norm(tree: Tree) -> Float[Array, ""]:
   """The Euclidean norm of all elements of a tree, summed in float32."""
   return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
+
+
+def _in_range(tree: Tree) -> Bool[Array, ""]:
+  """False where an array of a short range, such as float16's, has overflowed.
+
+  Others are not looked at: what overflows float32 or bfloat16, or their squares, has overflowed a norm before.
+  """
+  floating = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+  narrow = [x for x in floating if float(jnp.finfo(x.dtype).max) < 1e38]
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in narrow])) if narrow else jnp.array(True)
 
 
 def cast_floating(params: Tree, dtype: Any) -> Tree:

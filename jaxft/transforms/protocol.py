@@ -35,6 +35,12 @@ class ParamTransform(NamedTuple):
   join: Callable[[Frozen, Trainable], Params]
 
 
+def check_transform(transform: ParamTransform, name: str = "transform") -> None:
+  """Raises TypeError naming the argument where it is no `ParamTransform`, before anything is split or traced."""
+  if not isinstance(transform, ParamTransform):
+    raise TypeError(f"{name} must be a ParamTransform, such as lora(...) or full(); got {transform!r:.80}")
+
+
 def partition(flags: Tree, tree: Tree) -> tuple[Tree, Tree]:
   """Splits a tree by a tree of booleans: `(leaves where True, leaves where False)`, holes elsewhere."""
   flat, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
@@ -53,9 +59,11 @@ def on(filter: Filter, transform: ParamTransform) -> ParamTransform:
 
   A predicate may read a leaf's shape and dtype but not its values: it is asked again inside `join`, under tracing.
 
-  Raises (from `split`):
-    ValueError: the filter matches nothing.
+  Raises:
+    TypeError: `transform` is no `ParamTransform`.
+    ValueError: from `split`: the filter matches nothing.
   """
+  check_transform(transform)
 
   def split(key: jax.Array, params: Params) -> tuple[Frozen, Trainable]:
     matched, rest = partition(mask(filter, params), params)
@@ -73,10 +81,13 @@ def chain(*transforms: ParamTransform) -> ParamTransform:
   """Applies each transform to what the ones before it left frozen: QLoRA is `chain(lora(...), quantize("nf4"))`.
 
   Raises:
+    TypeError: one of them is no `ParamTransform`.
     ValueError: there is no transform; from `split`: one comes after others that already train every leaf.
   """
   if not transforms:
     raise ValueError("chain takes at least one transform; got none")
+  for i, transform in enumerate(transforms):
+    check_transform(transform, f"transforms[{i}] of chain")
 
   def split(key: jax.Array, params: Params) -> tuple[Frozen, Trainable]:
     trainables: list[Any] = []

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 from jaxft.training.metrics import read_json_lines
+from tests.processes import start_python
 
 ONE = ("--data-parallel", 1)
 
@@ -77,12 +79,28 @@ def test_a_complete_run_is_left_alone_and_another_one_refused(jaxft, tiny, pairs
   assert (tmp_path / "run" / "note.txt").exists()
 
 
-def test_a_decoder_is_tuned_on_chats(jaxft, chats, tmp_path):
-  answer = jaxft("finetune", "--model", "smollm2-135m", "--data", chats, "--batch-size", 2, "--max-length", 48,
-                 "--steps", 2, "--learning-rate", 1e-3, "--warmup", 0, "--out", tmp_path / "run", *ONE)
+def test_a_run_that_diverges_has_a_status_of_its_own_and_saves_nothing_from_there_on(jaxft, tiny, pairs, tmp_path):
+  out = tmp_path / "run"
+  args = ["finetune", "--model", tiny, "--data", pairs, "--batch-size", 4, "--max-length", 16, "--steps", 2,
+          "--checkpoint-every", 1, "--loss", "mnrl", "--holdout", 0, "--learning-rate", 1e30, "--out", out, *ONE]
+  answer = jaxft(*args)
+  assert answer.status == 3, answer.err
+  for said in ("training diverged: update_norm of step 1 is inf", "no checkpoint had been written", "--learning-rate"):
+    assert said in answer.error
+  assert not (out / "model").exists() and not (out / "summary.json").exists()
+  assert not [p for p in (out / "checkpoints").iterdir() if p.name.isdigit()]
+  assert jaxft(*args, "--no-stop-if-not-finite").status == 0
+  assert any(np.isnan(x).any() for x in weights(out).values())
+
+
+@pytest.mark.parametrize("pretrained", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_a_decoder_is_tuned_on_chats(jaxft, tiny_decoder, chats, tmp_path, pretrained):
+  model, rate = ("smollm2-135m", 1e-3) if pretrained else (tiny_decoder, 3e-2)
+  answer = jaxft("finetune", "--model", model, "--data", chats, "--batch-size", 2, "--max-length", 48, "--steps", 2,
+                 "--learning-rate", rate, "--warmup", 0, "--out", tmp_path / "run", *ONE)
   assert answer.status == 0, answer.err
   summary = json.loads((tmp_path / "run/summary.json").read_text())
-  assert summary["loss"] == "sft" and summary["trained_parameters"] == 2_442_240
+  assert summary["loss"] == "sft" and summary["trained_parameters"] == (2_442_240 if pretrained else 2 * 8 * 256)
   assert summary["after"]["loss"] < summary["before"]["loss"]
   assert summary["before"]["perplexity"] == pytest.approx(np.exp(summary["before"]["loss"]))
 
@@ -94,14 +112,15 @@ def test_a_decoder_is_tuned_on_chats(jaxft, chats, tmp_path):
   said = jaxft("generate", "--model", tmp_path / "run/model", "--chat", "Name a colour.",
                "What is the capital of France?", "--max-new-tokens", 8, "--json")
   rows = [json.loads(line) for line in said.out.splitlines()]
-  assert "Paris" in rows[1]["text"] and all(len(r["tokens"]) == len(r["log_probs"]) <= 8 for r in rows)
+  assert not pretrained or "Paris" in rows[1]["text"]
+  assert all(len(r["tokens"]) == len(r["log_probs"]) <= 8 for r in rows)
 
 
 @pytest.mark.parametrize("options", [
-    ("--method", "full", "--accumulate", 2, "--remat", "dots", "--dtype", "bfloat16"),
-    ("--method", "freeze", "--data-parallel", 2, "--fsdp", 2, "--schedule", "linear", "--clip-norm", 0),
-    ("--method", "rslora", "--dropout", 0.1, "--guide", "minilm-l6", "--holdout", 0, "--epochs", 0.5,
-     "--schedule", "constant"),
+    ("--method", "full", "--accumulate", 2, "--remat", "dots", "--dtype", "bfloat16", "--guide", "minilm-l6",
+     "--holdout", 0, "--epochs", 0.5, "--schedule", "constant"),
+    ("--method", "rslora", "--dropout", 0.1, "--data-parallel", 2, "--fsdp", 2, "--schedule", "linear",
+     "--clip-norm", 0),
 ])
 def test_methods_and_options(jaxft, tiny, pairs, tmp_path, options):
   steps = () if "--epochs" in options else ("--steps", 2)
@@ -139,6 +158,8 @@ def test_what_a_decoder_is_taught(smollm2):
     batch = language_collate(model, record, max_length=64)([record])
     return model.tokenizer.decode(batch["ids"][0][batch["loss_mask"][0] == 1].tolist(), skip_special_tokens=False)
 
+  with pytest.raises(ValueError, match="max_length may be at most the context of smollm2-135m, .*; got 1000000"):
+    language_collate(smollm2, {"text": "x"}, max_length=10**6)
   end = smollm2.tokenizer.id_to_token(smollm2.config.eos_id)
   chat = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
   columns = {"messages": {"role": ["user", "assistant"], "content": ["Why?", "Because."]}}  # as TFDS gives it
@@ -153,22 +174,36 @@ def test_what_a_decoder_is_taught(smollm2):
     taught({"image": 0})
 
 
-def test_ctrl_c_names_the_last_checkpoint_and_the_run_goes_on(tiny, pairs, tmp_path):
+def test_ctrl_c_names_the_last_checkpoint_and_the_run_goes_on(jaxft, tiny, pairs, tmp_path):
   out = tmp_path / "run"
-  args = [sys.executable, "-m", "jaxft.cli", "finetune", "--model", tiny, "--data", pairs, "--batch-size", 4,
-          "--max-length", 16, "--steps", 100_000, "--log-every", 1, "--holdout", 0, "--out", out]
-  reached = 0
-  for _ in range(2):
-    process = subprocess.Popen(list(map(str, args)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  args = ["finetune", "--model", tiny, "--data", pairs, "--batch-size", 4, "--max-length", 16, "--steps", 100_000,
+          "--log-every", 1, "--loss", "mnrl", "--holdout", 0, "--out", out, *ONE]
+
+  def interrupt(pid, after, running):
+    """Ctrl-C as soon as the run has gone beyond this step, if it still runs."""
     started = time.monotonic()
-    while _last_step(out) <= reached and process.poll() is None and time.monotonic() - started < 90:
-      time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err, err
-    saved = max(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
-    assert saved > reached and f"the last checkpoint is {out / 'checkpoints' / str(saved)}" in err
-    reached = saved
+    while _last_step(out) <= after and running() and time.monotonic() - started < 240:
+      time.sleep(0.05)
+    if running():
+      os.kill(pid, signal.SIGINT)
+
+  def saved(err):
+    step = max(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
+    assert "Traceback" not in err and f"the last checkpoint is {out / 'checkpoints' / str(step)}" in err
+    return step
+
+  process = start_python("-m", "jaxft.cli", *args, stderr=subprocess.PIPE)
+  interrupt(process.pid, 0, lambda: process.poll() is None)
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 130, err
+  first = saved(err)
+  ended = threading.Event()
+  thread = threading.Thread(target=interrupt, args=(os.getpid(), first, lambda: not ended.is_set()))
+  thread.start()
+  answer = jaxft(*args)  # the same command again, here: a process of its own would show no more
+  ended.set()
+  thread.join()
+  assert answer.status == 130 and saved(answer.err) > first
   steps = [line["step"] for line in read_json_lines(out / "metrics.jsonl") if "loss" in line]
   assert steps == list(range(1, len(steps) + 1))
 

@@ -52,7 +52,7 @@ def bigram_values(shapes):
     shapes.append(tokens.shape)  # once for each compilation
     logits = table[tokens]
     greedy = jnp.roll(jnp.argmax(logits, -1), 1, axis=-1) == tokens
-    return {"log_probs": token_log_probs(logits, tokens, mask), "misses": ~greedy & mask}
+    return {"log_probs": token_log_probs(logits, tokens, mask)[0], "misses": ~greedy & mask}
 
   return values, np.asarray(jax.nn.log_softmax(table))
 

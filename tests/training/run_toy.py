@@ -17,11 +17,11 @@ def main() -> None:
   parser.add_argument("--save-every", type=int, default=4)
   parser.add_argument("--kill-at", type=int, help="SIGKILL itself when it is about to take this step")
   parser.add_argument("--kill-in-save", type=int, help="SIGKILL itself while this step is being saved")
+  parser.add_argument("--final-at", type=int, help="write the state after this step, and not after the last")
   parser.add_argument("--process", type=int, help="number of this process; two on this machine train together")
   parser.add_argument("--port", type=int)
   arguments = parser.parse_args()
   if arguments.process is not None:
-    jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{arguments.port}", 2, arguments.process)
   import numpy as np
@@ -59,10 +59,15 @@ def main() -> None:
   state, frozen, step = toy.start(None if arguments.process is None else make_mesh(data=4))
   with Checkpoints(arguments.folder / "checkpoints") as checkpoints:
     writers = [JsonLines(arguments.folder / "metrics.jsonl")] if arguments.process in (None, 0) else []
-    state = fit(step, state, frozen, Batches(), steps=arguments.steps, checkpoints=checkpoints,
-                save_every=arguments.save_every, writers=writers, log_every=1, progress=False)
-  if arguments.process in (None, 0):
-    np.savez(arguments.folder / "final.npz", *toy.arrays(state))
+    final = arguments.final_at or arguments.steps
+
+    def evaluate(state, frozen):
+      if arguments.process in (None, 0) and int(state.step) == final:
+        np.savez(arguments.folder / "final.npz", *toy.arrays(state))
+      return {}
+
+    fit(step, state, frozen, Batches(), steps=arguments.steps, checkpoints=checkpoints, save_every=arguments.save_every,
+        writers=writers, log_every=1, progress=False, evaluate=evaluate, evaluate_every=final)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.losses.contrastive import info_nce
+from jaxft.losses import Mean, info_nce
 from jaxft.training import cached_value_and_grad, embed_cached, make_mesh, place_batch
 from tests.training import toy
 
@@ -33,14 +33,15 @@ def losses(e):
 
 def loss(embeddings, batch):
   del batch
-  return jnp.mean(losses(embeddings))
+  return Mean.of(*losses(embeddings)).value
 
 
 def whole(p, b):
   return loss(embed(p, b, None), b)
 
 
-@pytest.mark.parametrize("chunks, sharded", [(1, False), (4, False), (16, True)])
+@pytest.mark.parametrize("chunks, sharded", [
+    pytest.param(1, False, marks=pytest.mark.exhaustive), (4, False), (16, True)])
 def test_value_and_gradient_are_those_of_the_whole_batch(chunks, sharded):
   mesh = make_mesh(data=4) if sharded else None
   expected, expected_grads = jax.value_and_grad(whole)(params(), batch())
@@ -72,6 +73,7 @@ def test_rows_keep_their_order_and_both_passes_draw_the_same():
   cached = cached_value_and_grad(drop, total, chunks=4, has_aux=True)
   (_, seen), grad = cached(2.0, {"x": jnp.ones(64)}, jax.random.key(3))
   assert 0 < float(grad) < 64 and float(grad) == float(jnp.sum(seen)) / 2
+  assert len({tuple(np.asarray(seen[i::4])) for i in range(4)}) == 4  # each chunk draws its own
 
 
 def test_chunks_that_do_not_divide_are_refused():
@@ -80,14 +82,13 @@ def test_chunks_that_do_not_divide_are_refused():
 
 
 def test_it_stands_in_an_objective_of_the_step():
-  from jaxft.losses.reduction import Mean
   from jaxft.training import init_state, make_train_step
   from jaxft.transforms import full
 
   def objective(chunks):
     def f(p, b, key):
       e = embed(p, b, key) if chunks is None else embed_cached(embed, p, b, key, chunks=chunks)
-      return Mean.of(losses(e)), {}
+      return Mean.of(*losses(e)), {}
 
     return f
 

@@ -19,7 +19,7 @@ ROWS, LENGTH = 8, 32
 
 def objective(params, batch, key):
   del key
-  return Mean.of(decoder.token_nll(params, CONFIG, batch["ids"])), {}
+  return Mean.of(*decoder.token_nll(params, CONFIG, batch["ids"])), {}
 
 
 def shapes():

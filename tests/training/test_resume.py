@@ -3,32 +3,26 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxft.training import Checkpoints, JsonLines, Stopped, fit, make_mesh, read_json_lines
+from tests.processes import start_python
 from tests.training import toy
 
-ROOT = Path(__file__).parents[2]
 STEPS, SAVE_EVERY = 20, 4
 
 
-def start_toy(folder, *arguments):
-  environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-  return subprocess.Popen([sys.executable, "-m", "tests.training.run_toy", str(folder), *map(str, arguments)],
-                          cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start_toy(folder, *arguments, **options):
+  return start_python("-m", "tests.training.run_toy", folder, *arguments, **options)
 
 
 def run_toy(folder, *arguments, code=0):
   process = start_toy(folder, *arguments)
   output, _ = process.communicate(timeout=300)
   assert process.returncode == code, output[-3000:]
-  return output
 
 
 def lines(path):
@@ -40,23 +34,32 @@ def finals(folder):
     return [file[name] for name in file.files]
 
 
-def test_killed_in_mid_epoch_and_in_mid_save_equals_unbroken_bit_for_bit(tmp_path):
-  unbroken = start_toy(tmp_path / "unbroken")
-  broken = tmp_path / "broken"
+def kill_at_a_step(folder):
   # Step 7 lies in the second of the epochs of 4.5 batches, between two saves.
-  run_toy(broken, "--kill-at", 7, code=-signal.SIGKILL)
-  assert Checkpoints(broken / "checkpoints").steps == [4]
-  assert [line["step"] for line in lines(broken / "metrics.jsonl")][-1] in (6, 7)
-  run_toy(broken, "--kill-in-save", 12, code=-signal.SIGKILL)
-  assert any("tmp" in p.name for p in (broken / "checkpoints").iterdir()), "the kill came after the save"
-  assert [p.name for p in sorted((broken / "checkpoints").iterdir()) if p.name.isdigit()] == ["4", "8"]
-  run_toy(broken)
-  output, _ = unbroken.communicate(timeout=300)
-  assert unbroken.returncode == 0, output[-3000:]
-  for x, y in zip(finals(tmp_path / "unbroken"), finals(broken), strict=True):
+  run_toy(folder, "--kill-at", 7, code=-signal.SIGKILL)
+  assert Checkpoints(folder / "checkpoints").steps == [4]
+  assert [line["step"] for line in lines(folder / "metrics.jsonl")][-1] in (6, 7)
+
+
+def kill_in_a_save(folder):
+  run_toy(folder, "--kill-in-save", 12, code=-signal.SIGKILL)
+  assert any("tmp" in p.name for p in (folder / "checkpoints").iterdir()), "the kill came after the save"
+  assert [p.name for p in sorted((folder / "checkpoints").iterdir()) if p.name.isdigit()] == ["4", "8"]
+
+
+@pytest.mark.parametrize("kills", [
+    pytest.param((kill_at_a_step, kill_in_a_save), marks=pytest.mark.exhaustive), (kill_in_a_save,)])
+def test_killed_in_mid_epoch_and_in_mid_save_equals_unbroken_bit_for_bit(tmp_path, kills):
+  for kill in kills:
+    kill(tmp_path / "broken")
+  folders = tmp_path / "unbroken", tmp_path / "broken"
+  for folder in folders:
+    state = fit_toy(folder, STEPS, writers=[JsonLines(folder / "metrics.jsonl")], log_every=1)
+    np.savez(folder / "final.npz", *toy.arrays(state))
+  for x, y in zip(*map(finals, folders), strict=True):
     np.testing.assert_array_equal(x, y)
-  expected = lines(tmp_path / "unbroken" / "metrics.jsonl")
-  assert lines(broken / "metrics.jsonl") == expected
+  expected, resumed = (lines(folder / "metrics.jsonl") for folder in folders)
+  assert resumed == expected
   assert [line["step"] for line in expected] == list(range(1, STEPS + 1))
 
 
@@ -67,10 +70,10 @@ def fit_toy(folder, steps, mesh=None, batches=None, **options):
                checkpoints=checkpoints, progress=False, **{"save_every": SAVE_EVERY, **options})
 
 
-ONE_TO_FOUR, EIGHT_TO_TWO = ({"data": 1}, {"data": 4}), ({"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 2})
-
-
-@pytest.mark.parametrize("before, after", [ONE_TO_FOUR, EIGHT_TO_TWO])
+@pytest.mark.parametrize("before, after", [
+    pytest.param({"data": 1}, {"data": 4}, marks=pytest.mark.exhaustive),
+    ({"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 2}),
+])
 def test_resumed_on_another_number_of_devices_equals_unbroken_to_rounding(tmp_path, before, after):
   fit_toy(tmp_path, 7, make_mesh(**before), save_every=None)
   resumed = fit_toy(tmp_path, 14, make_mesh(**after), save_every=None)
@@ -138,20 +141,19 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path):
     s.bind(("localhost", 0))
     port = s.getsockname()[1]
   shared = tmp_path / "shared"
-  processes = [start_toy(shared, "--steps", 6, "--process", i, "--port", port) for i in range(2)]
-  outputs = [p.communicate(timeout=300)[0] for p in processes]
-  assert [p.returncode for p in processes] == [0, 0], "\n".join(o[-2000:] for o in outputs)
-  alone = fit_toy(tmp_path / "alone", 6, make_mesh(data=4))
-  for x, y in zip(finals(shared), toy.arrays(alone), strict=True):
-    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
-
-  # A SIGTERM to one of them, as a pod is preempted: both stop after the same step, and save it together.
-  processes = [start_toy(shared, "--steps", 10**6, "--process", i, "--port", port) for i in range(2)]
-  deadline = time.monotonic() + 120
-  while len(lines(shared / "metrics.jsonl")) < 10 and time.monotonic() < deadline:
+  processes = [
+      start_toy(shared, "--steps", 10**6, "--final-at", 6, "--process", i, "--port", port, devices=2) for i in range(2)]
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline and all(p.poll() is None for p in processes):
+    if (shared / "metrics.jsonl").exists() and len(lines(shared / "metrics.jsonl")) >= 10:
+      break
     time.sleep(0.1)
+  # A SIGTERM to one of them, as a pod is preempted: both stop after the same step, and save it together.
   processes[1].send_signal(signal.SIGTERM)
   outputs = [p.communicate(timeout=120)[0] for p in processes]
   assert [p.returncode for p in processes] == [128 + signal.SIGTERM] * 2, "\n".join(o[-2000:] for o in outputs)
   step = Checkpoints(shared / "checkpoints").latest
   assert f"stopped by SIGTERM after step {step}" in outputs[0]
+  alone = fit_toy(tmp_path / "alone", 6, make_mesh(data=4))
+  for x, y in zip(finals(shared), toy.arrays(alone), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)

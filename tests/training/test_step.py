@@ -24,7 +24,7 @@ def run(steps, mesh=None, **options):
   return state, frozen, metrics
 
 
-@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("k", [pytest.param(2, marks=pytest.mark.exhaustive), 4])
 def test_micro_batches_of_unequal_weight_equal_one_batch(k):
   # Without dropout, whose draws differ by micro-batch; the weights of the rows lie between 1 and 8.
   change = lora("**/kernel", rank=2)
@@ -68,10 +68,38 @@ def test_a_scalar_of_the_batch_reaches_every_micro_batch():
   assert float(one["rows"]) == pytest.approx(np.mean(batch["id"]), rel=1e-6)
 
 
+def one_number(objective, **options):
+  """The parameter and the metrics after a step of plain descent from 2 by an objective of one number."""
+  sgd = optax.sgd(1.0)
+  state, frozen = init_state(jax.random.key(0), {"w": jnp.float32(2)}, full(), sgd)
+  batch = {"x": np.array([1, 2, 3, 6], np.float32)}
+  state, metrics = make_train_step(objective, sgd, full(), **options)(state, frozen, batch)
+  return float(state.trainable["w"]), {name: float(v) for name, v in metrics.items()}
+
+
+def test_a_weight_that_depends_on_what_trains_is_a_constant_of_the_gradient():
+  # The gradient of 3 w / w, with the weight w held at 2, is 3 / 2; without it would be 0.
+  after, _ = one_number(lambda p, batch, key: (Mean(3 * p["w"], p["w"]), {}))
+  assert after == pytest.approx(2 - 1.5)
+
+
+def test_micro_batches_draw_apart_and_weigh_what_they_report():
+  def objective(p, batch, key):
+    draw, weight = jax.random.uniform(key), jnp.sum(batch["x"])
+    return Mean(p["w"] * weight, weight), {"draw": draw, "square": draw**2, "first": batch["x"][0]}
+
+  _, metrics = one_number(objective, accumulate=2)
+  # Rows 0 and 2 weigh 1 + 3, rows 1 and 3 weigh 2 + 6.
+  assert metrics["first"] == pytest.approx((1 * 4 + 2 * 8) / 12) and metrics["weight"] == 12
+  assert metrics["square"] > metrics["draw"] ** 2 + 1e-6  # equal only where both drew the same
+
+
 CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
-@pytest.mark.parametrize("axes, accumulate", [({"data": 8}, 1), ({"data": 1, "fsdp": 8}, 1), (CUBE, 1), (CUBE, 2)])
+@pytest.mark.parametrize("axes, accumulate", [
+    pytest.param({"data": 8}, 1, marks=pytest.mark.exhaustive),
+    pytest.param({"data": 1, "fsdp": 8}, 1, marks=pytest.mark.exhaustive), (CUBE, 1), (CUBE, 2)])
 def test_a_sharded_step_equals_an_unsharded_one(axes, accumulate):
   one, _, a = run(3, accumulate=accumulate)
   many, _, b = run(3, make_mesh(**axes), accumulate=accumulate)
