@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxft.decoding.prompts import checked_prompt, prompt_length
 from jaxft.models import decoder
 from jaxft.models.cache import Cache
 from jaxft.models.decoder import DecoderConfig
-from jaxft.models.sites import Edits, Tap
+from jaxft.models.sites import Edits
 
 UNREACHED = -1e9  # of a beam that does not exist: finite, so that sums and quotients stay finite
 
@@ -79,26 +80,24 @@ def beam_search(
     edits, prompt_edits: as of `jaxft.decoding.generate`.
 
   Raises:
-    ValueError: beams or max_new_tokens below 1, or a mask of another shape.
+    ValueError: beams below 1, or a prompt that `generate` refuses.
 
   The rules are those of transformers' `generate(num_beams=beams, num_return_sequences=beams, early_stopping=False)`,
   which this is tested against. With a length penalty above 0 the rule for a row's end is a heuristic: a longer beam
   might still have overtaken.
   """
-  for name, n in (("beams", beams), ("max_new_tokens", max_new_tokens)):
-    if n < 1:
-      raise ValueError(f"{name} must be at least 1; got {n}")
-  if mask is not None and mask.shape != prompt.shape:
-    raise ValueError(f"mask must have the prompt's shape {prompt.shape}; got {mask.shape}")
-  stop = (() if config.eos_id is None else (config.eos_id,)) if stop is None else tuple(int(s) for s in stop)
-  mask = jnp.ones(prompt.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
+  if beams < 1:
+    raise ValueError(f"beams must be at least 1; got {beams}")
   edits = {} if edits is None else edits
+  prompt_edits = edits if prompt_edits is None else prompt_edits
+  mask, stop = checked_prompt(
+      config, prompt, mask, stop, max_new_tokens=max_new_tokens, edits=prompt_edits, dtype=dtype)
   return _beam_search(
-      params, prompt, mask, edits, edits if prompt_edits is None else prompt_edits, config=config, beams=beams,
+      params, prompt, mask, edits, prompt_edits, config=config, beams=beams,
       max_new_tokens=max_new_tokens, length_penalty=length_penalty, stop=stop, dtype=jnp.dtype(dtype))
 
 
-@partial(jax.jit, static_argnames=("config", "beams", "max_new_tokens", "length_penalty", "stop", "dtype"))
+@partial(jax.jit, static_argnames=("config", "beams", "max_new_tokens", "stop", "dtype"))
 def _beam_search(
     params, prompt, mask, edits, prompt_edits, *, config, beams, max_new_tokens, length_penalty, stop, dtype
 ):
@@ -137,8 +136,7 @@ def _beam_search(
     rows = (jnp.arange(batch)[:, None] * beams + parents).ravel()
     return search._replace(cache=_rows(cache, rows))
 
-  embedded = jax.ShapeDtypeStruct((*prompt.shape, config.dim), dtype)
-  length = jax.eval_shape(lambda x: Tap(prompt_edits, ())("embed", x), embedded).shape[1]
+  length = prompt_length(config, prompt.shape, prompt_edits, dtype)
   cache = decoder.init_cache(config, batch, length + max_new_tokens - 1, dtype)
   hidden, cache, _ = decoder.hidden_states(
       params, config, prompt, mask=mask, cache=cache, dtype=dtype, edits=prompt_edits)

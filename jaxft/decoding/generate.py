@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxft.decoding import sampling
+from jaxft.decoding.prompts import checked_prompt, prompt_length
 from jaxft.models import decoder
 from jaxft.models.decoder import DecoderConfig
-from jaxft.models.sites import Edits, Tap
+from jaxft.models.sites import Edits
 
 
 class Generated(NamedTuple):
@@ -63,17 +64,15 @@ def generate(
     prompt_edits: edits of the prompt's pass in place of `edits`: what has a time axis, such as a soft prompt.
 
   Raises:
-    ValueError: max_new_tokens below 1, a mask of another shape.
+    ValueError: max_new_tokens below 1; a mask of another shape; a row without a real token; a real token or a stop
+      token outside the vocabulary; prompt and new tokens that reach beyond `config.max_length`.
   """
-  if max_new_tokens < 1:
-    raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
-  if mask is not None and mask.shape != prompt.shape:
-    raise ValueError(f"mask must have the prompt's shape {prompt.shape}; got {mask.shape}")
-  stop = (() if config.eos_id is None else (config.eos_id,)) if stop is None else tuple(int(s) for s in stop)
-  mask = jnp.ones(prompt.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
   edits = {} if edits is None else edits
+  prompt_edits = edits if prompt_edits is None else prompt_edits
+  mask, stop = checked_prompt(
+      config, prompt, mask, stop, max_new_tokens=max_new_tokens, edits=prompt_edits, dtype=dtype)
   return _generate(
-      params, prompt, mask, key, edits, edits if prompt_edits is None else prompt_edits, config=config,
+      params, prompt, mask, key, edits, prompt_edits, config=config,
       max_new_tokens=max_new_tokens, temperature=temperature, limits=(top_k, top_p, min_p), stop=stop,
       dtype=jnp.dtype(dtype),
   )
@@ -115,8 +114,7 @@ def _generate(
     step, _, done, _, _ = state
     return (step < max_new_tokens) & ~done.all()
 
-  embedded = jax.ShapeDtypeStruct((*prompt.shape, config.dim), dtype)
-  length = jax.eval_shape(lambda x: Tap(prompt_edits, ())("embed", x), embedded).shape[1]
+  length = prompt_length(config, prompt.shape, prompt_edits, dtype)
   cache = decoder.init_cache(config, batch, length + max_new_tokens - 1, dtype)
   hidden, cache, _ = decoder.hidden_states(
       params, config, prompt, mask=mask, cache=cache, dtype=dtype, edits=prompt_edits

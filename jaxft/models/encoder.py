@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from jaxft.models.attention import attend, packed_positions, same_segment
+from jaxft.models.bounds import check_range, rows
 from jaxft.models.linear import linear
 from jaxft.models.norms import layer_norm
 from jaxft.models.remat import Policy
@@ -34,7 +35,7 @@ class EncoderConfig:
 
   Attributes:
     vocab_size, dim, num_layers, num_heads, mlp_dim: sizes.
-    max_length: rows of the position table: the longest input, in tokens.
+    max_length: rows of the position table: the longest text, in tokens.
     type_vocab_size: rows of the token-type table.
     norm_eps: of every layer norm.
     pooling: "mean" over the real tokens, or "cls", the first position.
@@ -99,11 +100,12 @@ def hidden_states(
   Args:
     params: see the module's docstring.
     config: the shape of the encoder.
-    ids: token ids.
-    mask: nonzero at real tokens; None where all are. States at other positions are finite and mean nothing.
-    types: token types, 0 where None.
+    ids: token ids; the states of a row with a real one outside [0, vocab_size) are NaN.
+    mask: nonzero at real tokens; None where all are. States at other positions are finite and mean nothing, whatever
+      their ids.
+    types: token types, 0 where None; out of range they give NaN, as ids do.
     segment_ids: of rows that hold several texts, 0 at padding: a position sees only its own text, and positions count
-      from its start. A mask is not needed beside it.
+      from its start, so that a row may be longer than `max_length` but no text in it. A mask is not needed beside it.
     dtype: of the activations; norms and softmax are float32 whatever it is.
     remat: what layers keep for the backward pass; see `jaxft.models.remat`.
     edits, record: activations to edit and to record at `SITES`; see `jaxft.models.sites`. An edit of `embed`, the
@@ -114,8 +116,8 @@ def hidden_states(
     States `[batch, time, dim]`, longer by what an edit prepended, and the recorded sites by name.
 
   Raises:
-    ValueError: more positions than `config.max_length`, an edit that prepends positions to packed rows, or names that
-      are not sites.
+    ValueError: more positions than `config.max_length` in a row or, where segment_ids are not traced, in a segment (NaN
+      where they are); an edit that prepends positions to packed rows, or names that are not sites.
 
   Source: Devlin et al. 2018 (arXiv 1810.04805), with the exact GELU.
   """
@@ -142,20 +144,29 @@ def hidden_states(
 
 
 def _embed(params, config, ids, mask, types, segment_ids, dtype, tap):
-  x = tap("embed", lookup(params["tokens"]["embedding"], ids).astype(dtype))
+  real = mask.astype(bool) if mask is not None else None if segment_ids is None else segment_ids != 0
+  x = tap("embed", rows(params["tokens"]["embedding"], ids, real).astype(dtype))
   added, length = x.shape[1] - ids.shape[1], x.shape[1]
-  if length > config.max_length:
+  if length > config.max_length and segment_ids is None:
     raise ValueError(f"ids may have at most max_length = {config.max_length} positions; got {length}")
   if added and segment_ids is not None:
     raise ValueError(f"an edit of 'embed' added {added} positions: then segment_ids must be None")
   if added and mask is not None:
-    mask = jnp.pad(mask, ((0, 0), (added, 0)), constant_values=1)
-  positions = jnp.arange(length) if segment_ids is None else packed_positions(segment_ids)
+    mask, real = (jnp.pad(y, ((0, 0), (added, 0)), constant_values=1) for y in (mask, real))
   types = jnp.zeros_like(ids[:1]) if types is None else types
   types = jnp.pad(types, ((0, 0), (added, 0)))
-  x = x + lookup(params["positions"]["embedding"], positions).astype(dtype)
-  x = x + lookup(params["types"]["embedding"], types).astype(dtype)
+  x = x + _positions(params["positions"]["embedding"], config, length, real, segment_ids).astype(dtype)
+  x = x + rows(params["types"]["embedding"], types, None if types.shape[0] < x.shape[0] else real).astype(dtype)
   return tap("embed/out", layer_norm(x, params["norm"], eps=config.norm_eps)), mask
+
+
+def _positions(table, config, length, real, segment_ids):
+  if segment_ids is None:
+    return lookup(table, jnp.arange(length))
+  positions = packed_positions(segment_ids)
+  if length > config.max_length:
+    check_range("positions within segment_ids", positions, real, config.max_length, "max_length being the table's rows")
+  return rows(table, positions, real)
 
 
 def _attention(params, config, x, visible, attention, tap: Tap):

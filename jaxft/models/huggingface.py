@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 
 from jaxft.models.huggingface_config import Config, from_huggingface, to_huggingface
 from jaxft.models.names import HEAD, STACK, Rule, expected_shapes, is_decoder, misfits, rules_for, shape_of
-from jaxft.models.safetensors import Checkpoint, open_checkpoint, read_json, save_shards, write_atomically
+from jaxft.models.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards, write_atomically
+from jaxft.models.tokenizers import check_tokenizer
 from jaxft.transforms import layer_of, leaves_with_paths, materialize
 
 # Buffers that old versions saved, and BERT's next-sentence head, which embeddings do not use.
@@ -110,7 +111,7 @@ def _pooling(path: Path) -> dict[str, Any]:
   if not (path / "modules.json").is_file():
     return {}
   try:
-    modules = json.loads((path / "modules.json").read_text())
+    modules = parse_json((path / "modules.json").read_text(encoding="utf-8"))
     folders = {module["type"].rpartition(".")[2]: str(module["path"]) for module in modules}
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
     raise ValueError(f"modules.json is not a list of modules with type and path: {e}") from None
@@ -209,12 +210,14 @@ def save_directory(
 
   Raises:
     FileExistsError: there is something at `path`.
-    ValueError: the params are not those of the config.
+    ValueError: the params are not those of the config, or the tokenizer has tokens for which the embedding has no row.
   """
   path = Path(path)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise FileExistsError(f"{path} exists; saving does not replace it")
   tensors = to_named(params, config)
+  if tokenizer is not None:
+    check_tokenizer(tokenizer, config.vocab_size)
   part = path.with_name(f".{path.name}.{os.getpid()}.part")
   part.mkdir(parents=True)
   try:

@@ -91,6 +91,15 @@ class _Reader:
     self.problems.append(f"{key} must be a token id, a list of them, or null; got {value!r}")
     return None
 
+  def special_tokens(self, vocab_size: int) -> dict[str, int | None]:
+    """The ids of the special tokens, which must be rows of the embedding."""
+    out = {f"{role}_id": self.token(f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    for name, token in out.items():
+      if token is not None and token >= vocab_size:
+        self.problems.append(f"{name.replace('_id', '_token_id')} must be below vocab_size {vocab_size}; got {token}")
+        out[name] = None
+    return out
+
   def check(self, allowed: Mapping[str, tuple[Any, ...]]) -> None:
     for key, values in allowed.items():
       self.seen.add(key)
@@ -118,10 +127,11 @@ def _sizes(read: _Reader) -> dict[str, int]:
 
 def _bert(read: _Reader) -> dict[str, Any]:
   read.check(_BERT_CHECKED)
-  # Token ids and tying concern heads that an encoder here does not have.
-  read.seen |= {"pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"}
+  read.seen.add("tie_word_embeddings")  # of a head that an encoder here does not have
+  sizes = _sizes(read)
+  read.special_tokens(sizes["vocab_size"])
   return {
-    **_sizes(read),
+    **sizes,
     "max_length": read("max_position_embeddings", int, 512), "type_vocab_size": read("type_vocab_size", int, 2),
     "norm_eps": read("layer_norm_eps", float, 1e-12),
   }
@@ -134,8 +144,8 @@ def _llama(read: _Reader) -> dict[str, Any]:
     **_sizes(read),
     "max_length": read("max_position_embeddings", int), "norm_eps": read("rms_norm_eps", float, 1e-6),
     "tie_embeddings": read("tie_word_embeddings", bool, False), "rope_theta": _rope_theta(read),
-    "bos_id": read.token("bos_token_id"), "eos_id": read.token("eos_token_id"), "pad_id": read.token("pad_token_id"),
   }
+  out |= read.special_tokens(out["vocab_size"])
   out["num_kv_heads"] = read("num_key_value_heads", int, 8 if mistral else out["num_heads"])
   out["head_dim"] = read("head_dim", int, max(1, out["dim"] // out["num_heads"]))
   if mistral:

@@ -40,7 +40,7 @@ def wavelengths(head_dim: int, theta: float) -> Float[np.ndarray, "half"]:
   return 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
 
 
-def with_rope_base(config: Any, base: float) -> Any:
+def with_rope_base(config: Any, base: float, *, max_length: int | None = None) -> Any:
   """The config of a decoder with another base of its rotary frequencies, for a longer context.
 
   The params stay as they are, but read at another base they are another model: short contexts get worse until it is
@@ -49,12 +49,15 @@ def with_rope_base(config: Any, base: float) -> Any:
   Args:
     config: a `DecoderConfig`.
     base: above 1.
+    max_length: the longer context, in tokens; None keeps the config's.
 
   Raises:
-    ValueError: base is not above 1.
+    ValueError: base is not above 1, or max_length is below 1.
 
   Source: 01.AI 2024, Yi (arXiv 2403.04652), after Xiong et al. 2023 (arXiv 2309.16039).
   """
   if not base > 1:
     raise ValueError(f"base must be above 1; got {base}")
-  return dataclasses.replace(config, rope_theta=float(base))
+  if max_length is not None and max_length < 1:
+    raise ValueError(f"max_length must be at least 1; got {max_length}")
+  return dataclasses.replace(config, rope_theta=float(base), max_length=max_length or config.max_length)

@@ -136,7 +136,7 @@ def _open_file(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str], mmap.
     # The library refuses what lies: sizes, offsets and shapes that do not fit each other and the file.
     with safetensors.safe_open(path, framework="np"), open(path, "rb") as f:
       size = int.from_bytes(f.read(8), "little")
-      header = json.loads(f.read(size), object_pairs_hook=_pairs)
+      header = parse_json(f.read(size))
       mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     metadata, tensors = header.pop("__metadata__", None) or {}, {}
     for name, entry in header.items():
@@ -159,6 +159,15 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return out
 
 
+def parse_json(text: str | bytes) -> Any:
+  """The value of a JSON text.
+
+  Raises:
+    ValueError: it is not valid JSON, or an object in it repeats a key.
+  """
+  return json.loads(text, object_pairs_hook=_pairs)
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """A JSON file that holds an object.
 
@@ -166,7 +175,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     ValueError: it is not valid JSON, not an object, or repeats a key; names the file.
   """
   try:
-    value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_pairs)
+    value = parse_json(Path(path).read_text(encoding="utf-8"))
   except (ValueError, RecursionError) as e:
     raise ValueError(f"{path} is not valid JSON: {e}") from None
   if not isinstance(value, dict):

@@ -53,6 +53,19 @@ def read_tokenizer(path: str | os.PathLike) -> TokenizerFiles:
   return TokenizerFiles(tokenizer, chat_template(path), max_length)
 
 
+def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
+  """Raises ValueError where a tokenizer can give an id for which an embedding of `vocab_size` rows has none."""
+  ids = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+  # What a post-processor puts around a text carries ids of its own, which need not be in the vocabulary.
+  empty = tokenizer.encode("")
+  ids |= dict(zip(empty.ids, empty.tokens, strict=True))
+  if over := sorted(i for i in ids if i >= vocab_size):
+    raise ValueError(
+        f"the tokenizer has {len(over)} tokens for which the embedding of {vocab_size} rows has none, such as "
+        f"{ids[over[0]]!r} (id {over[0]}); take the tokenizer that goes with the checkpoint, or give the embedding "
+        "more rows")
+
+
 def chat_template(path: Path) -> str | None:
   """The chat template of a Hugging Face folder, or None.
 

@@ -1,6 +1,7 @@
 """Adapter files without PEFT: what is saved is read back bit by bit, and everything that does not fit is named."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from jaxft.adapters import prefix, soft_prompt
 from jaxft.adapters.peft_files import load_peft, load_peft_prompt, save_peft, save_peft_prompt
-from jaxft.adapters.peft_files.modules import shortest
+from jaxft.adapters.peft_files.modules import of_module, shortest
 from jaxft.adapters.peft_files.torch_random import randperm
 from jaxft.models import decoder, encoder
 from jaxft.models.decoder import DecoderConfig
@@ -17,11 +18,12 @@ from jaxft.models.encoder import EncoderConfig
 from jaxft.models.safetensors import open_checkpoint, save_file
 from jaxft.transforms import chain, cut_layers, lora, low_rank, quantize, stack_layers, train, unstack_layers
 from jaxft.transforms.fourier import fourier_ft
-from jaxft.transforms.hadamard import loha
+from jaxft.transforms.hadamard import hira, loha
 from jaxft.transforms.ia3 import ia3
 from jaxft.transforms.low_rank_inits import pissa
 from jaxft.transforms.randlora import rand_lora
 from jaxft.transforms.road import road
+from jaxft.transforms.tokens import trainable_tokens
 
 KEY = jax.random.key(0)
 SIZES = dict(vocab_size=40, dim=16, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
@@ -216,14 +218,151 @@ def test_files_that_cannot_be_read(tmp_path):
     load_peft(tmp_path / "a", PARAMS, CONFIG)
 
 
+TIED_PARAMS = decoder.init(KEY, TIED)
+HEAD, TABLE = "base_model.model.lm_head", "base_model.model.model.embed_tokens"
+
+
+def loaded(folder, params=PARAMS, config=CONFIG):
+  adapter = load_peft(folder, params, config)
+  return adapter.transform.join(adapter.frozen, adapter.trainable)
+
+
+def without(*names):
+  return lambda tensors: [tensors.pop(name) for name in names]
+
+
+def off(name):
+  return lambda tensors: tensors.update({name: tensors[name] + 1})
+
+
 def test_a_tied_head_is_not_adapted_apart(tmp_path):
-  params = decoder.init(KEY, TIED)
-  with pytest.raises(ValueError, match="output head as well"):
-    saved(tmp_path, lora("**/embedding", rank=2), params, TIED)
   saved(tmp_path)
   edit(tmp_path, target_modules=["q_proj", "lm_head"])
   with pytest.raises(ValueError, match="ties its head"):
-    load_peft(tmp_path, params, TIED)
+    load_peft(tmp_path, TIED_PARAMS, TIED)
+
+
+WHOLE = chain(LORA, train("embed/tokens/embedding"))
+
+
+@pytest.mark.parametrize("transform, change, settings, message", [
+    # PEFT's own file without ensure_weight_tying: a copy trains, and the head keeps the old table.
+    (WHOLE, without(f"{HEAD}.weight"), {"ensure_weight_tying": False}, "in PEFT the head keeps the old one"),
+    (WHOLE, off(f"{HEAD}.weight"), {}, "in PEFT the head gets another one"),
+    (WHOLE, without(f"{TABLE}.weight"), {"modules_to_save": ["lm_head"]}, "modules_to_save name lm_head alone"),
+    (lora("**/embedding", rank=2), None, {"ensure_weight_tying": False}, "in PEFT the embedding alone"),
+    (lora("**/embedding", rank=2), off(f"{HEAD}.lora_A.weight"), {}, "lora_A.weight is not lora_embedding_B"),
+    (lora("**/embedding", rank=2), without(f"{HEAD}.lora_B.weight"), {}, "lora_B.weight is not"),
+    (lora("**/embedding", rank=2), None, {"alpha_pattern": {"lm_head": 3}}, "has other settings"),
+])
+def test_a_tied_head_that_is_another_matrix_in_the_file(transform, change, settings, message, tmp_path):
+  joined = saved(tmp_path, transform, TIED_PARAMS, TIED)
+  equal(jax.tree.leaves(joined), jax.tree.leaves(loaded(tmp_path, TIED_PARAMS, TIED)))
+  edit(tmp_path, change, **settings)
+  with pytest.raises(ValueError, match=message):
+    load_peft(tmp_path, TIED_PARAMS, TIED)
+
+
+def test_rows_of_an_embedding_beside_a_lora(tmp_path):
+  transform = chain(LORA, trainable_tokens([3, 39]))
+  for name, params, config in (("tied", TIED_PARAMS, TIED), ("untied", PARAMS, CONFIG)):
+    joined = saved(tmp_path / name, transform, params, config)
+    settings = json.loads((tmp_path / name / "adapter_config.json").read_text())
+    assert settings["trainable_token_indices"] == {"embed_tokens": [3, 39]}
+    equal(jax.tree.leaves(joined), jax.tree.leaves(loaded(tmp_path / name, params, config)))
+  edit(tmp_path / "tied", trainable_token_indices=[3, 39])
+  loaded(tmp_path / "tied", TIED_PARAMS, TIED)
+  for given, message in (
+      ({"embed_tokens": [3, 39], "lm_head": [3, 38]}, "must be the same"), ({"lm_head": [3]}, "must be the same"),
+      ({"wte": [3]}, "must name one embedding"), ([3, 40], "row 40"), ([-1], "must be a list of rows"),
+      ("x", "must be a list of rows"), ([3], "do not fit")):
+    edit(tmp_path / "tied", trainable_token_indices=given)
+    with pytest.raises(ValueError, match=message):
+      load_peft(tmp_path / "tied", TIED_PARAMS, TIED)
+  edit(tmp_path / "untied", trainable_token_indices={"embed_tokens": [3, 39], "lm_head": [3, 39]})
+  with pytest.raises(ValueError, match="must name one embedding"):
+    load_peft(tmp_path / "untied", PARAMS, CONFIG)
+
+
+def test_a_copy_of_the_heads_weights_is_dropped_where_it_is_equal(tmp_path):
+  joined = saved(tmp_path, lora("{head,layers/attention/query}/kernel", rank=2))
+  copy = np.asarray(PARAMS["head"]["kernel"]).T
+  edit(tmp_path, lambda tensors: tensors.update({f"{HEAD}.base_layer.weight": copy}))
+  equal(jax.tree.leaves(joined), jax.tree.leaves(loaded(tmp_path)))
+  edit(tmp_path, lambda tensors: tensors.update({f"{HEAD}.base_layer.weight": copy + 1}))
+  with pytest.raises(ValueError, match="lm_head differs in the file from head/kernel"):
+    load_peft(tmp_path, PARAMS, CONFIG)
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"use_future_variant": True}, "use_future_variant=True is not known to leave the numbers as they are"),
+    ({"target_module": ["q_proj"]}, "target_module=.*nearest: target_modules"),
+    ({"fan_in_fan_out": True}, "fan_in_fan_out=True is a variant"),
+    ({"r": 10**9}, "r=1000000000 asks for more than the file holds"),
+    ({"rank_pattern": {"q_proj": 10**9}}, "r=1000000000 asks for more"),
+    ({"r": "2"}, "r must be an integer; got '2'"),
+    ({"r": 2.5}, "r must be an integer; got 2.5"),
+    ({"r": True}, "r must be an integer; got True"),
+    ({"lora_alpha": "x"}, "lora_alpha must be a finite number; got 'x'"),
+    ({"lora_alpha": float("nan")}, "lora_alpha must be a finite number; got nan"),
+    ({"use_rslora": "no"}, "use_rslora must be true or false; got 'no'"),
+    ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern.'q_proj'. must be a finite number; got 'x'"),
+    ({"alpha_pattern": [1]}, "alpha_pattern must map names of modules to numbers"),
+    ({"alpha_pattern": {"[": 1}}, "alpha_pattern.*is not a valid pattern"),
+    ({"target_modules": "["}, "target_modules is not a valid pattern"),
+    ({"target_modules": [1]}, "target_modules must be a pattern or a list of names"),
+    ({"target_modules": {"q_proj": 1}}, "target_modules must be a pattern or a list of names"),
+    ({"exclude_modules": "("}, "exclude_modules is not a valid pattern"),
+    ({"modules_to_save": "norm"}, "modules_to_save must be a list of names"),
+    ({"modules_to_save": ["(a*)*"]}, "modules_to_save must be a list of names, with letters"),
+    ({"layers_to_transform": "0"}, "layers_to_transform must be the index of a layer"),
+    ({"layers_to_transform": [0], "layers_pattern": "(.*)*"}, "layers_pattern must be the name"),
+    ({"layers_to_transform": [0, 1, 2], "layers_pattern": "blocks"}, "leave no module"),
+    ({"bias": "some"}, "bias must be"),
+])
+def test_a_setting_that_is_not_read_exactly(settings, message, saved_once, tmp_path):
+  shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
+  edit(tmp_path, **settings)
+  with pytest.raises(ValueError, match=message):
+    load_peft(tmp_path, PARAMS, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+  """A folder with an adapter, to be copied."""
+  saved(folder := tmp_path_factory.mktemp("adapter"))
+  return folder
+
+
+def test_settings_that_leave_the_numbers_alone(saved_once, tmp_path):
+  shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
+  want = loaded(tmp_path)
+  edit(tmp_path, some_new_switch=False, revision="main", megatron_core="megatron.core", layers_pattern=["layers"],
+       layers_to_transform=[0, 1, 2], target_modules=r"(?!.*vision).*\.(self_attn|mlp)\.(q_proj|down_proj)")
+  equal(jax.tree.leaves(want), jax.tree.leaves(loaded(tmp_path)))
+
+
+def test_a_pattern_that_would_run_for_ever(saved_once, tmp_path, monkeypatch):
+  monkeypatch.setattr("jaxft.adapters.peft_files.settings._SECONDS", 0.5)
+  shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
+  edit(tmp_path, target_modules="(((((.*)*)*)*)*)*x")
+  with pytest.raises(ValueError, match="target_modules took more than 0.5 seconds"):
+    load_peft(tmp_path, PARAMS, CONFIG)
+
+
+def test_a_key_that_occurs_twice(saved_once, tmp_path):
+  shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
+  file = tmp_path / "adapter_config.json"
+  file.write_text(file.read_text().replace("{", '{"lora_alpha": 99,', 1))
+  with pytest.raises(ValueError, match="adapter_config.json is not valid JSON: 'lora_alpha' occurs more than once"):
+    load_peft(tmp_path, PARAMS, CONFIG)
+
+
+def test_a_name_in_a_pattern_begins_at_a_dot():
+  module = "model.layers.0.self_attn.q_proj"
+  read = lambda key: of_module({"lora_alpha": 1, "alpha_pattern": {key: 5}}, {"lora_alpha": "alpha_pattern"}, module)
+  assert [read(key)["lora_alpha"] for key in ("q_proj", "self_attn.q_proj", module, "proj", "attn.q_proj", "q")] == [
+      5, 5, 5, 1, 1, 1]
 
 
 @pytest.mark.parametrize("transform, options, message", [
@@ -239,6 +378,7 @@ def test_a_tied_head_is_not_adapted_apart(tmp_path):
     (fourier_ft("**/query/kernel", frequencies=4), {"peft_type": "FOURIERFT", "scaling": 150.0}, "peft_frequencies"),
     (rand_lora("**/{query,key}/kernel", rank=3), {"peft_type": "RANDLORA", "randlora_alpha": 640}, "as many terms"),
     (train("head/kernel"), {}, "nothing of what trains"),
+    (chain(hira("**/query/kernel", rank=2), hira("**/down/kernel", rank=3)), {"peft_type": "HIRA"}, "PEFT has one r"),
     (ia3("embed/**", None), {"peft_type": "IA3"}, "does not adapt embed/tokens/embedding"),
 ])
 def test_what_the_format_cannot_hold(transform, options, message, tmp_path):

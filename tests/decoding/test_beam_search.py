@@ -26,7 +26,7 @@ def all_continuations(params, row):
   """Every continuation that ends, or is NEW tokens long, with its log-probability by full passes."""
   tails = np.array(list(itertools.product(range(CONFIG.vocab_size), repeat=NEW)), np.int32)
   ids = jnp.concatenate([jnp.tile(row, (len(tails), 1)), tails], axis=1)
-  nll = np.asarray(decoder.token_nll(params, CONFIG, ids))[:, len(row) - 1:]
+  nll = np.asarray(decoder.token_nll(params, CONFIG, ids)[0])[:, len(row):]
   found = {}
   for tail, losses in zip(tails.tolist(), nll):
     length = tail.index(CONFIG.eos_id) + 1 if CONFIG.eos_id in tail else NEW

@@ -1,9 +1,11 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.decoding import generate, sampling
+from jaxft.decoding import beam_search, generate, sampling
 from jaxft.models import decoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Prepend
@@ -119,3 +121,34 @@ def test_errors_name_the_argument(params):
     generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=1, temperature=-1)
   with pytest.raises(ValueError, match="k must be at least 1; got 0"):
     sampling.top_k(jnp.zeros(3), 0)
+
+
+def test_what_the_model_has_no_row_or_no_place_for(params):
+  config = dataclasses.replace(CONFIG, max_length=8)
+  left = jnp.array([[1] * 5, [0, 0, 1, 1, 1]])
+  soft = {"embed": Prepend(jnp.zeros((2, 16)))}
+  for prompt, options, message in (
+      (PROMPT.at[1, 3].set(40), {}, r"prompt must lie in \[0, 40\), vocab_size; got 40 at \[1, 3\]"),
+      (PROMPT.at[0, 0].set(-1), {}, r"got -1 at \[0, 0\]"),
+      (PROMPT, {"stop": [3, -1]}, r"stop must be token ids in \[0, vocab_size = 40\); got -1"),
+      (PROMPT, {"mask": left.at[1].set(0)}, "mask must leave every row of the prompt a real token; row 1 has none"),
+      (PROMPT, {"max_new_tokens": 5}, "at most 4 after a prompt of 5 positions.*max_length = 8; got 5"),
+      (PROMPT, {"mask": left, "max_new_tokens": 5}, "at most 4 after a prompt of 5"),
+      (PROMPT, {"prompt_edits": soft, "max_new_tokens": 3}, "at most 2 after a prompt of 7"),
+      (jnp.tile(PROMPT, 2), {"mask": jnp.tile(left, 2).at[:, 5:].set(0)}, "prompt may have at most max_length = 8"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      generate(params, config, prompt, jax.random.key(0), **{"max_new_tokens": 1} | options)
+    with pytest.raises(ValueError, match=message):
+      beam_search(params, config, prompt, beams=2, **{"max_new_tokens": 1} | options)
+
+
+def test_up_to_the_last_position_of_the_context(params):
+  """The last new token is drawn and never read; padding takes no position."""
+  config = dataclasses.replace(CONFIG, max_length=8)
+  run = lambda config, prompt, **options: generate(
+      params, config, prompt, jax.random.key(0), max_new_tokens=4, temperature=0.0, **options)
+  want = run(CONFIG, PROMPT)
+  padded = jnp.pad(PROMPT, ((0, 0), (3, 0)), constant_values=-100)
+  for got in (run(config, PROMPT), run(config, padded, mask=padded >= 0)):
+    assert got.tokens.tolist() == want.tokens.tolist() and np.isfinite(got.log_probs).all()

@@ -20,9 +20,14 @@ def states(model, params, config, edits=None):
   return model.hidden_states(params, config, jnp.asarray(IDS), mask=jnp.asarray(MASK), edits=edits)[0]
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+# Every storage and every boundary is met once by each model; all pairs in the exhaustive tier.
+PAIRS = [
+    pytest.param(storage, boundary, marks=() if i == boundary - 1 else pytest.mark.exhaustive)
+    for i, storage in enumerate(STORAGES) for boundary in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("storage, boundary", PAIRS)
 @pytest.mark.parametrize("model, config", [(encoder, ENCODER), (decoder, DECODER)], ids=["encoder", "decoder"])
-@pytest.mark.parametrize("boundary", [1, 2, 3])
 def test_training_the_upper_part_on_stored_states_is_training_it_in_the_whole_model(model, config, storage, boundary):
   params = STORAGES[storage](model.init(jax.random.key(0), config, stddev=0.3))
   lower, upper = cut_model(params, config, boundary)

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import jax
@@ -6,15 +7,18 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from jaxft.losses import Mean
 from jaxft.models import decoder
 from jaxft.models.attention import attend
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Prepend
 from jaxft.transforms import cut_layers, lora, materialize, unstack_layers
+from jaxft.transforms.leaves import LowRank
+from jaxft.transforms.tokens import trainable_tokens
 
 CONFIG = DecoderConfig(vocab_size=60, dim=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=40)
 IDS = jax.random.randint(jax.random.key(1), (2, 8), 1, 60)
-WEIGHT = jax.random.normal(jax.random.key(2), (2, 7))
+WEIGHT = jax.random.normal(jax.random.key(2), (2, 8))
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +37,16 @@ def close(a, b, rtol=1e-4, atol=2e-5):
 
 def plain_nll(params, config=CONFIG, ids=IDS, **options):
   logits = decoder.logits(params, config, decoder.hidden_states(params, config, ids, **options).hidden[:, :-1])
-  return -jnp.take_along_axis(jax.nn.log_softmax(logits), ids[:, 1:, None], axis=-1)[..., 0]
+  nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), ids[:, 1:, None], axis=-1)[..., 0]
+  return jnp.pad(nll, ((0, 0), (1, 0)))
 
 
 def test_stacked_unrolled_and_cut_agree_under_every_remat_policy(params):
   grad = jax.jit(jax.grad(lambda p: jnp.sum(WEIGHT * plain_nll(p))))(params)
   cut = lambda p: cut_layers(p, [1])
   for arrange, remat in ((lambda p: p, "dots"), (unstack_layers, "full"), (cut, "none")):
-    step = jax.jit(jax.grad(lambda p, r=remat: jnp.sum(WEIGHT * decoder.token_nll(p, CONFIG, IDS, remat=r, chunk=3))))
+    nll = lambda p, r=remat: decoder.token_nll(p, CONFIG, IDS, remat=r, chunk=3)[0]
+    step = jax.jit(jax.grad(lambda p, nll=nll: jnp.sum(WEIGHT * nll(p))))
     close(step(arrange(params)), arrange(grad), rtol=1e-3, atol=1e-4)
 
 
@@ -68,10 +74,12 @@ def test_packed_equals_unpacked(params):
   close(packed[:5], states(params)[0, :5])
   close(packed[5:13], states(params)[1])
   score = jax.jit(lambda ids, segments=None: decoder.token_nll(params, CONFIG, ids, segment_ids=segments))
-  nll, apart = score(row, segments)[0], score(IDS)
-  close(nll[:4], apart[0, :4])
-  close(nll[5:12], apart[1])
-  assert nll[4] == 0 and (nll[12:] == 0).all()  # no segment is scored on the last one's end, nor padding
+  (nll,), (weights,) = score(row, segments)
+  apart, _ = score(IDS)
+  close(nll[:5], apart[0, :5])
+  close(nll[5:13], apart[1])
+  # No segment is scored on the last one's end, nor padding.
+  assert weights.tolist() == [0] + [1] * 4 + [0] + [1] * 7 + [0] * 3 and (nll[weights == 0] == 0).all()
 
 
 def test_only_relative_positions_matter(params):
@@ -133,18 +141,33 @@ def test_token_nll_equals_the_plain_path(tie):
   assert ("head" in params) != tie
   mask = jnp.arange(8) < jnp.array([8, 5])[:, None]
   where = jnp.arange(8) >= jnp.array([3, 2])[:, None]
-  chosen = decoder.scored(IDS, where=where, mask=mask)
-  assert chosen.sum(1).tolist() == [5, 3]
-  fast = lambda p: jnp.sum(WEIGHT * decoder.token_nll(p, config, IDS, mask=mask, where=where, chunk=4))
-  plain = lambda p: jnp.sum(WEIGHT * jnp.where(chosen, plain_nll(p, config, mask=mask), 0))
+  def fast(p):
+    values, weights = decoder.token_nll(p, config, IDS, mask=mask, where=where, chunk=4)
+    return jnp.sum(WEIGHT * values) + Mean.of(values, weights).value
+
+  def plain(p):
+    values, weights = plain_nll(p, config, mask=mask), (where & mask).astype(jnp.float32)
+    return jnp.sum(WEIGHT * weights * values) + jnp.sum(weights * values) / 8
+
   close(*(jax.jit(jax.value_and_grad(f))(params) for f in (fast, plain)), rtol=1e-3, atol=1e-4)
+
+
+def test_the_mean_counts_the_scored_tokens_alone(params):
+  """The idiom of the README: a mask of a third of the tokens gives the mean over that third."""
+  where = jnp.arange(8) % 3 == 0  # the first token too, which nothing predicts
+  mean = Mean.of(*decoder.token_nll(params, CONFIG, IDS, where=jnp.broadcast_to(where, IDS.shape)))
+  close(mean.value, plain_nll(params)[:, 3::3].mean())
+  assert mean.weight == 4
+  doubled = Mean.of(*decoder.token_nll(params, CONFIG, IDS, where=jnp.broadcast_to(2.0 * where, IDS.shape)))
+  assert doubled.weight == 8
+  close(doubled.value, mean.value)
 
 
 def test_structured_leaves_equal_the_materialized_model(params):
   transform = lora(["layers/**/kernel", "embed/tokens/embedding"], rank=3)
   frozen, trainable = transform.split(jax.random.key(2), params)
   trainable = jax.tree.map(lambda x: x + 0.05, trainable)
-  loss = lambda p: jnp.sum(WEIGHT * decoder.token_nll(p, CONFIG, IDS))
+  loss = lambda p: jnp.sum(WEIGHT * decoder.token_nll(p, CONFIG, IDS)[0])
   got = jax.jit(jax.value_and_grad(lambda t: loss(transform.join(frozen, t))))(trainable)
   want = jax.jit(jax.value_and_grad(lambda t: loss(materialize(transform.join(frozen, t)))))(trainable)
   close(got, want, rtol=2e-3, atol=1e-3)
@@ -155,7 +178,7 @@ def test_a_frozen_head_is_multiplied_twice_in_a_training_step():
   params = decoder.init(jax.random.key(0), config)
   transform = lora("layers/**/kernel", rank=1)
   frozen, trainable = transform.split(jax.random.key(1), params)
-  step = jax.jit(jax.grad(lambda t: decoder.token_nll(transform.join(frozen, t), config, IDS).sum()))
+  step = jax.jit(jax.grad(lambda t: decoder.token_nll(transform.join(frozen, t), config, IDS)[0].sum()))
   flops = step.lower(trainable).compile().cost_analysis()["flops"]
   product = 2 * 2 * 7 * 16 * 4096
   assert 2 * product < flops < 2.7 * product
@@ -165,14 +188,15 @@ def test_bfloat16_stays_bfloat16_and_close(params):
   hidden = states(params, dtype=jnp.bfloat16)
   assert hidden.dtype == jnp.bfloat16
   assert np.abs(hidden.astype(jnp.float32) - states(params)).max() < 0.3
-  assert decoder.token_nll(params, CONFIG, IDS, dtype=jnp.bfloat16).dtype == jnp.float32
+  assert decoder.token_nll(params, CONFIG, IDS, dtype=jnp.bfloat16)[0].dtype == jnp.float32
 
 
 def test_a_soft_prompt_of_token_embeddings_is_these_tokens(params):
   edits = {"embed": Prepend(params["embed"]["tokens"]["embedding"][IDS[0, :3]])}
   rest = IDS[:1, 3:]
   close(decoder.hidden_states(params, CONFIG, rest, edits=edits).hidden, states(params, IDS[:1]))
-  close(decoder.token_nll(params, CONFIG, rest, edits=edits), decoder.token_nll(params, CONFIG, IDS[:1])[:, 3:])
+  got, want = decoder.token_nll(params, CONFIG, rest, edits=edits)[0], decoder.token_nll(params, CONFIG, IDS[:1])[0]
+  close(got[:, 1:], want[:, 4:])
   with pytest.raises(ValueError, match="added 3 positions"):
     decoder.hidden_states(params, CONFIG, rest, edits=edits, segment_ids=jnp.ones_like(rest))
 
@@ -184,12 +208,78 @@ def test_a_sharded_pass_equals_one_device(params):
   place = lambda path, x: jax.device_put(x, NamedSharding(mesh, next(
       (s for name, s in spec.items() if f"'{name}'" in jax.tree_util.keystr(path)), P())))
   ids = jnp.concatenate([IDS, IDS[:, ::-1]])
-  value = lambda p, ids: decoder.token_nll(p, CONFIG, ids, chunk=3)
+  value = lambda p, ids: decoder.token_nll(p, CONFIG, ids, chunk=3)[0]
   want = jax.jit(value)(params, ids)
   sharded = jax.tree_util.tree_map_with_path(place, params)
   got = jax.jit(value)(sharded, jax.device_put(ids, NamedSharding(mesh, P("data"))))
   assert len(got.sharding.device_set) == 8
   close(got, want)
+
+
+BAD = jnp.array([[3, 5, 60, 7, 1], [3, -1, 4, 7, 1]])  # of 60 rows
+
+
+def test_a_token_without_a_row_gives_nan_and_never_another_tokens_row(params):
+  for edited in (params, adapted(params)):
+    assert np.isnan(states(edited, BAD)).any((1, 2)).all()
+  padded = jnp.array([[1, 1, 0, 0, 0], [1, 0, 0, 1, 1]])
+  mask_or_segments = ({"mask": padded}, {"segment_ids": jnp.array([[1, 1, 0, 0, 0], [1, 0, 0, 2, 2]])})
+  for options in mask_or_segments:  # at padding any id will do
+    real = np.asarray(padded, bool)
+    got, want = (states(params, ids, **options) for ids in (BAD, BAD.clip(0, 59)))
+    assert np.isfinite(got).all()
+    close(got[real], want[real])
+
+
+def adapted(params):
+  """Rows of the embedding replaced, in a structured leaf."""
+  transform = trainable_tokens([3])
+  return transform.join(*transform.split(jax.random.key(0), params))
+
+
+def test_positions_beyond_the_context(params):
+  short = dataclasses.replace(CONFIG, max_length=6)
+  run = lambda ids, **options: decoder.hidden_states(params, short, ids, **options).hidden
+  message = "at most max_length = 6 positions, the model's context; got 8"
+  for options in ({}, {"mask": jnp.ones_like(IDS)}, {"cache": decoder.init_cache(short, 2, 9)}):
+    with pytest.raises(ValueError, match=message):
+      run(IDS, **options)
+  with pytest.raises(ValueError, match="at most max_length = 6 positions, the model's context; got 7"):
+    run(IDS[:, :5], edits={"embed": Prepend(jnp.zeros((2, CONFIG.dim)))})
+  # A packed row may be longer than the context, and no segment of it.
+  fits, over = jnp.array([[1] * 6 + [2] * 2] * 2), jnp.array([[1] * 7 + [2]] * 2)
+  close(run(IDS, segment_ids=fits), states(params, segment_ids=fits))
+  positions = jnp.arange(8)[None]
+  for options in ({"segment_ids": over}, {"positions": positions}, {"positions": -1 - positions[:, :4]}):
+    ids = IDS[:, :next(iter(options.values())).shape[1]]
+    with pytest.raises(ValueError, match=r"positions must lie in \[0, 6\), max_length being the model's context; got"):
+      run(ids, **options)
+  # What is traced cannot be refused.
+  assert np.isnan(jax.jit(lambda p: run(IDS, positions=p))(positions)).all()
+  # From a cache with more slots than the context: token by token up to it, and no further.
+  cache, hidden = decoder.init_cache(short, 2, 9), []
+  step = jax.jit(lambda ids, cache: decoder.hidden_states(params, short, ids, cache=cache)[:2])
+  for t in range(7):
+    out, cache = step(IDS[:, t:t + 1], cache)
+    hidden.append(np.isnan(out).any())
+  assert hidden == [False] * 6 + [True]
+
+
+def test_dropout_on_a_tied_head_acts_on_the_states_that_enter_its_factors(params):
+  a, b = (jax.random.normal(jax.random.key(i), shape) for i, shape in ((3, (60, 2)), (4, (2, 24))))
+  w, key, hidden = params["embed"]["tokens"]["embedding"], jax.random.key(5), states(params)
+  table = LowRank(w, a, b, scale=0.5, dropout=0.5, key=key)
+  dropped = jnp.where(jax.random.bernoulli(key, 0.5, hidden.shape), 2 * hidden, 0)
+  want = hidden @ w.T + 0.5 * (dropped @ b.T) @ a.T
+  close(decoder.logits({"embed": {"tokens": {"embedding": table}}}, CONFIG, hidden), want, rtol=1e-3)
+  assert np.abs(want - hidden @ (w + 0.5 * a @ b).T).max() > 1
+
+
+@pytest.mark.parametrize("name", ["bos_id", "eos_id", "pad_id"])
+def test_a_special_token_is_a_row_of_the_embedding(name):
+  for token in (60, -1):
+    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, vocab_size = 60\); got {token}"):
+      dataclasses.replace(CONFIG, **{name: token})
 
 
 def test_errors_name_the_argument(params):

@@ -66,12 +66,18 @@ def test_packed_texts_get_the_vectors_and_gradients_that_they_get_alone(params, 
   def together(params):
     return encoder.embed_packed(params, config, packed["ids"], packed["segment_ids"], 4)
 
-  value, got = jax.jit(apart)(params), jax.jit(together)(params)
-  close(got, value[jnp.array([0, 1, 2, 1])], rtol=1e-4, atol=1e-5)
   weight = jax.random.normal(jax.random.key(2), (3, CONFIG.dim))
-  gradient = jax.jit(jax.grad(lambda p: jnp.sum(weight * apart(p))))(params)
-  got = jax.jit(jax.grad(lambda p: jnp.sum(weight * together(p)[:3])))(params)
-  close(got, gradient, rtol=1e-3, atol=1e-4)
+
+  def weighed(vectors):
+    def loss(params):
+      out = vectors(params)
+      return jnp.sum(weight * out[:3]), out
+
+    return jax.jit(jax.grad(loss, has_aux=True))
+
+  (gradient, value), (got_gradient, got) = (weighed(vectors)(params) for vectors in (apart, together))
+  close(got, value[jnp.array([0, 1, 2, 1])], rtol=1e-4, atol=1e-5)
+  close(got_gradient, gradient, rtol=1e-3, atol=1e-4)
 
 
 def test_packed_rows_take_no_prepended_positions(params):
@@ -144,6 +150,27 @@ def test_a_soft_prompt_is_encoded_but_not_pooled(params):
   for kwargs in ({}, {"types": jnp.zeros_like(IDS)}):
     close(encoder.hidden_states(params, CONFIG, IDS, MASK, edits=words, **kwargs)[0],
           encoder.hidden_states(params, CONFIG, longer, mask)[0])
+
+
+def test_a_token_or_type_without_a_row_gives_nan_and_never_another_tokens_row(params):
+  run = jax.jit(lambda ids, mask, types: encoder.hidden_states(params, CONFIG, ids, mask, types=types)[0])
+  everything, zero = jnp.ones_like(MASK), jnp.zeros_like(IDS)
+  for bad in (50, -1):
+    assert np.isnan(run(IDS.at[:, 2].set(bad), everything, zero)).any((1, 2)).all()
+    assert np.isfinite(run(jnp.where(MASK, IDS, bad), MASK, jnp.where(MASK, 0, bad))).all()
+    assert np.isnan(run(IDS, everything, zero.at[:, 3].set(bad))).any((1, 2)).all()
+
+
+def test_a_packed_row_may_be_longer_than_the_context_and_no_text_in_it(params):
+  ids = jax.random.randint(jax.random.key(3), (1, 18), 0, 50)
+  segments = lambda *lengths: jnp.repeat(jnp.arange(len(lengths)) + 1, jnp.array(lengths))[None]
+  run = lambda segment_ids: encoder.hidden_states(params, CONFIG, ids, segment_ids=segment_ids)[0]
+  jitted = jax.jit(run)
+  alone = jax.jit(lambda ids: encoder.hidden_states(params, CONFIG, ids)[0])(ids[:, 16:])
+  close(jitted(segments(16, 2))[:, 16:], alone, rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match=r"positions within segment_ids must lie in \[0, 16\).*got 16 at \[0, 16\]"):
+    run(segments(17, 1))
+  assert np.isnan(jitted(segments(17, 1))).any()
 
 
 def test_errors_name_the_argument(params):

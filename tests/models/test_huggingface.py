@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from jaxft.models import decoder, encoder
+from jaxft.models import decoder, encoder, load
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.huggingface import load_directory, save_directory, to_named
@@ -196,6 +197,9 @@ def test_a_bert_with_prefix_pooler_and_position_ids(tmp_path):
     ({"num_hidden_layers": 10**11}, "100000000000 layers of 9 tensors are claimed"),
     ({"hidden_size": 10**11, "head_dim": 6}, "do not fit"),
     ({"eos_token_id": "x"}, "eos_token_id must be a token id"),
+    ({"eos_token_id": [50, 2]}, "eos_token_id must be below vocab_size 50; got 50"),
+    ({"pad_token_id": 50}, "pad_token_id must be below vocab_size 50; got 50"),
+    ({"bos_token_id": 99}, "bos_token_id must be below vocab_size 50; got 99"),
     ({"hidden_act": "relu", "mlp_bias": True}, "hidden_act.*; mlp_bias|mlp_bias.*; hidden_act"),
 ])
 def test_a_config_that_is_not_computed_exactly_is_refused(folder, change, message):
@@ -228,6 +232,49 @@ def test_a_pooling_that_is_not_computed_is_refused(tmp_path, file, content, mess
   save_directory(params_of(ENCODER_CONFIG), ENCODER_CONFIG, tmp_path / "a")
   (tmp_path / "a" / file).write_text(json.dumps(content))
   with pytest.raises(ValueError, match=message):
+    load_directory(tmp_path / "a")
+
+
+def test_a_pad_token_of_an_encoder_without_a_row(tmp_path):
+  save_directory(params_of(ENCODER_CONFIG), ENCODER_CONFIG, tmp_path / "a")
+  file = tmp_path / "a" / "config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": 50}))
+  with pytest.raises(ValueError, match="pad_token_id must be below vocab_size 50; got 50"):
+    load_directory(tmp_path / "a")
+
+
+def word_tokenizer(size, *, template=None):
+  """One token a word, `w0`, `w1`, ...; with a template, what its post-processor puts before a text."""
+  out = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
+  out.pre_tokenizer = pre_tokenizers.Whitespace()
+  if template is not None:
+    out.post_processor = processors.TemplateProcessing(single="[X] $A", special_tokens=[("[X]", template)])
+  return out
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(tmp_path):
+  params, path = params_of(DECODER_CONFIG), tmp_path / "a"
+  save_directory(params, DECODER_CONFIG, path, tokenizer=word_tokenizer(50))
+  assert load(path).tokenizer.get_vocab_size() == 50
+  larger = word_tokenizer(50)
+  larger.add_tokens(["<added>", "<another>"])
+  for tokenizer, message in (
+      (larger, r"2 tokens for which the embedding of 50 rows has none, such as '<added>' \(id 50\)"),
+      (word_tokenizer(20, template=61), r"1 tokens .*'\[X\]' \(id 61\)")):
+    with pytest.raises(ValueError, match=message):
+      save_directory(params, DECODER_CONFIG, tmp_path / "b", tokenizer=tokenizer)
+    tokenizer.save(str(path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=f"a: .*{message}"):
+      load(path)
+  assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "modules.json", "1_Pooling/config.json"])
+def test_a_key_that_occurs_twice(file, tmp_path):
+  save_directory(params_of(ENCODER_CONFIG), ENCODER_CONFIG, tmp_path / "a")
+  path = tmp_path / "a" / file
+  path.write_text(path.read_text().replace("{", '{"idx": 0, "idx": 0,', 1))
+  with pytest.raises(ValueError, match="'idx' occurs more than once"):
     load_directory(tmp_path / "a")
 
 

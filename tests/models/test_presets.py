@@ -1,5 +1,6 @@
 """The presets as they are published: fetched, converted once, and the models that they claim to be."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxft.data.tokenization import tokenize_texts
 from jaxft.fetch import home
-from jaxft.models import decoder, load, presets
+from jaxft.models import decoder, encoder, load, presets
 from jaxft.models.huggingface import save_directory
 from jaxft.models.presets import PRESETS, Preset, fetch
 from jaxft.models.tokenizers import read_tokenizer
@@ -109,3 +111,33 @@ def test_the_first_layers_of_a_preset(minilm):
 def test_layers_that_a_preset_lacks(layers):
   with pytest.raises(ValueError, match=r"'minilm-l6' has 6 layers: what follows the colon must lie in \[1, 6\]"):
     load(f"minilm-l6:{layers}")
+
+
+def test_a_tiny_model_of_a_preset(minilm):
+  tiny = load("minilm-l6:tiny")
+  whole = dataclasses.asdict(minilm.config)
+  assert dataclasses.asdict(tiny.config) == whole | {"dim": 48, "num_layers": 2, "num_heads": 4, "mlp_dim": 192}
+  assert (tiny.name, tiny.family, tiny.max_length) == ("minilm-l6:tiny", "encoder", minilm.max_length)
+  assert tiny.tokenizer.to_str() == minilm.tokenizer.to_str()
+  shapes = lambda params: jax.tree.map(lambda x: (x.shape, x.dtype), params)
+  assert shapes(tiny.params) == shapes(jax.eval_shape(lambda key: encoder.init(key, tiny.config), jax.random.key(0)))
+  jax.tree.map(np.testing.assert_array_equal, tiny.params, load("minilm-l6:tiny").params)
+  rows = tokenize_texts(["a cat", "two dogs ran"], tiny.tokenizer, lengths=8)
+  first, second = encoder.embed(tiny.params, tiny.config, rows["ids"], rows["mask"])
+  assert np.isfinite(first).all() and 0.01 < 1 - first @ second < 1.99  # the text decides
+  unrolled = load("minilm-l6:tiny", stacked=False, dtype=jnp.bfloat16).params
+  kernel = unrolled["layers"]["1"]["mlp"]["up"]["kernel"]
+  np.testing.assert_array_equal(kernel, tiny.params["layers"]["mlp"]["up"]["kernel"][1].astype(jnp.bfloat16))
+
+
+def test_a_tiny_decoder_keeps_what_decides_the_code(smollm2):
+  tiny, kept = load("smollm2-135m:tiny"), ("vocab_size", "max_length", "rope_theta", "tie_embeddings", "eos_id")
+  assert [getattr(tiny.config, name) for name in kept] == [getattr(smollm2.config, name) for name in kept]
+  assert tiny.config.num_kv_heads < tiny.config.num_heads and tiny.family == "decoder"
+  assert tiny.chat_template == smollm2.chat_template and not list((home() / "models").glob("*tiny*"))
+
+
+@pytest.mark.parametrize("part", ["tiny:2", "Tiny", "small"])
+def test_parts_that_are_none(part):
+  with pytest.raises(ValueError, match=rf"what follows the colon must lie in \[1, 6\], or be 'tiny'; got '{part}'"):
+    load(f"minilm-l6:{part}")

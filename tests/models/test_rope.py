@@ -25,3 +25,7 @@ def test_the_same_base_is_the_same_model_and_another_is_not():
   assert np.abs(other - run(CONFIG)).max() > 1e-4
   with pytest.raises(ValueError, match="base must be above 1; got 1"):
     with_rope_base(CONFIG, 1)
+  assert with_rope_base(CONFIG, 2.0).max_length == CONFIG.max_length
+  assert with_rope_base(CONFIG, 2.0, max_length=9000).max_length == 9000
+  with pytest.raises(ValueError, match="max_length must be at least 1; got 0"):
+    with_rope_base(CONFIG, 2.0, max_length=0)

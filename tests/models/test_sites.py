@@ -21,8 +21,13 @@ SHAPES = {
     "layers/attention/out": (L, B, T, D), "layers/mlp/hidden": (L, B, T, F), "layers/mlp/out": (L, B, T, D),
     "layers/out": (L, B, T, D), "norm": (B, T, D),
 }
-ARRANGEMENTS = [lambda p: p, unstack_layers, lambda p: cut_layers(p, [1])]
-ARRANGED_REMATS = list(zip(ARRANGEMENTS, ["dots", "none", "full"]))
+def cut(params):
+  return cut_layers(params, [1])
+
+
+ARRANGEMENTS = [lambda p: p, unstack_layers, pytest.param(cut, marks=pytest.mark.exhaustive)]
+ARRANGED_REMATS = [
+    (lambda p: p, "dots"), (cut, "full"), pytest.param(unstack_layers, "none", marks=pytest.mark.exhaustive)]
 
 
 @pytest.fixture(scope="module")

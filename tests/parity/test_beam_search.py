@@ -10,7 +10,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from jaxft.decoding import beam_search
-from jaxft.models import fetch
 from jaxft.models.huggingface import load_directory
 
 
@@ -56,8 +55,9 @@ def test_small_llama(tmp_path):
   assert len(lengths) > 3  # beams did end at different steps
 
 
-def test_smollm2(smollm2):
-  model = transformers.AutoModelForCausalLM.from_pretrained(fetch("smollm2-135m"), dtype=torch.float32).eval()
+@pytest.mark.exhaustive
+def test_smollm2(smollm2, torch_smollm2):
+  model, _ = torch_smollm2
   smollm2.tokenizer.no_padding()
   ids = np.array([smollm2.tokenizer.encode("def add(a, b):\n  return").ids])
   options = {"beams": 5, "new": 8, "length_penalty": 1.0, "eos_id": smollm2.tokenizer.encode("\n").ids[0]}

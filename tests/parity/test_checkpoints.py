@@ -1,5 +1,6 @@
 """Our checkpoints against those of transformers and sentence-transformers: same tensors, same tokens, both ways."""
 
+import re
 import zipfile
 
 import numpy as np
@@ -44,14 +45,14 @@ def gguf_folder(tmp_path_factory):
   return folder
 
 
-def test_encoder_tensors_are_those_of_transformers(minilm):
-  model = transformers.AutoModel.from_pretrained(fetch("minilm-l6"), add_pooling_layer=False)
-  theirs = {name: x for name, x in model.state_dict().items() if "position_ids" not in name}
+def test_encoder_tensors_are_those_of_transformers(minilm, sentence_minilm):
+  model = sentence_minilm[0].auto_model
+  theirs = {name: x for name, x in model.state_dict().items() if not re.search("position_ids|pooler", name)}
   equal(to_named(minilm.params, minilm.config), theirs)
 
 
-def test_decoder_loads_in_transformers_without_a_key_too_many_or_too_few(smollm2):
-  model, info = transformers.AutoModelForCausalLM.from_pretrained(fetch("smollm2-135m"), output_loading_info=True)
+def test_decoder_loads_in_transformers_without_a_key_too_many_or_too_few(smollm2, torch_smollm2):
+  model, info = torch_smollm2
   assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
   assert model.config.rope_parameters["rope_theta"] == smollm2.config.rope_theta == 100000.0
   assert model.config.rms_norm_eps == smollm2.config.norm_eps == 1e-5
@@ -60,6 +61,7 @@ def test_decoder_loads_in_transformers_without_a_key_too_many_or_too_few(smollm2
   equal(to_named(smollm2.params, smollm2.config), theirs)
 
 
+@pytest.mark.exhaustive
 def test_gguf_conversion_is_that_of_transformers(gguf_folder, smollm2):
   theirs = transformers.AutoModelForCausalLM.from_pretrained(gguf_folder, gguf_file="model.gguf", dtype=torch.float32)
   ours = to_named(smollm2.params, smollm2.config)
@@ -69,12 +71,21 @@ def test_gguf_conversion_is_that_of_transformers(gguf_folder, smollm2):
                jax.tree.map(lambda x: x[29].astype(jnp.bfloat16), smollm2.params["layers"]))
 
 
-def test_decoder_tokenizer_is_that_of_transformers(gguf_folder, smollm2):
-  theirs = transformers.AutoTokenizer.from_pretrained(gguf_folder, gguf_file="model.gguf")
+def test_decoder_tokenizer_is_that_of_transformers(smollm2):
   converted = transformers.AutoTokenizer.from_pretrained(fetch("smollm2-135m"))
   ids = smollm2.tokenizer.encode(PAGE).ids
   assert smollm2.tokenizer.decode(ids, skip_special_tokens=False) == PAGE
   assert ids == converted(PAGE)["input_ids"]
+  assert converted.eos_token == "<|im_end|>" and converted.chat_template == smollm2.chat_template
+  chat = [{"role": "user", "content": "What is 12 + 30?"}]
+  text = converted.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+  assert text.startswith("<|im_start|>system\n")
+  assert smollm2.tokenizer.encode(text).ids == converted(text)["input_ids"]
+
+
+@pytest.mark.exhaustive
+def test_decoder_tokenizer_is_what_transformers_reads_from_the_gguf_file(gguf_folder, smollm2):
+  theirs = transformers.AutoTokenizer.from_pretrained(gguf_folder, gguf_file="model.gguf")
   # transformers ignores the file's pre-tokenizer (tokenizer.ggml.pre): it takes GPT-2's, which does not set numerals
   # apart. The two agree but for white space before a numeral.
   assert smollm2.tokenizer.encode(" ½").ids != theirs(" ½")["input_ids"]
@@ -84,10 +95,8 @@ def test_decoder_tokenizer_is_that_of_transformers(gguf_folder, smollm2):
   gpt2 = byte_level_bpe(*(m[f"tokenizer.ggml.{key}"] for key in ("tokens", "merges")), pre="gpt-2",
                         kinds=m["tokenizer.ggml.token_type"])
   assert gpt2.encode(PAGE).ids == theirs(PAGE)["input_ids"]
-  assert converted.eos_token == "<|im_end|>" and converted.chat_template == smollm2.chat_template
-  chat = [{"role": "user", "content": "What is 12 + 30?"}]
-  text = converted.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-  assert text.startswith("<|im_start|>system\n") and smollm2.tokenizer.encode(text).ids == theirs(text)["input_ids"]
+  chat = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n"
+  assert smollm2.tokenizer.encode(chat).ids == theirs(chat)["input_ids"]
 
 
 def test_encoder_tokenizer_is_that_of_transformers(minilm):
@@ -96,13 +105,13 @@ def test_encoder_tokenizer_is_that_of_transformers(minilm):
     assert minilm.tokenizer.encode(text).ids == theirs(text)["input_ids"]
 
 
-def test_a_saved_encoder_embeds_the_same_in_sentence_transformers(minilm, tmp_path):
+def test_a_saved_encoder_embeds_the_same_in_sentence_transformers(minilm, sentence_minilm, tmp_path):
   save_directory(minilm.params, minilm.config, tmp_path / "saved", tokenizer=minilm.tokenizer,
                  max_length=minilm.max_length, max_shard_bytes=30_000_000)
   assert len(list((tmp_path / "saved").glob("*.safetensors"))) == 3
   texts = ["A cat sits on the mat.", PAGE, "word " * 400]
   ours = sentence_transformers.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
-  theirs = sentence_transformers.SentenceTransformer(str(fetch("minilm-l6")), device="cpu")
+  theirs = sentence_minilm
   assert ours.max_seq_length == theirs.max_seq_length == minilm.max_length == 256
   np.testing.assert_array_equal(ours.encode(texts), theirs.encode(texts))
 

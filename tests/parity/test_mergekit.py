@@ -91,6 +91,27 @@ def test_same_as_mergekit(name, per_model, parameters, monkeypatch):
   assert differing.sum() <= allowed, np.abs(ours - theirs).max()
 
 
+@pytest.mark.parametrize("entries", [1, 2, 3])
+def test_small_leaves_are_those_of_the_kernels_in_float64(entries):
+  """Where the kernels have an answer: not for vectors of no length, nor, beyond one entry, for opposite ones."""
+  a = np.array([0.7, -1.3, 2.1], np.float32)[:entries]
+  others = {"other": np.float32([0.9, 0.4, 1.0])[:entries], "equal": a, "parallel": np.float32(0.7) * a}
+  others |= {"opposite": np.float32(-0.7) * a} if entries == 1 else {}
+  cases = [("slerp", {}, {"t": 0.3}, 1), ("nuslerp", {"weight": [1.0, 2.0]}, {}, 2), ("karcher", {}, {}, 2),
+           ("multislerp", {"weight": [1.0, 0.4]}, {}, 2), ("model_stock", {}, {}, 2)]
+  for name, per_model, parameters, count in cases:
+    method = METHODS[name]
+    for kind, b in others.items():
+      base = None if method.base == "ignored" or name == "multislerp" else a if name == "slerp" else np.zeros_like(a)
+      models = [b] if count == 1 else [a, b]
+      ours = merge_leaf(method.leafwise, models, base, method.settings(per_model, parameters))
+      tensors = [torch.tensor(x, dtype=torch.float64) for x in ([] if base is None else [base]) + models]
+      given = {k: dict(enumerate(v, 1)) if k in method.per_model else v for k, v in {**per_model, **parameters}.items()}
+      theirs = merge_tensors(tensors, name, parameters=given, ids=range(base is None, count + 1),
+                             base_index=None if base is None else 0)
+      np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-6, err_msg=f"{name}, {kind}")
+
+
 @pytest.mark.parametrize("name", ["ties", "breadcrumbs"])
 def test_equal_magnitudes_are_told_apart_as_by_a_stable_sort(name, monkeypatch):
   # Which of them mergekit keeps is up to torch: its sorts are not stable unless asked to be.

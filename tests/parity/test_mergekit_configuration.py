@@ -126,3 +126,18 @@ def test_vocabularies(tokenizer, tmp_path):
     by_token.append({word: held["model.embed_tokens.weight"][i] for word, i in ids.items()})
   assert_same(*by_token)
   assert len(ours["model.embed_tokens.weight"]) == len(theirs["model.embed_tokens.weight"])
+
+
+def test_a_t5_of_other_depths_is_whole_in_transformers(tmp_path):
+  """Encoder and decoder cut to other numbers of layers: no tensor is missing, left over, or drawn at random."""
+  from transformers import T5Config, T5ForConditionalGeneration
+
+  config = T5Config(vocab_size=8, d_model=4, d_kv=2, d_ff=8, num_heads=2, num_layers=4, decoder_start_token_id=0)
+  T5ForConditionalGeneration(config).save_pretrained(tmp_path / "m0")
+  cut = lambda *ranges: {"slices": [{"sources": [{"model": "$m0", "layer_range": list(r)}]} for r in ranges]}
+  merge(configure(tmp_path / "m.yaml", {"merge_method": "passthrough", "modules": {
+      "encoder.block": cut((0, 3), (1, 4)), "decoder.block": cut((0, 3)), "default": {"models": [{"model": "$m0"}]}}}),
+      tmp_path / "out")
+  model, info = T5ForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+  assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+  assert (model.config.num_layers, model.config.num_decoder_layers) == (6, 3)

@@ -8,7 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxft.models import decoder, encoder, fetch
+from jaxft.losses import Mean
+from jaxft.models import decoder, encoder
 from jaxft.models.huggingface import load_directory
 from jaxft.transforms import cut_layers, unstack_layers
 
@@ -34,19 +35,23 @@ def encode(tokenizer, texts, side="right"):
   return ids, mask, [len(row) for row in rows]
 
 
-def test_minilm_embeddings_equal_those_of_sentence_transformers(minilm):
-  sentence_transformers = pytest.importorskip("sentence_transformers")
+def test_minilm_embeddings_equal_those_of_sentence_transformers(minilm, sentence_minilm):
   minilm.tokenizer.no_padding()
   ids, mask, lengths = encode(minilm.tokenizer, TEXTS)
   assert len(set(lengths)) == len(lengths)
-  want = sentence_transformers.SentenceTransformer(str(fetch("minilm-l6")), device="cpu").encode(TEXTS)
+  want = sentence_minilm.encode(TEXTS)
   embed = jax.jit(lambda params: encoder.embed(params, minilm.config, jnp.asarray(ids), jnp.asarray(mask)))
   for arrange in (lambda p: p, unstack_layers, lambda p: cut_layers(p, [2, 3])):
     assert relative_error(embed(arrange(minilm.params)), want) < 1e-4
 
 
-def test_smollm2_logits_equal_those_of_transformers_padded_and_packed(smollm2):
-  model = transformers.AutoModelForCausalLM.from_pretrained(fetch("smollm2-135m"), dtype=torch.float32)
+@pytest.fixture(scope="module")
+def their_smollm2():
+  return transformers.AutoModelForCausalLM.from_pretrained(fetch("smollm2-135m"), dtype=torch.float32)
+
+
+def test_smollm2_logits_equal_those_of_transformers_padded_and_packed(smollm2, torch_smollm2):
+  model, _ = torch_smollm2
   smollm2.tokenizer.no_padding()
   params, config = smollm2.params, smollm2.config
 
@@ -70,16 +75,16 @@ def test_smollm2_logits_equal_those_of_transformers_padded_and_packed(smollm2):
     assert relative_error(packed, want) < 1e-4
 
 
-def test_smollm2_loss_equals_that_of_transformers(smollm2):
-  model = transformers.AutoModelForCausalLM.from_pretrained(fetch("smollm2-135m"), dtype=torch.float32)
+def test_smollm2_loss_equals_that_of_transformers(smollm2, torch_smollm2):
+  model, _ = torch_smollm2
   smollm2.tokenizer.no_padding()
   ids, mask, _ = encode(smollm2.tokenizer, TEXTS[1:3])
   with torch.no_grad():
     labels = torch.tensor(np.where(mask, ids, -100))
     want = model(torch.tensor(ids), attention_mask=torch.tensor(mask), labels=labels).loss.item()
   loss = jax.jit(lambda p: decoder.token_nll(p, smollm2.config, jnp.asarray(ids), mask=jnp.asarray(mask), chunk=16))
-  nll = loss(smollm2.params)
-  assert nll.sum() / mask[:, 1:].sum() == pytest.approx(want, rel=1e-5)
+  mean = Mean.of(*loss(smollm2.params))
+  assert mean.weight == mask[:, 1:].sum() and mean.value == pytest.approx(want, rel=1e-5)
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -109,7 +114,7 @@ def test_small_llama_states_logits_and_gradients(small_llama):
   for layer in range(2):  # transformers puts the final norm on the last one
     assert relative_error(recorded["layers/out"][layer], out.hidden_states[layer + 1].detach()) < 1e-4
   out.loss.backward()
-  grads = jax.jit(jax.grad(lambda p: decoder.token_nll(p, config, jnp.asarray(ids), chunk=4).mean()))(params)
+  grads = jax.jit(jax.grad(lambda p: Mean.of(*decoder.token_nll(p, config, jnp.asarray(ids), chunk=4)).value))(params)
   assert relative_error(grads["embed"]["tokens"]["embedding"], model.model.embed_tokens.weight.grad) < 1e-3
   for layer in range(3):
     theirs = model.model.layers[layer]

@@ -1,6 +1,9 @@
 """Adapters exchanged with peft through its files, both ways: the same logits, and no key too many or too few."""
 
+import copy
+import functools
 import json
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +44,7 @@ SQUARE = "**/{query,out,up,gate,down}/kernel"  # of one smaller side: as many te
 TARGETS = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
 LORA = {"r": 4, "lora_alpha": 6, **TARGETS}
 IDS = np.random.default_rng(0).integers(0, 61, (2, 7))
+TABLE = "embed/tokens/embedding"
 TOKENS = [int(IDS[0, 1]), 60, int(IDS[1, 2])]
 
 
@@ -49,18 +53,37 @@ def relative_error(got, want):
   return np.abs(got - want).max() / np.abs(want).max()
 
 
-@pytest.fixture(scope="module", params=[False], ids=["untied"])
-def base(request, tmp_path_factory):
-  return make_base(tmp_path_factory.mktemp("base"), tied=request.param)
+class Base(NamedTuple):
+  """A small random Llama there and here."""
+
+  torch: Any
+  params: Any
+  config: decoder.DecoderConfig
+  plain: np.ndarray  # its logits here
 
 
-def make_base(path, tied):
-  torch.manual_seed(0)
-  transformers.LlamaForCausalLM(transformers.LlamaConfig(
-      vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-      intermediate_size=48, max_position_embeddings=64, initializer_range=0.2, tie_word_embeddings=tied,
-      bos_token_id=1, eos_token_id=2)).save_pretrained(path)
-  return path, *load_directory(path)
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+  """`bases(tied)`, each made once."""
+
+  @functools.cache
+  def make(tied):
+    path = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=64, initializer_range=0.2, tie_word_embeddings=tied,
+        bos_token_id=1, eos_token_id=2)).eval()
+    model.save_pretrained(path)
+    params, config = load_directory(path)
+    return Base(model, params, config, np.asarray(our_logits(params, config)))
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def base(bases):
+  return bases(False)
 
 
 def their_logits(model):
@@ -68,15 +91,15 @@ def their_logits(model):
     return model(torch.tensor(IDS)).logits.numpy()
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def our_logits(params, config, edits=None):
   hidden = decoder.hidden_states(params, config, jnp.asarray(IDS), edits=edits).hidden
   return decoder.logits(params, config, hidden)
 
 
-def load_theirs(base_path, folder):
+def load_theirs(model, folder):
   """peft's model from our folder; fails on a key that is missing or unexpected."""
-  model = transformers.LlamaForCausalLM.from_pretrained(base_path)
-  adapted = peft.PeftModel.from_pretrained(model, folder)
+  adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), folder)
   result = adapted.load_adapter(folder, "default")
   # peft says so of its own files: a prompt's tensor is loaded apart, and the layers' names for the bank are aliases.
   unexpected = set(result.unexpected_keys) - {"prompt_embeddings"}
@@ -104,6 +127,10 @@ CASES = {
                        peft.LoraConfig(r=4, lora_alpha=6, target_modules=["embed_tokens", "q_proj"])),
     "lora_head": (chain(lora(SELECT, rank=4, alpha=6), train(["head/kernel", "norm/scale"])), "LORA", {},
                   peft.LoraConfig(modules_to_save=["lm_head"], **LORA)),
+    "lora_lm_head": (lora(["head/kernel", "**/query/kernel"], rank=4, alpha=6), "LORA", {},
+                     peft.LoraConfig(r=4, lora_alpha=6, target_modules=["lm_head", "q_proj"])),
+    "lora_tokens": (chain(lora(SELECT, rank=4, alpha=6), trainable_tokens(TOKENS)), "LORA", {},
+                    peft.LoraConfig(trainable_token_indices=TOKENS, **LORA)),
     "mica": (mica(SELECT, rank=4, alpha=6), "LORA", {}, None),
     "dora": (dora(SELECT, rank=4, alpha=6), "LORA", {}, peft.LoraConfig(use_dora=True, **LORA)),
     "adalora": (adalora(SELECT, rank=4, alpha=6), "ADALORA", {},
@@ -146,21 +173,45 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_ours_in_peft_and_back(name, base, tmp_path):
-  path, params, config = base
-  transform, peft_type, settings, _ = CASES[name]
+# The same on a model whose head is its embedding.
+TIED = {
+    "tied_whole": (chain(lora(SELECT, rank=4, alpha=6), train(TABLE)), "LORA", {},
+                   peft.LoraConfig(modules_to_save=["embed_tokens"], ensure_weight_tying=True, **LORA)),
+    "tied_lora": (lora([TABLE, "**/query/kernel"], rank=4, alpha=6), "LORA", {}, peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True)),
+    "tied_ranks": (chain(lora(TABLE, rank=2, alpha=8), lora(SELECT, rank=4, alpha=6)), "LORA", {}, None),
+    "tied_whole_beside_loha": (chain(loha(SELECT, rank=2, alpha=6), train(TABLE)), "LOHA", {"alpha": 6}, None),
+    "tied_lora_tokens": (chain(lora(SELECT, rank=4, alpha=6), trainable_tokens(TOKENS)), "LORA", {},
+                         peft.LoraConfig(trainable_token_indices=TOKENS, **LORA)),
+    "tied_tokens": CASES["tokens"],
+}
+ALL = CASES | TIED
+# What is drawn or measured here alone, and so does not show in a file of peft's; the others are the same code as it.
+OURS = ("lora", "mica", "vera", "rand_lora", "fourier_ft", "shira", "tied_ranks", "tied_whole_beside_loha")
+# One of each method, and what has code of its own.
+THEIRS = [name for name, case in ALL.items() if case[3] and name not in (
+    "rslora", "loha_5", "lokr", "lokr_whole", "oft", "vb_lora", "road_1", "road_4")]
+
+
+def tiers(names, quick):
+  return [name if name in quick else pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
+
+
+@pytest.mark.parametrize("name", tiers(ALL, OURS))
+def test_ours_in_peft_and_back(name, bases, tmp_path):
+  llama, params, config, plain = bases(name in TIED)
+  transform, peft_type, settings, _ = ALL[name]
   frozen, trainable = transform.split(jax.random.key(0), params)
   if name == "fourier_ft":
     frozen = peft_frequencies(frozen, config)
   trainable = trained(trainable)
   save_peft(tmp_path / "ours", transform, frozen, trainable, params, config, peft_type=peft_type, **settings)
-  model = load_theirs(path, tmp_path / "ours")
+  model = load_theirs(llama, tmp_path / "ours")
   joined = transform.join(frozen, trainable)
   got, want = our_logits(joined, config), their_logits(model)
   error = relative_error(got, want)
   print(f"{name}: ours in peft {error:.1e}")
-  assert relative_error(our_logits(params, config), want) > 1e-3 and error < 1e-5
+  assert relative_error(plain, want) > 1e-3 and error < 1e-5
 
   back = load_peft(tmp_path / "ours", params, config)
   again = back.transform.join(back.frozen, back.trainable)
@@ -176,30 +227,41 @@ def same_files(one, other):
              for name in ("adapter_config.json", "adapter_model.safetensors"))
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[3] is not None])
-def test_peft_in_ours_and_back(name, base, tmp_path):
-  path, params, config = base
-  _, peft_type, settings, peft_config = CASES[name]
-  model = adapted(path, peft_config)
+@pytest.mark.parametrize("name", tiers([name for name, case in ALL.items() if case[3]], THEIRS))
+def test_peft_in_ours_and_back(name, bases, tmp_path):
+  llama, params, config, plain = bases(name in TIED)
+  _, peft_type, settings, peft_config = ALL[name]
+  model = adapted(llama, peft_config)
   model.save_pretrained(tmp_path / "theirs")
   want = their_logits(model)
   adapter = load_peft(tmp_path / "theirs", params, config)
   joined = adapter.transform.join(adapter.frozen, adapter.trainable)
   error = relative_error(our_logits(joined, config), want)
   print(f"{name}: peft in ours {error:.1e}")
-  assert relative_error(our_logits(params, config), want) > 1e-3 and error < 1e-5
+  assert relative_error(plain, want) > 1e-3 and error < 1e-5
 
   given = {k: adapter.settings[k] for k in settings} | (
       {"use_rslora": True} if adapter.settings.get("use_rslora") else {})
   save_peft(tmp_path / "back", adapter.transform, adapter.frozen, adapter.trainable, params, config,
             peft_type=peft_type, **given)
-  assert relative_error(their_logits(load_theirs(path, tmp_path / "back")), want) < 1e-5
+  assert relative_error(their_logits(load_theirs(llama, tmp_path / "back")), want) < 1e-5
 
 
-def adapted(path, peft_config):
+@pytest.mark.parametrize("options", [
+    {"modules_to_save": ["embed_tokens"]}, {"modules_to_save": ["lm_head"]},
+    {"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": ["embed_tokens", "q_proj"]},
+    {"target_modules": ["lm_head", "q_proj"]}], ids=str)
+def test_a_file_of_peft_that_unties_the_head_is_refused(options, bases, tmp_path):
+  llama, params, config, _ = bases(True)
+  adapted(llama, peft.LoraConfig(**LORA | options)).save_pretrained(tmp_path)
+  with pytest.raises(ValueError, match="head"):
+    load_peft(tmp_path, params, config)
+
+
+def adapted(llama, peft_config):
   """peft's model with random numbers in all that trains."""
   torch.manual_seed(2)
-  model = peft.get_peft_model(transformers.LlamaForCausalLM.from_pretrained(path), peft_config).eval().float()
+  model = peft.get_peft_model(copy.deepcopy(llama), copy.deepcopy(peft_config)).eval().float()
   torch.manual_seed(1)
   with torch.no_grad():
     for p in model.parameters():
@@ -209,8 +271,8 @@ def adapted(path, peft_config):
 
 
 def test_some_layers_and_a_cut_stack(base, tmp_path):
-  path, params, config = base
-  model = adapted(path, peft.LoraConfig(layers_to_transform=[1], **LORA))
+  llama, params, config, _ = base
+  model = adapted(llama, peft.LoraConfig(layers_to_transform=[1], **LORA))
   model.save_pretrained(tmp_path / "theirs")
   with pytest.raises(ValueError, match="unstack_layers"):
     load_peft(tmp_path / "theirs", params, config)
@@ -221,12 +283,12 @@ def test_some_layers_and_a_cut_stack(base, tmp_path):
   save_peft(tmp_path / "back", adapter.transform, adapter.frozen, adapter.trainable, params, config)
   settings = json.loads((tmp_path / "back/adapter_config.json").read_text())
   assert "1.self_attn.q_proj" in settings["target_modules"]
-  assert relative_error(their_logits(load_theirs(path, tmp_path / "back")), their_logits(model)) < 1e-5
+  assert relative_error(their_logits(load_theirs(llama, tmp_path / "back")), their_logits(model)) < 1e-5
 
 
 def test_adalora_with_pruned_triplets(base, tmp_path):
-  path, params, config = base
-  model = adapted(path, CASES["adalora"][3])
+  llama, params, config, _ = base
+  model = adapted(llama, CASES["adalora"][3])
   kept = [True, False, True, True]
   pattern = {}
   for name, module in model.named_modules():
@@ -240,18 +302,6 @@ def test_adalora_with_pruned_triplets(base, tmp_path):
   assert relative_error(our_logits(joined, config), their_logits(model)) < 1e-5
 
 
-def test_trainable_tokens_of_a_tied_model(tmp_path):
-  path, params, config = make_base(tmp_path / "base", tied=True)
-  model = adapted(path, CASES["tokens"][3])
-  model.save_pretrained(tmp_path / "theirs")
-  adapter = load_peft(tmp_path / "theirs", params, config)
-  joined = adapter.transform.join(adapter.frozen, adapter.trainable)
-  assert relative_error(our_logits(joined, config), their_logits(model)) < 1e-5
-  save_peft(tmp_path / "back", adapter.transform, adapter.frozen, adapter.trainable, params, config,
-            peft_type="TRAINABLE_TOKENS")
-  assert relative_error(their_logits(load_theirs(path, tmp_path / "back")), their_logits(model)) < 1e-5
-
-
 ENCODER_CASES = {
     "lora_bias_all": (lambda: chain(lora("**/{query,out,up}/kernel", rank=4, alpha=6), train("**/bias")), "LORA",
                       peft.LoraConfig(r=4, bias="all", target_modules=["query", "output.dense"])),
@@ -263,30 +313,41 @@ ENCODER_CASES = {
 }
 
 
-@pytest.mark.parametrize("name", ENCODER_CASES)
-def test_encoder_both_ways(name, tmp_path):
-  make, peft_type, peft_config = ENCODER_CASES[name]
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+  path = tmp_path_factory.mktemp("bert")
   torch.manual_seed(0)
-  transformers.BertModel(transformers.BertConfig(
+  model = transformers.BertModel(transformers.BertConfig(
       vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-      max_position_embeddings=32, initializer_range=0.2), add_pooling_layer=False).save_pretrained(tmp_path / "base")
-  params, config = load_directory(tmp_path / "base")
-  bert = lambda: transformers.BertModel.from_pretrained(tmp_path / "base", add_pooling_layer=False).eval()
+      max_position_embeddings=32, initializer_range=0.2), add_pooling_layer=False).eval()
+  model.save_pretrained(path)
+  return model, *load_directory(path)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def our_states(params, config):
+  return encoder.hidden_states(params, config, jnp.asarray(IDS))[0]
+
+
+@pytest.mark.parametrize("name", ENCODER_CASES)
+def test_encoder_both_ways(name, bert, tmp_path):
+  make, peft_type, peft_config = ENCODER_CASES[name]
+  bert, params, config = bert
   theirs = lambda model: model(torch.tensor(IDS)).last_hidden_state.detach().numpy()
-  ours = lambda joined: encoder.hidden_states(joined, config, jnp.asarray(IDS), jnp.ones(IDS.shape, int))[0]
+  ours = lambda joined: our_states(joined, config)
 
   transform = make()
   frozen, trainable = transform.split(jax.random.key(0), params)
   trainable = trained(trainable)
   save_peft(tmp_path / "ours", transform, frozen, trainable, params, config, peft_type=peft_type)
-  model = peft.PeftModel.from_pretrained(bert(), tmp_path / "ours").eval()
+  model = peft.PeftModel.from_pretrained(copy.deepcopy(bert), tmp_path / "ours").eval()
   first = relative_error(ours(transform.join(frozen, trainable)), theirs(model))
   assert relative_error(ours(params), theirs(model)) > 1e-3
   back = load_peft(tmp_path / "ours", params, config)
   np.testing.assert_array_equal(ours(back.transform.join(back.frozen, back.trainable)),
                                 ours(transform.join(frozen, trainable)))
 
-  model = peft.get_peft_model(bert(), peft_config).eval()
+  model = peft.get_peft_model(copy.deepcopy(bert), peft_config).eval()
   with torch.no_grad():
     for p in model.parameters():
       if p.requires_grad:
@@ -310,20 +371,20 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", tiers(PROMPTS, ("p_tuning", "prefix_mlp")))
 def test_prompts_both_ways(name, base, tmp_path):
-  path, params, config = base
+  llama, params, config, _ = base
   peft_type, make, peft_config = PROMPTS[name]
   method = make(config)
   numbers = trained(method.init(jax.random.key(0)))
   save_peft_prompt(tmp_path / "ours", numbers, config, peft_type=peft_type)
   got = our_logits(params, config, method.edits(numbers))
-  first = relative_error(got, their_logits(load_theirs(path, tmp_path / "ours")))
+  first = relative_error(got, their_logits(load_theirs(llama, tmp_path / "ours")))
   plain = prefix(config, 4) if name.startswith("prefix") else soft_prompt(4, config.dim)
   back = load_peft_prompt(tmp_path / "ours", config)
   assert relative_error(our_logits(params, config, plain.edits(back)), got) < 1e-6
 
-  model = adapted(path, peft_config)
+  model = adapted(llama, peft_config)
   model.save_pretrained(tmp_path / "theirs")
   read = load_peft_prompt(tmp_path / "theirs", config)
   second = relative_error(our_logits(params, config, plain.edits(read)), their_logits(model))

@@ -1,5 +1,6 @@
 """Against peft: inits that look at data, their learning rates and quantized bases, and all as adapter files."""
 
+import itertools
 import json
 
 import jax
@@ -16,14 +17,13 @@ from peft.optimizers import create_loraplus_optimizer
 from peft.utils.incremental_pca import IncrementalPCA
 
 from jaxft.adapters.peft_files import load_peft, save_peft
-from jaxft.models import decoder
 from jaxft.training import lora_plus, scale_updates
 from jaxft.transforms import chain, lora, low_rank, materialize, quantize
 from jaxft.transforms.data_inits import corda, lora_ga
 from jaxft.transforms.dora import dora
 from jaxft.transforms.eva import eva_directions, given_inputs
 from jaxft.transforms.low_rank_inits import loftq, olora, pissa
-from tests.parity.test_peft_low_rank import IDS, LAYERS, load, relative_error, small_llama
+from tests.parity.test_peft_low_rank import IDS, LAYERS, base, our_logits, relative_error, small_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # Modules of unlike inputs, so that no two of them tie: [32, 32], [32, 32] and [48, 32].
@@ -49,10 +49,6 @@ def factors(module):
 def their_logits(model):
   with torch.no_grad():
     return model(torch.tensor(IDS)).logits.numpy()
-
-
-def our_logits(params, config):
-  return decoder.logits(params, config, decoder.hidden_states(params, config, jnp.asarray(IDS)).hidden)
 
 
 def leaf_at(tree, path):
@@ -103,13 +99,19 @@ def aligned(ours, theirs, axis):
   return ours * np.sign(np.sum(ours * theirs, axis=axis, keepdims=True))
 
 
+def tiers(cases, quick):
+  """The quick cases, and the others in the exhaustive tier."""
+  values = lambda case: case if isinstance(case, tuple) else (case,)
+  return [case if case in quick else pytest.param(*values(case), marks=pytest.mark.exhaustive) for case in cases]
+
+
 GA_CASES = [(d, s) for d in ("ArB2r", "A2rBr", "ArBr") for s in ("stable", "gd_scale")] + [
     ("ArB2r", "weight_svd"), ("ArB2r", "unit")]
 
 
-@pytest.mark.parametrize("direction, scale", GA_CASES)
-def test_lora_ga_is_pefts(direction, scale, tmp_path):
-  params, config = load(small_llama(), tmp_path / "base")
+@pytest.mark.parametrize("direction, scale", tiers(GA_CASES, [("ArB2r", "stable")]))
+def test_lora_ga_is_pefts(direction, scale, base):
+  params, config = base
   grads = gradients(small_llama())
   transform = low_rank(SELECT, rank=4, scale=SCALE, statistics=grads, init=lora_ga(
       direction=direction, scale=scale, gamma=9.0, form="peft"))
@@ -163,8 +165,11 @@ def test_lora_ga_with_random_directions_is_pefts(monkeypatch):
   assert relative_error(left, w) > 0.1
 
 
-@pytest.mark.parametrize("direction", ["ArB2r", "A2rBr", "ArBr", "random"])
-@pytest.mark.parametrize("scale", ["stable", "weight_svd", "gd_scale", "unit"])
+DIRECTIONS, SCALES = ("ArB2r", "A2rBr", "ArBr", "random"), ("stable", "weight_svd", "gd_scale", "unit")
+
+
+@pytest.mark.parametrize("direction, scale", tiers(
+    itertools.product(DIRECTIONS, SCALES), list(zip(DIRECTIONS, SCALES, strict=True))))
 def test_lora_ga_in_the_form_of_the_papers_code(direction, scale):
   rng, key, r = np.random.default_rng(0), jax.random.key(3), 3
   grad, w = (rng.normal(size=(12, 10)).astype(np.float32) for _ in range(2))
@@ -200,12 +205,12 @@ def eva_in_peft(rank, rho):
   return model.eval()
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
-def test_eva_has_pefts_ranks_and_directions(exact, tmp_path, monkeypatch):
+@pytest.mark.parametrize("exact", tiers([False, True], [True]), ids=["sketched", "exact"])
+def test_eva_has_pefts_ranks_and_directions(exact, base, monkeypatch):
   if exact:  # peft decomposes sketches of the inputs, which shows in the last directions; here the inputs themselves
     monkeypatch.setattr(IncrementalPCA, "_svd_fn_lowrank", IncrementalPCA._svd_fn_full)
   rank, rho = 2, 2.0
-  params, config = load(small_llama(), tmp_path / "base")
+  params, config = base
   directions = eva_directions(centered_covariances(small_llama()), rank=rank, rho=rho)
   transform = low_rank(SELECT, rank=round(rho * rank), scale=6 / rank, init=given_inputs, statistics=directions)
   frozen, trainable = transform.split(jax.random.key(0), params)
@@ -224,32 +229,32 @@ def test_eva_has_pefts_ranks_and_directions(exact, tmp_path, monkeypatch):
       assert module.scaling["default"] == pytest.approx(6 / rank)
       assert relative_error(aligned(kept, want, 0), want) < (1e-3 if exact else 0.1)
   assert sum(ranks) == rank * 3 * LAYERS and len(set(ranks)) > 1
-  np.testing.assert_allclose(our_logits(transform.join(frozen, trainable), config), our_logits(params, config))
+  assert relative_error(our_logits(transform.join(frozen, trainable), config), our_logits(params, config)) < 1e-6
 
 
 def inits(model):
-  """name: (the init, its statistics); all that change the weights, and EVA, which does not."""
-  covariances = centered_covariances(model)
-  grads = gradients(model)
+  """name: `() -> (the init, its statistics)`; all that change the weights, and EVA, which does not."""
   return {
-      "pissa": (pissa, None), "olora": (olora, None),
-      "corda_preview": (corda("preview"), covariances), "corda_preserve": (corda("preserve"), covariances),
-      "lora_ga": (lora_ga(), grads), "lora_ga_peft": (lora_ga(form="peft"), grads),
-      "eva": (given_inputs, eva_directions(covariances, rank=2, rho=2.0)),
+      "pissa": lambda: (pissa, None), "olora": lambda: (olora, None),
+      "corda_preview": lambda: (corda("preview"), centered_covariances(model)),
+      "corda_preserve": lambda: (corda("preserve"), centered_covariances(model)),
+      "lora_ga": lambda: (lora_ga(), gradients(model)),
+      "lora_ga_peft": lambda: (lora_ga(form="peft"), gradients(model)),
+      "eva": lambda: (given_inputs, eva_directions(centered_covariances(model), rank=2, rho=2.0)),
   }
 
 
 INITS = ("pissa", "olora", "corda_preview", "corda_preserve", "lora_ga", "lora_ga_peft", "eva")
 
 
-def in_peft(base, folder):
-  return peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM.from_pretrained(base), folder).eval()
+def in_peft(model, folder):
+  return peft.PeftModel.from_pretrained(model, folder).eval()
 
 
-@pytest.mark.parametrize("name", INITS)
-def test_an_adapter_for_the_original_weights(name, tmp_path):
-  params, config = load(small_llama(), tmp_path / "base")
-  init, statistics = inits(small_llama())[name]
+@pytest.mark.parametrize("name", tiers(INITS, ("pissa", "lora_ga", "eva")))
+def test_an_adapter_for_the_original_weights(name, base, tmp_path):
+  params, config = base
+  init, statistics = inits(small_llama())[name]()
   transform = low_rank(SELECT, rank=4, scale=SCALE, init=init, statistics=statistics)
   frozen, start = transform.split(jax.random.key(0), params)
   trainable = moved(start)
@@ -258,26 +263,25 @@ def test_an_adapter_for_the_original_weights(name, tmp_path):
   assert (settings["r"], settings["lora_alpha"]) == ((4, 6) if name == "eva" else (8, 12))
   got = our_logits(transform.join(frozen, trainable), config)
   assert relative_error(our_logits(params, config), got) > 1e-2
-  assert relative_error(their_logits(in_peft(tmp_path / "base", tmp_path / "ours")), got) < 2e-5
+  assert relative_error(their_logits(in_peft(small_llama(), tmp_path / "ours")), got) < 2e-5
   back = load_peft(tmp_path / "ours", params, config)
   assert relative_error(our_logits(back.transform.join(back.frozen, back.trainable), config), got) < 2e-5
 
 
-def test_an_adapter_for_the_frozen_weights(tmp_path):
-  params, config = load(small_llama(), tmp_path / "base")
+def test_an_adapter_for_the_frozen_weights(base, tmp_path):
+  params, config = base
   transform = low_rank(SELECT, rank=4, scale=SCALE, init=pissa)
   frozen, start = transform.split(jax.random.key(0), params)
   trainable = moved(start)
   save_peft(tmp_path / "ours", transform, frozen, trainable, frozen, config)
   assert json.loads((tmp_path / "ours/adapter_config.json").read_text())["r"] == 4
   got = our_logits(transform.join(frozen, trainable), config)
-  write_weights(small_llama(), frozen).save_pretrained(tmp_path / "rest")
-  assert relative_error(their_logits(in_peft(tmp_path / "rest", tmp_path / "ours")), got) < 1e-5
-  assert relative_error(their_logits(in_peft(tmp_path / "base", tmp_path / "ours")), got) > 0.1
+  assert relative_error(their_logits(in_peft(write_weights(small_llama(), frozen), tmp_path / "ours")), got) < 1e-5
+  assert relative_error(their_logits(in_peft(small_llama(), tmp_path / "ours")), got) > 0.1
 
 
-def test_a_dora_on_changed_weights(tmp_path):
-  params, config = load(small_llama(), tmp_path / "base")
+def test_a_dora_on_changed_weights(base, tmp_path):
+  params, config = base
   rest, start = low_rank(SELECT, rank=4, scale=SCALE, init=pissa).split(jax.random.key(0), params)
   transform = dora(SELECT, rank=4, alpha=6)
   frozen, trainable = transform.split(jax.random.key(0), rest)
@@ -285,7 +289,7 @@ def test_a_dora_on_changed_weights(tmp_path):
   trainable = moved(jax.tree.map(with_start, trainable, start, is_leaf=lambda x: x is None or "magnitude" in x))
   save_peft(tmp_path / "ours", transform, frozen, trainable, params, config)
   got = our_logits(transform.join(frozen, trainable), config)
-  assert relative_error(their_logits(in_peft(tmp_path / "base", tmp_path / "ours")), got) < 2e-5
+  assert relative_error(their_logits(in_peft(small_llama(), tmp_path / "ours")), got) < 2e-5
 
 
 def write_weights(model, params):
@@ -306,9 +310,9 @@ QUANTIZED = {
 }
 
 
-@pytest.mark.parametrize("name", QUANTIZED)
-def test_a_quantized_base_is_pefts_with_those_weights(name, tmp_path):
-  params, config = load(small_llama(), tmp_path / "base")
+@pytest.mark.parametrize("name", tiers(QUANTIZED, ("qlora", "loftq")))
+def test_a_quantized_base_is_pefts_with_those_weights(name, base, tmp_path):
+  params, config = base
   transform = QUANTIZED[name]()
   frozen, trainable = transform.split(jax.random.key(0), params)
   trainable = moved(trainable)
@@ -327,8 +331,7 @@ def test_a_quantized_base_is_pefts_with_those_weights(name, tmp_path):
     save_peft(tmp_path / "ours", transform, frozen, trainable, params, config)
   assert not (tmp_path / "ours").exists()
   save_peft(tmp_path / "ours", transform, frozen, trainable, frozen, config)
-  write_weights(small_llama(), frozen).save_pretrained(tmp_path / "rounded")
-  assert relative_error(their_logits(in_peft(tmp_path / "rounded", tmp_path / "ours")), got) < 1e-5
+  assert relative_error(their_logits(in_peft(write_weights(small_llama(), frozen), tmp_path / "ours")), got) < 1e-5
 
   for short, path in PATHS.items():
     merged = materialize(leaf_at(joined, path))
@@ -337,9 +340,9 @@ def test_a_quantized_base_is_pefts_with_those_weights(name, tmp_path):
       assert relative_error(merged[i], module.get_base_layer().weight.detach().numpy().T) < 1e-6
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_lora_plus_learns_as_pefts_optimizer(decay, tmp_path):
-  params, _ = load(small_llama(), tmp_path / "base")
+@pytest.mark.parametrize("decay", tiers([0.0, 0.1], [0.1]))
+def test_lora_plus_learns_as_pefts_optimizer(decay, base):
+  params, _ = base
   torch.manual_seed(0)
   model = peft.get_peft_model(small_llama(), peft.LoraConfig(**LORA))
   with torch.no_grad():

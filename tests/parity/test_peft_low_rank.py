@@ -1,5 +1,8 @@
 """The low-rank family and the structured deltas against peft: merged weights, logits, and what inits make of weights."""
 
+import copy
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,16 +46,32 @@ def relative_error(got, want):
   return np.abs(got - want).max() / np.abs(want).max()
 
 
-def small_llama():
+@functools.cache
+def _llama():
   torch.manual_seed(0)
   return transformers.LlamaForCausalLM(transformers.LlamaConfig(
       vocab_size=61, hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
       intermediate_size=48, max_position_embeddings=64, initializer_range=0.2, bos_token_id=1, eos_token_id=2)).eval()
 
 
+def small_llama():
+  return copy.deepcopy(_llama())
+
+
 def load(model, path):
   model.save_pretrained(path)
   return load_directory(path)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """The params and the config of the small Llama."""
+  return load(small_llama(), tmp_path_factory.mktemp("base"))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def our_logits(params, config):
+  return decoder.logits(params, config, decoder.hidden_states(params, config, jnp.asarray(IDS)).hidden)
 
 
 def module_of(model, path, layer):
@@ -142,10 +161,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_merged_weights_and_logits(name, tmp_path):
+# The files' tests compare the logits of each method, and the contract of transforms its products with what it forms.
+@pytest.mark.parametrize("name", [
+    name if name in ("lora", "vera") else pytest.param(name, marks=pytest.mark.exhaustive) for name in CASES])
+def test_merged_weights_and_logits(name, base, tmp_path):
   config, transform, read, note = (*CASES[name], None)[:4]
-  params, ours = load(small_llama(), tmp_path / "base")
+  params, ours = base
   model = peft.get_peft_model(small_llama(), config).eval().float()
   torch.manual_seed(1)
   with torch.no_grad():
@@ -158,14 +179,14 @@ def test_merged_weights_and_logits(name, tmp_path):
   errors = jax.tree.map(relative_error, materialize(joined), want)
   moved = jax.tree.map(relative_error, params, want)
   assert sum(x > 0.01 for x in jax.tree.leaves(moved)) == 3
-  hidden = decoder.hidden_states(joined, ours, jnp.asarray(IDS)).hidden
-  error = relative_error(decoder.logits(joined, ours, hidden), logits)
+  error = relative_error(our_logits(joined, ours), logits)
   print(f"{name}: weights {max(jax.tree.leaves(errors)):.1e}, logits {error:.1e}")
   assert max(jax.tree.leaves(errors)) < 1e-6 and error < 1e-5
 
 
-def test_layer_norms_have_pefts_weights_and_logits(tmp_path):
-  params, ours = load(small_llama(), tmp_path / "base")
+@pytest.mark.exhaustive
+def test_layer_norms_have_pefts_weights_and_logits(base, tmp_path):
+  params, ours = base
   model = peft.get_peft_model(small_llama(), peft.LNTuningConfig(target_modules=["norm", "input_layernorm"])).eval()
   torch.manual_seed(1)
   with torch.no_grad():
@@ -184,8 +205,7 @@ def test_layer_norms_have_pefts_weights_and_logits(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, joined, want)
   changed = jax.tree.map(relative_error, params, want)
   assert [path for path, x in leaves_with_paths(changed) if x > 0.01] == ["layers/attention_norm/scale", "norm/scale"]
-  hidden = decoder.hidden_states(joined, ours, jnp.asarray(IDS)).hidden
-  error = relative_error(decoder.logits(joined, ours, hidden), logits)
+  error = relative_error(our_logits(joined, ours), logits)
   print(f"ln_tuning: logits {error:.1e}")
   assert error < 1e-5
 
@@ -210,8 +230,8 @@ PATHS = {"query": "layers/attention/query", "value": "layers/attention/value", "
 
 
 @pytest.mark.parametrize("name", ["pissa", "olora", "mica", "corda_ipm", "corda_kpm"])
-def test_inits_split_weights_as_peft_does(name, tmp_path):
-  params, _ = load(small_llama(), tmp_path / "base")
+def test_inits_split_weights_as_peft_does(name, base):
+  params, _ = base
   model, options, statistics = small_llama(), {"init_lora_weights": name.split("_")[0]}, None
   if name.startswith("corda"):
     from peft.tuners.lora.config import CordaConfig

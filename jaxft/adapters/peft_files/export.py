@@ -10,11 +10,10 @@ import numpy as np
 from jaxft.adapters.peft_files.base_weights import INSTEAD, change_as_product, moved_leaves
 from jaxft.adapters.peft_files.methods import Method
 from jaxft.adapters.peft_files.modules import Place, places, saved_whole, shortest
+from jaxft.adapters.peft_files.tied import HEAD, PREFIX, add_head, check_tied, tied
+from jaxft.adapters.peft_files.tokens import add_tokens, token_places
 from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths
 from jaxft.transforms.protocol import ParamTransform
-
-PREFIX = "base_model.model."
-
 
 class Adapted(NamedTuple):
   """One leaf that a transform adapts: what it joins to, what is frozen of it, what trains, and what is shared."""
@@ -76,12 +75,13 @@ def to_tensors(
   if norms:
     leaves = _with_their_modules(leaves, joined, everywhere)
   whole = [] if norms else [p for p in everywhere if p.path in leaves and leaves[p.path].frozen is None]
+  tokens = token_places(method, leaves, everywhere)
   moved = moved_leaves(frozen, params) if writing else {}
   if strange := sorted(moved.keys() - leaves.keys()):
     raise ValueError(f"{strange[0]} is not adapted, and what stayed frozen of it is not what it is in params{INSTEAD}")
   items, measured, tensors = [], {}, {}
   cache: dict[str, dict[str, np.ndarray]] = {}
-  for place in (p for p in everywhere if p.path in leaves and p not in whole):
+  for place in (p for p in everywhere if p.path in leaves and p not in whole and p not in tokens):
     leaf = leaves[place.path]
     _check_place(place, method, config)
     if place.path not in cache:
@@ -100,17 +100,28 @@ def to_tensors(
   if not items:
     raise ValueError("nothing of what trains belongs to an adapter")
   names = [place.module for place in everywhere if place.parameter == "weight"]
+  targets = shortest(measured, names)
+  both = [place for place, _ in items if place.embedding and tied(config)] if writing else []
+  if both and method.ties:  # the head has settings of its own, which must be the same
+    measured[HEAD] = measured[both[0].module]
   settings = {
       **method.fixed, **given, **(method.overall(items, names) if writing else {}), **_settle(measured, method, names),
-      "target_modules": shortest(measured, names)}
+      "target_modules": targets}
   for place in {p.module: p for p, _ in items}.values():
     check_bias({**method.defaults, **settings}, method, place, everywhere)
   if method.shared is not None and writing:
     tensors |= method.shared.gather(items, {**method.defaults, **settings})
-  if method.adapts_tied and tied(config) and writing:
-    stem = lambda place: (f"{PREFIX}{place.module}.", f"{PREFIX}lm_head.")
-    tensors |= {name.replace(*stem(place)): x for place, _ in items for name, x in tensors.items()}
+  for place in both:
+    add_head(tensors, place, method)
+  add_tokens(settings, tensors, tokens, leaves, names)
   _add_whole(settings, tensors, whole, joined, everywhere, set(measured))
+  if writing and tied(config) and any(place.embedding for place in whole):
+    tensors[f"{PREFIX}{HEAD}.weight"] = next(tensors[whole_name(p, False)] for p in whole if p.embedding)
+    both = both or whole
+    if not method.ties:  # the other types have a copy for each
+      settings["modules_to_save"] = sorted([*settings["modules_to_save"], HEAD])
+  if both and method.ties:
+    settings["ensure_weight_tying"] = True
   return settings, tensors
 
 
@@ -142,18 +153,6 @@ def _check_place(place: Place, method: Method, config: Any) -> None:
   if place.embedding and not method.embedding:
     raise ValueError(f"PEFT's type does not adapt embeddings; got {place.path}")
   check_tied(place, method, config)
-
-
-def tied(config: Any) -> bool:
-  return getattr(config, "tie_embeddings", False)
-
-
-def check_tied(place: Place, method: Method, config: Any) -> None:
-  """Raises ValueError for an embedding that is the head too, of which PEFT adapts only the one."""
-  if place.embedding and tied(config) and not method.adapts_tied:
-    raise ValueError(
-        f"{place.path} is the output head as well: here both are adapted, in PEFT the embedding alone, so the two do "
-        "not compute the same")
 
 
 def check_bias(settings: Mapping[str, Any], method: Method, place: Place, everywhere: Sequence[Place]) -> None:

@@ -9,15 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.adapters.peft_files.export import (
-    PREFIX, adapted_leaves, check_bias, check_tied, to_tensors, whole_array, whole_name,
+    adapted_leaves, check_bias, to_tensors, whole_array, whole_name,
 )
 from jaxft.adapters.peft_files.folder import read_folder
 from jaxft.adapters.peft_files.methods import Method, method_of
 from jaxft.adapters.peft_files.modules import Place, of_module, places, saved_whole, targeted
+from jaxft.adapters.peft_files.settings import check_settings, check_sizes
+from jaxft.adapters.peft_files.tied import HEAD, PREFIX, check_tied, tied, without_head
+from jaxft.adapters.peft_files.tokens import token_name, tokens_of
 from jaxft.models.names import misfits
 from jaxft.transforms.freeze import train
 from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths
 from jaxft.transforms.protocol import ParamTransform, chain
+from jaxft.transforms.tokens import trainable_tokens
 
 
 class LoadedAdapter(NamedTuple):
@@ -64,26 +68,31 @@ def from_tensors(
 ) -> LoadedAdapter:
   """`load_peft` from what the two files hold."""
   method = method_of(settings.get("peft_type"))
-  if on := [name for name in method.refuses if settings.get(name)]:
-    raise ValueError(f"{on[0]}={settings[on[0]]!r} is a variant that is not computed here")
+  everywhere = places(params, config)
+  check_settings(settings, method, [place.module for place in everywhere])
   if reason := method.check(settings):
     raise ValueError(reason)
   effective = {**method.defaults, **{name: x for name, x in settings.items() if x is not None}}
   if settings["peft_type"] == "TRAINABLE_TOKENS":
     effective.setdefault("target_modules", ["embed_tokens"])
-  everywhere = places(params, config)
   chosen = targeted(effective, [place for place in everywhere if method.candidates(place)])
   for place in chosen:
-    check_tied(place, method, config)
+    check_tied(place, method, config, ensured=bool(settings.get("ensure_weight_tying")))
   groups = _groups(chosen, everywhere, effective, method)
-  whole = _whole(chosen, everywhere, effective)
+  whole, tokens = _whole(chosen, everywhere, effective, config), tokens_of(settings, everywhere, config)
+  read = method.prepare(effective, dict(tensors))
+  largest = max((size for x in read.values() for size in x.shape), default=0)
+  for _, s in groups:
+    check_sizes(s, method, largest)
+  read = _tensors_here(read, params, chosen, config)
+  if tied(config):
+    read = without_head(read, effective, chosen, whole, method)
   transforms = [method.build(_at({p.path for p in group}), s) for group, s in groups]
   if whole:
     transforms.append(train(_at({place.path for place in whole})))
+  transforms += [trainable_tokens(rows, _at({place.path})) for place, rows in tokens.items()]
   transform = transforms[0] if len(transforms) == 1 else chain(*transforms)
   frozen, trainable = transform.split(jax.random.key(0), params)
-
-  read = _tensors_here(method.prepare(effective, dict(tensors)), params, chosen, config)
   _, expected = to_tensors(method, transform, frozen, trainable, config, _given(effective, method))
   once = method.shared.names if method.shared is not None else ()
   wrong = misfits({name: x.shape for name, x in expected.items()}, {k: x for k, x in read.items() if k not in once})
@@ -91,7 +100,7 @@ def from_tensors(
     wrong += [f"missing {name}: save it with save_projection=True, which stores what PEFT draws" for name in missing]
   if wrong:
     raise ValueError(f"{len(wrong)} tensors do not fit the adapter_config.json: " + "; ".join(wrong))
-  frozen, trainable = _filled(method, transform, frozen, trainable, groups, whole, read)
+  frozen, trainable = _filled(method, transform, frozen, trainable, groups, whole, list(tokens), read)
   return LoadedAdapter(transform, frozen, trainable, settings)
 
 
@@ -134,21 +143,29 @@ def _groups(
 _UNROLL = "load it into unrolled layers, params = jaxft.transforms.unstack_layers(params), or cut the stack there"
 
 
-def _whole(chosen: Sequence[Place], everywhere: Sequence[Place], settings: Mapping[str, Any]) -> list[Place]:
+def _whole(
+    chosen: Sequence[Place], everywhere: Sequence[Place], settings: Mapping[str, Any], config: Any
+) -> list[Place]:
   """The places that the file holds whole: `modules_to_save`, and biases."""
   saved, bias = settings.get("modules_to_save") or [], settings.get("bias") or "none"
-  if lacking := [m for m in saved if not any(saved_whole(place.module, [m]) for place in everywhere)]:
+  held = [place.module for place in everywhere] + [HEAD] * tied(config)
+  if lacking := [m for m in saved if not any(saved_whole(module, [m]) for module in held)]:
     raise ValueError(f"modules_to_save name {', '.join(lacking)}, which the model lacks")
   adapted = {place.module for place in chosen}
   trains = lambda place: place.parameter == "bias" and (bias == "all" or (
       bias.endswith("_only") and place.module in adapted))
-  return [place for place in everywhere if saved_whole(place.module, saved) or trains(place)]
+  out = [place for place in everywhere if saved_whole(place.module, saved) or trains(place)]
+  if tied(config) and saved_whole(HEAD, saved) and not any(place.embedding for place in out):
+    raise ValueError(f"modules_to_save name {HEAD} alone, which this model ties to the embedding: both would change")
+  return out
 
 
 def _tensors_here(
     tensors: dict[str, np.ndarray], params: Tree, chosen: Sequence[Place], config: Any
 ) -> dict[str, np.ndarray]:
-  """The tensors under the names of our name map, without the copy of an adapted embedding's own weights.
+  """The tensors under the names of our name map, without the copy of an adapted table's own weights.
+
+  PEFT stores one with an embedding, and with the output head.
 
   Raises:
     ValueError: that copy differs from the params, which are then not those that the adapter was trained with.
@@ -158,16 +175,17 @@ def _tensors_here(
     tensors = {name.replace(inner, PREFIX, 1): x for name, x in tensors.items()}
   held = dict(leaves_with_paths(params))
   out = dict(tensors)
-  for place in chosen:
-    copy = out.pop(f"{PREFIX}{place.module}.base_layer.weight", None) if place.embedding else None
-    if copy is not None and not np.array_equal(copy, np.asarray(held[place.path]).astype(copy.dtype)):
-      raise ValueError(f"{place.module} differs in the file from {place.path}: the adapter goes with another embedding")
+  for place in (place for place in chosen if place.parameter == "weight"):
+    for module in (place.module, HEAD) if place.embedding and tied(config) else (place.module,):
+      copy = out.pop(f"{PREFIX}{module}.base_layer.weight", None)
+      if copy is not None and not np.array_equal(copy, whole_array(place, held[place.path]).astype(copy.dtype)):
+        raise ValueError(f"{module} differs in the file from {place.path}: the adapter goes with another model")
   return out
 
 
 def _filled(
     method: Method, transform: ParamTransform, frozen: Tree, trainable: Tree,
-    groups: Sequence[tuple[Sequence[Place], Mapping[str, Any]]], whole: Sequence[Place],
+    groups: Sequence[tuple[Sequence[Place], Mapping[str, Any]]], whole: Sequence[Place], tokens: Sequence[Place],
     tensors: Mapping[str, np.ndarray],
 ) -> tuple[Tree, Tree]:
   """The two sides of a fresh split with the numbers of the file in them."""
@@ -187,6 +205,8 @@ def _filled(
   for place in whole:
     x = tensors[whole_name(place, place.module in adapted)]
     layers.setdefault(place.path, []).append({"whole": whole_array(place._replace(index=None), x)})
+  for place in tokens:
+    layers[place.path] = [{"rows": tensors[token_name(place)]}]
   stacked = {place.path for group, _ in groups for place in group if place.index is not None}
   stacked |= {place.path for place in whole if place.index is not None}
   new_frozen, new_trained = {}, {}

@@ -55,6 +55,10 @@ class Method:
     shared: what is kept once for all modules.
     prepare: `(settings, tensors) -> tensors`, from other spellings of the file.
     adapts_tied: whether an embedding that is the head too is adapted as both, and stored with both.
+    ties: whether `ensure_weight_tying` makes PEFT adapt an embedding and its head as one.
+    takes_tokens: whether a file may also hold rows of the embedding, under `trainable_token_indices`.
+    sizes: settings that are sizes of what is made, none larger than the longest axis in the file.
+    reads: further keys of the settings that are read, or that PEFT itself does not read.
     scale: `joined leaf -> s` where the update is `s * a @ b`, so that factors of twice the rank may hold another.
     changes_bias: whether PEFT changes a module's bias as well, which transforms of kernels leave as it is.
   """
@@ -77,6 +81,10 @@ class Method:
   shared: Shared | None = None
   prepare: Callable[[Settings, Tensors], Tensors] = lambda s, tensors: tensors
   adapts_tied: bool = False
+  ties: bool = False
+  takes_tokens: bool = False
+  sizes: tuple[str, ...] = ("r",)
+  reads: tuple[str, ...] = ()
   scale: Callable[[Any], float] | None = None
   changes_bias: Callable[[Settings], bool] = lambda s: False
 

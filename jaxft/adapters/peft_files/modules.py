@@ -91,8 +91,9 @@ def targeted(settings: Mapping[str, Any], candidates: Sequence[Place]) -> list[P
   if saved := settings.get("modules_to_save"):
     chosen = [p for p in chosen if not any(re.match(rf"(^|.*\.){m}($|\..*)", p.module) for m in saved)]
   if layers is not None and layers != []:
-    layers = [layers] if isinstance(layers, int) else layers
-    number = lambda p: re.match(r".*?\.[^.]*\.(\d+)\.", p.module)
+    layers, stacks = [layers] if isinstance(layers, int) else layers, settings.get("layers_pattern") or [r"[^.]*"]
+    ways = [rf"(?:^|.*?\.){stack}\.(\d+)\." for stack in ([stacks] if isinstance(stacks, str) else stacks)]
+    number = lambda p: next((found for way in ways if (found := re.match(way, p.module))), None)
     chosen = [p for p in chosen if number(p) and int(number(p)[1]) in layers]
   if not chosen:
     raise ValueError(f"target_modules {targets!r} and its exceptions leave no module of the model")

@@ -62,8 +62,10 @@ def lora_or_dora(select: Filter, s: Settings) -> ParamTransform:
 
 def restore_pruned(s: Settings, tensors: Tensors) -> Tensors:
   """AdaLoRA's files leave out the triplets that `rank_pattern` marks as pruned: zeros here, in their places."""
-  out = dict(tensors)
-  for name, kept in (s.get("rank_pattern") or {}).items():
+  out, pattern = dict(tensors), s.get("rank_pattern") or {}
+  if not (isinstance(pattern, dict) and all(isinstance(kept, list) for kept in pattern.values())):
+    raise ValueError(f"rank_pattern must map modules to lists of which triplets were kept; got {str(pattern)[:80]}")
+  for name, kept in pattern.items():
     module = f"base_model.model.{name.rpartition('.lora_')[0]}"
     kept = np.asarray(kept, bool).reshape(-1)
     for short, axis in (("lora_A", 0), ("lora_E", 0), ("lora_B", 1)):
@@ -135,9 +137,28 @@ def block_of(entries: int) -> int:
   return round((1 + (1 + 8 * entries) ** 0.5) / 2)
 
 
+def strange_rows(s: Settings) -> str:
+  rows = s.get("token_indices")
+  good = isinstance(rows, list) and rows and all(type(row) is int and 0 <= row < 2**31 for row in rows)
+  return "" if good else f"token_indices must be a list of rows of the embedding; got {str(rows)[:80]}"
+
+
+def endless_series(s: Settings) -> str:
+  terms = s.get("num_cayley_neumann_terms") or 0
+  return f"num_cayley_neumann_terms={terms!r} is more than 100" if isinstance(terms, int) and terms > 100 else ""
+
+
+def boft_block(s: Settings, place: Place) -> dict[str, int]:
+  if bool(s["boft_block_size"]) == bool(s["boft_block_num"]):
+    raise ValueError(
+        f"one of boft_block_size and boft_block_num must be 0; got {s['boft_block_size']} and {s['boft_block_num']}")
+  return {"block": s["boft_block_size"] or max(1, place.shape[0] // s["boft_block_num"])}
+
+
 def full_logits(s: Settings, tensors: Tensors) -> Tensors:
   """VB-LoRA with save_only_topk_weights: logits that give the stored weights back, all others at minus infinity."""
   out = dict(tensors)
+  check_bank(s, tensors)
   for name in tensors:
     if not name.endswith("_topk_indices"):
       continue
@@ -148,6 +169,14 @@ def full_logits(s: Settings, tensors: Tensors) -> Tensors:
     np.put_along_axis(logits, ids, np.log(weights), axis=-1)
     out[stem] = logits
   return out
+
+
+def check_bank(s: Settings, tensors: Tensors) -> None:
+  """Raises ValueError unless the bank is of the size that the settings give, which the stored weights point into."""
+  bank = next((x for name, x in tensors.items() if name.endswith("vblora_vector_bank")), None)
+  if bank is None or bank.shape != (s["num_vectors"], s["vector_length"]):
+    got = "none" if bank is None else f"shape {bank.shape}"
+    raise ValueError(f"vblora_vector_bank must be of shape ({s['num_vectors']}, {s['vector_length']}); got {got}")
 
 
 def shira_parts(joined: Any, frozen: Any, trained: Any) -> dict[str, Any]:
