@@ -3,6 +3,9 @@
 All of them are linear combinations of the models, with coefficients that depend on the models only through their inner
 products. A leaf is read once for its Gram matrix, the coefficients are worked out from that on the host in float64, and
 a weighted sum does the rest. A Gram matrix here is `[..., K, K]`: one for the leaf, or one for each row.
+
+The Gram matrix is in float64 too: near 0 and pi an angle takes twice the digits that it has, and in float32 two numbers
+of opposite signs would stand at an angle of pi - 3e-4, of which slerp divides by the sine.
 """
 
 from collections.abc import Sequence
@@ -11,9 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxft.merging.namespace import ArrayLike, namespace, rounded
+from jaxft.merging.namespace import ArrayLike, namespace
 from jaxft.merging.reductions import tree_sums
 from jaxft.merging.trims import difference
+
+
+# Of weighted units that add up to a shorter vector than this share of their weights, the direction is rounding error.
+_BALANCED = 1e-6
+# What mergekit takes for a norm of zero: in slerp, in nuslerp, and of the product of two in model_stock.
+_SLERP_ZERO, _NUSLERP_ZERO, _STOCK_ZERO = 1e-8, 1e-7, 1e-6
 
 
 class Coefficients(NamedTuple):
@@ -24,13 +33,16 @@ class Coefficients(NamedTuple):
 
 
 def gram(models: Sequence[ArrayLike], origin: ArrayLike | None, *, rows: bool = False) -> ArrayLike:
-  """The inner products of the models, as seen from the origin: `[K, K]`, or `[rows, K, K]`, float32."""
+  """The inner products of the models, as seen from the origin: `[K, K]`, or `[rows, K, K]`, float64.
+
+  Each product of two float32 numbers is exact, so that only the sums, whose order is written down, are rounded.
+  """
   pairs = [(i, j) for i in range(len(models)) for j in range(i + 1)]
 
   def products(start: int, origin: ArrayLike | None, *models: ArrayLike) -> list[ArrayLike]:
     del start
-    arms = [difference(m, origin) for m in models]
-    return [rounded(arms[i] * arms[j]) for i, j in pairs]
+    arms = [difference(m, origin).astype(np.float64) for m in models]
+    return [arms[i] * arms[j] for i, j in pairs]
 
   sums = dict(zip(pairs, tree_sums(products, (origin, *models), rows=rows), strict=True))
   xp = namespace(models[0])
@@ -80,7 +92,7 @@ def mean_direction_coefficients(
   norms = _norms(gram)
   units = weights / np.where(norms > 0, norms, 1.0)
   length = _length(gram, units)[..., None]
-  none = length < 1e-8
+  none = length < _BALANCED * np.abs(weights).sum()
   if len(weights) > 2 and np.any(none & (norms.max(-1, keepdims=True) > 0)):
     raise ValueError("the weighted mean direction of the models is zero: opposite models with weights that balance")
   return np.where(none, weights, units / np.where(none, 1.0, length) * (weights * norms).sum(-1, keepdims=True))
@@ -100,7 +112,8 @@ def karcher_coefficients(
     gram: of the models.
     weights: `[K]`, divided by their sum; None weighs all alike, as mergekit does.
     iterations: at most.
-    tolerance: a step below it is the last; angles and norms below it count as none.
+    tolerance: a step below it is the last; angles and norms below it count as none, and so do angles as near to pi,
+      where no direction leads from the one to the other.
   """
   if gram.ndim > 2:
     return np.stack([karcher_coefficients(g, weights, iterations=iterations, tolerance=tolerance) for g in gram])
@@ -118,7 +131,8 @@ def karcher_coefficients(
   for _ in range(iterations):
     cos = np.clip(gram @ mean, -1.0, 1.0)
     theta = np.arccos(cos)
-    factors = np.where(theta < tolerance, 0.0, a * theta / np.where(theta < tolerance, 1.0, np.sin(theta)))
+    none = (theta < tolerance) | (theta > np.pi - tolerance)
+    factors = np.where(none, 0.0, a * theta / np.where(none, 1.0, np.sin(theta)))
     step = factors - (factors * cos).sum() * mean
     size = _length(gram, step)
     if size < tolerance:
@@ -141,10 +155,43 @@ def stock_coefficients(gram: Float[np.ndarray, "*rows K K"]) -> Float[np.ndarray
   """
   count, norms = gram.shape[-1], _norms(gram)
   i, j = np.triu_indices(count, 1)
-  cos = np.clip(gram[..., i, j] / np.maximum(norms[..., i] * norms[..., j], 1e-6), -1.0, 1.0).mean(-1)
+  cos = np.clip(gram[..., i, j] / np.maximum(norms[..., i] * norms[..., j], _STOCK_ZERO), -1.0, 1.0).mean(-1)
   divisor = 1 + (count - 1) * cos
   t = np.where(np.abs(divisor) < 1e-6, 0.0, count * cos / np.where(np.abs(divisor) < 1e-6, 1.0, divisor))
   return np.repeat(t[..., None] / count, count, axis=-1)
+
+
+def short_of_slerp(gram: Float[np.ndarray, "*rows 2 2"], *, zero: float = _SLERP_ZERO) -> str | None:
+  """What to know where mergekit turns by a right angle, for want of a norm, and `slerp_coefficients` does not."""
+  norms = _norms(gram)
+  if np.any((norms.min(-1) <= zero) & (norms.max(-1) > zero)):
+    return ("is zero, or next to it, in one of the two models, and so has no direction there: the line between the two "
+            "is taken, or the angle that there is; mergekit takes a right angle")
+  return None
+
+
+def short_of_nuslerp(gram: Float[np.ndarray, "*rows 2 2"]) -> str | None:
+  """`short_of_slerp` with nuslerp's smallest norm."""
+  return short_of_slerp(gram, zero=_NUSLERP_ZERO)
+
+
+def opposed(gram: Float[np.ndarray, "*rows K K"], *, tolerance: float = 1e-5) -> str | None:
+  """What to know where `karcher_coefficients` finds two models that point in opposite directions."""
+  norms, (i, j) = _norms(gram), np.triu_indices(gram.shape[-1], 1)
+  product = norms[..., i] * norms[..., j]
+  if np.any((product > 0) & (gram[..., i, j] < -(1 - tolerance ** 2 / 2) * product)):
+    return ("points in opposite directions in two of the models, and no direction leads from the one to the other: "
+            "neither moves the mean away from the other; mergekit follows its rounding errors there")
+  return None
+
+
+def short_of_stock(gram: Float[np.ndarray, "*rows K K"]) -> str | None:
+  """What to know where `stock_coefficients` takes a cosine for smaller than it is, as mergekit does."""
+  norms, (i, j) = _norms(gram), np.triu_indices(gram.shape[-1], 1)
+  if np.any((norms[..., i] * norms[..., j] < _STOCK_ZERO) & (gram[..., i, j] != 0)):
+    return ("differs so little from the base that its cosines count as smaller than they are (norms whose product is "
+            f"below {_STOCK_ZERO:g}), as in mergekit: it stays nearer to the base than the angles say")
+  return None
 
 
 def as_coefficients(values: Float[np.ndarray, "*rows K"]) -> Coefficients:

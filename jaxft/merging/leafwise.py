@@ -18,16 +18,20 @@ class Leafwise(NamedTuple):
     leaf: `(models, base, **settings) -> LeafMerge`; `models` and `base` are the whole leaf.
     statistics: `(models, base, **settings) -> arrays`, small.
     decide: `(statistics, **settings) -> settings of leaf`, on the host, in float64.
+    wide: whether the statistics take float64, for which JAX needs to be told.
+    remark: `statistics -> what the user should know of a leaf`, or None.
   """
 
   leaf: Callable[..., LeafMerge]
   statistics: Callable[..., Any] | None = None
   decide: Callable[..., Mapping[str, Any]] | None = None
+  wide: bool = False
+  remark: Callable[[Any], str | None] | None = None
 
 
 def merge_leaf(
     method: Leafwise, models: Sequence[np.ndarray], base: np.ndarray | None, settings: Mapping[str, Any], *,
-    dtype: Any = None, out: np.ndarray | None = None,
+    dtype: Any = None, out: np.ndarray | None = None, say: Callable[[str], Any] = lambda remark: None,
 ) -> np.ndarray:
   """Merges NumPy arrays. Needs, beside inputs and output, no more than one array of their size, and mostly none.
 
@@ -39,6 +43,7 @@ def merge_leaf(
       For another axis the arrays are copied.
     dtype: of the result, rounded to once; None takes that of the base, or of the first model.
     out: a contiguous array of the result's shape and dtype to write into.
+    say: called with what the user should know of this leaf, if there is anything.
   """
   first = models[0] if base is None else base
   if out is None:
@@ -47,7 +52,10 @@ def merge_leaf(
     return out
   settings, axis = dict(settings), settings.get("axis", -1)
   if method.statistics is not None:
-    settings = method.decide(measure_leaf(method, models, base, settings), **_without_axis(settings))
+    measured = measure_leaf(method, models, base, settings)
+    if method.remark is not None and (remark := method.remark(measured)) is not None:
+      say(remark)
+    settings = method.decide(measured, **_without_axis(settings))
   models, base = [_in_rows(m, axis) for m in models], _in_rows(base, axis)
   merge = method.leaf(models, base, **_without_axis(settings))
   into = out if first.ndim < 2 or axis in (-1, first.ndim - 1) else np.empty(models[0].shape, out.dtype)

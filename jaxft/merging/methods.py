@@ -84,8 +84,9 @@ def check_parameters(name: str, per_model: Mapping[str, Sequence[Any]], paramete
   densities = per_model.get("density", ())
   epsilons = per_model.get("epsilon", [method.per_model.get("epsilon", 0.0)] * len(densities))
   for density, epsilon in zip(densities, epsilons, strict=True):
-    trims.check_density(density)
-    trims.check_epsilon(density, epsilon)
+    if density:  # in a configuration 0 leaves a model out, as a gradient over depth may
+      trims.check_density(density)
+      trims.check_epsilon(density, epsilon)
 
 
 # The methods, as `merge_leaf` and `merge_trees` run them.
@@ -101,20 +102,23 @@ def _gram(models: Sequence[ArrayLike], base: ArrayLike | None, *, rows: bool = F
   return directions.gram(models, base, rows=rows)
 
 
-def _by_angle(coefficients: Callable[..., np.ndarray]) -> Leafwise:
+def _by_angle(
+    coefficients: Callable[..., np.ndarray], remark: Callable[[np.ndarray], str | None] | None = None
+) -> Leafwise:
   """A weighted sum with the coefficients that a function of the Gram matrix gives."""
 
   def decide(gram: Any, *, rows: bool = False, **settings: Any) -> dict[str, Any]:
     del rows
     return as_coefficients(coefficients(np.asarray(gram, np.float64), **settings))._asdict()
 
-  return Leafwise(weighted_sum, _gram, decide)
+  return Leafwise(weighted_sum, _gram, decide, wide=True, remark=remark)
 
 
-SLERP = _by_angle(directions.slerp_coefficients)
-KARCHER = _by_angle(directions.karcher_coefficients)
+SLERP = _by_angle(directions.slerp_coefficients, directions.short_of_slerp)
+NUSLERP = SLERP._replace(remark=directions.short_of_nuslerp)
+KARCHER = _by_angle(directions.karcher_coefficients, directions.opposed)
 MEAN_DIRECTION = _by_angle(directions.mean_direction_coefficients)
-STOCK = _by_angle(directions.stock_coefficients)
+STOCK = _by_angle(directions.stock_coefficients, directions.short_of_stock)
 
 SCE = Leafwise(
     variance_selection.sce,
@@ -137,7 +141,8 @@ def _base_first(method: Leafwise) -> Leafwise:
     merge = method.leaf([base, *models], None, **settings)
     return merge._replace(combine=lambda start, models, base: merge.combine(start, [base, *models], None))
 
-  return Leafwise(leaf, lambda models, base, **s: method.statistics([base, *models], None, **s), method.decide)
+  statistics = lambda models, base, **settings: method.statistics([base, *models], None, **settings)
+  return method._replace(leaf=leaf, statistics=statistics)
 
 
 # mergekit's parameters.
@@ -209,19 +214,25 @@ def _nuslerp(per_model: Parameters, parameters: Parameters) -> dict[str, Any]:
   return settings | ({"axis": 0} if rows and parameters.get("nuslerp_row_wise", False) else {})
 
 
+def _multislerp(per_model: Parameters, parameters: Parameters) -> dict[str, Any]:
+  weights, normalize = list(per_model["weight"]), parameters.get("normalize_weights", True)
+  if normalize and not sum(weights):
+    raise ValueError(f"weights must not add up to zero where they are normalized; got {weights}")
+  # mergekit takes a single model as it is, whatever its weight.
+  return {"weights": weights if len(weights) > 1 else [1.0], "normalize": normalize}
+
+
 METHODS: Mapping[str, MergeMethod] = {
     "linear": MergeMethod(
         WEIGHTED, _linear, base="ignored", per_model={"weight": REQUIRED}, parameters={"normalize": True}),
     "slerp": MergeMethod(
         _base_first(SLERP), lambda _, given: {"t": given["t"]}, parameters={"t": REQUIRED}, most=1),
     "nuslerp": MergeMethod(
-        SLERP, _nuslerp, base="optional", per_model={"weight": REQUIRED},
+        NUSLERP, _nuslerp, base="optional", per_model={"weight": REQUIRED},
         parameters={"nuslerp_row_wise": False, "nuslerp_flatten": True}, least=2, most=2),
     "multislerp": MergeMethod(
-        MEAN_DIRECTION,
-        lambda per_model, given: {
-            "weights": list(per_model["weight"]), "normalize": given.get("normalize_weights", True)},
-        base="optional", per_model={"weight": REQUIRED}, parameters={"normalize_weights": True, "eps": 1e-8}),
+        MEAN_DIRECTION, _multislerp, base="optional", per_model={"weight": REQUIRED},
+        parameters={"normalize_weights": True, "eps": 1e-8}),
     "karcher": MergeMethod(
         KARCHER, lambda _, given: {"iterations": given.get("max_iter", 10), "tolerance": given.get("tol", 1e-5)},
         base="ignored", parameters={"max_iter": 10, "tol": 1e-5}),

@@ -138,7 +138,8 @@ def _measured(method: Leafwise, models: Sequence[Any], base: Any, settings: Sett
     return measure_leaf(method, models, base, settings)
   static, traced = _split(settings)
   measure = _statistics(method, static, stacked, base is None, _mesh(models[0]))
-  return jax.device_get(measure(list(models), base, traced))
+  with jax.enable_x64(method.wide or jax.config.jax_enable_x64):
+    return jax.device_get(measure(list(models), base, traced))
 
 
 def _decided(method: Leafwise, measured: Any, settings: Settings) -> Settings:

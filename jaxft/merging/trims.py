@@ -34,6 +34,7 @@ class Trim(NamedTuple):
 
 
 WHOLE = Trim(lambda start, delta: delta)
+NOTHING = Trim(lambda start, delta: namespace(delta).zeros_like(delta))
 
 
 def check_density(density: float) -> None:
@@ -64,8 +65,8 @@ def by_magnitude(
     model: ArrayLike, base: ArrayLike | None, *, density: float, rows: bool = False, rescale: Rescale = None
 ) -> Trim:
   """Keeps the `max(1, int(density * n))` entries of largest magnitude, of n in the leaf or in each row."""
-  if density == 1.0:
-    return WHOLE
+  if density in (0.0, 1.0):
+    return WHOLE if density else NOTHING
   n = model.shape[-1] if rows else model.size
   threshold = largest(magnitude, max(1, int(density * n)), (model, base), rows=rows)
   return _rescaled(lambda start, d: admits(threshold, start, abs(d)), model, base, rescale, rows=rows)
@@ -80,8 +81,8 @@ def band(
   Where fewer are left than that, fewer outliers are dropped. Of equal entries the last count as the larger, as in a
   stable sort from the smallest up.
   """
-  if density == 1.0:
-    return WHOLE
+  if density in (0.0, 1.0):
+    return WHOLE if density else NOTHING
   n = model.shape[-1] if rows else model.size
   kept = int(density * n)
   dropped = min(int(gamma * n), n - kept)
@@ -96,8 +97,8 @@ def at_random(
     rescale: Rescale = "inverse_probability",
 ) -> Trim:
   """Keeps each entry with probability `density`."""
-  if density == 1.0:
-    return WHOLE
+  if density in (0.0, 1.0):
+    return WHOLE if density else NOTHING
   bound = probability(density)
   keep = lambda start, d: random_integers(stream, start, d) < np.uint32(bound)
   if rescale == "inverse_probability":
@@ -122,8 +123,8 @@ def by_rank(
     stream: of random numbers.
     rescale: divide by p, or to the L1 norm that the leaf had.
   """
-  if density == 1.0:
-    return WHOLE
+  if density in (0.0, 1.0):
+    return WHOLE if density else NOTHING
   table = keep_probabilities(model.shape[-1], density=density, epsilon=epsilon)
   if rescale != "inverse_probability":
     keep = _stored(lambda start, d: _kept_by_rank(start, d, table, stream), model, base, rows=True)

@@ -40,6 +40,7 @@ class Case:
     limit: `(models, base, key) -> checkpoint`, the same merge where it is task arithmetic.
     limit_is: the task arithmetic that it is.
     random: whether the key matters.
+    variant: whether all of its parts are compiled for other cases too, so that `make test` leaves its programs out.
   """
 
   name: str
@@ -51,6 +52,7 @@ class Case:
   limit: Callable[[Sequence[Tree], Tree, Any], Tree] | None = None
   limit_is: Callable[[Sequence[Tree], Tree], Tree] = lambda models, base: merging.task_arithmetic(models, base)
   random: bool = False
+  variant: bool = False
 
 
 def checkpoints(count: int = 3, *, dtype: Any = np.float32) -> tuple[list[Tree], Tree]:
@@ -95,22 +97,25 @@ MEAN = sum_of([1, 1, 1])
 
 CASES = [
     Case("average", alone(merging.average), needs_base=False),
-    Case("average_weighted", alone(merging.average, weights=W), needs_base=False, symmetric=False),
+    Case("average_weighted", alone(merging.average, weights=W), needs_base=False, symmetric=False, variant=True),
     Case("interpolate", lambda m, base, key: merging.interpolate(*m, 0.5), models=2, needs_base=False),
     Case("task_arithmetic", one(merging.task_arithmetic, weights=W, scale=0.4), symmetric=False, identity=False),
     Case("ties", one(merging.ties), identity=False),
-    Case("ties_row", one(merging.ties, scope="row", density=0.5, method="count"), identity=False),
-    Case("ties_mergekit", one(merging.ties, scope="leaf", zero="positive", weights=W), symmetric=False, identity=False),
+    Case("ties_row", one(merging.ties, scope="row", density=0.5, method="count"), identity=False, variant=True),
+    Case("ties_mergekit", one(merging.ties, scope="leaf", zero="positive", weights=W), symmetric=False, identity=False,
+         variant=True),
     Case("dare", drawn(merging.dare, density=0.5), symmetric=False, identity=False, random=True,
          limit=drawn(merging.dare, density=1.0)),
     Case("dare_ties", drawn(merging.dare, density=0.5, consensus="sum", rescale="l1", weights=W), symmetric=False,
          identity=False, random=True),
     Case("della", drawn(merging.della, density=0.5), symmetric=False, identity=False, random=True),
     Case("della_linear", drawn(merging.della, density=0.5, consensus=None, rescale="l1"), symmetric=False,
-         identity=False, random=True, limit=drawn(merging.della, density=1.0, consensus=None), limit_is=MEAN),
+         identity=False, random=True, limit=drawn(merging.della, density=1.0, consensus=None), limit_is=MEAN,
+         variant=True),
     Case("breadcrumbs", one(merging.breadcrumbs, density=0.5, gamma=0.2), identity=False,
          limit=one(merging.breadcrumbs, density=1.0)),
-    Case("breadcrumbs_leaf", one(merging.breadcrumbs, density=0.5, gamma=0.05, scope="leaf", axis=-2), identity=False),
+    Case("breadcrumbs_leaf", one(merging.breadcrumbs, density=0.5, gamma=0.05, scope="leaf", axis=-2), identity=False,
+         variant=True),
     Case("sce", one(merging.sce, density=0.4), identity=False),
     Case("ram", one(merging.ram), identity=False),
     Case("ram_plus", one(merging.ram, r=0.1), identity=False),
@@ -120,7 +125,7 @@ CASES = [
     Case("karcher_mean", alone(merging.karcher_mean, weights=W), needs_base=False, symmetric=False),
     Case("mean_direction", alone(merging.mean_direction), needs_base=False),
     Case("model_stock", one(merging.model_stock), identity=False),
-    Case("model_stock_row", one(merging.model_stock, scope="row"), identity=False),
+    Case("model_stock_row", one(merging.model_stock, scope="row"), identity=False, variant=True),
     Case("nearswap", lambda m, base, key: merging.nearswap(base, *m, 0.05), models=1, identity=False),
     Case("arcee_fusion", lambda m, base, key: merging.arcee_fusion(base, *m), models=1, identity=False),
     Case("fisher_average", lambda m, base, key: merging.fisher_average(m, fisher_of(m), weights=W), needs_base=False,

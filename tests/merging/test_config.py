@@ -7,8 +7,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxft.merging.streaming import merge, parse_recipes, plan_merge
+from jaxft.merging.streaming.adapters import read_updates
 from jaxft.merging.streaming.settings import resolve
 from jaxft.merging.streaming.stacks import before_layers, find_stacks
+from jaxft.merging.streaming.yaml_documents import read_yaml
 from jaxft.models.safetensors import save_file
 from tests.merging.checkpoints import WIDTH, configure, decoder, family, read, recipe, write
 
@@ -32,6 +34,12 @@ def parse(document):
     ({"models": [{"modle": "a"}]}, ("models[0]", "'modle'", "model, parameters")),
     ({"models": [{"model": 3}]}, ("models[0].model", "3")),
     ({"models": [{"model": "a@main"}]}, ("models[0].model", "revision", "a@main")),
+    ({"models": [{"model": {"model": {"path": "a", "revision": "main"}}}]}, ("models[0].model.model.revision", "'main'")),
+    ({"models": [{"model": {"model": {"path": "a", "foo": 1}}}]}, ("models[0].model.model", "'foo'", "path, revision")),
+    ({"models": [{"model": {"model": {"revision": None}}}]}, ("models[0].model.model lacks path",)),
+    ({"models": [{"model": {"model": "a", "lora": {"path": "b", "rank": 8}}}]}, ("models[0].model.lora", "'rank'")),
+    ({"models": [{"model": {"model": "a", "lora": {"path": "b", "revision": "x"}}}]}, ("model.lora.revision", "'x'")),
+    ({"base_model": {"model": "a", "lara": "b"}}, ("base_model", "'lara'", "model, lora")),
     ({"models": [{"model": "a"}, {"model": "a"}]}, ("a more than once",)),
     ({"base_model": None}, ("ties", "base_model")),
     ({"parameters": {"desnity": 1}}, ("parameters", "'desnity'", "density")),
@@ -57,10 +65,21 @@ def test_what_it_does_not_know_is_named(change, said):
 
 @pytest.mark.parametrize("text, said", [
     ("", "empty"), ("{", "not valid YAML"), ("- 1", "must be a mapping"), ("!!python/object:os.system {}", "not valid YAML"),
+    ("merge_method: ties\nmerge_method: linear", "the key 'merge_method' occurs twice in one mapping, in lines 1 and 2"),
+    ("parameters: {weight: 1, weight: 0.5}", "the key 'weight' occurs twice"),
+    ("[" * 100_000, "nests more than 32 deep"), ("a: &a [*a]", r"the alias \*a in line 1 contains itself"),
+    ("a: &a {value: {filter: x, value: *a}}", "contains itself"),
+    ("a: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"b{i}: &a{i + 1} [{','.join([f'*a{i}'] * 9)}]\n" for i in range(9)),
+     "more than 100000 values once the aliases are written out"),
 ])
 def test_files_that_are_no_configuration(text, said):
   with pytest.raises(ValueError, match=said):
     parse_recipes(text)
+
+
+def test_aliases_and_merged_keys_are_read():
+  text = "base: &b {weight: 1, density: 0.5}\nparameters: {<<: *b, density: 0.2}"
+  assert read_yaml(text) == [{"base": {"weight": 1, "density": 0.5}, "parameters": {"weight": 1, "density": 0.2}}]
 
 
 @pytest.mark.parametrize("layers", [None, [0], [2, 1], [-1, 2], [0, 1.5], "0-2"])
@@ -68,6 +87,16 @@ def test_layer_ranges(layers):
   source = {"model": "a", "layer_range": layers}
   with pytest.raises(ValueError, match="layer_range"):
     parse({"merge_method": "passthrough", "slices": [{"sources": [source]}]})
+
+
+@pytest.mark.parametrize("method", ["ties", "slerp", "nuslerp", "multislerp"])
+def test_slices_that_leave_the_base_out_are_refused(method):
+  sources = [{"model": model, "layer_range": [0, 2], "parameters": {"weight": 1}} for model in "ab"]
+  sources = [{k: v for k, v in s.items() if k != "parameters"} for s in sources] if method == "slerp" else sources
+  document = {"merge_method": method, "base_model": "c", "slices": [{"sources": sources}]}
+  with pytest.raises(ValueError, match=r"slices\[0\] lacks the base_model c; name it among the sources"):
+    parse(document)
+  assert parse(document | {"merge_method": "linear"})[0].modules[0].slices[0].base is None  # which takes no base
 
 
 def test_slices_of_unequal_length():
@@ -96,11 +125,17 @@ def test_values_gradients_and_filters(setting, t, value):
 
 
 def test_truth_values_are_chosen_not_interpolated():
-  assert resolve("normalize", [{"normalize": [True, False, True]}], "x", 0.6, True) is False
+  # The last point that the depth has passed, not the nearest.
+  for depth, chosen in ((0.0, True), (0.49, True), (0.6, False), (0.9, False), (1.0, True)):
+    assert resolve("normalize", [{"normalize": [True, False, True]}], "x", depth, True) is chosen
   with pytest.raises(ValueError, match="normalize must be true or false; got 0.5"):
     resolve("normalize", [{"normalize": 0.5}], "x", 0, True)
-  with pytest.raises(ValueError, match="weight must be a number; got 'much'"):
-    resolve("weight", [{"weight": "much"}], "x", 0, 1.0)
+  for wrong in ("much", ".nan", float("nan"), float("inf"), "1e999", 10**400, True):
+    with pytest.raises(ValueError, match="weight must be a finite number; got "):
+      resolve("weight", [{"weight": wrong}], "x", 0, 1.0)
+  assert resolve("max_iter", [{"max_iter": "20"}], "x", 0, 10) == 20
+  with pytest.raises(ValueError, match="max_iter must be a whole number; got 2.5"):
+    resolve("max_iter", [{"max_iter": [2, 3]}], "x", 0.5, 10)
 
 
 def test_scopes_from_the_source_to_the_whole():
@@ -281,13 +316,24 @@ def test_buffers_that_only_some_store(tmp_path):
 
 
 @pytest.mark.parametrize("parameters, said", [
-    ({"density": 1.5}, "density must lie in"), ({"density": 0}, "density must lie in"),
+    ({"density": 1.5}, "density must lie in"), ({"density": -1}, "density must lie in"),
     ({"density": [0.5, 1.2]}, r"model.layers.\d.*density must lie in"),
 ])
 def test_parameters_out_of_range_name_the_tensor(parameters, said, tmp_path):
   family(tmp_path, count=2)
   with pytest.raises(ValueError, match=said):
     plan_merge(configure(tmp_path / "m.yaml", ties(parameters=parameters)))
+
+
+def test_a_gradient_of_densities_may_begin_at_nothing(tmp_path):
+  held = family(tmp_path, count=1)
+  for method in ("ties", "dare_linear", "breadcrumbs", "della_linear"):
+    parameters = {"density": [0, 1]} | ({"epsilon": [0, 0]} if method == "della_linear" else {})
+    document = recipe(method, count=1, per_model={"weight": [1]}, parameters=parameters)
+    merge(configure(tmp_path / "m.yaml", document), tmp_path / "out", overwrite=True)
+    out, name = read(tmp_path / "out"), "model.layers.{}.mlp.up_proj.weight"
+    np.testing.assert_array_equal(out[name.format(0)], held["base"][name.format(0)])
+    np.testing.assert_allclose(out[name.format(2)], held["m0"][name.format(2)], atol=1e-6)
 
 
 def test_a_parameter_that_is_missing(tmp_path):
@@ -344,8 +390,33 @@ def test_a_model_with_an_adapter(tmp_path):
   np.testing.assert_array_equal(out[NORM], held["base"][NORM])
 
 
+@pytest.mark.parametrize("settings, scale", [
+    ({}, 3.0), ({"lora_alpha": None}, 4.0), ({"lora_alpha": 0}, 0.0), ({"use_rslora": True}, 6 / 2**0.5),
+    ({"alpha_pattern": {"up_proj": 1, "mlp.up_proj": 2}}, 0.5),  # the first that matches
+    ({"alpha_pattern": {"p_proj": 1, "up": 1}}, 3.0),  # a part of a name is no name
+    ({"alpha_pattern": {"layers.[01].*up_proj": 4}}, 2.0),
+])
+def test_the_scale_of_an_adapter(settings, scale, tmp_path):
+  adapter(tmp_path / "lora", **settings)
+  update, = read_updates(tmp_path / "lora").values()
+  assert update.scale == pytest.approx(scale)
+
+
+def test_an_adapter_of_matrices_stored_input_first(tmp_path):
+  update = adapter(tmp_path / "lora", fan_in_fan_out=True)
+  weight = np.ones(update.T.shape, np.float32)
+  name = "model.layers.1.mlp.up_proj.weight"
+  write(tmp_path / "m0", {name: weight})
+  merge(configure(tmp_path / "m.yaml", {"merge_method": "passthrough", "models": [{"model": "$m0+$lora"}]}), tmp_path / "out")
+  np.testing.assert_allclose(read(tmp_path / "out")[name], weight + 3 * update.T, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("settings, said", [
     ({"peft_type": "IA3"}, "peft_type must be LORA; got 'IA3'"), ({"use_dora": True}, "use_dora=True"),
+    ({"use_future_variant": True}, "use_future_variant=True is not known to leave the numbers"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' changes the base weights"),
+    ({"lora_alpha": "x"}, "lora_alpha must be a finite number; got 'x'"), ({"alpha_pattern": [1]}, "alpha_pattern must map"),
+    ({"alpha_pattern": {"[": 1}}, "is no valid pattern"), ({"alpha_pattern": {"(((((.*)*)*)*)*)*x": 1}}, "repeats more than 3"),
 ])
 def test_adapters_that_are_more_than_an_update(settings, said, tmp_path):
   family(tmp_path, count=1)
@@ -432,6 +503,54 @@ def test_listed_tokens_and_padding(tmp_path):
         "x": {"source": {"kind": "model_token", "model": "$m1", "token": "nowhere"}}}})
 
 
+def test_tokens_that_only_the_files_beside_the_tokenizer_have(tmp_path):
+  """transformers gives a special token without an id the end of the vocabulary, and the model has a row for it."""
+  vocabularies(tmp_path)
+  held = decoder(0, vocab=9)
+  held[EMBED][:, 0], held[EMBED][:, 1] = 0, np.arange(9)
+  write(tmp_path / "base", held, config={"pad_token_id": 5})
+  (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps({
+      "bos_token": "<s>", "pad_token": "<pad>", "added_tokens_decoder": {"4": {"content": "<4>", "special": True}}}))
+  base = {"merge_method": "passthrough", "models": [{"model": "$base"}]}
+  merge(configure(tmp_path / "m.yaml", base | {"tokenizer_source": "base"}), tmp_path / "out")
+  np.testing.assert_array_equal(read(tmp_path / "out")[EMBED], held[EMBED][:6])
+  found, embedding, config = rows(tmp_path, tokenizer_source="union")
+  made = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+  assert [made.id_to_token(i) for i in range(6)] == ["u", "a", "b", "<s>", "<4>", "<pad>"] and config["pad_token_id"] == 5
+  assert found["<pad>"] == (0, 5) and found["<4>"] == (0, 4) and found["c"] == (1, 3)
+  assert len(found) == len(embedding) == config["vocab_size"]
+
+
+def test_a_token_that_only_the_config_knows_is_not_cut_off(tmp_path):
+  vocabularies(tmp_path)
+  write(tmp_path / "base", decoder(0, vocab=9), config={"pad_token_id": 6})
+  with pytest.raises(ValueError, match="base: config.json names the token id 6, .* ends at 3; add the token"):
+    rows(tmp_path, tokenizer_source="base")
+
+
+def test_a_tokenizer_larger_than_the_embedding_keeps_its_ids(tmp_path):
+  vocabularies(tmp_path)
+  tokenizer(tmp_path / "base", ["u", "a", "b", "x", "y", "z"], special=["<s>"])  # the embedding has four rows
+  found, embedding, _ = rows(tmp_path, tokenizer_source="union")
+  made = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+  assert [made.id_to_token(i) for i in range(7)] == ["u", "a", "b", "x", "y", "z", "<s>"]
+  assert found["a"] == (2, 1) and found["c"] == (1, 3) and found["z"] == (0, 0) and len(embedding) == len(found)
+
+
+def test_ids_in_the_config_follow_the_tokenizer(tmp_path):
+  vocabularies(tmp_path)
+  held = read(tmp_path / "base")
+  write(tmp_path / "base", held, config={"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 3, "vocab_size": 4})
+  (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "top_k": 2}))
+  document = {"merge_method": "passthrough", "models": [{"model": "$base"}], "tokenizer": {"source": "$m1"}}
+  tokenizer(tmp_path / "m1", ["u", "b", "a"], special=["<m1>"])
+  merged = merge(configure(tmp_path / "m.yaml", document), tmp_path / "out")
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (2, [1], None)
+  assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": 1, "top_k": 2}
+  assert [n for n in merged.notes if "no token for the id 3 in config.json" in n]
+
+
 def test_a_tokenizer_that_is_missing(tmp_path):
   vocabularies(tmp_path)
   (tmp_path / "m1" / "tokenizer.json").unlink()
@@ -482,3 +601,22 @@ def test_files_beside_the_tensors(tmp_path):
       "special_tokens_map.json", "vocab.txt"]
   record = json.loads((tmp_path / "out/merge.json").read_text())
   assert record["method"] == "ties" and record["tensors"][NORM]["per_model"]["weight"] == [1, 1, 1]
+
+
+def test_links_are_followed_no_further_than_the_model(tmp_path):
+  cache = tmp_path / "models--one"
+  (cache / "blobs").mkdir(parents=True)
+  (cache / "blobs" / "abc").write_text('{"kept": 1}')
+  base = write(cache / "snapshots" / "123", decoder(0))
+  (base / "generation_config.json").symlink_to("../../blobs/abc")  # as a hub's cache lies
+  (base / "modeling_mine.py").write_text("")
+  config = configure(tmp_path / "m.yaml", {"merge_method": "passthrough", "models": [{"model": str(base)}]})
+  merged = merge(config, tmp_path / "out")
+  assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"kept": 1}
+  assert not (tmp_path / "out" / "generation_config.json").is_symlink() and not (tmp_path / "out" / "modeling_mine.py").exists()
+  assert [n for n in merged.notes if "modeling_mine.py of" in n and "not copied" in n]
+  (tmp_path / "secret.json").write_text("{}")
+  (base / "vocab.json").symlink_to(tmp_path / "secret.json")
+  with pytest.raises(ValueError, match="vocab.json is a link to .*secret.json, outside of the model's folder"):
+    merge(config, tmp_path / "other")
+  assert not (tmp_path / "other").exists()

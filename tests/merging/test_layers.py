@@ -1,6 +1,7 @@
 """Other layers of one checkpoint."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ PARAMS = decoder.init(jax.random.key(0), CONFIG, stddev=0.3)
 IDS = jax.random.randint(jax.random.key(1), (2, 5), 0, 11)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def hidden(params, layers):
   return decoder.hidden_states(params, dataclasses.replace(CONFIG, num_layers=layers), IDS).hidden
 

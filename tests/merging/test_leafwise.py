@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxft.merging import elementary, namespace, thresholds
+from jaxft.merging import blocks as block_sizes
+from jaxft.merging import elementary, namespace, reductions, thresholds
 from jaxft.merging.blocks import BLOCK, blocks, positions
 from jaxft.merging.leafwise import merge_leaf
 from jaxft.merging.methods import METHODS, check_parameters, linear_settings, streams
@@ -44,17 +45,18 @@ def test_streaming_needs_no_jax():
   subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
-def test_names_are_functions_whatever_was_imported_first():
-  code = (
-      "import jaxft.merging.lines, jaxft.merging.reset\n"
-      "from jaxft.merging import lines, reset\n"
-      "import jaxft.merging\n"
-      "assert all(callable(getattr(jaxft.merging, name)) for name in jaxft.merging.__all__)\n"
-      "assert jaxft.merging.lines is lines and callable(lines) and callable(reset)\n"
-  )
-  subprocess.run([sys.executable, "-c", code], check=True)
-  import jaxft.merging
+def test_names_are_functions_whatever_was_imported_first(monkeypatch):
+  import jaxft
 
+  monkeypatch.setattr(jaxft, "merging", None)
+  for name in [name for name in sys.modules if name.partition(".merging")[0] == "jaxft"]:
+    monkeypatch.delitem(sys.modules, name)  # as at the start of a process
+  import jaxft.merging.lines
+  import jaxft.merging.reset
+  from jaxft.merging import lines, reset
+
+  assert all(callable(getattr(jaxft.merging, name)) for name in jaxft.merging.__all__)
+  assert jaxft.merging.lines is lines and callable(lines) and callable(reset)
   with pytest.raises(AttributeError, match="no attribute 'tias'; it has .*, average, averages, "):
     jaxft.merging.tias
 
@@ -73,8 +75,13 @@ LARGE = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_many_blocks_give_the_bits_of_one_array(name):
-  shape = (4 * SAMPLE // 401 + 40, 401)  # large enough for a sampled threshold, and no multiple of a block
+@pytest.mark.parametrize("sample", [1 << 9, pytest.param(SAMPLE, marks=pytest.mark.exhaustive)])
+def test_many_blocks_give_the_bits_of_one_array(sample, name, monkeypatch):
+  if sample < SAMPLE:  # leaves, blocks and samples of another size alike
+    monkeypatch.setattr(thresholds, "SAMPLE", sample)
+    for module in (block_sizes, reductions):
+      monkeypatch.setattr(module, "BLOCK", sample)
+  shape = (4 * sample // 401 + 40, 401)  # large enough for a sampled threshold, and no multiple of a block
   quantized = lambda x: x.astype(ml_dtypes.bfloat16)
   base = quantized(0.3 * RNG.standard_normal(shape))
   models = [quantized(base.astype(np.float32) + 0.1 * RNG.standard_normal(shape)) for _ in range(3)]
@@ -211,7 +218,7 @@ def test_parameters_are_checked_by_name():
   good = {"weight": [1, 1], "density": [0.5, 1.0]}
   check_parameters("ties", good, {"lambda": 0.5}, 2)
   for name, per_model, parameters, models, message in (
-      ("ties", good | {"density": [0.0, 0.5]}, {}, 2, r"density must lie in \(0, 1\]; got 0.0"),
+      ("ties", good | {"density": [-0.1, 0.5]}, {}, 2, r"density must lie in \(0, 1\]; got -0.1"),
       ("ties", good | {"density": [1.5, 0.5]}, {}, 2, r"density must lie in \(0, 1\]; got 1.5"),
       ("ties", {"weight": [1]}, {}, 2, "weight must have one value for each of 2 models; got 1"),
       ("ties", {}, {}, 2, "ties needs the parameter 'weight' of each model"),

@@ -56,14 +56,14 @@ def test_symmetries_of_a_decoder(tied):
   params = unstack_layers(everywhere_random(decoder.init(jax.random.key(0), config), jax.random.key(5)))
   spec = transformer_spec(params, num_kv_heads=2)
   assert set(spec.groups) == {"stream", *(f"layers/{i}/{kind}" for i in range(2) for kind in ("mlp", "heads"))}
-  apply = lambda p: decoder.logits(p, config, decoder.hidden_states(p, config, IDS).hidden)
+  apply = jax.jit(lambda p: decoder.logits(p, config, decoder.hidden_states(p, config, IDS).hidden))
   assert max(verify_spec(apply, params, spec, np.random.default_rng(3)).values()) < 1e-5
 
 
 def test_symmetries_of_an_encoder():
   params = unstack_layers(everywhere_random(encoder.init(jax.random.key(0), ENCODER), jax.random.key(5)))
   spec = transformer_spec(params, num_kv_heads=2, stream=False)
-  apply = lambda p: encoder.hidden_states(p, ENCODER, IDS)[0]
+  apply = jax.jit(lambda p: encoder.hidden_states(p, ENCODER, IDS)[0])
   assert max(verify_spec(apply, params, spec, np.random.default_rng(3)).values()) < 1e-5
   # The stream of an encoder is what it returns, permuted with it.
   whole = transformer_spec(params, num_kv_heads=2)

@@ -85,17 +85,20 @@ def apart(code):
   return done.stdout
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shards", [10**9, 1000])
-def test_processes_change_no_bit(dtype, shards, tmp_path):
-  family(tmp_path, dtype=dtype, max_shard_bytes=shards)
-  config = configure(tmp_path / "merge.yaml", recipe("dare_ties", per_model={"weight": [1.0] * 3, "density": [0.5] * 3}))
-  for processes in (1, 3):
-    apart(f"""
-      from jaxft.merging.streaming import merge
-      merge("{config}", "{tmp_path}/{processes}", max_shard_bytes={shards}, processes={processes})
-    """)
-  assert_same_bits(read(tmp_path / "3"), read(tmp_path / "1"))
+def test_processes_change_no_bit(tmp_path):
+  variants = {f"{dtype}-{shards}": (dtype, shards) for dtype in DTYPES for shards in (10**9, 1000)}
+  document = recipe("dare_ties", per_model={"weight": [1.0] * 3, "density": [0.5] * 3})
+  for name, (dtype, shards) in variants.items():
+    family(tmp_path / name, dtype=dtype, max_shard_bytes=shards)
+    merge(configure(tmp_path / name / "merge.yaml", document), tmp_path / name / "1", max_shard_bytes=shards, processes=1)
+  apart(f"""
+    from jaxft.merging.streaming import merge
+    for name, (_, shards) in {variants!r}.items():
+      folder = "{tmp_path}/" + name
+      merge(folder + "/merge.yaml", folder + "/3", max_shard_bytes=shards, processes=3)
+  """)
+  for name in variants:
+    assert_same_bits(read(tmp_path / name / "3"), read(tmp_path / name / "1"))
 
 
 def test_the_public_merge_of_trees_gives_the_same(tmp_path):
@@ -190,8 +193,11 @@ def slow_merge(folder, hold, processes):
   return process
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how, processes", [
+    (signal.SIGKILL, 2), (signal.SIGINT, 1),
+    *(pytest.param(*variant, marks=pytest.mark.exhaustive) for variant in (
+        (signal.SIGKILL, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGTERM, 2))),
+])
 def test_a_merge_that_is_stopped_leaves_nothing(how, processes, tmp_path):
   family(tmp_path)
   configure(tmp_path / "merge.yaml", recipe("ties", per_model={"weight": [1.0] * 3, "density": [0.5] * 3}))
@@ -328,20 +334,24 @@ def peak(folder, config, processes):
   """))
 
 
-def test_memory_is_flat_in_depth_and_bounded_by_leaves(tmp_path):
+@pytest.mark.parametrize("sizes, processes", [
+    (((2, 2), (12, 2)), (1,)),
+    pytest.param(((2, 2), (24, 2), (24, 5)), (1, 2), marks=pytest.mark.exhaustive),
+])
+def test_memory_is_flat_in_depth_and_bounded_by_leaves(sizes, processes, tmp_path):
   leaf = 2 << 20  # bytes in float32
   peaks = {}
-  for depth, count in ((2, 2), (24, 2), (24, 5)):
+  for depth, count in sizes:
     rng = np.random.default_rng(0)
     one = rng.normal(size=(512, leaf // 4 // 512)).astype(np.float32)
     for name in ("base", *(f"m{i}" for i in range(count))):
       write(tmp_path / name, {f"layers.{i}.weight": one + rng.normal() for i in range(depth)})
     per_model = {"weight": [1.0] * count, "density": [0.3] * count}
     config = configure(tmp_path / "merge.yaml", recipe("ties", count=count, per_model=per_model))
-    peaks[depth, count] = max(peak(tmp_path, config, processes) for processes in (1, 2))
+    peaks[depth, count] = max(peak(tmp_path, config, at_once) for at_once in processes)
     # K + 2 leaves, what is held in blocks, and what the allocator keeps.
     assert peaks[depth, count] < (count + 2) * leaf + (12 << 20), peaks
-  assert peaks[24, 2] - peaks[2, 2] < 3 << 20, peaks
+  assert peaks[sizes[1]] - peaks[2, 2] < 3 << 20, peaks
 
 
 def test_the_plan_knows_its_bytes(tmp_path):

@@ -14,6 +14,7 @@ from jaxft.merging.streaming.documents import entries, keys, mapping
 from jaxft.merging.streaming.references import Reference, parse_reference
 from jaxft.merging.streaming.settings import Settings, check_setting
 from jaxft.merging.streaming.tokenizer_choice import TokenizerChoice, tokenizer_choice
+from jaxft.merging.streaming.yaml_documents import read_yaml
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -101,12 +102,7 @@ def load_recipes(path: str | os.PathLike) -> list[Recipe]:
 
 def parse_recipes(text: str) -> list[Recipe]:
   """`load_recipes` from the text."""
-  import yaml
-
-  try:
-    documents = [document for document in yaml.safe_load_all(text) if document is not None]
-  except (yaml.YAMLError, RecursionError) as e:
-    raise ValueError(f"not valid YAML: {' '.join(str(e).split())}") from None
+  documents = [document for document in read_yaml(text) if document is not None]
   if not documents:
     raise ValueError("the configuration is empty")
   recipes = [_recipe(document) for document in documents]
@@ -185,7 +181,7 @@ class _Reader:
     if twice := [m for m in models if models.count(m) > 1]:
       raise ValueError(f"{where} names {twice[0]} more than once")
     if base is not None and base not in models:
-      if METHODS[self.method].base == "required":
+      if METHODS[self.method].base != "ignored":
         raise ValueError(f"{where} lacks the base_model {base}; name it among the sources, with its layer_range")
       base = None
     lengths = {s.layers[1] - s.layers[0] for s in sources if s.layers is not None}

@@ -4,7 +4,7 @@ Inputs are mapped, and dropped while and after they are read, so that memory dep
 number of models, but on their largest leaf.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,43 +39,54 @@ def run_plan(
   """
   kept = np.empty(0, np.uint8)
 
-  def run(tensor: TensorPlan) -> str | None:
+  def run(tensor: TensorPlan) -> list[str]:
     nonlocal kept
-    entry, note = tensor.entry, None
+    entry, remarks = tensor.entry, []
     if tensor.per_model is None:
-      array, note = _copied(tensor)
+      array = _copied(tensor, remarks.append)
     elif entry.nbytes > _KEPT:
-      array = merge_tensor(plan, tensor)
+      array = merge_tensor(plan, tensor, say=remarks.append)
     else:
       kept = kept if kept.nbytes >= entry.nbytes else np.empty(entry.nbytes, np.uint8)
       out = kept[:entry.nbytes].view(entry.dtype).reshape(entry.shape)
-      array = merge_tensor(plan, tensor, out=out)
+      array = merge_tensor(plan, tensor, out=out, say=remarks.append)
     writer.write(tensor.name, array)
-    return note
+    return remarks
 
   # In the order in which they lie in the first input, so that disks read on.
   order = sorted(plan.tensors, key=lambda tensor: tensor.operands[0].position)
-  notes = []
-  for tensor, note in for_each(plan, order, run, processes=processes):
+  said: dict[str, list[str]] = {}
+  for tensor, remarks in for_each(plan, order, run, processes=processes):
     progress(sum(x.stored for x in tensor.operands) + tensor.entry.nbytes)
-    notes += [note] if note is not None else []
-  return notes
+    for remark in remarks:
+      said.setdefault(remark, []).append(tensor.name)
+  return [_note(remark, names) for remark, names in said.items()]
 
 
-def merge_tensor(plan: Plan, tensor: TensorPlan, *, out: np.ndarray | None = None) -> np.ndarray:
-  """One tensor of a plan, in memory."""
+def _note(remark: str, names: Sequence[str]) -> str:
+  """One line for all the tensors of which the same is to be said."""
+  if len(names) == 1:
+    return f"{names[0]} {remark}"
+  return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: each {remark}"
+
+
+def merge_tensor(
+    plan: Plan, tensor: TensorPlan, *, out: np.ndarray | None = None,
+    say: Callable[[str], Any] = lambda remark: None,
+) -> np.ndarray:
+  """One tensor of a plan, in memory; `say` is called with what the user should know of it."""
   method = METHODS[plan.recipe.method]
   drawn = {"streams": streams(plan.seed, tensor.name, len(tensor.models))} if method.random else {}
   settings = method.settings(tensor.per_model, tensor.parameters, **drawn)
   base = None if tensor.base is None else tensor.base.array()
   models = [operand.array() for operand in tensor.models.values()]
-  return merge_leaf(method.leafwise, models, base, settings, dtype=tensor.entry.dtype, out=out)
+  return merge_leaf(method.leafwise, models, base, settings, dtype=tensor.entry.dtype, out=out, say=say)
 
 
-def _copied(tensor: TensorPlan) -> tuple[np.ndarray, str | None]:
-  """An integer tensor: that of the base, or of the first model; and what to know where they differ."""
+def _copied(tensor: TensorPlan, say: Callable[[str], Any]) -> np.ndarray:
+  """An integer tensor: that of the base, or of the first model."""
   first, *others = (operand.array() for operand in tensor.operands)
-  if all(np.array_equal(first, other) for other in others):
-    return first, None
-  where = "the base" if tensor.base is not None else next(iter(tensor.models))
-  return first, f"{tensor.name} holds integers that differ between the models; they are those of {where}"
+  if not all(np.array_equal(first, other) for other in others):
+    where = "the base" if tensor.base is not None else next(iter(tensor.models))
+    say(f"holds integers that differ between the models; they are those of {where}")
+  return first

@@ -17,7 +17,8 @@ class Operand(Protocol):
   """A tensor of an input.
 
   Attributes:
-    shape, dtype: of the array.
+    shape: of the array.
+    dtype: that the tensor has in its model; the array may be wider.
     stored: bytes that are read.
     held: bytes of memory that the array and the making of it take.
     position: file and offset, by which reading is put in order.
@@ -93,11 +94,11 @@ class LowRankUpdate(NamedTuple):
 
 
 class Adapted:
-  """A matrix with the update of an adapter, in float32."""
+  """A matrix with the update of an adapter: read in float32, and of the dtype that the matrix has in the model."""
 
   def __init__(self, weight: Operand, update: LowRankUpdate):
     self._weight, self._update = weight, update
-    self.shape, self.dtype = weight.shape, np.dtype(np.float32)
+    self.shape, self.dtype = weight.shape, weight.dtype
     self.stored = weight.stored + update.a.stored + update.b.stored
     self.held = self.stored + int(np.prod(self.shape)) * 4
     self.position = weight.position

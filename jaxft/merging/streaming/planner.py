@@ -9,6 +9,7 @@ import numpy as np
 from jaxft.merging.methods import METHODS, REQUIRED, check_parameters
 from jaxft.merging.streaming.configuration import Module, Recipe, Slice, Source
 from jaxft.merging.streaming.inputs import InputModel
+from jaxft.merging.streaming.kinds import check_weights, other_kinds
 from jaxft.merging.streaming.names import VocabularyTensors, buffers, tied_embedding
 from jaxft.merging.streaming.operands import Operand
 from jaxft.merging.streaming.plan import Plan, TensorPlan
@@ -36,6 +37,8 @@ def make_plan(
     ValueError: the models do not fit the recipe or each other (all faults of one kind are named), or a parameter is
       missing or out of its range.
   """
+  for model in models.values():
+    check_weights(model)
   vocabulary = None
   if recipe.tokenizer is not None:
     vocabulary = align_vocabularies(recipe.tokenizer, models, recipe.base)
@@ -47,6 +50,7 @@ def make_plan(
     planner.check_vocabularies()
   elif vocabulary.bare:
     planner.notes.append(f"no model has an embedding for {', '.join(map(repr, vocabulary.bare[:5]))}; it is zero")
+  planner.notes += other_kinds(list(models.values()))
   return Plan(
       recipe, models, tuple(planner.tensors), planner.depths, vocabulary, planner.untied, dtype or recipe.dtype, seed,
       tuple(dict.fromkeys([*recipe.notes, *planner.notes])))
@@ -226,6 +230,8 @@ class _Planner:
       raise ValueError(f"{name}: {method} needs a {missing[0]} for each model{base}")
     try:
       check_parameters(method, per_model, parameters, len(models))
+      drawn = {"streams": [None] * len(models)} if self.method.random else {}
+      self.method.settings(per_model, parameters, **drawn)
     except ValueError as e:
       raise ValueError(f"{name}: {e}") from None
     total = sum(per_model.get("weight", [1.0]))

@@ -1,8 +1,9 @@
 """Configuration in, folder out."""
 
 import dataclasses
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxft.merging.streaming.planner import make_plan
 from jaxft.merging.streaming.references import Reference
 from jaxft.merging.streaming.shards import ShardWriter
 from jaxft.merging.streaming.staging import Staging, staging
+from jaxft.models.safetensors import open_checkpoint, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,8 @@ def plan_merge(
     last = recipe is recipes[-1]
     models = {r: _promised(r, made[r.model]) if r.model in made else open_model(r) for r in recipe.models}
     plan = made[recipe.name or ""] = make_plan(recipe, models, seed=seed, dtype=dtype if last else None)
-    notes += [*plan.notes, *([] if any(r.model in made for r in recipe.models) else far_from_base(plan))]
+    notes += [*plan.notes, *output_config(plan)[1]]
+    notes += [] if any(r.model in made for r in recipe.models) else far_from_base(plan)
   return Merged(list(made.values()), [], list(dict.fromkeys(notes)))
 
 
@@ -107,8 +110,9 @@ def _run(
     plan: Plan, stage: Staging, name: str, max_shard_bytes: int, processes: int | None, progress: Callable[[int], Any]
 ) -> tuple[Path, list[str], list[str]]:
   """Runs a plan into a new folder of that name: the folder, its files of tensors, and what the user should know."""
+  config, said = output_config(plan)  # a fault shows before the work
   if plan.recipe.chat_template is not None:
-    choose_template(plan.recipe.chat_template, list(plan.models.values()))  # a fault shows before the work
+    choose_template(plan.recipe.chat_template, list(plan.models.values()))
   writer = ShardWriter(
       stage, {tensor.name: tensor.entry for tensor in plan.tensors}, max_shard_bytes=max_shard_bytes,
       stem=plan.first.stem, metadata={"format": "pt"})
@@ -117,16 +121,27 @@ def _run(
     writer.sync()
     folder = stage.scratch / name
     folder.mkdir()
-    notes += write_companions(plan, folder)
-    return folder, writer.finish(folder), notes
+    notes += [*said, *write_companions(plan, folder)]
+    files = writer.finish(folder)
+    _check_written(plan, folder, config if plan.first.config else {})
+    return folder, files, notes
   finally:
     writer.close()
+
+
+def _check_written(plan: Plan, folder: Path, config: Mapping[str, Any]) -> None:
+  """Reads back what was written: the headers of all files are those of the plan, and the config is the one decided on."""
+  held = {name: (info.shape, info.dtype) for name, info in open_checkpoint(folder).tensors.items()}
+  if held != {tensor.name: tuple(tensor.entry) for tensor in plan.tensors}:
+    raise OSError(f"{folder} does not hold the tensors that were written to it")
+  if config and json.dumps(read_json(folder / "config.json")) != json.dumps(config):
+    raise OSError(f"{folder / 'config.json'} is not as it was written")
 
 
 def _promised(reference: Reference, plan: Plan) -> InputModel:
   operands = {t.name: Promised(t.name, t.entry.shape, t.entry.dtype) for t in plan.tensors}
   return InputModel(str(reference), plan.first.folder, adapted(operands, reference), stem=plan.first.stem,
-                    config=output_config(plan))
+                    config=output_config(plan)[0])
 
 
 def in_order(recipes: Sequence[Recipe]) -> list[Recipe]:

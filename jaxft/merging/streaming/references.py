@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxft.merging.streaming.documents import keys
+
 
 class Reference(NamedTuple):
   """A model, and perhaps an adapter on it: each a preset, an existing path, or the name of an earlier merge."""
@@ -22,10 +24,8 @@ def parse_reference(value: Any, where: str) -> Reference:
     ValueError: it is neither, or asks for a revision, which only a hub has; names the place.
   """
   if isinstance(value, dict):
-    if unknown := sorted(set(value) - {"model", "lora"}):
-      raise ValueError(f"{where} has the unknown key {unknown[0]!r}; a model has model and lora")
-    parts = [value.get("model"), value.get("lora")]
-    parts = [part.get("path") if isinstance(part, dict) else part for part in parts]
+    keys(where, value, ("model", "lora"))
+    parts = [_path(value.get(key), f"{where}.{key}") for key in ("model", "lora")]
   else:
     parts = str(value).split("+") if isinstance(value, str) else [value]
   if not all(isinstance(part, str) and part for part in parts if part is not None) or parts[0] is None or len(parts) > 2:
@@ -34,6 +34,17 @@ def parse_reference(value: Any, where: str) -> Reference:
     if part is not None and re.search(r"@[^/@]+$", part) and not Path(part).exists():
       raise ValueError(f"{where} asks for the revision {part!r}; models are read from this machine, so name its folder")
   return Reference(*parts)
+
+
+def _path(part: Any, where: str) -> Any:
+  """The path of `{path: ..., revision: ...}`; what is no mapping as it is."""
+  if not isinstance(part, dict):
+    return part
+  keys(where, part, ("path", "revision"), required=("path",))
+  if (revision := part.get("revision")) is not None:
+    raise ValueError(f"{where}.revision asks for the revision {revision!r}; models are read from this machine, so name "
+                     "its folder")
+  return part["path"]
 
 
 def locate(name: str, where: str) -> Path:

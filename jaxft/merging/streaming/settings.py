@@ -5,6 +5,7 @@
     [{filter: mlp, value: 0.5}, {value: [0, 1]}]     the first whose filter is part of the tensor's name
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -87,11 +88,12 @@ def _typed(name: str, value: Any, default: Any) -> Any:
       return words[word]
     raise ValueError(f"{name} must be true or false; got {value!r}")
   try:
-    if isinstance(value, bool):
-      raise ValueError
-    return int(value) if isinstance(default, int) else float(value)
-  except ValueError:
-    raise ValueError(f"{name} must be a number; got {value!r}") from None
+    number = math.nan if isinstance(value, bool) else float(value)
+  except (ValueError, OverflowError):
+    number = math.nan
+  if not math.isfinite(number) or isinstance(default, int) and not number.is_integer():
+    raise ValueError(f"{name} must be a {'whole' if isinstance(default, int) else 'finite'} number; got {value!r}")
+  return int(number) if isinstance(default, int) else number
 
 
 def check_setting(setting: Any, where: str) -> None:

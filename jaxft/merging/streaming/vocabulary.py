@@ -4,6 +4,7 @@ A model that lacks a token takes its row from the base, or from the only model t
 """
 
 import filecmp
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,12 @@ from jaxft.merging.streaming.inputs import InputModel
 from jaxft.merging.streaming.operands import Operand
 from jaxft.merging.streaming.references import Reference, locate
 from jaxft.merging.streaming.tokenizer_choice import Token, TokenizerChoice
+from jaxft.models.safetensors import read_json
 
 TOKENIZER = "tokenizer.json"
+# Keys of a config that hold ids of tokens.
+TOKEN_KEY = re.compile(r"_token_(id|index)$")
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DEFAULT = Token("default")
 
 
@@ -46,6 +51,7 @@ class Vocabulary(NamedTuple):
     rows: model -> row of each of its tokens in the output, -1 where another's stands there.
     missing: model -> where the rows that it lacks come from.
     bare: tokens that no model has, and that none is listed for.
+    moved: id of a token of the first model -> its id in the output, where that is another; None where there is none.
   """
 
   size: int
@@ -55,6 +61,15 @@ class Vocabulary(NamedTuple):
   rows: Mapping[Reference, np.ndarray]
   missing: Mapping[Reference, Sequence[Borrowed | Averaged]]
   bare: Sequence[str]
+  moved: Mapping[int, int | None]
+
+  def tokenizer(self) -> Any:
+    """The tokenizer of the output, of the library `tokenizers`."""
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(self.folder / TOKENIZER))
+    tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in self.added])
+    return tokenizer
 
 
 def align_vocabularies(
@@ -72,23 +87,24 @@ def align_vocabularies(
   """
   first = base if base is not None else next(iter(models))
   held = {reference: _tokens(model) for reference, model in models.items()}
-  if choice.source == "union":
-    folder, text_ids, added = models[first].folder, dict(held[first].ids), []
-    for reference in models:
-      for text in held[reference].ids:
-        if text not in text_ids:
-          text_ids[text] = max(text_ids.values()) + 1
-          added.append((text, text in held[reference].special))
-  elif choice.source == "base":
-    folder, text_ids, added = models[first].folder, dict(held[first].ids), []
-  else:
-    path = locate(choice.source.model, "tokenizer.source")
-    folder, text_ids, added = path, dict(_read(path).ids), []
+  own_source = choice.source in ("union", "base")
+  folder = models[first].folder if own_source else locate(choice.source.model, "tokenizer.source")
+  given = _read(folder)
+  text_ids, new = dict(given.ids), {}
+  for reference in models if choice.source == "union" else ():
+    for text in held[reference].ids:
+      if text not in text_ids:
+        text_ids[text] = max(text_ids.values()) + 1
+        new[text] = text in held[reference].special
   for text in choice.tokens:
     if text not in text_ids:
       text_ids[text] = max(text_ids.values()) + 1
-      added.append((text, False))
+      new[text] = False
+  # tokenizer.json is written anew only where it has to be; then it takes in what only the files beside it say.
+  added = [*((text, text in given.special) for text in given.beside), *new.items()] if new else []
   size = max(text_ids.values()) + 1
+  moved = _moved(_read(models[first].folder).ids, text_ids)
+  _check_named(models[first], moved, size)
   size += -size % (choice.pad_to_multiple_of or 1)
   ids = np.array(list(text_ids.values()))
   texts = list(text_ids)
@@ -108,7 +124,41 @@ def align_vocabularies(
   tokens[ids] = True
   unknown = np.all([own < 0 for own in known.values()], axis=0)
   bare = [texts[i] for i in np.flatnonzero(unknown) if choice.tokens.get(texts[i], _DEFAULT).source == "default"]
-  return Vocabulary(size, tokens, folder, added, rows, missing, bare)
+  vocabulary = Vocabulary(size, tokens, folder, added, rows, missing, bare, moved)
+  if added:
+    _check_ids(vocabulary, text_ids)
+  return vocabulary
+
+
+def token_ids(config: Mapping[str, Any]) -> list[int]:
+  """The ids of tokens that a config names: `pad_token_id`, a list in `eos_token_id`, those of its parts."""
+  out = []
+  for key, value in config.items():
+    if isinstance(value, dict):
+      out += token_ids(value)
+    elif TOKEN_KEY.search(key):
+      out += [i for i in (value if isinstance(value, list) else [value]) if type(i) is int and i >= 0]
+  return out
+
+
+def _moved(first: Mapping[str, int], output: Mapping[str, int]) -> dict[int, int | None]:
+  return {i: output.get(text) for text, i in first.items() if output.get(text) != i}
+
+
+def _check_named(model: InputModel, moved: Mapping[int, int | None], size: int) -> None:
+  """Raises ValueError where a config names a row of its embedding that is no token, and would be cut off."""
+  rows = model.vocab_size or 0
+  if cut := [i for i in token_ids(model.config) if i not in moved and size <= i < rows]:
+    raise ValueError(f"{model.name}: config.json names the token id {cut[0]}, of which its tokenizer knows no token: the "
+                     f"vocabulary of the output ends at {size - 1}; add the token to {TOKENIZER}, or take its id out")
+
+
+def _check_ids(vocabulary: Vocabulary, ids: Mapping[str, int]) -> None:
+  """Raises ValueError where the tokenizer, once tokens are added to it, gives one another id than its row."""
+  tokenizer = vocabulary.tokenizer()
+  if wrong := [text for text, i in ids.items() if tokenizer.token_to_id(text) != i]:
+    raise ValueError(f"tokens cannot be added to {vocabulary.folder / TOKENIZER}: {wrong[0]!r} has the row {ids[wrong[0]]} "
+                     f"and would get the id {tokenizer.token_to_id(wrong[0])}; its ids have a gap")
 
 
 def conflicting_tokens(models: Sequence[InputModel]) -> str | None:
@@ -129,10 +179,11 @@ def conflicting_tokens(models: Sequence[InputModel]) -> str | None:
 
 
 class _Tokens(NamedTuple):
-  """The tokens of a model, `text -> id`, and those of them that are special."""
+  """The tokens of a model, `text -> id`, those of them that are special, and those not in `tokenizer.json`."""
 
   ids: dict[str, int]
   special: set[str]
+  beside: list[str]
 
 
 def _read(folder: Path) -> _Tokens:
@@ -146,7 +197,45 @@ def _read(folder: Path) -> _Tokens:
   except Exception as e:  # the library raises bare Exception
     raise ValueError(f"{file} is not a valid tokenizer: {e}") from None
   special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-  return _Tokens(dict(sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])), special)
+  ids = tokenizer.get_vocab(with_added_tokens=True)
+  beside = _beside(folder, ids)
+  ids |= {text: i for text, (i, _) in beside.items()}
+  special |= {text for text, (_, is_special) in beside.items() if is_special}
+  return _Tokens(dict(sorted(ids.items(), key=lambda item: item[1])), special, list(beside))
+
+
+def _beside(folder: Path, ids: Mapping[str, int]) -> dict[str, tuple[int, bool]]:
+  """Tokens that only the files beside `tokenizer.json` have, in the order of their ids: `text -> (id, special)`.
+
+  As transformers reads them: those with an id first, then the special tokens that are named without one, each at the end
+  of the vocabulary.
+  """
+  file = folder / "tokenizer_config.json"
+  config = read_json(file) if file.is_file() else {}
+  maps = [config, *(read_json(f) for f in (folder / "special_tokens_map.json",) if f.is_file())]
+  found: dict[str, tuple[int, bool]] = {}
+  listed = config.get("added_tokens_decoder")
+  for i, token in (listed if isinstance(listed, dict) else {}).items():
+    text = token.get("content") if isinstance(token, dict) else None
+    if isinstance(text, str) and text not in ids and str(i).isdecimal():
+      found[text] = int(i), bool(token.get("special"))
+  if (file := folder / "added_tokens.json").is_file():
+    found |= {text: (i, False) for text, i in read_json(file).items()
+              if text not in ids and text not in found and type(i) is int}
+  found = dict(sorted(found.items(), key=lambda item: item[1][0]))
+  for text in _special_texts(maps):
+    if text not in ids and text not in found:
+      found[text] = max([*ids.values(), *(i for i, _ in found.values())], default=-1) + 1, True
+  return found
+
+
+def _special_texts(maps: Sequence[Mapping[str, Any]]) -> list[str]:
+  text = lambda token: token.get("content") if isinstance(token, dict) else token
+  several = lambda value: value if isinstance(value, list) else []
+  named = [text(held.get(key)) for key in _SPECIAL for held in maps]
+  named += [text(token) for held in maps for key in ("additional_special_tokens", "extra_special_tokens")
+            for token in several(held.get(key))]
+  return list(dict.fromkeys(token for token in named if isinstance(token, str) and token))
 
 
 def _tokens(model: InputModel) -> _Tokens:
@@ -200,13 +289,13 @@ def _restrict(part: Borrowed | Averaged, wanted: np.ndarray) -> Any:
 
 
 class Aligned:
-  """A tensor whose rows are tokens, in the order of the output's vocabulary, in float32."""
+  """A tensor whose rows are tokens, in the order of the output's vocabulary: read in float32, of the dtype it has."""
 
   def __init__(self, own: Reference, operands: Mapping[Reference, Operand], vocabulary: Vocabulary):
     """`operands`: the tensor in each model; `own`: the model whose it is."""
     self._own, self._operands, self._vocabulary = own, operands, vocabulary
     operand = operands[own]
-    self.shape, self.dtype = (vocabulary.size, *operand.shape[1:]), np.dtype(np.float32)
+    self.shape, self.dtype = (vocabulary.size, *operand.shape[1:]), operand.dtype
     self.stored = operand.stored
     self.held = operand.stored + int(np.prod(self.shape, dtype=object)) * 4
     self.position = operand.position
