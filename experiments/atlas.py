@@ -90,8 +90,10 @@ def run(config: Config) -> Result:
   held = {(d, split): load(d, split, limit=config.sentences)
           for d in config.targets for split in ("validation", "test")}
   tuner = lambda transform: Tuner(objective(model), transform, steps=config.steps)
-  # A bank is known only to the split: the join of all banks is one program.
-  tuners = {arm: tuner(combination(arm, [{}] * BANK)) for arm in COMBINED} | {FULL: tuner(freeze(FROZEN))}
+  # A bank and the coefficients' start are known only to the split: all joins of one granularity are one program.
+  learn = {granularity: tuner(linear_combination([{}] * BANK, granularity=granularity))
+           for granularity in {granularity for granularity, _ in COMBINED.values()}}
+  tuners = {arm: learn[granularity] for arm, (granularity, _) in COMBINED.items()} | {FULL: tuner(freeze(FROZEN))}
 
   class Task:
     """A target with its bank and its labels."""
@@ -99,7 +101,7 @@ def run(config: Config) -> Result:
     def __init__(self, target: str, seed: int):
       self.seed = seed
       self.bank = [experts.vector(d, seed) for d in DOMAINS if d != target]
-      self.mean = experts.base
+      self.mean = jax.device_get(experts.base)
       for vector in self.bank:
         self.mean = apply_task_vector(self.mean, vector, scale=1 / BANK)
       pool = load(target, "train", limit=config.recipe.limit)

@@ -20,6 +20,7 @@ and with (1 - I) on the updates after Adam, which is the method. The head trains
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -30,11 +31,12 @@ from jaxtyping import Array, Float, Int
 
 from experiments import docstring_search
 from experiments import sentiment_rating as task
-from experiments.tuner import Tuner, adamw, choose_rate, warmup_linear
+from experiments.ranking import rank_own
+from experiments.tuner import Tuner, choose_rate, warmup_linear
 from jaxft.analysis import consistency, damping, layer_drift, normalize_importance, unit_importance
 from jaxft.data import source
 from jaxft.data.tokenization import tokenize_texts
-from jaxft.evaluation import PairedTest, paired_test, retrieval_metrics
+from jaxft.evaluation import PairedTest, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.probe import Logistic, fit_logistic
@@ -73,7 +75,7 @@ class Config:
 
 
 SMOKE = Config(
-    model="minilm-l6:2", ranges=((0, 1), (1, 2)), length=8, sentences=4, steps=2, search_steps=1, batch_size=2,
+    model="minilm-l6:tiny", ranges=((1, 2),), length=8, sentences=4, steps=1, search_steps=1, batch_size=2,
     learning_rates=(1e-3,), importance_batches=1, ratings=4, pairs=3, probe_fit=4, probe=2, seeds=(0, 1))
 BASELINE, METHOD, COARSE, GRADIENT = "full", "update mask", "best node", "gradient mask"
 
@@ -137,6 +139,11 @@ def load_texts(model: Pretrained, split: str, config: Config, *, probe: int) -> 
   return Texts(ids, mask, (len(rated), *map(len, parts)), rated.ratings, labels)
 
 
+@jax.jit
+def cosines(queries: Float[Array, "n dim"], documents: Float[Array, "n dim"]) -> Float[Array, "n n"]:
+  return normalize(queries) @ normalize(documents).T
+
+
 class Judge:
   """Scores checkpoints; compiled once. The probe is fitted to the pretrained model."""
 
@@ -146,7 +153,7 @@ class Judge:
       return encoder.pool(hidden, mask, pooling="mean", normalize=False)
 
     self._features, self._rows = jax.jit(features), rows
-    on = self._parts(model.params, fit)[-1]
+    on = self._parts(task.with_head(model.params), fit)[-1]  # as all that is scored: a tree of one structure
     self._probe: Logistic = fit_logistic(jnp.asarray(on), jnp.asarray(fit.domains), classes=len(task.DOMAINS))
 
   def _parts(self, params: Any, texts: Texts) -> list[np.ndarray]:
@@ -162,12 +169,9 @@ class Judge:
     predicted = rated @ np.asarray(params["head"]["kernel"])[:, 0]
     r = float(np.corrcoef(predicted, texts.ratings)[0, 1]) if np.std(predicted) else 0.0
 
-    def retrieval(queries: np.ndarray, documents: np.ndarray) -> float:
-      similarity = normalize(jnp.asarray(queries)) @ normalize(jnp.asarray(documents)).T
-      return float(jnp.mean(retrieval_metrics(similarity, jnp.eye(len(queries)), ks=(10,))["ndcg@10"]))
-
-    right = jnp.argmax(self._probe.logits(jnp.asarray(probed)), axis=-1) == texts.domains
-    return Scores(r, retrieval(*pairs[:2]), retrieval(*pairs[2:]), float(jnp.mean(right)))
+    retrieval = lambda queries, documents: rank_own(cosines(queries, documents))["ndcg"]
+    right = np.argmax(self._probe.logits(probed), axis=-1) == texts.domains
+    return Scores(r, retrieval(*pairs[:2]), retrieval(*pairs[2:]), float(np.mean(right)))
 
 
 def importances(model: Pretrained, config: Config) -> dict[str, Float[Array, "layers units"]]:
@@ -258,8 +262,10 @@ def run(config: Config) -> Result:
   rates, tuning = {}, {}
   rates[BASELINE], tuning[BASELINE] = tune(BASELINE, *tuners[BASELINE])
 
+  node_tuner = cache(lambda node, steps: Tuner(objective, train_node(node), steps=steps))
+
   def try_node(node: Node) -> float:
-    tuner = Tuner(objective, train_node(node), steps=config.search_steps)
+    tuner = node_tuner(node, config.search_steps)
     return scored(str(node), tuner, cut(base, node, layers), rates[BASELINE], config.tuning_seed, "validation").uni
 
   narrower = lambda node: [(*node[:2], modules) for modules in MODULES.get(node[2], ())]
@@ -267,7 +273,8 @@ def run(config: Config) -> Result:
   node, at_node = search.best, cut(base, search.best, layers)
   important = importances(model, config)
   factors = mask_of(node, at_node, important)
-  for name, optimizer in ((COARSE, adamw), (GRADIENT, masked(before=factors)), (METHOD, masked(after=factors))):
+  tuners[COARSE] = node_tuner(node, config.steps), at_node
+  for name, optimizer in ((GRADIENT, masked(before=factors)), (METHOD, masked(after=factors))):
     tuners[name] = Tuner(objective, train_node(node), steps=config.steps, optimizer=optimizer), at_node
 
   scores = {}

@@ -41,6 +41,7 @@ from jaxft.evaluation import PairedTest, paired_test, perplexity
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
+from jaxft.losses import Mean
 from jaxft.models import Pretrained, decoder, encoder, load
 from jaxft.transforms import (
     ParamTransform, chain, corda, input_covariances, leaves_with_paths, low_rank, map_with_path, oriented_svd, pissa,
@@ -60,6 +61,7 @@ class Config:
   held_out: tuple[int, int] = (6, 32)
   model: str = "minilm-l6"
   domain: str = "movies"
+  adapted: str = "layers/**/kernel"
   rank: int = 8
   context: int = 256  # sentences that orient
   steps: int = 20
@@ -74,11 +76,10 @@ class Config:
 
 
 SMOKE = Config(
-    model="minilm-l6:2", layers=(0,), matrices="**/attention/{key,value}/kernel", drops=(96,), calibration=(1, 16),
-    held_out=(1, 8), rank=2, context=8, steps=2, batch_size=2, validation=8, test=8, queries=8,
-    learning_rates=(1e-3,), seeds=(0, 1), tuning_seeds=(100,))
+    decoder="smollm2-135m:tiny", layers=(0,), matrices="**/attention/{key,value}/kernel", drops=(8,),
+    calibration=(1, 16), held_out=(1, 8), model="minilm-l6:tiny", adapted="layers/attention/query/kernel", rank=2,
+    context=8, steps=2, batch_size=2, validation=8, test=8, queries=8, learning_rates=(1e-3,), seeds=(0, 1), tuning_seeds=(100,))
 
-SELECT = "layers/**/kernel"
 BASELINE, PISSA, METHOD, PRESERVE, MINOR = (
     "LoRA", "PiSSA", "CorDA previewed", "CorDA preserved", "smallest components, no context")
 
@@ -139,7 +140,7 @@ def truncation(config: Config, model: Pretrained, ledger: Ledger) -> dict[str, l
 
   @jax.jit
   def nll(params: Any, ids: Any) -> Any:
-    return jnp.mean(decoder.token_nll(params, model.config, ids))
+    return Mean.of(*decoder.token_nll(params, model.config, ids)).value
 
   decompositions = {name: jax.jit(f) for name, f in DECOMPOSITIONS.items()}
 
@@ -160,19 +161,19 @@ def truncation(config: Config, model: Pretrained, ledger: Ledger) -> dict[str, l
 # Adaptation
 
 
-def contexts(model: Pretrained, params: Any, sentences: Sentences | Neighbours) -> Any:
-  """The covariance of what enters each matrix of the layers, over all tokens of some sentences."""
+def contexts(model: Pretrained, params: Any, adapted: str, sentences: Sentences | Neighbours) -> Any:
+  """The covariance of what enters each adapted matrix, over all tokens of some sentences."""
   apply = lambda params: encoder.hidden_states(params, model.config, sentences.ids, sentences.mask)[0]
-  return input_covariances(apply, params, SELECT, where=jnp.asarray(sentences.mask, bool), by_example=True)
+  return input_covariances(apply, params, adapted, where=jnp.asarray(sentences.mask, bool), by_example=True)
 
 
 def starts(config: Config, model: Pretrained, params: Any, target: Sentences) -> dict[str, ParamTransform]:
   """The arms' transforms; what decomposes the weights does so once for all seeds, as it draws no numbers."""
   kept = load_neighbours(model, "train", limit=config.context // 2)
-  movies, news = (contexts(model, params, texts) for texts in (target, kept))
+  movies, news = (contexts(model, params, config.adapted, texts) for texts in (target, kept))
   isotropic = jax.tree.map(lambda c: jnp.broadcast_to(jnp.eye(c.shape[-1]), c.shape), news)
   make = lambda init, statistics=None: chain(
-      train("head/*"), low_rank(SELECT, rank=config.rank, init=init, statistics=statistics))
+      train("head/*"), low_rank(config.adapted, rank=config.rank, init=init, statistics=statistics))
 
   def once(transform: ParamTransform) -> ParamTransform:
     sides = transform.split(jax.random.key(0), params)

@@ -47,10 +47,11 @@ class Config:
   queries: int = 200
   probe: int = 80
   corpus: int | None = 1000
+  max_length: int = 128  # tokens of a text that is embedded
   seed: int = 0
 
 
-SMOKE = Config(steps=3, batch_size=8, scales=(0.5,), queries=24, probe=24, corpus=64)
+SMOKE = Config(steps=3, batch_size=8, scales=(0.5,), queries=24, probe=12, corpus=24, max_length=24)
 
 
 class Curve:
@@ -83,15 +84,16 @@ def main(config: Config, stem: Path) -> dict[str, task.Scores]:
   pairs = task.load_pairs("train")
   evaluation = task.load_evaluation("test", queries=config.queries, probe=config.probe, corpus=config.corpus)
 
-  curve = Curve()
+  curve, embed = Curve(), task.Embedder(model, max_length=config.max_length)
   transform = lora("layers/**/kernel", rank=config.rank, alpha=config.alpha)
   batches = task.PackageBatches(pairs, model, batch_size=config.batch_size, seed=config.seed)
   drawn = np.concatenate([batches.rows(t) for t in range(config.steps)])
-  batches = batches.guided_by(task.guide_embeddings(model, model.params, pairs, drawn))
+  batches = batches.guided_by(task.guide_embeddings(embed, model.params, pairs, drawn))
   training = time.perf_counter()
-  tuned = task.finetune(
-      model, batches, transform, temperature=config.temperature, learning_rate=config.learning_rate,
-      steps=config.steps, seed=config.seed, writers=(curve,))
+  finetuner = task.Finetuner(
+      model, transform, batch_size=config.batch_size, temperature=config.temperature,
+      learning_rate=config.learning_rate, steps=config.steps)
+  tuned = finetuner(batches, seed=config.seed, writers=(curve,))
   training = time.perf_counter() - training
 
   delta = task_vector(tuned, model.params)
@@ -100,7 +102,7 @@ def main(config: Config, stem: Path) -> dict[str, task.Scores]:
     checkpoints[f"uniform {s:g}"] = apply_task_vector(model.params, delta, scale=s)
   for a in (0.0, *config.scales):
     checkpoints[f"LiNeS {a:g}"] = apply_task_vector(model.params, lines(delta, alpha=a, beta=1.0 - a))
-  score = task.evaluator(model)
+  score = task.evaluator(embed)
   scores = {name: score(params, evaluation) for name, params in tqdm(checkpoints.items(), desc="evaluating")}
 
   trained = count(jax.eval_shape(lambda p: transform.split(jax.random.key(0), p)[1], model.params))

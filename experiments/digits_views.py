@@ -12,10 +12,12 @@ Everything from `pretrain` to `accuracy` is a pure function of arrays, so that o
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -48,11 +50,13 @@ class Images(NamedTuple):
 Gradient = Callable[[Callable[[Any], Params], Any, Images, Array], Any]
 
 
+@cache
 def load_images(split: str, *, limit: int | None = None) -> Images:
   """A split of the digits, upright; the first `limit` of them."""
   records = source("digits", split)
-  rows = [records[i] for i in range(len(records) if limit is None else min(limit, len(records)))]
-  return Images(jnp.stack([r["image"][..., 0] for r in rows]), jnp.array([r["label"] for r in rows], jnp.int32))
+  rows = records.__getitems__(range(len(records) if limit is None else min(limit, len(records))))
+  pixels = np.stack([r["image"][..., 0] for r in rows])
+  return Images(jnp.asarray(pixels), jnp.array([r["label"] for r in rows], jnp.int32))
 
 
 def seen(images: Images, *views: str) -> Images:

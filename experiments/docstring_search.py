@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jaxtyping import Int
+from tokenizers import Tokenizer
 
-from jaxft.data import pack_texts, source
+from experiments.ranking import rank_own
+from jaxft.data import pack_texts, source, tokenize_texts
 from jaxft.evaluation.embed import embed_texts
 from jaxft.evaluation.probe import ridge_probe
-from jaxft.evaluation.retrieval import retrieval_metrics
 from jaxft.losses import Mean, guided_info_nce, multiple_negatives_ranking
 from jaxft.models import Pretrained, encoder
 from jaxft.training import fit, init_state, make_train_step
@@ -63,6 +65,21 @@ def load_pairs(split: str) -> Pairs:
   return Pairs([r["anchor"] for r in rows], [r["positive"] for r in rows], [r["package"] for r in rows])
 
 
+def tokenize_split(
+    model: Pretrained, split: str, length: int
+) -> tuple[Int[np.ndarray, "twice time"], Int[np.ndarray, "twice time"]]:
+  """Ids and mask of all pairs of a split: signatures, then sentences; longer ones are cut to `length` tokens."""
+  return _tokenize_split(model.tokenizer.to_str(), split, length)
+
+
+@cache
+def _tokenize_split(tokenizer: str, split: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+  """As `tokenize_split`, by the settings of a tokenizer; once a process, as it takes seconds."""
+  pairs = load_pairs(split)
+  tokens = tokenize_texts(pairs.anchors + pairs.positives, Tokenizer.from_str(tokenizer), lengths=length)
+  return tokens["ids"], tokens["mask"]
+
+
 def load_evaluation(split: str, *, queries: int, probe: int, corpus: int | None = None) -> Evaluation:
   """`queries` pairs of each retrieval task, spread evenly, and `probe` sentences a domain to fit and as many to score.
 
@@ -94,28 +111,37 @@ def _spread(n: int, k: int) -> list[int]:
   return sorted({int(i) for i in np.linspace(0, n - 1, min(n, k))})
 
 
-def evaluator(model: Pretrained, *, progress: bool = False) -> Callable[[Any, Evaluation], Scores]:
-  """`(params, evaluation) -> Scores`, compiled once for all checkpoints of one model."""
-  embed = jax.jit(lambda params, ids, mask: encoder.embed(params, model.config, ids, mask))
+class Embedder:
+  """Texts as a checkpoint of one model sees them; compiled once for all checkpoints.
+
+  Args:
+    model: the encoder.
+    max_length: longer texts keep their first tokens; fewer than 128 for smoke runs, which then compile for one length.
+  """
+
+  def __init__(self, model: Pretrained, *, max_length: int = 128):
+    self.model, self._max_length = model, max_length
+    self._embed = jax.jit(lambda params, ids, mask: encoder.embed(params, model.config, ids, mask))
+
+  def __call__(self, params: Any, texts: Sequence[str], *, progress: str | None = None) -> np.ndarray:
+    return embed_texts(
+        partial(self._embed, params), texts, self.model.tokenizer, max_length=self._max_length, tokens_per_batch=1024,
+        progress=progress)
+
+
+def evaluator(embed: Embedder, *, progress: bool = False) -> Callable[[Any, Evaluation], Scores]:
+  """`(params, evaluation) -> Scores`."""
 
   def score(params: Any, evaluation: Evaluation) -> Scores:
     # All texts in one call: batches are cut by length, and many small calls would pad each length anew.
     target, neighbours, sentiment = evaluation
     parts = [target.anchors, target.positives, neighbours.anchors, neighbours.positives]
     parts += [texts for fit, held_out in sentiment.values() for texts in (fit[0], held_out[0])]
-    vectors = embed_texts(
-        partial(embed, params), [text for part in parts for text in part], model.tokenizer, max_length=128,
-        tokens_per_batch=1024, progress="evaluating" if progress else None)
+    vectors = embed(params, [text for part in parts for text in part], progress="evaluating" if progress else None)
     cut = iter(np.split(vectors, np.cumsum([len(part) for part in parts])[:-1]))
-
-    def retrieve() -> dict[str, Any]:
-      similarity = next(cut) @ next(cut).T
-      return retrieval_metrics(similarity, np.eye(*similarity.shape, dtype=np.float32), ks=(10,))
-
-    mean = lambda x: float(np.mean(x))
-    found, near = retrieve(), retrieve()
+    found, near = (rank_own(next(cut) @ next(cut).T) for _ in range(2))
     probes = [ridge_probe(next(cut), fit[1], next(cut), held_out[1]).pearson for fit, held_out in sentiment.values()]
-    return Scores(mean(found["ndcg@10"]), mean(found["recall@10"]), mean(near["ndcg@10"]), mean(probes))
+    return Scores(found["ndcg"], found["recall"], near["ndcg"], float(np.mean(probes)))
 
   return score
 
@@ -133,7 +159,7 @@ class PackageBatches:
       raise ValueError(f"batch_size {batch_size} is larger than every package of the training split")
     sizes = np.array([len(rows) for rows in self._members])
     self._weights, self.batch_size, self._seed = sizes / sizes.sum(), batch_size, seed
-    self._queries, self._documents = _tokens(pairs.anchors, model, 48), _tokens(pairs.positives, model, 32)
+    self._pairs, self._model = pairs, model
     self._guide: Guide | None = None
 
   def rows(self, step: int) -> np.ndarray:
@@ -148,7 +174,8 @@ class PackageBatches:
 
   def __getitem__(self, step: int) -> dict[str, Any]:
     rows = self.rows(step)
-    texts = [side[i] for side in (self._queries, self._documents) for i in rows]
+    sides = ((self._pairs.anchors, 48), (self._pairs.positives, 32))
+    texts = [ids for side, length in sides for ids in _tokens([side[i] for i in rows], self._model, length)]
     batch = pack_texts(texts, 128, multiple=8)  # few numbers of rows, as the step is compiled for each
     if self._guide is not None:
       batch |= {"guide_query": self._guide.queries[rows], "guide_document": self._guide.documents[rows]}
@@ -167,16 +194,13 @@ class Guide(NamedTuple):
   documents: np.ndarray
 
 
-def guide_embeddings(model: Pretrained, params: Any, pairs: Pairs, rows: np.ndarray) -> Guide:
+def guide_embeddings(embed: Embedder, params: Any, pairs: Pairs, rows: np.ndarray) -> Guide:
   """The texts of the given pairs as a model with these params sees them, once: guide and texts do not change."""
-  embed = jax.jit(lambda params, ids, mask: encoder.embed(params, model.config, ids, mask))
   rows = np.unique(rows)
 
   def vectors(texts: list[str]) -> np.ndarray:
-    out = np.zeros((len(texts), model.config.dim), np.float32)
-    chosen = [texts[i] for i in rows]
-    out[rows] = embed_texts(partial(embed, params), chosen, model.tokenizer, max_length=128, tokens_per_batch=1024,
-                            progress="guide")
+    out = np.zeros((len(texts), embed.model.config.dim), np.float32)
+    out[rows] = embed(params, [texts[i] for i in rows], progress="guide")
     return out
 
   return Guide(vectors(pairs.anchors), vectors(pairs.positives))
@@ -194,30 +218,38 @@ def objective(model: Pretrained, *, pairs: int, temperature: float) -> Callable[
       losses = guided_info_nce(query, document, None, *guides, temperature=temperature)
     else:
       losses = multiple_negatives_ranking(query, document, queries=True, positives=True, temperature=temperature)
-    return Mean.of(losses), {}
+    return Mean.of(*losses), {}
 
   return loss
 
 
-def finetune(
-    model: Pretrained,
-    batches: PackageBatches,
-    transform: ParamTransform,
-    *,
-    temperature: float,
-    learning_rate: float,
-    steps: int,
-    seed: int,
-    writers: Sequence[Any] = (),
-) -> Any:
-  """Fine-tunes for `steps` steps of AdamW (linear warm-up over a tenth, then linear decay); returns plain params."""
-  warmup = max(1, steps // 10)
-  schedule = optax.join_schedules(
-      [optax.linear_schedule(0.0, learning_rate, warmup), optax.linear_schedule(learning_rate, 0.0, steps - warmup)],
-      [warmup])
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
-  loss = objective(model, pairs=batches.batch_size, temperature=temperature)
-  step = make_train_step(loss, optimizer, transform)
-  state, frozen = init_state(jax.random.key(seed), model.params, transform, optimizer)
-  state = fit(step, state, frozen, batches, steps=steps, writers=writers, log_every=1)
-  return materialize(transform.join(frozen, state.trainable))
+class Finetuner:
+  """Fine-tunes by AdamW (linear warm-up over a tenth of the steps, then linear decay); compiled once for all seeds.
+
+  Args:
+    model: what it starts from.
+    transform: what trains.
+    batch_size: pairs of a batch.
+    temperature: of the loss.
+    learning_rate: peak.
+    steps: of every run.
+  """
+
+  def __init__(
+      self, model: Pretrained, transform: ParamTransform, *, batch_size: int, temperature: float, learning_rate: float,
+      steps: int,
+  ):
+    warmup = max(1, steps // 10)
+    schedule = optax.join_schedules(
+        [optax.linear_schedule(0.0, learning_rate, warmup), optax.linear_schedule(learning_rate, 0.0, steps - warmup)],
+        [warmup])
+    self._params, self._transform, self._steps = model.params, transform, steps
+    self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
+    loss = objective(model, pairs=batch_size, temperature=temperature)
+    self._step = make_train_step(loss, self._optimizer, transform)
+
+  def __call__(self, batches: PackageBatches, *, seed: int, writers: Sequence[Any] = ()) -> Any:
+    """Plain tuned params."""
+    state, frozen = init_state(jax.random.key(seed), self._params, self._transform, self._optimizer)
+    state = fit(self._step, state, frozen, batches, steps=self._steps, writers=writers, log_every=1)
+    return materialize(self._transform.join(frozen, state.trainable))

@@ -11,6 +11,7 @@ arm from the same grid, on packages of the validation split, with a seed of thei
 
 import dataclasses
 import itertools
+from functools import cache
 
 import jax
 import numpy as np
@@ -37,13 +38,14 @@ class Config:
   queries: int = 500
   probe: int = 100
   corpus: int | None = None
+  max_length: int = 128  # tokens of a text that is embedded
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
   tuning_seed: int = 100
 
 
 SMOKE = Config(
-    model="minilm-l6:2", steps=2, batch_size=8, learning_rates=(1e-3,), temperatures=(0.05,), queries=8, probe=12,
-    corpus=32, seeds=(0, 1))
+    model="minilm-l6:tiny", steps=2, batch_size=8, learning_rates=(1e-3,), temperatures=(0.05,), queries=16, probe=12,
+    corpus=16, max_length=16, seeds=(0, 1))
 ARMS = {"InfoNCE, unguided": False, "GIST": True}
 
 
@@ -51,7 +53,8 @@ def run(config: Config) -> Result:
   """Tunes and runs both arms."""
   ledger = Ledger("gistembed", config)
   model, pairs = load(config.model), task.load_pairs("train")
-  score = task.evaluator(model)
+  embed = task.Embedder(model, max_length=config.max_length)
+  score = task.evaluator(embed)
   validation = task.load_evaluation("validation", queries=config.queries, probe=config.probe, corpus=config.corpus)
   test = task.load_evaluation("test", queries=config.queries, probe=config.probe, corpus=config.corpus)
   batches = {
@@ -59,14 +62,18 @@ def run(config: Config) -> Result:
       for seed in (config.tuning_seed, *config.seeds)
   }
   drawn = np.concatenate([b.rows(t) for b in batches.values() for t in range(config.steps)])
-  guide = task.guide_embeddings(model, model.params, pairs, drawn)
+  guide = task.guide_embeddings(embed, model.params, pairs, drawn)
+
+  transform = lora("layers/**/kernel", rank=config.rank, alpha=config.alpha)
+
+  @cache
+  def finetuner(rate: float, temperature: float) -> task.Finetuner:
+    return task.Finetuner(
+        model, transform, batch_size=config.batch_size, temperature=temperature, learning_rate=rate, steps=config.steps)
 
   def train_and_score(guided: bool, rate: float, temperature: float, seed: int, split: task.Evaluation) -> list[float]:
-    params = task.finetune(
-        model, batches[seed].guided_by(guide if guided else None),
-        lora("layers/**/kernel", rank=config.rank, alpha=config.alpha), temperature=temperature, learning_rate=rate,
-        steps=config.steps, seed=seed)
-    return list(score(params, split))
+    tuned = finetuner(rate, temperature)(batches[seed].guided_by(guide if guided else None), seed=seed)
+    return list(score(tuned, split))
 
   before = task.Scores(*ledger("before", lambda: list(score(model.params, test))))
   arms, scores = {}, {}

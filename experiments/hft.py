@@ -101,8 +101,9 @@ class Scores(NamedTuple):
 def load_images(split: str) -> Images:
   """A split of the digits."""
   records = source("digits", split)
-  rows = [records[i] for i in range(len(records))]
-  return Images(jnp.stack([r["image"][..., 0] for r in rows]), jnp.array([r["label"] for r in rows], jnp.int32))
+  rows = records.__getitems__(range(len(records)))
+  pixels = np.stack([r["image"][..., 0] for r in rows])
+  return Images(jnp.asarray(pixels), jnp.array([r["label"] for r in rows], jnp.int32))
 
 
 def turned(images: Images) -> Images:

@@ -52,7 +52,7 @@ class Config:
 
 
 SMOKE = Config(
-    widths=(12,), base_steps=20, short_base_steps=2, steps=3, dims=(8, 16), rates=(0.05,), full_rates=(1e-3,),
+    widths=(12,), base_steps=20, short_base_steps=2, steps=3, dims=(8,), rates=(0.05,), full_rates=(1e-3,),
     seeds=(0, 1))
 
 STARTS = RANDOM, SHORT, PRETRAINED = "random init", "a hundredth of the pretraining", "pretrained"

@@ -18,8 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.sentiment_experts import SMOKE as SMOKE_EXPERTS
-from experiments.sentiment_experts import Experts, Recipe
+from experiments.sentiment_experts import LEARNT_SMOKE, Experts, Recipe
 from experiments.sentiment_rating import DOMAINS, Scorer, load_sentences
 from jaxft.evaluation import normalized_accuracy, paired_test
 from jaxft.evaluation.experiment import Experiment, main
@@ -34,12 +33,15 @@ class Config:
   recipe: Recipe = Recipe()
   density: float = 0.2  # of TIES
   grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+  splits: tuple[str, str] = ("validation", "test")
   validation: int | None = 40  # sentences of a domain
   sentences: int | None = None  # of a domain's test split; None takes all
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
-SMOKE = Config(recipe=SMOKE_EXPERTS, grid=(0.3,), validation=24, sentences=24, seeds=(0, 1))
+SMOKE = Config(
+    recipe=LEARNT_SMOKE, grid=(0.3,), splits=("train", "train"), validation=LEARNT_SMOKE.limit,
+    sentences=LEARNT_SMOKE.limit, seeds=(0, 1))
 
 UNIFORM, LINES, REVERSED = "uniform", "LiNeS", "reversed"
 Tree = Any
@@ -68,7 +70,8 @@ def run(config: Config) -> Result:
   split = lambda name, limit: {
       domain: load_sentences(experts.model, domain, name, limit=limit, length=config.recipe.length)
       for domain in DOMAINS}
-  held = {"validation": split("validation", config.validation), "test": split("test", config.sentences)}
+  sizes = config.validation, config.sentences
+  held = {name: split(*of) for name, of in zip(("validation", "test"), zip(config.splits, sizes))}
   each = lambda params, name: np.array([score(params, held[name][domain]) for domain in DOMAINS])
 
   def one(seed: int) -> dict[str, Any]:

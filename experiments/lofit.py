@@ -64,7 +64,7 @@ class Config:
 
 
 SMOKE = Config(
-    model="minilm-l6:2", readout_sentences=24, shots=8, sentences=8, steps=2, batch_size=4, offset_rates=(3e-2,),
+    model="minilm-l6:tiny", readout_sentences=24, shots=8, sentences=8, steps=2, batch_size=4, offset_rates=(3e-2,),
     bias_rates=(1e-2,), lora_rates=(3e-3,), seeds=(0, 1))
 
 RANDOM, METHOD, OTHER, BIAS, LORA = (
@@ -82,7 +82,7 @@ def fit_readout(model: Pretrained, data: Sentences) -> dict[str, Any]:
 
   ridge = fit_ridge(np.asarray(pooled(model.params, data.ids, data.mask)), data.ratings / SCALE)
   head = {"kernel": jnp.asarray(ridge.weights, jnp.float32), "bias": jnp.asarray(ridge.bias, jnp.float32)}
-  return {**with_head(model.params, model.config.dim), "head": head}
+  return {**with_head(model.params), "head": head}
 
 
 def offsets_in_place(config: EncoderConfig) -> Adapter:

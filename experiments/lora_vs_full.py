@@ -34,7 +34,7 @@ from jaxft.evaluation import PairedTest, paired_test, retrieval_metrics
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
-from jaxft.losses import multiple_negatives_ranking
+from jaxft.losses import Mean, multiple_negatives_ranking
 from jaxft.merging import reduce_intruders
 from jaxft.models import Pretrained, encoder, load
 from jaxft.transforms import ParamTransform, chain, leaves_with_paths, lora, matching_paths, train
@@ -63,7 +63,7 @@ class Config:
 
 
 SMOKE = Config(
-    model="minilm-l6:2", length=8, steps=2, batch_size=2, ranks=(1, 4), factors=(0.5,), full_rates=(1e-3,),
+    model="minilm-l6:tiny", length=8, steps=2, batch_size=2, ranks=(1, 4), factors=(0.5,), full_rates=(1e-3,),
     lora_rates=(1e-1,), matrices="layers/attention/query/kernel", sentences=4, pairs=2, seeds=(0, 1))
 
 FULL = "full"
@@ -114,7 +114,7 @@ class Evaluator:
       first, following = jnp.split(encoder.embed(params, model.config, ids, mask), 2)
       relevance = jnp.eye(len(first))
       found = retrieval_metrics(first @ following.T, relevance, ks=(10,))["ndcg@10"]
-      return jnp.mean(multiple_negatives_ranking(first, following, temperature=0.05)), jnp.mean(found)
+      return Mean.of(*multiple_negatives_ranking(first, following, temperature=0.05)).value, jnp.mean(found)
 
     self._score, self._remembered = task.Scorer(model), jax.jit(remembered)
 

@@ -24,9 +24,7 @@ import jax
 import numpy as np
 
 from experiments.next_sentence import Finder, load_neighbours
-from experiments.sentiment_experts import FROZEN
-from experiments.sentiment_experts import SMOKE as SMOKE_EXPERTS
-from experiments.sentiment_experts import Experts, Recipe
+from experiments.sentiment_experts import FROZEN, LEARNT_SMOKE, Experts, Recipe
 from experiments.sentiment_rating import DOMAINS, Scorer, load_sentences
 from experiments.tuner import Tuner
 from jaxft import merging
@@ -48,6 +46,7 @@ class Config:
   pairs: int = 8  # in a batch of the retrieval expert
   density: float = 0.2
   scales: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 1.0)
+  splits: tuple[str, str] = ("validation", "test")
   validation: int = 30  # sentences of a domain, and pairs
   sentences: int = 60  # of a domain's test split, and pairs
   merges: tuple[str, ...] | None = None  # None takes all of `MERGES`
@@ -55,7 +54,8 @@ class Config:
 
 
 SMOKE = Config(
-    recipe=SMOKE_EXPERTS, pairs=2, scales=(0.4,), validation=24, sentences=24,
+    recipe=LEARNT_SMOKE, pairs=2, scales=(0.4,), splits=("train", "train"), validation=LEARNT_SMOKE.limit,
+    sentences=LEARNT_SMOKE.limit,
     merges=("average", "task arithmetic", "TIES"), seeds=(0, 1))
 
 Tree = Any
@@ -79,23 +79,27 @@ UNSCALED = ("average", "model stock", "Karcher mean")
 WITH = " + LiNeS"
 
 
-def retrieval_expert(experts: Experts, config: Config, seed: int) -> Tree:
-  """An expert for the next sentence, by the same recipe, with the pairs of a batch as each other's negatives."""
+def retrieval_experts(experts: Experts, config: Config) -> Callable[[int], Tree]:
+  """A seed's expert for the next sentence, by the same recipe, with the pairs of a batch as each other's negatives."""
   model, recipe = experts.model, config.recipe
   records = source("sentiment/neighbours-news", "train")
-  rng = np.random.default_rng(seed)
 
-  def batch() -> dict[str, Any]:
+  def batch(rng: np.random.Generator) -> dict[str, Any]:
     rows = [records[int(i)] for i in rng.choice(len(records), config.pairs, replace=False)]
     return tokenize_pairs(rows, model.tokenizer, lengths=24)
 
   def objective(params: Tree, batch: dict[str, Any], key: jax.Array) -> tuple[Mean, dict[str, Any]]:
     del key
     embed = lambda side: encoder.embed(params, model.config, batch[side]["ids"], batch[side]["mask"])
-    return Mean.of(multiple_negatives_ranking(embed("anchor"), embed("positive"))), {}
+    return Mean.of(*multiple_negatives_ranking(embed("anchor"), embed("positive"))), {}
 
   tuner = Tuner(objective, freeze([FROZEN, "head/*"]), steps=recipe.steps)
-  return tuner(experts.base, [batch() for _ in range(recipe.steps)], rate=recipe.learning_rate, seed=seed)
+
+  def expert(seed: int) -> Tree:
+    rng = np.random.default_rng(seed)
+    return tuner(experts.base, [batch(rng) for _ in range(recipe.steps)], rate=recipe.learning_rate, seed=seed)
+
+  return expert
 
 
 def run(config: Config) -> Result:
@@ -104,11 +108,12 @@ def run(config: Config) -> Result:
   experts = Experts(config.recipe)
   base, model = jax.device_get(experts.base), experts.model
   rate, find = Scorer(model), Finder(model)
+  retrieval_expert = retrieval_experts(experts, config)
   merges = tuple(MERGES) if config.merges is None else config.merges
   sizes = {"validation": config.validation, "test": config.sentences}
   held = {
-      split: ([load_sentences(model, domain, split, limit=n, length=config.recipe.length) for domain in DOMAINS],
-              load_neighbours(model, split, limit=n)) for split, n in sizes.items()
+      name: ([load_sentences(model, domain, split, limit=n, length=config.recipe.length) for domain in DOMAINS],
+             load_neighbours(model, split, limit=n)) for split, (name, n) in zip(config.splits, sizes.items())
   }
 
   def score(params: Tree, split: str, task: int) -> float:
@@ -120,7 +125,7 @@ def run(config: Config) -> Result:
 
   def one(seed: int) -> dict[str, Any]:
     # On the host: NumPy merges trees of this size several times as fast as JAX does without an accelerator.
-    tuned = jax.device_get([*(experts(domain, seed) for domain in DOMAINS), retrieval_expert(experts, config, seed)])
+    tuned = jax.device_get([*(experts(domain, seed) for domain in DOMAINS), retrieval_expert(seed)])
     own = {split: np.array([score(t, split, i) for i, t in enumerate(tuned)]) for split in sizes}
     out: dict[str, Any] = {"experts": own["test"].tolist(), "base": scores(base, "test").tolist()}
     for name in merges:

@@ -66,8 +66,8 @@ class Protocol:
 
 
 SMOKE = {
-    "model": "minilm-l6:2", "steps": 2, "batch_size": 2, "multiples": (1.0,), "validation": 4, "test": 4,
-    "elsewhere": 2, "queries": 4, "seeds": (0, 1)}
+    "model": "minilm-l6:tiny", "steps": 2, "batch_size": 2, "multiples": (1.0,), "validation": 4, "test": 4,
+    "elsewhere": 4, "queries": 4, "seeds": (0, 1)}
 
 
 class Method(NamedTuple):
@@ -152,7 +152,7 @@ def compare(protocol: Protocol, model: Pretrained, methods: Mapping[str, Method]
   neighbours = load_neighbours(model, "test", limit=protocol.queries)
   # One program scores all methods that end in a plain checkpoint.
   plain = Scorer(model, batch_size=CHUNK), Finder(model, batch_size=CHUNK)
-  found = Comparison(ledger("before", lambda: plain[1](model.params, neighbours)), {}, {}, {}, {})
+  found = Comparison(ledger("before", lambda: plain[1](params, neighbours)), {}, {}, {}, {})
 
   for name in methods if protocol.methods is None else protocol.methods:
     method = methods[name]

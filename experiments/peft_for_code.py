@@ -61,8 +61,8 @@ class Config:
 
 
 SMOKE = Config(
-    model="smollm2-135m:2", examples=2, shots=1, steps=1, batch_size=1, prompt_length=2, rate_factors=(1.0,),
-    validation=1, test=2, beams=2, beam_problems=1, seeds=(0, 1))
+    model="smollm2-135m:tiny", retriever="minilm-l6:tiny", examples=2, shots=1, steps=1, batch_size=1, prompt_length=2,
+    rate_factors=(1.0,), validation=2, test=2, beams=2, beam_problems=1, seeds=(0, 1))
 
 INSTRUCTION = "Generate Python code.\n"
 LENGTH = 20  # of a row without anything before it: the tokens of the longest problem
@@ -124,11 +124,8 @@ def rows(model: Pretrained, problems: Sequence[task.Problem], before: Sequence[s
 class Prompter:
   """Scores problems after demonstrations, by a model that stays as it is."""
 
-  def __init__(self, model: Pretrained, retriever: Pretrained, *, batch_size: int):
-    self._model = model
-    self._score = Scorer(model, batch_size=batch_size)
-    # A prefix's edits do not depend on its length: one scorer serves all.
-    self._score_prefixed = Scorer(model, batch_size=batch_size, adapter=prefix(model.config, 1))
+  def __init__(self, model: Pretrained, retriever: Pretrained, *, score: Scorer, score_prefixed: Scorer):
+    self._model, self._score, self._score_prefixed = model, score, score_prefixed
     embed = jax.jit(lambda ids, mask: encoder.embed(retriever.params, retriever.config, ids, mask))
     intents = [p.intent for p in task.problems()]
     vectors = embed_texts(embed, intents, retriever.tokenizer, tokens_per_batch=1024)
@@ -185,7 +182,10 @@ def run(config: Config) -> Result:
     tokens = rows(model, drawn)
     return drawn, [tokens[pick] for pick in picks]
 
-  prompter = Prompter(model, load(config.retriever), batch_size=batch_size)
+  plain = Scorer(model, batch_size=batch_size)
+  # A prefix's edits do not depend on its length: one scorer serves all.
+  prefixed = Scorer(model, batch_size=batch_size, adapter=prefix(model.config, 1))
+  prompter = Prompter(model, load(config.retriever), score=plain, score_prefixed=prefixed)
   scores: dict[str, list[dict[str, Any]]] = {ZERO: [ledger(ZERO, lambda: prompter.plain(parts["test"]))]}
   scores[NEAREST_OF_ALL] = [ledger(
       NEAREST_OF_ALL, lambda: prompter.nearest(parts["test"], parts["train"], config.shots))]
@@ -201,7 +201,7 @@ def run(config: Config) -> Result:
   for arm, way in ways(config, model).items():
     loss = objective(model, adapter=way.adapter)
     tuner = Tuner(loss, way.transform, steps=config.steps, optimizer=adafactor)
-    score = Scorer(model, batch_size=batch_size, adapter=way.adapter)
+    score = plain if way.adapter is None else Scorer(model, batch_size=batch_size, adapter=way.adapter)
 
     def start(seed: int) -> Any:
       return model.params if way.adapter is None else {**model.params, "edits": way.adapter.init(jax.random.key(seed))}

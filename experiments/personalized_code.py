@@ -30,12 +30,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from experiments.docstring_search import Pairs, load_pairs
+from experiments.docstring_search import Pairs, load_pairs, tokenize_split
+from experiments.ranking import rank_own
 from experiments.tuner import Tuner, choose_rate
 from jaxft.adapters import Adapter, prefix, prefix_from_tokens
 from jaxft.analysis import training_cost
 from jaxft.data import near_duplicates, per_group_split, tokenize_texts
-from jaxft.evaluation import paired_comparison, paired_test, retrieval_metrics
+from jaxft.evaluation import paired_comparison, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.ledger import Ledger
 from jaxft.evaluation.result import Arm, Result
@@ -68,7 +69,7 @@ class Config:
 
 
 SMOKE = Config(
-    model="minilm-l6:2", projects=("chex", "grain"), length=6, base_steps=1, base_pairs=2, prefix_length=2,
+    model="minilm-l6:tiny", projects=("chex", "grain"), length=8, base_steps=1, base_pairs=2, prefix_length=2,
     prefix_steps=1, train_pairs=2, test_pairs=4, steps=1, pairs=2, rate_factors=(1.0,), tuning_projects=1, seeds=(0, 1))
 
 BASELINE, METHOD = "base", "custom: all weights"
@@ -152,7 +153,7 @@ def objective(config: encoder.EncoderConfig, adapter: Adapter | None, temperatur
       edits = entry(config, batch.states)
     vectors = encoder.embed(params, config, batch.ids, batch.mask, edits=edits)
     queries, documents = jnp.split(vectors, 2)
-    return Mean.of(multiple_negatives_ranking(
+    return Mean.of(*multiple_negatives_ranking(
         queries, documents, queries=True, positives=True, temperature=temperature)), {}
 
   return loss
@@ -177,14 +178,12 @@ class Searcher:
     ids, mask = (np.pad(x, fill, mode="edge") for x in (ids, mask))
     parts = [self._embed(params, ids[i : i + size], mask[i : i + size]) for i in range(0, len(ids), size)]
     vectors = np.concatenate([np.asarray(part) for part in parts])[: 2 * half + len(others.ids) // 2]
-    found = jnp.asarray(vectors[:half] @ vectors[half:].T)
-    ks = (found.shape[1],)
-    return float(jnp.mean(retrieval_metrics(found, jnp.eye(*found.shape), ks=ks)[f"mrr@{ks[0]}"]))
+    return rank_own(vectors[:half] @ vectors[half:].T, k=len(vectors) - half)["mrr"]
 
 
 def tune_base(config: Config, model: Pretrained) -> tuple[Any, dict[str, Any]]:
   """The model tuned on the task in the other packages, and a prefix that is tuned there on top of it."""
-  texts = tokens(model, load_pairs("train"), config.length)
+  texts = Texts(*tokenize_split(model, "train", config.length))
   rng, total = np.random.default_rng(0), len(texts.ids) // 2
   drawn = [texts.pairs(rng.choice(total, config.base_pairs, replace=False))
            for _ in range(config.base_steps + config.prefix_steps)]

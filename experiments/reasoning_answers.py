@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 from jaxft.adapters import Adapter
 from jaxft.data import source
 from jaxft.data.tokenization import tokenize_completions, tokenize_texts
-from jaxft.losses import Mean
+from jaxft.losses import Mean, token_weights
 from jaxft.models import Pretrained, decoder
 
 TEMPLATE = "Question: {}\nAnswer:"
@@ -90,9 +90,8 @@ def objective(model: Pretrained, *, adapter: Adapter | None = None, **options: A
   def loss(params: dict[str, Any], batch: Rows, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
     del key
     edits = None if adapter is None else adapter.edits(params["edits"])
-    nll = decoder.token_nll(
-        params, model.config, batch.ids, where=batch.scored, mask=batch.mask, edits=edits, **options)
-    return Mean.of(nll, where=decoder.scored(batch.ids, where=batch.scored, mask=batch.mask)), {}
+    return Mean.of(*decoder.token_nll(
+        params, model.config, batch.ids, where=batch.scored, mask=batch.mask, edits=edits, **options)), {}
 
   return loss
 
@@ -114,7 +113,7 @@ class Scorer:
       edits = None if adapter is None else adapter.edits(params["edits"])
       hidden = decoder.hidden_states(params, model.config, rows.ids, mask=rows.mask, edits=edits, **options).hidden
       hidden = hidden[:, hidden.shape[1] - rows.ids.shape[1]:-1]
-      chosen = decoder.scored(rows.ids, where=rows.scored, mask=rows.mask)
+      chosen = token_weights(rows.ids, rows.scored, mask=rows.mask)[:, 1:] > 0
       logits, target = decoder.logits(params, model.config, hidden), rows.ids[:, 1:]
       nll = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
       right = jnp.all((jnp.argmax(logits, axis=-1) == target) | ~chosen, axis=-1)

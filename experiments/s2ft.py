@@ -65,7 +65,7 @@ class Config:
 
 
 SMOKE = Config(
-    model="minilm-l6:2", steps=2, batch_size=4, sentences=8, learning_rates=(3e-3,), full_rates=(3e-4,),
+    model="minilm-l6:tiny", steps=2, batch_size=4, sentences=8, learning_rates=(3e-3,), full_rates=(3e-4,),
     seeds=(0, 1), tuning_seeds=(100,), tokens=64)
 
 SUBMATRIX, LOW_RANK = "S2FT, as the library has it", "LoRA, as the library has it"

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
+from tokenizers import Tokenizer
 
 from experiments.tuner import adamw
 from jaxft.adapters import Adapter
@@ -51,13 +52,25 @@ def read_ratings(domain: str, split: str) -> list[dict[str, Any]]:
 
 def load_sentences(model: Pretrained, domain: str, split: str, *, limit: int | None = None, length: int = 16) -> Sentences:
   """The sentences of a domain that fit into `length` tokens, whole; `limit` of them, spread evenly."""
-  records = read_ratings(domain, split)
-  sizes = [len(encoding.ids) for encoding in model.tokenizer.encode_batch([r["text"] for r in records])]
-  records = [r for r, size in zip(records, sizes, strict=True) if size <= length]
+  return _load_sentences(model.tokenizer.to_str(), domain, split, limit, length)
+
+
+@cache
+def _load_sentences(tokenizer: str, domain: str, split: str, limit: int | None, length: int) -> Sentences:
+  """As `load_sentences`, by the settings of a tokenizer; once a process, as several arms and seeds ask for the same."""
+  sized = zip(read_ratings(domain, split), _sizes(tokenizer, domain, split), strict=True)
+  records = [r for r, size in sized if size <= length]
   if limit is not None and limit < len(records):
     records = [records[i] for i in np.linspace(0, len(records) - 1, limit).astype(int)]
-  tokens = tokenize_texts([r["text"] for r in records], model.tokenizer, lengths=length)
+  tokens = tokenize_texts([r["text"] for r in records], Tokenizer.from_str(tokenizer), lengths=length)
   return Sentences(tokens["ids"], tokens["mask"], np.array([r["rating"] for r in records], np.float32))
+
+
+@cache
+def _sizes(tokenizer: str, domain: str, split: str) -> list[int]:
+  """How many tokens each sentence of a split has."""
+  texts = [r["text"] for r in read_ratings(domain, split)]
+  return [len(encoding.ids) for encoding in Tokenizer.from_str(tokenizer).encode_batch(texts)]
 
 
 def joined(parts: Sequence[Sentences]) -> Sentences:
@@ -65,8 +78,9 @@ def joined(parts: Sequence[Sentences]) -> Sentences:
   return Sentences(*(np.concatenate(x) for x in zip(*((p.ids, p.mask, p.ratings) for p in parts), strict=True)))
 
 
-def with_head(params: dict[str, Any], dim: int = 384) -> dict[str, Any]:
+def with_head(params: dict[str, Any]) -> dict[str, Any]:
   """The encoder's params with a linear head `[dim, 1]` beside them, zero at the start."""
+  dim = params["embed"]["tokens"]["embedding"].shape[1]
   return {**params, "head": {"kernel": jnp.zeros((dim, 1)), "bias": jnp.zeros((1,))}}
 
 

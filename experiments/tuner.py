@@ -1,5 +1,6 @@
 """One arm of an experiment: a training step compiled once, run for many seeds and learning rates."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,7 +84,13 @@ class Tuner:
 def choose_rate(
     rates: Sequence[float], score: Callable[[float], float], *, higher_is_better: bool = True
 ) -> tuple[float, dict[str, float]]:
-  """The learning rate with the best score on validation data, and the score of each; the first of equal ones."""
+  """The learning rate with the best score on validation data, and the score of each; the first of equal ones.
+
+  Raises:
+    ValueError: a score is not finite: the rate diverged, and no order of such scores means anything.
+  """
   scores = {rate: float(score(rate)) for rate in rates}
+  if diverged := {rate: value for rate, value in scores.items() if not math.isfinite(value)}:
+    raise ValueError(f"rates must give finite scores; got {diverged}")
   best = (max if higher_is_better else min)(scores, key=scores.get)
   return best, {f"{rate:g}": value for rate, value in scores.items()}

@@ -56,7 +56,7 @@ class Config:
 
 
 SMOKE = Config(
-    model="minilm-l6:2", steps=2, batch_size=4, sentences=8, learning_rates=(3e-3,), seeds=(0, 1))
+    model="minilm-l6:tiny", steps=2, batch_size=4, sentences=8, learning_rates=(3e-3,), seeds=(0, 1))
 
 BASELINE, PARALLEL, SCALED = "sequential, MLP", "parallel, MLP", "scaled parallel, MLP"
 ATTENTION, LORA, PREFIX = "scaled parallel, attention", "LoRA, queries and values", "prefix"
@@ -116,10 +116,11 @@ def run(config: Config) -> Result:
   data = load_sentences(model, config.domain, "train")
   splits = {s: load_sentences(model, config.domain, s, limit=config.sentences) for s in ("validation", "test")}
 
-  values, rates, tuning = {}, {}, {}
+  values, rates, tuning, plain = {}, {}, {}, Scorer(model)
   arms = methods(config, model.config)
   for arm, method in arms.items():
-    adapter, score = method.adapter, Scorer(model, adapter=method.adapter)
+    adapter = method.adapter
+    score = plain if adapter is None else Scorer(model, adapter=adapter)
     loss = objective(model, adapter=adapter)
     tuner = Tuner(loss, method.transform, steps=config.steps, optimizer=head_apart(config.head_rate))
 

@@ -44,7 +44,7 @@ class Config:
   seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
-SMOKE = Config(model="smollm2-135m:10", calibration=1, sentences=1, length=8, bases=(), seeds=(0, 1))
+SMOKE = Config(model="smollm2-135m:tiny", repeated=1, calibration=1, sentences=1, length=8, bases=(), seeds=(0, 1))
 
 RANDOM, METHOD, LOWEST, BLOCK, RANDOM_BLOCK = (
     "4 random layers", "4 layers of highest cosine", "4 layers of lowest cosine", "block of highest cosine",

@@ -16,5 +16,5 @@ def test_demo_writes_a_self_contained_report(tmp_path):
   markdown = (tmp_path / "report.md").read_text()
   for figure in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
     assert (tmp_path / figure).stat().st_size > 1000
-  # The pretrained encoder finds far more than chance among 64.
+  # The pretrained encoder finds far more than chance among 24.
   assert scores["before"].ndcg > 0.4
