@@ -4,6 +4,7 @@ Each is a linear map of x that keeps lengths in expectation, `E |P x|^2 = |x|^2`
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ def walsh_hadamard(x: Float[Array, "... n"]) -> Float[Array, "... n"]:
   return x
 
 
+@partial(jax.jit, static_argnames="size")  # some fifty operations of as many shapes, of which one by one each compiles
 def fastfood(key: Array, x: Float[Array, "d"], size: int) -> Float[Array, "size"]:
   """`P x` for a random `[size, d]` matrix that is never formed: O(size log size) operations, O(size) memory.
 

@@ -12,7 +12,7 @@ from jaxft.analysis.intrinsic_dimension import intrinsic_dimension
 from jaxft.transforms import full, lora, magnitude_scores, sparse_delta, top_k_mask, unstack_layers
 from jaxft.transforms.sparse import shira
 from jaxft.transforms.submatrix import submatrix
-from tests.contracts.test_transforms import every_case, small
+from tests.contracts.transform_cases import CASES, small
 from tests.contracts.transforms import forward, stack_params
 
 KEY = jax.random.key(0)
@@ -68,7 +68,7 @@ def test_state_bytes_and_flops_of_methods():
   assert "| lora | 20,480 | 7.812% |" in cost_table(costs)
 
 
-@every_case
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_adams_state_is_two_moments_of_what_trains(case):
   """For every transform under contract: no moment of what is frozen, in the dtype of what trains, and a step count."""
   cost = training_cost(case.transform, jax.eval_shape(lambda: small(case)), optax.adam(1e-3))

@@ -62,9 +62,9 @@ CASES = [
          starts_within=0.01),
     Case("s2ft", units(heads=0.1, channels=0.1), flops=4.3),
     Case("s2ft_columns", units(heads=0, channels=0.1, up_channels=0.1, scope="layer"), flops=4.3, variant=True),
-    Case("half", half(KEY, [KERNELS]), flops=5.05),
+    Case("half", half(KEY, [KERNELS]), flops=5.05, by_layer=True),
     Case("half_cut", half(KEY, [KERNELS]), flops=5.05, variant=True,
          layout=lambda p: cut_at_changes(p, random_module_mask(KEY, p, [KERNELS]))),
-    Case("half_of_layers", half(KEY, [KERNELS], level="layer"), flops=5.05, variant=True),
-    Case("half_of_model", half(KEY, [KERNELS], level="model"), flops=4.95, variant=True),
+    Case("half_of_layers", half(KEY, [KERNELS], level="layer"), flops=5.05, variant=True, by_layer=True),
+    Case("half_of_model", half(KEY, [KERNELS], level="model"), flops=4.95, variant=True, by_layer=True),
 ]

@@ -12,6 +12,6 @@ CASES = [
          replicated=True),
     Case("said_fastfood", random_subspace(72, structured=True, select=KERNELS), flops=7.65, counted_apart=0.5,
          replicated=True),
-    # Steps of the contract are 1e-2: two of one sign take a weight.
-    Case("binary_mask", binary_mask(KERNELS, init=0.03, threshold=0.015), flops=6.05),
+    # Steps of the contract are 1e-3 or more: two of one sign take a weight.
+    Case("binary_mask", binary_mask(KERNELS, init=0.0165, threshold=0.015), flops=6.05),
 ]

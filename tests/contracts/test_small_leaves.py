@@ -1,7 +1,4 @@
-"""BitFit, norm tuning and training a head alone hold the contract, on blocks that have what they train.
-
-The checks are those of `test_transforms.py`, run on these blocks in place of its own.
-"""
+"""BitFit, norm tuning and training a head alone hold the contract, on blocks that have what they train."""
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +6,20 @@ import pytest
 
 from jaxft.models.norms import rms_norm
 from jaxft.transforms import bitfit, dot, norm_tuning, train, unstack_layers
-from tests.contracts import test_transforms as contract
-from tests.contracts import transforms
-from tests.contracts.transforms import Case
+from tests.contracts import test_transform_states, test_transform_steps, test_transforms, transforms
+from tests.contracts.costs import BIG, matmul_flops, step_cost
+from tests.contracts.transform_cases import KEY
+from tests.contracts.transforms import Blocks, Case
 
 CASES = [
     Case("bitfit", bitfit(), flops=4.1), Case("norm_tuning", norm_tuning(), flops=4.1),
     Case("head_only", train("head/kernel"), flops=2.1),
 ]
 CHECKS = {
-    "start": contract.test_join_after_split_gives_the_params,
-    "training": contract.test_only_what_trains_changes,
-    "paths": contract.test_plain_fast_and_lazy_paths_agree,
-    "layouts": contract.test_stacked_and_unrolled_layers_agree,
+    "numbers": test_transforms.check_numbers,
+    "shapes": test_transforms.check_a_step_by_its_shapes,
+    "training": test_transform_steps.check_training,
+    "lazy": test_transform_steps.check_lazy,
 }
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -43,7 +41,7 @@ def block(h, layer, multiply=dot):
 
 
 def forward(params, x):
-  return dot(transforms.forward(params, x), params["head"]["kernel"])
+  return dot(transforms.forward(params, x, block), params["head"]["kernel"])
 
 
 def foreign_forward(params, x):
@@ -51,31 +49,24 @@ def foreign_forward(params, x):
   return jax.lax.scan(step, x, params["layers"])[0] @ params["head"]["kernel"]
 
 
-def make_step(transform, apply=forward):
-  return transforms.make_step(transform, apply)
+BLOCKS = Blocks(stack_params, forward, foreign_forward)
 
 
-@pytest.fixture(autouse=True)
-def on_these_blocks(monkeypatch):
-  monkeypatch.setattr(transforms, "block", block)
-  for of_this_file in (stack_params, forward, foreign_forward, make_step):
-    monkeypatch.setattr(contract, of_this_file.__name__, of_this_file)
-
-
+@pytest.mark.interpreter
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 @every_case
 def test_contract(case, check):
-  check(case)
+  check(case, blocks=BLOCKS)
 
 
 @every_case
 def test_saved_and_restored(case, tmp_path):
-  contract.test_saved_and_restored(case, tmp_path)
+  test_transform_states.check_saved(case, tmp_path, BLOCKS)
 
 
 @every_case
 @pytest.mark.parametrize("arrange", [lambda params: params, unstack_layers], ids=["stacked", "unrolled"])
 def test_declared_flops(case, arrange):
-  params = jax.eval_shape(lambda key: arrange(stack_params(key, **contract.BIG)), contract.KEY)
-  cost = contract.step_cost(case.transform, params, forward, contract.matmul_flops)
+  params = jax.eval_shape(lambda key: arrange(stack_params(key, **BIG)), KEY)
+  cost = step_cost(case.transform, params, forward, matmul_flops)
   assert case.flops - 0.35 < cost <= case.flops

@@ -1,21 +1,28 @@
 """The contract of a parameter transform: a `Case(...)` in one of the files `cases_*.py` beside this one joins it.
 
-A case names a transform over the stack of blocks below. `test_transforms.py` then checks, the same for all, that
+A case names a transform over the stack of blocks below. Of every case is then checked, in `test_transforms.py`, that
 
 - what is joined after the split is the params that were split, or errs by no more than the case states;
-- gradients have the structure of what trains; frozen leaves stay bit-identical over optimizer steps, and no dtype or
-  shape changes; one compilation serves all steps;
-- the plain path (`materialize`), the fast path (`dot`) and `lazy` agree, in values and gradients;
+- gradients have the structure of what trains; all that trains moves from the start on, what does not train stays as it
+  is to the bit, and no dtype or shape changes, so that one compilation serves all steps;
+- the plain path (`materialize`) and the fast path (`dot`) agree, in values and gradients, and `lazy` forms no leaf;
+- merged weights are rounded once;
 - stacked and unrolled layers agree, given the same key, dropout included;
-- a linen dict, an `nnx.State` and an Equinox module work, through `lazy`, without a leaf being formed;
-- what trains inherits the partition specs of what it adapts, and a sharded step agrees with an unsharded one;
-- both sides survive saving and restoring;
-- one training step costs no more than the declared FLOPs per parameter and token.
+- what trains inherits the partition specs of what it adapts;
+- one training step costs no more than the declared FLOPs per parameter and token, by its jaxpr;
+
+and, always of one case for each kind of leaf (`transform_cases.py`), of the others in the exhaustive tier, that
+
+- bfloat16 weights train, and `lazy` agrees with the plain path (`test_transform_steps.py`);
+- a linen dict, an `nnx.State` and an Equinox module work, through `lazy`, without a leaf being formed
+  (`test_foreign_models.py`);
+- a sharded step agrees with an unsharded one, and both sides survive saving and restoring (`test_transform_states.py`);
+- a step costs what is declared by the compiler's own count (`test_transform_costs.py`).
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +44,12 @@ class Case:
     flops: the most that one training step may cost, in FLOPs per parameter and token, in any supported XLA.
     starts_within: the root mean square error that the first `join` may have, relative to each leaf's own.
     layout: of the params that it takes, from stacked; a case with a layout of its own is not tried on others.
-    variant: another setting of a case that holds the whole contract; of it only the start, the products and the FLOPs
-      are checked, which is where it differs.
+    variant: another setting of a case that holds the whole contract; of it only what `test_transforms.py` checks, which
+      is where it differs.
     counted_apart: how far the counts of XLA's versions lie apart: they expand random draws differently, and only the
       older ones merge what forward and backward pass both form.
     replicated: what trains has no axis of the leaf that it adapts, and so inherits no cut.
+    by_layer: what trains differs between layers, which saves nothing in a stack: its cost is that of unrolled layers.
   """
 
   name: str
@@ -52,6 +60,7 @@ class Case:
   variant: bool = False
   counted_apart: float = 0.0
   replicated: bool = False
+  by_layer: bool = False
 
 
 def stack_params(key: jax.Array, *, layers: int, dim: int, hidden: int, dtype: Any = jnp.float32) -> Any:
@@ -65,17 +74,36 @@ def block(h: jax.Array, layer: Any) -> jax.Array:
   return h + 0.3 * dot(jax.nn.relu(dot(h, layer["up"]["kernel"])), layer["down"]["kernel"])
 
 
-def forward(params: Any, x: jax.Array) -> jax.Array:
+def forward(params: Any, x: jax.Array, block: Callable[..., jax.Array] = block) -> jax.Array:
   """The blocks of `stack_params`, stacked, cut or unrolled; multiplies through `dot`, as the library's models do."""
-  layers = params["layers"]
-  if "up" in layers:
-    return jax.lax.scan(lambda h, layer: (block(h, layer), None), x, layers)[0]
-  for name in sorted(layers, key=lambda n: int(n.split(":")[0])):
-    if ":" in name:
-      x = jax.lax.scan(lambda h, layer: (block(h, layer), None), x, layers[name])[0]
-    else:
-      x = block(x, layers[name])
+  for name, piece in _pieces(params["layers"]):
+    stacked = not name.isdecimal()
+    x = jax.lax.scan(lambda h, layer: (block(h, layer), None), x, piece)[0] if stacked else block(x, piece)
   return x
+
+
+def foreign_forward(params: Any, x: jax.Array) -> jax.Array:
+  """`forward` of stacked layers, by a user who knows nothing of structured leaves."""
+
+  def body(h: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+    return h + 0.3 * jax.nn.relu(h @ layer["up"]["kernel"]) @ layer["down"]["kernel"], None
+
+  for _, piece in _pieces(params["layers"]):
+    x = jax.lax.scan(jax.checkpoint(body), x, piece)[0]
+  return x
+
+
+def _pieces(layers: Any) -> list[tuple[str, Any]]:
+  """A stack, its pieces, or its layers, by their names and in their order."""
+  return [("", layers)] if "up" in layers else sorted(layers.items(), key=lambda item: int(item[0].split(":")[0]))
+
+
+class Blocks(NamedTuple):
+  """What the contract is held on: `stack_params`, `forward` and `foreign_forward`."""
+
+  stack_params: Callable[..., Any] = stack_params
+  forward: Callable[..., jax.Array] = forward
+  foreign_forward: Callable[..., jax.Array] = foreign_forward
 
 
 def make_step(transform: ParamTransform, apply: Callable[..., jax.Array] = forward) -> tuple[Any, Callable[..., Any]]:

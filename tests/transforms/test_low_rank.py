@@ -9,7 +9,7 @@ import pytest
 from jaxft.training.updates import lora_plus, scale_updates
 from jaxft.transforms import lazy, lora, low_rank, materialize, quantize_array, stack_layers, unstack_layers
 from jaxft.transforms.adalora import adalora, keep_triplets, top_triplets
-from jaxft.transforms.data_inits import corda, lora_ga, oriented_svd
+from jaxft.transforms.data_inits import corda, damped, lora_ga, oriented_svd
 from jaxft.transforms.delora import delora
 from jaxft.transforms.dora import column_squares, dora
 from jaxft.transforms.eva import eva_directions, given_inputs
@@ -97,6 +97,18 @@ def test_corda_ignores_the_size_of_the_covariance_and_ends_at_full_rank(mode):
   np.testing.assert_allclose(scaled["a"] @ scaled["b"], t["a"] @ t["b"], atol=1e-3)
   rest, _, _ = init(corda(mode), N, COVARIANCE)
   np.testing.assert_allclose(rest, 0, atol=1e-4)
+
+
+def test_corda_doubles_the_damping_until_the_covariance_can_be_inverted():
+  c = jnp.diag(jnp.array([1.0] + [0.0] * (M - 1))) + 0.1 * jnp.ones((M, M))  # of rank 2
+  error = lambda c: float(jnp.linalg.norm(c @ jnp.linalg.inv(c) - jnp.eye(M)))
+  first = 1e-8 * jnp.trace(c) / M * jnp.eye(M)
+  assert not error(c + first) < 0.05
+  got = damped(c, damping=1e-8)
+  times = float(jnp.mean(jnp.diag(got - c)) / first[0, 0])
+  assert error(got) < 0.05 and times >= 2
+  np.testing.assert_allclose(got - c, times * first, atol=1e-7)
+  np.testing.assert_array_equal(damped(c, damping=0.5), c + 0.5 * jnp.trace(c) / M * jnp.eye(M))
 
 
 def test_corda_previews_what_a_single_input_does():
@@ -241,6 +253,11 @@ def test_triplets_of_highest_score_are_kept_over_all_matrices():
   triplet = {"a": jnp.ones((2, 3)), "e": jnp.ones(3), "b": jnp.ones((3, 2))}
   pruned = keep_triplets({"x": triplet, "y": None}, {"x": kept["x"], "y": None})["x"]
   assert pruned["e"].tolist() == [0, 1, 0] and jnp.all(pruned["a"] == 1)
+
+
+@pytest.mark.parametrize("stabilized,scale", [(False, 16 / 4), (True, 16 / 2)])
+def test_the_scale_of_lora_is_alpha_over_the_rank_or_over_its_root(stabilized, scale):
+  assert split(lora(rank=4, alpha=16.0, rank_stabilized=stabilized))[2].scale == scale
 
 
 def test_lora_plus_speeds_up_the_second_factor():

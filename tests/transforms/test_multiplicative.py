@@ -126,6 +126,7 @@ def test_boft_with_one_factor_is_oft_with_a_scale_and_enough_factors_mix_all_inp
   close(one, rotated * scale, 1e-4)
   filled = lambda factors: dense(Butterfly(jnp.ones((factors, M // 4, 4, 4))), M) != 0
   assert [int(filled(f).sum(1).max()) for f in (1, 2, 3)] == [4, 8, 16]
+  assert jnp.all(dense(Butterfly(jnp.ones((4, 8, 4, 4))), 32) != 0)
 
 
 def test_learned_scale_is_a_diagonal():

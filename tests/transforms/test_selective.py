@@ -32,7 +32,7 @@ def params():
 
 
 def nll(params):
-  return decoder.token_nll(params, CONFIG, IDS, chunk=3).mean()
+  return Mean.of(*decoder.token_nll(params, CONFIG, IDS, chunk=3)).value
 
 
 def draw(i, *shape):
@@ -169,8 +169,7 @@ def test_gradual_unfreezing_is_full_tuning_whose_gradients_below_the_depth_are_z
 
   def objective(params, batch, key):
     del key
-    losses = decoder.token_nll(params, CONFIG, batch)
-    return Mean(losses.sum(), jnp.float32(losses.size)), {}
+    return Mean.of(*decoder.token_nll(params, CONFIG, batch)), {}
 
   state, staged = None, start
   for transform in stages:
@@ -185,7 +184,7 @@ def test_gradual_unfreezing_is_full_tuning_whose_gradients_below_the_depth_are_z
 
   @jax.jit
   def masked_step(want, opt_state, on):
-    grads = jax.grad(lambda p: decoder.token_nll(p, CONFIG, IDS).mean())(want)
+    grads = jax.grad(lambda p: Mean.of(*decoder.token_nll(p, CONFIG, IDS)).value)(want)
     updates, opt_state = optimizer.update(jax.tree.map(jnp.multiply, grads, on), opt_state, want)
     return optax.apply_updates(want, jax.tree.map(jnp.multiply, updates, on)), opt_state
 

@@ -78,7 +78,7 @@ def test_a_served_batch_is_each_example_with_its_own_merged_params(layout):
   @jax.jit
   def run(params, ids, mask):
     hidden = decoder.hidden_states(params, CONFIG, ids, mask=mask).hidden
-    return decoder.logits(params, CONFIG, hidden), decoder.token_nll(params, CONFIG, ids, mask=mask, chunk=2)
+    return decoder.logits(params, CONFIG, hidden), decoder.token_nll(params, CONFIG, ids, mask=mask, chunk=2)[0]
 
   @jax.jit
   def run_served(params, deltas, adapter):

@@ -95,6 +95,11 @@ def test_lokr_divides_sides_and_is_dense_beside_a_single_number():
   np.testing.assert_allclose(got, 3 * right, rtol=1e-5, atol=1e-5)
 
 
+def test_the_scale_of_lokr_is_alpha_over_the_rank_or_one():
+  scale = lambda transform: transform.join(*transform.split(KEY, {"kernel": W}))["kernel"].scale
+  assert scale(lokr(rank=1, alpha=6.0)) == 6 and scale(lokr(rank=2, alpha=6.0)) == 3 and scale(lokr(alpha=6.0)) == 1
+
+
 def test_miss_repeats_rows():
   shard = draw(1, 5, N)
   np.testing.assert_allclose(delta_of(miss(rank=5), lambda t: {"shard": shard}), shard[jnp.arange(M) % 5], atol=1e-5)

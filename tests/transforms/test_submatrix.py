@@ -13,7 +13,7 @@ from jaxft.transforms.coupled import MLP_CHANNELS, inverse_order, key_heads, per
 from jaxft.transforms.quantize import quantize_array
 from jaxft.transforms.s2ft import s2ft, unit_norms
 from jaxft.transforms.submatrix import Submatrix, submatrix, submatrix_delta
-from tests.contracts.test_transforms import BIG, compiled_flops, matmul_flops, step_cost
+from tests.contracts.costs import BIG, compiled_flops, matmul_flops, step_cost
 from tests.contracts.transforms import forward, make_step, stack_params
 
 KEY = jax.random.key(0)
@@ -135,6 +135,14 @@ def test_disjoint_deltas_fuse_in_either_order():
   jax.tree.map(np.testing.assert_array_equal, unfuse(fused, old), compose(params, [b]))
 
 
+def test_s2ft_draws_each_kind_of_unit_for_itself():
+  params = stack_params(KEY, layers=3, dim=8, hidden=8)
+  transform = s2ft(KEY, params, head_dim=1, heads=0.5, channels=0.5, scope="layer", out="**/up/*", down="**/down/*")
+  layers = transform.split(KEY, params)[0]["layers"]
+  heads, channels = (np.asarray(*jax.tree.leaves(layers[name]["kernel"].note)) for name in ("up", "down"))
+  assert heads.shape == channels.shape == (3, 4) and not np.array_equal(heads, channels)
+
+
 def test_s2ft_trains_the_drawn_share_and_nothing_else():
   params = decoder.init(KEY, CONFIG)
   transform = s2ft(KEY, params, head_dim=4, heads=0.34, channels=0.2, value_heads=0.5, up_channels=0.1)
@@ -202,7 +210,7 @@ def test_rows_of_a_tied_embedding():
   frozen, trainable = (transform := submatrix({"embed/tokens/*": np.array([3, 8, 30])})).split(KEY, params)
   trainable = jax.tree.map(lambda d: d + 0.1 * draw(1, *d.shape), trainable)
   ids = jnp.array([[3, 5, 8, 1, 30, 3]])
-  nll = lambda t, form: jnp.sum(decoder.token_nll(form(transform.join(frozen, t)), CONFIG, ids))
+  nll = lambda t, form: jnp.sum(decoder.token_nll(form(transform.join(frozen, t)), CONFIG, ids)[0])
   got, want = (jax.value_and_grad(nll)(trainable, form) for form in (lambda p: p, materialize))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
 

@@ -1,0 +1,49 @@
+"""Every transform on a linen dict, an `nnx.State` or an Equinox module, through `lazy`, and no leaf is formed."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxft.transforms import MaterializedWarning, lazy, materialize
+from tests.contracts.comparison import assert_trees_close
+from tests.contracts.foreign_models import FOREIGN
+from tests.contracts.transform_cases import BY_NAME, DIM, HIDDEN, KEY, KINDS, WHOLE, X, moved
+
+
+def trials():
+  """LoRA and QLoRA on every kind of model; of the others each on one of them, in turn, as a model costs seconds."""
+  for i, case in enumerate(case for case in WHOLE if not case.layout):
+    marks = [] if case.name in KINDS.values() else [pytest.mark.exhaustive]
+    for model in FOREIGN if case.name in ("lora", "qlora_nf4") else [FOREIGN[i % len(FOREIGN)]]:
+      again = [pytest.mark.interpreter] if case.name == "qlora_nf4" else []
+      yield pytest.param(case, model, True, id=f"{case.name}-{model.__name__}", marks=marks + again)
+  for model in FOREIGN:
+    yield pytest.param(BY_NAME["qlora_nf4"], model, False, id=f"qlora_nf4-{model.__name__}-unrolled")
+
+
+@pytest.mark.parametrize("case,model,scan", list(trials()))
+def test_foreign_models(case, model, scan):
+  params, apply = model(2, DIM, HIDDEN, scan)
+  frozen, trainable = case.transform.split(KEY, params)
+  trainable = moved(trainable)
+
+  @jax.jit
+  def both(trainable):
+
+    def run(apply):
+      def loss(trainable):
+        out = apply(case.transform.join(frozen, trainable), X)
+        return jnp.sum(jnp.sin(out)), out
+
+      return jax.grad(loss, has_aux=True)(trainable)
+
+    return run(lazy(apply)), run(lambda params, x: apply(materialize(params), x))
+
+  with warnings.catch_warnings():
+    warnings.simplefilter("error", MaterializedWarning)
+    got, want = both(trainable)
+  assert_trees_close(got, want)
+  formed = jax.eval_shape(lambda: materialize(case.transform.join(frozen, trainable)))
+  assert jax.tree.structure(formed) == jax.tree.structure(params)
