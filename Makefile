@@ -4,23 +4,32 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
             $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST  = $(PY) -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test contracts bench bench-merging table clean
+.PHONY: demo test test-all test-share contracts bench bench-merging table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments
 	$(PY) -m experiments.demo --report report
 
+# The quick tier: of every contract what catches each kind of fault.
 test: $(VENV)/.parity
-	$(PY) -m pytest -n 2 --dist worksteal --durations 30 tests
+	$(PYTEST) --durations 15 -m "not exhaustive" tests
 	$(PY) -m experiments.table --check
 
-# For a second interpreter: what an interpreter or another JAX may change. Of the transforms every case's start, costs and
-# foreign models, and the whole contract of some; of the experiments' smoke runs one for each kind of model.
+# Both tiers: every pair and every variant; fails where a test file takes more than a minute of one core.
+test-all: $(VENV)/.parity
+	$(PYTEST) --durations 30 --file-seconds 60 tests
+	$(PY) -m experiments.table --check
+
+# Of the exhaustive tier the share that the number of commits chooses: eight commits in a row run all of it.
+SHARE ?= $(shell git rev-list --count HEAD)/8
+test-share: $(VENV)/.parity
+	$(PYTEST) --durations 15 -m exhaustive --share $(SHARE) tests
+
+# For a second interpreter: what an interpreter or another JAX may change.
 contracts: $(VENV)/.test
-	$(PY) -m pytest -n 2 --dist worksteal --durations 20 tests/contracts tests/experiments/test_contract.py \
-	  -k "test_losses or test_merges or small_leaves or join_after or flops or foreign or costs or lora or half or submatrix \
-	  or test_contract and (not smoke_runs or gistembed or hft or yi or pleas)"
+	$(PYTEST) --durations 15 -m "interpreter and not exhaustive" tests
 
 bench: $(VENV)/.parity
 	$(PY) -m benchmarks.run

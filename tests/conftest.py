@@ -1,10 +1,16 @@
 """Eight virtual CPU devices for every test, the compilation cache, and the real checkpoints and datasets."""
 
 import os
+from importlib.metadata import version
 
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 # Eight devices on two busy cores may wait for each other longer than XLA's 40 seconds, after which it aborts the process.
-os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=600 " + os.environ.get("XLA_FLAGS", "")
+_flags = ["--xla_cpu_collective_call_terminate_timeout_seconds=600"]
+if version("jaxlib") < "0.11":
+  # Fusions through LLVM alone, all in one module: a training step compiles in a quarter of the time. Newer XLA has no such
+  # choice, and aborts at a flag that it does not know.
+  _flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")])
 
 import jax
 
@@ -15,9 +21,20 @@ jax.config.update("jax_disable_most_optimizations", True)
 import pytest
 
 from jaxft.compilation import use_compilation_cache
+from tests.budget import Budget, parse_share
 
 use_compilation_cache()
 _finished = 0
+
+
+def pytest_addoption(parser):
+  parser.addoption("--file-seconds", type=float, help="fail where a test file takes more core-seconds than this")
+  parser.addoption("--share", help="NUMBER/SHARES: of the exhaustive tests, this share alone")
+
+
+def pytest_configure(config):
+  share = config.getoption("--share")
+  config.pluginmanager.register(Budget(config.getoption("--file-seconds"), share and parse_share(share)))
 
 
 @pytest.fixture(scope="session")

@@ -24,13 +24,14 @@ def tokenize_texts(texts: Sequence[str], tokenizer: Tokenizer, *, lengths: Lengt
     texts: the batch.
     tokenizer: its own truncation and padding are not used.
     lengths: see the module's docstring; special tokens count.
-    pad_id: fills `ids` where `mask` is 0.
+    pad_id: fills `ids` where `mask` is 0; a token id.
 
   Returns:
     `ids` and `mask` (1 for tokens, 0 for padding), int32 [batch, length].
 
   Raises:
-    ValueError: the batch is empty, or `lengths` are not rising or leave no room beside the special tokens.
+    ValueError: the batch is empty, `lengths` are not rising or leave no room beside the special tokens, or pad_id is
+      negative.
     TypeError: something other than str is among the texts.
   """
   rows = _encode(texts, tokenizer, _checked(lengths)[-1])
@@ -77,7 +78,7 @@ def tokenize_completions(
   """
   longest = _checked(lengths)[-1]
   prompts = [_leading(tokenizer) + row for row in _plain_ids(_column(records, keys[0]), tokenizer)]
-  ends = [] if eos_id is None else [eos_id]
+  ends = [] if eos_id is None else [_token("eos_id", eos_id)]
   completions = [(row + ends)[:longest] for row in _plain_ids(_column(records, keys[1]), tokenizer)]
   # Counted from the start, as the room left for a prompt may be zero.
   pairs = [(p[max(0, len(p) - (longest - len(c))):], c) for p, c in zip(prompts, completions, strict=True)]
@@ -179,6 +180,13 @@ def _checked(lengths: Lengths) -> list[int]:
   return out
 
 
+def _token(name: str, token: int) -> int:
+  """A token id; a negative one, such as PyTorch's label -100, would read a row from the embedding's end."""
+  if token < 0:
+    raise ValueError(f"{name} must be a token id, at least 0; got {token}")
+  return token
+
+
 def _fitting(rows: Sequence[Sequence[int]], lengths: Lengths) -> int:
   longest = max(len(row) for row in rows)
   return next(length for length in _checked(lengths) if length >= longest)
@@ -186,6 +194,7 @@ def _fitting(rows: Sequence[Sequence[int]], lengths: Lengths) -> int:
 
 def _pad(rows: Sequence[Sequence[int]], length: int, pad_id: int, **others: Sequence[Sequence[int]]) -> Tokens:
   """`rows` as `ids` filled up with `pad_id`, their `mask`, and others of the same lengths filled up with 0."""
+  _token("pad_id", pad_id)
   fill = lambda values, pad: np.asarray([list(row) + [pad] * (length - len(row)) for row in values], np.int32)
   ones = [[1] * len(row) for row in rows]
   return {"ids": fill(rows, pad_id), "mask": fill(ones, 0), **{key: fill(values, 0) for key, values in others.items()}}
