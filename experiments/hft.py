@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.data import source
+from experiments.digits_views import Images, load_images
 from jaxft.evaluation import PairedTest, backward_transfer, overall_performance, paired_test
 from jaxft.evaluation.experiment import Experiment, main
 from jaxft.evaluation.result import Arm, Result
@@ -75,13 +75,6 @@ BASELINE, METHOD, *OTHERS = ARMS
 RESET = "Half-Reset of full"
 
 
-class Images(NamedTuple):
-  """Images and their digits."""
-
-  pixels: Float[Array, "n 8 8"]
-  digits: Int[Array, "n"]
-
-
 class Draw(NamedTuple):
   """What a seed draws, the same for every arm: the digits of each task, and the rows of each batch."""
 
@@ -96,14 +89,6 @@ class Scores(NamedTuple):
   op: float  # mean accuracy over the tasks
   bwt: float  # mean of that less the accuracy just after each task's own stage
   base: float  # accuracy on turned digits, all ten
-
-
-def load_images(split: str) -> Images:
-  """A split of the digits."""
-  records = source("digits", split)
-  rows = records.__getitems__(range(len(records)))
-  pixels = np.stack([r["image"][..., 0] for r in rows])
-  return Images(jnp.asarray(pixels), jnp.array([r["label"] for r in rows], jnp.int32))
 
 
 def turned(images: Images) -> Images:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxft.evaluation import retrieval_metrics
+from jaxft.evaluation.finite import require_finite
 
 
 @partial(jax.jit, static_argnums=1)
@@ -21,7 +22,6 @@ def rank_own(similarity: Float[Array, "queries corpus"], *, k: int = 10) -> dict
   Raises:
     ValueError: a similarity is not finite.
   """
-  if not np.isfinite(similarity).all():
-    raise ValueError("similarity must be finite; the embeddings are not")
+  require_finite(similarity=similarity)
   found = jax.device_get(_of_each(similarity, k))
   return {name.removesuffix(f"@{k}"): float(np.mean(values)) for name, values in found.items()}

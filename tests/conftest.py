@@ -4,11 +4,12 @@ import os
 from importlib.metadata import version
 
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-# Eight devices on two busy cores may wait for each other longer than XLA's 40 seconds, after which it aborts the process.
+# Eight devices on two busy cores may wait for each other longer than XLA's 40 seconds, after which it aborts the
+# process.
 _flags = ["--xla_cpu_collective_call_terminate_timeout_seconds=600"]
 if version("jaxlib") < "0.11":
-  # Fusions through LLVM alone, all in one module: a training step compiles in a quarter of the time. Newer XLA has no such
-  # choice, and aborts at a flag that it does not know.
+  # Fusions through LLVM alone, all in one module: a training step compiles in a quarter of the time. Newer XLA has no
+  # such choice, and aborts at a flag that it does not know.
   _flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")])
 

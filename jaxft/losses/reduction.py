@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 
 class Mean(NamedTuple):
@@ -74,6 +74,8 @@ class Mean(NamedTuple):
     return self if isinstance(other, int) and other == 0 else NotImplemented
 
 
-def count_of(where: Bool[Array, "*shape"] | None, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-  """A mask as the weights that a loss gives beside its values; ones where there is none."""
+def count_of(
+    where: Bool[Array, "*shape"] | Num[Array, "*shape"] | None, shape: tuple[int, ...]
+) -> Float[Array, "*shape"]:
+  """A mask, or weights, as the weights that a loss gives beside its values; ones where there is none."""
   return jnp.ones(shape, jnp.float32) if where is None else where.astype(jnp.float32)

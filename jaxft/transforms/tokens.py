@@ -80,7 +80,8 @@ def trainable_tokens(
   values, not differences. In an untied head the tokens' columns stay frozen.
   """
   rows = np.asarray(tokens)
-  if not (rows.ndim == 1 and rows.size and np.issubdtype(rows.dtype, np.integer) and 0 <= rows.min() <= rows.max() < 2**31):
+  whole = rows.ndim == 1 and rows.size and np.issubdtype(rows.dtype, np.integer)
+  if not (whole and 0 <= rows.min() and rows.max() < 2**31):
     raise ValueError(f"tokens must be a sequence of at least one row from 0 to 2^31 - 1; got {tokens!r}")
   if len(np.unique(rows)) < len(rows):
     raise ValueError(f"tokens must name each row once; got {sorted(rows.tolist())}")

@@ -3,13 +3,12 @@
 import warnings
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from jaxft.transforms import MaterializedWarning, lazy, materialize
 from tests.contracts.comparison import assert_trees_close
 from tests.contracts.foreign_models import FOREIGN
-from tests.contracts.transform_cases import BY_NAME, DIM, HIDDEN, KEY, KINDS, WHOLE, X, moved
+from tests.contracts.transform_cases import BY_NAME, DIM, HIDDEN, KEY, KINDS, WHOLE, X, loss_and_gradients, moved
 
 
 def trials():
@@ -29,21 +28,11 @@ def test_foreign_models(case, model, scan):
   frozen, trainable = case.transform.split(KEY, params)
   trainable = moved(trainable)
 
-  @jax.jit
-  def both(trainable):
-
-    def run(apply):
-      def loss(trainable):
-        out = apply(case.transform.join(frozen, trainable), X)
-        return jnp.sum(jnp.sin(out)), out
-
-      return jax.grad(loss, has_aux=True)(trainable)
-
-    return run(lazy(apply)), run(lambda params, x: apply(materialize(params), x))
-
+  fast = loss_and_gradients(case, lazy(apply))
+  plain = loss_and_gradients(case, lambda params, x: apply(materialize(params), x))
   with warnings.catch_warnings():
     warnings.simplefilter("error", MaterializedWarning)
-    got, want = both(trainable)
+    got, want = jax.jit(lambda *sides: (fast(*sides), plain(*sides)))(frozen, trainable, X)
   assert_trees_close(got, want)
   formed = jax.eval_shape(lambda: materialize(case.transform.join(frozen, trainable)))
   assert jax.tree.structure(formed) == jax.tree.structure(params)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxft.transforms import lazy, materialize
 from tests.contracts.comparison import assert_trees_close, assert_trees_equal
-from tests.contracts.transform_cases import CASES, KEY, WHOLE, X, Y, by_kind, moved, small
+from tests.contracts.transform_cases import CASES, KEY, WHOLE, X, Y, by_kind, loss_and_gradients, moved, small
 from tests.contracts.transforms import Blocks, make_step
 
 
@@ -50,16 +50,6 @@ def test_lazy_agrees_with_the_plain_path(case):
 def check_lazy(case, blocks=Blocks()):
   frozen, trainable = case.transform.split(KEY, small(case, blocks=blocks))
 
-  @jax.jit
-  def both(trainable):
-
-    def run(apply):
-      def loss(trainable):
-        out = apply(case.transform.join(frozen, trainable), X)
-        return jnp.sum(jnp.sin(out)), out
-
-      return jax.grad(loss, has_aux=True)(trainable)
-
-    return run(lazy(blocks.foreign_forward)), run(lambda params, x: blocks.forward(materialize(params), x))
-
-  assert_trees_close(*both(moved(trainable)))
+  fast = loss_and_gradients(case, lazy(blocks.foreign_forward))
+  plain = loss_and_gradients(case, lambda params, x: blocks.forward(materialize(params), x))
+  assert_trees_close(*jax.jit(lambda *sides: (fast(*sides), plain(*sides)))(frozen, moved(trainable), X))

@@ -16,7 +16,7 @@ from jaxft.transforms import (
 from jaxft.transforms.paths import is_structured
 from tests.contracts.comparison import assert_trees_close, assert_trees_equal, kinds
 from tests.contracts.costs import BIG, TOKENS, size, step_on_shapes
-from tests.contracts.transform_cases import CASES, DIM, HIDDEN, KEY, KINDS, X, classes_within, moved, small
+from tests.contracts.transform_cases import CASES, DIM, HIDDEN, KEY, KINDS, X, classes_within, loss_and_gradients, moved, small
 from tests.contracts.transforms import Blocks
 
 # What another version of JAX may change: products, decompositions, random draws, rounding.
@@ -36,19 +36,9 @@ def check_numbers(case, blocks=Blocks()):
   frozen, start = case.transform.split(KEY, params)
   before = jax.tree.map(np.array, (params, frozen))
 
-  @jax.jit
-  def passes(frozen, trainable, x):
-    """The loss, its gradients and the outputs on the plain and on the fast path."""
-
-    def run(apply):
-      def loss(trainable):
-        out = apply(case.transform.join(frozen, trainable), x)
-        return jnp.sum(jnp.sin(out)), out
-
-      return jax.value_and_grad(loss, has_aux=True)(trainable)
-
-    return run(lambda params, x: blocks.forward(materialize(params), x)), run(blocks.forward)
-
+  on_plain_path = loss_and_gradients(case, lambda params, x: blocks.forward(materialize(params), x))
+  on_fast_path = loss_and_gradients(case, blocks.forward)
+  passes = jax.jit(lambda *sides: (on_plain_path(*sides), on_fast_path(*sides)))
   formed = lambda trainable: materialize(case.transform.join(frozen, trainable))
   check_start(case, formed(start), params)
   plain, fast = passes(frozen, moved(start), X)

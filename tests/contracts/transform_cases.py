@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def small(case: Case, dtype: Any = jnp.float32, blocks: Blocks = Blocks()) -> An
   layers = 4 if case.layout else 2  # a layout cuts the stack in the middle
   params = blocks.stack_params(KEY, layers=layers, dim=DIM, hidden=HIDDEN, dtype=dtype)
   return case.layout(params) if case.layout else params
+
+
+def loss_and_gradients(case: Case, apply: Callable[..., jax.Array]) -> Callable[..., Any]:
+  """`(frozen, trainable, x) -> ((loss, outputs), gradients)` of a loss that reads every output of `apply(params, x)`."""
+
+  def loss(trainable: Any, frozen: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out = apply(case.transform.join(frozen, trainable), x)
+    return jnp.sum(jnp.sin(out)), out
+
+  return lambda frozen, trainable, x: jax.value_and_grad(loss, has_aux=True)(trainable, frozen, x)
 
 
 def moved(trainable: Any) -> Any:

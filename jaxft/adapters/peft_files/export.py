@@ -15,6 +15,7 @@ from jaxft.adapters.peft_files.tokens import add_tokens, token_places
 from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths
 from jaxft.transforms.protocol import ParamTransform
 
+
 class Adapted(NamedTuple):
   """One leaf that a transform adapts: what it joins to, what is frozen of it, what trains, and what is shared."""
 

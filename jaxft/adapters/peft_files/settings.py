@@ -79,6 +79,11 @@ def check_sizes(settings: Mapping[str, Any], method: Method, largest: int) -> No
       raise ValueError(f"{name}={settings[name]} asks for more than the file holds, whose longest axis is {largest}")
 
 
+def are_rows(value: Any) -> bool:
+  """Whether a setting is a list of indices into an embedding."""
+  return isinstance(value, list) and all(type(row) is int and 0 <= row < 2**31 for row in value)
+
+
 def _off(value: Any) -> bool:
   return value is None or value is False or value in (0, "", [], {})
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxft.adapters.peft_files.method import Method
 from jaxft.adapters.peft_files.modules import Place, shortest
+from jaxft.adapters.peft_files.settings import are_rows
 from jaxft.adapters.peft_files.tied import HEAD, PREFIX, tied
 from jaxft.transforms.tokens import RowsReplaced
 
@@ -46,7 +47,7 @@ def tokens_of(settings: Mapping[str, Any], everywhere: Sequence[Place], config: 
   tables = [place for place in everywhere if place.embedding]
   out: dict[Place, list[int]] = {}
   for name, rows in (given if isinstance(given, dict) else {"": given}).items():
-    if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < 2**31 for row in rows):
+    if not are_rows(rows):
       raise ValueError(f"{SETTING} must be a list of rows, or map embeddings to such lists; got {given!r}")
     if name and HEAD.endswith(name) and tied(config):
       continue  # it reads the rows of the embedding; others are refused below

@@ -9,6 +9,7 @@ import numpy as np
 from jaxft.adapters.peft_files.method import Item, Settings, Tensors
 from jaxft.adapters.peft_files.modules import Place, shortest
 from jaxft.adapters.peft_files.projections import Numbers
+from jaxft.adapters.peft_files.settings import are_rows
 from jaxft.transforms.beside import Beside
 from jaxft.transforms.dora import ColumnNormalized, dora
 from jaxft.transforms.filters import Filter
@@ -139,8 +140,7 @@ def block_of(entries: int) -> int:
 
 def strange_rows(s: Settings) -> str:
   rows = s.get("token_indices")
-  good = isinstance(rows, list) and rows and all(type(row) is int and 0 <= row < 2**31 for row in rows)
-  return "" if good else f"token_indices must be a list of rows of the embedding; got {str(rows)[:80]}"
+  return "" if rows and are_rows(rows) else f"token_indices must be a list of rows of the embedding; got {str(rows)[:80]}"
 
 
 def endless_series(s: Settings) -> str:
