@@ -9,7 +9,7 @@ def step_flops(pair: str) -> float:
   For GIST the student's alone, as the guide's embeddings are computed before training: of the tokens with their
   padding, or packed, of the tokens.
   """
-  from jaxft.models import load
+  from jaxft.formats import load
 
   if pair.startswith("gist"):
     model = load("minilm-l6")
@@ -25,6 +25,6 @@ def step_flops(pair: str) -> float:
 
 
 def _kernels(params) -> int:
-  from jaxft.transforms import leaves_with_paths
+  from jaxft.tree import leaves_with_paths
 
   return sum(leaf.size for path, leaf in leaves_with_paths(params) if path.endswith("kernel"))

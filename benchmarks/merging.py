@@ -25,9 +25,9 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from jaxft.evaluation.result import write_text
-from jaxft.models.presets import fetch
-from jaxft.models.safetensors import open_checkpoint, save_shards
+from jaxft.files import write_text
+from jaxft.formats.presets import fetch
+from jaxft.formats.safetensors import open_checkpoint, save_shards
 
 RESULTS = Path(__file__).parent / "results"
 NOISE = 0.002  # about what a short fine-tuning moves a weight

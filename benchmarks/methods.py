@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.run import RESULTS, measure
-from jaxft.evaluation.result import write_text
+from jaxft.files import write_text
 
 OURS = ("full", "hft", "lora", "dora", "s2ft")
 AGAINST_PEFT = ("lora", "dora", "ia3", "oft")

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 
 from benchmarks import workload
+from jaxft.choices import cut_at_changes, random_module_mask
 from jaxft.data import pack_texts
+from jaxft.formats import load
 from jaxft.losses import Mean, guided_info_nce
-from jaxft.models import decoder, encoder, load
+from jaxft.models import decoder, encoder
 from jaxft.training import init_state, make_train_step
-from jaxft.transforms import (
-    ParamTransform, cut_at_changes, dora, full, half, ia3, lora, oft, random_module_mask, s2ft,
-)
+from jaxft.transforms import ParamTransform, dora, full, half, ia3, lora, oft, s2ft
 
 Step = Callable[[], float]
 

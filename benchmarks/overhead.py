@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxft.leaves import dot
 from jaxft.losses import Mean
 from jaxft.training import init_state, make_train_step
-from jaxft.transforms import dot, full
+from jaxft.transforms import full
 
 
 def overhead(rounds: int = 30) -> dict[str, float]:

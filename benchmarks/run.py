@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jaxft.evaluation.result import write_text
+from jaxft.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 PAIRS = (

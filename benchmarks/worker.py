@@ -9,7 +9,6 @@ import resource
 import sys
 import time
 
-
 # The other side's threads may spin for a while after their step.
 PAUSE = 0.5
 

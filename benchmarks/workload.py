@@ -15,14 +15,14 @@ LEARNING_RATE = 1e-4
 
 def smollm2_folder() -> Path:
   """The converted checkpoint, a Hugging Face folder that transformers reads too."""
-  from jaxft.models.presets import fetch
+  from jaxft.formats.presets import fetch
 
   return fetch("smollm2-135m")
 
 
 def minilm_folder() -> Path:
   """The encoder, a Hugging Face folder that sentence-transformers reads too."""
-  from jaxft.models.presets import fetch
+  from jaxft.formats.presets import fetch
 
   return fetch("minilm-l6")
 

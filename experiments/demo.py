@@ -20,13 +20,14 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
-from experiments import docstring_search as task
+from experiments.tasks import docstring_search as task
 from jaxft.compilation import use_compilation_cache
-from jaxft.evaluation.report import Report
+from jaxft.formats import load
 from jaxft.host_memory import keep_freed_memory
-from jaxft.merging import apply_task_vector, lines, task_vector
-from jaxft.models import load
-from jaxft.transforms import count, lora
+from jaxft.merging import lines
+from jaxft.report import Report
+from jaxft.transforms import lora
+from jaxft.tree import apply_task_vector, count, task_vector
 
 matplotlib.use("Agg")  # no display
 import matplotlib.pyplot as plt

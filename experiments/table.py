@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from jaxft.evaluation.experiment import committed, discover
-from jaxft.evaluation.result import write_text
+from jaxft.files import write_text
+from jaxft.studies.experiment import committed, discover
 
 PAGE = Path(__file__).parent / "README.md"
 
@@ -14,7 +14,8 @@ def table() -> str:
   rows = []
   for slug, experiment in discover().items():
     result = committed(slug)
-    link = f"[{slug}]({experiment.run.__module__.rsplit('.', 1)[-1]}.py)"
+    module = experiment.run.__module__.removeprefix("experiments.").replace(".", "/")
+    link = f"[{slug}]({module}.py)"
     if result is None:
       rows.append((link, experiment.title, "no committed result", "", "", "", ""))
       continue

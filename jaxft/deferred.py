@@ -15,12 +15,12 @@ def defer(package: str, names: Mapping[str, Sequence[str]]) -> list[str]:
   Args:
     package: the name of the package that is being imported.
     names: submodule -> its functions and types that the package has too. Where one of them has the submodule's own
-      name, the name is that of the function.
+      name, the name is that of the function. A submodule of a subpackage, as `compression.golomb`, is no name itself.
 
   Returns:
     All the names.
   """
-  module_of = {module: module for module in names} | {name: module for module in names for name in names[module]}
+  module_of = {module: module for module in names if "." not in module} | {name: module for module in names for name in names[module]}
 
   class Deferred(types.ModuleType):
 

@@ -41,7 +41,7 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def minilm():
   """The pretrained all-MiniLM-L6-v2: params, config, tokenizer."""
-  from jaxft.models import load
+  from jaxft.formats import load
 
   return load("minilm-l6")
 
@@ -49,7 +49,7 @@ def minilm():
 @pytest.fixture(scope="session")
 def smollm2():
   """The pretrained SmolLM2-135M-Instruct in float32: params, config, tokenizer, chat template."""
-  from jaxft.models import load
+  from jaxft.formats import load
 
   return load("smollm2-135m")
 

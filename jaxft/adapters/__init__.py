@@ -2,11 +2,12 @@
 
 from jaxft.adapters.bottleneck import Parallel, Sequential, bottleneck, mam, merge_into_mlp
 from jaxft.adapters.head_offsets import head_offsets, head_scales, head_scores, merge_head_offsets, top_heads
-from jaxft.adapters.peft_files import (
-    LoadedAdapter, load_peft, load_peft_prompt, peft_frequencies, save_peft, save_peft_prompt,
-)
 from jaxft.adapters.prefix import (
-    collapse_prefix, prefix, prefix_from_peft, prefix_from_tokens, prefix_to_peft,
+    collapse_prefix,
+    prefix,
+    prefix_from_peft,
+    prefix_from_tokens,
+    prefix_to_peft,
 )
-from jaxft.adapters.protocol import Adapter, together
+from jaxft.adapters.protocol import Adapter, chain_adapters
 from jaxft.adapters.soft_prompt import p_tuning, random_prompt, soft_prompt, text_prompt, vocabulary_prompt

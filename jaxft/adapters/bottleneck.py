@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from jaxft.adapters.dense import Dense, affine
 from jaxft.adapters.prefix import Config, prefix
-from jaxft.adapters.protocol import Adapter, together
+from jaxft.adapters.protocol import Adapter, chain_adapters
+from jaxft.checks import nearest
 from jaxft.models.decoder import DecoderConfig
-from jaxft.transforms.filters import nearest
 
 Activation = Callable[[Array], Array]
 SITES = ("layers/attention/heads", "layers/attention/out", "layers/mlp/out")
@@ -66,7 +66,7 @@ def bottleneck(
 ) -> Adapter:
   """A bottleneck adapter in every layer: `h + s * activation(z @ down) @ up`, z the sub-module's output or its input.
 
-  Houlsby's adapters are `together` two sequential ones, at `layers/attention/out` and `layers/mlp/out`; Pfeiffer's is
+  Houlsby's adapters are `chain_adapters` two sequential ones, at `layers/attention/out` and `layers/mlp/out`; Pfeiffer's is
   the latter alone. Params: `{'layers': {'adapter': {'down', 'up'}}}`, kernels `[L, d, rank]` and `[L, rank, out]`,
   and `scale [L]` where it trains.
 
@@ -135,7 +135,7 @@ def mam(
 
   Source: He et al. 2021 (arXiv 2110.04366).
   """
-  return together(prefix(config, length, hidden=hidden), bottleneck(config, rank, scale=scale))
+  return chain_adapters(prefix(config, length, hidden=hidden), bottleneck(config, rank, scale=scale))
 
 
 def merge_into_mlp(mlp: dict[str, Any], params: dict[str, Any], *, scale: float = 1.0) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def collapse_prefix(params: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def prefix_from_tokens(
-    hidden_states: Callable[..., Any], params: dict[str, Any], config: Config, ids: Int[Array, "length"]
+    hidden_states: Callable[..., Any], params: dict[str, Any], config: Config, ids: Int[Array, " length"]
 ) -> dict[str, Any]:
   """The params of `prefix(config, length)` that stand for real tokens: their own keys and values in every layer.
 

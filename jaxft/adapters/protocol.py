@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxft.models.sites import Edits
-from jaxft.transforms.paths import Tree
+from jaxft.tree.paths import Tree
 
 
 class Adapter(NamedTuple):
@@ -41,16 +41,16 @@ class Adapter(NamedTuple):
   edits: Callable[[Tree], Edits]
 
 
-def together(*adapters: Adapter) -> Adapter:
+def chain_adapters(*adapters: Adapter) -> Adapter:
   """Several adapters of one model; where two edit one site, the edits are applied in the order given.
 
-      together(a, b).init(key)  ->  (a's params, b's params)
+      chain_adapters(a, b).init(key)  ->  (a's params, b's params)
 
   Raises:
     ValueError: no adapter.
   """
   if not adapters:
-    raise ValueError("together takes at least one adapter; got none")
+    raise ValueError("chain_adapters takes at least one adapter; got none")
 
   def init(key: jax.Array) -> Tree:
     return tuple(a.init(jax.random.fold_in(key, i)) for i, a in enumerate(adapters))

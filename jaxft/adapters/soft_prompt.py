@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from jaxft.adapters.dense import affine, torch_dense
 from jaxft.adapters.protocol import Adapter
+from jaxft.leaves.structured import lookup
 from jaxft.models.sites import Prepend
-from jaxft.transforms.leaves import lookup
 
 # (key, length, dim) -> prompt [length, dim]
 PromptInit = Callable[[jax.Array, int, int], Float[Array, "length dim"]]

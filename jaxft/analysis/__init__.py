@@ -14,5 +14,9 @@ from jaxft.analysis.seed_stability import Stability, seed_stability
 from jaxft.analysis.spectra import effective_rank, intruder_dimensions, singular_overlap, stable_rank
 from jaxft.analysis.truncation import scaled_svd, truncate_components
 from jaxft.analysis.unit_importance import (
-    combine_importance, consistency, damping, normalize_importance, unit_importance,
+    combine_importance,
+    consistency,
+    damping,
+    normalize_importance,
+    unit_importance,
 )

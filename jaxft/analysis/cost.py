@@ -8,10 +8,12 @@ import jax
 import numpy as np
 
 from jaxft.analysis.flops import jaxpr_flops
-from jaxft.transforms.depth import layer_of, num_layers
-from jaxft.transforms.filters import Filter, mask, nearest
-from jaxft.transforms.paths import Tree, leaves_with_paths
-from jaxft.transforms.protocol import ParamTransform, count
+from jaxft.checks import nearest
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.depth import layer_of, num_layers
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.partition import count
+from jaxft.tree.paths import Tree, leaves_with_paths
 
 METHODS = ("frozen", "full", "lora", "rows", "columns", "entries")
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxft.transforms.paths import Tree, leaves_with_paths
+from jaxft.tree.paths import Tree, leaves_with_paths
 
 
 class Similarity(NamedTuple):

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.merging.task_vectors import apply_task_vector
-from jaxft.transforms.paths import Tree
+from jaxft.tree.paths import Tree
+from jaxft.tree.task_vectors import apply_task_vector
 
 
 def disentanglement_error(

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxft.merging.task_vectors import check_same_leaves
-from jaxft.transforms.depth import layer_of, num_layers
-from jaxft.transforms.paths import Tree, leaves_with_paths
+from jaxft.tree.depth import layer_of, num_layers
+from jaxft.tree.paths import Tree, leaves_with_paths
+from jaxft.tree.task_vectors import check_same_leaves
 
 
-def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, "layers_and_rest"]:
+def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, " layers_and_rest"]:
   """`|tuned - base| / |base|` of each layer's weights together, and last of all that lies outside the layers.
 
   Args:

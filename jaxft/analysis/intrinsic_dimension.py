@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from jaxft.transforms.leaves import materialize
-from jaxft.transforms.paths import Tree
+from jaxft.leaves.structured import materialize
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.paths import Tree
 
 
 def intrinsic_dimension(

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Num
 
 def layer_cosines(
     states: Float[Array, "states batch time dim"], mask: Num[Array, "batch time"] | None = None
-) -> Float[Array, "layers"]:
+) -> Float[Array, " layers"]:
   """The mean over real tokens of `cos(x_l, x_{l+1})` for each layer; near 1, the layer hardly does anything.
 
   Args:

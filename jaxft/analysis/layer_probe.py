@@ -22,13 +22,13 @@ class LayerProbe(NamedTuple):
   """
 
   mean: Float[Array, "layers dim"]
-  scale: Float[Array, "layers"]
-  bias: Float[Array, "layers"]
+  scale: Float[Array, " layers"]
+  bias: Float[Array, " layers"]
   query: Float[Array, "layers dim"]
   kernel: Float[Array, "dim classes"]
-  intercept: Float[Array, "classes"]
+  intercept: Float[Array, " classes"]
 
-  def weights(self, states: Float[Array, "layers *items dim"]) -> Float[Array, "layers *items"]:
+  def weights(self, states: Float[Array, "layers *items dim"]) -> Float[Array, "layers *items"]:  # noqa: F821
     """How much of each layer the probe takes for each item; they sum to 1 over the layers."""
     return self._mix(_standardized(states, self.mean, self.scale))
 
@@ -38,8 +38,8 @@ class LayerProbe(NamedTuple):
     return jnp.einsum("l...d,l...->...d", x, self._mix(x)) @ self.kernel + self.intercept
 
   def accuracy(
-      self, states: Float[Array, "layers *items dim"], labels: Int[Array, "*items"],
-      mask: Num[Array, "*items"] | None = None,
+      self, states: Float[Array, "layers *items dim"], labels: Int[Array, " *items"],
+      mask: Num[Array, " *items"] | None = None,
   ) -> float:
     """The share of items whose label has the highest logit; items where the mask is 0 do not count."""
     right = jnp.argmax(self.logits(states), axis=-1) == labels
@@ -51,7 +51,7 @@ class LayerProbe(NamedTuple):
 
 
 def layer_mixture_probe(
-    states: Float[Array, "layers *items dim"], labels: Int[Array, "*items"], mask: Num[Array, "*items"] | None = None,
+    states: Float[Array, "layers *items dim"], labels: Int[Array, " *items"], mask: Num[Array, " *items"] | None = None,
     *, classes: int, per_item: bool = False, penalty: float = 1e-3, steps: int = 300, learning_rate: float = 0.05,
 ) -> LayerProbe:
   """Fits a softmax mixture of the layers and a linear classifier on it, together.

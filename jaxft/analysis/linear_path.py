@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxft.merging.interpolation import interpolate
-from jaxft.transforms.paths import Tree
+from jaxft.tree.interpolation import interpolate
+from jaxft.tree.paths import Tree
 
 
 def linear_path(
     loss: Callable[[Tree], Any], a: Tree, b: Tree, ts: Sequence[float] = tuple(np.linspace(0, 1, 11))
-) -> Float[np.ndarray, "points"]:
+) -> Float[np.ndarray, " points"]:
   """`loss((1 - t) a + t b)` for each t: flat where both checkpoints lie in one basin, a hill where they do not.
 
   Args:
@@ -28,7 +28,7 @@ def linear_path(
   return np.array([float(loss(interpolate(a, b, float(t)))) for t in ts])
 
 
-def barrier(losses: Float[np.ndarray, "points"], ts: Sequence[float] | None = None) -> float:
+def barrier(losses: Float[np.ndarray, " points"], ts: Sequence[float] | None = None) -> float:
   """`max_t [L(t) - ((1 - t) L(0) + t L(1))]`: how far the path rises above the chord between its ends.
 
   At least 0, as both ends count. Below about the noise of L the two are linearly connected.
@@ -68,7 +68,7 @@ class SoupGap(NamedTuple):
 
 def soup_ensemble_gap(
     logits: Callable[[Tree, Any], Float[Array, "batch classes"]], a: Tree, b: Tree, inputs: Any,
-    labels: Int[Array, "batch"], *, t: float = 0.5, beta: float = 1.0, step: float | None = None,
+    labels: Int[Array, " batch"], *, t: float = 0.5, beta: float = 1.0, step: float | None = None,
 ) -> SoupGap:
   """How much worse the soup `(1 - t) a + t b` is than the ensemble of logits, and what second order makes of it.
 

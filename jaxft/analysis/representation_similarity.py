@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Num
 
-from jaxft.transforms.filters import nearest
+from jaxft.checks import nearest
 
 KERNELS = ("cosine", "linear")
 COMPARISONS = ("pearson", "spearman", "cka")
@@ -32,7 +32,7 @@ def representation_similarity(
     first: Float[Array, "*layers items dim"], second: Float[Array, "*layers items other"], *,
     kernel: Literal["cosine", "linear"] = "cosine", compare: Literal["pearson", "spearman", "cka"] = "pearson",
     diagonal: bool = False,
-) -> Float[np.ndarray, "*layers"]:
+) -> Float[np.ndarray, " *layers"]:
   """How much two representations of the same items agree on which items are alike.
 
       G_a[i, j] = k(a_i, a_j),   rho = corr({G_a[i, j]}, {G_b[i, j]}) over i < j            "pearson", "spearman"

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxft.transforms.filters import Filter, mask, nearest
-from jaxft.transforms.paths import Tree, leaves_with_paths
+from jaxft.checks import nearest
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import Tree, leaves_with_paths
 
 
 class Overlap(NamedTuple):
@@ -106,7 +107,7 @@ def intruder_dimensions(
   return found
 
 
-def effective_rank(w: Float[Array, "*layers m n"]) -> Float[Array, "*layers"]:
+def effective_rank(w: Float[Array, "*layers m n"]) -> Float[Array, " *layers"]:
   """`exp(H(p))`, H the entropy of `p_i = s_i / sum s` of the singular values: n for the identity, 1 for rank one.
 
   0 for a matrix of zeros. Source: Roy and Vetterli 2007.
@@ -118,7 +119,7 @@ def effective_rank(w: Float[Array, "*layers m n"]) -> Float[Array, "*layers"]:
   return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0.0)
 
 
-def stable_rank(w: Float[Array, "*layers m n"]) -> Float[Array, "*layers"]:
+def stable_rank(w: Float[Array, "*layers m n"]) -> Float[Array, " *layers"]:
   """`|w|_F^2 / |w|_2^2`: at most the rank, and little moved by small singular values; 0 for zeros."""
   s = jnp.linalg.svd(w.astype(jnp.float32), compute_uv=False)
   return jnp.sum(s**2, axis=-1) / jnp.where(s[..., 0] > 0, s[..., 0] ** 2, 1.0)

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxft.losses.reduction import Mean
-from jaxft.transforms.depth import layer_of
-from jaxft.transforms.filters import mask
-from jaxft.transforms.paths import Tree, leaves_with_paths, map_with_path
+from jaxft.tree.depth import layer_of
+from jaxft.tree.filters import mask
+from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 Proxy = Callable[[Tree, Any, jax.Array], Mean]
 

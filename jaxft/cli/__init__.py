@@ -72,7 +72,7 @@ def usage() -> str:
 
 def _run(command: str, args: list[str]) -> None:
   if command not in COMMANDS:
-    from jaxft.transforms.filters import nearest
+    from jaxft.checks import nearest
 
     raise ValueError(f"unknown command {command!r}; {nearest(command, list(COMMANDS))}")
   importlib.import_module(COMMANDS[command][0]).main(args)

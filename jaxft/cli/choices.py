@@ -8,13 +8,39 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxft.checks import nearest
 from jaxft.cli.options import Method, Optimization
 from jaxft.transforms import (
-    ParamTransform, bitfit, boft, chain, delora, dora, fourier_ft, freeze, full, half, hira, hra, ia3, loha, lokr, lora,
-    low_rank, mica, miss, norm_tuning, oft, olora, pissa, rand_lora, road, shira, train, vera,
+  ParamTransform,
+  bitfit,
+  boft,
+  chain,
+  delora,
+  dora,
+  fourier_ft,
+  freeze,
+  full,
+  half,
+  hira,
+  hra,
+  ia3,
+  loha,
+  lokr,
+  lora,
+  low_rank,
+  mica,
+  miss,
+  norm_tuning,
+  oft,
+  olora,
+  pissa,
+  rand_lora,
+  road,
+  shira,
+  train,
+  vera,
 )
-from jaxft.transforms.filters import nearest
-from jaxft.transforms.lora import FactorInit
+from jaxft.transforms.low_rank.lora import FactorInit
 from jaxft.transforms.quantize import quantize
 
 T = TypeVar("T")

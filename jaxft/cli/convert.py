@@ -25,8 +25,8 @@ def main(args: list[str]) -> None:
   options = tyro.cli(Convert, args=args, prog="jaxft convert")
   from jaxft.cli.choices import DTYPES, pick
   from jaxft.cli.folders import check_writable
-  from jaxft.models.huggingface import load_directory, save_directory
-  from jaxft.models.pretrained import load
+  from jaxft.formats.huggingface import load_directory, save_directory
+  from jaxft.formats.pretrained import load
 
   dtype = pick("dtype", options.dtype, DTYPES)
   if options.out.exists():
@@ -47,7 +47,7 @@ def compare(written: Any, read: Any) -> None:
   """Raises ValueError naming the leaves in which two params trees are not equal bit for bit."""
   import numpy as np
 
-  from jaxft.transforms import leaves_with_paths
+  from jaxft.tree import leaves_with_paths
 
   one, other = dict(leaves_with_paths(written)), dict(leaves_with_paths(read))
   bits = lambda x: np.asarray(x).view(np.uint8)

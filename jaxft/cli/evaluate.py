@@ -42,7 +42,7 @@ def main(args: list[str]) -> None:
 def evaluate(options: Evaluate) -> list[dict[str, Any]]:
   """One dict a data set: the model, the task, the data and the metrics."""
   from jaxft.cli.choices import DTYPES, pick
-  from jaxft.models.pretrained import load
+  from jaxft.formats.pretrained import load
 
   pick("dtype", options.dtype, DTYPES)
   if options.task is not None:

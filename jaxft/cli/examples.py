@@ -10,10 +10,17 @@ from tokenizers import Tokenizer
 from jaxft.cli.options import Examples, Optimization
 from jaxft.cli.tasks import Embed, column
 from jaxft.data import (
-    batches, builder, pack, source, stream, tokenize_chats, tokenize_completions, tokenize_pairs,
+  batches,
+  builder,
+  pack,
+  source,
+  stream,
+  tokenize_chats,
+  tokenize_completions,
+  tokenize_pairs,
 )
 from jaxft.evaluation.embed import embed_texts
-from jaxft.models.pretrained import Pretrained
+from jaxft.formats.pretrained import Pretrained
 
 Records = Sequence[Mapping[str, Any]]
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]

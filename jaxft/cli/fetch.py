@@ -20,7 +20,7 @@ class Fetch:
 def main(args: list[str]) -> None:
   options = tyro.cli(Fetch, args=args, prog="jaxft fetch")
   from jaxft.data.sources import names as datasets
-  from jaxft.models.presets import PRESETS
+  from jaxft.formats.presets import PRESETS
 
   if options.all and options.names:
     raise ValueError(f"--all takes no names; got {', '.join(options.names)}")
@@ -38,9 +38,9 @@ def fetch(name: str) -> Path:
   Raises:
     ValueError: there is neither a preset nor a data set of that name; the nearest of both are named.
   """
+  from jaxft.checks import nearest
   from jaxft.data.sources import builder, names
-  from jaxft.models import presets
-  from jaxft.transforms.filters import nearest
+  from jaxft.formats import presets
 
   if name in presets.PRESETS:
     return presets.fetch(name)

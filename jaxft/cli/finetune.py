@@ -10,7 +10,6 @@ from typing import Any
 
 from jaxft.cli.options import Finetune, defining, parse
 
-
 DIVERGED = 3  # exit status of a run that was stopped at a number that is not finite
 
 
@@ -64,10 +63,10 @@ def _train(options: Finetune) -> dict[str, Any]:
   from jaxft.cli.examples import read_splits, training_batches
   from jaxft.cli.quiet import quiet_threads
   from jaxft.cli.setup import mesh_of, objective_of, recipe_of
-  from jaxft.models.pretrained import load
+  from jaxft.formats.pretrained import load
   from jaxft.training import Checkpoints, JsonLines, TensorBoard, fit, init_state, make_train_step
   from jaxft.training.mesh import check_rows
-  from jaxft.transforms import count
+  from jaxft.tree import count
 
   out, optimization = options.output.out, options.optimization
   mesh = mesh_of(options.compute)
@@ -119,7 +118,7 @@ def _prepare(options: Finetune, model: Any, splits: Any, objective: Any, mesh: A
   from jaxft.cli import measure, tasks
   from jaxft.cli.choices import loss_name
   from jaxft.cli.examples import Guided, keys_of, language_collate, pair_collate
-  from jaxft.models.pretrained import load
+  from jaxft.formats.pretrained import load
 
   records, held = splits.train, splits.validation
   if model.tokenizer is None:
@@ -159,8 +158,8 @@ def _finish(options: Finetune, model: Any, params: Any, facts: dict[str, Any]) -
   """Saves the tuned model and the summary."""
   from jaxft.cli import runs
   from jaxft.cli.choices import LOSS_CITATIONS, METHODS, loss_name
-  from jaxft.evaluation.result import write_text
-  from jaxft.models.huggingface import save_directory
+  from jaxft.files import write_text
+  from jaxft.formats.huggingface import save_directory
 
   out = options.output.out
   if not (out / runs.MODEL).exists():  # it appears complete or not at all

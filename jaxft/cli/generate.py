@@ -59,7 +59,7 @@ def generate(options: Generate) -> list[dict[str, Any]]:
 
   from jaxft.cli.choices import DTYPES, pick
   from jaxft.decoding.generate import generate as run
-  from jaxft.models.pretrained import load
+  from jaxft.formats.pretrained import load
 
   dtype = pick("dtype", options.dtype, DTYPES)
   _check(options)

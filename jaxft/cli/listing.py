@@ -29,7 +29,7 @@ def rows(package: str = "experiments") -> list[dict[str, Any]]:
 
   `status` is "no result" or, of the committed result, whether it supports the paper: "true", "false" or "partly".
   """
-  from jaxft.evaluation.experiment import committed, discover
+  from jaxft.studies.experiment import committed, discover
 
   out = []
   for slug, experiment in discover(package).items():

@@ -11,8 +11,8 @@ from jaxft.cli.choices import DTYPES
 from jaxft.cli.examples import Collate, Records
 from jaxft.cli.options import Finetune
 from jaxft.data import evaluation_batches
+from jaxft.formats.pretrained import Pretrained
 from jaxft.losses import Mean
-from jaxft.models.pretrained import Pretrained
 from jaxft.training.mesh import place_batch
 from jaxft.training.step import Objective
 
@@ -39,6 +39,6 @@ def perplexity(objective: Objective, records: Records, collate: Collate, batch_s
 
   def measure(params: Any) -> dict[str, float]:
     total = sum((value(params, place_batch(batches[t], mesh)) for t in range(len(batches))), Mean.zero())
-    return tasks.of_mean(total)
+    return tasks.loss_and_perplexity(total)
 
   return measure

@@ -40,9 +40,9 @@ class Merge:
 def main(args: list[str]) -> None:
   options = tyro.cli(Merge, args=args, prog="jaxft merge")
   from jaxft.host_memory import keep_freed_blocks
-  from jaxft.merging.streaming.configuration import DTYPES
+  from jaxft.merging.streaming.recipe_files.configuration import DTYPES
   from jaxft.merging.streaming.recipes import merge, plan_merge
-  from jaxft.merging.streaming.overview import describe
+  from jaxft.merging.streaming.reporting.overview import describe
 
   if options.dtype is not None and options.dtype not in DTYPES:
     raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}; got {options.dtype!r}")
@@ -51,7 +51,7 @@ def main(args: list[str]) -> None:
   if options.report is not None and options.report.suffix != ".html":
     raise ValueError(f"--report must be a .html file; got {str(options.report)!r}")
   if options.report is not None:
-    from jaxft.merging.streaming.report import check_report
+    from jaxft.merging.streaming.reporting.page import check_report
 
     check_report()
   size = parse_size(options.shard_size)
@@ -66,7 +66,7 @@ def main(args: list[str]) -> None:
 
   def finish(plan, folder):
     if options.report is not None:
-      from jaxft.merging.streaming.report import write_report
+      from jaxft.merging.streaming.reporting.page import write_report
 
       write_report(plan, folder, options.report)
 

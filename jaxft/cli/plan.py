@@ -49,11 +49,11 @@ def plan_of(options: PlanOptions) -> Any:
 
 def config_of(name: str) -> Any:
   """The config of a preset, a Hugging Face folder or a GGUF file, without its weights."""
-  from jaxft.models.gguf_llama import config_of as gguf_config
-  from jaxft.models.gguf import open_gguf
-  from jaxft.models.huggingface import read_config
-  from jaxft.models.presets import PRESETS, fetch
-  from jaxft.transforms.filters import nearest
+  from jaxft.checks import nearest
+  from jaxft.formats.gguf import open_gguf
+  from jaxft.formats.gguf_llama import config_of as gguf_config
+  from jaxft.formats.huggingface import read_config
+  from jaxft.formats.presets import PRESETS, fetch
 
   path = fetch(name) if name in PRESETS else Path(name)
   if not path.exists():
@@ -67,7 +67,7 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
   import jax.numpy as jnp
 
   from jaxft.cli.choices import loss_name
-  from jaxft.models.names import is_decoder
+  from jaxft.formats.names import is_decoder
 
   rows, length = run.optimization.batch_size, run.examples.max_length
   if not is_decoder(config):
@@ -84,8 +84,8 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
 def _params(config: Any) -> Any:
   import jax
 
+  from jaxft.formats.names import is_decoder
   from jaxft.models import decoder, encoder
-  from jaxft.models.names import is_decoder
 
   init = decoder.init if is_decoder(config) else encoder.init
   return jax.eval_shape(lambda: init(jax.random.key(0), config))

@@ -4,7 +4,7 @@ _USAGE = "usage: jaxft run EXPERIMENT [--smoke] [--out FILE] [--package PACKAGE]
 
 
 def main(args: list[str]) -> None:
-  from jaxft.evaluation import experiment
+  from jaxft.studies import experiment
 
   package, args = _package(args)
   if not args or args[0] in ("-h", "--help"):

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxft.cli.choices import DTYPES, METHODS, SCHEDULES, loss_name, make_optimizer, pick
 from jaxft.cli.objectives import contrastive, language
 from jaxft.cli.options import Compute, Finetune
-from jaxft.models.names import is_decoder
+from jaxft.formats.names import is_decoder
 from jaxft.models.remat import POLICIES
 from jaxft.training import DECODER_RULES, ENCODER_RULES, make_mesh
 from jaxft.training.step import Objective

@@ -66,7 +66,7 @@ def sentiment(
   return {"pearson": score.pearson, "r2": score.r2, "penalty": score.penalty, "sentences": len(test)}
 
 
-def of_mean(nll: Mean) -> dict[str, float]:
+def loss_and_perplexity(nll: Mean) -> dict[str, float]:
   """The mean negative log-likelihood of a token, in nats, and its exponential.
 
   Raises:

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 
 def retrieve_demonstrations(
     queries: Float[np.ndarray, "queries dim"], bank: Float[np.ndarray, "examples dim"], n: int, *,
-    distinct: Int[np.ndarray, "examples"] | None = None,
+    distinct: Int[np.ndarray, " examples"] | None = None,
 ) -> Int[np.ndarray, "queries n"]:
   """The n examples of the bank with the highest cosine to each query, the nearest first.
 

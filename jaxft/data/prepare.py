@@ -13,8 +13,8 @@ import absl.logging
 import tensorflow_datasets as tfds
 from filelock import FileLock
 
+from jaxft.checks import nearest
 from jaxft.fetch import home
-from jaxft.transforms.filters import nearest
 
 _FORMAT = "array_record"  # TFDS writes TFRecord by default, which needs TensorFlow
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from jaxft.checks import nearest
 from jaxft.data.builders.digits import Digits
 from jaxft.data.builders.docstrings import Docstrings
 from jaxft.data.builders.humaneval import HumanEval
@@ -13,7 +14,6 @@ from jaxft.data.builders.jsonl import jsonl_builder
 from jaxft.data.builders.reasoning import reasoning_builder
 from jaxft.data.builders.sentiment import Sentiment
 from jaxft.data.prepare import Records, prepare
-from jaxft.transforms.filters import nearest
 
 _BUILDERS: dict[str, Callable] = {
   "digits": Digits,

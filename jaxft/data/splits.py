@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 
-def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.ndarray, "texts"]:
+def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.ndarray, " texts"]:
   """Clusters of texts that say nearly the same: linked where their sets of words overlap.
 
   Two texts are linked where `|A & B| / |A | B| >= threshold`, with A and B their lower-case words (runs of letters or
@@ -51,7 +51,7 @@ def _words(text: str) -> set[str]:
 
 def per_group_split(
     groups: Sequence[Any], clusters: Sequence[Any], sizes: Mapping[str, float], *, seed: int, by: str = "random",
-) -> dict[str, Int[np.ndarray, "rows"]]:
+) -> dict[str, Int[np.ndarray, " rows"]]:
   """Splits the records of every group into parts, whole clusters of near-duplicates at a time.
 
   A cluster that reaches over several groups is kept in one group, the one that comes first, and dropped from the

@@ -43,7 +43,7 @@ class _Search(NamedTuple):
   step: Int[Array, ""]
   running: _Found  # scores are plain sums of log-probabilities
   finished: _Found  # scores carry the length penalty
-  going: Bool[Array, "batch"]  # False once no running beam of the row can enter the finished ones
+  going: Bool[Array, " batch"]  # False once no running beam of the row can enter the finished ones
   cache: Cache
 
 
@@ -162,7 +162,7 @@ def _take(found: _Found, index: Int[Array, "batch k"]) -> _Found:
   return jax.tree.map(lambda x: _gather(x, index), found)
 
 
-def _rows(cache: Cache, rows: Int[Array, "rows"]) -> Cache:
+def _rows(cache: Cache, rows: Int[Array, " rows"]) -> Cache:
   """The cache of the chosen rows, in their order."""
   return cache._replace(
       key=cache.key[:, rows], value=cache.value[:, rows], seen=cache.seen[rows], position=cache.position[rows])

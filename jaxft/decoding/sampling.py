@@ -53,7 +53,7 @@ def sample(
     *,
     temperature: float = 1.0,
     filters: Sequence[Filter] = (),
-) -> Int[Array, "batch"]:
+) -> Int[Array, " batch"]:
   """Draws a token per row from `softmax(filters(logits / temperature))`; temperature 0 takes the likeliest.
 
   Args:

@@ -1,7 +1,10 @@
 """Evaluation: metrics defined as the field's packages define them, and the results that they are written into."""
 
 from jaxft.evaluation.calibration import (
-    brier_score, calibration_error, classwise_calibration_error, fit_temperature,
+    brier_score,
+    calibration_error,
+    classwise_calibration_error,
+    fit_temperature,
 )
 from jaxft.evaluation.code import exact_match_at_k, pass_at_k
 from jaxft.evaluation.continual import harmonic_mean, normalized_accuracy, retention, transfer_metrics
@@ -14,5 +17,11 @@ from jaxft.evaluation.scoring import encode_pair, score_choices
 from jaxft.evaluation.stages import backward_transfer, forward_transfer, overall_performance
 from jaxft.evaluation.text import bleu, exact_match, rouge, token_f1
 from jaxft.evaluation.uncertainty import (
-    Bootstrap, PairedComparison, PairedTest, paired_bootstrap, paired_comparison, paired_test, stderr,
+    Bootstrap,
+    PairedComparison,
+    PairedTest,
+    paired_bootstrap,
+    paired_comparison,
+    paired_test,
+    stderr,
 )

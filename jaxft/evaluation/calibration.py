@@ -8,20 +8,20 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxft.checks import nearest
 from jaxft.evaluation.finite import or_nan, require_finite
-from jaxft.transforms.filters import nearest
 
 Scheme = Literal["uniform", "mass"]
 
 
 def calibration_error(
     probs: Float[Array, "items classes"],
-    labels: Int[Array, "items"],
+    labels: Int[Array, " items"],
     *,
     bins: int = 15,
     norm: float = 1,
     scheme: Scheme = "uniform",
-    where: Bool[Array, "items"] | None = None,
+    where: Bool[Array, " items"] | None = None,
 ) -> Float[Array, ""]:
   """Expected calibration error of the predicted class; with `norm=inf` the maximum one.
 
@@ -52,11 +52,11 @@ def calibration_error(
 
 def classwise_calibration_error(
     probs: Float[Array, "items classes"],
-    labels: Int[Array, "items"],
+    labels: Int[Array, " items"],
     *,
     bins: int = 15,
     scheme: Scheme = "uniform",
-    where: Bool[Array, "items"] | None = None,
+    where: Bool[Array, " items"] | None = None,
 ) -> Float[Array, ""]:
   """Mean over classes of the calibration error of "is it class k", at every probability and not only the largest.
 
@@ -94,7 +94,7 @@ def _binned_error(confidence, correct, *, bins, norm, scheme, where):
   return jnp.max(gap / jnp.maximum(total(jnp.ones_like(confidence)), 1))
 
 
-def brier_score(probs: Float[Array, "items classes"], labels: Int[Array, "items"]) -> Float[Array, "items"]:
+def brier_score(probs: Float[Array, "items classes"], labels: Int[Array, " items"]) -> Float[Array, " items"]:
   """`sum_k (p_k - [k = label])^2` of each item, in [0, 2].
 
   Raises:
@@ -108,12 +108,12 @@ def brier_score(probs: Float[Array, "items classes"], labels: Int[Array, "items"
 
 def fit_temperature(
     logits: Float[Array, "items classes"],
-    labels: Int[Array, "items"],
+    labels: Int[Array, " items"],
     *,
     low: float = 0.01,
     high: float = 100.0,
     steps: int = 60,
-    where: Bool[Array, "items"] | None = None,
+    where: Bool[Array, " items"] | None = None,
 ) -> Float[Array, ""]:
   """The temperature T that minimizes the negative log-likelihood of `softmax(logits / T)`; fit it on held-out items.
 

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 
 
 def pass_at_k(
-    n: Int[np.ndarray, "problems"], c: Int[np.ndarray, "problems"], k: int
-) -> Float[np.ndarray, "problems"]:
+    n: Int[np.ndarray, " problems"], c: Int[np.ndarray, " problems"], k: int
+) -> Float[np.ndarray, " problems"]:
   """Unbiased estimate from n samples of which c pass: `1 - C(n - c, k) / C(n, k)`, for each problem.
 
   As the product `1 - prod_{i=n-c+1}^{n} (1 - k / i)`, which does not overflow; 1 where n - c < k. (`1 - (1 - c/n)^k` is
@@ -46,7 +46,7 @@ def collapse_whitespace(text: str) -> str:
 def exact_match_at_k(
     candidates: Sequence[Sequence[str]], references: Sequence[str], k: int, *,
     normalize: Callable[[str], str] = collapse_whitespace,
-) -> Float[np.ndarray, "problems"]:
+) -> Float[np.ndarray, " problems"]:
   """EM@k: 1 where one of the first k candidates is the reference, else 0, for each problem.
 
   Args:

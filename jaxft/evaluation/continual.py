@@ -7,7 +7,7 @@ from jaxft.evaluation.finite import require_finite
 
 
 def transfer_metrics(
-    scores: Float[np.ndarray, "tasks tasks"], untrained: Float[np.ndarray, "tasks"] | None = None
+    scores: Float[np.ndarray, "tasks tasks"], untrained: Float[np.ndarray, " tasks"] | None = None
 ) -> dict[str, float]:
   """Continual-learning metrics of `scores[t, j]`, the score on task j after training on tasks 0..t in turn.
 
@@ -47,7 +47,7 @@ def transfer_metrics(
   return out
 
 
-def retention(after: Float[np.ndarray, "tasks"], before: Float[np.ndarray, "tasks"]) -> Float[np.ndarray, "tasks"]:
+def retention(after: Float[np.ndarray, " tasks"], before: Float[np.ndarray, " tasks"]) -> Float[np.ndarray, " tasks"]:
   """`after / before` for each benchmark: what a fine-tuned model kept of the skills it was not tuned for.
 
   Raises:
@@ -57,7 +57,7 @@ def retention(after: Float[np.ndarray, "tasks"], before: Float[np.ndarray, "task
   return _ratio("before", np.asarray(after, np.float64), np.asarray(before, np.float64))
 
 
-def normalized_accuracy(merged: Float[np.ndarray, "tasks"], experts: Float[np.ndarray, "tasks"]) -> float:
+def normalized_accuracy(merged: Float[np.ndarray, " tasks"], experts: Float[np.ndarray, " tasks"]) -> float:
   """Mean over tasks of merged over expert; report the absolute mean beside it, for the ratio hides weak experts.
 
   Raises:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Num
 from jaxft.evaluation.finite import or_nan, require_finite
 
 
-def pearson(x: Num[Array, "items"], y: Num[Array, "items"]) -> Float[Array, ""]:
+def pearson(x: Num[Array, " items"], y: Num[Array, " items"]) -> Float[Array, ""]:
   """Pearson's r, in float32; 0 where either series is constant (the ratio is 0/0 there).
 
   Raises:
@@ -23,7 +23,7 @@ def pearson(x: Num[Array, "items"], y: Num[Array, "items"]) -> Float[Array, ""]:
   return or_nan(fine, jnp.where(constant, 0, jnp.clip(jnp.sum(unit(x) * unit(y)), -1, 1)))
 
 
-def average_ranks(x: Num[Array, "items"]) -> Float[Array, "items"]:
+def average_ranks(x: Num[Array, " items"]) -> Float[Array, " items"]:
   """Ranks from 1, ties sharing the mean of their ranks.
 
   Raises:
@@ -35,7 +35,7 @@ def average_ranks(x: Num[Array, "items"]) -> Float[Array, "items"]:
   return or_nan(fine, (below + up_to + 1) / 2)
 
 
-def spearman(x: Num[Array, "items"], y: Num[Array, "items"]) -> Float[Array, ""]:
+def spearman(x: Num[Array, " items"], y: Num[Array, " items"]) -> Float[Array, ""]:
   """Spearman's rho: Pearson's r of average ranks, as `scipy.stats.spearmanr`; 0 where either series is constant.
 
   mteb's `cosine_spearman` is this, between cosine similarities and gold scores.
@@ -47,7 +47,7 @@ def spearman(x: Num[Array, "items"], y: Num[Array, "items"]) -> Float[Array, ""]
   return pearson(average_ranks(x), average_ranks(y))
 
 
-def r_squared(predictions: Num[Array, "items"], targets: Num[Array, "items"]) -> Float[Array, ""]:
+def r_squared(predictions: Num[Array, " items"], targets: Num[Array, " items"]) -> Float[Array, ""]:
   """Coefficient of determination `1 - sum (y - p)^2 / sum (y - mean y)^2`; negative where the mean predicts better.
 
   A constant target, of which there is nothing to explain, gives 0.

@@ -13,7 +13,7 @@ def predict_choice(
     lengths: Num[Array, "items choices"] | None = None,
     unconditional: Float[Array, "items choices"] | None = None,
     valid: Bool[Array, "items choices"] | None = None,
-) -> Int[Array, "items"]:
+) -> Int[Array, " items"]:
   """The most likely choice of each item; the first on ties.
 
   `argmax_k ll_k`, or `argmax_k ll_k / length_k`, or `argmax_k (ll_k - unconditional_k)`.
@@ -43,12 +43,12 @@ def predict_choice(
 
 def multiple_choice_accuracy(
     log_likelihoods: Float[Array, "items choices"],
-    gold: Int[Array, "items"],
+    gold: Int[Array, " items"],
     *,
     lengths: Num[Array, "items choices"] | None = None,
     unconditional: Float[Array, "items choices"] | None = None,
     valid: Bool[Array, "items choices"] | None = None,
-) -> Float[Array, "items"]:
+) -> Float[Array, " items"]:
   """1 where `predict_choice` gives the gold choice, else 0; an item without a valid choice gives 0.
 
   `Mean.of(accuracy, where=valid.any(-1))` leaves items without a choice, such as padding, out of the mean.
@@ -64,7 +64,7 @@ def multiple_choice_accuracy(
 
 def multiple_choice_metrics(
     log_likelihoods: Float[Array, "items choices"],
-    gold: Int[Array, "items"],
+    gold: Int[Array, " items"],
     *,
     characters: Int[Array, "items choices"] | None = None,
     n_bytes: Int[Array, "items choices"] | None = None,

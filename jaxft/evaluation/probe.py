@@ -113,7 +113,7 @@ class Logistic(NamedTuple):
   """A fitted multinomial logistic regression; `weights` `[features, classes]`, `bias` `[classes]`."""
 
   weights: Float[Array, "features classes"]
-  bias: Float[Array, "classes"]
+  bias: Float[Array, " classes"]
 
   def logits(self, features: Float[Array, "items features"]) -> Float[Array, "items classes"]:
     """Unnormalized log-probabilities."""
@@ -122,7 +122,7 @@ class Logistic(NamedTuple):
 
 def fit_logistic(
     features: Float[Array, "items features"],
-    labels: Int[Array, "items"],
+    labels: Int[Array, " items"],
     *,
     classes: int,
     penalty: float = 1.0,
@@ -169,15 +169,15 @@ def fit_logistic(
 
 def few_shot_accuracy(
     features: Float[Array, "items features"],
-    labels: Int[Array, "items"],
+    labels: Int[Array, " items"],
     test_features: Float[Array, "test features"],
-    test_labels: Int[Array, "test"],
+    test_labels: Int[Array, " test"],
     key: jax.Array,
     *,
     shots: int = 8,
     draws: int = 10,
     penalty: float = 1.0,
-) -> Float[Array, "draws"]:
+) -> Float[Array, " draws"]:
   """Test accuracy of a logistic probe fitted to a few examples of each class, for several draws of them.
 
   Args:

@@ -22,7 +22,7 @@ def retrieval_metrics(
     *,
     ks: Sequence[int] = KS,
     exclude: Bool[Array, "queries corpus"] | None = None,
-) -> dict[str, Float[Array, "queries"]]:
+) -> dict[str, Float[Array, " queries"]]:
   """nDCG, recall, precision, MAP, MRR, hit rate and capped recall at each k, for each query.
 
   Args:
@@ -54,10 +54,10 @@ def retrieval_metrics(
 def ranking_metrics(
     ranked: Num[Array, "queries retrieved"],
     ideal: Num[Array, "queries judged"],
-    relevant: Int[Array, "queries"],
+    relevant: Int[Array, " queries"],
     *,
     ks: Sequence[int] = KS,
-) -> dict[str, Float[Array, "queries"]]:
+) -> dict[str, Float[Array, " queries"]]:
   """The metrics from relevances in the order of retrieval.
 
   With `r_i` the relevance at rank i, `b_i = [r_i > 0]` and R the number of relevant documents:
@@ -101,7 +101,7 @@ def ranking_metrics(
   return or_nan(fine, out)
 
 
-def _dcg(gain: Float[Array, "queries ranks"]) -> Float[Array, "queries"]:
+def _dcg(gain: Float[Array, "queries ranks"]) -> Float[Array, " queries"]:
   return jnp.sum(gain / jnp.log2(jnp.arange(2, gain.shape[1] + 2, dtype=jnp.float32)), axis=1)
 
 
@@ -116,7 +116,7 @@ def streaming_top_k(
     *,
     k: int = 1000,
     chunk: int = 16384,
-    exclude: Int[Array, "queries"] | None = None,
+    exclude: Int[Array, " queries"] | None = None,
 ) -> tuple[Float[Array, "queries kept"], Int[Array, "queries kept"]]:
   """The k documents of largest inner product, holding only `queries x (k + chunk)` scores at a time.
 

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from jaxft.evaluation.finite import require_finite
 
 
-def overall_performance(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, "stages"]:
+def overall_performance(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, " stages"]:
   """`OP_t = mean_{i <= t} R[t, i]`, after each stage.
 
   Args:
@@ -19,7 +19,7 @@ def overall_performance(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.n
   return np.array([scores[t, : t + 1].mean() for t in range(len(scores))])
 
 
-def backward_transfer(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, "stages"]:
+def backward_transfer(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, " stages"]:
   """`BWT_t = mean_{i <= t} (R[t, i] - R[i, i])`, after each stage; negative for forgetting.
 
   The last task counts with its zero, as in TRACE and HFT (arXiv 2404.18466); `transfer_metrics` leaves it out, as GEM
@@ -33,8 +33,8 @@ def backward_transfer(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.nda
 
 
 def forward_transfer(
-    scores: Float[np.ndarray, "stages tasks"], untrained: Float[np.ndarray, "tasks"]
-) -> Float[np.ndarray, "stages"]:
+    scores: Float[np.ndarray, "stages tasks"], untrained: Float[np.ndarray, " tasks"]
+) -> Float[np.ndarray, " stages"]:
   """`FWT_t = mean_{1 <= i <= t} (R[i - 1, i] - untrained_i)`: what earlier stages gave to tasks before their own.
 
   Args:

@@ -153,7 +153,7 @@ class Bootstrap:
 
 
 def paired_bootstrap(
-    a: Float[Array, "items"], b: Float[Array, "items"], key: jax.Array, *, draws: int = 1000, confidence: float = 0.95
+    a: Float[Array, " items"], b: Float[Array, " items"], key: jax.Array, *, draws: int = 1000, confidence: float = 0.95
 ) -> Bootstrap:
   """Compares two models on the same items by resampling the items.
 
@@ -186,7 +186,7 @@ def paired_bootstrap(
 
 
 @jax.jit
-def _resampled_means(values: Float[Array, "items"], keys: jax.Array) -> Float[Array, "draws"]:
+def _resampled_means(values: Float[Array, " items"], keys: jax.Array) -> Float[Array, " draws"]:
   draw = lambda key: jnp.mean(values[jax.random.randint(key, values.shape, 0, values.shape[0])])
   # One draw after the other: all at once would hold draws x items indices.
   return jax.lax.map(draw, keys)

@@ -2,12 +2,22 @@
 
 from jaxft.losses.consistency import entropy, pseudo_label
 from jaxft.losses.contrastive import (
-    clip, contrastive_blocks, cosine_similarity, info_nce, multiple_negatives_ranking, normalize,
+    clip,
+    contrastive_blocks,
+    cosine_similarity,
+    info_nce,
+    multiple_negatives_ranking,
+    normalize,
     supervised_contrastive,
 )
 from jaxft.losses.guided_contrastive import MarginStrategy, false_negative_mask, guided_info_nce
 from jaxft.losses.language import (
-    Aggregation, aggregate_tokens, sequence_log_probs, token_log_probs, token_weights, weighted_nll,
+    Aggregation,
+    aggregate_tokens,
+    sequence_log_probs,
+    token_log_probs,
+    token_weights,
+    weighted_nll,
 )
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
 from jaxft.losses.reduction import Mean

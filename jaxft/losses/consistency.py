@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxft.checks import check_arrays
 from jaxft.losses.reduction import count_of
+from jaxft.signatures import check_arrays
 
 
 @check_arrays
 def entropy(
-    logits: Float[Array, "batch classes"], where: Bool[Array, "batch"] | None = None
-) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    logits: Float[Array, "batch classes"], where: Bool[Array, " batch"] | None = None
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """`-sum_c p_c log p_c` of `p = softmax(logits)`, in nats: minimized at test time, it makes predictions certain.
 
   Args:
@@ -41,8 +41,8 @@ def pseudo_label(
     threshold: float | Float[Array, ""] = 0.95,
     power: float | None = None,
     mean_over: Literal["batch", "certain"] = "batch",
-    where: Bool[Array, "batch"] | None = None,
-) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    where: Bool[Array, " batch"] | None = None,
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """Cross-entropy of a strongly augmented view on what the model predicts of a weak one, where it is certain.
 
       q = p_weak^power / sum p_weak^power,   loss = -1[max q > threshold] sum_c q_c log p_strong,c
@@ -83,6 +83,6 @@ def pseudo_label(
   return jnp.where(certain, values, 0.0), count_of(kept if mean_over == "batch" else certain, values.shape)
 
 
-def _float32(logits: Float[Array, "batch classes"], kept: Bool[Array, "batch"]) -> Float[Array, "batch classes"]:
+def _float32(logits: Float[Array, "batch classes"], kept: Bool[Array, " batch"]) -> Float[Array, "batch classes"]:
   """What does not count is replaced before it is read: NaN and infinity then reach neither value nor gradient."""
   return jnp.where(kept[:, None], logits, 0).astype(jnp.float32)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.checks import check_arrays
 from jaxft.losses.reduction import count_of
+from jaxft.signatures import check_arrays
 
 _NORM_FLOOR = 1e-8
 
@@ -39,12 +39,12 @@ def _products(a: Float[Array, "rows dim"], b: Float[Array, "columns dim"]) -> Fl
 @check_arrays
 def info_nce(
     similarity: Float[Array, "batch candidates"],
-    positive: Int[Array, "batch"],
+    positive: Int[Array, " batch"],
     *,
     temperature: float | Float[Array, ""],
     drop: Bool[Array, "batch candidates"] | None = None,
-    where: Bool[Array, "batch"] | None = None,
-) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    where: Bool[Array, " batch"] | None = None,
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """InfoNCE: how far each row's positive is from winning the softmax over its candidates.
 
   `loss_i = -s[i, p_i] / t + log sum_{j kept} exp(s[i, j] / t)`, in nats, >= 0.
@@ -72,7 +72,7 @@ def info_nce(
     drop = drop & ~jax.nn.one_hot(positive, similarity.shape[1], dtype=bool)
   known = (positive >= 0) & (positive < similarity.shape[1])
 
-  def loss(logits: Float[Array, "batch candidates"]) -> Float[Array, "batch"]:
+  def loss(logits: Float[Array, "batch candidates"]) -> Float[Array, " batch"]:
     values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, positive, 0))
     return jnp.where(known, values, jnp.nan)
 
@@ -86,8 +86,8 @@ def supervised_contrastive(
     *,
     temperature: float | Float[Array, ""] = 0.07,
     drop: Bool[Array, "batch candidates"] | None = None,
-    where: Bool[Array, "batch"] | None = None,
-) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    where: Bool[Array, " batch"] | None = None,
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """SupCon: InfoNCE with several positives in a row, averaged outside the logarithm.
 
   `loss_i = -1/|P_i| sum_{p in P_i} log softmax_{j kept}(s[i, j] / t)[p]`; without a positive a row gives and weighs 0.
@@ -115,7 +115,7 @@ def supervised_contrastive(
     positives = positives & ~drop
   count = jnp.sum(positives, axis=-1)
 
-  def loss(logits: Float[Array, "batch candidates"]) -> Float[Array, "batch"]:
+  def loss(logits: Float[Array, "batch candidates"]) -> Float[Array, " batch"]:
     log_probs = jnp.where(positives, jax.nn.log_softmax(logits), 0)
     return -jnp.sum(log_probs, axis=-1) / jnp.maximum(count, 1)
 
@@ -150,8 +150,8 @@ def contrastive_blocks(
     *,
     queries: bool = True,
     positives: bool = True,
-    where: Bool[Array, "batch"] | None = None,
-) -> tuple[Float[Array, "batch candidates"], Int[Array, "batch"], Bool[Array, "batch candidates"]]:
+    where: Bool[Array, " batch"] | None = None,
+) -> tuple[Float[Array, "batch candidates"], Int[Array, " batch"], Bool[Array, "batch candidates"]]:
   """Cosine similarities of each row with every candidate of the batch, side by side in one layout.
 
   Columns: `[query . positive | query . negative | query . query | positive . positive]`, of B, B M, B and B columns.
@@ -201,8 +201,8 @@ def multiple_negatives_ranking(
     temperature: float | Float[Array, ""] = 0.05,
     queries: bool = False,
     positives: bool = False,
-    where: Bool[Array, "batch"] | None = None,
-) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    where: Bool[Array, " batch"] | None = None,
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """InfoNCE against every other example of the batch; with `queries` and `positives`, GTE's extended form.
 
   Args:
@@ -234,8 +234,8 @@ def clip(
     b: Float[Array, "batch dim"],
     *,
     temperature: float | Float[Array, ""] = 0.07,
-    where: Bool[Array, "batch"] | None = None,
-) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    where: Bool[Array, " batch"] | None = None,
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """CLIP's symmetric InfoNCE: row i of `a` must find row i of `b`, and the other way around; the mean of the two.
 
   Args:

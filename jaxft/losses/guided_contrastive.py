@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxft.checks import check_arrays
+from jaxft.checks import nearest
 from jaxft.losses.contrastive import contrastive_blocks, info_nce
-from jaxft.transforms.filters import nearest
+from jaxft.signatures import check_arrays
 
 MarginStrategy = Literal["absolute", "relative"]
 
@@ -17,7 +17,7 @@ MarginStrategy = Literal["absolute", "relative"]
 @check_arrays
 def false_negative_mask(
     guide_similarity: Float[Array, "batch candidates"],
-    guide_positive: Float[Array, "batch"],
+    guide_positive: Float[Array, " batch"],
     *,
     margin: float = 0.0,
     strategy: MarginStrategy = "absolute",
@@ -71,8 +71,8 @@ def guided_info_nce(
     positives: bool = True,
     inclusive: bool = False,
     hard: bool = False,
-    where: Bool[Array, "batch"] | None = None,
-) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    where: Bool[Array, " batch"] | None = None,
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """GISTEmbed: in-batch InfoNCE without the candidates that a frozen guide ranks above the row's own positive.
 
   Args:

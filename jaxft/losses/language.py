@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from jaxft.checks import check_arrays
+from jaxft.checks import nearest
 from jaxft.losses.reduction import Mean
-from jaxft.transforms.filters import nearest
+from jaxft.signatures import check_arrays
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
 
@@ -82,7 +82,7 @@ def sequence_log_probs(
     *,
     normalize: Literal["tokens"] | None = None,
     segment_ids: Int[Array, "batch time"] | None = None,
-) -> tuple[Float[Array, "batch *segments"], Float[Array, "batch *segments"]]:
+) -> tuple[Float[Array, "batch *segments"], Float[Array, "batch *segments"]]:  # noqa: F821
   """Log-probability of the masked tokens of each sequence: multiple choice, GRAPE, DPO and its kin rest on it.
 
   Args:
@@ -209,7 +209,7 @@ def aggregate_tokens(
 
 def _sequence_sums(
     x: Float[Array, "batch time"], segment_ids: Int[Array, "batch time"] | None
-) -> Float[Array, "batch *segments"]:
+) -> Float[Array, "batch *segments"]:  # noqa: F821
   """Sums over rows, or over the sequences of packed rows, `[batch, time]`: entry k is the row's sequence number k."""
   if segment_ids is None:
     return jnp.sum(x, axis=-1)

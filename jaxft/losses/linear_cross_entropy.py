@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from jaxft.checks import check_arrays
+from jaxft.leaves import dot, dot_transposed
 from jaxft.losses.reduction import count_of
-from jaxft.transforms import dot, dot_transposed
+from jaxft.signatures import check_arrays
 
 
 @check_arrays

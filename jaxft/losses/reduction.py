@@ -30,7 +30,7 @@ class Mean(NamedTuple):
   @classmethod
   def of(
       cls,
-      values: Float[Array, "*shape"],
+      values: Float[Array, " *shape"],
       where: Bool[Array, "*#shape"] | Int[Array, "*#shape"] | Float[Array, "*#shape"] | None = None,
   ) -> "Mean":
     """Sums values and weights in float32 (float64 stays float64).
@@ -75,7 +75,7 @@ class Mean(NamedTuple):
 
 
 def count_of(
-    where: Bool[Array, "*shape"] | Num[Array, "*shape"] | None, shape: tuple[int, ...]
-) -> Float[Array, "*shape"]:
+    where: Bool[Array, " *shape"] | Num[Array, " *shape"] | None, shape: tuple[int, ...]
+) -> Float[Array, " *shape"]:
   """A mask, or weights, as the weights that a loss gives beside its values; ones where there is none."""
   return jnp.ones(shape, jnp.float32) if where is None else where.astype(jnp.float32)

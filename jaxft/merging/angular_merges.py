@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from jaxft.merging.averages import model_weights
-from jaxft.merging.methods import KARCHER, MEAN_DIRECTION, SLERP, STOCK
+from jaxft.merging.kernels.methods import KARCHER, MEAN_DIRECTION, SLERP, STOCK
 from jaxft.merging.trees import merge_trees
-from jaxft.transforms.paths import Tree
+from jaxft.tree.paths import Tree
 
 Scope = Literal["leaf", "row"]
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.merging.methods import WEIGHTED, linear_settings
-from jaxft.merging.namespace import float32
-from jaxft.merging.task_vectors import check_same_leaves
+from jaxft.merging.kernels.methods import WEIGHTED, linear_settings
+from jaxft.merging.kernels.namespace import float32
 from jaxft.merging.trees import merge_trees
-from jaxft.transforms.paths import Tree, is_leaf
+from jaxft.tree.paths import Tree, is_leaf
+from jaxft.tree.task_vectors import check_same_leaves
 
 
 def average(models: Iterable[Tree], *, weights: Sequence[float] | None = None, normalize: bool = True) -> Tree:

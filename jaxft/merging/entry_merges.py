@@ -1,8 +1,8 @@
 """Merges of a base with one other model that choose entry by entry. The formulas are in `swaps` and `fusion`."""
 
-from jaxft.merging.methods import FUSION, NEARSWAP
+from jaxft.merging.kernels.methods import FUSION, NEARSWAP
 from jaxft.merging.trees import merge_trees
-from jaxft.transforms.paths import Tree
+from jaxft.tree.paths import Tree
 
 
 def nearswap(base: Tree, model: Tree, t: float) -> Tree:

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxft.merging.averages import model_weights
-from jaxft.merging.blocks import LeafMerge
-from jaxft.merging.leafwise import Leafwise
-from jaxft.merging.namespace import ArrayLike, float32, namespace, rounded
-from jaxft.merging.reductions import tree_sums
-from jaxft.merging.task_vectors import check_same_leaves
+from jaxft.merging.kernels.blocks import LeafMerge
+from jaxft.merging.kernels.leafwise import Leafwise
+from jaxft.merging.kernels.namespace import ArrayLike, float32, namespace, rounded
+from jaxft.merging.kernels.reductions import tree_sums
 from jaxft.merging.trees import measure_trees, merge_trees
-from jaxft.transforms.paths import Tree
+from jaxft.tree.paths import Tree
+from jaxft.tree.task_vectors import check_same_leaves
 
 
 def fisher_average(
@@ -58,7 +58,7 @@ def fisher_average(
 
 
 def diagonal_fisher(
-    log_probs: Callable[[Tree, Any], Float[Array, "classes"]], params: Tree, batch: Any, *, key: Array | None = None,
+    log_probs: Callable[[Tree, Any], Float[Array, " classes"]], params: Tree, batch: Any, *, key: Array | None = None,
     samples: int | None = None, chunk: int = 8,
 ) -> Tree:
   """`E_x E_{y ~ p(y|x)} (grad log p(y|x))**2`: the diagonal of the Fisher information, of each example by itself.

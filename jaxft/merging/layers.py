@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxft.transforms.depth import num_layers
-from jaxft.transforms.paths import Tree, is_leaf
+from jaxft.tree.depth import num_layers
+from jaxft.tree.paths import Tree, is_leaf
 
 
 def take_layers(params: Tree, layers: Sequence[int], *, stack: str = "layers") -> Tree:

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxft.transforms.depth import layer_of as default_layer_of
-from jaxft.transforms.depth import num_layers
-from jaxft.transforms.paths import Tree, map_with_path
+from jaxft.tree.depth import layer_of as default_layer_of, num_layers
+from jaxft.tree.paths import Tree, map_with_path
 
 
-def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "linear") -> Float[np.ndarray, "layers"]:
+def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "linear") -> Float[np.ndarray, " layers"]:
   """Coefficients of the layers 0 to L-1, from `first` to `last`.
 
   Args:
@@ -38,7 +37,7 @@ def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "l
 
 def scale_by_depth(
     delta: Tree,
-    coefficients: Float[Array, "layers"],
+    coefficients: Float[Array, " layers"],
     *,
     outside: float | Array,
     layer_of: Callable[[str, Any], int | np.ndarray | None] = default_layer_of,

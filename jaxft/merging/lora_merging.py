@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxft.merging.spectral import truncated_factors
-from jaxft.merging.task_vectors import check_same_leaves
-from jaxft.transforms.filters import Filter, mask
-from jaxft.transforms.paths import Tree, map_with_path
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import Tree, map_with_path
+from jaxft.tree.task_vectors import check_same_leaves
 
 
 def lora_delta(a: Float[Array, "*layers m r"], b: Float[Array, "*layers r n"], *, scale: float = 1.0) -> Array:

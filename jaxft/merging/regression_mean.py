@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.merging.averages import average
-from jaxft.transforms.input_covariance import add_inputs
-from jaxft.transforms.paths import Tree, map_with_path
+from jaxft.transforms.low_rank.input_covariance import add_inputs
+from jaxft.tree.paths import Tree, map_with_path
 
 
 def gram(features: Float[Array, "... m"], *, where: Bool[Array, "..."] | None = None) -> Float[Array, "m m"]:
   """`X^T X / n` of the inputs of a linear layer, in float32, n the positions that count.
 
-  `jaxft.transforms.input_covariance.input_covariances` gives `X^T X` for all layers of a model.
+  `jaxft.transforms.low_rank.input_covariance.input_covariances` gives `X^T X` for all layers of a model.
 
   Args:
     features: the inputs.

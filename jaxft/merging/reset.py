@@ -4,10 +4,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxft.merging.task_vectors import check_same_leaves
-from jaxft.transforms.choice import entries, resolve
-from jaxft.transforms.filters import Filter
-from jaxft.transforms.paths import Tree, map_with_path
+from jaxft.tree.choice import as_choice, entries
+from jaxft.tree.filters import Filter
+from jaxft.tree.paths import Tree, map_with_path
+from jaxft.tree.task_vectors import check_same_leaves
 
 
 def reset(params: Tree, reference: Tree, keep: Filter | Tree) -> Tree:
@@ -16,7 +16,7 @@ def reset(params: Tree, reference: Tree, keep: Filter | Tree) -> Tree:
   Args:
     params: the fine-tuned checkpoint.
     reference: the checkpoint that it was tuned from.
-    keep: a choice of leaves, layers or entries (`jaxft.transforms.choice`), as from `random_module_mask`.
+    keep: a choice of leaves, layers or entries (`jaxft.tree.choice`), as from `random_module_mask`.
 
   Raises:
     ValueError: the checkpoints differ in leaves or shapes, or `keep` does not fit them.
@@ -30,4 +30,4 @@ def reset(params: Tree, reference: Tree, keep: Filter | Tree) -> Tree:
       return new if flag else old
     return jnp.where(entries(flag, path, new), new, old)
 
-  return map_with_path(choose, params, reference, resolve(keep, params, name="keep"))
+  return map_with_path(choose, params, reference, as_choice(keep, params, name="keep"))

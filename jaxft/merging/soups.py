@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.merging.task_vectors import check_same_leaves
-from jaxft.transforms.paths import Tree
+from jaxft.tree.paths import Tree
+from jaxft.tree.task_vectors import check_same_leaves
 
 
 def greedy_soup(

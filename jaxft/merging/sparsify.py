@@ -6,15 +6,15 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxft.merging import trims
-from jaxft.merging.blocks import LeafMerge
-from jaxft.merging.leafwise import Leafwise
-from jaxft.merging.namespace import ArrayLike, float32
-from jaxft.merging.random_bits import stream
+from jaxft.merging.kernels import trims
+from jaxft.merging.kernels.blocks import LeafMerge
+from jaxft.merging.kernels.leafwise import Leafwise
+from jaxft.merging.kernels.namespace import ArrayLike, float32
+from jaxft.merging.kernels.random_bits import stream
 from jaxft.merging.task_vector_merges import keep_largest, seed_of
 from jaxft.merging.trees import merge_trees
-from jaxft.transforms.depth import shared_path
-from jaxft.transforms.paths import Tree, is_leaf
+from jaxft.tree.depth import shared_path
+from jaxft.tree.paths import Tree, is_leaf
 
 BY = {"magnitude": trims.by_magnitude, "random": trims.at_random, "rank": trims.by_rank, "band": trims.band}
 # The first is the one taken where none is given.

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.analysis.spectra import intruder_dimensions
-from jaxft.transforms.filters import Filter
-from jaxft.transforms.paths import Tree, map_with_path
+from jaxft.tree.filters import Filter
+from jaxft.tree.paths import Tree, map_with_path
 
 
 def scale_singular_components(

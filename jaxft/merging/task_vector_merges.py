@@ -1,7 +1,7 @@
 """Merges of the task vectors of fine-tunes of one base: task arithmetic, TIES, DARE, DELLA, breadcrumbs, SCE, RAM.
 
 Each is a trim of the task vectors and a sum of them; the sums and trims are in `consensus` and `trims`. Defaults are
-the papers'; the arguments that give mergekit's results are named, and `jaxft.merging.methods` has all of those.
+the papers'; the arguments that give mergekit's results are named, and `jaxft.merging.kernels.methods` has all of those.
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.merging import trims
+from jaxft.choices.top_k import top_k_mask
 from jaxft.merging.averages import model_weights
-from jaxft.merging.consensus import Election
-from jaxft.merging.leafwise import Leafwise
-from jaxft.merging.methods import ELECTED, RAM, RAM_PLUS, SCE, TRIMMED
-from jaxft.merging.random_bits import stream
-from jaxft.merging.task_vector_sums import TrimOf, elected_trimmed_sum, sum_coefficients, trimmed_standings
-from jaxft.merging.task_vectors import check_same_leaves
-from jaxft.merging.thresholds import admits, largest
+from jaxft.merging.kernels import trims
+from jaxft.merging.kernels.consensus import Election
+from jaxft.merging.kernels.leafwise import Leafwise
+from jaxft.merging.kernels.methods import ELECTED, RAM, RAM_PLUS, SCE, TRIMMED
+from jaxft.merging.kernels.random_bits import stream
+from jaxft.merging.kernels.task_vector_sums import TrimOf, elected_trimmed_sum, sum_coefficients, trimmed_standings
+from jaxft.merging.kernels.thresholds import admits, largest
 from jaxft.merging.trees import measure_trees, merge_trees
-from jaxft.transforms.depth import shared_path
-from jaxft.transforms.paths import Tree, is_leaf
-from jaxft.transforms.top_k import top_k_mask
+from jaxft.tree.depth import shared_path
+from jaxft.tree.paths import Tree, is_leaf
+from jaxft.tree.task_vectors import check_same_leaves
 
 STANDINGS = Leafwise(elected_trimmed_sum, trimmed_standings)
 

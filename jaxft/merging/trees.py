@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxft.merging.leafwise import Leafwise, measure_leaf, merge_leaf, turned
-from jaxft.merging.namespace import is_numpy
-from jaxft.merging.task_vectors import check_same_leaves
-from jaxft.transforms.depth import layer_of
-from jaxft.transforms.paths import Tree, map_with_path
+from jaxft.merging.kernels.leafwise import Leafwise, measure_leaf, merge_leaf, turned
+from jaxft.merging.kernels.namespace import is_numpy
+from jaxft.tree.depth import layer_of
+from jaxft.tree.paths import Tree, map_with_path
+from jaxft.tree.task_vectors import check_same_leaves
 
 Settings = Mapping[str, Any]
 

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from jaxft.transforms.filters import glob_to_regex
-from jaxft.transforms.paths import Tree, leaves_with_paths, map_with_path
+from jaxft.tree.filters import glob_to_regex
+from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 # Of the models of this library: tokens are rows of the embedding and columns of an untied head.
 VOCABULARY_AXES = {"embed/tokens/embedding": 0, "head/kernel": 1}

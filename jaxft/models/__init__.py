@@ -1,4 +1,4 @@
-"""Models as plain functions over a nested dict of params, and the checkpoint formats that fill it."""
+"""Models as plain functions over a nested dict of params; `jaxft.formats.load` fills it from a checkpoint."""
 
 from jaxft.deferred import defer
 
@@ -7,7 +7,4 @@ __all__ = defer(__name__, {
     "encoder": ("EncoderConfig",),
     "sites": (),
     "linearize": ("linearize",),
-    "huggingface": ("load_directory", "save_directory"),
-    "presets": ("fetch",),
-    "pretrained": ("Pretrained", "load"),
 })

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.transforms import lookup
+from jaxft.leaves import lookup
 
 
 def rows(

@@ -21,7 +21,7 @@ class Cache(NamedTuple):
   value: Float[Array, "layers batch slots kv_heads head_dim"]
   seen: Bool[Array, "batch slots"]
   length: Int[Array, ""]
-  position: Int[Array, "batch"]
+  position: Int[Array, " batch"]
 
 
 def extend(cache: Cache, mask: Bool[Array, "batch time"]) -> tuple[Cache, Bool[Array, "batch time slots"]]:

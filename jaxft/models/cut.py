@@ -24,7 +24,7 @@ from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.sites import Edits, Replace
 from jaxft.models.stack import segments
-from jaxft.transforms.paths import Tree
+from jaxft.tree.paths import Tree
 
 Config = DecoderConfig | EncoderConfig
 

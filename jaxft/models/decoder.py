@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
 
-from jaxft.checks import check_arrays
+from jaxft.leaves import dot, dot_transposed
 from jaxft.losses.language import token_weights
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
 from jaxft.models.attention import attend, packed_positions, same_segment
@@ -31,7 +31,7 @@ from jaxft.models.remat import Policy
 from jaxft.models.rope import rotate, rotation
 from jaxft.models.sites import LAYER_SITES, Edits, Tap, check_sites
 from jaxft.models.stack import run_layers
-from jaxft.transforms import dot, dot_transposed
+from jaxft.signatures import check_arrays
 
 SITES = ("embed", *LAYER_SITES, "norm")
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+from jaxft.leaves import lookup
 from jaxft.models.attention import attend, packed_positions, same_segment
 from jaxft.models.bounds import check_range, rows
 from jaxft.models.linear import linear
@@ -24,7 +25,6 @@ from jaxft.models.norms import layer_norm
 from jaxft.models.remat import Policy
 from jaxft.models.sites import LAYER_SITES, Edits, Tap, check_sites
 from jaxft.models.stack import run_layers
-from jaxft.transforms import lookup
 
 SITES = ("embed", "embed/out", *LAYER_SITES)
 

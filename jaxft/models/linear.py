@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from jaxft.transforms import dot, materialize
+from jaxft.leaves import dot, materialize
 
 
 def linear(x: Float[Array, "... n_in"], params: dict[str, Any]) -> Float[Array, "... n_out"]:

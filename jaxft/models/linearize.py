@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.transforms.paths import Tree
+from jaxft.tree.paths import Tree
 
 
 def linearize(apply: Callable[..., Any], params: Tree) -> Callable[..., Any]:

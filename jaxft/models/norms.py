@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxft.transforms import materialize
+from jaxft.leaves import materialize
 
 
 def layer_norm(x: Float[Array, "... dim"], params: dict[str, Any], *, eps: float) -> Float[Array, "... dim"]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxft.transforms.filters import nearest
+from jaxft.checks import nearest
 
 Policy = str | Callable[..., Any]
 

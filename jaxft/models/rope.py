@@ -32,7 +32,7 @@ def rotate(x: Float[Array, "batch time heads head_dim"], by: Rotation) -> Float[
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def wavelengths(head_dim: int, theta: float) -> Float[np.ndarray, "half"]:
+def wavelengths(head_dim: int, theta: float) -> Float[np.ndarray, " half"]:
   """The period of each pair's rotation, in tokens: `2 pi theta^(2 i / head_dim)`.
 
   Pairs with periods beyond the context tell far positions apart; raising the base adds such pairs.

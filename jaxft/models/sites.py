@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.transforms.filters import nearest
+from jaxft.checks import nearest
 
 Edit = Callable[[Array], Array]
 Edits = Mapping[str, Edit | Sequence[Edit]]

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jaxft.models.remat import Policy, rematerialize
 from jaxft.models.sites import LAYER_PREFIX, Edits, Tap, split_edits
-from jaxft.transforms.paths import Tree
+from jaxft.tree.paths import Tree
 
 # (one layer's params, carry, layer index, tap) -> carry
 Layer = Callable[[Tree, Any, Any, Tap], Any]

@@ -1,4 +1,3 @@
-"""Selection: which data, and which checkpoints, are worth using."""
+"""Selection: which data are worth learning from."""
 
-from jaxft.selection.deltas import rank_by_feature, rank_deltas, take_deltas
 from jaxft.selection.per_class import top_per_class

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def top_per_class(probs: Float[Array, "n classes"], k: int) -> tuple[Bool[Array, "n"], Int[Array, "n"]]:
+def top_per_class(probs: Float[Array, "n classes"], k: int) -> tuple[Bool[Array, " n"], Int[Array, " n"]]:
   """The k examples that each class scores highest, whatever other classes make of them: a balanced trusted set.
 
   Args:

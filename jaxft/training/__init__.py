@@ -1,20 +1,15 @@
 """Training: meshes and partition rules, the step, the loop, checkpoints, metrics and the cost of it all."""
 
-from jaxft.training.agreement import agreement, agreement_dropout
-from jaxft.training.bert_adam import scale_by_bert_adam
 from jaxft.training.checkpoints import Checkpoints, fingerprint_of
 from jaxft.training.checksums import checksum
-from jaxft.training.decay import decay_to_reference
 from jaxft.training.gradient_cache import cached_value_and_grad, embed_cached
 from jaxft.training.interrupts import Stopped
 from jaxft.training.loop import fit
 from jaxft.training.mesh import batch_sharding, make_mesh, place_batch
 from jaxft.training.metrics import JsonLines, TensorBoard, read_json_lines
 from jaxft.training.plan import Compiled, Plan, bytes_per_device, plan
-from jaxft.training.recycle import Recycled, recycle
 from jaxft.training.rules import DECODER_RULES, ENCODER_RULES
 from jaxft.training.sharding import inherit_specs, shardings_for, specs_for
 from jaxft.training.state import TrainState, abstract_state, init_state
 from jaxft.training.step import TrainStep, cast_floating, make_train_step
-from jaxft.training.updates import layerwise_decay, lora_plus, scale_updates
 from jaxft.training.watch import Diverged

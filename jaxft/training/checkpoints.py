@@ -25,7 +25,7 @@ from etils import epath
 
 from jaxft.training.checksums import checksum, checksums, json_checksum, kind_of
 from jaxft.training.state import TrainState
-from jaxft.transforms.paths import path_of
+from jaxft.tree.paths import path_of
 
 Tree = Any
 Json = dict[str, Any]

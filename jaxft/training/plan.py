@@ -13,8 +13,9 @@ from jaxft.training.mesh import place_batch
 from jaxft.training.sharding import Rules
 from jaxft.training.state import abstract_state
 from jaxft.training.step import Objective, make_train_step
-from jaxft.transforms.paths import leaves_with_paths
-from jaxft.transforms.protocol import ParamTransform, count
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.partition import count
+from jaxft.tree.paths import leaves_with_paths
 
 Tree = Any
 

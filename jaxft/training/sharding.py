@@ -14,17 +14,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from jaxft.transforms.depth import layer_of
-from jaxft.transforms.filters import glob_to_regex, nearest
-from jaxft.transforms.paths import path_of
+from jaxft.checks import nearest
+from jaxft.tree.depth import layer_of
+from jaxft.tree.filters import glob_to_regex
+from jaxft.tree.paths import array_paths, path_of
 
 Tree = Any
 Rules = Sequence[tuple[str, P]]
-
-
-def array_paths(tree: Tree) -> list[tuple[str, Any]]:
-  """The `(path, array)` pairs of a tree, the arrays inside structured leaves counted one by one, holes left out."""
-  return [(path_of(keys), x) for keys, x in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 def specs_for(params: Tree, rules: Rules, mesh: Mesh | None = None) -> Tree:

@@ -9,13 +9,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from jaxft.leaves.structured import seed_dropout
 from jaxft.losses.reduction import Mean
 from jaxft.training.mesh import batch_size, check_mesh, check_rows, cut_rows, merge_scalars, place_batch
-from jaxft.training.sharding import array_paths
 from jaxft.training.state import TrainState, check_optimizer
-from jaxft.transforms.leaves import seed_dropout
-from jaxft.transforms.paths import is_structured
 from jaxft.transforms.protocol import ParamTransform, check_transform
+from jaxft.tree.paths import array_paths, is_structured
 
 Tree = Any
 Metrics = dict[str, Any]

@@ -5,76 +5,56 @@ whole leaves (`train`, `freeze`, `half`, ...), low rank (`lora` and kin), struct
 entries (`submatrix`, `sparse_delta`, masks, subspaces); `quantize` is for what stays frozen.
 """
 
-from jaxft.transforms.depth import cut_layers, layer_of, leaf_keys, num_layers, stack_layers, unstack_layers
-from jaxft.transforms.filters import mask, matching_paths
-from jaxft.transforms.lazy import lazy
-from jaxft.transforms.lazy_evaluation import MaterializedWarning
-from jaxft.transforms.leaves import (
-    Concatenated, LowRank, Scaled, dot, dot_transposed, lookup, materialize, seed_dropout, unrounded,
-)
-from jaxft.transforms.paths import leaves_with_paths, map_with_path, path_of
-from jaxft.transforms.protocol import ParamTransform, chain, combine, count, on, partition
+from jaxft.transforms.protocol import ParamTransform, chain, on
 from jaxft.transforms.quantize import Quantized, quantize, quantize_array
 
 # Whole leaves
-from jaxft.transforms.biases import add_biases, bitfit
-from jaxft.transforms.freeze import freeze, full, train
-from jaxft.transforms.half import half
-from jaxft.transforms.mixout import mixout
-from jaxft.transforms.norms import norm_tuning
-from jaxft.transforms.reinitialize import reinitialize_top
-from jaxft.transforms.unfreezing import carry_over, freeze_below, gradual_unfreezing
-
-# What to choose
-from jaxft.transforms.choice import choice_scales, resolve
-from jaxft.transforms.module_search import Search, layer_ranges, tree_search, within_layers
-from jaxft.transforms.rows import choose_rows, chosen_rows, head_units
-from jaxft.transforms.scores import change_scores, fisher_scores, gradient_scores, magnitude_scores
-from jaxft.transforms.selection import (
-    chosen_fraction, cut_at_changes, random_module_mask, select_units, unit_indices,
-)
-from jaxft.transforms.top_k import lottery_ticket_mask, top_k_mask
+from jaxft.transforms.whole.bitfit import add_biases, bitfit
+from jaxft.transforms.whole.freeze import freeze, full, train
+from jaxft.transforms.whole.half import half
+from jaxft.transforms.whole.mixout import mixout
+from jaxft.transforms.whole.norm_tuning import norm_tuning
+from jaxft.transforms.whole.reinitialize import reinitialize_top
+from jaxft.transforms.whole.unfreezing import carry_over, freeze_below, gradual_unfreezing
 
 # Low rank
-from jaxft.transforms.adalora import (
-    adalora, budget, keep_triplets, orthogonality, top_triplets, triplet_scores, update_importance, zero_importance,
+from jaxft.transforms.low_rank.adalora import (
+    adalora, rank_budget, keep_triplets, orthogonality, top_triplets, triplet_scores, update_importance, zero_importance,
 )
-from jaxft.transforms.data_inits import corda, lora_ga, oriented_svd
-from jaxft.transforms.delora import delora
-from jaxft.transforms.dora import dora
-from jaxft.transforms.eva import eva_directions, given_inputs
-from jaxft.transforms.input_covariance import add_inputs, input_covariances
-from jaxft.transforms.lora import low_rank, lora
-from jaxft.transforms.low_rank_inits import loftq, mica, olora, pissa
-from jaxft.transforms.randlora import rand_lora
-from jaxft.transforms.vector_bank import vb_lora
-from jaxft.transforms.vera import vera
+from jaxft.transforms.low_rank.data_inits import corda, lora_ga, oriented_svd
+from jaxft.transforms.low_rank.delora import delora
+from jaxft.transforms.low_rank.dora import dora
+from jaxft.transforms.low_rank.eva import eva_directions, from_directions
+from jaxft.transforms.low_rank.input_covariance import add_inputs, input_covariances
+from jaxft.transforms.low_rank.lora import low_rank, lora
+from jaxft.transforms.low_rank.weight_inits import loftq, mica, olora, pissa
+from jaxft.transforms.low_rank.rand_lora import rand_lora
+from jaxft.transforms.low_rank.vb_lora import vb_lora
+from jaxft.transforms.low_rank.vera import vera
 
 # Structured deltas
-from jaxft.transforms.circulant import c3a
-from jaxft.transforms.fourier import fourier_ft
-from jaxft.transforms.hadamard import hira, loha
-from jaxft.transforms.kronecker import lokr
-from jaxft.transforms.shards import miss
+from jaxft.transforms.structured.c3a import c3a
+from jaxft.transforms.structured.fourier_ft import fourier_ft
+from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.lokr import lokr
+from jaxft.transforms.structured.miss import miss
 
 # Multiplications
-from jaxft.transforms.householder import hra
-from jaxft.transforms.ia3 import ia3, learned_scale
-from jaxft.transforms.orthogonal import boft, cayley, oft, skew_from_triu
-from jaxft.transforms.road import road
+from jaxft.transforms.multiplicative.hra import hra
+from jaxft.transforms.multiplicative.ia3 import ia3, learned_scale
+from jaxft.transforms.multiplicative.orthogonal import boft, cayley, oft, skew_from_triu
+from jaxft.transforms.multiplicative.road import road
 
 # Chosen entries, and subspaces of all
-from jaxft.transforms.binary_mask import binary_mask, harden, masked_fraction, pack_mask, unpack_mask
-from jaxft.transforms.coupled import Coupled, inverse_order, permute_coupled
-from jaxft.transforms.fastfood import dense_projection, fastfood, sparse_projection
-from jaxft.transforms.s2ft import s2ft, unit_norms
-from jaxft.transforms.served import ServedDeltas, serve
-from jaxft.transforms.sparse import add_entries, chosen_entries, random_indices, shira, sparse_delta
-from jaxft.transforms.strips import Strips
-from jaxft.transforms.submatrix import submatrix, submatrix_delta
-from jaxft.transforms.subspace import random_subspace
-from jaxft.transforms.tokens import trainable_tokens
+from jaxft.transforms.entries.binary_mask import binary_mask, harden, masked_fraction, pack_mask, unpack_mask
+from jaxft.transforms.entries.fastfood import dense_projection, fastfood, sparse_projection
+from jaxft.transforms.entries.s2ft import s2ft, unit_norms
+from jaxft.transforms.entries.served import ServedDeltas, serve
+from jaxft.transforms.entries.sparse_delta import add_entries, chosen_entries, random_indices, shira, sparse_delta
+from jaxft.transforms.entries.submatrix import submatrix, submatrix_delta
+from jaxft.transforms.entries.random_subspace import random_subspace
+from jaxft.transforms.entries.trainable_tokens import trainable_tokens
 
 # Fixed trees
 from jaxft.transforms.linear_combination import coefficient_norm, linear_combination
-from jaxft.transforms.lora_combination import lora_combination
+from jaxft.transforms.low_rank.lora_combination import lora_combination

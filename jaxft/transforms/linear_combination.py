@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt
 
-from jaxft.transforms.beside import Beside, noted, through
-from jaxft.transforms.depth import layer_of, leaf_keys, num_layers
-from jaxft.transforms.filters import Filter, mask, nearest
-from jaxft.transforms.leaves import materialize
-from jaxft.transforms.paths import Tree, fold_in_path, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
+from jaxft.checks import nearest
+from jaxft.leaves.annotated import Annotated, map_weight, noted
+from jaxft.leaves.structured import materialize
+from jaxft.leaves.sums import Formed
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.transforms.sums import Formed
+from jaxft.tree.depth import layer_of, leaf_keys, num_layers
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import Tree, fold_in_path, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 
 GRANULARITIES = ("model", "layer", "leaf")
 CONSTRAINTS = ("none", "softmax")
@@ -36,7 +37,7 @@ def linear_combination(
       constraint "none"     w_j = w_j0 + sum_i c_ij tau_ij              trees are task vectors, c is free
       constraint "softmax"  w_j = sum_i softmax_i(c_j) w_ij             trees are checkpoints
 
-      params {'up': W, 'norm': s}  ->  frozen {'up': Beside(W, deltas [n, ...]), 'norm': Beside(s, deltas [n, ...])}
+      params {'up': W, 'norm': s}  ->  frozen {'up': Annotated(W, deltas [n, ...]), 'norm': Annotated(s, deltas [n, ...])}
                                        trainable {'up': [n], 'norm': [n]}                              ("leaf")
 
   aTLAS is ("leaf", "none"), with K partitions where granularity is K; the isotropic search of task arithmetic is
@@ -96,7 +97,7 @@ def linear_combination(
       if partitions is not None:
         note["partition"] = _draw_partition(key, path, leaf, partitions, share_by_shape)
       values = start if partitions is None else np.repeat(start[:, None], partitions, axis=1)
-      return Beside(leaf, note), jnp.broadcast_to(jnp.asarray(values), (*lead, *values.shape))
+      return Annotated(leaf, note), jnp.broadcast_to(jnp.asarray(values), (*lead, *values.shape))
 
     frozen, coefficients = unzip_with_path(hold, params)
     if granularity == "model":
@@ -124,7 +125,7 @@ def linear_combination(
       parts = held.note | {"coefficients": c}
       if again and held.ndim - len(lead) == 2:
         return Formed(held.w, parts, form)
-      return through(held.w, lambda array: form(array.astype(jnp.float32), parts).astype(array.dtype))
+      return map_weight(held.w, lambda array: form(array.astype(jnp.float32), parts).astype(array.dtype))
 
     return map_with_path(put, frozen, own, mask(recompute, frozen, allow_empty=True))
 
@@ -216,7 +217,7 @@ def _banks(trees: Sequence[Tree], params: Tree, *, fill: bool) -> dict[str, list
 
 def _draw_partition(
     key: jax.Array, path: str, leaf: Any, partitions: int, share_by_shape: bool
-) -> UInt[Array, "*shape"]:
+) -> UInt[Array, " *shape"]:
   """The part of each entry, for each layer of a stack anew unless one partition is shared by all blocks of a shape."""
   lead = _lead(path, leaf)
   shape = tuple(leaf.shape[len(lead):])

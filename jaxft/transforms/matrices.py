@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxft.transforms.beside import peel, put_back
-from jaxft.transforms.depth import layer_of, leaf_keys
-from jaxft.transforms.filters import Filter, mask, nearest
-from jaxft.transforms.paths import Tree, is_leaf, leaves_with_paths, unzip_with_path
+from jaxft.checks import nearest
+from jaxft.leaves.annotated import restore_notes, strip_notes
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.depth import layer_of, leaf_keys
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, unzip_with_path
 
 
 def adapt_matrices(
@@ -48,9 +49,9 @@ def adapt_matrices(
         return leaf, None
       keys = leaf_keys(key, path, leaf)
       statistic = None if known is None else _statistic(known, path, leaf if keys.ndim else None)
-      w, notes = peel(leaf)
+      w, notes = strip_notes(leaf)
       frozen, trained = (jax.vmap(init) if keys.ndim else init)(keys, w, statistic)
-      return put_back(frozen, notes), trained
+      return restore_notes(frozen, notes), trained
 
     return unzip_with_path(start, params, flags)
 

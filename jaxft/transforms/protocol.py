@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxft.transforms.beside import hoist
-from jaxft.transforms.filters import Filter, mask
-from jaxft.transforms.paths import Tree, is_leaf, is_structured
+from jaxft.leaves.annotated import note_outermost
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.partition import combine, partition
+from jaxft.tree.paths import Tree, is_leaf, is_structured
 
 Params = Tree
 Frozen = Tree
@@ -39,19 +40,6 @@ def check_transform(transform: ParamTransform, name: str = "transform") -> None:
   """Raises TypeError naming the argument where it is no `ParamTransform`, before anything is split or traced."""
   if not isinstance(transform, ParamTransform):
     raise TypeError(f"{name} must be a ParamTransform, such as lora(...) or full(); got {transform!r:.80}")
-
-
-def partition(flags: Tree, tree: Tree) -> tuple[Tree, Tree]:
-  """Splits a tree by a tree of booleans: `(leaves where True, leaves where False)`, holes elsewhere."""
-  flat, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
-  flags = jax.tree.leaves(flags)
-  take = lambda keep: structure.unflatten([x if flag == keep else None for flag, x in zip(flags, flat, strict=True)])
-  return take(True), take(False)
-
-
-def combine(first: Tree, second: Tree) -> Tree:
-  """Fills the holes of `first` with the leaves of `second`: the inverse of `partition`."""
-  return jax.tree.map(lambda x, y: y if x is None else x, first, second, is_leaf=is_leaf)
 
 
 def on(filter: Filter, transform: ParamTransform) -> ParamTransform:
@@ -103,12 +91,7 @@ def chain(*transforms: ParamTransform) -> ParamTransform:
 
   def join(frozen: Frozen, trainable: Trainable) -> Params:
     for t, part in zip(reversed(transforms), reversed(trainable), strict=True):
-      frozen = jax.tree.map(hoist, t.join(frozen, part), is_leaf=is_leaf)
+      frozen = jax.tree.map(note_outermost, t.join(frozen, part), is_leaf=is_leaf)
     return frozen
 
   return ParamTransform(split, join)
-
-
-def count(tree: Tree) -> int:
-  """Number of elements of a tree of arrays or shapes, holes counting none."""
-  return sum(x.size for x in jax.tree.leaves(tree))

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
-from jaxft.transforms.beside import Beside
-from jaxft.transforms.depth import layer_of
-from jaxft.transforms.filters import Filter, mask, nearest
-from jaxft.transforms.leaves import dot, dot_transposed
+from jaxft.checks import nearest
+from jaxft.leaves.annotated import Annotated
+from jaxft.leaves.structured import dot, dot_transposed
 from jaxft.transforms.matrices import check_count
-from jaxft.transforms.paths import is_structured, map_with_path
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.depth import layer_of
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import is_structured, map_with_path
 
 FORMATS = ("int8", "nf4")
 SCALES_PER_STEP = 256  # the block of double quantization in QLoRA
@@ -224,7 +225,7 @@ def quantize(
     def replace(path: str, leaf: Any, chosen: bool) -> Any:
       if not chosen:
         return leaf
-      return Beside(replace(path, leaf.w, True), leaf.note) if isinstance(leaf, Beside) else encode(leaf)
+      return Annotated(replace(path, leaf.w, True), leaf.note) if isinstance(leaf, Annotated) else encode(leaf)
 
     frozen = map_with_path(replace, params, flags)
     return frozen, map_with_path(lambda path, leaf: None, params)
@@ -245,7 +246,7 @@ def _check_options(format: str, block: Any) -> int:
 
 def _problem(leaf: Any, format: str, block: int, layers: int | None = None) -> str:
   """Why a leaf cannot be quantized; '' where it can."""
-  if isinstance(leaf, Beside):  # another transform's note stays where it is
+  if isinstance(leaf, Annotated):  # another transform's note stays where it is
     return _problem(leaf.w, format, block, layers)
   if is_structured(leaf):
     return f"is a {type(leaf).__name__} already; quantize the frozen side, as chain(lora(...), quantize(...)) does"

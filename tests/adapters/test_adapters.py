@@ -9,9 +9,24 @@ import optax
 import pytest
 
 from jaxft.adapters import (
-    bottleneck, collapse_prefix, head_offsets, head_scales, head_scores, mam, merge_head_offsets, merge_into_mlp,
-    p_tuning, prefix, prefix_from_peft, prefix_from_tokens, prefix_to_peft, soft_prompt, text_prompt, together,
-    top_heads, vocabulary_prompt,
+  bottleneck,
+  chain_adapters,
+  collapse_prefix,
+  head_offsets,
+  head_scales,
+  head_scores,
+  mam,
+  merge_head_offsets,
+  merge_into_mlp,
+  p_tuning,
+  prefix,
+  prefix_from_peft,
+  prefix_from_tokens,
+  prefix_to_peft,
+  soft_prompt,
+  text_prompt,
+  top_heads,
+  vocabulary_prompt,
 )
 from jaxft.losses.reduction import Mean
 from jaxft.models import decoder, encoder
@@ -19,7 +34,8 @@ from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.norms import layer_norm
 from jaxft.training import init_state, make_train_step
-from jaxft.transforms import count, cut_layers, layer_of, leaves_with_paths, train, unstack_layers
+from jaxft.transforms import train
+from jaxft.tree import count, cut_layers, layer_of, leaves_with_paths, unstack_layers
 
 KEY = jax.random.key(0)
 L, B, T, D = 3, 2, 5, 24
@@ -57,7 +73,7 @@ METHODS = {
     "sequential": lambda config: bottleneck(config, 4, insertion="sequential", site="layers/attention/out"),
     "heads": lambda config: bottleneck(config, 4, site="layers/attention/heads", learn_scale=True),
     "heads_sequential": lambda config: bottleneck(config, 4, site="layers/attention/heads", insertion="sequential"),
-    "houlsby": lambda config: together(*(
+    "houlsby": lambda config: chain_adapters(*(
         bottleneck(config, 4, site=s, insertion="sequential") for s in ("layers/attention/out", "layers/mlp/out"))),
     "mam": lambda config: mam(config, length=2, rank=4, hidden=8),
     "head_scales": head_scales,
@@ -266,5 +282,5 @@ def test_errors():
     top_heads(jnp.ones((2, 2)), 5)
   with pytest.raises(ValueError, match="one at layers/attention/heads"):
     merge_head_offsets({}, DECODER, {})
-  with pytest.raises(ValueError, match="together takes at least one adapter"):
-    together()
+  with pytest.raises(ValueError, match="chain_adapters takes at least one adapter"):
+    chain_adapters()

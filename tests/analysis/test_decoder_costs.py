@@ -15,14 +15,35 @@ import pytest
 
 from jaxft.analysis.cost import training_cost
 from jaxft.analysis.flops import count_jaxpr
+from jaxft.choices import cut_at_changes, random_module_mask
 from jaxft.losses.reduction import Mean
 from jaxft.models import decoder
 from jaxft.training import abstract_state, make_train_step
 from jaxft.transforms import (
-    ParamTransform, adalora, add_biases, bitfit, chain, count, cut_at_changes, cut_layers, delora, dora, freeze_below,
-    full, half, loftq, lora, low_rank, mica, norm_tuning, olora, pissa, quantize, random_module_mask, s2ft, train,
-    unstack_layers, vb_lora, vera,
+  ParamTransform,
+  adalora,
+  add_biases,
+  bitfit,
+  chain,
+  delora,
+  dora,
+  freeze_below,
+  full,
+  half,
+  loftq,
+  lora,
+  low_rank,
+  mica,
+  norm_tuning,
+  olora,
+  pissa,
+  quantize,
+  s2ft,
+  train,
+  vb_lora,
+  vera,
 )
+from jaxft.tree import count, cut_layers, unstack_layers
 
 KEY = jax.random.key(0)
 LAYERS, DIM, MLP, VOCAB, HEAD_DIM, RANK = 4, 512, 1536, 64, 64, 8

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.analysis.disentanglement import disentanglement_error
-from jaxft.merging import apply_task_vector
+from jaxft.leaves import materialize
 from jaxft.models import linearize
-from jaxft.transforms import linear_combination, materialize
+from jaxft.transforms import linear_combination
+from jaxft.tree import apply_task_vector
 from tests.contracts.transforms import forward, stack_params
 
 KEY = jax.random.key(0)

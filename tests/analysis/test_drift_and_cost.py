@@ -9,9 +9,11 @@ import pytest
 from jaxft.analysis.cost import cost_table, linear_flops, selection_flops, training_cost
 from jaxft.analysis.drift import layer_drift, mask_overlap, update_sparsity
 from jaxft.analysis.intrinsic_dimension import intrinsic_dimension
-from jaxft.transforms import full, lora, magnitude_scores, sparse_delta, top_k_mask, unstack_layers
-from jaxft.transforms.sparse import shira
-from jaxft.transforms.submatrix import submatrix
+from jaxft.choices import magnitude_scores, top_k_mask
+from jaxft.transforms import full, lora, sparse_delta
+from jaxft.transforms.entries.sparse_delta import shira
+from jaxft.transforms.entries.submatrix import submatrix
+from jaxft.tree import unstack_layers
 from tests.contracts.transform_cases import CASES, small
 from tests.contracts.transforms import forward, stack_params
 

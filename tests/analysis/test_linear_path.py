@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxft.analysis.linear_path import barrier, linear_path, soup_ensemble_gap
-from jaxft.merging import apply_task_vector
+from jaxft.tree import apply_task_vector
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (200, 6))

@@ -7,14 +7,19 @@ import optax
 import pytest
 
 from jaxft.analysis import (
-    combine_importance, consistency, damping, normalize_importance, seed_stability, unit_importance,
+  combine_importance,
+  consistency,
+  damping,
+  normalize_importance,
+  seed_stability,
+  unit_importance,
 )
 from jaxft.losses import Mean
 from jaxft.models import encoder
 from jaxft.models.dropout import layer_dropout
 from jaxft.models.sites import Add, Scale
-from jaxft.training import scale_updates
-from jaxft.transforms import cut_layers, leaves_with_paths, unstack_layers
+from jaxft.optimizers import scale_updates
+from jaxft.tree import cut_layers, leaves_with_paths, unstack_layers
 
 KEY = jax.random.key(0)
 CONFIG = encoder.EncoderConfig(vocab_size=30, dim=8, num_layers=2, num_heads=2, mlp_dim=12, max_length=8)

@@ -41,8 +41,8 @@ def jaxft(capsys):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, minilm):
   """A folder with an encoder of two narrow layers, random weights and MiniLM's tokenizer."""
+  from jaxft.formats.huggingface import save_directory
   from jaxft.models import encoder
-  from jaxft.models.huggingface import save_directory
 
   config = encoder.EncoderConfig(
       vocab_size=minilm.config.vocab_size, dim=16, num_layers=2, num_heads=2, mlp_dim=32, max_length=64)
@@ -54,8 +54,8 @@ def tiny(tmp_path_factory, minilm):
 @pytest.fixture(scope="session")
 def tiny_decoder(tmp_path_factory, smollm2):
   """A folder with a decoder of two narrow layers, random weights and SmolLM2's tokenizer and chat template."""
+  from jaxft.formats.huggingface import save_directory
   from jaxft.models import decoder
-  from jaxft.models.huggingface import save_directory
 
   config = dataclasses.replace(
       smollm2.config, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32)

@@ -13,8 +13,8 @@ HEAVY = ("jax", "tensorflow_datasets", "grain", "orbax", "flax", "optax", "torch
 
 EXPERIMENT = '''
 import dataclasses
-from jaxft.evaluation.experiment import Experiment
-from jaxft.evaluation.result import Arm, Result
+from jaxft.studies.experiment import Experiment
+from jaxft.studies.result import Arm, Result
 
 @dataclasses.dataclass(frozen=True)
 class Config:

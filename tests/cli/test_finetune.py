@@ -43,7 +43,7 @@ def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, min
   assert "eval/ndcg@10" in metrics[0] and "eval/ndcg@10" in metrics[-1]
 
   # The params are those of the preset but for the adapted matrices, and the folder loads like any other.
-  from jaxft.models import load
+  from jaxft.formats import load
 
   tuned = load(tmp_path / "run/model")
   flat = lambda params: {jax.tree_util.keystr(k): np.asarray(x) for k, x in jax.tree_util.tree_leaves_with_path(params)}

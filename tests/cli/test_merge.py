@@ -54,7 +54,7 @@ def test_a_report(jaxft, config, tmp_path):
 
 def test_the_numbers_of_a_report(tmp_path):
   from jaxft.merging.streaming import merge
-  from jaxft.merging.streaming.statistics import Distances, measure
+  from jaxft.merging.streaming.reporting.statistics import Distances, measure
 
   held = family(tmp_path, count=2)
   config = configure(tmp_path / "m.yaml", recipe("task_arithmetic", count=2, per_model={"weight": [0.5, 0.5]}))
@@ -108,7 +108,7 @@ def test_presets_are_models(jaxft, minilm, tmp_path):
   config = configure(tmp_path / "m.yaml", {"merge_method": "passthrough", "models": [{"model": "minilm-l6"}]})
   assert jaxft("merge", config, "-o", tmp_path / "out").status == 0
   assert (tmp_path / "out" / "1_Pooling" / "config.json").exists() and (tmp_path / "out" / "tokenizer.json").exists()
-  from jaxft.models import load
+  from jaxft.formats import load
 
   merged = load(tmp_path / "out")
   assert merged.config == minilm.config and merged.max_length == minilm.max_length

@@ -5,8 +5,9 @@ import pytest
 
 from jaxft.cli.choices import METHODS
 from jaxft.cli.options import Method
+from jaxft.leaves import materialize
 from jaxft.models import decoder, encoder
-from jaxft.transforms import count, materialize
+from jaxft.tree import count
 
 CONFIGS = {
     "encoder": (encoder, encoder.EncoderConfig(vocab_size=64, dim=64, num_layers=2, num_heads=2, mlp_dim=128)),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxft.transforms import count
+from jaxft.tree import count
 
 
 def test_plan_counts_what_a_run_trains(jaxft, tiny, tmp_path):
@@ -71,7 +71,7 @@ def test_retrieval_scores_by_hand(minilm):
 
 
 def test_fetch(jaxft, minilm):
-  from jaxft.models.presets import fetch
+  from jaxft.formats.presets import fetch
 
   answer = jaxft("fetch", "minilm-l6", "digits")
   lines = dict(line.split("\t") for line in answer.out.splitlines())
@@ -83,7 +83,7 @@ def test_fetch(jaxft, minilm):
 
 
 def test_convert_reads_back_what_it_wrote(jaxft, tiny, tmp_path):
-  from jaxft.models import load
+  from jaxft.formats import load
 
   answer = jaxft("convert", tiny, tmp_path / "out", "--max-shard-bytes", 10**6)
   assert answer.status == 0 and "equal" in answer.out

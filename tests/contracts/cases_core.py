@@ -2,7 +2,8 @@
 
 import jax
 
-from jaxft.transforms import chain, cut_layers, freeze, full, lora, on, quantize, train
+from jaxft.transforms import chain, freeze, full, lora, on, quantize, train
+from jaxft.tree import cut_layers
 from tests.contracts.transforms import KERNELS, UP, Case
 
 CASES = [

@@ -4,21 +4,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.transforms import ParamTransform, chain, low_rank, quantize
-from jaxft.transforms.adalora import adalora
-from jaxft.transforms.circulant import c3a
-from jaxft.transforms.data_inits import corda, lora_ga
-from jaxft.transforms.delora import delora
-from jaxft.transforms.dora import dora
-from jaxft.transforms.eva import eva_directions, given_inputs
-from jaxft.transforms.filters import mask
-from jaxft.transforms.fourier import fourier_ft
-from jaxft.transforms.hadamard import hira, loha
-from jaxft.transforms.kronecker import lokr
-from jaxft.transforms.low_rank_inits import loftq, mica, olora, pissa
-from jaxft.transforms.randlora import rand_lora
-from jaxft.transforms.shards import miss
-from jaxft.transforms.vector_bank import vb_lora
-from jaxft.transforms.vera import vera
+from jaxft.transforms.low_rank.adalora import adalora
+from jaxft.transforms.low_rank.data_inits import corda, lora_ga
+from jaxft.transforms.low_rank.delora import delora
+from jaxft.transforms.low_rank.dora import dora
+from jaxft.transforms.low_rank.eva import eva_directions, from_directions
+from jaxft.transforms.low_rank.rand_lora import rand_lora
+from jaxft.transforms.low_rank.vb_lora import vb_lora
+from jaxft.transforms.low_rank.vera import vera
+from jaxft.transforms.low_rank.weight_inits import loftq, mica, olora, pissa
+from jaxft.transforms.structured.c3a import c3a
+from jaxft.transforms.structured.fourier_ft import fourier_ft
+from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.lokr import lokr
+from jaxft.transforms.structured.miss import miss
+from jaxft.tree.filters import mask
 from tests.contracts.transforms import KERNELS, Case
 
 
@@ -40,7 +40,7 @@ def with_init(init, rank=8):
 
 def eva(covariances):
   bases = eva_directions(covariances, rank=6, rho=1.5) if covariances else {}
-  return low_rank(KERNELS, rank=9, init=given_inputs, statistics=bases)
+  return low_rank(KERNELS, rank=9, init=from_directions, statistics=bases)
 
 
 CASES = [

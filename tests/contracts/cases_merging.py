@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxft.transforms import ParamTransform, leaf_keys, linear_combination, lora, lora_combination, map_with_path
+from jaxft.transforms import ParamTransform, linear_combination, lora, lora_combination
+from jaxft.tree import leaf_keys, map_with_path
 from tests.contracts.transforms import KERNELS, Case
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 
 from jaxft.transforms import chain, lora, quantize
-from jaxft.transforms.dora import dora
-from jaxft.transforms.hadamard import hira
-from jaxft.transforms.householder import hra
-from jaxft.transforms.kronecker import lokr
-from jaxft.transforms.orthogonal import boft, oft
-from jaxft.transforms.submatrix import submatrix
+from jaxft.transforms.entries.submatrix import submatrix
+from jaxft.transforms.low_rank.dora import dora
+from jaxft.transforms.multiplicative.hra import hra
+from jaxft.transforms.multiplicative.orthogonal import boft, oft
+from jaxft.transforms.structured.hadamard import hira
+from jaxft.transforms.structured.lokr import lokr
 from tests.contracts.transforms import KERNELS, Case
 
 CASES = [

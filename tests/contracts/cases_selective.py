@@ -2,9 +2,9 @@
 
 import jax
 
-from jaxft.transforms import cut_layers
-from jaxft.transforms.tokens import trainable_tokens
-from jaxft.transforms.unfreezing import freeze_below, gradual_unfreezing
+from jaxft.transforms.entries.trainable_tokens import trainable_tokens
+from jaxft.transforms.whole.unfreezing import freeze_below, gradual_unfreezing
+from jaxft.tree import cut_layers
 from tests.contracts.transforms import KERNELS, Case
 
 

@@ -3,14 +3,15 @@
 import jax
 import numpy as np
 
-from jaxft.transforms import leaf_keys, lottery_ticket_mask, map_with_path
-from jaxft.transforms.half import half
+from jaxft.choices import lottery_ticket_mask
+from jaxft.choices.random_modules import cut_at_changes, random_module_mask
+from jaxft.transforms.entries.s2ft import s2ft
+from jaxft.transforms.entries.sparse_delta import shira, sparse_delta
+from jaxft.transforms.entries.submatrix import submatrix
 from jaxft.transforms.protocol import ParamTransform, chain
 from jaxft.transforms.quantize import quantize
-from jaxft.transforms.s2ft import s2ft
-from jaxft.transforms.selection import cut_at_changes, random_module_mask
-from jaxft.transforms.sparse import shira, sparse_delta
-from jaxft.transforms.submatrix import submatrix
+from jaxft.transforms.whole.half import half
+from jaxft.tree import leaf_keys, map_with_path
 from tests.contracts.transforms import KERNELS, UP, Case
 
 KEY = jax.random.key(3)

@@ -1,8 +1,8 @@
 """Random subspaces and learned binary masks."""
 
-from jaxft.transforms.binary_mask import binary_mask
-from jaxft.transforms.fastfood import dense_projection, sparse_projection
-from jaxft.transforms.subspace import random_subspace
+from jaxft.transforms.entries.binary_mask import binary_mask
+from jaxft.transforms.entries.fastfood import dense_projection, sparse_projection
+from jaxft.transforms.entries.random_subspace import random_subspace
 from tests.contracts.transforms import KERNELS, Case
 
 CASES = [

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxft.analysis.flops import count_jaxpr
 from jaxft.transforms import ParamTransform

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxft import merging
-from jaxft.transforms.paths import map_with_path
+from jaxft.tree.paths import map_with_path
 
 Tree = Any
 KEY = 5

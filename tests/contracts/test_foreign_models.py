@@ -5,7 +5,7 @@ import warnings
 import jax
 import pytest
 
-from jaxft.transforms import MaterializedWarning, lazy, materialize
+from jaxft.leaves import MaterializedWarning, lazy, materialize
 from tests.contracts.comparison import assert_trees_close
 from tests.contracts.foreign_models import FOREIGN
 from tests.contracts.transform_cases import BY_NAME, DIM, HIDDEN, KEY, KINDS, WHOLE, X, loss_and_gradients, moved

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxft.leaves import dot
 from jaxft.models.norms import rms_norm
-from jaxft.transforms import bitfit, dot, norm_tuning, train, unstack_layers
+from jaxft.transforms import bitfit, norm_tuning, train
+from jaxft.tree import unstack_layers
 from tests.contracts import test_transform_states, test_transform_steps, test_transforms, transforms
 from tests.contracts.costs import BIG, matmul_flops, step_cost
 from tests.contracts.transform_cases import KEY

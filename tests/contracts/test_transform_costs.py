@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from jaxft.transforms import full, lazy, lora, map_with_path, materialize, train, unstack_layers
+from jaxft.leaves import lazy, materialize
+from jaxft.transforms import full, lora, train
+from jaxft.tree import map_with_path, unstack_layers
 from tests.contracts.costs import BIG, TOKENS, compiled_flops, matmul_flops, size, step_cost
 from tests.contracts.foreign_models import FOREIGN
 from tests.contracts.transform_cases import BY_NAME, CASES, KEY

@@ -2,8 +2,7 @@
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, PartitionSpec as P
 
 from jaxft.training.sharding import inherit_specs, shardings_for
 from tests.contracts.comparison import assert_trees_close, assert_trees_equal

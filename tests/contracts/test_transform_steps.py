@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.transforms import lazy, materialize
+from jaxft.leaves import lazy, materialize
 from tests.contracts.comparison import assert_trees_close, assert_trees_equal
 from tests.contracts.transform_cases import CASES, KEY, WHOLE, X, Y, by_kind, loss_and_gradients, moved, small
 from tests.contracts.transforms import Blocks, make_step

@@ -9,14 +9,25 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxft.analysis.flops import count_jaxpr
-from jaxft.training.sharding import array_paths, inherit_specs
-from jaxft.transforms import (
-    MaterializedWarning, Quantized, lazy, materialize, seed_dropout, unstack_layers,
-)
-from jaxft.transforms.paths import is_structured
+from jaxft.leaves import MaterializedWarning, lazy, materialize, seed_dropout
+from jaxft.training.sharding import inherit_specs
+from jaxft.transforms import Quantized
+from jaxft.tree import unstack_layers
+from jaxft.tree.paths import array_paths, is_structured
 from tests.contracts.comparison import assert_trees_close, assert_trees_equal, kinds
 from tests.contracts.costs import BIG, TOKENS, size, step_on_shapes
-from tests.contracts.transform_cases import CASES, DIM, HIDDEN, KEY, KINDS, X, classes_within, loss_and_gradients, moved, small
+from tests.contracts.transform_cases import (
+  CASES,
+  DIM,
+  HIDDEN,
+  KEY,
+  KINDS,
+  X,
+  classes_within,
+  loss_and_gradients,
+  moved,
+  small,
+)
 from tests.contracts.transforms import Blocks
 
 # What another version of JAX may change: products, decompositions, random draws, rounding.

@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxft.transforms import ParamTransform, dot, seed_dropout
+from jaxft.leaves import dot, seed_dropout
+from jaxft.transforms import ParamTransform
 
 KERNELS = "**/{kernel,weight}"  # Equinox calls it weight
 UP = "**/up/*"

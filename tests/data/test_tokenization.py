@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from jaxft import data
-from jaxft.models import fetch
+from jaxft.formats import fetch
 
 CHATML = (
   "{% for message in messages %}"

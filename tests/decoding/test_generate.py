@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from jaxft.decoding import beam_search, generate, sampling
+from jaxft.leaves import materialize
 from jaxft.models import decoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Prepend
-from jaxft.transforms import lora, materialize
+from jaxft.transforms import lora
 
 CONFIG = DecoderConfig(
     vocab_size=40, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, pad_id=0

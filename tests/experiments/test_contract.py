@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from experiments import table
-from jaxft.evaluation import experiment as declared
-from jaxft.evaluation.result import read, write
+from jaxft.studies import experiment as declared
+from jaxft.studies.result import read, write
 from tests.experiments.programs import count_programs
 
 EXPERIMENTS = declared.discover()

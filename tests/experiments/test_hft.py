@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import hft
+from experiments.transforms import hft
 from jaxft.losses import Mean
 from jaxft.training import init_state, make_train_step
 from jaxft.transforms import half

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import one_line_python as task
+from experiments.tasks import one_line_python as task
 
 
 def test_splits_are_disjoint_and_even_over_operations():

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from experiments import personalized_code as task
+from experiments.transforms import personalized_code as task
 from jaxft.adapters import prefix
 from jaxft.models.cut import cut_model
 

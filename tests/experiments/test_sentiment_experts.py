@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import sentiment_experts
-from experiments.sentiment_experts import Experts, Recipe
+from experiments.tasks import sentiment_experts
+from experiments.tasks.sentiment_experts import Experts, Recipe
 
 MODEL = types.SimpleNamespace(params={
     "embed": {"tokens": {"embedding": jnp.ones((5, 384))}}, "layers": {"kernel": jnp.ones((2, 3, 3))}})

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from jaxft.losses import (
-    Mean, clip, contrastive_blocks, cosine_similarity, false_negative_mask, guided_info_nce, info_nce,
-    multiple_negatives_ranking, normalize, supervised_contrastive,
+  Mean,
+  clip,
+  contrastive_blocks,
+  cosine_similarity,
+  false_negative_mask,
+  guided_info_nce,
+  info_nce,
+  multiple_negatives_ranking,
+  normalize,
+  supervised_contrastive,
 )
 
 guided = jax.jit(

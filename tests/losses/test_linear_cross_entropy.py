@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from jaxft.leaves.structured import Concatenated, LowRank, Scaled
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
-from jaxft.transforms.leaves import Concatenated, LowRank, Scaled
 
 B, T, D, V = 4, 7, 8, 33
 KEYS = jax.random.split(jax.random.key(0), 8)

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import yaml
 
-from jaxft.models.safetensors import open_checkpoint, save_shards
+from jaxft.formats.safetensors import open_checkpoint, save_shards
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 WIDTH, VOCAB = 12, 20

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxft import merging
-from jaxft.merging.leafwise import merge_leaf
-from jaxft.merging.methods import METHODS
+from jaxft.merging.kernels.leafwise import merge_leaf
+from jaxft.merging.kernels.methods import METHODS
 from tests.merging.checkpoints import configure, decoder, recipe, write
 
 RNG = np.random.default_rng(0)

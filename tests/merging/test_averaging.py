@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 
 from jaxft.merging import (
-    arcee_fusion, average, diagonal_fisher, fisher_average, gram, interpolate, karcher_mean, mean_direction,
-    model_stock, nearswap, nuslerp, regmean, slerp,
+  arcee_fusion,
+  average,
+  diagonal_fisher,
+  fisher_average,
+  gram,
+  karcher_mean,
+  mean_direction,
+  model_stock,
+  nearswap,
+  nuslerp,
+  regmean,
+  slerp,
 )
-from jaxft.merging.directions import karcher_coefficients, slerp_coefficients, stock_coefficients
+from jaxft.merging.kernels.directions import karcher_coefficients, slerp_coefficients, stock_coefficients
+from jaxft.tree import interpolate
 
 RNG = np.random.default_rng(0)
 draw = lambda *shape: RNG.standard_normal(shape).astype(np.float32)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from jaxft.formats.safetensors import save_file
 from jaxft.merging.streaming import merge, parse_recipes, plan_merge
 from jaxft.merging.streaming.adapters import read_updates
-from jaxft.merging.streaming.settings import resolve
+from jaxft.merging.streaming.recipe_files.settings import resolve
+from jaxft.merging.streaming.recipe_files.yaml_documents import read_yaml
 from jaxft.merging.streaming.stacks import before_layers, find_stacks
-from jaxft.merging.streaming.yaml_documents import read_yaml
-from jaxft.models.safetensors import save_file
 from tests.merging.checkpoints import WIDTH, configure, decoder, family, read, recipe, write
 
 BASE = {"merge_method": "ties", "base_model": "b", "models": [{"model": "a", "parameters": {"weight": 1}}]}

@@ -153,7 +153,7 @@ def test_models_of_two_dtypes_give_float32(tmp_path):
 
 
 def test_a_model_of_several_dtypes_is_said(tmp_path):
-  from jaxft.models.safetensors import save_file
+  from jaxft.formats.safetensors import save_file
 
   family(tmp_path, count=1, dtype="bfloat16")
   held = read(tmp_path / "m0")

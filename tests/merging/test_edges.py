@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxft.merging import trims
-from jaxft.merging.leafwise import merge_leaf
-from jaxft.merging.methods import METHODS
+from jaxft.merging.kernels import trims
+from jaxft.merging.kernels.leafwise import merge_leaf
+from jaxft.merging.kernels.methods import METHODS
+from jaxft.merging.kernels.task_vector_sums import sum_coefficients
 from jaxft.merging.streaming import merge, plan_merge
 from jaxft.merging.streaming.inputs import InputModel
 from jaxft.merging.streaming.names import tied_embedding
 from jaxft.merging.streaming.operands import Promised
-from jaxft.merging.task_vector_sums import sum_coefficients
 from tests.merging.checkpoints import configure, decoder, family, read, recipe, write
 
 DELTA = np.float32([4, -3, 2, -1, 0.5, 0.25, 0.125, 0.0625, 8, 16])

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from jaxft.merging.golomb import golomb_bits, golomb_decode, golomb_encode, rice_parameter
+from jaxft.merging.compression.golomb import golomb_bits, golomb_decode, golomb_encode, rice_parameter
 
 
 def draw(d, density, seed=0):

@@ -10,7 +10,7 @@ import pytest
 
 from jaxft.merging.layers import repeated_block, take_layers
 from jaxft.models import DecoderConfig, decoder
-from jaxft.transforms import unstack_layers
+from jaxft.tree import unstack_layers
 
 CONFIG = DecoderConfig(
     vocab_size=11, dim=8, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12)

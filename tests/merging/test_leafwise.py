@@ -10,14 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxft.merging import blocks as block_sizes
-from jaxft.merging import elementary, namespace, reductions, thresholds
-from jaxft.merging.blocks import BLOCK, blocks, positions
-from jaxft.merging.leafwise import merge_leaf
-from jaxft.merging.methods import METHODS, check_parameters, linear_settings, streams
-from jaxft.merging.random_bits import ONE, random_integers, stream
-from jaxft.merging.reductions import tree_sums
-from jaxft.merging.thresholds import SAMPLE, admits, largest
+from jaxft.merging.kernels import blocks as block_sizes, elementary, namespace, reductions, thresholds
+from jaxft.merging.kernels.blocks import BLOCK, blocks, positions
+from jaxft.merging.kernels.leafwise import merge_leaf
+from jaxft.merging.kernels.methods import METHODS, check_parameters, linear_settings, streams
+from jaxft.merging.kernels.random_bits import ONE, random_integers, stream
+from jaxft.merging.kernels.reductions import tree_sums
+from jaxft.merging.kernels.thresholds import SAMPLE, admits, largest
 from jaxft.merging.trees import merge_trees
 
 RNG = np.random.default_rng(0)
@@ -31,8 +30,8 @@ def same_bits(a, b):
 def test_streaming_needs_no_jax():
   code = (
       "import sys, numpy as np\n"
-      "from jaxft.merging.methods import METHODS, streams\n"
-      "from jaxft.merging.leafwise import merge_leaf\n"
+      "from jaxft.merging.kernels.methods import METHODS, streams\n"
+      "from jaxft.merging.kernels.leafwise import merge_leaf\n"
       "x = [np.random.default_rng(i).standard_normal((7, 9), np.float32) for i in range(4)]\n"
       "for name, m in METHODS.items():\n"
       "  k = m.most or 3\n"

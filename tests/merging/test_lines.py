@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.merging import apply_task_vector, depth_schedule, lines, lines_alpha, scale_by_depth, task_vector
-from jaxft.transforms import cut_layers, stack_layers, unstack_layers
+from jaxft.merging import depth_schedule, lines, lines_alpha, scale_by_depth
+from jaxft.tree import apply_task_vector, cut_layers, stack_layers, task_vector, unstack_layers
 
 
 def tree(seed: int, layers: int = 3):

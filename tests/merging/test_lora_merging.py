@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxft.leaves import materialize
 from jaxft.merging import concat_lora, extract_lora, lora_delta, merge_lora
-from jaxft.transforms import lora, materialize
+from jaxft.transforms import lora
 from tests.contracts.transforms import stack_params
 
 PARAMS = stack_params(jax.random.key(0), layers=2, dim=8, hidden=12)

@@ -6,14 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from jaxft.merging.least_squares import GramState, least_squares_merge, merged_features, squared_error
-from jaxft.merging.matching import Matching, match_activations, match_weights, rebasin
-from jaxft.merging.partial_merge import allowed, choose_ratios, merge_flops, partial_merge
-from jaxft.merging.permutations import (
-    apply_permutations, identity, inverse, mlp_spec, random_permutations, transformer_spec, verify_spec,
+from jaxft.merging.matching.least_squares import GramState, least_squares_merge, merged_features, squared_error
+from jaxft.merging.matching.partial_merge import allowed, choose_ratios, merge_flops, partial_merge
+from jaxft.merging.matching.permutations import (
+  apply_permutations,
+  identity,
+  inverse,
+  mlp_spec,
+  random_permutations,
+  transformer_spec,
+  verify_spec,
 )
+from jaxft.merging.matching.rebasin import Matching, match_activations, match_weights, rebasin
 from jaxft.models import DecoderConfig, EncoderConfig, decoder, encoder
-from jaxft.transforms import unstack_layers
+from jaxft.tree import unstack_layers
 
 LAYERS = ("hidden_0", "hidden_1", "head")
 SPEC = mlp_spec(LAYERS)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxft.choices.random_modules import random_module_mask
 from jaxft.merging.reset import reset
-from jaxft.transforms.selection import random_module_mask
 from tests.contracts.transforms import stack_params
 
 OLD, NEW = (stack_params(jax.random.key(i), layers=4, dim=4, hidden=6) for i in range(2))

@@ -10,12 +10,12 @@ import textwrap
 import numpy as np
 import pytest
 
-from jaxft.merging.leafwise import merge_leaf
-from jaxft.merging.methods import METHODS, REQUIRED, streams
+from jaxft.formats.safetensors import open_checkpoint
+from jaxft.merging.kernels.leafwise import merge_leaf
+from jaxft.merging.kernels.methods import METHODS, REQUIRED, streams
 from jaxft.merging.streaming import merge, plan_merge
 from jaxft.merging.streaming.shards import Entry, ShardWriter
 from jaxft.merging.streaming.staging import staging
-from jaxft.models.safetensors import open_checkpoint
 from tests.merging.checkpoints import DTYPES, WIDTH, configure, decoder, family, read, recipe, write
 
 GIVEN = {"weight": [1.0, 0.5, -0.3], "density": [0.3, 0.6, 1.0], "epsilon": [0.1, 0.15, 0.1]}

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from jaxft import merging
-from jaxft.merging.leafwise import merge_leaf
-from jaxft.merging.methods import METHODS, streams
-from jaxft.merging.random_bits import random_integers
-from jaxft.merging.variance_selection import sce
+from jaxft.merging.kernels.leafwise import merge_leaf
+from jaxft.merging.kernels.methods import METHODS, streams
+from jaxft.merging.kernels.random_bits import random_integers
+from jaxft.merging.kernels.variance_selection import sce
 from tests.merging.checkpoints import configure, recipe, write
 
 SIZE = 4096

@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 
 from jaxft.merging import (
-    breadcrumbs, dare, della, disjoint_mean, model_stock, ram, sce, sign_election, task_arithmetic, task_vector, ties,
-    trim,
+  breadcrumbs,
+  dare,
+  della,
+  disjoint_mean,
+  model_stock,
+  ram,
+  sce,
+  sign_election,
+  task_arithmetic,
+  ties,
+  trim,
 )
-from jaxft.merging.leafwise import merge_leaf
-from jaxft.merging.methods import METHODS, streams
+from jaxft.merging.kernels.leafwise import merge_leaf
+from jaxft.merging.kernels.methods import METHODS, streams
 from jaxft.merging.task_vector_merges import keep_largest
+from jaxft.tree import task_vector
 from tests.contracts.merges import checkpoints
 
 A, B = np.array([1, -2, 3, 0, 0.5, -0.5], np.float32), np.array([-1, 2, 3, 4, -0.5, 0.4], np.float32)

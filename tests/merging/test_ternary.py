@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxft.merging import apply_task_vector
-from jaxft.merging.bit_masks import pack_masks, ternary_distance, ternary_dot, unpack_masks
-from jaxft.merging.ternary import compression_report, flat_signs, search_ternary, ternarize
-from jaxft.merging.ternary_files import MAGIC, fingerprint, load_ternary, save_ternary
+from jaxft.merging.compression.bit_masks import pack_masks, ternary_distance, ternary_dot, unpack_masks
+from jaxft.merging.compression.ternary import compression_report, flat_signs, search_ternary, ternarize
+from jaxft.merging.compression.ternary_files import MAGIC, fingerprint, load_ternary, save_ternary
+from jaxft.tree import apply_task_vector
 
 
 def tree(seed=0, dtype=jnp.float32):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.merging.task_vectors import apply_task_vector, task_vector
+from jaxft.merging import recycle
 from jaxft.merging.vocabulary import grow_vocabulary
-from jaxft.training import recycle
+from jaxft.tree.task_vectors import apply_task_vector, task_vector
 
 
 def test_transfer_to_the_source_itself_is_the_fine_tuned_model():

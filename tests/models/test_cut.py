@@ -6,7 +6,7 @@ import pytest
 from jaxft.analysis import jaxpr_flops
 from jaxft.models import decoder, encoder
 from jaxft.models.cut import Part, cached_features, cut_model, entry, join_parts
-from jaxft.transforms import cut_layers, unstack_layers
+from jaxft.tree import cut_layers, unstack_layers
 
 DECODER = decoder.DecoderConfig(
     vocab_size=40, dim=16, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from jaxft.leaves import materialize
+from jaxft.leaves.structured import LowRank
 from jaxft.losses import Mean
 from jaxft.models import decoder
 from jaxft.models.attention import attend
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Prepend
-from jaxft.transforms import cut_layers, lora, materialize, unstack_layers
-from jaxft.transforms.leaves import LowRank
-from jaxft.transforms.tokens import trainable_tokens
+from jaxft.transforms import lora
+from jaxft.transforms.entries.trainable_tokens import trainable_tokens
+from jaxft.tree import cut_layers, unstack_layers
 
 CONFIG = DecoderConfig(vocab_size=60, dim=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=40)
 IDS = jax.random.randint(jax.random.key(1), (2, 8), 1, 60)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from jaxft.data import pack_texts
+from jaxft.leaves import materialize
 from jaxft.models import encoder
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.sites import Prepend
-from jaxft.transforms import cut_layers, freeze, lora, materialize, unstack_layers
+from jaxft.transforms import freeze, lora
+from jaxft.tree import cut_layers, unstack_layers
 
 CONFIG = EncoderConfig(vocab_size=50, dim=32, num_layers=2, num_heads=4, mlp_dim=64, max_length=16)
 IDS = jax.random.randint(jax.random.key(1), (3, 9), 0, 50)

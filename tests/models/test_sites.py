@@ -10,7 +10,7 @@ from jaxft.models import decoder, encoder, sites
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.sites import Add, Mix, Only, Prepend, Replace, Scale
-from jaxft.transforms import cut_layers, unstack_layers
+from jaxft.tree import cut_layers, unstack_layers
 
 L, B, T, H, K, HD, D, F = 3, 2, 5, 4, 2, 8, 24, 40
 CONFIG = DecoderConfig(vocab_size=50, dim=D, num_layers=L, num_heads=H, num_kv_heads=K, head_dim=HD, mlp_dim=F)

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from jaxft.decoding import beam_search
-from jaxft.models.huggingface import load_directory
+from jaxft.formats.huggingface import load_directory
 
 
 def theirs(model, ids, mask, *, beams, new, length_penalty, eos_id):

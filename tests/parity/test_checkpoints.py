@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.fetch import fetch_package
+from jaxft.formats.gguf import open_gguf
+from jaxft.formats.huggingface import load_directory, save_directory, to_named
+from jaxft.formats.presets import PRESETS, fetch
+from jaxft.formats.pretrained import load
+from jaxft.formats.tokenizers import byte_level_bpe
 from jaxft.models.decoder import DecoderConfig
-from jaxft.models.gguf import open_gguf
-from jaxft.models.huggingface import load_directory, save_directory, to_named
-from jaxft.models.presets import PRESETS, fetch
-from jaxft.models.pretrained import load
-from jaxft.models.tokenizers import byte_level_bpe
 
 PAGE = """The quick brown fox, 2024-11-05: it's 3.14159 (or 1,000,000)!  Don't\twe'll   see?
 

@@ -13,10 +13,10 @@ from mergekit import sparsify
 from mergekit.merge_methods.api import merge_tensors
 from mergekit.merge_methods.registry import registered_methods
 
-from jaxft.merging.leafwise import merge_leaf
-from jaxft.merging.methods import METHODS, REQUIRED, streams
-from jaxft.merging.random_bits import probability, random_integers
-from jaxft.merging.trims import keep_probabilities
+from jaxft.merging.kernels.leafwise import merge_leaf
+from jaxft.merging.kernels.methods import METHODS, REQUIRED, streams
+from jaxft.merging.kernels.random_bits import probability, random_integers
+from jaxft.merging.kernels.trims import keep_probabilities
 
 W = {"weight": [1.0, -0.3, 0.6]}
 TRIMMED = W | {"density": [0.2, 0.7, 1.0]}

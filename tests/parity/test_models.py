@@ -8,10 +8,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from jaxft.formats.huggingface import load_directory
+from jaxft.formats.presets import fetch
 from jaxft.losses import Mean
 from jaxft.models import decoder, encoder
-from jaxft.models.huggingface import load_directory
-from jaxft.transforms import cut_layers, unstack_layers
+from jaxft.tree import cut_layers, unstack_layers
 
 TEXTS = [
     "A short sentence.",

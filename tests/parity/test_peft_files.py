@@ -15,28 +15,29 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from jaxft.adapters import p_tuning, prefix, soft_prompt
-from jaxft.adapters.peft_files import load_peft, load_peft_prompt, peft_frequencies, save_peft, save_peft_prompt
+from jaxft.formats import load_peft, load_peft_prompt, peft_frequencies, save_peft, save_peft_prompt
+from jaxft.formats.huggingface import load_directory
 from jaxft.models import decoder, encoder
-from jaxft.models.huggingface import load_directory
-from jaxft.transforms import chain, lora, train, unstack_layers
-from jaxft.transforms.adalora import adalora
-from jaxft.transforms.circulant import c3a
-from jaxft.transforms.delora import delora
-from jaxft.transforms.dora import dora
-from jaxft.transforms.fourier import fourier_ft
-from jaxft.transforms.hadamard import hira, loha
-from jaxft.transforms.householder import hra
-from jaxft.transforms.ia3 import ia3
-from jaxft.transforms.kronecker import lokr
-from jaxft.transforms.low_rank_inits import mica
-from jaxft.transforms.orthogonal import boft, oft
-from jaxft.transforms.randlora import rand_lora
-from jaxft.transforms.road import road
-from jaxft.transforms.shards import miss
-from jaxft.transforms.sparse import shira
-from jaxft.transforms.tokens import trainable_tokens
-from jaxft.transforms.vector_bank import vb_lora
-from jaxft.transforms.vera import vera
+from jaxft.transforms import chain, lora, train
+from jaxft.transforms.entries.sparse_delta import shira
+from jaxft.transforms.entries.trainable_tokens import trainable_tokens
+from jaxft.transforms.low_rank.adalora import adalora
+from jaxft.transforms.low_rank.delora import delora
+from jaxft.transforms.low_rank.dora import dora
+from jaxft.transforms.low_rank.rand_lora import rand_lora
+from jaxft.transforms.low_rank.vb_lora import vb_lora
+from jaxft.transforms.low_rank.vera import vera
+from jaxft.transforms.low_rank.weight_inits import mica
+from jaxft.transforms.multiplicative.hra import hra
+from jaxft.transforms.multiplicative.ia3 import ia3
+from jaxft.transforms.multiplicative.orthogonal import boft, oft
+from jaxft.transforms.multiplicative.road import road
+from jaxft.transforms.structured.c3a import c3a
+from jaxft.transforms.structured.fourier_ft import fourier_ft
+from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.lokr import lokr
+from jaxft.transforms.structured.miss import miss
+from jaxft.tree import unstack_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SELECT = "**/{query,value,down}/kernel"  # [32, 32], [32, 16] and [48, 32]

@@ -16,14 +16,15 @@ peft = pytest.importorskip("peft")
 from peft.optimizers import create_loraplus_optimizer
 from peft.utils.incremental_pca import IncrementalPCA
 
-from jaxft.adapters.peft_files import load_peft, save_peft
-from jaxft.training import lora_plus, scale_updates
-from jaxft.transforms import chain, lora, low_rank, materialize, quantize
-from jaxft.transforms.data_inits import corda, lora_ga
-from jaxft.transforms.dora import dora
-from jaxft.transforms.eva import eva_directions, given_inputs
-from jaxft.transforms.low_rank_inits import loftq, olora, pissa
-from tests.parity.test_peft_low_rank import IDS, LAYERS, base, our_logits, relative_error, small_llama
+from jaxft.formats import load_peft, save_peft
+from jaxft.leaves import materialize
+from jaxft.optimizers import lora_plus, scale_updates
+from jaxft.transforms import chain, lora, low_rank, quantize
+from jaxft.transforms.low_rank.data_inits import corda, lora_ga
+from jaxft.transforms.low_rank.dora import dora
+from jaxft.transforms.low_rank.eva import eva_directions, from_directions
+from jaxft.transforms.low_rank.weight_inits import loftq, olora, pissa
+from tests.parity.test_peft_low_rank import IDS, LAYERS, our_logits, relative_error, small_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # Modules of unlike inputs, so that no two of them tie: [32, 32], [32, 32] and [48, 32].
@@ -212,7 +213,7 @@ def test_eva_has_pefts_ranks_and_directions(exact, base, monkeypatch):
   rank, rho = 2, 2.0
   params, config = base
   directions = eva_directions(centered_covariances(small_llama()), rank=rank, rho=rho)
-  transform = low_rank(SELECT, rank=round(rho * rank), scale=6 / rank, init=given_inputs, statistics=directions)
+  transform = low_rank(SELECT, rank=round(rho * rank), scale=6 / rank, init=from_directions, statistics=directions)
   frozen, trainable = transform.split(jax.random.key(0), params)
   model = eva_in_peft(rank, rho)
   ranks = []
@@ -240,7 +241,7 @@ def inits(model):
       "corda_preserve": lambda: (corda("preserve"), centered_covariances(model)),
       "lora_ga": lambda: (lora_ga(), gradients(model)),
       "lora_ga_peft": lambda: (lora_ga(form="peft"), gradients(model)),
-      "eva": lambda: (given_inputs, eva_directions(centered_covariances(model), rank=2, rho=2.0)),
+      "eva": lambda: (from_directions, eva_directions(centered_covariances(model), rank=2, rho=2.0)),
   }
 
 

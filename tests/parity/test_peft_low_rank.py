@@ -12,26 +12,35 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
+from jaxft.formats.huggingface import load_directory
+from jaxft.leaves import materialize
+from jaxft.leaves.annotated import Annotated
 from jaxft.models import decoder
-from jaxft.models.huggingface import load_directory
-from jaxft.transforms import leaves_with_paths, lora, low_rank, map_with_path, materialize, path_of, train
-from jaxft.transforms.adalora import (
-    adalora, budget, keep_triplets, orthogonality, top_triplets, triplet_scores, update_importance, zero_importance,
+from jaxft.transforms import lora, low_rank, train
+from jaxft.transforms.low_rank.adalora import (
+  adalora,
+  keep_triplets,
+  orthogonality,
+  rank_budget,
+  top_triplets,
+  triplet_scores,
+  update_importance,
+  zero_importance,
 )
-from jaxft.transforms.beside import Beside
-from jaxft.transforms.circulant import c3a
-from jaxft.transforms.data_inits import corda
-from jaxft.transforms.delora import delora
-from jaxft.transforms.dora import dora
-from jaxft.transforms.fourier import fourier_ft
-from jaxft.transforms.hadamard import hira, loha
-from jaxft.transforms.input_covariance import add_inputs
-from jaxft.transforms.kronecker import lokr
-from jaxft.transforms.low_rank_inits import mica, olora, pissa
-from jaxft.transforms.randlora import rand_lora
-from jaxft.transforms.shards import miss
-from jaxft.transforms.vector_bank import vb_lora
-from jaxft.transforms.vera import vera
+from jaxft.transforms.low_rank.data_inits import corda
+from jaxft.transforms.low_rank.delora import delora
+from jaxft.transforms.low_rank.dora import dora
+from jaxft.transforms.low_rank.input_covariance import add_inputs
+from jaxft.transforms.low_rank.rand_lora import rand_lora
+from jaxft.transforms.low_rank.vb_lora import vb_lora
+from jaxft.transforms.low_rank.vera import vera
+from jaxft.transforms.low_rank.weight_inits import mica, olora, pissa
+from jaxft.transforms.structured.c3a import c3a
+from jaxft.transforms.structured.fourier_ft import fourier_ft
+from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.lokr import lokr
+from jaxft.transforms.structured.miss import miss
+from jaxft.tree import leaves_with_paths, map_with_path, path_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAYERS = 2
@@ -94,12 +103,12 @@ def theirs(model, frozen, trainable, read, note):
     return out
 
   def noted(path, leaf):
-    if not isinstance(leaf, Beside) or note is None:
+    if not isinstance(leaf, Annotated) or note is None:
       return leaf
     m, n = leaf.shape[-2:]
     out = {name: stacked(model, path, lambda module: f(module, m, n)) for name, f in note.items()}
     assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, leaf.note)
-    return Beside(leaf.w, out)
+    return Annotated(leaf.w, out)
 
   return map_with_path(noted, frozen), jax.tree_util.tree_map_with_path(trained, trainable)
 
@@ -282,7 +291,7 @@ def test_adalora_budget_scores_and_regularizer_are_pefts():
   model = peft.get_peft_model(small_llama(), config)
   allocator = model.base_model.rankallocator
   for step in range(30):
-    got = budget(step, initial=total, target=total // 2, warmup=3, final=5, total=30)
+    got = rank_budget(step, initial=total, target=total // 2, warmup=3, final=5, total=30)
     assert int(got) == allocator.budget_schedule(step)[0], step
 
   ids = torch.tensor(IDS)

@@ -9,14 +9,15 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
+from jaxft.formats.huggingface import load_directory
+from jaxft.leaves import materialize
 from jaxft.models import decoder
-from jaxft.models.huggingface import load_directory
-from jaxft.transforms import materialize, path_of
-from jaxft.transforms.householder import hra
-from jaxft.transforms.ia3 import ia3
-from jaxft.transforms.orthogonal import Butterfly, boft, oft
-from jaxft.transforms.road import road
-from jaxft.transforms.tokens import trainable_tokens
+from jaxft.transforms.entries.trainable_tokens import trainable_tokens
+from jaxft.transforms.multiplicative.hra import hra
+from jaxft.transforms.multiplicative.ia3 import ia3
+from jaxft.transforms.multiplicative.orthogonal import Butterfly, boft, oft
+from jaxft.transforms.multiplicative.road import road
+from jaxft.tree import path_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension"),

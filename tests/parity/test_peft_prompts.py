@@ -10,8 +10,8 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from jaxft.adapters import collapse_prefix, p_tuning, prefix, prefix_from_peft, prefix_to_peft, soft_prompt
+from jaxft.formats.huggingface import load_directory
 from jaxft.models import decoder, encoder
-from jaxft.models.huggingface import load_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 

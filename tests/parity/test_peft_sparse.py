@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxft.transforms.sparse import chosen_entries, shira, sparse_delta
+from jaxft.transforms.entries.sparse_delta import chosen_entries, shira, sparse_delta
 
 N_IN, N_OUT, RANK = 12, 9, 2
 

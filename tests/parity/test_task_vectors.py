@@ -9,7 +9,7 @@ merge_utils = pytest.importorskip("peft.utils.merge_utils")
 import jax
 import jax.numpy as jnp
 
-from jaxft.merging.ternary import ternarize
+from jaxft.merging.compression.ternary import ternarize
 from jaxft.transforms.linear_combination import linear_combination
 from tests.contracts.transforms import forward, stack_params
 

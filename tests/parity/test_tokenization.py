@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer
 
 from jaxft import data
-from jaxft.models import fetch
+from jaxft.formats import fetch
 
 TEXTS = ["A short one.", "naïve 你好 🙂  two  spaces\n\tand a tab", "word " * 60, "def f(x: int = 3) -> str: return 'x'"]
 CHATS = [

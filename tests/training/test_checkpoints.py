@@ -13,6 +13,7 @@ from jaxft.training import Checkpoints, checksum, fingerprint_of, make_mesh
 from jaxft.training.checksums import checksums
 from tests.training import toy
 
+
 def trained(steps, **options):
   state, frozen, step = toy.start(**options)
   for t in range(steps):

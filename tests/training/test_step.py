@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from jaxft.leaves import dot
 from jaxft.losses.reduction import Mean
 from jaxft.training import abstract_state, cast_floating, init_state, make_mesh, make_train_step
-from jaxft.transforms import chain, count, dot, full, lora, quantize, train
+from jaxft.transforms import chain, full, lora, quantize, train
+from jaxft.tree import count
 from tests.training import toy
 
 

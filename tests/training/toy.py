@@ -9,9 +9,10 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
+from jaxft.leaves import dot
 from jaxft.losses.reduction import Mean
 from jaxft.training import TrainState, init_state, make_train_step
-from jaxft.transforms import chain, dot, lora, on, train
+from jaxft.transforms import chain, lora, on, train
 
 DIM, HIDDEN, LAYERS, ROWS = 8, 32, 2, 8
 RULES = (("**/up/kernel", P("fsdp", "tensor")), ("**/down/kernel", P("tensor", "fsdp")))

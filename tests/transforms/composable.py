@@ -4,13 +4,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.choices import within_layers
+from jaxft.leaves import materialize
 from jaxft.transforms import (
-    ParamTransform, adalora, binary_mask, boft, c3a, chain, corda, delora, dense_projection, dora, fourier_ft, freeze,
-    freeze_below, full, given_inputs, half, hira, hra, ia3, learned_scale, linear_combination, loftq, loha, lokr, lora,
-    lora_ga, low_rank, map_with_path, mask, materialize, mica, miss, oft, olora, on, pissa, quantize, rand_lora,
-    random_subspace, road, shira, sparse_delta, sparse_projection, submatrix, train, trainable_tokens, vb_lora, vera,
-    within_layers,
+  ParamTransform,
+  adalora,
+  binary_mask,
+  boft,
+  c3a,
+  chain,
+  corda,
+  delora,
+  dense_projection,
+  dora,
+  fourier_ft,
+  freeze,
+  freeze_below,
+  from_directions,
+  full,
+  half,
+  hira,
+  hra,
+  ia3,
+  learned_scale,
+  linear_combination,
+  loftq,
+  loha,
+  lokr,
+  lora,
+  lora_ga,
+  low_rank,
+  mica,
+  miss,
+  oft,
+  olora,
+  on,
+  pissa,
+  quantize,
+  rand_lora,
+  random_subspace,
+  road,
+  shira,
+  sparse_delta,
+  sparse_projection,
+  submatrix,
+  train,
+  trainable_tokens,
+  vb_lora,
+  vera,
 )
+from jaxft.tree import map_with_path, mask
 from tests.contracts.cases_merging import over_adapters
 
 KEY = jax.random.key(0)
@@ -25,7 +68,7 @@ EXACT = {
     "corda": lambda f: with_statistics(f, covariance, lambda s: low_rank(f, rank=2, init=corda(), statistics=s)),
     "lora_ga": lambda f: with_statistics(f, jnp.sin, lambda s: low_rank(f, rank=2, init=lora_ga(), statistics=s)),
     "eva": lambda f: with_statistics(
-        f, lambda w: w[..., :2], lambda s: low_rank(f, rank=2, init=given_inputs, statistics=s)),
+        f, lambda w: w[..., :2], lambda s: low_rank(f, rank=2, init=from_directions, statistics=s)),
     "mica": lambda f: mica(f, rank=2),
     "dora": lambda f: dora(f, rank=2),
     "vera": lambda f: vera(f, rank=4),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxft.transforms
-from jaxft.transforms import lora, loftq, low_rank, mica, quantize_array, random_subspace
-from jaxft.transforms.lora import INITS
+from jaxft.transforms import loftq, lora, low_rank, mica, quantize_array, random_subspace
+from jaxft.transforms.low_rank.lora import INITS
 
 KEY = jax.random.key(0)
 PARAMS = {"kernel": jnp.ones((8, 8), jnp.bfloat16)}

@@ -6,9 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxft.training.agreement import agreement, agreement_dropout
-from jaxft.transforms.binary_mask import (
-    binary_mask, harden, masked_fraction, pack_mask, straight_through_threshold, unpack_mask,
+from jaxft.optimizers.agreement import agreement, agreement_dropout
+from jaxft.transforms.entries.binary_mask import (
+  binary_mask,
+  harden,
+  masked_fraction,
+  pack_mask,
+  straight_through_threshold,
+  unpack_mask,
 )
 
 KEY = jax.random.key(0)

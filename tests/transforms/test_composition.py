@@ -13,10 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxft.leaves import materialize
 from jaxft.transforms import (
-    chain, count, dense_projection, dora, full, lora, materialize, mica, on, quantize, random_subspace, shira,
-    train,
+  chain,
+  dense_projection,
+  dora,
+  full,
+  lora,
+  mica,
+  on,
+  quantize,
+  random_subspace,
+  shira,
+  train,
 )
+from jaxft.tree import count
 from tests.contracts.transforms import forward, stack_params
 from tests.transforms.composable import EXACT
 

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxft.transforms import ParamTransform, chain, leaves_with_paths, map_with_path, materialize, unstack_layers
-from jaxft.transforms.paths import is_structured
+from jaxft.leaves import materialize
+from jaxft.transforms import ParamTransform, chain
+from jaxft.tree import leaves_with_paths, map_with_path, unstack_layers
+from jaxft.tree.paths import is_structured
 from tests.transforms.composable import EVERY, KEY
 
 ALL = "layers/**"

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.merging import apply_task_vector, task_vector
-from jaxft.transforms import chain, lora, materialize, sparse_delta, stack_layers, unstack_layers
+from jaxft.leaves import materialize
+from jaxft.transforms import chain, lora, sparse_delta
 from jaxft.transforms.linear_combination import coefficient_norm, linear_combination
+from jaxft.tree import apply_task_vector, stack_layers, task_vector, unstack_layers
 from tests.contracts.transforms import forward, stack_params
 
 KEY = jax.random.key(0)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.transforms import linear_combination, lora, materialize
-from jaxft.transforms.lora_combination import lora_combination
+from jaxft.leaves import materialize
+from jaxft.transforms import linear_combination, lora
+from jaxft.transforms.low_rank.lora_combination import lora_combination
 from tests.contracts.transforms import forward, stack_params
 
 KEY = jax.random.key(0)

@@ -6,17 +6,19 @@ import numpy as np
 import optax
 import pytest
 
-from jaxft.training.updates import lora_plus, scale_updates
-from jaxft.transforms import lazy, lora, low_rank, materialize, quantize_array, stack_layers, unstack_layers
-from jaxft.transforms.adalora import adalora, keep_triplets, top_triplets
-from jaxft.transforms.data_inits import corda, damped, lora_ga, oriented_svd
-from jaxft.transforms.delora import delora
-from jaxft.transforms.dora import column_squares, dora
-from jaxft.transforms.eva import eva_directions, given_inputs
-from jaxft.transforms.input_covariance import add_inputs, input_covariances
-from jaxft.transforms.low_rank_inits import loftq, mica, olora, pissa
-from jaxft.transforms.vector_bank import mix_vectors
-from jaxft.transforms.vera import vera
+from jaxft.leaves import lazy, materialize
+from jaxft.optimizers.rates import lora_plus, scale_updates
+from jaxft.transforms import lora, low_rank, quantize_array
+from jaxft.transforms.low_rank.adalora import adalora, keep_triplets, top_triplets
+from jaxft.transforms.low_rank.data_inits import corda, damped, lora_ga, oriented_svd
+from jaxft.transforms.low_rank.delora import delora
+from jaxft.transforms.low_rank.dora import column_squares, dora
+from jaxft.transforms.low_rank.eva import eva_directions, from_directions
+from jaxft.transforms.low_rank.input_covariance import add_inputs, input_covariances
+from jaxft.transforms.low_rank.vb_lora import mix_vectors
+from jaxft.transforms.low_rank.vera import vera
+from jaxft.transforms.low_rank.weight_inits import loftq, mica, olora, pissa
+from jaxft.tree import stack_layers, unstack_layers
 from tests.contracts.transforms import block, forward, stack_params
 
 KEY = jax.random.key(0)
@@ -156,7 +158,7 @@ def test_eva_shares_out_ranks_by_explained_variance():
     assert sorted(ranks.tolist()) == [2, 4]
   even = eva_directions({"up/kernel": COVARIANCE}, rank=3, rho=1.0)
   np.testing.assert_allclose(even["up/kernel"].T @ even["up/kernel"], jnp.eye(3), atol=1e-5)
-  _, t, _ = init(given_inputs, 3, even["up/kernel"])
+  _, t, _ = init(from_directions, 3, even["up/kernel"])
   values = jnp.linalg.eigvalsh(COVARIANCE)[::-1]
   np.testing.assert_allclose(jnp.diag(t["a"].T @ COVARIANCE @ t["a"]), values[:3], rtol=1e-4)
   assert not jnp.any(t["b"])

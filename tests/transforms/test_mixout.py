@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.transforms import cut_layers, mixout, stack_layers, unstack_layers
+from jaxft.transforms import mixout
+from jaxft.tree import cut_layers, stack_layers, unstack_layers
 
 KEY = jax.random.key(0)
 START = {"layers": {"up": {"kernel": jax.random.normal(KEY, (3, 40, 50)), "bias": jnp.zeros((3, 50))}},

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.transforms import Scaled, dot, dot_transposed, lookup, materialize
-from jaxft.transforms.householder import Reflections, hra
-from jaxft.transforms.ia3 import ia3, learned_scale
-from jaxft.transforms.multiplicative import Multiplied
-from jaxft.transforms.orthogonal import Butterfly, boft, cayley, oft, skew_from_triu
-from jaxft.transforms.road import Rotations, road
+from jaxft.leaves import Scaled, dot, dot_transposed, lookup, materialize
+from jaxft.transforms.multiplicative.hra import Reflections, hra
+from jaxft.transforms.multiplicative.ia3 import ia3, learned_scale
+from jaxft.transforms.multiplicative.multiplied import Multiplied
+from jaxft.transforms.multiplicative.orthogonal import Butterfly, boft, cayley, oft, skew_from_triu
+from jaxft.transforms.multiplicative.road import Rotations, road
 
 KEY = jax.random.key(0)
 M, N = 16, 12

@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from jaxft.models import decoder, encoder
-from jaxft.transforms import cut_layers, leaves_with_paths, norm_tuning, unstack_layers
+from jaxft.transforms import norm_tuning
+from jaxft.tree import cut_layers, leaves_with_paths, unstack_layers
 
 KEY = jax.random.key(0)
 SIZES = {"vocab_size": 11, "dim": 8, "num_layers": 4, "num_heads": 2, "mlp_dim": 12}

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.transforms import LowRank, Quantized, chain, lora, materialize, quantize, quantize_array
+from jaxft.leaves import LowRank, materialize
+from jaxft.transforms import Quantized, chain, lora, quantize, quantize_array
 from jaxft.transforms.quantize import NF4
 
 KEY = jax.random.key(0)

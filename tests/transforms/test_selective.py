@@ -6,18 +6,17 @@ import numpy as np
 import optax
 import pytest
 
+from jaxft.leaves import dot, dot_transposed, lookup, materialize
 from jaxft.losses.reduction import Mean
 from jaxft.models import decoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.training import init_state, make_train_step
-from jaxft.transforms import (
-    count, cut_layers, dot, dot_transposed, full, leaves_with_paths, lookup, materialize, quantize, stack_layers,
-    unstack_layers,
-)
-from jaxft.transforms.biases import add_biases, bitfit
-from jaxft.transforms.reinitialize import reinitialize_top
-from jaxft.transforms.tokens import RowsReplaced, trainable_tokens
-from jaxft.transforms.unfreezing import carry_over, freeze_below, gradual_unfreezing
+from jaxft.transforms import full, quantize
+from jaxft.transforms.entries.trainable_tokens import RowsReplaced, trainable_tokens
+from jaxft.transforms.whole.bitfit import add_biases, bitfit
+from jaxft.transforms.whole.reinitialize import reinitialize_top
+from jaxft.transforms.whole.unfreezing import carry_over, freeze_below, gradual_unfreezing
+from jaxft.tree import count, cut_layers, leaves_with_paths, stack_layers, unstack_layers
 
 KEY = jax.random.key(0)
 L, V, D = 4, 50, 16

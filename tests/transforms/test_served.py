@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from jaxft.decoding import generate
-from jaxft.merging.delta_files import load_delta, save_delta
-from jaxft.merging.sparse_deltas import apply_delta, fuse, sparse_difference, switch, unfuse
+from jaxft.leaves import RowDelta, dot, dot_transposed, lookup, materialize
+from jaxft.merging.compression.delta_files import load_delta, save_delta
+from jaxft.merging.compression.sparse_deltas import apply_delta, fuse, sparse_difference, switch, unfuse
 from jaxft.models import decoder
-from jaxft.transforms import (
-    Strips, cut_layers, dot, dot_transposed, lookup, lora, materialize, serve, submatrix, submatrix_delta,
-    unstack_layers,
-)
+from jaxft.transforms import lora, serve, submatrix, submatrix_delta
+from jaxft.transforms.entries.served import ServedDeltas
 from jaxft.transforms.quantize import quantize_array
-from jaxft.transforms.served import ServedDeltas
+from jaxft.tree import cut_layers, unstack_layers
 
 KEY = jax.random.key(0)
 CONFIG = decoder.DecoderConfig(
@@ -53,7 +52,7 @@ def test_every_product_is_that_of_the_examples_own_matrix(axis, quantized):
   w = quantize_array(draw(0, M, N), block=4) if quantized else draw(0, M, N)
   chosen = [np.array([7, 0, 3]), np.array([1]), np.array([4, size])]
   shape = lambda k: (k, N) if axis == -2 else (M, k)
-  deltas = [{"w": Strips(jnp.array(i), draw(j, *shape(len(i))), axis)} for j, i in enumerate(chosen)]
+  deltas = [{"w": RowDelta(jnp.array(i), draw(j, *shape(len(i))), axis)} for j, i in enumerate(chosen)]
   adapter = jnp.array([2, 0, -1, 1, 0])
   served = serve({"w": w}, deltas, adapter)["w"]
   whole = materialize({"w": w})
@@ -111,7 +110,7 @@ def test_generation_serves_many_deltas_in_one_batch(layout):
 
 def test_a_traced_adapter_out_of_range_counts_as_none():
   params = {"w": draw(0, M, N)}
-  deltas = [{"w": Strips(jnp.array([1, 4]), draw(1, 2, N))}]
+  deltas = [{"w": RowDelta(jnp.array([1, 4]), draw(1, 2, N))}]
   x = draw(2, 4, M)
   got = jax.jit(lambda adapter: dot(x, serve(params, deltas, adapter)["w"]))(jnp.array([0, 1, -1, -5]))
   np.testing.assert_allclose(got[1:], (x @ params["w"])[1:], rtol=1e-5, atol=1e-5)
@@ -166,7 +165,7 @@ def test_flat_entries_go_through_files_too(tmp_path):
 
 
 W = {"layers": {"w": jnp.ones((3, M, N))}}
-at = lambda row: {"layers/w": Strips(jnp.full((3, 1), row), jnp.ones((3, 1, N)))}
+at = lambda row: {"layers/w": RowDelta(jnp.full((3, 1), row), jnp.ones((3, 1, N)))}
 GOOD = at(0)
 ONE = jnp.array([0])
 
@@ -178,12 +177,12 @@ ONE = jnp.array([0])
     (lambda: serve(W, [GOOD], jnp.array([0.0])), "adapter must be a vector of integers.*got float32"),
     (lambda: serve(W, [GOOD], jnp.array(0)), r"adapter must be a vector of integers.*of shape \(\)"),
     (lambda: serve(W, [{"layers/v": GOOD["layers/w"]}], ONE), "deltas.0. has a path that the params lack: layers/v"),
-    (lambda: serve(W, [{"layers/w": (ONE, ONE)}], ONE), "must hold Strips, of submatrix_delta; got tuple for layers/w"),
-    (lambda: serve(W, [{"layers/w": Strips(ONE, jnp.ones((1, N)))}], ONE), r"layers/w has shape \(3, 12, 10\)"),
+    (lambda: serve(W, [{"layers/w": (ONE, ONE)}], ONE), "must hold RowDelta, of submatrix_delta; got tuple for layers/w"),
+    (lambda: serve(W, [{"layers/w": RowDelta(ONE, jnp.ones((1, N)))}], ONE), r"layers/w has shape \(3, 12, 10\)"),
     (lambda: apply_delta(W, at(-1)), r"layers/w takes indices in 0\.\.11, or 12 for none; got -1\.\.-1"),
     (lambda: serve(W, [at(13)], ONE), r"layers/w takes indices in 0\.\.11, or 12 for none; got 13\.\.13"),
     (lambda: apply_delta({"w": quantize_array(draw(0, 8, 8), block=4)}, {"w": (ONE, ONE)}), "a plain array at w; got"),
-    (lambda: Strips(ONE, ONE, 0), r"axis must be -2 \(rows\) or -1 \(columns\); got 0"),
+    (lambda: RowDelta(ONE, ONE, 0), r"axis must be -2 \(rows\) or -1 \(columns\); got 0"),
     (lambda: ServedDeltas(W, ONE, ONE, ONE, axis=0), r"axis must be -2 \(rows\) or -1 \(columns\); got 0"),
     (lambda: materialize(serve(W, [GOOD], ONE)), "a matrix .3, 12, 10. for each example"),
     (lambda: dot(jnp.ones((3, M)), jax.tree.map(lambda x: x[0], serve(W, [GOOD], ONE))["layers"]["w"]),

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxft.merging.sparse_deltas import apply_delta, compose, fuse, sparse_difference, switch, unfuse
+from jaxft.choices.top_k import lottery_ticket_mask, top_k_mask
+from jaxft.merging.compression.sparse_deltas import apply_delta, compose, fuse, sparse_difference, switch, unfuse
 from jaxft.transforms import bitfit, full, lora, submatrix
-from jaxft.transforms.sparse import chosen_entries, shira, sparse_delta
-from jaxft.transforms.top_k import lottery_ticket_mask, top_k_mask
+from jaxft.transforms.entries.sparse_delta import chosen_entries, shira, sparse_delta
 from tests.contracts.transforms import forward, stack_params
 
 KEY = jax.random.key(0)

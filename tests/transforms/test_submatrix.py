@@ -6,13 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxft.merging.sparse_deltas import compose, fuse, unfuse
+from jaxft.leaves import dot, dot_transposed, lookup, materialize
+from jaxft.merging.compression.sparse_deltas import compose, fuse, unfuse
 from jaxft.models import decoder
-from jaxft.transforms import dot, dot_transposed, lookup, materialize, unstack_layers
-from jaxft.transforms.coupled import MLP_CHANNELS, inverse_order, key_heads, permute_coupled, query_heads
+from jaxft.transforms.entries.s2ft import s2ft, unit_norms
+from jaxft.transforms.entries.submatrix import Submatrix, submatrix, submatrix_delta
 from jaxft.transforms.quantize import quantize_array
-from jaxft.transforms.s2ft import s2ft, unit_norms
-from jaxft.transforms.submatrix import Submatrix, submatrix, submatrix_delta
+from jaxft.tree import unstack_layers
+from jaxft.tree.coupled import MLP_CHANNELS, inverse_order, key_heads, permute_coupled, query_heads
 from tests.contracts.costs import BIG, compiled_flops, matmul_flops, step_cost
 from tests.contracts.transforms import forward, make_step, stack_params
 

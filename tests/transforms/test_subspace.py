@@ -7,9 +7,10 @@ import pytest
 import scipy.linalg
 
 from jaxft.analysis import subspace_alignment
-from jaxft.transforms import materialize, train
-from jaxft.transforms.fastfood import dense_projection, fastfood, sparse_projection, walsh_hadamard
-from jaxft.transforms.subspace import random_subspace
+from jaxft.leaves import materialize
+from jaxft.transforms import train
+from jaxft.transforms.entries.fastfood import dense_projection, fastfood, sparse_projection, walsh_hadamard
+from jaxft.transforms.entries.random_subspace import random_subspace
 from tests.contracts.transforms import forward, stack_params
 
 KEY = jax.random.key(0)

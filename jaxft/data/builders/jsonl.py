@@ -10,8 +10,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from jaxft.checks import nearest
 from jaxft.data.prepare import is_prepared, prepare
-from jaxft.transforms.filters import nearest
 
 # The keys of each format's lines: they tell the format. All hold text but `messages`; only a prompt may be empty.
 FORMATS: dict[str, tuple[str, ...]] = {

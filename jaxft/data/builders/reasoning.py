@@ -8,8 +8,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from jaxft.checks import nearest
 from jaxft.data.prepare import prepare
-from jaxft.transforms.filters import nearest
 
 # The package seeds problem i with seed + i: splits of neighbouring seeds would share problems.
 _SEED_STRIDE = 100_000_000

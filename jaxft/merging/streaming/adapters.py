@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxft.formats.safetensors import open_checkpoint, read_json
 from jaxft.merging.streaming.operands import LowRankUpdate, Operand, Stored
-from jaxft.models.safetensors import open_checkpoint, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Settings of PEFT under which an adapter is more than a scaled product added to matrices.
@@ -39,10 +39,10 @@ def read_updates(folder: Path) -> dict[str, LowRankUpdate]:
   settings = read_json(folder / CONFIG)
   if settings.get("peft_type") != "LORA":
     raise ValueError(f"adapter {folder}: peft_type must be LORA; got {settings.get('peft_type')!r}; load others with "
-                     "jaxft.adapters.peft_files and save the model that they make")
+                     "jaxft.formats.peft_files and save the model that they make")
   if on := [name for name in _REFUSED if settings.get(name)]:
     raise ValueError(f"adapter {folder}: {on[0]}={settings[on[0]]!r} is not added here; load it with "
-                     "jaxft.adapters.peft_files and save the model that it makes")
+                     "jaxft.formats.peft_files and save the model that it makes")
   off = (None, False, 0, "", [], {})
   if unknown := sorted(name for name in set(settings) - _KNOWN - set(_REFUSED) if settings[name] not in off):
     raise ValueError(

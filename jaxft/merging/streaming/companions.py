@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxft.formats.safetensors import read_json
 from jaxft.merging.streaming.described import describe_depths, faults
 from jaxft.merging.streaming.inputs import InputModel
 from jaxft.merging.streaming.plan import Plan
 from jaxft.merging.streaming.stacks import find_stacks
 from jaxft.merging.streaming.vocabulary import TOKEN_KEY, TOKENIZER, Vocabulary, token_ids
-from jaxft.models.safetensors import read_json
 
 RECORD = "merge.json"
 _CONFIG, _TOKENIZER_CONFIG, _TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
@@ -153,7 +153,7 @@ def choose_template(wanted: str, models: Sequence[InputModel]) -> str | None:
   Raises:
     ValueError: it is neither.
   """
-  from jaxft.models.tokenizers import chat_template
+  from jaxft.formats.tokenizers import chat_template
 
   if wanted == "auto":
     found = Counter(text for model in models if (text := chat_template(model.folder)) is not None)

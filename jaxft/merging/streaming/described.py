@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxft.formats.names import expected_shapes, misfits
 from jaxft.merging.streaming.stacks import find_stacks
-from jaxft.models.names import expected_shapes, misfits
 
 # num_hidden_layers, n_layer, num_layers, encoder_layers, num_decoder_layers, num_single_layers, depth
 _COUNT = re.compile(r"(?:num_|n_)?(?:([a-z]+)_)?(?:layers?|blocks?)|depth")
@@ -167,7 +167,7 @@ def _holder(config: Mapping[str, Any], path: Sequence[str]) -> Any:
 
 
 class _Encoder(NamedTuple):
-  """The sizes of a BERT, as `jaxft.models.names` reads them."""
+  """The sizes of a BERT, as `jaxft.formats.names` reads them."""
 
   vocab_size: int
   dim: int

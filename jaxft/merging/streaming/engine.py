@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.merging.leafwise import merge_leaf
-from jaxft.merging.methods import METHODS, streams
+from jaxft.merging.kernels.leafwise import merge_leaf
+from jaxft.merging.kernels.methods import METHODS, streams
 from jaxft.merging.streaming.plan import Plan, TensorPlan
 from jaxft.merging.streaming.shards import ShardWriter
 from jaxft.merging.streaming.workers import for_each

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxft.formats.safetensors import open_checkpoint, read_json
 from jaxft.merging.streaming.adapters import read_updates
 from jaxft.merging.streaming.operands import Adapted, Operand, Stored
-from jaxft.merging.streaming.references import Reference, locate
-from jaxft.models.safetensors import open_checkpoint, read_json
+from jaxft.merging.streaming.recipe_files.references import Reference, locate
 
 
 class InputModel:

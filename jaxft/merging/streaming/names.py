@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from jaxft.merging.streaming.inputs import InputModel
 from jaxft.merging.streaming.operands import Operand
-from jaxft.merging.streaming.references import Reference
+from jaxft.merging.streaming.recipe_files.references import Reference
 
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|cls\.predictions\.decoder)\.weight$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared|embeddings)\.weight$")

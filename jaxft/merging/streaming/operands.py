@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jaxft.merging.blocks import blocks
-from jaxft.merging.namespace import float32
-from jaxft.models.safetensors import Checkpoint
+from jaxft.formats.safetensors import Checkpoint
+from jaxft.merging.kernels.blocks import blocks
+from jaxft.merging.kernels.namespace import float32
 
 
 class Operand(Protocol):

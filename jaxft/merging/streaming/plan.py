@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.merging.streaming.configuration import Recipe
 from jaxft.merging.streaming.inputs import InputModel
 from jaxft.merging.streaming.operands import Operand
-from jaxft.merging.streaming.references import Reference
+from jaxft.merging.streaming.recipe_files.configuration import Recipe
+from jaxft.merging.streaming.recipe_files.references import Reference
 from jaxft.merging.streaming.shards import Entry
 from jaxft.merging.streaming.vocabulary import Vocabulary
 

@@ -6,15 +6,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxft.merging.methods import METHODS, REQUIRED, check_parameters
-from jaxft.merging.streaming.configuration import Module, Recipe, Slice, Source
+from jaxft.merging.kernels.methods import METHODS, REQUIRED, check_parameters
 from jaxft.merging.streaming.inputs import InputModel
 from jaxft.merging.streaming.kinds import check_weights, other_kinds
 from jaxft.merging.streaming.names import VocabularyTensors, buffers, tied_embedding
 from jaxft.merging.streaming.operands import Operand
 from jaxft.merging.streaming.plan import Plan, TensorPlan
-from jaxft.merging.streaming.references import Reference
-from jaxft.merging.streaming.settings import resolve_all
+from jaxft.merging.streaming.recipe_files.configuration import Module, Recipe, Slice, Source
+from jaxft.merging.streaming.recipe_files.references import Reference
+from jaxft.merging.streaming.recipe_files.settings import resolve_all
 from jaxft.merging.streaming.shards import Entry
 from jaxft.merging.streaming.stacks import Place, Stacks, before_layers, find_stacks
 from jaxft.merging.streaming.vocabulary import Aligned, Vocabulary, align_vocabularies, conflicting_tokens

@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxft.formats.safetensors import open_checkpoint, read_json
 from jaxft.merging.streaming.companions import choose_template, output_config, write_companions
-from jaxft.merging.streaming.configuration import Recipe, load_recipes
-from jaxft.merging.streaming.distances import far_from_base
 from jaxft.merging.streaming.engine import run_plan
 from jaxft.merging.streaming.inputs import InputModel, adapted, open_model
 from jaxft.merging.streaming.operands import Promised
 from jaxft.merging.streaming.plan import Plan
 from jaxft.merging.streaming.planner import make_plan
-from jaxft.merging.streaming.references import Reference
+from jaxft.merging.streaming.recipe_files.configuration import Recipe, load_recipes
+from jaxft.merging.streaming.recipe_files.references import Reference
+from jaxft.merging.streaming.reporting.distances import far_from_base
 from jaxft.merging.streaming.shards import ShardWriter
 from jaxft.merging.streaming.staging import Staging, staging
-from jaxft.models.safetensors import open_checkpoint, read_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxft.formats.safetensors import INDEX_SUFFIX, assign_shards, index_text
 from jaxft.merging.streaming.staging import Staging, name_file
-from jaxft.models.safetensors import INDEX_SUFFIX, assign_shards, index_text
 
 # safetensors' names of dtypes.
 DTYPE_NAMES = {

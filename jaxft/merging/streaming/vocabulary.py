@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxft.merging.namespace import float32
+from jaxft.formats.safetensors import read_json
+from jaxft.merging.kernels.namespace import float32
 from jaxft.merging.streaming.inputs import InputModel
 from jaxft.merging.streaming.operands import Operand
-from jaxft.merging.streaming.references import Reference, locate
-from jaxft.merging.streaming.tokenizer_choice import Token, TokenizerChoice
-from jaxft.models.safetensors import read_json
+from jaxft.merging.streaming.recipe_files.references import Reference, locate
+from jaxft.merging.streaming.recipe_files.tokenizer_choice import Token, TokenizerChoice
 
 TOKENIZER = "tokenizer.json"
 # Keys of a config that hold ids of tokens.

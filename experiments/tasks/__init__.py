@@ -1,0 +1,1 @@
+"""The tasks, data and models that several experiments share."""

@@ -1,6 +1,0 @@
-"""Exchange of adapters with PEFT, the library of fine-tuning methods for PyTorch, through its files."""
-
-from jaxft.adapters.peft_files.frequencies import peft_frequencies
-from jaxft.adapters.peft_files.load import LoadedAdapter, load_peft
-from jaxft.adapters.peft_files.prompts import load_peft_prompt, save_peft_prompt
-from jaxft.adapters.peft_files.save import save_peft

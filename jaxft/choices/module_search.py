@@ -1,0 +1,98 @@
+"""Where to fine-tune: a search over layer ranges and modules, by trying them."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from jaxft.tree.depth import layer_of
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import Tree, map_with_path
+
+Node = TypeVar("Node", bound=Hashable)
+
+
+class Search(NamedTuple, Generic[Node]):
+  """What a search found.
+
+  Attributes:
+    best: the node of the highest score among all that were tried.
+    score: its score.
+    scores: of every node tried, in order.
+    path: the node that was expanded at each level.
+  """
+
+  best: Node
+  score: float
+  scores: dict[Node, float]
+  path: list[Node]
+
+
+def tree_search(
+    roots: Sequence[Node], expand: Callable[[Node], Sequence[Node]], evaluate: Callable[[Node], float]
+) -> Search[Node]:
+  """Tries all nodes of a level, expands the best one, and goes on while it has children.
+
+  Args:
+    roots: the first level, such as `layer_ranges(n)`.
+    expand: a node's children, such as the module types within its layers; none ends the search.
+    evaluate: fine-tunes at a node and returns its score, higher is better; called once for each node. The source adds
+      the scores of the speciality and of general abilities.
+
+  Raises:
+    ValueError: there are no roots.
+
+  Source: the coarse step of Zhang et al. 2024, CoFiTune (arXiv 2404.10306).
+  """
+  if not roots:
+    raise ValueError("roots must hold at least one node; got none")
+  scores: dict[Node, float] = {}
+  path: list[Node] = []
+  level = list(roots)
+  while level:
+    for node in level:
+      if node not in scores:
+        scores[node] = float(evaluate(node))
+    path.append(max(level, key=scores.__getitem__))
+    level = list(expand(path[-1]))
+  best = max(scores, key=scores.__getitem__)
+  return Search(best, scores[best], scores, path)
+
+
+def layer_ranges(num_layers: int) -> list[tuple[int, int]]:
+  """The seven ranges `(start, stop)` of the source: the four quarters, and the lower, middle and upper half.
+
+  Raises:
+    ValueError: there are fewer than four layers.
+  """
+  if num_layers < 4:
+    raise ValueError(f"num_layers must be >= 4, for quarters; got {num_layers}")
+  q = [round(i * num_layers / 4) for i in range(5)]
+  return [*zip(q, q[1:]), *zip(q, q[2:])]
+
+
+def within_layers(start: int, stop: int, select: Filter = True) -> Callable[[Tree], Tree]:
+  """What `select` matches in layers `start` to `stop - 1`, as a function of the params that gives a choice.
+
+      transform = train(within_layers(8, 16, "**/mlp/{up,down}/*")(params))
+
+  The choice has a vector of booleans for a stacked leaf of which a part is in the range; see `jaxft.tree.choice`.
+  """
+
+  def choose(params: Tree) -> Tree:
+    choice = map_with_path(
+        lambda path, leaf, chosen: chosen and _inside(path, leaf, start, stop), params, mask(select, params))
+    if not any(np.any(flags) for flags in jax.tree.leaves(choice)):
+      raise ValueError(f"select must match a leaf in layers {start} to {stop - 1}; {select!r} matches none")
+    return choice
+
+  return choose
+
+
+def _inside(path: str, leaf: Any, start: int, stop: int) -> Any:
+  layer = layer_of(path, leaf)
+  if layer is None:
+    return False
+  flags = (np.asarray(layer) >= start) & (np.asarray(layer) < stop)
+  return bool(flags.all()) if flags.all() or not flags.any() else flags

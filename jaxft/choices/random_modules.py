@@ -1,0 +1,233 @@
+"""Random choices of modules and of units (heads, channels), drawn on the host, for a choice shapes the program.
+
+A key here must be concrete, not traced: which leaves train decides which products a step contains.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxft.checks import nearest
+from jaxft.tree.choice import as_choice, modules
+from jaxft.tree.depth import cut_layers, layer_of
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
+
+# What competes in each layer of the decoders and encoders of this library: HFT's three categories.
+CATEGORIES = ("**/attention/*/*", "**/mlp/*/*", "**/{attention_norm,mlp_norm}/*")
+LEVELS = ("category", "layer", "model")
+BALANCES = ("count", "params")
+
+# (category, layer, module): one thing that is chosen or not
+Module = tuple[int, int, str]
+
+
+def host_rng(key: Array) -> np.random.Generator:
+  """A generator of the host, seeded by a concrete key.
+
+  Raises:
+    ValueError: the key is traced.
+  """
+  if isinstance(key, jax.core.Tracer):
+    raise ValueError("key must be concrete, for the choice shapes the program; got a traced key (inside jit or vmap)")
+  with jax.ensure_compile_time_eval():
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+
+
+def random_module_mask(
+    key: Array, params: Tree, groups: Sequence[Filter] = CATEGORIES, *, fraction: float = 0.5,
+    level: Literal["category", "layer", "model"] = "category", balance: Literal["count", "params"] = "count",
+    others: bool = True,
+) -> Tree:
+  """A random fraction of the modules, balanced within each layer: the choice of half fine-tuning.
+
+  A module is all leaves under one parent (`query/kernel` and `query/bias`). Where `fraction` of a layer's modules of a
+  category is not whole, it is rounded up in some layers, drawn at random, and down in the others, so that the total
+  over all layers is exact: of three matrices two train in half of the layers and one in the other half.
+
+  Args:
+    key: concrete.
+    params: arrays or shapes; stacked, cut or unrolled layers give the same choice.
+    groups: filters; in each layer the modules that one of them matches compete. A model with two stacks (encoder and
+      decoder) takes filters of its own for each.
+    fraction: of the modules that are chosen, in [0, 1].
+    level: "category": `fraction` in each layer and category; "layer": a fraction of the layers, whole; "model": a
+      fraction of all modules together.
+    balance: at level "category", of the number of modules, or of their parameters: then each layer takes modules in
+      random order while that brings the running total nearer to `fraction` (key heads fewer than query heads make
+      modules unequal).
+    others: whether leaves that no group matches (embeddings, head) are chosen.
+
+  Returns:
+    A tree like `params` of booleans; of a stacked leaf whose layers differ, a boolean vector over its layers.
+
+  Raises:
+    ValueError: fraction outside [0, 1], an unknown level or balance, a filter that matches nothing.
+
+  Source: Hui et al. 2024, HFT (arXiv 2404.18466), where embeddings and head always train.
+  """
+  if not 0.0 <= fraction <= 1.0:
+    raise ValueError(f"fraction must lie in [0, 1]; got {fraction}")
+  for name, value, known in (("level", level, LEVELS), ("balance", balance, BALANCES)):
+    if value not in known:
+      raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}; {nearest(str(value), known)}")
+  rng = host_rng(key)
+  sizes, owners = _modules(params, groups)
+  if level == "category":
+    chosen = _choose_in_layers(rng, sizes, fraction, balance)
+  elif level == "layer":
+    layers = sorted({layer for _, layer, _ in sizes})
+    kept = set(rng.permutation(layers)[: _round(fraction * len(layers))].tolist())
+    chosen = {module for module in sizes if module[1] in kept}
+  else:
+    modules = sorted(sizes, key=lambda m: (m[1], m[0], m[2]))
+    chosen = {modules[i] for i in rng.permutation(len(modules))[: _round(fraction * len(modules))]}
+
+  def flag(path: str, leaf: Any) -> Any:
+    if leaf is None:
+      return False
+    if path not in owners:
+      return others
+    flags = np.array([module in chosen for module in owners[path]])
+    return bool(flags[0]) if flags.all() or not flags.any() else flags
+
+  return map_with_path(flag, params)
+
+
+def cut_at_changes(params: Tree, choice: Tree, *, stack: str = "layers") -> Tree:
+  """Cuts a stack wherever the choice of some leaf changes, so that in each piece a leaf trains whole or not at all.
+
+  Consecutive layers with the same choice stay one scan. See `half` for why stacks are cut.
+
+  Args:
+    params: a nested dict with stacked layers.
+    choice: of leaves and layers, from `random_module_mask` or `within_layers`.
+    stack: the name that holds the layers.
+
+  Raises:
+    ValueError: the choice does not fit, or divides a layer of some leaf: there is nothing to cut at.
+  """
+  by_layer = map_with_path(
+      lambda path, leaf, flag: modules(flag, path, leaf), {stack: params[stack]},
+      as_choice({stack: choice[stack]}, {stack: params[stack]}))
+  if divided := [path for path, flag in leaves_with_paths(by_layer) if flag is None]:
+    raise ValueError(f"choice must have whole layers to cut at; it divides those of {', '.join(divided[:8])}")
+  vectors = [flags for flags in jax.tree.leaves(by_layer) if np.ndim(flags)]
+  at = sorted({int(i) + 1 for flags in vectors for i in np.flatnonzero(flags[1:] != flags[:-1])})
+  return cut_layers(params, at, stack=stack)
+
+
+def chosen_fraction(params: Tree, choice: Filter | Tree) -> float:
+  """The share of parameters that a choice has: what `fraction` came to."""
+  share = lambda path, leaf, flags: 0 if leaf is None else math.prod(leaf.shape) * float(np.mean(flags))
+  leaves = jax.tree.leaves(map_with_path(share, params, as_choice(choice, params)))
+  return sum(leaves) / sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(params) if leaf is not None)
+
+
+def _modules(params: Tree, groups: Sequence[Filter]) -> tuple[dict[Module, float], dict[str, list[Module]]]:
+  """The size of each module, and for each matched path the modules of its layers."""
+  sizes: dict[Module, float] = {}
+  owners: dict[str, list[Module]] = {}
+  for category, group in enumerate(groups):
+    for (path, leaf), matched in zip(leaves_with_paths(params), jax.tree.leaves(mask(group, params)), strict=True):
+      if not matched or path in owners:
+        continue
+      layer = layer_of(path, leaf)
+      layers = [-1] if layer is None else np.atleast_1d(layer).tolist()
+      owners[path] = [(category, i, path.rpartition("/")[0]) for i in layers]
+      for module in owners[path]:
+        sizes[module] = sizes.get(module, 0.0) + math.prod(leaf.shape) / len(layers)
+  return sizes, owners
+
+
+def _choose_in_layers(
+    rng: np.random.Generator, sizes: dict[Module, float], fraction: float, balance: str
+) -> set[Module]:
+  chosen: set[Module] = set()
+  for category in sorted({module[0] for module in sizes}):
+    layers: dict[int, list[Module]] = {}
+    for module in sorted(m for m in sizes if m[0] == category):
+      layers.setdefault(module[1], []).append(module)
+    orders = {layer: [modules[i] for i in rng.permutation(len(modules))] for layer, modules in layers.items()}
+    if balance == "params":
+      chosen |= _choose_params(orders, sizes, fraction)
+      continue
+    wanted = {layer: fraction * len(modules) for layer, modules in layers.items()}
+    uneven = [layer for layer, n in wanted.items() if n % 1]
+    extra = _round(sum(wanted.values())) - sum(math.floor(n) for n in wanted.values())
+    up = set(rng.permutation(uneven)[:extra].tolist())
+    for layer, order in orders.items():
+      chosen |= set(order[: math.floor(wanted[layer]) + (layer in up)])
+  return chosen
+
+
+def _choose_params(orders: dict[int, list[Module]], sizes: dict[Module, float], fraction: float) -> set[Module]:
+  chosen, want, have = set(), 0.0, 0.0
+  for order in orders.values():
+    want += fraction * sum(sizes[module] for module in order)
+    for module in order:
+      if abs(have + sizes[module] - want) < abs(have - want):
+        chosen.add(module)
+        have += sizes[module]
+  return chosen
+
+
+def _round(x: float) -> int:
+  return math.floor(x + 0.5)
+
+
+def select_units(
+    key: Array | None, sizes: Sequence[int], *, fraction: float, scope: Literal["global", "layer"] = "global",
+    scores: Sequence[Float[np.ndarray, " units"]] | None = None, largest: bool = True,
+) -> list[Int[np.ndarray, " chosen"]]:
+  """Chooses units (heads, channels) of each layer: at random, or by a score.
+
+  Args:
+    key: concrete; not read where scores are given.
+    sizes: how many units each layer has.
+    fraction: chosen, in [0, 1]: `int(fraction * sum(sizes))` of all layers together, or `int(fraction * size)` in each.
+    scope: "global" draws from all layers together, so that they get unequal counts, perhaps none; "layer" from each.
+    scores: of each layer's units; None draws uniformly.
+    largest: take the highest scores, else the lowest; of equal ones the first.
+
+  Returns:
+    For each layer the sorted indices of its chosen units.
+
+  Raises:
+    ValueError: fraction outside [0, 1], an unknown scope, or scores of other lengths.
+
+  Source: Yang et al. 2024, S2FT (arXiv 2412.06289), whose released code draws globally.
+  """
+  if not 0.0 <= fraction <= 1.0:
+    raise ValueError(f"fraction must lie in [0, 1]; got {fraction}")
+  if scope not in ("global", "layer"):
+    raise ValueError(f"scope must be global or layer; got {scope!r}")
+  if scores is not None and [len(s) for s in scores] != list(sizes):
+    raise ValueError(f"scores must have the lengths of sizes, {list(sizes)}; got {[len(s) for s in scores]}")
+  if scores is None:
+    rng = host_rng(key)
+    values = [rng.random(n) for n in sizes]
+  else:
+    values = [np.asarray(s, np.float64) if largest else -np.asarray(s, np.float64) for s in scores]
+  best = lambda v, n: np.sort(np.argsort(-v, kind="stable")[:n])
+  if scope == "layer":
+    return [best(v, int(fraction * len(v))) for v in values]
+  ends = np.cumsum([0, *sizes])
+  flat = best(np.concatenate(values), int(fraction * ends[-1]))
+  return [flat[(flat >= a) & (flat < b)] - a for a, b in zip(ends, ends[1:])]
+
+
+def unit_indices(units: Sequence[Int[np.ndarray, " chosen"]], unit: int = 1) -> Int[np.ndarray, "layers entries"]:
+  """The rows or columns of chosen units, each `unit` wide, as one array: unequal counts are filled with -1.
+
+  Args:
+    units: from `select_units`.
+    unit: entries of a unit: the size of a head, 1 for channels.
+  """
+  rows = [(np.asarray(u)[:, None] * unit + np.arange(unit)).ravel() for u in units]
+  width = max(map(len, rows), default=0)
+  return np.stack([np.pad(row, (0, width - len(row)), constant_values=-1) for row in rows]).astype(np.int32)

@@ -1,0 +1,104 @@
+"""Rows and columns of matrices as a choice of entries, and such a choice as what `submatrix` takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from jaxft.leaves.row_delta import check_axis
+from jaxft.tree.choice import as_choice, entries
+from jaxft.tree.depth import layer_of
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
+
+
+def choose_rows(
+    params: Tree, indices: Mapping[str, Int[np.ndarray, "*layers k"]], *, axis: int = -2
+) -> Tree:
+  """The choice of rows (axis -2) or columns (axis -1) of matrices.
+
+      {'down': W [m, n]}, {'**/down': [1, 4]}  ->  {'down': booleans [m, n], True in rows 1 and 4}
+
+  Args:
+    params: arrays or shapes; layers stacked, cut or unrolled.
+    indices: by glob, `[k]` for all layers or `[L, k]` for each one, where -1 stands for none: from `unit_indices`.
+    axis: -2 or -1.
+
+  Raises:
+    ValueError: a glob matches nothing or a leaf that another matches; indices out of range or of another number of
+      layers; an axis that is neither.
+  """
+  check_axis(axis)
+  owner: dict[str, str] = {}
+  for glob in indices:
+    for (path, _), chosen in zip(leaves_with_paths(params), jax.tree.leaves(mask(glob, params)), strict=True):
+      if chosen and owner.setdefault(path, glob) != glob:
+        raise ValueError(f"indices has two globs for {path}: {owner[path]!r} and {glob!r}")
+
+  def choose(path: str, leaf: Any) -> Any:
+    if path not in owner:
+      return False
+    given, layer, size = np.asarray(indices[owner[path]]), layer_of(path, leaf), leaf.shape[axis]
+    if given.ndim == 2:
+      if layer is None or np.max(layer) >= len(given):
+        raise ValueError(f"indices for {path} must be [k] or have a row for its layer; got {given.shape}")
+      given = given[layer]
+    if given.size and not -1 <= given.min() <= given.max() < size:
+      raise ValueError(f"indices for {path} must lie in 0..{size - 1}, or be -1; got {given.min()}..{given.max()}")
+    rows = np.zeros((*given.shape[:-1], size + 1), bool)
+    np.put_along_axis(rows, given, True, axis=-1)  # -1 is the place beyond the last
+    rows = rows[..., :size]
+    rows = rows.reshape(*rows.shape[:-1], *([1] * (leaf.ndim - np.ndim(layer) - 2)), size)
+    return np.broadcast_to(rows[..., None] if axis == -2 else rows[..., None, :], tuple(leaf.shape))
+
+  return map_with_path(choose, params)
+
+
+def chosen_rows(choice: Filter | Tree, params: Tree, *, axis: int = -2) -> dict[str, Int[np.ndarray, "*layers k"]]:
+  """A choice as the indices that `submatrix` takes: for each path the rows (or columns) that are chosen whole.
+
+  Args:
+    choice: see `jaxft.tree.choice`; a leaf or layer that is chosen whole has all of its rows.
+    params: arrays or shapes.
+    axis: -2 for rows, -1 for columns.
+
+  Raises:
+    ValueError: some row is chosen in part: such a choice is for `sparse_delta`; or nothing is chosen.
+  """
+  check_axis(axis)
+  found = {}
+  for (path, leaf), flag in zip(leaves_with_paths(params), jax.tree.leaves(as_choice(choice, params)), strict=True):
+    if leaf is None or not np.any(flag):
+      continue
+    flags = np.moveaxis(np.asarray(entries(flag, path, leaf)), axis, -1)
+    rows = flags.any(axis=-2)
+    if (rows != flags.all(axis=-2)).any():
+      raise ValueError(
+          f"choice must have whole {'rows' if axis == -2 else 'columns'}; of {path} {tuple(leaf.shape)} it has some in "
+          "part, which is for sparse_delta")
+    layer = layer_of(path, leaf)
+    if not np.ndim(layer):
+      found[path] = np.flatnonzero(rows).astype(np.int32)
+      continue
+    width = int(rows.sum(axis=-1).max())
+    found[path] = np.full((int(np.max(layer)) + 1, width), -1, np.int32)
+    for of, row in zip(layer, rows, strict=True):
+      found[path][of, : row.sum()] = np.flatnonzero(row)
+  if not found:
+    raise ValueError("choice must choose at least one row; got none")
+  return found
+
+
+def head_units(heads: Int[np.ndarray, "k 2"], num_layers: int) -> list[Int[np.ndarray, " chosen"]]:
+  """Heads as pairs `(layer, head)`, from `top_heads`, as the units of each layer, for `unit_indices`.
+
+  Raises:
+    ValueError: a layer out of range.
+  """
+  heads = np.asarray(heads)
+  pairs = heads.ndim == 2 and heads.shape[1] == 2
+  if not pairs or ((heads[:, 0] < 0) | (heads[:, 0] >= num_layers)).any():
+    raise ValueError(f"heads must be pairs (layer, head) with layers in 0..{num_layers - 1}; got {heads.tolist()}")
+  return [np.sort(heads[heads[:, 0] == layer, 1]) for layer in range(num_layers)]

@@ -1,0 +1,56 @@
+"""Scores of single weights, for `top_k_mask`: how large, how far moved, how much the loss depends on them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.tree.paths import Tree
+
+Gradient = Callable[[Tree, Any], Tree]
+
+
+def magnitude_scores(params: Tree) -> Tree:
+  """`|w|`, float32."""
+  return jax.tree.map(lambda w: jnp.abs(w.astype(jnp.float32)), params)
+
+
+def change_scores(after: Tree, before: Tree) -> Tree:
+  """`|after - before|`, subtracted in float32."""
+  return jax.tree.map(lambda a, b: jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)), after, before)
+
+
+def gradient_scores(gradient: Gradient, params: Tree, batches: Iterable[Any]) -> Tree:
+  """`|mean over batches of the gradient|`: the first-order change of the loss per unit of each weight.
+
+  Args:
+    gradient: `(params, batch) -> gradients`, such as `jax.jit(jax.grad(loss))`.
+    params: where it is taken.
+    batches: of equal weight.
+
+  Raises:
+    ValueError: there is no batch.
+  """
+  return jax.tree.map(jnp.abs, _mean(lambda g: g, gradient, params, batches))
+
+
+def fisher_scores(gradient: Gradient, params: Tree, batches: Iterable[Any]) -> Tree:
+  """The diagonal of the empirical Fisher information, `mean over batches of gradient ** 2`.
+
+  A batch of one example gives the definition; larger batches average gradients before they are squared.
+
+  Args, Raises: see `gradient_scores`.
+  """
+  return _mean(jnp.square, gradient, params, batches)
+
+
+def _mean(f: Callable[[jax.Array], jax.Array], gradient: Gradient, params: Tree, batches: Iterable[Any]) -> Tree:
+  total, count = None, 0
+  for batch in batches:
+    values = jax.tree.map(lambda g: f(g.astype(jnp.float32)), gradient(params, batch))
+    total = values if total is None else jax.tree.map(jnp.add, total, values)
+    count += 1
+  if not count:
+    raise ValueError("batches must hold at least one batch; got none")
+  return jax.tree.map(lambda x: x / count, total)

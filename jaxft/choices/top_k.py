@@ -1,0 +1,154 @@
+"""The k largest of a tree of scores, as a mask: exact, without sorting or gathering the leaves.
+
+A float32 has an image among the 32-bit integers that keeps its order. The k-th largest is found bit by bit: 32 times,
+each leaf counts its own entries at or above a threshold. A count is a sum where the leaf lies, so that sharded leaves
+stay where they are; small trees and large ones go the same way, and equal scores never admit more than k.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, UInt32
+
+from jaxft.checks import nearest
+from jaxft.choices.scores import change_scores
+from jaxft.tree.choice import as_choice, entries
+from jaxft.tree.depth import layer_of
+from jaxft.tree.filters import Filter
+from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path
+
+SCOPES = ("global", "leaf", "layer")
+
+
+def top_k_mask(
+    scores: Tree, k: int | float, *, scope: Literal["global", "leaf", "layer"] = "global",
+    where: Filter | Tree | None = None,
+) -> Tree:
+  """The mask of the k largest scores; of equal ones, those that come first in the tree's order.
+
+  Runs once, before training and outside `jit`.
+
+  Args:
+    scores: a tree of arrays, holes allowed; a NaN counts as the lowest score.
+    k: how many to take of all that compete, or, as a float in (0, 1], which fraction of them, rounded down.
+    scope: what competes: all leaves; each leaf with itself; each layer with itself, where a stacked leaf is split
+      along its layer axis and what lies outside the layers is one more.
+    where: what competes at all: a filter or a choice (`jaxft.tree.choice`).
+
+  Returns:
+    A tree like `scores` of boolean arrays.
+
+  Raises:
+    ValueError: scope is unknown, or k is negative, beyond what competes, or a fraction outside (0, 1].
+  """
+  if scope not in SCOPES:
+    raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}; {nearest(str(scope), SCOPES)}")
+  if isinstance(k, float) and not 0.0 < k <= 1.0 or k < 0:
+    raise ValueError(f"k must be an integer >= 0 or a fraction in (0, 1]; got {k!r}")
+  named = leaves_with_paths(scores)
+  allowed = _allowed(where, scores)
+  groups: dict[Any, list[tuple[int, int | None]]] = {}
+  for i, (path, leaf) in enumerate(named):
+    layer = layer_of(path, leaf) if scope == "layer" and leaf is not None else None
+    if leaf is None or allowed[i] is False:
+      continue
+    if np.ndim(layer):
+      for row, index in enumerate(layer):
+        groups.setdefault(int(index), []).append((i, row))
+    else:
+      groups.setdefault({"global": "", "leaf": path, "layer": layer}[scope], []).append((i, None))
+
+  found: dict[tuple[int, int | None], Array] = {}
+  for name, pieces in groups.items():
+    images = [_image(_row(named[i][1], row), _row(allowed[i], row)) for i, row in pieces]
+    competing = sum(int(jnp.sum(_row(allowed[i], row))) if np.ndim(allowed[i]) else image.size
+                    for (i, row), image in zip(pieces, images, strict=True))
+    wanted = int(k * competing) if isinstance(k, float) else k
+    if wanted > competing:
+      of = {"global": "all leaves", "leaf": f"leaf {name}", "layer": f"layer {name}"}[scope]
+      raise ValueError(f"k must be at most the number of scores that compete, {competing} in {of}; got {k}")
+    found.update(zip(pieces, _largest(images, wanted), strict=True))
+
+  def assemble(i: int, leaf: Any) -> Any:
+    if leaf is None:
+      return None
+    if (i, None) in found:
+      return found[i, None]
+    rows = [found.get((i, row)) for row in range(leaf.shape[0])] if leaf.ndim else []
+    return jnp.stack(rows) if rows and rows[0] is not None else jnp.zeros(leaf.shape, bool)
+
+  structure = jax.tree.structure(scores, is_leaf=is_leaf)
+  return structure.unflatten([assemble(i, leaf) for i, (_, leaf) in enumerate(named)])
+
+
+def lottery_ticket_mask(
+    before: Tree, after: Tree, k: int | float, *, where: Filter | Tree | None = None, previous: Tree | None = None
+) -> Tree:
+  """The k coordinates that dense training moved most, `|after - before|`, over all leaves together.
+
+  Args:
+    before, after: params at the start and at the end of the dense phase.
+    k: how many, or which fraction; see `top_k_mask`.
+    where: what may be chosen, a filter: the source leaves out heads, and takes the encoder's other tensors whole.
+    previous: the mask of earlier rounds: k more are chosen among the rest, and the union is returned.
+
+  Source: Ansell et al. 2022, LT-SFT (arXiv 2110.07560). Its threshold test admits all of the entries that tie for the
+  last place; here exactly k are.
+  """
+  change = change_scores(after, before)
+  if previous is None:
+    return top_k_mask(change, k, where=where)
+  rest = lambda path, leaf, flag, taken: False if leaf is None else ~taken & entries(flag, path, leaf)
+  still = map_with_path(rest, change, as_choice(True if where is None else where, change, name="where"), previous)
+  return jax.tree.map(jnp.logical_or, top_k_mask(change, k, where=still), previous)
+
+
+def _allowed(where: Any, scores: Tree) -> list[Any]:
+  """For each leaf False, True or a boolean array of its shape."""
+  flags = as_choice(True if where is None else where, scores, name="where")
+  whole = lambda path, leaf, flag: flag if isinstance(flag, bool) else entries(flag, path, leaf)
+  return jax.tree.leaves(map_with_path(whole, scores, flags))
+
+
+def _row(x: Any, row: int | None) -> Any:
+  return x if row is None or not np.ndim(x) else x[row]
+
+
+@jax.jit
+def _image(x: Array, allowed: Any) -> UInt32[Array, "..."]:
+  """The image of each score: at least 1 for a float, 0 for NaN and for what does not compete."""
+  x = x.astype(jnp.float32)
+  x = jnp.where(x == 0, 0.0, x)  # -0 becomes 0
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  image = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+  return jnp.where(jnp.isnan(x) | ~jnp.asarray(allowed), 0, image)
+
+
+@jax.jit
+def _counts(images: list[Array], threshold: UInt32[Array, ""]) -> list[Array]:
+  return [jnp.sum(x >= threshold, dtype=jnp.uint32) for x in images]
+
+
+def _largest(images: list[Array], k: int) -> list[Bool[Array, "..."]]:
+  """The masks of the k largest images of all arrays together."""
+  if k == 0:
+    return [jnp.zeros(x.shape, bool) for x in images]
+  # Counts are added as Python integers: those of a large model together do not fit in 32 bits.
+  count = lambda threshold: [int(c) for c in _counts(images, np.uint32(threshold))]
+  threshold = 0
+  for bit in reversed(range(32)):
+    if sum(count(threshold | 1 << bit)) >= k:
+      threshold |= 1 << bit
+  at_least = count(threshold)
+  above = count(threshold + 1) if threshold + 1 < 1 << 32 else [0] * len(images)
+  if sum(at_least) == k:
+    return [x >= np.uint32(threshold) for x in images]
+  masks, left = [], k - sum(above)
+  for x, here in zip(images, (a - b for a, b in zip(at_least, above)), strict=True):
+    tied = x == np.uint32(threshold)
+    first = jnp.cumsum(tied.ravel(), dtype=jnp.uint32).reshape(x.shape) <= np.uint32(min(left, here))
+    masks.append((x > np.uint32(threshold)) | (tied & first))
+    left -= min(left, here)
+  return masks

@@ -1,0 +1,271 @@
+"""Hugging Face model folders (`config.json`, safetensors, tokenizer) to params trees and back.
+
+BERT encoders, with the pooling that sentence-transformers keeps beside them, and Llama decoders. What is loaded is
+exactly what is on disk: a tensor that is missing, unknown, of another shape or of another kind is an error, never a
+warning.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from jaxft.formats.huggingface_config import Config, from_huggingface, to_huggingface
+from jaxft.formats.names import HEAD, STACK, Rule, expected_shapes, is_decoder, misfits, rules_for, shape_of
+from jaxft.formats.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards, write_atomically
+from jaxft.formats.tokenizers import check_tokenizer
+from jaxft.leaves import materialize
+from jaxft.tree import layer_of, leaves_with_paths
+
+# Buffers that old versions saved, and BERT's next-sentence head, which embeddings do not use.
+_IGNORED = re.compile(r"(bert\.)?(embeddings\.position_ids|pooler\..*)|.*\.rotary_emb\.inv_freq")
+
+
+def load_directory(
+    path: str | os.PathLike, *, dtype: jnp.dtype = jnp.float32, stacked: bool = True
+) -> tuple[dict[str, Any], Config]:
+  """Loads the params and the config of a Hugging Face folder.
+
+  Args:
+    path: the folder.
+    dtype: of the params; tensors of another floating dtype are cast.
+    stacked: layers along a leading axis `layers/...`, or one subtree per layer `layers/0/...`.
+
+  Raises:
+    FileNotFoundError: the folder, or its `config.json`, does not exist.
+    ValueError: the checkpoint is corrupt or pickled, its config asks for what the models do not compute, or its
+      tensors are not those of its config; all faults of one kind are named together.
+  """
+  path = Path(path)
+  config = read_config(path)
+  checkpoint = open_checkpoint(path)
+  rules = rules_for(config)
+  prefix = "bert." if not is_decoder(config) and any(n.startswith("bert.") for n in checkpoint.tensors) else ""
+  _check(checkpoint, config, prefix, path)
+
+  def read(rule: Rule, layer: int | None) -> np.ndarray:
+    tensor = checkpoint.read(prefix + rule.name.format(layer=layer))
+    return tensor.T if rule.transpose else tensor
+
+  return build_params(rules, config, read, dtype=dtype, stacked=stacked), config
+
+
+def build_params(
+    rules: tuple[Rule, ...], config: Config, read: Callable[[Rule, int | None], np.ndarray], *,
+    dtype: jnp.dtype = jnp.float32, stacked: bool = True,
+) -> dict[str, Any]:
+  """A params tree from a function that reads one layer's tensor, in our layout.
+
+  Stacked layers are read straight into one array, so that besides the params one leaf and one tensor are held.
+  """
+  params: dict[str, Any] = {}
+  for rule in rules:
+    shape = shape_of(rule, config)
+    if not rule.layered:
+      _set(params, rule.path, _filled(shape, [(..., read(rule, None))], dtype))
+    elif stacked:
+      tensors = ((layer, read(rule, layer)) for layer in range(config.num_layers))
+      _set(params, rule.path.replace("/{layer}", ""), _filled((config.num_layers, *shape), tensors, dtype))
+    else:
+      for layer in range(config.num_layers):
+        _set(params, rule.path.format(layer=layer), _filled(shape, [(..., read(rule, layer))], dtype))
+  return params
+
+
+def _filled(shape: tuple[int, ...], parts: Any, dtype: jnp.dtype) -> jax.Array:
+  out = np.empty(shape, dtype)
+  for index, tensor in parts:
+    out[index] = tensor
+  return jnp.asarray(out)
+
+
+def _set(tree: dict[str, Any], path: str, leaf: Any) -> None:
+  *parents, name = path.split("/")
+  for parent in parents:
+    tree = tree.setdefault(parent, {})
+  tree[name] = leaf
+
+
+def read_config(path: str | os.PathLike) -> Config:
+  """The config of a Hugging Face folder; an encoder's pooling from the files of sentence-transformers beside it.
+
+  Without those files an encoder pools by the mean and does not normalize, as sentence-transformers does then.
+  """
+  path = Path(path)
+  if not (path / "config.json").is_file():
+    raise FileNotFoundError(f"no config.json in {path}")
+  try:
+    return from_huggingface(read_json(path / "config.json"), **_pooling(path))
+  except ValueError as e:
+    raise ValueError(f"{path}: {e}") from None
+
+
+def _pooling(path: Path) -> dict[str, Any]:
+  if not (path / "modules.json").is_file():
+    return {}
+  try:
+    modules = parse_json((path / "modules.json").read_text(encoding="utf-8"))
+    folders = {module["type"].rpartition(".")[2]: str(module["path"]) for module in modules}
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+    raise ValueError(f"modules.json is not a list of modules with type and path: {e}") from None
+  if list(folders) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    raise ValueError(f"modules.json must list Transformer, Pooling and perhaps Normalize; got {list(folders)}")
+  if not re.fullmatch(r"[\w-]+", folders["Pooling"]):
+    raise ValueError(f"modules.json: the path of Pooling must be a folder's name; got {folders['Pooling']!r}")
+  settings = read_json(path / folders["Pooling"] / "config.json")
+  # One key per mode until sentence-transformers 5, then one key for all.
+  modes = [key.removeprefix("pooling_mode_") for key, on in settings.items() if key.startswith("pooling_mode_") and on]
+  modes += [settings["pooling_mode"]] if "pooling_mode" in settings else []
+  known = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}
+  if len(modes) != 1 or str(modes[0]) not in known:
+    raise ValueError(f"{folders['Pooling']}/config.json: pooling must be mean or cls; got {modes}")
+  return {"pooling": known[modes[0]], "normalize": "Normalize" in folders}
+
+
+def _check(checkpoint: Checkpoint, config: Config, prefix: str, path: Path) -> None:
+  """Raises one ValueError that names all tensors that are missing, unknown, of another shape, or not floating."""
+  try:
+    expected = expected_shapes(config, lambda rule: prefix + rule.name, available=len(checkpoint.tensors))
+  except ValueError as e:
+    raise ValueError(f"{path}: {e}") from None
+  held = {name: info for name, info in checkpoint.tensors.items() if not _IGNORED.fullmatch(name)}
+  if is_decoder(config) and config.tie_embeddings and HEAD.name in held:
+    _check_tied(checkpoint, held.pop(HEAD.name), path)
+  problems = misfits(expected, held)
+  problems += [
+    f"{name} has dtype {info.dtype}, which is not floating" for name, info in held.items()
+    if name in expected and not jnp.issubdtype(info.dtype, jnp.floating)
+  ]
+  if problems:
+    raise ValueError(f"{path}: {len(problems)} tensors do not fit config.json: " + "; ".join(problems))
+
+
+def _check_tied(checkpoint: Checkpoint, head: Any, path: Path) -> None:
+  """A checkpoint may store a tied head a second time; if it differs, the model is not the one that config.json says."""
+  embedding = "model.embed_tokens.weight"
+  info = checkpoint.tensors.get(embedding)
+  if info is not None and (info.shape != head.shape or not np.array_equal(
+      checkpoint.read(HEAD.name), checkpoint.read(embedding), equal_nan=True)):
+    raise ValueError(f"{path}: config.json ties the head to the embedding, but {HEAD.name} differs from {embedding}")
+
+
+def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]:
+  """A params tree as the arrays of a Hugging Face checkpoint, by name; views where no copy is needed.
+
+  Args:
+    params: stacked, unrolled or cut; structured leaves are materialized.
+    config: their config.
+
+  Raises:
+    ValueError: the params are not those of the config; all faults are named.
+  """
+  rules = {rule.path: rule for rule in rules_for(config)}
+  layers: dict[tuple[str, int | None], np.ndarray] = {}
+  problems = []
+  for path, leaf in leaves_with_paths(materialize(params)):
+    if leaf is None:
+      problems.append(f"{path} is a hole")
+      continue
+    template = re.sub(rf"^{STACK}/(?:\d+(?::\d+)?/)?", f"{STACK}/{{layer}}/", path)
+    if template not in rules:
+      problems.append(f"unknown {path} {tuple(leaf.shape)}")
+      continue
+    rule, where = rules[template], layer_of(path, leaf) if path.startswith(f"{STACK}/") else None
+    array = np.asarray(leaf)
+    for layer, one in zip(where, array) if np.ndim(where) else [(where, array)]:
+      if one.shape != shape_of(rule, config):
+        problems.append(f"{path} has shape {one.shape} in one layer, the config wants {shape_of(rule, config)}")
+        break
+      layers[template, None if layer is None else int(layer)] = one.T if rule.transpose else one
+  depth = lambda rule: range(config.num_layers) if rule.layered else [None]
+  wanted = [(rule.path, layer) for rule in rules.values() for layer in depth(rule)]
+  problems += [f"missing {path.format(layer=layer)}" for path, layer in wanted if (path, layer) not in layers]
+  problems += [f"unknown {path.format(layer=layer)}" for path, layer in sorted(layers.keys() - set(wanted))]
+  if problems:
+    raise ValueError(f"params do not fit the config: {'; '.join(problems)}")
+  return {rules[path].name.format(layer=layer): layers[path, layer] for path, layer in wanted}
+
+
+def save_directory(
+    params: Mapping[str, Any], config: Config, path: str | os.PathLike, *, tokenizer: Tokenizer | None = None,
+    chat_template: str | None = None, max_length: int | None = None, max_shard_bytes: int = 5 * 10**9,
+) -> None:
+  """Saves a folder that `load_directory`, transformers and sentence-transformers load; it appears whole or not at all.
+
+  Args:
+    params: stacked, unrolled or cut; structured leaves are materialized. Their dtype is kept.
+    config: their config.
+    path: a folder that does not exist yet, or is empty.
+    tokenizer: saved as `tokenizer.json`.
+    chat_template: the Jinja template that goes with it.
+    max_length: the most tokens of an encoder's input; None takes the size of its position table.
+    max_shard_bytes: larger checkpoints are cut into several files.
+
+  Raises:
+    FileExistsError: there is something at `path`.
+    ValueError: the params are not those of the config, or the tokenizer has tokens for which the embedding has no row.
+  """
+  path = Path(path)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise FileExistsError(f"{path} exists; saving does not replace it")
+  tensors = to_named(params, config)
+  if tokenizer is not None:
+    check_tokenizer(tokenizer, config.vocab_size)
+  part = path.with_name(f".{path.name}.{os.getpid()}.part")
+  part.mkdir(parents=True)
+  try:
+    # transformers refuses a file whose header does not name a framework.
+    save_shards(tensors, part, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
+    dtype = str(jnp.result_type(*(x.dtype for x in tensors.values())))
+    files = {"config.json": to_huggingface(config, dtype=dtype)}
+    if tokenizer is not None:
+      tokenizer.save(str(part / "tokenizer.json"))
+      files["tokenizer_config.json"] = _tokenizer_config(tokenizer, config, chat_template, max_length)
+    if not is_decoder(config):
+      files |= _sentence_transformers(config, max_length)
+    for name, content in files.items():
+      (part / name).parent.mkdir(exist_ok=True)
+      text = json.dumps(content, indent=2) + "\n"
+      write_atomically(part / name, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+    os.replace(part, path)
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def _tokenizer_config(
+    tokenizer: Tokenizer, config: Config, chat_template: str | None, max_length: int | None
+) -> dict[str, Any]:
+  out: dict[str, Any] = {
+    "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length or config.max_length,
+    "clean_up_tokenization_spaces": False,
+  }
+  if is_decoder(config):
+    ids = {"bos_token": config.bos_id, "eos_token": config.eos_id, "pad_token": config.pad_id}
+    out |= {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+  else:
+    roles = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+    out |= {f"{role}_token": token for role, token in roles.items() if tokenizer.token_to_id(token) is not None}
+  return out | ({"chat_template": chat_template} if chat_template else {})
+
+
+def _sentence_transformers(config: Config, max_length: int | None) -> dict[str, Any]:
+  kinds = [("Transformer", ""), ("Pooling", "1_Pooling")] + ([("Normalize", "2_Normalize")] if config.normalize else [])
+  modules = [
+    {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+    for i, (kind, path) in enumerate(kinds)
+  ]
+  modes = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": None, "mean_sqrt_len_tokens": None}
+  pooling = {f"pooling_mode_{mode}": config.pooling == ours for mode, ours in modes.items()}
+  return {
+    "modules.json": modules,
+    "sentence_bert_config.json": {"max_seq_length": max_length or config.max_length, "do_lower_case": False},
+    "1_Pooling/config.json": {"word_embedding_dimension": config.dim} | pooling,
+  }

@@ -1,0 +1,196 @@
+"""`config.json` of Hugging Face checkpoints, to our configs and back; accepts only what the models compute exactly.
+
+A config may ask for a variation that would load without complaint and give other numbers (scaled rotary angles,
+biases, another activation, a sliding window). Every key is therefore one that is read, one whose value is checked, or
+one known to leave the forward pass alone; any other key that is set is refused by name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft.checks import nearest
+from jaxft.formats.names import is_decoder
+from jaxft.models.decoder import DecoderConfig
+from jaxft.models.encoder import EncoderConfig
+
+# Bookkeeping, training-time and generation-time settings.
+_HARMLESS = frozenset("""
+  _name_or_path architectures model_type transformers_version torch_dtype dtype use_cache initializer_range
+  hidden_dropout_prob attention_probs_dropout_prob attention_dropout classifier_dropout gradient_checkpointing
+  pretraining_tp output_attentions output_hidden_states return_dict chunk_size_feed_forward id2label label2id
+  problem_type finetuning_task unk_token_id sep_token_id cls_token_id is_llama_config
+  transformers.js_config _attn_implementation max_length min_length temperature top_k top_p do_sample num_beams
+  repetition_penalty length_penalty num_return_sequences diversity_penalty num_beam_groups typical_p
+""".split())
+
+_NO = (None, False)
+_BERT_CHECKED = {
+  "hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": _NO, "add_cross_attention": _NO,
+  "is_encoder_decoder": _NO,
+}
+_LLAMA_CHECKED = {
+  "hidden_act": ("silu",), "attention_bias": _NO, "mlp_bias": _NO, "is_encoder_decoder": _NO, "rope_interleaved": _NO,
+}
+
+
+Config = EncoderConfig | DecoderConfig
+
+
+def from_huggingface(
+    config: Mapping[str, Any], *, pooling: str = "mean", normalize: bool = False
+) -> Config:
+  """Our config of a `config.json`.
+
+  Args:
+    config: its content.
+    pooling: of an encoder; not in that file, but in those of sentence-transformers.
+    normalize: of an encoder.
+
+  Raises:
+    ValueError: a key is missing or of the wrong kind, or asks for what the models do not compute; all are named.
+  """
+  readers = {"bert": _bert, "llama": _llama, "mistral": _llama}
+  kind = config.get("model_type")
+  if kind not in readers:
+    raise ValueError(f"model_type {kind!r} is not supported; {nearest(str(kind), sorted(readers))}")
+  read = _Reader(config)
+  out = readers[kind](read)
+  read.finish()
+  if kind == "bert":
+    out |= {"pooling": pooling, "normalize": normalize}
+  return EncoderConfig(**out) if kind == "bert" else DecoderConfig(**out)
+
+
+class _Reader:
+  """Reads keys with their checks, remembers which were read, and gathers what is wrong."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    self.config, self.seen, self.problems = config, set(_HARMLESS), []
+
+  def __call__(self, key: str, kind: type, default: Any = None) -> Any:
+    self.seen.add(key)
+    value = self.config.get(key)
+    if value is None and default is not None:
+      return default
+    if kind is bool and isinstance(value, bool):
+      return value
+    # bool counts as int in Python; 1e12 bounds what a hostile file can make the shapes multiply to.
+    if kind is not bool and isinstance(value, (int, kind)) and not isinstance(value, bool) and 0 < value < 10**12:
+      return kind(value)
+    self.problems.append(f"{key} must be a {'boolean' if kind is bool else f'positive {kind.__name__}'}; got {value!r}")
+    return default if default is not None else kind(1)
+
+  def token(self, key: str) -> int | None:
+    """A token id; the first where a config lists several."""
+    self.seen.add(key)
+    value = self.config.get(key)
+    if isinstance(value, list) and value:
+      value = value[0]
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= -1):
+      return None if value == -1 else value
+    self.problems.append(f"{key} must be a token id, a list of them, or null; got {value!r}")
+    return None
+
+  def special_tokens(self, vocab_size: int) -> dict[str, int | None]:
+    """The ids of the special tokens, which must be rows of the embedding."""
+    out = {f"{role}_id": self.token(f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    for name, token in out.items():
+      if token is not None and token >= vocab_size:
+        self.problems.append(f"{name.replace('_id', '_token_id')} must be below vocab_size {vocab_size}; got {token}")
+        out[name] = None
+    return out
+
+  def check(self, allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    for key, values in allowed.items():
+      self.seen.add(key)
+      if key in self.config and self.config[key] not in values:
+        self.refuse(key, f"supported: {', '.join(map(repr, values))}")
+
+  def refuse(self, key: str, why: str) -> None:
+    self.problems.append(f"{key} = {self.config.get(key)!r} is not supported; {why}")
+
+  def finish(self) -> None:
+    for key in sorted(set(self.config) - self.seen):
+      if self.config[key] not in (None, False, 0, "", [], {}):
+        self.refuse(key, "it is not known to leave the forward pass as it is")
+    if self.problems:
+      raise ValueError("config.json: " + "; ".join(self.problems))
+
+
+def _sizes(read: _Reader) -> dict[str, int]:
+  return {
+    "vocab_size": read("vocab_size", int), "dim": read("hidden_size", int),
+    "num_layers": read("num_hidden_layers", int), "num_heads": read("num_attention_heads", int),
+    "mlp_dim": read("intermediate_size", int),
+  }
+
+
+def _bert(read: _Reader) -> dict[str, Any]:
+  read.check(_BERT_CHECKED)
+  read.seen.add("tie_word_embeddings")  # of a head that an encoder here does not have
+  sizes = _sizes(read)
+  read.special_tokens(sizes["vocab_size"])
+  return {
+    **sizes,
+    "max_length": read("max_position_embeddings", int, 512), "type_vocab_size": read("type_vocab_size", int, 2),
+    "norm_eps": read("layer_norm_eps", float, 1e-12),
+  }
+
+
+def _llama(read: _Reader) -> dict[str, Any]:
+  read.check(_LLAMA_CHECKED)
+  mistral = read.config.get("model_type") == "mistral"
+  out = {
+    **_sizes(read),
+    "max_length": read("max_position_embeddings", int), "norm_eps": read("rms_norm_eps", float, 1e-6),
+    "tie_embeddings": read("tie_word_embeddings", bool, False), "rope_theta": _rope_theta(read),
+  }
+  out |= read.special_tokens(out["vocab_size"])
+  out["num_kv_heads"] = read("num_key_value_heads", int, 8 if mistral else out["num_heads"])
+  out["head_dim"] = read("head_dim", int, max(1, out["dim"] // out["num_heads"]))
+  if mistral:
+    read.seen.add("sliding_window")
+    # transformers takes 4096 for a key that is absent, none for null.
+    window = read.config.get("sliding_window", 4096)
+    if window is not None and not (isinstance(window, int) and window >= out["max_length"]):
+      read.refuse("sliding_window", f"supported: null, or at least max_position_embeddings ({out['max_length']})")
+  return out
+
+
+def _rope_theta(read: _Reader) -> float:
+  """The base of the rotary angles, from `rope_theta` (transformers 4) or `rope_parameters` (transformers 5)."""
+  thetas = [read("rope_theta", float, 10000.0)]
+  for key in ("rope_scaling", "rope_parameters"):
+    read.seen.add(key)
+    settings = read.config.get(key)
+    if settings is None:
+      continue
+    if not isinstance(settings, dict) or set(settings) - {"rope_theta", "rope_type", "type"} or any(
+        settings.get(name, "default") != "default" for name in ("rope_type", "type")):
+      read.refuse(key, "supported: null, or rope_type 'default' with a rope_theta")
+    elif "rope_theta" in settings:
+      nested = _Reader(settings)
+      thetas.append(nested("rope_theta", float))
+      read.problems += nested.problems
+  return thetas[-1]
+
+
+def to_huggingface(config: Config, *, dtype: str) -> dict[str, Any]:
+  """The `config.json` of a config: the inverse of `from_huggingface`, in the keys that transformers 4 and 5 read."""
+  out = {
+    "vocab_size": config.vocab_size, "hidden_size": config.dim, "num_hidden_layers": config.num_layers,
+    "num_attention_heads": config.num_heads, "intermediate_size": config.mlp_dim,
+    "max_position_embeddings": config.max_length, "torch_dtype": dtype,
+  }
+  if not is_decoder(config):
+    return out | {
+      "architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute",
+      "type_vocab_size": config.type_vocab_size, "layer_norm_eps": config.norm_eps,
+    }
+  return out | {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim, "rms_norm_eps": config.norm_eps,
+    "rope_theta": config.rope_theta, "rope_scaling": None, "attention_bias": False, "mlp_bias": False,
+    "tie_word_embeddings": config.tie_embeddings, "bos_token_id": config.bos_id, "eos_token_id": config.eos_id,
+    "pad_token_id": config.pad_id,
+  }

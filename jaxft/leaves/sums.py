@@ -1,0 +1,89 @@
+"""Structured leaves that add to a weight: `Sum`, for a delta with a cheap product, and `Formed`, for one without."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxft.leaves.structured import dot, dot_transposed, lookup, unrounded
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["w", "delta"], meta_fields=["scale"])
+@dataclasses.dataclass(frozen=True)
+class Sum:
+  """`w + scale * delta`, with delta an array or a structured leaf of the same shape."""
+
+  w: Any
+  delta: Any
+  scale: float = 1.0
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.w.shape
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    return self.w.dtype
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  def materialize(self) -> Array:
+    return (unrounded(self.w) + self.scale * unrounded(self.delta)).astype(self.dtype)
+
+  def dot(self, x: Array) -> Array:
+    return dot(x, self.w) + self.scale * dot(x, self.delta)
+
+  def dot_transposed(self, x: Array) -> Array:
+    return dot_transposed(x, self.w) + self.scale * dot_transposed(x, self.delta)
+
+  def lookup(self, ids: Array) -> Array:
+    return lookup(self.w, ids) + self.scale * lookup(self.delta, ids).astype(self.dtype)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["w", "parts"], meta_fields=["form"])
+@dataclasses.dataclass(frozen=True)
+class Formed:
+  """`form(w, parts)` of the shape of w, formed for each product: for an update that has no cheaper one.
+
+  A training step then costs what full tuning does; what is saved is the optimizer's state. The matrix is formed again
+  in the backward pass: kept from the forward pass, those of all layers together would take the memory of the model.
+
+  Attributes:
+    w: the frozen weight `[..., m, n]`.
+    parts: a tree of arrays, with the leading axes of w.
+    form: `(w float32, parts) -> array`, a function of a module, which keeps its identity from one trace to the next.
+  """
+
+  w: Any
+  parts: Any
+  form: Callable[[Array, Any], Array]
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.w.shape
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    return self.w.dtype
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  def materialize(self) -> Array:
+    return self.form(unrounded(self.w), self.parts).astype(self.dtype)
+
+  def dot(self, x: Array) -> Array:
+    return jax.checkpoint(lambda x, leaf: dot(x, leaf.materialize()))(x, self)
+
+  def dot_transposed(self, x: Array) -> Array:
+    return jax.checkpoint(lambda x, leaf: dot_transposed(x, leaf.materialize()))(x, self)
+
+  def lookup(self, ids: Array) -> Array:
+    return jnp.take(self.materialize(), ids, axis=0)

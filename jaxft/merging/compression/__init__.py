@@ -1,0 +1,1 @@
+"""Updates in few bytes: sparse and ternary differences, their codes and their files."""

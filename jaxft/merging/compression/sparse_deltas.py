@@ -1,0 +1,154 @@
+"""Sparse differences of checkpoints: kept as indices and values, added, subtracted, composed, switched."""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxft.checks import nearest
+from jaxft.leaves.row_delta import RowDelta, change_row_delta, read_row_delta
+from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
+from jaxft.tree.task_vectors import check_same_leaves
+
+
+class Entries(NamedTuple):
+  """Entries of one leaf: flat int32 indices, and what is added there or stands there."""
+
+  indices: Int[Array, " K"]
+  values: Float[Array, " K"]
+
+
+# By path. `jaxft.transforms.chosen_entries` gives one of a trained `sparse_delta`, `submatrix_delta` of a `submatrix`:
+# whole rows or columns, with an index for each of them and not for each entry.
+SparseDelta = Mapping[str, Entries | RowDelta]
+
+
+def sparse_difference(new: Tree, base: Tree, *, eps: float = 1e-7) -> dict[str, Entries]:
+  """`new - base` in float32, without the entries of `|.| <= eps`.
+
+  Args:
+    new, base: checkpoints with the same leaves; those that are not floating point have no difference.
+    eps: of absolute size; the source's value. 0 keeps every entry that differs.
+
+  Returns:
+    The leaves that differ, by path.
+
+  Raises:
+    ValueError: a leaf is missing on one side, has another shape, or has 2**31 entries or more.
+
+  Source: Ansell et al. 2022, LT-SFT (arXiv 2110.07560).
+  """
+  check_same_leaves("new", new, "base", base)
+  delta: dict[str, Entries] = {}
+  for (path, a), (_, b) in zip(leaves_with_paths(new), leaves_with_paths(base), strict=True):
+    if a is None or not jnp.issubdtype(a.dtype, jnp.floating):
+      continue
+    if a.size >= 1 << 31:
+      raise ValueError(f"{path} {tuple(a.shape)} is too large for int32 indices: cut its stack with cut_layers")
+    difference = np.asarray(a.astype(jnp.float32) - b.astype(jnp.float32)).ravel()
+    indices = np.flatnonzero(np.abs(difference) > eps)
+    if len(indices):
+      delta[path] = Entries(jnp.asarray(indices, jnp.int32), jnp.asarray(difference[indices]))
+  return delta
+
+
+def apply_delta(params: Tree, delta: SparseDelta, *, sign: int = 1, scale: float = 1.0) -> Tree:
+  """`params + sign * scale * delta`, each entry summed in float32 and rounded once to the params' dtype.
+
+  Adding and then subtracting gives the params back to rounding; `fuse` and `unfuse` to the last bit.
+
+  Args:
+    params: a checkpoint.
+    delta: its entries must be leaves of the checkpoint; a repeated index counts once.
+    sign: 1 or -1.
+    scale: a factor.
+
+  Raises:
+    ValueError: sign is neither, or delta has a path that the params lack, or an index out of range, or a shape that
+      does not fit; a leaf that is not a plain array.
+  """
+  if sign not in (1, -1):
+    raise ValueError(f"sign must be 1 or -1; got {sign!r}")
+  _check(params, delta)
+  change = lambda old, values: (old.astype(jnp.float32) + sign * scale * values).astype(old.dtype)
+  return _at_entries(params, delta, change)
+
+
+def compose(base: Tree, deltas: Sequence[SparseDelta]) -> Tree:
+  """`base + sum of deltas`, without weights: a language's difference with a task's, in any order.
+
+  Raises:
+    ValueError: see `apply_delta`.
+  """
+  return reduce(apply_delta, deltas, base)
+
+
+def fuse(params: Tree, delta: SparseDelta) -> tuple[Tree, dict[str, Entries | RowDelta]]:
+  """Adds a delta and keeps what stood there.
+
+  Returns:
+    The fused params, and the old entries: `unfuse(fused, old)` gives the params back to the last bit in any dtype,
+    where subtracting would not.
+
+  Raises:
+    ValueError: see `apply_delta`.
+  """
+  _check(params, delta)
+  leaves = dict(leaves_with_paths(params))
+  return apply_delta(params, delta), {path: _standing(leaves[path], entries) for path, entries in delta.items()}
+
+
+def unfuse(fused: Tree, old: SparseDelta) -> Tree:
+  """Puts back the entries that `fuse` kept."""
+  _check(fused, old)
+  return _at_entries(fused, old, lambda _, values: values)
+
+
+def switch(fused: Tree, old: SparseDelta, delta: SparseDelta) -> tuple[Tree, dict[str, Entries | RowDelta]]:
+  """From one fused delta to another: `fuse(unfuse(fused, old), delta)`, touching only their entries."""
+  return fuse(unfuse(fused, old), delta)
+
+
+def _at_entries(params: Tree, delta: SparseDelta, change: Any) -> Tree:
+  def at(path: str, leaf: Any) -> Any:
+    if path not in delta:
+      return leaf
+    if isinstance(delta[path], RowDelta):
+      return change_row_delta(leaf, delta[path], change)
+    indices, values = delta[path]
+    flat = leaf.reshape(-1)
+    return flat.at[indices].set(change(flat[indices], values)).reshape(leaf.shape)
+
+  return map_with_path(at, params)
+
+
+def _standing(leaf: Array, entries: Entries | RowDelta) -> Entries | RowDelta:
+  """What stands where a delta changes a leaf."""
+  if isinstance(entries, RowDelta):
+    return RowDelta(entries.indices, read_row_delta(leaf, entries), entries.axis)
+  indices, _ = entries
+  return Entries(indices, leaf.reshape(-1)[indices])
+
+
+def _check(params: Tree, delta: SparseDelta) -> None:
+  leaves = dict(leaves_with_paths(params))
+  for path, entries in delta.items():
+    if leaves.get(path) is None:
+      raise ValueError(f"delta has a path that the params lack: {path}; {nearest(path, list(leaves))}")
+    if is_structured(leaves[path]):
+      raise ValueError(f"params must hold a plain array at {path}; got {type(leaves[path]).__name__}: materialize it")
+    if isinstance(entries, RowDelta):
+      if problem := entries.problem(tuple(leaves[path].shape)):
+        raise ValueError(f"delta does not fit the params: {path} {problem}")
+      continue
+    indices, _ = entries
+    if isinstance(indices, jax.core.Tracer) or not len(indices):
+      continue
+    known = np.asarray(indices)  # on the host: inside jit an operation on a constant would be traced
+    low, high = int(known.min()), int(known.max())
+    if low < 0 or high >= leaves[path].size:
+      raise ValueError(f"delta has indices {low}..{high} for {path}, which has {leaves[path].size} entries")

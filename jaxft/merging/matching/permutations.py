@@ -1,0 +1,197 @@
+"""Permutation symmetries of a network: which axes of which leaves move together without changing what it computes.
+
+A *group* is a set of axes, all of one number of units, that one permutation may reorder. A unit is a run of entries
+along the axis: one channel, or all of a head. A permutation is an index array: unit i of the result is unit
+`permutation[i]` of what was given. Layers must be unrolled (`jaxft.transforms.unstack_layers`), for each has its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
+
+
+class Axis(NamedTuple):
+  """One axis of a leaf, in units of `unit` entries."""
+
+  path: str
+  axis: int
+  unit: int = 1
+
+
+class Spec(NamedTuple):
+  """The permutable axes of a network.
+
+  Attributes:
+    groups: by name.
+    outputs: axes that hold what the network returns; never permuted.
+  """
+
+  groups: Mapping[str, tuple[Axis, ...]]
+  outputs: tuple[Axis, ...] = ()
+
+
+Permutations = Mapping[str, Int[np.ndarray, " units"]]
+
+
+def mlp_spec(layers: Sequence[str]) -> Spec:
+  """The hidden units of a multilayer perceptron.
+
+  Args:
+    layers: paths of its layers from input to output, each with a `kernel [in, out]` and a `bias`.
+  """
+  groups = {
+      name: (Axis(f"{name}/kernel", 1), Axis(f"{name}/bias", 0), Axis(f"{after}/kernel", 0))
+      for name, after in zip(layers, layers[1:])
+  }
+  return Spec(groups, (Axis(f"{layers[-1]}/kernel", 1), Axis(f"{layers[-1]}/bias", 0)))
+
+
+def transformer_spec(params: Tree, *, num_kv_heads: int, stream: bool = True) -> Spec:
+  """The symmetries of this library's decoders and encoders.
+
+  For each layer the channels of the MLP (`gate` and `up` with `down`), and the key heads with the query heads that they
+  serve. Inside a head nothing moves, as rotary positions pair its entries. The residual stream is one group over all
+  layers.
+
+  Args:
+    params: unrolled layers; arrays or shapes.
+    num_kv_heads: of each layer; of an encoder its number of heads.
+    stream: whether the residual stream is a group.
+
+  Raises:
+    ValueError: the layers are stacked.
+
+  Source: our derivation from Ainsworth et al. 2022 (arXiv 2209.04836); the code of PLeaS has no attention.
+  """
+  leaves = {path: leaf for path, leaf in leaves_with_paths(params) if leaf is not None}
+  layers = sorted({path.split("/")[1] for path in leaves if path.startswith("layers/")})
+  if not all(name.isdigit() for name in layers):
+    raise ValueError("params must have unrolled layers, layers/0/...; unroll them with unstack_layers")
+  groups: dict[str, list[Axis]] = {}
+
+  def add(group: str, path: str, axis: int, units: int | None = None) -> None:
+    if path in leaves:
+      unit = 1 if units is None else leaves[path].shape[axis] // units
+      groups.setdefault(group, []).append(Axis(path, axis, unit))
+
+  for layer in layers:
+    at = f"layers/{layer}"
+    for name in ("gate", "up"):
+      add(f"{at}/mlp", f"{at}/mlp/{name}/kernel", 1)
+      add(f"{at}/mlp", f"{at}/mlp/{name}/bias", 0)
+    add(f"{at}/mlp", f"{at}/mlp/down/kernel", 0)
+    for name in ("query", "key", "value"):
+      add(f"{at}/heads", f"{at}/attention/{name}/kernel", 1, num_kv_heads)
+      add(f"{at}/heads", f"{at}/attention/{name}/bias", 0, num_kv_heads)
+    add(f"{at}/heads", f"{at}/attention/out/kernel", 0, num_kv_heads)
+    if not stream:
+      continue
+    for name in ("attention/query", "attention/key", "attention/value", "mlp/gate", "mlp/up"):
+      add("stream", f"{at}/{name}/kernel", 0)
+    for name in ("attention/out", "mlp/down"):
+      add("stream", f"{at}/{name}/kernel", 1)
+      add("stream", f"{at}/{name}/bias", 0)
+    for name in ("attention_norm", "mlp_norm"):
+      for part in ("scale", "bias"):
+        add("stream", f"{at}/{name}/{part}", 0)
+  if stream:
+    for name in ("tokens", "positions", "types"):
+      add("stream", f"embed/{name}/embedding", 1)
+    for norm in ("embed/norm", "norm"):
+      for part in ("scale", "bias"):
+        add("stream", f"{norm}/{part}", 0)
+    add("stream", "head/kernel", 0)
+  outputs = (Axis("head/kernel", 1),) if "head/kernel" in leaves else ()
+  return Spec({name: tuple(axes) for name, axes in groups.items()}, outputs)
+
+
+def group_sizes(spec: Spec, params: Tree) -> dict[str, int]:
+  """The number of units of each group.
+
+  Raises:
+    ValueError: a leaf is missing, or the axes of a group disagree.
+  """
+  leaves = dict(leaves_with_paths(params))
+  sizes: dict[str, int] = {}
+  for group, axes in spec.groups.items():
+    for path, axis, unit in axes:
+      if path not in leaves:
+        raise ValueError(f"spec names {path} in group {group}, which params lack")
+      entries = leaves[path].shape[axis]
+      if entries % unit or sizes.setdefault(group, entries // unit) != entries // unit:
+        raise ValueError(f"group {group} has {sizes.get(group)} units, but axis {axis} of {path} has {entries} entries, "
+                         f"units of {unit}")
+  return sizes
+
+
+def identity(spec: Spec, params: Tree) -> dict[str, Int[np.ndarray, " units"]]:
+  """Permutations that change nothing."""
+  return {group: np.arange(n) for group, n in group_sizes(spec, params).items()}
+
+
+def random_permutations(spec: Spec, params: Tree, rng: np.random.Generator) -> dict[str, Int[np.ndarray, " units"]]:
+  """Permutations drawn at random."""
+  return {group: rng.permutation(n) for group, n in group_sizes(spec, params).items()}
+
+
+def inverse(permutations: Permutations) -> dict[str, Int[np.ndarray, " units"]]:
+  """What undoes them."""
+  return {group: np.argsort(p) for group, p in permutations.items()}
+
+
+def apply_permutations(permutations: Permutations, spec: Spec, params: Tree) -> Tree:
+  """The same network with its units in another order.
+
+  Args:
+    permutations: of some groups or all; the others stay.
+    spec: what moves together.
+    params: unrolled.
+
+  Raises:
+    ValueError: see `group_sizes`, or what is given for a group is no permutation of its units.
+  """
+  sizes = group_sizes(spec, params)
+  moves: dict[str, list[tuple[int, np.ndarray]]] = {}
+  for group, permutation in permutations.items():
+    permutation = np.asarray(permutation)
+    if group not in sizes or sorted(permutation.tolist()) != list(range(sizes[group])):
+      raise ValueError(f"permutations[{group!r}] must order the units 0..{sizes.get(group, 0) - 1}; got {permutation}")
+    for path, axis, unit in spec.groups[group]:
+      moves.setdefault(path, []).append((axis, entries_of(permutation, unit)))
+
+  def move(path: str, leaf: Any) -> Any:
+    for axis, index in moves.get(path, ()):
+      leaf = jnp.take(leaf, index, axis=axis)
+    return leaf
+
+  return map_with_path(move, params)
+
+
+def entries_of(units: Int[np.ndarray, " n"], unit: int) -> Int[np.ndarray, " entries"]:
+  """The entries of units along an axis."""
+  return (np.asarray(units)[:, None] * unit + np.arange(unit)).reshape(-1)
+
+
+def verify_spec(
+    apply: Callable[[Tree], Array], params: Tree, spec: Spec, rng: np.random.Generator
+) -> dict[str, float]:
+  """How much a random permutation of each group alone changes what a network computes: 0 but for rounding where right.
+
+  Args:
+    apply: `params -> outputs`.
+    params: unrolled.
+    spec: to verify.
+    rng: draws the permutations.
+
+  Returns:
+    The largest change of an output, relative to the largest output, by group.
+  """
+  before = apply(params)
+  change = lambda after: float(jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before)))
+  drawn = random_permutations(spec, params, rng)
+  return {group: change(apply(apply_permutations({group: p}, spec, params))) for group, p in drawn.items()}

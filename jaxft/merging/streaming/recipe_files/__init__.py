@@ -1,0 +1,1 @@
+"""Merge configurations in the format of mergekit, read and checked."""

@@ -1,0 +1,107 @@
+"""Scaling the optimizer's updates leaf by leaf, such as learning rates that decay with depth."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxft.tree.depth import layer_of, num_layers
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import array_paths, path_of
+
+Tree = Any
+
+
+def scale_updates(scales: Tree) -> optax.GradientTransformation:
+  """Multiplies each update by its scale: put last in an `optax.chain`, it scales the learning rate of each leaf.
+
+  Args:
+    scales: a tree with the structure of what trains, of numbers or of arrays that broadcast against the leaves: from
+      `layerwise_decay`, `lora_plus`, `damping`, or `choice_scales` for a choice of leaves, layers or entries.
+
+  Raises:
+    ValueError: a scale is boolean, which may mean layers or entries; from `update`: it does not fit its leaf.
+  """
+  if any(jnp.result_type(s) == bool for s in jax.tree.leaves(scales)):
+    raise ValueError("scales must be numbers; got booleans: choice_scales(choice, trainable) makes scales of a choice")
+
+  def update(updates: Tree, state: optax.EmptyState, params: Tree | None = None) -> tuple[Tree, optax.EmptyState]:
+    del params
+
+    def scale(u: Any, s: Any) -> Any:
+      shape = np.shape(s)
+      if len(shape) > u.ndim or any(a not in (1, b) for a, b in zip(reversed(shape), reversed(u.shape))):
+        raise ValueError(f"scales must broadcast against what trains; got {shape} for a leaf {u.shape}")
+      return u * jnp.asarray(s, u.dtype)
+
+    return jax.tree.map(scale, updates, scales), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def layerwise_decay(
+    rate: float, trainable: Tree, *, first: Filter = lambda path, leaf: "embed" in path, layers: int | None = None,
+    offset: int = 1,
+) -> Tree:
+  """Scales that decay from the head to the embeddings: `rate ** (layers - i - 1 + offset)` for layer i.
+
+  What lies outside the layers counts as above them (scale 1), but for what `first` matches, which counts as below
+  (`rate ** (layers + offset)`). A leaf of stacked layers gets a vector along its leading axis.
+
+  Args:
+    rate: decay per layer, in (0, 1]; published values lie between 0.65 and 0.95.
+    trainable: what trains, arrays or shapes.
+    first: a filter for the leaves below the first layer.
+    layers: the depth of the model; None takes the deepest layer of `trainable`, which is wrong where the last layers
+      are frozen.
+    offset: from the head to the last layer, in layers: 1, or 2 as the released code of ELECTRA counts.
+
+  Returns:
+    The tree of scales, for `scale_updates`.
+
+  Raises:
+    ValueError: rate outside (0, 1], or offset negative.
+
+  Sources: Howard and Ruder 2018 (arXiv 1801.06146); in this form Clark et al. 2020 (arXiv 2003.10555).
+  """
+  if not 0.0 < rate <= 1.0:
+    raise ValueError(f"rate must lie in (0, 1]; got {rate}")
+  if not offset >= 0:
+    raise ValueError(f"offset must be at least 0; got {offset}")
+  depth = num_layers(trainable) if layers is None else layers
+
+  below = mask(first, dict(array_paths(trainable)), allow_empty=True)
+
+  def scale(keys: tuple[Any, ...], leaf: Any) -> np.ndarray:
+    path = path_of(keys)
+    layer = layer_of(path, leaf)
+    outside = layer is None and not below[path]
+    layer = -1 if layer is None else layer
+    scales = np.float32(rate) ** (0.0 if outside else depth - 1 + offset - np.asarray(layer, np.float32))
+    return scales.reshape(scales.shape + (1,) * (leaf.ndim - scales.ndim)) if scales.ndim else scales
+
+  return jax.tree_util.tree_map_with_path(scale, trainable)
+
+
+def lora_plus(trainable: Tree, *, ratio: float = 16.0, faster: Filter = "**/b") -> Tree:
+  """LoRA+: scales that make the second factor of each low-rank update learn `ratio` times as fast as the first.
+
+  Args:
+    trainable: what trains, arrays or shapes.
+    ratio: of the learning rates, at least 1.
+    faster: a filter for the leaves that learn faster.
+
+  Returns:
+    The tree of scales, for `scale_updates`.
+
+  Raises:
+    ValueError: ratio below 1, or `faster` matches nothing.
+
+  Source: Hayou et al. 2024 (arXiv 2402.12354).
+  """
+  if not ratio >= 1.0:
+    raise ValueError(f"ratio must be at least 1; got {ratio}")
+  chosen = mask(faster, dict(array_paths(trainable)))
+  return jax.tree_util.tree_map_with_path(lambda keys, leaf: ratio if chosen[path_of(keys)] else 1.0, trainable)

@@ -1,0 +1,47 @@
+"""Resuming an experiment: the runs that were done are kept on disk, until the config or code that it may use changes."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jaxft
+from jaxft.fetch import home
+from jaxft.files import write_text
+
+
+class Ledger:
+  """Remembers JSON values by name across processes: `ledger("seed 3", lambda: train_and_score(3))`.
+
+  Each value is on disk before the next run starts, so a killed experiment repeats at most one run. A finished
+  experiment calls `clear`, so that running it again measures again. What counts as the code of an experiment: all of the
+  library, as its packages import lazily, and of `experiments` the modules that are imported by now.
+  """
+
+  def __init__(self, slug: str, config: Any):
+    digest = hashlib.sha256(json.dumps([slug, dataclasses.asdict(config)], sort_keys=True, default=str).encode())
+    for path in [*sorted(Path(jaxft.__path__[0]).rglob("*.py")), *_imported("experiments")]:
+      digest.update(path.read_bytes())
+    self.path = home() / "experiments" / f"{slug}-{digest.hexdigest()[:16]}.json"
+    self._values: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+  def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
+    """The value of a run: from disk if it was done, otherwise computed and kept."""
+    if name not in self._values:
+      self._values[name] = compute()
+      write_text(self.path, json.dumps(self._values))
+    return self._values[name]
+
+  def clear(self) -> None:
+    """Forgets everything."""
+    self.path.unlink(missing_ok=True)
+    self._values = {}
+
+
+def _imported(package: str) -> list[Path]:
+  """The files of a package's modules that this process has imported, and of the one that it runs."""
+  modules = [m for name, m in sorted(sys.modules.items()) if name.split(".")[0] in (package, "__main__")]
+  return [Path(m.__file__) for m in modules if getattr(m, "__file__", None)]

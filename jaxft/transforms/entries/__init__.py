@@ -1,0 +1,1 @@
+"""Chosen rows, columns and entries, and random subspaces of all of them."""

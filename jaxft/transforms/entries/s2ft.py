@@ -1,0 +1,120 @@
+"""S2FT: structured sparse fine-tuning of a few attention heads and MLP channels."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxft.choices.random_modules import select_units, unit_indices
+from jaxft.leaves.row_delta import check_axis
+from jaxft.leaves.structured import materialize
+from jaxft.transforms.entries.submatrix import submatrix
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.depth import layer_of
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import Tree, leaves_with_paths
+
+
+def s2ft(
+    key: jax.Array, params: Tree, *, head_dim: int, heads: float = 0.052, channels: float = 0.02,
+    value_heads: float = 0.0, up_channels: float = 0.0, scope: Literal["global", "layer"] = "global",
+    scores: Mapping[str, Sequence[Float[np.ndarray, " units"]]] | None = None, largest: bool = True,
+    out: str = "**/attention/out/kernel", down: str = "**/mlp/down/kernel",
+    value: str = "**/attention/value/kernel", up: str = "**/mlp/up/kernel", dtype: Any = jnp.float32,
+) -> ParamTransform:
+  """Trains the rows of `out` and `down`, and the columns of `value` and `up`, that belong to units drawn or scored.
+
+  On the input side (out, down) the backward pass keeps only the drawn channels of the activations, which is why the
+  source puts its budget there.
+
+  Args:
+    key: concrete: which units train is drawn here, not in `split`.
+    params: arrays or shapes, stacked or unrolled.
+    head_dim: entries of a head.
+    heads, channels: fraction of the query heads of `out` and of the channels of `down`, of all layers together.
+    value_heads, up_channels: likewise of `value` and `up`; 0 leaves them frozen.
+    scope: "layer" draws the same number in each layer; see `select_units`.
+    scores: by "out", "down", "value" or "up", of the units of each layer: what has scores is chosen by them and not
+      drawn. The source's rules: weights, `unit_norms(params, ..)`; gradients, `unit_norms(gradients, ..)`; activations,
+      the norms over tokens of the recorded inputs of the matrix, `[layers, units]`; or weights times activations.
+    largest: take the highest scores, else the lowest.
+    out, down, value, up: globs of the four matrices.
+    dtype: of what trains.
+
+  Raises:
+    ValueError: a fraction outside [0, 1] or so small that no unit is drawn at all, a matrix that head_dim does not
+      divide, or scores of what does not train or of other lengths than its units.
+
+  Source: Yang et al. 2024 (arXiv 2412.06289), whose fractions for Llama-2-7B are the defaults; Llama-3-8B takes
+  heads=0, channels=0.03. Its released code only draws at random.
+  """
+  budgets = {
+      "out": (out, -2, head_dim, heads), "down": (down, -2, 1, channels),
+      "value": (value, -1, head_dim, value_heads), "up": (up, -1, 1, up_channels),
+  }
+  scores = {} if scores is None else scores
+  if unknown := [name for name in scores if name not in budgets or not budgets[name][-1]]:
+    trained = [name for name, budget in budgets.items() if budget[-1]]
+    raise ValueError(f"scores must be of what trains, {', '.join(trained)}; got {', '.join(unknown)}")
+  indices, axes = {}, {}
+  for i, (name, (glob, axis, unit, fraction)) in enumerate(budgets.items()):
+    if not fraction:
+      continue
+    sizes = _by_layer({i: leaf.shape[axis] // unit for i, _, leaf in _matrices(params, glob, axis, unit)}, 0)
+    drawn = select_units(
+        jax.random.fold_in(key, i), sizes, fraction=fraction, scope=scope, scores=scores.get(name), largest=largest)
+    found = unit_indices(drawn, unit)
+    if found.shape[-1]:
+      indices[glob], axes[glob] = found, axis
+  if not indices:
+    raise ValueError(
+        f"heads, channels, value_heads and up_channels must draw at least one unit; got {heads}, {channels}, "
+        f"{value_heads} and {up_channels}")
+  return submatrix(indices, axis=axes, dtype=dtype)
+
+
+def unit_norms(
+    tree: Tree, select: Filter, *, axis: int = -2, unit: int = 1
+) -> list[Float[np.ndarray, " units"]]:
+  """The Euclidean norm of each unit's rows or columns: scores of weights, or of gradients, for `s2ft`.
+
+  Args:
+    tree: params or gradients, stacked, cut or unrolled.
+    select: a filter over the matrices of one kind, such as `**/mlp/down/kernel`: one for each layer.
+    axis: -2 where units own rows, -1 where they own columns.
+    unit: rows or columns of one unit: head_dim for heads, 1 for channels.
+
+  Returns:
+    For each layer the norms of its units, none where it has no such matrix.
+
+  Raises:
+    ValueError: select matches nothing, or a leaf outside the layers, or a matrix that unit does not divide.
+  """
+  check_axis(axis)
+  norms = {}
+  for layer, at, leaf in _matrices(tree, select, axis, unit):
+    w = materialize(leaf)
+    w = np.asarray((w if at is None else w[at]).astype(jnp.float32))
+    norms[layer] = np.linalg.norm(np.moveaxis(w, axis, 0).reshape(w.shape[axis] // unit, -1), axis=-1)
+  return _by_layer(norms, np.zeros(0))
+
+
+def _matrices(params: Tree, select: Filter, axis: int, unit: int) -> Iterator[tuple[int, int | None, Any]]:
+  """Of each layer its index, its place in a stack or None, and the leaf that holds its matrix."""
+  for (path, leaf), matched in zip(leaves_with_paths(params), jax.tree.leaves(mask(select, params)), strict=True):
+    if not matched:
+      continue
+    if leaf.shape[axis] % unit:
+      raise ValueError(f"head_dim, the unit, must divide axis {axis} of {path} {tuple(leaf.shape)}; got {unit}")
+    layer = layer_of(path, leaf)
+    if layer is None:
+      raise ValueError(f"{path} must lie in a layer; see jaxft.tree.depth for the names of stacks")
+    for at, i in enumerate(np.atleast_1d(layer)):
+      yield int(i), at if np.ndim(layer) else None, leaf
+
+
+def _by_layer(found: Mapping[int, Any], missing: Any) -> list[Any]:
+  return [found.get(i, missing) for i in range(max(found) + 1)]

@@ -1,0 +1,166 @@
+"""Sparse differences: some entries of the weights train, stored as flat values and their indices."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxft.leaves.annotated import Annotated, map_weight
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree import choice
+from jaxft.tree.depth import leaf_keys
+from jaxft.tree.filters import Filter, is_function, mask
+from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
+
+# (key, params) -> a tree of flat indices
+Select = Callable[[jax.Array, Tree], Tree]
+
+
+def sparse_delta(select: Tree | Select, *, dtype: jnp.dtype = jnp.float32) -> ParamTransform:
+  """Trains chosen entries: `w + scatter(indices, values)`, values zero at the start.
+
+      {'up': W [m, n], 'down': V}  ->  frozen {'up': Annotated(W, indices [K]), 'down': V}
+                                       trainable {'up': values [K], 'down': None}
+
+  What trains and the optimizer's state are O(K). Compute is not saved: the gradient of the whole matrix is formed and
+  K entries of it are read, 6 FLOPs per parameter and token as in full tuning. A stacked leaf is one flat space.
+
+  Args:
+    select: a choice (`jaxft.tree.choice`), or a tree like the params of flat int32 indices, None where a leaf
+      stays frozen; or a function `(key, params) -> ` one of these, which `split` calls. Masks are read on
+      the host, one leaf after the other: their size decides the shape of what trains.
+    dtype: of the values, also where the params are of fewer bits.
+
+  Raises (from `split`):
+    ValueError: a mask that is not of its leaf's shape; an index that is repeated or out of range; a leaf of 2**31
+      entries or more (cut its stack); nothing is chosen.
+
+  Sources: Ansell et al. 2022, LT-SFT (arXiv 2110.07560): `sparse_delta(lottery_ticket_mask(before, after, k))` from the
+  rewound params; Bhardwaj et al. 2024, SHiRA (arXiv 2406.13175), see `shira`. LT-SFT masks gradients, under which
+  weight decay still moves what is frozen; here nothing but the values exists to be moved.
+  """
+
+  def split(key: jax.Array, params: Tree):
+    chosen = select(key, params) if is_function(select) else select
+    if isinstance(chosen, (str, bool, list)):
+      chosen = choice.as_choice(chosen, params)
+    problems: list[str] = []
+
+    def hold(path: str, leaf: Any, entries: Any) -> tuple[Any, Any]:
+      indices, problem = _indices(path, leaf, entries)
+      if problem:
+        problems.append(f"{path} {problem}")
+      if problem or indices is None:
+        return leaf, None
+      return Annotated(leaf, indices), jnp.zeros(indices.shape, dtype)
+
+    frozen, trainable = unzip_with_path(hold, params, chosen)
+    if problems:
+      raise ValueError(f"select does not fit {len(problems)} leaves: " + "; ".join(problems[:8]))
+    if not jax.tree.leaves(trainable):
+      raise ValueError("select must choose at least one entry; got none")
+    return frozen, trainable
+
+  def join(frozen: Tree, trainable: Tree):
+    def add(w: Any, values: Any) -> Any:
+      return w if values is None else map_weight(w.w, lambda array: add_entries(array, w.note, values))
+
+    return jax.tree.map(add, frozen, trainable, is_leaf=is_leaf)
+
+  return ParamTransform(split, join)
+
+
+def add_entries(w: Array, indices: Int[Array, " K"], values: Float[Array, " K"]) -> Array:
+  """`w` with `values` added at flat `indices`, summed in float32 and rounded once."""
+  flat = w.reshape(-1)
+  new = flat[indices].astype(jnp.float32) + values.astype(jnp.float32)
+  return flat.at[indices].set(new.astype(w.dtype), unique_indices=True).reshape(w.shape)
+
+
+def random_indices(select: Filter, count: Callable[[str, tuple[int, int]], int]) -> Select:
+  """Entries drawn uniformly, without repetition, in each matching matrix: a `select` for `sparse_delta`.
+
+  Args:
+    select: a filter over matrices `[m, n]` or stacks of them.
+    count: `(path, (m, n)) -> K`, how many of one matrix.
+  """
+
+  def draw(key: jax.Array, params: Tree) -> Tree:
+    def indices(path: str, leaf: Any, chosen: bool) -> Any:
+      if not chosen:
+        return None
+      size, k = math.prod(leaf.shape[-2:]), count(path, tuple(leaf.shape[-2:]))
+      if not 0 < k <= size:
+        raise ValueError(f"count must lie in 1..{size} for {path} {tuple(leaf.shape)}; got {k}")
+      one = lambda key: jax.random.permutation(key, size)[:k].astype(jnp.int32)
+      keys = leaf_keys(key, path, leaf)
+      if not keys.ndim:
+        return one(keys)
+      return (jax.vmap(one)(keys) + size * jnp.arange(leaf.shape[0], dtype=jnp.int32)[:, None]).reshape(-1)
+
+    return map_with_path(indices, params, mask(select, params))
+
+  return draw
+
+
+def shira(select: Filter = "**/kernel", *, rank: int = 32, dtype: jnp.dtype = jnp.float32) -> ParamTransform:
+  """SHiRA with a random mask: `rank * (m + n)` entries of each matrix, as many as LoRA of that rank would train.
+
+  Args:
+    select: a filter over matrices.
+    rank: sets the number of entries.
+    dtype: of the values.
+
+  Raises (from `split`):
+    ValueError: the filter matches nothing, or a matrix has fewer entries than that.
+
+  Source: Bhardwaj et al. 2024 (arXiv 2406.13175). Its other masks are `sparse_delta(top_k_mask(scores, k))`.
+  """
+  return sparse_delta(random_indices(select, lambda path, shape: rank * sum(shape)), dtype=dtype)
+
+
+def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Array]]:
+  """`{path: (indices, values)}` of the two sides of a `sparse_delta`: what to store, add and subtract.
+
+  Raises:
+    ValueError: the sides are of another transform; `submatrix_delta` is for `submatrix` and `s2ft`.
+  """
+  pairs = zip(leaves_with_paths(frozen), jax.tree.structure(frozen, is_leaf=is_leaf).flatten_up_to(trainable))
+  found = {path: (getattr(leaf, "note", None), values) for (path, leaf), values in pairs if values is not None}
+  for path, (indices, values) in found.items():
+    if not isinstance(indices, (np.ndarray, jax.Array)) or np.shape(values) != indices.shape:
+      raise ValueError(
+          f"frozen and trainable must be the sides of a sparse_delta; at {path} they are not. For a submatrix or s2ft: "
+          "submatrix_delta")
+  return found
+
+
+def _indices(path: str, leaf: Any, entries: Any) -> tuple[Any, str]:
+  """Flat indices of the chosen entries of a leaf, None for none, and what is wrong with them."""
+  if entries is None or leaf is None or entries is False:
+    return None, ""
+  if entries is True or (np.ndim(entries) == 1 and entries.dtype == bool and choice.over_layers(entries, path, leaf)):
+    entries = choice.entries(entries, path, leaf)
+  size, shape = math.prod(leaf.shape), tuple(leaf.shape)
+  if size >= 1 << 31:
+    return None, f"has {size} entries, beyond int32: cut its stack with cut_layers"
+  if entries.dtype == bool:
+    if tuple(entries.shape) != shape:
+      return None, f"has shape {shape}; its mask has {tuple(entries.shape)}"
+    if isinstance(entries, jax.core.Tracer):
+      return None, "has a traced mask: how many entries train must be known; pass indices"
+    found = np.flatnonzero(np.asarray(entries)).astype(np.int32)
+    return (jnp.asarray(found) if len(found) else None), ""
+  if entries.ndim != 1 or not jnp.issubdtype(entries.dtype, jnp.integer):
+    return None, f"takes flat int32 indices [K] or a mask {shape}; got {entries.dtype} {tuple(entries.shape)}"
+  if not isinstance(entries, jax.core.Tracer):
+    sure = np.asarray(entries)
+    if sure.size and (sure.min() < 0 or sure.max() >= size):
+      return None, f"takes indices in 0..{size - 1}; got {sure.min()}..{sure.max()}"
+    if len(np.unique(sure)) < len(sure):
+      return None, "has an index twice"
+  return (entries.astype(jnp.int32) if entries.size else None), ""

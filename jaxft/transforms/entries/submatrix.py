@@ -1,0 +1,234 @@
+"""Training some rows or columns of a matrix, at the cost of those alone: `submatrix`, its leaf, and its delta.
+
+    frozen, trainable = transform.split(key, params)
+    ...                                                      # some steps
+    delta = submatrix_delta(frozen, trainable)               # by path: indices, values, axis
+    fused, old = fuse(params, delta)                         # `jaxft.merging`; unfuse(fused, old) is params, bit by bit
+    served = serve(params, [delta, other], adapter)          # `jaxft.transforms.entries.served`: many of them in one batch
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jaxft.leaves.annotated import Annotated
+from jaxft.leaves.row_delta import RowDelta, change_row_delta, check_axis, delta_product, delta_rows
+from jaxft.leaves.structured import dot, dot_transposed, lookup, unrounded
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.depth import layer_of
+from jaxft.tree.filters import mask
+from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, unzip_with_path
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["w", "d", "indices"], meta_fields=["axis"])
+@dataclasses.dataclass(frozen=True)
+class Submatrix:
+  """`w` with `d` added to the rows (axis -2) or columns (axis -1) at `indices`.
+
+  w `[..., m, n]`; d `[..., k, n]` or `[..., m, k]`; indices `[..., k]`, where one beyond the matrix stands for none.
+
+  A product multiplies by the sum, which costs nothing to form beside it, and takes the derivative in `d` as a product
+  of its own: forward 2, input gradient 2, and 2 k/m for d, in FLOPs per parameter and token. Differentiated as it
+  stands, the sum would cost the gradient of the whole matrix. Of a structured `w` the sum cannot be formed, and the
+  product with d is taken beside it: 4 + 6 k/m. The sum is a copy of the matrix in every pass: for few tokens, as in
+  decoding, materialize once.
+  """
+
+  w: Any
+  d: Any
+  indices: Any
+  axis: int = -2
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.w.shape
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    return self.w.dtype
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  def materialize(self) -> Array:
+    w = unrounded(self.w) if is_structured(self.w) else self.w
+    return change_row_delta(w, RowDelta(self.indices, self.d, self.axis), _add).astype(self.dtype)
+
+  def dot(self, x: Array) -> Array:
+    return self._contract(x, dot, contracted=self.axis == -2)
+
+  def dot_transposed(self, x: Array) -> Array:
+    return self._contract(x, dot_transposed, contracted=self.axis == -1)
+
+  def lookup(self, ids: Array) -> Array:
+    rows = lookup(self.w, ids)
+    return rows + delta_rows(ids, self.d, self.indices, axis=self.axis, shape=self.shape).astype(rows.dtype)
+
+  def _contract(self, x: Array, product: Any, contracted: bool) -> Array:
+    n_out = self.shape[-1 if product is dot else -2]
+    if is_structured(self.w):
+      return product(x, self.w) + delta_product(x, self.d, self.indices, product, contracted, n_out)
+    # Formed again for the backward pass: kept from the forward pass, the sums of all layers are a copy of the model.
+    formed = jax.checkpoint(lambda x, w, d: product(x, change_row_delta(w, RowDelta(self.indices, d, self.axis), _add)))
+    y = formed(x, self.w, jax.lax.stop_gradient(self.d))
+    return y + _derivative_alone(x, self.d, self.indices, product, contracted, n_out)
+
+
+def _add(w: Array, d: Array) -> Array:
+  return (w.astype(jnp.float32) + d.astype(jnp.float32)).astype(w.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
+def _derivative_alone(x: Array, d: Array, indices: Array, product: Any, contracted: bool, n_out: int) -> Array:
+  """Zeros, with the derivative in d of `delta_product`."""
+  return jnp.zeros((*x.shape[:-1], n_out), x.dtype)
+
+
+@_derivative_alone.defjvp
+def _(product, contracted, n_out, primals, tangents):
+  x, _, indices = primals
+  return jnp.zeros((*x.shape[:-1], n_out), x.dtype), delta_product(x, tangents[1], indices, product, contracted, n_out)
+
+
+def submatrix(
+    indices: Mapping[str, Int[np.ndarray, "*layers k"]], *, axis: int | Mapping[str, int] = -2,
+    dtype: jnp.dtype = jnp.float32,
+) -> ParamTransform:
+  """Trains chosen rows or columns of matrices; they start where they are.
+
+      {'down': {'kernel': W [m, n]}}, {'**/down/*': [k]}  ->  trainable {'down': {'kernel': D [k, n]}}
+
+  One step costs `4 + 2 q` FLOPs per parameter and token, q the fraction of rows or columns that trains.
+
+  Args:
+    indices: for each glob the rows or columns of the matrices it matches: `[k]`, the same in every layer, or `[L, k]`,
+      a row for each layer of the model, where -1 stands for none (layers with fewer, see `unit_indices`).
+    axis: -2 for rows, the input side of `x @ w`; -1 for columns; or one for each glob.
+    dtype: of what trains.
+
+  Raises:
+    ValueError: indices names no glob; axis is neither -2 nor -1, or lacks one of the globs; from `split`: a glob
+      matches nothing, or a leaf that is no matrix, or that another glob matches; indices that are not integers, or one
+      that is repeated or out of range.
+
+  Source: the trained blocks of Yang et al. 2024, S2FT (arXiv 2412.06289). There, weights are permuted so that a block
+  is contiguous; here it is gathered, which is the same mathematics and leaves the weights in place. Rows of an
+  embedding are tuned the same way (`lookup`).
+  """
+  if not indices:
+    raise ValueError("indices must have at least one glob, for otherwise nothing trains; got {}")
+  if isinstance(axis, Mapping) and (missing := [glob for glob in indices if glob not in axis]):
+    raise ValueError(f"axis must have an entry for each glob of indices; it lacks {', '.join(map(repr, missing))}")
+  axes = {glob: axis[glob] if isinstance(axis, Mapping) else axis for glob in indices}
+  for a in axes.values():
+    check_axis(a)
+
+  def owners(tree: Tree) -> Tree:
+    """For each leaf the glob that matches it, or ''."""
+    flags = {glob: jax.tree.leaves(mask(glob, tree)) for glob in indices}
+    structure = jax.tree.structure(tree, is_leaf=is_leaf)
+    return structure.unflatten([" and ".join(g for g in indices if flags[g][i]) for i in range(structure.num_leaves)])
+
+  def split(key: jax.Array, params: Tree):
+    del key
+    problems: list[str] = []
+
+    def hold(path: str, leaf: Any, glob: str) -> tuple[Any, Any]:
+      if not glob:
+        return leaf, None
+      if glob not in indices:
+        problems.append(f"{path} is matched by {glob}")
+        return leaf, None
+      layer = layer_of(path, leaf)
+      if leaf.ndim - np.ndim(layer) != 2:
+        problems.append(f"{path} {tuple(leaf.shape)} is no matrix [m, n] or stack of them [L, m, n]")
+        return leaf, None
+      size = leaf.shape[axes[glob]]
+      here, problem = _of_layers(np.asarray(indices[glob]), layer, size)
+      if problem:
+        problems.append(f"{path} {tuple(leaf.shape)} {problem}")
+        return leaf, None
+      shape = list(leaf.shape)
+      shape[axes[glob]] = here.shape[-1]
+      return Annotated(leaf, {_NOTES[axes[glob]]: jnp.asarray(here)}), jnp.zeros(shape, dtype)
+
+    frozen, trainable = unzip_with_path(hold, params, owners(params))
+    if problems:
+      raise ValueError(f"indices do not fit {len(problems)} leaves: " + "; ".join(problems[:8]))
+    return frozen, trainable
+
+  def join(frozen: Tree, trainable: Tree):
+    def take(w: Any, d: Any) -> Any:
+      if d is None:
+        return w
+      chosen, a = _noted(w)
+      return Submatrix(w.w, d, chosen, axis=a)
+
+    return jax.tree.map(take, frozen, trainable, is_leaf=is_leaf)
+
+  return ParamTransform(split, join)
+
+
+# The name under which the frozen side notes the indices, by axis: names are static where the sides are traced.
+_NOTES = {-2: "row_indices", -1: "column_indices"}
+
+
+def _noted(held: Any) -> tuple[Any, int] | None:
+  """The indices and the axis that `split` noted beside a leaf, None where it did not."""
+  note = held.note if isinstance(held, Annotated) else None
+  found = [(note[name], axis) for axis, name in _NOTES.items() if isinstance(note, dict) and name in note]
+  return found[0] if found else None
+
+
+def submatrix_delta(frozen: Tree, trainable: Tree) -> dict[str, RowDelta]:
+  """`{path: RowDelta(indices, values, axis)}` of the two sides of a `submatrix`: what to store, add, fuse and serve.
+
+  Exact, whatever the size of the moves: `apply_delta(params, delta)` has the bits of `materialize(join(...))`.
+
+  Args:
+    frozen, trainable: both sides, as `split` gave them and training left them.
+
+  Raises:
+    ValueError: a leaf that trains is not of a `submatrix`.
+
+  Source: the separable adapters of Yang et al. 2024, S2FT (arXiv 2412.06289).
+  """
+  delta: dict[str, RowDelta] = {}
+  sides = jax.tree.structure(frozen, is_leaf=is_leaf).flatten_up_to(trainable)
+  for (path, held), values in zip(leaves_with_paths(frozen), sides, strict=True):
+    if values is None:
+      continue
+    noted = _noted(held)
+    if noted is None:
+      raise ValueError(f"frozen and trainable must be the two sides of a submatrix; {path} is of another transform")
+    delta[path] = RowDelta(noted[0], values, noted[1])
+  return delta
+
+
+def _of_layers(given: np.ndarray, layer: Any, size: int) -> tuple[np.ndarray, str]:
+  """The indices of a leaf's layers, with -1 moved beyond the matrix, and what is wrong with them."""
+  if given.ndim not in (1, 2) or not given.shape[-1]:
+    return given, f"takes indices [k] or [L, k]; got shape {given.shape}"
+  if not np.issubdtype(given.dtype, np.integer):
+    return given, f"takes integer indices; got {given.dtype}"
+  if given.ndim == 2:
+    if layer is None:
+      return given, f"lies outside the layers and takes indices [k]; got shape {given.shape}"
+    if np.max(layer) >= len(given):
+      return given, f"is of layer {np.max(layer)}; got indices for {len(given)} layers"
+    given = given[layer]
+  elif np.ndim(layer):
+    given = np.tile(given, (len(layer), 1))
+  if given.min() < -1 or given.max() >= size:
+    return given, f"takes indices in 0..{size - 1}, or -1 for none; got {given.min()}..{given.max()}"
+  for row in np.atleast_2d(given):
+    if len(np.unique(row[row >= 0])) < (row >= 0).sum():
+      return given, "has an index twice in one layer"
+  return np.where(given < 0, size, given).astype(np.int32), ""

@@ -1,0 +1,1 @@
+"""Low-rank updates of matrices: LoRA, its inits and its kin."""

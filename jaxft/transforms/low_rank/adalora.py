@@ -1,0 +1,134 @@
+"""AdaLoRA: triplets `a_k e_k b_k` in the form of a singular value decomposition, pruned to a budget while training.
+
+    transform = adalora("**/kernel", rank=12)
+    importance = zero_importance(trainable)
+    each step:  importance = update_importance(importance, trainable, grads)
+                trainable = keep_triplets(trainable, top_triplets(triplet_scores(importance), rank_budget(step, ...)))
+                loss + 0.5 * orthogonality(trainable)
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxft.leaves.structured import LowRank
+from jaxft.transforms.matrices import adapt_matrices, check_rank
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.filters import Filter
+from jaxft.tree.paths import Tree
+
+
+def adalora(
+    select: Filter = "**/kernel", *, rank: int = 12, alpha: float = 16.0, deviation: float = 0.02
+) -> ParamTransform:
+  """AdaLoRA: `w + alpha / r * a @ diag(e) @ b`, a and b kept near orthogonal, e from zero.
+
+  Args:
+    select: a filter over matrices.
+    rank: r at the start of training.
+    alpha: numerator of the scale.
+    deviation: standard deviation of a and b at the start.
+
+  Raises:
+    ValueError: rank is out of range; from `split`, as `low_rank`.
+
+  Source: Zhang et al. 2023 (arXiv 2303.10512); PEFT divides by r + 1e-5.
+  """
+  rank = check_rank(rank)
+
+  def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
+    del statistic
+    m, n = w.shape
+    key_a, key_b = jax.random.split(key)
+    return w, {"a": deviation * jax.random.normal(key_a, (m, rank)), "e": jnp.zeros((rank,)),
+               "b": deviation * jax.random.normal(key_b, (rank, n))}
+
+  def adapt(w: Any, t: Any) -> LowRank:
+    return LowRank(w, t["a"] * t["e"][..., None, :], t["b"], scale=alpha / (rank + 1e-5))
+
+  return adapt_matrices(select, start, adapt)
+
+
+class Importance(NamedTuple):
+  """Running averages over steps, trees like what trains: of the sensitivity `|w dL/dw|`, and of its change."""
+
+  sensitivity: Tree
+  uncertainty: Tree
+
+
+def zero_importance(trainable: Tree) -> Importance:
+  """The importance before the first step."""
+  zeros = jax.tree.map(jnp.zeros_like, trainable)
+  return Importance(zeros, zeros)
+
+
+def update_importance(
+    importance: Importance, trainable: Tree, grads: Tree, *, beta1: float = 0.85, beta2: float = 0.85
+) -> Importance:
+  """`I = |w g|; S <- b1 S + (1 - b1) I; U <- b2 U + (1 - b2) |I - S|`, with the new S in U."""
+  sensitivity = jax.tree.map(
+      lambda s, w, g: beta1 * s + (1 - beta1) * jnp.abs(w * g), importance.sensitivity, trainable, grads)
+  uncertainty = jax.tree.map(
+      lambda u, s, w, g: beta2 * u + (1 - beta2) * jnp.abs(jnp.abs(w * g) - s),
+      importance.uncertainty, sensitivity, trainable, grads)
+  return Importance(sensitivity, uncertainty)
+
+
+def triplet_scores(importance: Importance) -> Tree:
+  """`S U` of each e plus the means of `S U` over its column of a and its row of b: `[..., r]` for each matrix."""
+  scores = jax.tree.map(jnp.multiply, *importance)
+  return _map_triplets(lambda t: t["e"] + jnp.mean(t["a"], axis=-2) + jnp.mean(t["b"], axis=-1), scores)
+
+
+def rank_budget(
+    step: Int[Array, ""] | int, *, initial: int, target: int, warmup: int, final: int, total: int
+) -> Int[Array, ""]:
+  """How many triplets are kept: `initial` for `warmup` steps, then fewer by a cubic, `target` in the `final` steps.
+
+  Args:
+    step: counted from 0; may be traced.
+    initial, target: numbers of triplets in all matrices together, `0 <= target <= initial`.
+    warmup, final: steps at either end without pruning further.
+    total: steps of the run.
+
+  Raises:
+    ValueError: warmup and final leave no step between them, or target is negative or above initial.
+  """
+  if not 0 <= target <= initial:
+    raise ValueError(f"target must lie in 0..initial = {initial}: triplets are pruned, never added; got {target}")
+  if warmup + final >= total:
+    raise ValueError(f"warmup + final must be below total = {total}; got {warmup} + {final}")
+  left = jnp.clip(1 - (step - warmup) / (total - final - warmup), 0, 1)
+  return jnp.floor((initial - target) * left**3 + target + 1e-4).astype(jnp.int32)
+
+
+def top_triplets(scores: Tree, kept: Int[Array, ""] | int) -> Tree:
+  """The `kept` triplets of highest score among all matrices, as booleans `[..., r]`."""
+  flat, structure = jax.tree.flatten(scores)
+  everything = jnp.concatenate([x.reshape(-1) for x in flat])
+  places = jnp.argsort(jnp.argsort(-everything))
+  masks, start = [], 0
+  for x in flat:
+    masks.append((places[start : start + x.size] < kept).reshape(x.shape))
+    start += x.size
+  return structure.unflatten(masks)
+
+
+def keep_triplets(trainable: Tree, kept: Tree) -> Tree:
+  """Zeroes e where a triplet is not kept; a and b stay, so that it can come back."""
+  return _map_triplets(lambda t, mask: {**t, "e": jnp.where(mask, t["e"], 0)}, trainable, kept)
+
+
+def orthogonality(trainable: Tree) -> Float[Array, ""]:
+  """The mean of `|a^T a - I|` and `|b b^T - I|` over all matrices, Frobenius norms; the paper's weight is 0.5."""
+  gram = lambda x: jnp.matmul(x, jnp.swapaxes(x, -1, -2), preferred_element_type=jnp.float32)
+  off = lambda x: jnp.linalg.norm(gram(x) - jnp.eye(x.shape[-2]), axis=(-2, -1)).reshape(-1)
+  norms = jax.tree.leaves(_map_triplets(lambda t: [off(jnp.swapaxes(t["a"], -1, -2)), off(t["b"])], trainable))
+  return jnp.mean(jnp.concatenate(norms))
+
+
+def _map_triplets(f: Any, tree: Tree, *rest: Tree) -> Tree:
+  is_triplet = lambda t: isinstance(t, dict) and set(t) == {"a", "e", "b"}
+  return jax.tree.map(f, tree, *rest, is_leaf=is_triplet)

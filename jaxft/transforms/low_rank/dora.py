@@ -1,0 +1,115 @@
+"""DoRA: a low-rank update of the direction of each column of a weight, and its magnitude trained apart."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxft.leaves.annotated import Annotated
+from jaxft.leaves.structured import LowRank, dot, lookup, materialize, unrounded
+from jaxft.transforms.low_rank.lora import uniform_then_zero
+from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.filters import Filter
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["v", "squares", "magnitude"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class ColumnNormalized:
+  """`v * magnitude / |v|`, with v low-rank and |v| the norm of its columns, through which no gradient flows.
+
+  Attributes:
+    v: a `LowRank` leaf `[..., m, n]`.
+    squares: `[..., n]`, the squared norms of the columns of `v.w`, which never change.
+    magnitude: `[..., n]`.
+  """
+
+  v: LowRank
+  squares: Any
+  magnitude: Any
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.v.shape
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    return self.v.dtype
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  def materialize(self) -> Array:
+    return (unrounded(self.v) * self._factors()[..., None, :]).astype(self.dtype)
+
+  def dot(self, x: Array) -> Array:
+    y = self.v.dot(x)
+    return y * self._factors().astype(y.dtype)
+
+  def dot_transposed(self, x: Array) -> Array:
+    return self.v.dot_transposed(x * self._factors().astype(x.dtype))
+
+  def lookup(self, ids: Array) -> Array:
+    y = lookup(self.v, ids)
+    return y * self._factors().astype(y.dtype)
+
+  def _factors(self) -> Float[Array, "... n"]:
+    return self.magnitude / jnp.sqrt(jax.lax.stop_gradient(column_squares(self.v, self.squares)))
+
+
+def column_squares(v: LowRank, squares: Float[Array, "... n"]) -> Float[Array, "... n"]:
+  """Squared norms of the columns of `w + s a b`: `|w_j|^2 + 2 s (w^T a)_j . b_j + s^2 b_j^T a^T a b_j`, nothing formed.
+
+  Args:
+    v: the low-rank leaf `[..., m, n]`.
+    squares: `|w_j|^2`.
+  """
+  a, b = v.a.astype(jnp.float32), v.b.astype(jnp.float32)
+  transposed = jnp.swapaxes(a, -1, -2)
+  product = dot
+  for _ in range(v.ndim - 2):
+    product = jax.vmap(product)
+  cross = jnp.sum(product(transposed, v.w) * b, axis=-2)
+  own = jnp.sum(((transposed @ a) @ b) * b, axis=-2)
+  return squares + 2 * v.scale * cross + v.scale**2 * own
+
+
+def dora(
+    select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
+    dtype: jnp.dtype | None = None,
+) -> ParamTransform:
+  """DoRA: `magnitude * v / |v|` by column, with `v = w + alpha / r * a @ b` and |v| constant to the gradient.
+
+  Args:
+    select: a filter over matrices.
+    rank: r of the factors.
+    alpha: numerator of the scale.
+    dropout: rate on the input of a, not of w; active where `seed_dropout` has set a key.
+    dtype: of the factors; None takes float32. Magnitudes are float32.
+
+  Raises:
+    ValueError: rank or dropout is out of range; from `split`, as `low_rank`.
+
+  Source: Liu et al. 2024 (arXiv 2402.09353), with the detached norm of its section 4.3. Columns are outputs, as in
+  PEFT; the norm comes from Gram matrices of the factors, not from the product.
+  """
+  rank = check_rank(rank)
+  check_dropout(dropout)
+  dtype = dtype or jnp.float32
+
+  def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
+    del statistic
+    _, a, b = uniform_then_zero(key, w, rank)
+    squares = jnp.sum(jnp.square(materialize(w).astype(jnp.float32)), axis=-2)
+    trained = {"a": a.astype(dtype), "b": b.astype(dtype), "magnitude": jnp.sqrt(squares)}
+    return Annotated(w, {"squares": squares}), trained
+
+  def adapt(frozen: Annotated, t: Any) -> ColumnNormalized:
+    v = LowRank(frozen.w, t["a"], t["b"], scale=alpha / rank, dropout=dropout)
+    return ColumnNormalized(v, frozen.note["squares"], t["magnitude"])
+
+  return adapt_matrices(select, start, adapt)

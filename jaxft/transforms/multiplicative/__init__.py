@@ -1,0 +1,1 @@
+"""Matrices that are multiplied: rotated, reflected, rescaled."""

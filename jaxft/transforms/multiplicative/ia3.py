@@ -1,0 +1,55 @@
+"""(IA)^3: one learned factor for each output, or each input, of chosen matrices."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from jaxft.leaves.structured import Scaled
+from jaxft.transforms.multiplicative.multiplied import adapt_shapes
+from jaxft.transforms.protocol import ParamTransform, chain
+from jaxft.tree.filters import Filter
+
+
+def learned_scale(
+    select: Filter, *, axis: Literal["in", "out"] = "out", dtype: jnp.dtype | None = None
+) -> ParamTransform:
+  """Trains a factor for each output (`w * s`, s `[1, n]`) or input (s `[m, 1]`) of matching matrices; it starts at 1.
+
+  Args:
+    select: a filter over matrices.
+    axis: "out" for the columns of a kernel `[m, n]`, "in" for its rows.
+    dtype: of the factors; None takes float32.
+  """
+  if axis not in ("in", "out"):
+    raise ValueError(f"axis must be 'in' or 'out'; got {axis!r}")
+  shape = lambda m, n: (1, n) if axis == "out" else (m, 1)
+  return adapt_shapes(
+      select, lambda key, m, n: {"scale": jnp.ones(shape(m, n), dtype or jnp.float32)},
+      lambda w, t: Scaled(w, t["scale"]),
+  )
+
+
+def ia3(
+    outputs: Filter | None = "**/attention/{key,value}/kernel",
+    inputs: Filter | None = "**/mlp/down/kernel",
+    *,
+    dtype: jnp.dtype | None = None,
+) -> ParamTransform:
+  """(IA)^3: keys, values and hidden units of the MLP, each times a learned factor: `w * s`.
+
+  Args:
+    outputs: matrices whose outputs are scaled, s `[1, n]`; None for none.
+    inputs: matrices whose inputs are scaled, s `[m, 1]`; None for none.
+    dtype: of the factors; None takes float32.
+
+  Raises:
+    ValueError: both filters are None.
+
+  Source: Liu et al. 2022 (arXiv 2205.05638). The factors are PEFT's `ia3_l`, transposed. A bias beside a kernel is not
+  scaled, which PEFT does for `outputs`; where there are biases, the same is the edit `Scale` at the sites
+  `layers/attention/{key,value}` and `layers/mlp/hidden`.
+  """
+  parts = [learned_scale(f, axis=axis, dtype=dtype) for f, axis in ((outputs, "out"), (inputs, "in")) if f is not None]
+  if not parts:
+    raise ValueError("ia3 takes a filter for outputs, inputs or both; got None for each")
+  return chain(*parts)

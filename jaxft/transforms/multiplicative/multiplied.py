@@ -1,0 +1,99 @@
+"""What the multiplicative methods share: the leaf `Multiplied`, and the transform that gives each matrix one.
+
+A method supplies a square linear map as a small pytree: `by(x)` is `x @ M` and `by.transposed(x)` is `x @ M.T`, both
+over the last axis, in x's dtype and without forming M. The map acts on activations, so a weight is multiplied as it
+is, whatever holds it: an array, a `Quantized`, another `Multiplied`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxft.leaves.structured import dot, dot_transposed, lookup, unrounded
+from jaxft.transforms.matrices import adapt_matrices, chosen_matrices
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.filters import Filter
+from jaxft.tree.paths import Tree
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["w", "by"], meta_fields=["side"])
+@dataclasses.dataclass(frozen=True)
+class Multiplied:
+  """`M @ w` (side "in") or `w @ M` (side "out"), M a square linear map and w `[..., m, n]`."""
+
+  w: Any
+  by: Any
+  side: Literal["in", "out"] = "in"
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.w.shape
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    return self.w.dtype
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  def materialize(self) -> Array:
+    if self.ndim > 2:
+      return jax.vmap(Multiplied.materialize)(self)
+    w = unrounded(self.w)
+    return (self.by.transposed(w.T).T if self.side == "in" else self.by(w)).astype(self.dtype)
+
+  def dot(self, x: Array) -> Array:
+    return dot(self.by(x), self.w) if self.side == "in" else self.by(dot(x, self.w))
+
+  def dot_transposed(self, x: Array) -> Array:
+    if self.side == "in":
+      return self.by.transposed(dot_transposed(x, self.w))
+    return dot_transposed(self.by.transposed(x), self.w)
+
+  def lookup(self, ids: Array) -> Array:
+    if self.side == "out":
+      return self.by(lookup(self.w, ids))
+    return self.dot(jax.nn.one_hot(ids, self.shape[-2], dtype=self.dtype))  # a row of M @ w mixes all rows of w
+
+
+def adapt_shapes(
+    select: Filter,
+    init: Callable[[jax.Array, int, int], dict[str, Array]],
+    leaf: Callable[[Any, dict[str, Array]], Any],
+    *,
+    problem: Callable[[int, int], str] = lambda m, n: "",
+) -> ParamTransform:
+  """`adapt_matrices` for methods that leave the weights as they are and look at nothing but their shapes.
+
+      params {'up': {'kernel': W}}  ->  frozen {'up': {'kernel': W}},  trainable {'up': {'kernel': init(key, m, n)}}
+
+  Args:
+    select: a filter; every leaf it matches must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
+    init: `(key, m, n) -> arrays` of one matrix.
+    leaf: `(w, arrays) -> structured leaf`, where all may carry a leading layer axis.
+    problem: why a method cannot adapt an `[m, n]` matrix, such as a size that does not divide; "" where it can.
+
+  Raises (from `split`):
+    ValueError: the filter matches nothing, or leaves that the method cannot adapt (all are named).
+  """
+  transform = adapt_matrices(select, lambda key, w, statistic: (w, init(key, *w.shape)), leaf)
+
+  def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
+    wrong = [
+        f"{path} {tuple(w.shape)}: {problem(*w.shape[-2:])}" for path, w in chosen_matrices(select, params)
+        if problem(*w.shape[-2:])
+    ]
+    if wrong:
+      raise ValueError(
+          f"select matches {len(wrong)} matrices that do not fit: " + "; ".join(wrong[:8])
+          + ("; ..." if len(wrong) > 8 else "")
+      )
+    return transform.split(key, params)
+
+  return ParamTransform(split, transform.join)

@@ -1,0 +1,1 @@
+"""Updates of matrices with a structure that multiplies cheaply."""

@@ -1,0 +1,87 @@
+"""Element-wise products: LoHa, the product of two low-rank matrices, and HiRA, a low-rank matrix times the weight."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxft.leaves.structured import LowRank
+from jaxft.leaves.sums import Formed
+from jaxft.transforms.low_rank.lora import uniform_then_zero
+from jaxft.transforms.matrices import adapt_matrices, check_rank, kaiming_uniform
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.filters import Filter
+
+
+def khatri_rao(x: Float[Array, "... m r"], y: Float[Array, "... m q"]) -> Float[Array, "... m rq"]:
+  """Row-wise Kronecker product: `(x1 y1) * (x2 y2) = khatri_rao(x1, x2) @ khatri_rao(y1^T, y2^T)^T`."""
+  return (x[..., :, None] * y[..., None, :]).reshape(*x.shape[:-1], -1)
+
+
+def loha(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 8.0) -> ParamTransform:
+  """LoHa: `w + alpha / r * (a1 @ b1) * (a2 @ b2)`, an update of rank up to r^2 from twice LoRA's parameters.
+
+  While r^2 (m + n) < m n it is multiplied as the low-rank matrix of rank r^2 that it is; beyond, it is formed.
+
+  Args:
+    select: a filter over matrices.
+    rank: r of the four factors.
+    alpha: numerator of the scale.
+
+  Raises:
+    ValueError: rank is out of range; from `split`, as `low_rank`.
+
+  Source: Hyeon-Woo et al. 2021, FedPara (arXiv 2108.06098); LyCORIS, Yeh et al. 2023 (arXiv 2309.14859). As in PEFT,
+  a2 starts at zero and the others Kaiming-uniform.
+  """
+  rank = check_rank(rank)
+  scale = alpha / rank
+
+  def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
+    del statistic
+    m, n = w.shape
+    k1, k2, k3 = jax.random.split(key, 3)
+    return w, {"a1": kaiming_uniform(k1, (m, rank), m), "b1": kaiming_uniform(k2, (rank, n), rank),
+               "a2": jnp.zeros((m, rank)), "b2": kaiming_uniform(k3, (rank, n), rank)}
+
+  def adapt(w: Any, t: Any) -> Any:
+    m, n = w.shape[-2:]
+    if rank**2 * (m + n) >= m * n:
+      return Formed(w, {**t, "a1": scale * t["a1"]}, _add_product)
+    transposed = lambda x: jnp.swapaxes(x, -1, -2)
+    b = transposed(khatri_rao(transposed(t["b1"]), transposed(t["b2"])))
+    return LowRank(w, khatri_rao(t["a1"], t["a2"]), b, scale=scale)
+
+  return adapt_matrices(select, start, adapt)
+
+
+def _add_product(w: Array, t: Any) -> Array:
+  return w + (t["a1"] @ t["b1"]) * (t["a2"] @ t["b2"])
+
+
+def hira(select: Filter = "**/kernel", *, rank: int = 32) -> ParamTransform:
+  """HiRA: `w * (1 + a @ b)`, an update of high rank from LoRA's parameters, at the cost of full tuning.
+
+  Args:
+    select: a filter over matrices.
+    rank: r of the factors.
+
+  Raises:
+    ValueError: rank is out of range; from `split`, as `low_rank`.
+
+  Source: Huang et al. 2025, HiRA (ICLR 2025, openreview.net/forum?id=TwJrTz9cRS; it has no arXiv id); the form and the
+  init are PEFT's.
+  """
+  rank = check_rank(rank)
+
+  def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
+    del statistic
+    _, a, b = uniform_then_zero(key, w, rank)
+    return w, {"a": a, "b": b}
+
+  return adapt_matrices(select, start, lambda w, t: Formed(w, t, _times_one_plus))
+
+
+def _times_one_plus(w: Array, t: Any) -> Array:
+  return w * (1 + t["a"] @ t["b"])

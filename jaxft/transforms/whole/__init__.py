@@ -1,0 +1,1 @@
+"""Transforms that train or freeze whole leaves and layers."""

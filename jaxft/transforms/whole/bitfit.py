@@ -1,0 +1,51 @@
+"""BitFit: training biases alone, also in a model that was trained without any."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.transforms.whole.freeze import train
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import leaves_with_paths
+
+
+def add_biases(params: Mapping[str, Any], select: Filter = "layers/**/kernel") -> dict[str, Any]:
+  """The params with a zero bias, float32, beside each matching kernel that has none; the model computes the same.
+
+      {'layers': {'up': {'kernel': [L, m, n]}}}  ->  {'layers': {'up': {'kernel': [L, m, n], 'bias': [L, n]}}}
+
+  Args:
+    params: a nested dict; of a model that adds a bias wherever it finds one, as those of `jaxft.models` do.
+    select: a filter over kernels.
+
+  Raises:
+    ValueError: the filter matches nothing, or a leaf whose name is not "kernel".
+  """
+  chosen = {
+      path: leaf for (path, leaf), (_, flag) in zip(
+          leaves_with_paths(params), leaves_with_paths(mask(select, params)), strict=True) if flag
+  }
+  wrong = [path for path in chosen if path.split("/")[-1] != "kernel"]
+  if wrong:
+    raise ValueError(f"select must match leaves named kernel; it also matches {', '.join(wrong[:8])}")
+  return _with_biases(params, "", chosen)
+
+
+def _with_biases(tree: Any, path: str, chosen: Mapping[str, Any]) -> Any:
+  if not isinstance(tree, Mapping):
+    return tree
+  out = {name: _with_biases(below, f"{path}{name}/", chosen) for name, below in tree.items()}
+  kernel = chosen.get(f"{path}kernel")
+  if kernel is not None and out.get("bias") is None:
+    out["bias"] = jnp.zeros((*kernel.shape[:-2], kernel.shape[-1]), jnp.float32)
+  return out
+
+
+def bitfit(select: Filter = "**/bias") -> ParamTransform:
+  """BitFit: trains the biases, those of norms included, and freezes all else; see `add_biases` for a model without.
+
+  Source: Ben Zaken et al. 2021 (arXiv 2106.10199).
+  """
+  return train(select)

@@ -1,0 +1,98 @@
+"""Choosing whole leaves, or whole layers of stacked ones: full tuning, freezing some, training some."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.leaves.annotated import Annotated, map_weight
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import as_choice, modules
+from jaxft.tree.filters import Filter
+from jaxft.tree.paths import Tree, is_leaf, is_structured, unzip_with_path
+
+
+def train(choice: Filter | Tree) -> ParamTransform:
+  """Trains what is chosen and freezes the rest.
+
+      {'w': W [6, m, n]}, {'w': [T, F, F, T, T, F]}  ->  frozen {'w': Annotated(W[1, 2, 5], order)}
+                                                         trainable {'w': W[0, 3, 4]}
+
+  A stacked leaf of which some layers train is divided, so that gradients kept, optimizer state and decay are of those
+  alone; `join` puts the stack together again. The products of the backward pass are not saved there: a scan does the
+  same for all its layers. Where compute counts, cut the stack first, `cut_at_changes(params, choice)`.
+
+  In a `chain` it comes before what adapts the same leaves. What follows sees the frozen layers of a divided leaf alone,
+  numbered from 0: what goes by layer comes first too, or the stack is cut.
+
+  Args:
+    choice: a filter, or a choice of leaves and layers; see `jaxft.tree.choice`.
+
+  Raises (from `split`):
+    ValueError: a glob matches nothing; the choice does not fit the params, or has some entries of a leaf or layer and
+      not others, which is for `sparse_delta`; or an earlier transform of a chain holds what should train.
+  """
+
+  def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
+    del key
+    return _divide(params, as_choice(choice, params), trains=True)
+
+  return ParamTransform(split, _join)
+
+
+def freeze(choice: Filter | Tree) -> ParamTransform:
+  """Freezes what is chosen and trains the rest: the complement of `train(choice)`."""
+
+  def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
+    del key
+    return _divide(params, as_choice(choice, params), trains=False)
+
+  return ParamTransform(split, _join)
+
+
+def full() -> ParamTransform:
+  """Trains every leaf: full fine-tuning."""
+  return train(True)
+
+
+def _divide(params: Tree, flags: Tree, *, trains: bool) -> tuple[Tree, Tree]:
+  """The frozen and the trainable side, where `trains` says which of the flags mean training."""
+  partly: list[str] = []
+  held: list[str] = []
+
+  def divide(path: str, leaf: Any, flag: Any) -> tuple[Any, Any]:
+    chosen = modules(flag, path, leaf)
+    if chosen is None:
+      partly.append(f"{path} {tuple(leaf.shape)}")
+      return leaf, None
+    if is_structured(leaf) and chosen is not (not trains):
+      held.append(f"{path} ({type(leaf).__name__})")
+      return leaf, None
+    if isinstance(chosen, bool):
+      return (None, leaf) if chosen == trains else (leaf, None)
+    trained, kept = np.flatnonzero(chosen == trains), np.flatnonzero(chosen != trains)
+    order = np.argsort(np.concatenate([kept, trained]))
+    take = lambda rows: jax.tree.map(lambda x: x[rows], leaf)
+    return Annotated(take(kept), jnp.asarray(order, jnp.int32)), take(trained)
+
+  sides = unzip_with_path(divide, params, flags)
+  if held:
+    raise ValueError(
+        f"choice trains {len(held)} leaves that are not plain weights, as an earlier transform of a chain has adapted or "
+        f"quantized them: {', '.join(held[:8])}; put what trains whole leaves first, or leave these out")
+  if partly:
+    raise ValueError(
+        f"choice must have whole leaves, or whole layers of stacked ones; it has some entries of {len(partly)}, which "
+        f"is for sparse_delta (or submatrix): {', '.join(partly[:8])}")
+  return sides
+
+
+def _join(frozen: Tree, trainable: Tree) -> Tree:
+  def put(kept: Any, trained: Any) -> Any:
+    if kept is None or trained is None:
+      return trained if kept is None else kept
+    # Another transform may have adapted the frozen layers in the meantime: their matrices are formed here.
+    return map_weight(kept.w, lambda w: jnp.concatenate([w, trained])[kept.note])
+
+  return jax.tree.map(put, frozen, trainable, is_leaf=is_leaf)

@@ -1,0 +1,53 @@
+"""Mixout: dropout whose dropped weights are the pretrained ones."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from jaxft.tree.depth import leaf_keys
+from jaxft.tree.filters import Filter, mask
+from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
+
+
+def mixout(key: Key[Array, ""], params: Tree, reference: Tree, rate: float, *, select: Filter = "**/kernel") -> Tree:
+  """Each weight is its pretrained value with probability `rate`, in a way that keeps the mean:
+
+      w' = w0 + (w - w0) m / (1 - rate),   m ~ Bernoulli(1 - rate) for each entry
+
+  For use inside a loss, with the step's key; evaluate with the params as they are. A frozen weight stays exactly as it
+  is. Stacked, cut and unrolled layers draw the same numbers.
+
+  Args:
+    key: of this step.
+    params: joined.
+    reference: the pretrained weights, a tree like it.
+    rate: in [0, 1); 0 changes nothing.
+    select: which leaves are mixed; in the source kernels alone, where most of the others are normalized.
+
+  Raises:
+    ValueError: rate outside [0, 1), or a selected leaf is structured or of another shape than its reference.
+
+  Source: Lee et al. 2020 (arXiv 1909.11299).
+  """
+  if not 0.0 <= rate < 1.0:
+    raise ValueError(f"rate must lie in [0, 1); got {rate}")
+  if rate == 0.0:
+    return params
+  known = dict(leaves_with_paths(reference))
+
+  def mix(path: str, w: Any, chosen: bool) -> Any:
+    if not chosen:
+      return w
+    start = known.get(path)
+    if is_structured(w) or start is None or start.shape != w.shape:
+      got = type(w).__name__ if is_structured(w) else f"an array {tuple(w.shape)}"
+      raise ValueError(f"{path} must be an array with the shape of its reference; got {got} for "
+                       f"{None if start is None else tuple(start.shape)}")
+    keys = leaf_keys(key, path, w)
+    draw = lambda k, shape: jax.random.bernoulli(k, 1.0 - rate, shape)
+    keep = jax.vmap(lambda k: draw(k, w.shape[1:]))(keys) if keys.ndim else draw(keys, w.shape)
+    return (start + jnp.where(keep, (w - start) / (1.0 - rate), 0.0)).astype(w.dtype)
+
+  return map_with_path(mix, params, mask(select, params))

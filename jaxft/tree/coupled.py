@@ -1,0 +1,93 @@
+"""Permuting what may be permuted: units of a model whose order does not matter, as data.
+
+A `Coupled` lists the axes that carry the same units. Reordering the units on all of them leaves the function of the
+model as it is: channels of an MLP, heads of an attention.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from jaxft.tree.depth import layer_of
+from jaxft.tree.filters import mask
+from jaxft.tree.paths import Tree, map_with_path
+
+
+class Coupled(NamedTuple):
+  """Axes that carry the same units.
+
+  Attributes:
+    members: `(glob, axis, unit)`: the leaves, the axis counted from the end, and the consecutive entries of one unit.
+    group: an order must keep each unit within its group of so many.
+  """
+
+  members: tuple[tuple[str, int, int], ...]
+  group: int = 1 << 30
+
+
+MLP_CHANNELS = Coupled((("**/mlp/{gate,up}/*", -1, 1), ("**/mlp/down/kernel", -2, 1)))
+
+
+def key_heads(head_dim: int, queries_per_key: int = 1) -> Coupled:
+  """The key heads of an attention, each with the query heads that it serves."""
+  wide = head_dim * queries_per_key
+  return Coupled((
+      ("**/attention/query/*", -1, wide), ("**/attention/{key,value}/*", -1, head_dim),
+      ("**/attention/out/kernel", -2, wide),
+  ))
+
+
+def query_heads(head_dim: int, queries_per_key: int) -> Coupled:
+  """The query heads of an attention, which may change places only among those of the same key head."""
+  members = (("**/attention/query/*", -1, head_dim), ("**/attention/out/kernel", -2, head_dim))
+  return Coupled(members, group=queries_per_key)
+
+
+def permute_coupled(params: Tree, structure: Coupled, order: Int[np.ndarray, "*layers units"]) -> Tree:
+  """Reorders coupled units: unit i of the result is unit `order[i]` of the params.
+
+  Args:
+    params: arrays, stacked, cut or unrolled.
+    structure: what is coupled.
+    order: a permutation, `[n]` for all layers or `[L, n]` for each.
+
+  Returns:
+    Params that compute the same function; `permute_coupled(.., inverse_order(order))` gives the old ones, bit by bit.
+
+  Raises:
+    ValueError: order is no permutation or crosses a group; a leaf's axis does not hold n units.
+
+  Source: the coupled structures of Yang et al. 2024, S2FT (arXiv 2412.06289). Rotary positions act inside a head, so
+  heads of queries and keys move with them.
+  """
+  order = np.asarray(order)
+  n = order.shape[-1]
+  for row in np.atleast_2d(order):
+    if not np.array_equal(np.sort(row), np.arange(n)):
+      raise ValueError(f"order must be a permutation of 0..{n - 1}; got {row.tolist()}")
+    if (row // structure.group != np.arange(n) // structure.group).any():
+      raise ValueError(f"order must keep each unit in its group of {structure.group}; got {row.tolist()}")
+  for glob, axis, unit in structure.members:
+    permute = lambda path, leaf, chosen: _permute(path, leaf, order, axis, unit) if chosen else leaf
+    params = map_with_path(permute, params, mask(glob, params))
+  return params
+
+
+def inverse_order(order: Int[np.ndarray, "*layers units"]) -> Int[np.ndarray, "*layers units"]:
+  """The order that undoes another."""
+  return np.argsort(order, axis=-1)
+
+
+def _permute(path: str, leaf: Any, order: np.ndarray, axis: int, unit: int) -> Any:
+  if leaf.shape[axis] != order.shape[-1] * unit:
+    raise ValueError(f"order has {order.shape[-1]} units of {unit}; axis {axis} of {path} {tuple(leaf.shape)} does not")
+  layer = layer_of(path, leaf)
+  if order.ndim == 2 and layer is not None:
+    order = order[layer]
+  entries = (order[..., None] * unit + np.arange(unit)).reshape(*order.shape[:-1], -1)
+  if entries.ndim == 1:
+    return jnp.take(leaf, entries, axis=axis)
+  return jax.vmap(lambda w, i: jnp.take(w, i, axis=axis))(leaf, entries)

@@ -1,0 +1,142 @@
+"""The depth of a leaf, for layers that are unrolled, stacked along a leading axis, or stacked in several cuts.
+
+Three spellings of the same layers, all read by `layer_of`:
+
+    layers/3/mlp/up/kernel      [in, out]         one layer (also `layers_3`, `blocks.3`, `h/3`)
+    layers/mlp/up/kernel        [L, in, out]      all layers, stacked
+    layers/4:8/mlp/up/kernel    [4, in, out]      layers 4 to 7, stacked: a stack that was cut
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.tree.paths import Tree, fold_in_path, leaves_with_paths
+
+STACKS = ("layers", "layer", "blocks", "block", "h")
+_PIECE = re.compile(r"\d+(:\d+)?")  # the name of a layer of its own, or of a piece of a stack that was cut
+
+
+def _locate(path: str, stacks: Sequence[str]) -> tuple[str, str, str] | None:
+  """Splits a path at its stack: `(stack, index, rest)`; index is '' for a stacked leaf, None outside any stack."""
+  names = "|".join(map(re.escape, stacks))
+  found = re.search(rf"(?:^|(?<=/))((?:[^/]+/)*?(?:{names}))(?:[/_.](\d+(?::\d+)?))?(?:/(.*))?$", path)
+  if found is None or (found[2] is None and found[3] is None):
+    return None
+  return found[1], found[2] or "", found[3] or ""
+
+
+def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | np.ndarray | None:
+  """The layer that a leaf belongs to.
+
+  Args:
+    path: the leaf's path.
+    leaf: the leaf; only its shape is read, and only where layers are stacked.
+    stacks: names of the path part that holds the layers.
+
+  Returns:
+    An int for one layer, the vector of layer indices along the leading axis for stacked layers, None outside a stack.
+  """
+  found = _locate(path, stacks)
+  if found is None:
+    return None
+  _, index, _ = found
+  if ":" in index:
+    start, stop = map(int, index.split(":"))
+    return np.arange(start, stop)
+  if index:
+    return int(index)
+  return np.arange(leaf.shape[0])
+
+
+def shared_path(path: str, *, stacks: Sequence[str] = STACKS) -> str:
+  """The path without its layer: `layers/3/mlp/w` and a stacked `layers/mlp/w` are both `layers/*/mlp/w`."""
+  found = _locate(path, stacks)
+  return path if found is None else f"{found[0]}/*/{found[2]}"
+
+
+def leaf_keys(key: jax.Array, path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> jax.Array:
+  """A random key for a leaf: one, or a vector of one per layer where layers are stacked.
+
+  Folded from the path and the layer index, so that a stacked leaf and its unrolled layers draw the same numbers.
+  """
+  layer = layer_of(path, leaf, stacks=stacks)
+  key = fold_in_path(key, shared_path(path, stacks=stacks))
+  if layer is None:
+    return key
+  if np.ndim(layer) == 0:
+    return jax.random.fold_in(key, layer)
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(np.asarray(layer, np.uint32))
+
+
+def num_layers(tree: Tree, *, layer_of: Callable[[str, Any], int | np.ndarray | None] = layer_of) -> int:
+  """The number of layers in a params tree: one more than the largest layer index, 0 where no leaf is in a layer."""
+  layers = [layer_of(path, leaf) for path, leaf in leaves_with_paths(tree) if leaf is not None]
+  return max((int(np.max(layer)) + 1 for layer in layers if layer is not None), default=0)
+
+
+def unstack_layers(params: Tree, *, stack: str = "layers") -> Tree:
+  """`{'layers': {'w': [L, ...]}}` -> `{'layers': {'0': {'w': [...]}, '1': ...}}`, for a nested dict.
+
+  Raises:
+    ValueError: there is no such stack, its layers are unrolled or cut already, or its arrays have no one leading axis.
+  """
+  layers, n = _stacked(params, stack)
+  return {**params, stack: {str(i): jax.tree.map(lambda x: x[i], layers) for i in range(n)}}
+
+
+def stack_layers(params: Tree, *, stack: str = "layers") -> Tree:
+  """The inverse of `unstack_layers`, also from a cut stack (`cut_layers`).
+
+  Raises:
+    ValueError: there is no such stack, or its layers are stacked already.
+  """
+  layers = _layers(params, stack)
+  if not all(map(_PIECE.fullmatch, layers)):
+    raise ValueError(f"params[{stack!r}] must hold layers or pieces of a stack, '0' or '0:2'; got {_names(layers)}")
+  pieces = []
+  for name in sorted(layers, key=lambda n: int(n.split(":")[0])):
+    piece = layers[name]
+    pieces.append(piece if ":" in name else jax.tree.map(lambda x: x[None], piece))
+  return {**params, stack: jax.tree.map(lambda *xs: jax.numpy.concatenate(xs), *pieces)}
+
+
+def cut_layers(params: Tree, at: Sequence[int], *, stack: str = "layers") -> Tree:
+  """Cuts a stack in consecutive pieces, so that some can be frozen: a per-layer choice saves work only when cut.
+
+      {'layers': {'w': [6, ...]}}, at=[2]  ->  {'layers': {'0:2': {'w': [2, ...]}, '2:6': {'w': [4, ...]}}}
+
+  Raises:
+    ValueError: `at` is not strictly increasing inside (0, L); or the layers are not stacked, as in `unstack_layers`.
+  """
+  layers, n = _stacked(params, stack)
+  bounds = [0, *at, n]
+  if any(a >= b for a, b in zip(bounds, bounds[1:])):
+    raise ValueError(f"at must increase strictly inside (0, {n}); got {list(at)}")
+  return {**params, stack: {f"{a}:{b}": jax.tree.map(lambda x: x[a:b], layers) for a, b in zip(bounds, bounds[1:])}}
+
+
+def _layers(params: Tree, stack: str) -> Tree:
+  if stack not in params:
+    raise ValueError(f"params must have {stack!r}, which stack names; got {_names(params)}")
+  return params[stack]
+
+
+def _stacked(params: Tree, stack: str) -> tuple[Tree, int]:
+  """The layers of a stack and how many there are."""
+  layers = _layers(params, stack)
+  if any(map(_PIECE.fullmatch, layers)):
+    raise ValueError(
+        f"params[{stack!r}] must hold one stack; got layers or pieces of it, {_names(layers)}: stack_layers joins them")
+  lengths = {tuple(x.shape[:1]) for x in jax.tree.leaves(layers)}
+  if len(lengths) != 1 or lengths == {()}:
+    raise ValueError(
+        f"params[{stack!r}] must hold arrays with one leading axis, the layers; got leading axes {sorted(lengths)}")
+  return layers, lengths.pop()[0]
+
+
+def _names(tree: Tree) -> str:
+  return ", ".join(map(repr, list(tree)[:4]))

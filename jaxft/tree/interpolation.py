@@ -1,0 +1,31 @@
+"""The straight line between two checkpoints: WiSE-FT, and the path along which a loss is looked at."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxft.tree.paths import Tree
+from jaxft.tree.task_vectors import check_same_leaves
+
+
+def interpolate(a: Tree, b: Tree, t: float) -> Tree:
+  """`(1 - t) a + t b`, in float32, rounded once to the dtype of a; beyond [0, 1] it extrapolates.
+
+  Leaves that are not floating point are a's.
+
+  Args:
+    a, b: checkpoints with the same leaves.
+    t: 0 gives a and 1 gives b, bit for bit.
+
+  Raises:
+    ValueError: the checkpoints differ in leaves or shapes.
+
+  Source: Wortsman et al. 2021, WiSE-FT (arXiv 2109.01903).
+  """
+  check_same_leaves("a", a, "b", b)
+
+  def mix(x: jax.Array, y: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x
+    return ((1 - t) * x.astype(jnp.float32) + t * y.astype(jnp.float32)).astype(x.dtype)
+
+  return jax.tree.map(mix, a, b)

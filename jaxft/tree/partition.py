@@ -1,0 +1,23 @@
+"""A tree cut in two with holes, put together again, and counted."""
+
+import jax
+
+from jaxft.tree.paths import Tree, is_leaf
+
+
+def partition(flags: Tree, tree: Tree) -> tuple[Tree, Tree]:
+  """Splits a tree by a tree of booleans: `(leaves where True, leaves where False)`, holes elsewhere."""
+  flat, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
+  flags = jax.tree.leaves(flags)
+  take = lambda keep: structure.unflatten([x if flag == keep else None for flag, x in zip(flags, flat, strict=True)])
+  return take(True), take(False)
+
+
+def combine(first: Tree, second: Tree) -> Tree:
+  """Fills the holes of `first` with the leaves of `second`: the inverse of `partition`."""
+  return jax.tree.map(lambda x, y: y if x is None else x, first, second, is_leaf=is_leaf)
+
+
+def count(tree: Tree) -> int:
+  """Number of elements of a tree of arrays or shapes, holes counting none."""
+  return sum(x.size for x in jax.tree.leaves(tree))
