@@ -15,7 +15,7 @@ from jaxft.data import pack_texts
 from jaxft.formats import load
 from jaxft.losses import Mean, guided_info_nce
 from jaxft.models import decoder, encoder
-from jaxft.training import init_state, make_train_step
+from jaxft.training import Recipe, init_state, make_train_step
 from jaxft.transforms import ParamTransform, dora, full, half, ia3, lora, oft, s2ft
 
 Step = Callable[[], float]
@@ -84,9 +84,9 @@ def _embed_packed(params, config, batch):
 
 
 def _stepper(params, transform, objective, batch) -> Step:
-  optimizer = optax.adamw(workload.LEARNING_RATE)
-  step = make_train_step(objective, optimizer, transform)
-  state, frozen = init_state(jax.random.key(0), params, transform, optimizer)
+  recipe = Recipe(objective, transform, optax.adamw(workload.LEARNING_RATE))
+  step = make_train_step(recipe)
+  state, frozen = init_state(jax.random.key(0), params, recipe)
 
   def run() -> float:
     nonlocal state

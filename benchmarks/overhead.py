@@ -10,7 +10,7 @@ import optax
 
 from jaxft.leaves import dot
 from jaxft.losses import Mean
-from jaxft.training import init_state, make_train_step
+from jaxft.training import Recipe, init_state, make_train_step
 from jaxft.transforms import full
 
 
@@ -30,8 +30,9 @@ def overhead(rounds: int = 30) -> dict[str, float]:
       x = x + dot(jax.nn.relu(dot(x, layer["up"])), layer["down"])
     return jnp.sum(x * x, axis=-1)
 
-  step = make_train_step(lambda p, b, key: (Mean.of(loss(p, b)), {}), optimizer, full())
-  state, frozen = init_state(key, params, full(), optimizer)
+  recipe = Recipe(lambda p, b, key: (Mean.of(loss(p, b)), {}), full(), optimizer)
+  step = make_train_step(recipe)
+  state, frozen = init_state(key, params, recipe)
 
   @jax.jit
   def by_hand(params, opt_state, x):

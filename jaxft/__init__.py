@@ -23,7 +23,8 @@ _NAMES = {
     "decoding": (),
     "data": (),
     "evaluation": (),
-    "training": ("init_state", "make_train_step"),
+    "training": ("Recipe", "init_state", "make_train_step"),
+    "recipes": (),
     "studies": (),
 }
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing files: whole or not at all, and into folders of which it is known beforehand that they take them."""
 
 import os
 import tempfile
@@ -18,3 +18,22 @@ def write_text(path: str | Path, text: str) -> None:
   except BaseException:
     os.unlink(temporary)
     raise
+
+
+def check_writable(folder: Path) -> None:
+  """Makes a folder where it is missing and writes to it once.
+
+  Raises:
+    OSError: the folder cannot be made or written; names it.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".jaxft-")
+    try:
+      os.write(handle, b"\0" * 4096)  # an empty file fits on a full disk
+      os.fsync(handle)
+    finally:
+      os.close(handle)
+      os.unlink(name)
+  except OSError as e:
+    raise OSError(f"the output folder {folder} cannot be written: {e.strerror or e}") from None

@@ -22,5 +22,5 @@ def test_import_is_light():
 def test_an_unknown_area_is_answered_with_the_known():
   import jaxft
 
-  with pytest.raises(AttributeError, match="no attribute .loses.; it has Mean, adapters, analysis"):
+  with pytest.raises(AttributeError, match="no attribute .loses.; it has Mean, Recipe, adapters, analysis"):
     jaxft.loses

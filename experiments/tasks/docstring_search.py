@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
@@ -21,9 +20,10 @@ from jaxft.evaluation.embed import embed_texts
 from jaxft.evaluation.probe import ridge_probe
 from jaxft.formats import Pretrained
 from jaxft.leaves import materialize
-from jaxft.losses import Mean, guided_info_nce, multiple_negatives_ranking
 from jaxft.models import encoder
-from jaxft.training import fit, init_state, make_train_step
+from jaxft.recipes.objectives import Rows, contrastive
+from jaxft.recipes.optimizers import adamw
+from jaxft.training import Recipe, fit, init_state, make_train_step
 from jaxft.transforms import ParamTransform
 
 DOMAINS = ("movies", "products", "news", "tweets")
@@ -211,18 +211,15 @@ def guide_embeddings(embed: Embedder, params: Any, pairs: Pairs, rows: np.ndarra
 def objective(model: Pretrained, *, pairs: int, temperature: float) -> Callable[..., Any]:
   """GIST's loss where the batches have a guide, else the same four blocks of candidates, only self pairs masked."""
 
-  def loss(params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[Mean, dict[str, Any]]:
+  def embed(params: Any, batch: dict[str, Any], key: jax.Array) -> Rows:
     del key
     vectors = encoder.embed_packed(params, model.config, batch["ids"], batch["segment_ids"], 2 * pairs)
-    query, document = vectors[:pairs], vectors[pairs:]
-    if "guide_query" in batch:
-      guides = (batch["guide_query"], batch["guide_document"], None)
-      losses = guided_info_nce(query, document, None, *guides, temperature=temperature)
-    else:
-      losses = multiple_negatives_ranking(query, document, queries=True, positives=True, temperature=temperature)
-    return Mean.of(*losses), {}
+    return vectors[:pairs], vectors[pairs:], None
 
-  return loss
+  guide = lambda batch: (batch["guide_query"], batch["guide_document"], None)
+  guided = contrastive(embed, guide=guide, temperature=temperature)
+  plain = contrastive(embed, queries=True, positives=True, temperature=temperature)
+  return lambda params, batch, key: (guided if "guide_query" in batch else plain)(params, batch, key)
 
 
 class Finetuner:
@@ -241,17 +238,13 @@ class Finetuner:
       self, model: Pretrained, transform: ParamTransform, *, batch_size: int, temperature: float, learning_rate: float,
       steps: int,
   ):
-    warmup = max(1, steps // 10)
-    schedule = optax.join_schedules(
-        [optax.linear_schedule(0.0, learning_rate, warmup), optax.linear_schedule(learning_rate, 0.0, steps - warmup)],
-        [warmup])
-    self._params, self._transform, self._steps = model.params, transform, steps
-    self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
+    self._params, self._steps = model.params, steps
     loss = objective(model, pairs=batch_size, temperature=temperature)
-    self._step = make_train_step(loss, self._optimizer, transform)
+    self._recipe = Recipe(loss, transform, adamw(learning_rate, steps, weight_decay=0.01))
+    self._step = make_train_step(self._recipe)
 
   def __call__(self, batches: PackageBatches, *, seed: int, writers: Sequence[Any] = ()) -> Any:
     """Plain tuned params."""
-    state, frozen = init_state(jax.random.key(seed), self._params, self._transform, self._optimizer)
+    state, frozen = init_state(jax.random.key(seed), self._params, self._recipe)
     state = fit(self._step, state, frozen, batches, steps=self._steps, writers=writers, log_every=1)
-    return materialize(self._transform.join(frozen, state.trainable))
+    return materialize(self._recipe.transform.join(frozen, state.trainable))

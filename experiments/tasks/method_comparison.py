@@ -30,12 +30,12 @@ from experiments.tasks.sentiment_rating import (
   with_head,
 )
 from jaxft.adapters import Adapter
-from jaxft.analysis import training_cost
 from jaxft.formats import Pretrained, save_peft, save_peft_prompt
 from jaxft.formats.safetensors import save_file
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.sweep import sweep
 from jaxft.studies.tuner import Tuner
+from jaxft.training import Recipe, training_cost
 from jaxft.transforms import ParamTransform, chain, train
 from jaxft.tree import count
 
@@ -196,8 +196,7 @@ def costs_of(method: Method, model: Pretrained, batch: Sentences) -> Costs:
   params = start(with_head(model.params), method, 0)
   loss = objective(model, adapter=method.adapter)
   cost = training_cost(
-      method.transform, params, optax.adam(1e-3), tokens=batch.ids.size,
-      objective=lambda params: loss(params, batch, None)[0].value)
+      Recipe(loss, method.transform, optax.adam(1e-3)), params, batch, tokens=batch.ids.size)
   layers, trained = count(model.params["layers"]), cost.trained - count(params["head"])
   size, kind = (0, "none") if not trained else file_size(method, model, params)
   return Costs(trained, trained / layers, cost.flops * cost.params / layers, cost.state_bytes, size, kind)

@@ -23,7 +23,7 @@ from jaxft.formats import Pretrained
 from jaxft.losses import Mean
 from jaxft.models import encoder
 from jaxft.models.linear import linear
-from jaxft.studies.tuner import adamw
+from jaxft.recipes.optimizers import adamw
 from jaxft.tree import path_of
 
 DOMAINS = ("movies", "products", "news", "tweets")

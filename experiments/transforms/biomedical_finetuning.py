@@ -29,11 +29,12 @@ from jaxft.analysis import seed_stability
 from jaxft.evaluation import PairedTest, paired_test
 from jaxft.formats import load
 from jaxft.optimizers import layerwise_decay, scale_by_bert_adam, scale_updates
+from jaxft.recipes.optimizers import adamw, warmed_up
 from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
 from jaxft.studies.sweep import sweep
-from jaxft.studies.tuner import Tuner, adamw, warmup_linear
+from jaxft.studies.tuner import Tuner
 from jaxft.transforms import ParamTransform, freeze, freeze_below, reinitialize_top
 from jaxft.tree import cut_layers, stack_layers
 
@@ -75,7 +76,7 @@ class Way(NamedTuple):
 
 def bert_adam(rate: Any, steps: int) -> optax.GradientTransformation:
   """As `adamw`, without bias correction."""
-  factor = warmup_linear(steps)
+  factor = warmed_up(steps)
   return optax.chain(
       optax.clip_by_global_norm(1.0), scale_by_bert_adam(), optax.scale_by_learning_rate(lambda t: rate * factor(t)))
 

@@ -43,10 +43,11 @@ from jaxft.models import encoder
 from jaxft.models.dropout import layer_dropout
 from jaxft.models.sites import Scale
 from jaxft.optimizers import scale_updates
+from jaxft.recipes.optimizers import warmed_up
 from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
-from jaxft.studies.tuner import Tuner, choose_rate, warmup_linear
+from jaxft.studies.tuner import Tuner, choose_rate
 from jaxft.transforms import ParamTransform, chain, freeze, lora, train
 from jaxft.tree import cut_layers, mask, stack_layers
 
@@ -211,7 +212,7 @@ def masked(before: Any = 1.0, after: Any = 1.0) -> Callable[[Any, int], optax.Gr
   scale = lambda factors: [] if isinstance(factors, float) else [scale_updates(factors)]
 
   def optimizer(rate: Any, steps: int) -> optax.GradientTransformation:
-    factor = warmup_linear(steps)
+    factor = warmed_up(steps)
     adam = optax.adam(lambda t: rate * factor(t))
     return optax.chain(optax.clip_by_global_norm(1.0), *scale(before), adam, *scale(after))
 

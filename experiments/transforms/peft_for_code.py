@@ -28,18 +28,19 @@ import optax
 from experiments.tasks import one_line_python as task
 from experiments.tasks.reasoning_answers import Rows, Scorer, objective
 from jaxft.adapters import Adapter, prefix, prefix_from_tokens, soft_prompt, text_prompt
-from jaxft.analysis import training_cost
 from jaxft.data import retrieve_demonstrations, tokenize_completions
 from jaxft.decoding import beam_search
 from jaxft.evaluation import exact_match_at_k, paired_test
 from jaxft.evaluation.embed import embed_texts
 from jaxft.formats import Pretrained, load
 from jaxft.models import decoder, encoder
+from jaxft.recipes.optimizers import warmed_up
 from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
 from jaxft.studies.sweep import sweep
-from jaxft.studies.tuner import Tuner, warmup_linear
+from jaxft.studies.tuner import Tuner
+from jaxft.training import Recipe, training_cost
 from jaxft.transforms import ParamTransform, full, ia3, lora, train
 
 
@@ -96,7 +97,7 @@ def ways(config: Config, model: Pretrained) -> dict[str, Way]:
 
 def adafactor(rate: Any, steps: int) -> optax.GradientTransformation:
   """Adafactor as the paper's trainer sets it up: the given rates, gradients clipped, no momentum."""
-  factor = warmup_linear(steps)
+  factor = warmed_up(steps)
   return optax.chain(
       optax.clip_by_global_norm(1.0),
       optax.adafactor(lambda t: rate * factor(t), multiply_by_parameter_scale=False))
@@ -221,8 +222,7 @@ def run(config: Config) -> Result:
       beams[arm] = scores[arm][0]["beams"]
     batch = examples(config.seeds[0])[1][0]
     costs[arm] = training_cost(
-        way.transform, start(0), adafactor(1e-3, config.steps), tokens=batch.ids.size,
-        objective=lambda params: loss(params, batch, None)[0].value)
+        Recipe(loss, way.transform, adafactor(1e-3, config.steps)), start(0), batch, tokens=batch.ids.size)
 
   values = {name: {arm: [float(s[name]) for s in of] for arm, of in scores.items()} for name in ("exact", "nll")}
   arms = {arm: Arm(arm, tuple(of), {"learning_rate": rates[arm]} if arm in rates else {})

@@ -33,17 +33,17 @@ from jaxtyping import Array, Float, Int
 from experiments.tasks.docstring_search import Pairs, load_pairs, tokenize_split
 from experiments.tasks.ranking import rank_own
 from jaxft.adapters import Adapter, prefix, prefix_from_tokens
-from jaxft.analysis import training_cost
 from jaxft.data import near_duplicates, per_group_split, tokenize_texts
 from jaxft.evaluation import paired_comparison, paired_test
 from jaxft.formats import Pretrained, load
-from jaxft.losses import Mean, multiple_negatives_ranking
 from jaxft.models import encoder
 from jaxft.models.cut import Part, cached_features, cut_model, entry, join_parts
+from jaxft.recipes.objectives import Rows, contrastive
 from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
 from jaxft.studies.tuner import Tuner, choose_rate
+from jaxft.training import Recipe, training_cost
 from jaxft.transforms import ParamTransform, full, lora, train
 from jaxft.tree import count, stack_layers
 
@@ -148,17 +148,15 @@ def split_projects(config: Config, pairs: Pairs, label: np.ndarray, seed: int) -
 def objective(config: encoder.EncoderConfig, adapter: Adapter | None, temperature: float):
   """InfoNCE over the sentences of the batch, both ways and with signatures among each other, as in docstring_search."""
 
-  def loss(params: Any, batch: Texts | Stored, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
+  def embed(params: Any, batch: Texts | Stored, key: jax.Array) -> Rows:
     del key
     edits = None if adapter is None else adapter.edits(params["edits"])
     if isinstance(batch, Stored):
       edits = entry(config, batch.states)
-    vectors = encoder.embed(params, config, batch.ids, batch.mask, edits=edits)
-    queries, documents = jnp.split(vectors, 2)
-    return Mean.of(*multiple_negatives_ranking(
-        queries, documents, queries=True, positives=True, temperature=temperature)), {}
+    queries, documents = jnp.split(encoder.embed(params, config, batch.ids, batch.mask, edits=edits), 2)
+    return queries, documents, None
 
-  return loss
+  return contrastive(embed, queries=True, positives=True, temperature=temperature)
 
 
 class Searcher:
@@ -289,8 +287,7 @@ def run(config: Config) -> Result:
 def cost_of(way: Way, batch: Texts | Stored, loss: Callable[..., Any]) -> dict[str, float]:
   """Operations of one step, trained numbers and bytes that a project stores; stored states come on top of the last."""
   cost = training_cost(
-      way.transform, way.params, optax.adam(1e-3), tokens=batch.ids.size,
-      objective=lambda params: loss(params, batch, None)[0].value)
+      Recipe(loss, way.transform, optax.adam(1e-3)), way.params, batch, tokens=batch.ids.size)
   return {
       "flops_per_step": cost.flops * count(way.params) * batch.ids.size, "trained": cost.trained,
       "bytes_per_project": cost.trained_bytes, "optimizer_bytes": cost.optimizer_bytes,

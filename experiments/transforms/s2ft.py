@@ -40,16 +40,17 @@ from experiments.tasks.sentiment_rating import (
   separate_head_rate,
   with_head,
 )
-from jaxft.analysis import training_cost
 from jaxft.evaluation import PairedTest, paired_test
 from jaxft.formats import Pretrained, load
 from jaxft.leaves import dot
 from jaxft.leaves.structured import LowRank
+from jaxft.recipes.optimizers import adamw
 from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
 from jaxft.studies.sweep import sweep
-from jaxft.studies.tuner import Tuner, adamw
+from jaxft.studies.tuner import Tuner
+from jaxft.training import Recipe, training_cost
 from jaxft.transforms import ParamTransform, chain, lora, random_indices, s2ft, sparse_delta, train
 from jaxft.transforms.entries.submatrix import Submatrix
 from jaxft.tree import count
@@ -136,8 +137,7 @@ def costs(config: Config, model: Pretrained, params: Any, batch: Sentences) -> d
   loss = objective(model)
 
   def cost(transform: ParamTransform) -> dict[str, float]:
-    of = training_cost(
-        transform, params, adamw(1e-3, 1), objective=lambda p: loss(p, batch, None)[0].value, tokens=batch.ids.size)
+    of = training_cost(Recipe(loss, transform, adamw(1e-3, 1)), params, batch, tokens=batch.ids.size)
     layers = count(params["layers"])
     flops = of.flops * of.params / layers
     return {"trained": of.trained - count(params["head"]), "flops_per_parameter_and_token": flops}

@@ -26,16 +26,19 @@ from jaxtyping import Array, Float, Int
 
 from experiments.tasks.docstring_search import tokenize_split
 from experiments.tasks.ranking import rank_own
-from jaxft.analysis import choose_freeze_depth, pooled_states, representation_similarity, training_cost
+from jaxft.analysis import choose_freeze_depth, pooled_states, representation_similarity
 from jaxft.evaluation import paired_test
 from jaxft.formats import Pretrained, load
-from jaxft.losses import Mean, multiple_negatives_ranking, normalize
+from jaxft.losses import normalize
 from jaxft.models import encoder
+from jaxft.recipes.objectives import Rows, contrastive
+from jaxft.recipes.optimizers import adamw
 from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
 from jaxft.studies.sweep import sweep
-from jaxft.studies.tuner import Tuner, adamw
+from jaxft.studies.tuner import Tuner
+from jaxft.training import Recipe, training_cost
 from jaxft.transforms import ParamTransform, freeze_below, full
 from jaxft.tree import count, cut_layers, stack_layers
 
@@ -93,14 +96,12 @@ def load_search(model: Pretrained, split: str, config: Config) -> Texts:
 def objective(model: Pretrained, temperature: float):
   """InfoNCE over the sentences of the batch, both ways and with signatures among each other, as in docstring_search."""
 
-  def loss(params: Any, batch: Texts, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
+  def embed(params: Any, batch: Texts, key: jax.Array) -> Rows:
     del key
-    vectors = encoder.embed(params, model.config, batch.ids, batch.mask)
-    queries, documents = jnp.split(vectors, 2)
-    return Mean.of(*multiple_negatives_ranking(
-        queries, documents, queries=True, positives=True, temperature=temperature)), {}
+    queries, documents = jnp.split(encoder.embed(params, model.config, batch.ids, batch.mask), 2)
+    return queries, documents, None
 
-  return loss
+  return contrastive(embed, queries=True, positives=True, temperature=temperature)
 
 
 def optimizer(rate: Any, steps: int) -> optax.GradientTransformation:
@@ -172,8 +173,7 @@ def run(config: Config) -> Result:
         score=lambda run: run["mrr"])
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batches(0)[0])
     costs[arm] = training_cost(
-        transform, base, optax.adam(1e-3), tokens=batch.ids.size,
-        objective=lambda params: loss(params, jax.tree.map(jnp.zeros_like, batch), None)[0].value)
+        Recipe(loss, transform, optax.adam(1e-3)), base, jax.tree.map(jnp.zeros_like, batch), tokens=batch.ids.size)
 
   best = {arm: max(scores.values()) for arm, scores in tuning.items()}
   method = choose_depth(best)

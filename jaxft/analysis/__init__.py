@@ -1,6 +1,6 @@
 """Analysis: what fine-tuning changed, and what it costs."""
 
-from jaxft.analysis.cost import Cost, cost_table, linear_flops, training_cost
+from jaxft.analysis.cost import linear_flops, selection_flops
 from jaxft.analysis.delta_similarity import Similarity, delta_similarity
 from jaxft.analysis.disentanglement import disentanglement_error
 from jaxft.analysis.drift import layer_drift, mask_overlap, update_sparsity

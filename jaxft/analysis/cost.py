@@ -1,87 +1,16 @@
-"""What a fine-tuning method costs, before it is run: parameters, bytes of state, operations."""
+"""The operations of a fine-tuning method, by formula: of one matrix, and of a selection of leaves."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 
-from jaxft.analysis.flops import jaxpr_flops
 from jaxft.checks import nearest
-from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.depth import layer_of, num_layers
 from jaxft.tree.filters import Filter, mask
-from jaxft.tree.partition import count
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 METHODS = ("frozen", "full", "lora", "rows", "columns", "entries")
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-  """What one transform keeps, and what one step of it computes.
-
-  Attributes:
-    trained: numbers that train.
-    params: numbers of the model.
-    frozen_bytes, trained_bytes, optimizer_bytes: of the frozen side (indices and seeds included), of what trains, and
-      of the optimizer's state.
-    flops: matrix products of one training step per parameter and token, counted from the jaxpr; None where no step was
-      given.
-  """
-
-  trained: int
-  params: int
-  frozen_bytes: int
-  trained_bytes: int
-  optimizer_bytes: int
-  flops: float | None = None
-
-  @property
-  def share(self) -> float:
-    return self.trained / self.params
-
-  @property
-  def state_bytes(self) -> int:
-    """All that is held between steps."""
-    return self.frozen_bytes + self.trained_bytes + self.optimizer_bytes
-
-
-def training_cost(
-    transform: ParamTransform, params: Tree, optimizer: Any, *, objective: Callable[[Tree], jax.Array] | None = None,
-    tokens: int = 1,
-) -> Cost:
-  """The cost of a transform on a model, from shapes alone: nothing is computed.
-
-  Args:
-    transform: what trains.
-    params: arrays or `jax.ShapeDtypeStruct`s; of arrays too the shapes alone are read.
-    optimizer: an optax optimizer.
-    objective: `params -> scalar` on one batch, from which the gradient's operations are counted; gradients and an
-      optimizer step cost a few operations for each number that trains, which are not counted.
-    tokens: of that batch.
-
-  Raises:
-    jax.errors.ConcretizationTypeError: a transform whose `split` reads values, such as `sparse_delta` of a function
-      that calls `top_k_mask`. Make its choice before, on arrays, and pass that: `sparse_delta(top_k_mask(...))`.
-  """
-  frozen, trainable = jax.eval_shape(transform.split, jax.random.key(0), params)
-  state = jax.eval_shape(optimizer.init, trainable)
-  flops = None
-  if objective is not None:
-    gradient = lambda trainable, frozen: jax.value_and_grad(lambda t: objective(transform.join(frozen, t)))(trainable)
-    flops = jaxpr_flops(gradient, trainable, frozen).matmul / (count(params) * tokens)
-  return Cost(count(trainable), count(params), _bytes(frozen), _bytes(trainable), _bytes(state), flops)
-
-
-def cost_table(costs: Mapping[str, Cost]) -> str:
-  """Costs of several methods as a Markdown table."""
-  head = "| method | trained | share | state (MiB) | FLOPs/(N token) |\n| --- | ---: | ---: | ---: | ---: |"
-  row = lambda name, c: (
-      f"| {name} | {c.trained:,} | {c.share:.3%} | {c.state_bytes / 2**20:,.1f} | "
-      + ("" if c.flops is None else f"{c.flops:.2f}") + " |")
-  return "\n".join([head, *(row(name, c) for name, c in costs.items())])
 
 
 def linear_flops(
@@ -141,7 +70,3 @@ def selection_flops(params: Tree, select: Filter, *, backward_from_embeddings: b
     np.add.at(sizes, depth if layer is None else layer, leaf.size / max(1, np.size(layer)))
     trained += leaf.size * chosen
   return float(2 + 2 * (sizes[lowest:].sum() + trained) / sizes.sum())
-
-
-def _bytes(tree: Tree) -> int:
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -23,10 +23,11 @@ class Convert:
 
 def main(args: list[str]) -> None:
   options = tyro.cli(Convert, args=args, prog="jaxft convert")
-  from jaxft.cli.choices import DTYPES, pick
-  from jaxft.cli.folders import check_writable
+  from jaxft.checks import pick
+  from jaxft.files import check_writable
   from jaxft.formats.huggingface import load_directory, save_directory
   from jaxft.formats.pretrained import load
+  from jaxft.recipes.run import DTYPES
 
   dtype = pick("dtype", options.dtype, DTYPES)
   if options.out.exists():

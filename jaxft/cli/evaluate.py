@@ -41,17 +41,18 @@ def main(args: list[str]) -> None:
 
 def evaluate(options: Evaluate) -> list[dict[str, Any]]:
   """One dict a data set: the model, the task, the data and the metrics."""
-  from jaxft.cli.choices import DTYPES, pick
+  from jaxft.checks import one_of
   from jaxft.formats.pretrained import load
+  from jaxft.recipes.run import DTYPES
 
-  pick("dtype", options.dtype, DTYPES)
+  one_of("dtype", options.dtype, DTYPES)
   if options.task is not None:
-    pick("task", options.task, {**TASKS["encoder"], **TASKS["decoder"]})
+    one_of("task", options.task, {**TASKS["encoder"], **TASKS["decoder"]})
   model = load(options.model)
-  known = TASKS[model.family]
+  known = TASKS[model.kind]
   task = options.task or next(iter(known))
   if task not in known:
-    raise ValueError(f"task must be one of {', '.join(known)} for {options.model} ({model.family}); got {task!r}")
+    raise ValueError(f"task must be one of {', '.join(known)} for {options.model} ({model.kind}); got {task!r}")
   if model.tokenizer is None:
     raise ValueError(f"{options.model} has no tokenizer.json, which a task on text needs")
   measure, default_data = known[task]
@@ -63,16 +64,16 @@ def evaluate(options: Evaluate) -> list[dict[str, Any]]:
 
 
 def _retrieval(options: Evaluate, model: Any, data: str) -> dict[str, float]:
-  from jaxft.cli import tasks
   from jaxft.data import source
+  from jaxft.recipes import tasks
 
   embed, length = _embed(options, model)
   return tasks.retrieval(embed, source(data, options.split), model.tokenizer, max_length=length, progress=data)
 
 
 def _sentiment(options: Evaluate, model: Any, data: str) -> dict[str, float]:
-  from jaxft.cli import tasks
   from jaxft.data import source
+  from jaxft.recipes import tasks
 
   embed, length = _embed(options, model)
   train, test = source(data, "train"), source(data, options.split)
@@ -80,24 +81,24 @@ def _sentiment(options: Evaluate, model: Any, data: str) -> dict[str, float]:
 
 
 def _embed(options: Evaluate, model: Any) -> tuple[Any, int]:
-  from jaxft.cli import tasks
-  from jaxft.cli.choices import DTYPES
+  from jaxft.recipes import tasks
+  from jaxft.recipes.run import DTYPES
 
   length = min(options.max_length or 128, model.max_length)
   return tasks.embedder(model.params, model.config, dtype=DTYPES[options.dtype]), length
 
 
 def _perplexity(options: Evaluate, model: Any, data: str) -> dict[str, float]:
-  from jaxft.cli import measure
-  from jaxft.cli.examples import language_collate
-  from jaxft.cli.objectives import language
-  from jaxft.cli.options import Compute
   from jaxft.data import source
+  from jaxft.recipes import measure
+  from jaxft.recipes.examples import language_collate
+  from jaxft.recipes.objectives import language
+  from jaxft.recipes.run import DTYPES
 
   records = source(data, options.split)
   length = min(options.max_length or 512, model.max_length)
   collate = language_collate(model, records[0], max_length=length)
-  objective = language(model.config, Compute(dtype=options.dtype))
+  objective = language(model.config, dtype=DTYPES[options.dtype], remat="none")
   score = measure.perplexity(objective, records, collate, options.batch_size, None)(model.params)
   return {**score, "records": len(records)}
 

@@ -57,15 +57,16 @@ def generate(options: Generate) -> list[dict[str, Any]]:
   """
   import jax
 
-  from jaxft.cli.choices import DTYPES, pick
+  from jaxft.checks import pick
   from jaxft.decoding.generate import generate as run
   from jaxft.formats.pretrained import load
+  from jaxft.recipes.run import DTYPES
 
   dtype = pick("dtype", options.dtype, DTYPES)
   _check(options)
   model = load(options.model)
-  if model.family != "decoder" or model.tokenizer is None:
-    what = "an encoder" if model.family != "decoder" else "a decoder without a tokenizer"
+  if model.kind != "decoder" or model.tokenizer is None:
+    what = "an encoder" if model.kind != "decoder" else "a decoder without a tokenizer"
     raise ValueError(f"generate takes a decoder with a tokenizer; {options.model} is {what}")
   rows = [_encode(options, model, prompt) for prompt in options.prompts]
   ids, mask = _left_padded(rows, model.config.pad_id or 0, model.config.max_length)
@@ -94,8 +95,8 @@ def _check(options: Generate) -> None:
 
 
 def _encode(options: Generate, model: Any, prompt: str) -> list[int]:
-  from jaxft.cli.examples import special_tokens
   from jaxft.data.chat import render_chat
+  from jaxft.recipes.examples import special_tokens
 
   if not options.chat:
     ids = model.tokenizer.encode(prompt).ids

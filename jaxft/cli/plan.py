@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from jaxft.cli.options import Compute, Finetune
+from jaxft.recipes.options import Compute, Finetune
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +33,16 @@ def main(args: list[str]) -> None:
 
 def plan_of(options: PlanOptions) -> Any:
   """The `jaxft.training.plan.Plan` of the options."""
-  from jaxft.cli.setup import check_options, objective_of, recipe_of
+  from jaxft.recipes.run import check_options, recipe_of
   from jaxft.training import plan
 
   run = options.run
   check_options(run)
   mesh = _mesh(run.compute, options.topology)
   config = config_of(run.model)
-  recipe = recipe_of(run, config, steps=run.optimization.steps or 1000)
+  recipe = recipe_of(run, config, run.optimization.steps or 1000, mesh)
   guide_dim = config_of(run.loss.guide).dim if run.loss.guide else config.dim
-  return plan(
-      objective_of(run, config, mesh), _params(config), batch_shape(run, config, guide_dim), mesh=mesh,
-      compile=options.compile, **recipe)
+  return plan(recipe, _params(config), batch_shape(run, config, guide_dim), compile=options.compile)
 
 
 def config_of(name: str) -> Any:
@@ -66,14 +64,15 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
   import jax
   import jax.numpy as jnp
 
-  from jaxft.cli.choices import loss_name
-  from jaxft.formats.names import is_decoder
+  from jaxft.formats.families import family_of
+  from jaxft.recipes.run import loss_name
 
   rows, length = run.optimization.batch_size, run.examples.max_length
-  if not is_decoder(config):
+  kind = family_of(config).kind
+  if kind == "encoder":
     length = min(length, config.max_length)
   ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-  if is_decoder(config):
+  if kind == "decoder":
     return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})
   text = {"ids": ids, "mask": ids}
   if loss_name(run.loss.loss, "encoder") == "gist":
@@ -84,18 +83,16 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
 def _params(config: Any) -> Any:
   import jax
 
-  from jaxft.formats.names import is_decoder
-  from jaxft.models import decoder, encoder
+  from jaxft.formats.families import family_of
 
-  init = decoder.init if is_decoder(config) else encoder.init
-  return jax.eval_shape(lambda: init(jax.random.key(0), config))
+  return jax.eval_shape(lambda: family_of(config).init(jax.random.key(0), config))
 
 
 def _mesh(compute: Compute, topology: str | None) -> Any:
   """The run's mesh, on this machine's devices, on described TPUs, or on as many virtual CPU devices as it takes."""
   import jax
 
-  from jaxft.cli.setup import mesh_of
+  from jaxft.recipes.run import mesh_of
 
   if topology is not None:
     from jax.experimental import topologies

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from jaxft.formats.families import LLAMA
 from jaxft.formats.gguf import GGUF
 from jaxft.formats.huggingface import build_params
-from jaxft.formats.names import Rule, expected_shapes, misfits, rules_for
+from jaxft.formats.names import Rule, misfits
 from jaxft.formats.tokenizers import byte_level_bpe
 from jaxft.models.decoder import DecoderConfig
 
@@ -86,9 +87,9 @@ def load_gguf(
     ValueError: the tensors are not those of the file's own config; all are named.
   """
   config = config_of(file)
-  rules = rules_for(config)
+  tensors = LLAMA.tensors(config)
   try:
-    expected = expected_shapes(config, lambda rule: _NAMES[rule.path], available=len(file.tensors))
+    expected = tensors.expected(lambda rule: _NAMES[rule.path], available=len(file.tensors))
   except ValueError as e:
     raise ValueError(f"{file.path}: {e}") from None
   problems = misfits(expected, file.tensors)
@@ -101,7 +102,7 @@ def load_gguf(
       tensor = _half_split(tensor, config.head_dim)
     return tensor.T if rule.transpose else tensor
 
-  return build_params(rules, config, read, dtype=dtype, stacked=stacked), config
+  return build_params(tensors, read, dtype=dtype, stacked=stacked), config
 
 
 def _half_split(w: np.ndarray, head_dim: int) -> np.ndarray:

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from jaxft.formats.huggingface_config import Config, from_huggingface, to_huggingface
-from jaxft.formats.names import HEAD, STACK, Rule, expected_shapes, is_decoder, misfits, rules_for, shape_of
+from jaxft.formats.families import family_of
+from jaxft.formats.huggingface_config import Config, from_huggingface, sizes_json
+from jaxft.formats.names import HEAD, STACK, Rule, Tensors, misfits
 from jaxft.formats.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards, write_atomically
 from jaxft.formats.tokenizers import check_tokenizer
 from jaxft.leaves import materialize
@@ -47,35 +48,36 @@ def load_directory(
   path = Path(path)
   config = read_config(path)
   checkpoint = open_checkpoint(path)
-  rules = rules_for(config)
-  prefix = "bert." if not is_decoder(config) and any(n.startswith("bert.") for n in checkpoint.tensors) else ""
+  family = family_of(config)
+  prefix = family.prefix if any(name.startswith(family.prefix) for name in checkpoint.tensors) else ""
   _check(checkpoint, config, prefix, path)
 
   def read(rule: Rule, layer: int | None) -> np.ndarray:
     tensor = checkpoint.read(prefix + rule.name.format(layer=layer))
     return tensor.T if rule.transpose else tensor
 
-  return build_params(rules, config, read, dtype=dtype, stacked=stacked), config
+  return build_params(family.tensors(config), read, dtype=dtype, stacked=stacked), config
 
 
 def build_params(
-    rules: tuple[Rule, ...], config: Config, read: Callable[[Rule, int | None], np.ndarray], *,
-    dtype: jnp.dtype = jnp.float32, stacked: bool = True,
+    tensors: Tensors, read: Callable[[Rule, int | None], np.ndarray], *, dtype: jnp.dtype = jnp.float32,
+    stacked: bool = True,
 ) -> dict[str, Any]:
   """A params tree from a function that reads one layer's tensor, in our layout.
 
   Stacked layers are read straight into one array, so that besides the params one leaf and one tensor are held.
   """
   params: dict[str, Any] = {}
-  for rule in rules:
-    shape = shape_of(rule, config)
+  depth = tensors.num_layers
+  for rule in tensors.rules:
+    shape = tensors.shape(rule)
     if not rule.layered:
       _set(params, rule.path, _filled(shape, [(..., read(rule, None))], dtype))
     elif stacked:
-      tensors = ((layer, read(rule, layer)) for layer in range(config.num_layers))
-      _set(params, rule.path.replace("/{layer}", ""), _filled((config.num_layers, *shape), tensors, dtype))
+      each = ((layer, read(rule, layer)) for layer in range(depth))
+      _set(params, rule.path.replace("/{layer}", ""), _filled((depth, *shape), each, dtype))
     else:
-      for layer in range(config.num_layers):
+      for layer in range(depth):
         _set(params, rule.path.format(layer=layer), _filled(shape, [(..., read(rule, layer))], dtype))
   return params
 
@@ -133,12 +135,13 @@ def _pooling(path: Path) -> dict[str, Any]:
 def _check(checkpoint: Checkpoint, config: Config, prefix: str, path: Path) -> None:
   """Raises one ValueError that names all tensors that are missing, unknown, of another shape, or not floating."""
   try:
-    expected = expected_shapes(config, lambda rule: prefix + rule.name, available=len(checkpoint.tensors))
+    expected = family_of(config).tensors(config).expected(
+        lambda rule: prefix + rule.name, available=len(checkpoint.tensors))
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
   held = {name: info for name, info in checkpoint.tensors.items() if not _IGNORED.fullmatch(name)}
-  if is_decoder(config) and config.tie_embeddings and HEAD.name in held:
-    _check_tied(checkpoint, held.pop(HEAD.name), path)
+  if (tied := family_of(config).tied(config)) in held:
+    _check_tied(checkpoint, held.pop(tied), path)
   problems = misfits(expected, held)
   problems += [
     f"{name} has dtype {info.dtype}, which is not floating" for name, info in held.items()
@@ -167,7 +170,8 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
   Raises:
     ValueError: the params are not those of the config; all faults are named.
   """
-  rules = {rule.path: rule for rule in rules_for(config)}
+  tensors = family_of(config).tensors(config)
+  rules = {rule.path: rule for rule in tensors.rules}
   layers: dict[tuple[str, int | None], np.ndarray] = {}
   problems = []
   for path, leaf in leaves_with_paths(materialize(params)):
@@ -181,8 +185,8 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
     rule, where = rules[template], layer_of(path, leaf) if path.startswith(f"{STACK}/") else None
     array = np.asarray(leaf)
     for layer, one in zip(where, array) if np.ndim(where) else [(where, array)]:
-      if one.shape != shape_of(rule, config):
-        problems.append(f"{path} has shape {one.shape} in one layer, the config wants {shape_of(rule, config)}")
+      if one.shape != (wanted := tensors.shape(rule)):
+        problems.append(f"{path} has shape {one.shape} in one layer, the config wants {wanted}")
         break
       layers[template, None if layer is None else int(layer)] = one.T if rule.transpose else one
   depth = lambda rule: range(config.num_layers) if rule.layered else [None]
@@ -225,11 +229,12 @@ def save_directory(
     # transformers refuses a file whose header does not name a framework.
     save_shards(tensors, part, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
     dtype = str(jnp.result_type(*(x.dtype for x in tensors.values())))
-    files = {"config.json": to_huggingface(config, dtype=dtype)}
+    family = family_of(config)
+    files = {"config.json": sizes_json(config, dtype=dtype) | family.config_json(config)}
     if tokenizer is not None:
       tokenizer.save(str(part / "tokenizer.json"))
       files["tokenizer_config.json"] = _tokenizer_config(tokenizer, config, chat_template, max_length)
-    if not is_decoder(config):
+    if family.kind == "encoder":
       files |= _sentence_transformers(config, max_length)
     for name, content in files.items():
       (part / name).parent.mkdir(exist_ok=True)
@@ -247,12 +252,7 @@ def _tokenizer_config(
     "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length or config.max_length,
     "clean_up_tokenization_spaces": False,
   }
-  if is_decoder(config):
-    ids = {"bos_token": config.bos_id, "eos_token": config.eos_id, "pad_token": config.pad_id}
-    out |= {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
-  else:
-    roles = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
-    out |= {f"{role}_token": token for role, token in roles.items() if tokenizer.token_to_id(token) is not None}
+  out |= family_of(config).special_tokens(config, tokenizer)
   return out | ({"chat_template": chat_template} if chat_template else {})
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.checks import nearest
-from jaxft.formats.names import is_decoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 
@@ -175,22 +174,29 @@ def _rope_theta(read: _Reader) -> float:
   return thetas[-1]
 
 
-def to_huggingface(config: Config, *, dtype: str) -> dict[str, Any]:
-  """The `config.json` of a config: the inverse of `from_huggingface`, in the keys that transformers 4 and 5 read."""
-  out = {
-    "vocab_size": config.vocab_size, "hidden_size": config.dim, "num_hidden_layers": config.num_layers,
-    "num_attention_heads": config.num_heads, "intermediate_size": config.mlp_dim,
-    "max_position_embeddings": config.max_length, "torch_dtype": dtype,
+def bert_json(config: EncoderConfig) -> dict[str, Any]:
+  """What the `config.json` of a BERT has besides the sizes of every model."""
+  return {
+    "architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute",
+    "type_vocab_size": config.type_vocab_size, "layer_norm_eps": config.norm_eps,
   }
-  if not is_decoder(config):
-    return out | {
-      "architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute",
-      "type_vocab_size": config.type_vocab_size, "layer_norm_eps": config.norm_eps,
-    }
-  return out | {
+
+
+def llama_json(config: DecoderConfig) -> dict[str, Any]:
+  """What the `config.json` of a Llama has besides the sizes of every model, in the keys of transformers 4 and 5."""
+  return {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
     "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim, "rms_norm_eps": config.norm_eps,
     "rope_theta": config.rope_theta, "rope_scaling": None, "attention_bias": False, "mlp_bias": False,
     "tie_word_embeddings": config.tie_embeddings, "bos_token_id": config.bos_id, "eos_token_id": config.eos_id,
     "pad_token_id": config.pad_id,
+  }
+
+
+def sizes_json(config: Config, *, dtype: str) -> dict[str, Any]:
+  """What every `config.json` has."""
+  return {
+    "vocab_size": config.vocab_size, "hidden_size": config.dim, "num_hidden_layers": config.num_layers,
+    "num_attention_heads": config.num_heads, "intermediate_size": config.mlp_dim,
+    "max_position_embeddings": config.max_length, "torch_dtype": dtype,
   }

@@ -77,53 +77,56 @@ DECODER = (
 HEAD = Rule("head/kernel", "lm_head.weight", ("dim", "vocab"), transpose=True)
 
 
-def is_decoder(config: Any) -> bool:
-  """True for the config of a decoder, False for an encoder's."""
-  return hasattr(config, "rope_theta")
+class Tensors(NamedTuple):
+  """All tensors of one model under both names.
 
-
-def rules_for(config: Any) -> tuple[Rule, ...]:
-  """The tensors of the model that a config describes; without an output head where that is the tied embedding."""
-  if not is_decoder(config):
-    return ENCODER
-  return DECODER if config.tie_embeddings else (*DECODER, HEAD)
-
-
-def sizes(config: Any) -> dict[str, int]:
-  """What the names in `Rule.shape` stand for."""
-  common = {"vocab": config.vocab_size, "dim": config.dim, "mlp": config.mlp_dim}
-  if is_decoder(config):
-    return common | {"query": config.num_heads * config.head_dim, "key": config.num_kv_heads * config.head_dim}
-  return common | {"positions": config.max_length, "types": config.type_vocab_size}
-
-
-def shape_of(rule: Rule, config: Any) -> tuple[int, ...]:
-  """The shape of one layer's tensor here."""
-  known = sizes(config)
-  return tuple(known[size] for size in rule.shape)
-
-
-def expected_shapes(config: Any, name_of: Callable[[Rule], str], *, available: int) -> dict[str, tuple[int, ...]]:
-  """What a checkpoint of this config holds: the shapes there, by name, in the order of the rules.
-
-  Args:
-    config: the config.
-    name_of: a rule's name in the checkpoint's format, with `{layer}`.
-    available: how many tensors the checkpoint has, which bounds the list whatever number of layers a config claims.
-
-  Raises:
-    ValueError: the layers alone would need more tensors than there are.
+  Attributes:
+    rules: one for each tensor, in the order of files.
+    sizes: what the names in `Rule.shape` stand for.
+    num_layers: how many layers it has.
   """
-  rules = rules_for(config)
-  layered = sum(rule.layered for rule in rules)
-  if config.num_layers * layered > available:
-    raise ValueError(f"{config.num_layers} layers of {layered} tensors are claimed; there are {available} in all")
-  out = {}
-  for rule in rules:
-    shape = shape_of(rule, config)
-    for layer in range(config.num_layers) if rule.layered else [None]:
-      out[name_of(rule).format(layer=layer)] = shape[::-1] if rule.transpose else shape
-  return out
+
+  rules: tuple[Rule, ...]
+  sizes: Mapping[str, int]
+  num_layers: int
+
+  def shape(self, rule: Rule) -> tuple[int, ...]:
+    """The shape of one layer's tensor here."""
+    return tuple(self.sizes[size] for size in rule.shape)
+
+  def expected(self, name_of: Callable[[Rule], str], *, available: int) -> dict[str, tuple[int, ...]]:
+    """What a checkpoint of this model holds: the shapes there, by name, in the order of the rules.
+
+    Args:
+      name_of: a rule's name in the checkpoint's format, with `{layer}`.
+      available: how many tensors the checkpoint has, which bounds the list whatever number of layers a config claims.
+
+    Raises:
+      ValueError: the layers alone would need more tensors than there are.
+    """
+    layered = sum(rule.layered for rule in self.rules)
+    if self.num_layers * layered > available:
+      raise ValueError(f"{self.num_layers} layers of {layered} tensors are claimed; there are {available} in all")
+    out = {}
+    for rule in self.rules:
+      shape = self.shape(rule)
+      for layer in range(self.num_layers) if rule.layered else [None]:
+        out[name_of(rule).format(layer=layer)] = shape[::-1] if rule.transpose else shape
+    return out
+
+
+def bert_tensors(*, vocab: int, dim: int, mlp: int, positions: int, types: int, num_layers: int) -> Tensors:
+  """The tensors of a BERT of these sizes."""
+  return Tensors(
+      ENCODER, {"vocab": vocab, "dim": dim, "mlp": mlp, "positions": positions, "types": types}, num_layers)
+
+
+def llama_tensors(
+    *, vocab: int, dim: int, mlp: int, query: int, key: int, num_layers: int, tie_embeddings: bool
+) -> Tensors:
+  """The tensors of a Llama of these sizes; `query` and `key` are those of all heads. A tied head is no tensor."""
+  sizes = {"vocab": vocab, "dim": dim, "mlp": mlp, "query": query, "key": key}
+  return Tensors(DECODER if tie_embeddings else (*DECODER, HEAD), sizes, num_layers)
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], held: Mapping[str, Any]) -> list[str]:

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from jaxft.checks import nearest
+from jaxft.formats.families import family_of
 from jaxft.formats.gguf import open_gguf
 from jaxft.formats.gguf_llama import load_gguf, tokenizer_of
 from jaxft.formats.huggingface import load_directory, read_config
 from jaxft.formats.huggingface_config import Config
-from jaxft.formats.names import is_decoder
 from jaxft.formats.presets import PRESETS, fetch
 from jaxft.formats.tiny import init_tiny, tiny_config
 from jaxft.formats.tokenizers import check_tokenizer, read_tokenizer
@@ -48,8 +48,8 @@ class Pretrained:
   max_length: int
 
   @property
-  def family(self) -> Literal["encoder", "decoder"]:
-    return "decoder" if is_decoder(self.config) else "encoder"
+  def kind(self) -> Literal["encoder", "decoder"]:
+    return family_of(self.config).kind
 
 
 def load(name_or_path: str | os.PathLike, *, dtype: jnp.dtype = jnp.float32, stacked: bool = True) -> Pretrained:

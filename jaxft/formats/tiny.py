@@ -12,35 +12,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.formats.families import family_of
 from jaxft.formats.huggingface_config import Config
-from jaxft.formats.names import is_decoder
-from jaxft.models import decoder, encoder
 from jaxft.tree.paths import map_with_path
 
 LAYERS = 2  # the fewest that a stack can be cut into
 DIM = 48  # divides by what block-wise methods divide by: 2, 3, 4, 6, 8, 12, 16
-HEADS, KV_HEADS = 4, 2
+HEADS = 4
 STDDEV = 0.2  # of the matrices: about 1 / sqrt(DIM), so that the layers matter beside the residual stream
 
 
 def tiny_config(config: Config) -> Config:
   """The config of a model of this architecture with 2 layers of 48 dimensions."""
-  sizes = {"dim": DIM, "num_layers": LAYERS, "num_heads": HEADS}
-  if not is_decoder(config):
-    return dataclasses.replace(config, **sizes, mlp_dim=4 * DIM)
-  # Decoders with as many key heads as heads keep that.
-  kv_heads = HEADS if config.num_kv_heads == config.num_heads else KV_HEADS
-  return dataclasses.replace(config, **sizes, num_kv_heads=kv_heads, head_dim=DIM // HEADS, mlp_dim=2 * DIM)
+  return dataclasses.replace(family_of(config).shrink(config, HEADS, DIM), num_layers=LAYERS)
 
 
 def init_tiny(config: Config, *, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
   """Random params for a `tiny_config`, stacked, the same at every call."""
-  module = decoder if is_decoder(config) else encoder
-  rng = np.random.default_rng(0)  # not `module.init`: what XLA compiles for it takes longer than all else here
+  rng = np.random.default_rng(0)  # not the model's own init: what XLA compiles for it takes longer than all else here
 
   def draw(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
     fixed = {"scale": np.ones, "bias": np.zeros}.get(path.rpartition("/")[2])
     values = STDDEV * rng.standard_normal(like.shape, np.float32) if fixed is None else fixed(like.shape)
     return jnp.asarray(values, dtype)
 
-  return map_with_path(draw, jax.eval_shape(partial(module.init, config=config), jax.random.key(0)))
+  return map_with_path(draw, jax.eval_shape(partial(family_of(config).init, config=config), jax.random.key(0)))

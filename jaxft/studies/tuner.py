@@ -1,5 +1,6 @@
 """One arm of an experiment: a training step compiled once, run for many seeds and learning rates."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,24 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxft.leaves import materialize
-from jaxft.losses import Mean
-from jaxft.training import init_state, make_train_step
+from jaxft.recipes.optimizers import adamw
+from jaxft.training import Recipe, TrainState, init_state, make_train_step
+from jaxft.training.recipe import Objective
 from jaxft.transforms import ParamTransform
-
-Objective = Callable[[Any, Any, jax.Array], tuple[Mean, dict[str, Any]]]
-
-
-def warmup_linear(steps: int) -> Callable[[Any], Any]:
-  """A factor on the peak learning rate: up over a tenth of the steps, then down to zero."""
-  rise = max(1, steps // 10)
-  return lambda t: jnp.minimum((t + 1) / rise, jnp.maximum(steps - t, 0) / max(1, steps - rise))
-
-
-def adamw(rate: Any, steps: int, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
-  """AdamW with clipping, a warm-up over a tenth of the steps and a linear decay to zero."""
-  factor = warmup_linear(steps)
-  return optax.chain(
-      optax.clip_by_global_norm(1.0), optax.adamw(lambda t: rate * factor(t), weight_decay=weight_decay))
 
 
 class Tuner:
@@ -46,9 +33,9 @@ class Tuner:
       optimizer: Callable[[Any, int], optax.GradientTransformation] = adamw,
   ):
     make = optax.inject_hyperparams(lambda rate: optimizer(rate, steps))
-    self.transform, self.steps = transform, steps
-    self._optimizer = make(rate=0.0)
-    self._step = make_train_step(objective, self._optimizer, transform)
+    self.steps = steps
+    self._recipe = Recipe(objective, transform, make(rate=0.0))
+    self._step = make_train_step(self._recipe)
 
   def __call__(
       self, params: Any, batches: Sequence[Any], *, rate: float, seed: int, transform: ParamTransform | None = None,
@@ -64,22 +51,23 @@ class Tuner:
       transform: another `split` with the same `join` (an init that reads data).
       watch: called as `watch(t, metrics)` after each step, for curves.
     """
-    frozen, state = self.fit(params, batches, rate=rate, seed=seed, transform=transform, watch=watch)
-    return materialize(self.transform.join(frozen, state.trainable))
+    state, frozen = self.fit(params, batches, rate=rate, seed=seed, transform=transform, watch=watch)
+    return materialize(self._recipe.transform.join(frozen, state.trainable))
 
   def fit(
       self, params: Any, batches: Sequence[Any], *, rate: float, seed: int, transform: ParamTransform | None = None,
       watch: Callable[[int, Any], None] | None = None,
-  ) -> tuple[Any, Any]:
-    """As the call, but returns `(frozen, state)`: `state.trainable` holds the adapter."""
-    state, frozen = init_state(jax.random.key(seed), params, transform or self.transform, self._optimizer)
+  ) -> tuple[TrainState, Any]:
+    """As the call, but returns `(state, frozen)`: `state.trainable` holds the adapter."""
+    recipe = self._recipe if transform is None else dataclasses.replace(self._recipe, transform=transform)
+    state, frozen = init_state(jax.random.key(seed), params, recipe)
     hyperparams = state.opt_state.hyperparams | {"rate": jnp.asarray(rate, jnp.float32)}
     state = state._replace(opt_state=state.opt_state._replace(hyperparams=hyperparams))
     for t in range(self.steps):
       state, metrics = self._step(state, frozen, batches[t])
       if watch is not None:
         watch(t, metrics)
-    return frozen, state
+    return state, frozen
 
 
 def choose_rate(

@@ -5,15 +5,12 @@ import math
 from typing import Any
 
 import jax
-import optax
-from jax.sharding import Mesh
 
 from jaxft.analysis.flops import Flops, count_jaxpr
 from jaxft.training.mesh import place_batch
-from jaxft.training.sharding import Rules
+from jaxft.training.recipe import Recipe
 from jaxft.training.state import abstract_state
-from jaxft.training.step import Objective, make_train_step
-from jaxft.transforms.protocol import ParamTransform
+from jaxft.training.step import make_train_step
 from jaxft.tree.partition import count
 from jaxft.tree.paths import leaves_with_paths
 
@@ -90,36 +87,22 @@ class Plan:
     return "\n".join(lines)
 
 
-def plan(
-    objective: Objective,
-    params: Tree,
-    batch: Any,
-    *,
-    transform: ParamTransform,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh | None = None,
-    rules: Rules = (),
-    accumulate: int = 1,
-    compute_dtype: Any | None = None,
-    compile: bool = True,
-) -> Plan:
+def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> Plan:
   """Accounts for one training step; allocates nothing, so that the model may be larger than the machine.
 
   Args:
-    objective: see `make_train_step`.
+    recipe: its transform's split must not depend on the params' values; its mesh may be of real, virtual or described
+      devices (`jax.experimental.topologies`).
     params: arrays or `jax.ShapeDtypeStruct`s.
     batch: one global batch, arrays or shapes.
-    transform: what trains; its split must not depend on the params' values.
-    optimizer: any optax transformation.
-    mesh: of real, virtual or described devices (`jax.experimental.topologies`); None for one device.
-    rules: partition rules for the params.
-    accumulate: see `make_train_step`.
-    compute_dtype: see `make_train_step`.
     compile: compile for the mesh as well, for the memory that the compiler finds; takes as long as compiling does.
+
+  Raises:
+    TypeError: `recipe` is no `Recipe`.
   """
   params, batch = jax.tree.map(_shape, (params, batch))
-  state, frozen = abstract_state(params, transform, optimizer, mesh=mesh, rules=rules)
-  step = make_train_step(objective, optimizer, transform, mesh=mesh, accumulate=accumulate, compute_dtype=compute_dtype)
+  state, frozen = abstract_state(params, recipe)
+  step = make_train_step(recipe)
   compiled = None
   if compile:
     executable = step.lower(state, frozen, batch).compile()
@@ -129,14 +112,14 @@ def plan(
         memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes,
         memory.alias_size_in_bytes)
   return Plan(
-      devices=1 if mesh is None else mesh.size,
+      devices=1 if recipe.mesh is None else recipe.mesh.size,
       trained=count(state.trainable),
       frozen=sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(frozen) if leaf is not None),
       trained_bytes=bytes_per_device(state.trainable),
       frozen_bytes=bytes_per_device(frozen),
       optimizer_bytes=bytes_per_device(state.opt_state),
       gradient_bytes=bytes_per_device(state.trainable),
-      batch_bytes=bytes_per_device(place_batch(batch, mesh)),
+      batch_bytes=bytes_per_device(place_batch(batch, recipe.mesh)),
       flops=count_jaxpr(step.trace(state, frozen, batch).jaxpr),
       compiled=compiled,
   )

@@ -4,13 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from jaxft.training.mesh import check_mesh
-from jaxft.training.sharding import Rules, inherit_specs, shardings_for, specs_for
-from jaxft.transforms.protocol import ParamTransform, check_transform
+from jaxft.training.recipe import Recipe, check_recipe
+from jaxft.training.sharding import inherit_specs, shardings_for, specs_for
 
 Tree = Any
 
@@ -31,45 +29,28 @@ class TrainState(NamedTuple):
   key: jax.Array
 
 
-def check_optimizer(optimizer: optax.GradientTransformation) -> None:
-  """Raises TypeError where it is no optax transformation: whatever has both `init` and `update`."""
-  if isinstance(optimizer, type) or not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-    raise TypeError(f"optimizer must be an optax transformation, with init and update; got {optimizer!r:.80}")
-
-
-def init_state(
-    key: jax.Array,
-    params: Tree,
-    transform: ParamTransform,
-    optimizer: optax.GradientTransformation,
-    *,
-    mesh: Mesh | None = None,
-    rules: Rules = (),
-) -> tuple[TrainState, Tree]:
+def init_state(key: jax.Array, params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
   """Splits the params and starts the optimizer on the side that trains.
 
   Args:
     key: a typed key; one half goes to `split`, the other to the state.
     params: the checkpoint to start from, arrays on any device or on the host.
-    transform: what trains.
-    optimizer: sees only the trainable side.
-    mesh: where everything is placed; None leaves arrays where they are.
-    rules: partition rules for `params` (`jaxft.training.sharding`); what is derived from a leaf inherits its spec.
+    recipe: its transform splits the params and its optimizer starts on what trains; everything is placed on its mesh by
+      its rules, or left where it is without one.
 
   Returns:
     `(state, frozen)`. The trainable arrays are copies, so that a donated state never takes `params` along; the frozen
     ones are shared with `params` where they already lie on the right devices.
 
   Raises:
-    TypeError: `key` is no typed key, `transform` or `optimizer` is none.
+    TypeError: `key` is no typed key, `recipe` no `Recipe`.
     ValueError: nothing trains, or a rule does not fit; see `specs_for`.
   """
   if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
     raise TypeError(f"key must be one typed key, as jax.random.key(0); got {key!r:.80}")
-  check_transform(transform)
-  check_optimizer(optimizer)
-  check_mesh(mesh)
-  specs = specs_for(params, rules, mesh)
+  check_recipe(recipe)
+  transform, optimizer, mesh = recipe.transform, recipe.optimizer, recipe.mesh
+  specs = specs_for(params, recipe.rules, mesh)
   if mesh is not None:
     params = jax.device_put(params, shardings_for(specs, mesh))
   split_key, step_key = jax.random.split(key)
@@ -98,26 +79,18 @@ def _copied(tree: Tree) -> Tree:
   return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype, copy=True), tree)
 
 
-def abstract_state(
-    params: Tree,
-    transform: ParamTransform,
-    optimizer: optax.GradientTransformation,
-    *,
-    mesh: Mesh | None = None,
-    rules: Rules = (),
-) -> tuple[TrainState, Tree]:
+def abstract_state(params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
   """`init_state` in shapes: what it would return as `jax.ShapeDtypeStruct` with shardings, nothing being allocated.
 
   `params` may be abstract. A transform whose split depends on the values of the params cannot be planned this way and
   raises what JAX raises for a concrete value of a traced array.
 
   Raises:
-    TypeError: `transform` or `optimizer` is none.
+    TypeError: `recipe` is no `Recipe`.
   """
-  check_transform(transform)
-  check_optimizer(optimizer)
-  check_mesh(mesh)
-  specs = specs_for(params, rules, mesh)
+  check_recipe(recipe)
+  transform, optimizer, mesh = recipe.transform, recipe.optimizer, recipe.mesh
+  specs = specs_for(params, recipe.rules, mesh)
 
   def start(key: jax.Array, params: Tree) -> tuple[TrainState, Tree]:
     split_key, step_key = jax.random.split(key)

@@ -11,14 +11,13 @@ from jaxtyping import Array, Bool, Float
 
 from jaxft.leaves.structured import seed_dropout
 from jaxft.losses.reduction import Mean
-from jaxft.training.mesh import batch_size, check_mesh, check_rows, cut_rows, merge_scalars, place_batch
-from jaxft.training.state import TrainState, check_optimizer
-from jaxft.transforms.protocol import ParamTransform, check_transform
+from jaxft.training.mesh import batch_size, check_rows, cut_rows, merge_scalars, place_batch
+from jaxft.training.recipe import Recipe, check_recipe
+from jaxft.training.state import TrainState
 from jaxft.tree.paths import array_paths, is_structured
 
 Tree = Any
 Metrics = dict[str, Any]
-Objective = Callable[[Tree, Any, jax.Array], tuple[Mean, Metrics]]
 RESERVED = ("loss", "weight", "grad_norm", "update_norm")
 
 
@@ -64,7 +63,7 @@ class TrainStep:
         if not (isinstance(sharding, NamedSharding) and sharding.mesh == self.mesh):
           path = array_paths(state)[i][0]
           raise ValueError(f"state leaf {path} lies on {sharding}, not on the step's mesh {self.mesh}; "
-                           "make the state with init_state(..., mesh=mesh)")
+                           "make the state with init_state of the same recipe")
     if shardings not in self._compiled:
       out = {}
       if shardings is not None:
@@ -73,16 +72,7 @@ class TrainStep:
     return self._compiled[shardings]
 
 
-def make_train_step(
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    transform: ParamTransform,
-    *,
-    mesh: Mesh | None = None,
-    accumulate: int = 1,
-    compute_dtype: Any | None = None,
-    donate: bool = True,
-) -> TrainStep:
+def make_train_step(recipe: Recipe, *, donate: bool = True) -> TrainStep:
   """Makes the step that takes one batch and one optimizer update.
 
       params = seed_dropout(join(frozen, trainable), key_t)        key_t = fold_in(state.key, state.step)
@@ -96,14 +86,7 @@ def make_train_step(
   without a gradient, decay and momentum would still move them. The step is counted, so that the draws go on.
 
   Args:
-    objective: `(params, batch, key) -> (Mean, metrics)`, metrics being `Mean`s or scalars; a scalar is averaged over
-      micro-batches by their weight. Where it multiplies through `jaxft.transforms.dot`, structured leaves keep cheap.
-    optimizer: any optax transformation; it may take `params`.
-    transform: its `join` runs in the loss; its `split` has run in `init_state`.
-    mesh: where state, frozen and batch lie; None for one device.
-    accumulate: number of micro-batches, scanned one after the other.
-    compute_dtype: floating arrays of the joined params are cast to it inside the loss (bfloat16 over a float32
-      state); a structured leaf with its own `astype` is asked. None computes in the dtypes of the params.
+    recipe: objective, transform, optimizer, and how they are computed.
     donate: reuse the state's memory; the state passed in is then no longer valid.
 
   Returns:
@@ -112,19 +95,13 @@ def make_train_step(
     stops being finite, `loss`, `grad_norm` or `update_norm` is not finite either: `fit` reads these to stop.
 
   Raises:
-    TypeError: `objective` cannot be called, `optimizer` or `transform` is none.
-    ValueError: accumulate < 1; when the step is called, a batch that does not divide by `accumulate` and the devices,
-      or an objective's metric with one of the names above.
+    TypeError: `recipe` is no `Recipe`.
+    ValueError: when the step is called: a batch that does not divide by `accumulate` and the devices, or an
+      objective's metric with one of the names above.
   """
-  if not callable(objective):
-    raise TypeError(f"objective must be a function (params, batch, key) -> (Mean, metrics); got {objective!r:.80}")
-  check_optimizer(optimizer)
-  check_transform(transform)
-  check_mesh(mesh)
-  if not (isinstance(accumulate, int) and accumulate >= 1):
-    raise ValueError(f"accumulate must be an integer >= 1; got {accumulate!r}")
-  if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
-    raise ValueError(f"compute_dtype must be a floating type; got {compute_dtype}")
+  check_recipe(recipe)
+  objective, transform, optimizer, mesh = recipe.objective, recipe.transform, recipe.optimizer, recipe.mesh
+  accumulate, compute_dtype = recipe.accumulate, recipe.compute_dtype
 
   def loss(trainable: Tree, frozen: Tree, batch: Any, key: jax.Array) -> tuple[Array, tuple[Mean, Metrics]]:
     params = transform.join(frozen, trainable)

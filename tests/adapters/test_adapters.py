@@ -33,7 +33,7 @@ from jaxft.models import decoder, encoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.norms import layer_norm
-from jaxft.training import init_state, make_train_step
+from jaxft.training import Recipe, init_state, make_train_step
 from jaxft.transforms import train
 from jaxft.tree import count, cut_layers, layer_of, leaves_with_paths, unstack_layers
 
@@ -110,7 +110,7 @@ def test_each_method_on_stacked_and_other_layers(models, name, config):
     name if name in KINDS else pytest.param(name, marks=pytest.mark.exhaustive) for name in METHODS])
 def test_each_method_trains_by_the_ordinary_step(models, name):
   method, model = METHODS[name](DECODER), models[DECODER]
-  transform, optimizer = train("edits/**"), optax.adam(1e-2)
+  transform = train("edits/**")
 
   def objective(params, batch, key):
     del key
@@ -118,9 +118,10 @@ def test_each_method_trains_by_the_ordinary_step(models, name):
     return Mean.of(*nll), {}
 
   params = {"model": model, "edits": method.init(KEY)}
-  state, frozen = init_state(KEY, params, transform, optimizer)
+  recipe = Recipe(objective, transform, optax.adam(1e-2))
+  state, frozen = init_state(KEY, params, recipe)
   assert count(state.trainable) == count(params["edits"]) and count(frozen) == count(model)
-  step = make_train_step(objective, optimizer, transform)
+  step = make_train_step(recipe)
   losses = []
   for _ in range(4):
     state, metrics = step(state, frozen, IDS)

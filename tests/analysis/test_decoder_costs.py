@@ -18,7 +18,7 @@ from jaxft.analysis.flops import count_jaxpr
 from jaxft.choices import cut_at_changes, random_module_mask
 from jaxft.losses.reduction import Mean
 from jaxft.models import decoder
-from jaxft.training import abstract_state, make_train_step
+from jaxft.training import Recipe, abstract_state, make_train_step
 from jaxft.transforms import (
   ParamTransform,
   adalora,
@@ -124,8 +124,9 @@ def objective(params, ids, key):
 
 def step_cost(transform, params, optimizer=OPTIMIZER):
   """FLOPs of one training step per parameter and token, of matrix products."""
-  state, frozen = abstract_state(params, transform, optimizer)
-  flops = count_jaxpr(make_train_step(objective, optimizer, transform).trace(state, frozen, IDS).jaxpr)
+  recipe = Recipe(objective, transform, optimizer)
+  state, frozen = abstract_state(params, recipe)
+  flops = count_jaxpr(make_train_step(recipe).trace(state, frozen, IDS).jaxpr)
   assert not flops.uncounted
   return flops.matmul / (N * IDS.size)
 
@@ -168,7 +169,7 @@ def test_s2ft_costs_two_for_what_trains(fractions, scope, layout):
 @both_layouts
 @every_method
 def test_what_trains_and_adams_state(method, layout):
-  cost = training_cost(method.transform, arranged(method, layout), optax.adam(1e-3))
+  cost = training_cost(Recipe(objective, method.transform, optax.adam(1e-3)), arranged(method, layout))
   assert cost.trained == method.trained
   assert cost.optimizer_bytes == 2 * cost.trained_bytes + 4 == 8 * method.trained + 4, "two moments and a step count"
 

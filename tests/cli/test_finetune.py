@@ -152,7 +152,7 @@ def test_packed_rows_resume_in_the_middle_of_the_data(jaxft, tiny_decoder, chats
 
 def test_what_a_decoder_is_taught(smollm2):
   """The text of the tokens that count, for every kind of record."""
-  from jaxft.cli.examples import language_collate
+  from jaxft.recipes.examples import language_collate
 
   def taught(record, model=smollm2):
     batch = language_collate(model, record, max_length=64)([record])

@@ -49,7 +49,7 @@ def test_evaluate_says_what_it_takes(jaxft, tiny, pairs):
 
 
 def test_retrieval_scores_by_hand(minilm):
-  from jaxft.cli import tasks
+  from jaxft.recipes import tasks
 
   texts = {"q1": [1.0, 0.0], "q2": [0.0, 1.0], "a1": [0.9, 0.1], "a2": [0.8, 0.2]}
   ids = {tuple(minilm.tokenizer.encode(text).ids): vector for text, vector in texts.items()}

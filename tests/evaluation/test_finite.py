@@ -134,7 +134,7 @@ def test_vectors_and_token_values_are_held_to_it():
 
 
 def test_the_command_s_perplexity_is_not_of_nan():
-  from jaxft.cli.tasks import loss_and_perplexity
+  from jaxft.recipes.tasks import loss_and_perplexity
 
   with pytest.raises(ValueError, match="negative log-likelihood must be finite; got nan"):
     loss_and_perplexity(Mean(jnp.float32(jnp.nan), jnp.float32(3)))

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.transforms import hft
 from jaxft.losses import Mean
-from jaxft.training import init_state, make_train_step
+from jaxft.training import Recipe, init_state, make_train_step
 from jaxft.transforms import half
 
 
@@ -28,8 +28,9 @@ def test_a_stage_is_a_stage_of_half(level):
   transform = half(jax.random.fold_in(key, 0), level=level)
   optimizer = optax.adam(optax.linear_schedule(rate, 0.0, len(rows)))
   objective = lambda params, batch, key: (Mean.of(hft.loss(params, config, batch, allowed)), {})
-  step = make_train_step(objective, optimizer, transform)
-  state, frozen = init_state(key, params, transform, optimizer)
+  recipe = Recipe(objective, transform, optimizer)
+  step = make_train_step(recipe)
+  state, frozen = init_state(key, params, recipe)
   for row in rows:
     state, _ = step(state, frozen, jax.tree.map(lambda x: x[row], images))
   split = transform.join(frozen, state.trainable)

@@ -10,8 +10,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxft.formats import load
+from jaxft.formats.families import family_of
 from jaxft.formats.huggingface import load_directory, save_directory, to_named
-from jaxft.formats.names import DECODER, ENCODER, huggingface_name, rules_for
+from jaxft.formats.names import DECODER, ENCODER, huggingface_name
 from jaxft.formats.safetensors import open_checkpoint, save_file
 from jaxft.leaves import materialize
 from jaxft.models import decoder, encoder
@@ -82,7 +83,7 @@ def test_structured_leaves_are_saved_as_what_they_stand_for(tmp_path):
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_name_map_covers_the_tree_of_init(config):
-  rules = rules_for(config)
+  rules = family_of(config).tensors(config).rules
   paths = [path for path, _ in leaves_with_paths(unstack_layers(params_of(config)))]
   found = [huggingface_name(path, rules) for path in paths]
   assert {rule for rule, _ in found} == set(rules) and len({rule.name for rule in rules}) == len(rules)
@@ -124,7 +125,7 @@ def test_saving_never_replaces_and_leaves_nothing_half_written(tmp_path, monkeyp
   def full_disk(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr("jaxft.formats.huggingface.to_huggingface", full_disk)
+  monkeypatch.setattr("jaxft.formats.huggingface.sizes_json", full_disk)
   with pytest.raises(OSError, match="No space"):
     save_directory(params, DECODER_CONFIG, tmp_path / "b")
   assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -18,7 +18,7 @@ from jaxft.models import decoder, encoder
 
 
 def test_minilm_is_what_was_published(minilm):
-  assert (minilm.family, minilm.max_length, minilm.chat_template) == ("encoder", 256, None)
+  assert (minilm.kind, minilm.max_length, minilm.chat_template) == ("encoder", 256, None)
   assert sum(x.size for x in jax.tree.leaves(minilm.params)) == 22_565_376
   assert (minilm.config.pooling, minilm.config.normalize) == ("mean", True)
   encoded = minilm.tokenizer.encode("a cat")
@@ -26,7 +26,7 @@ def test_minilm_is_what_was_published(minilm):
 
 
 def test_smollm2_knows_what_follows(smollm2):
-  assert smollm2.family == "decoder" and "<|im_start|>" in smollm2.chat_template
+  assert smollm2.kind == "decoder" and "<|im_start|>" in smollm2.chat_template
   assert sum(x.size for x in jax.tree.leaves(smollm2.params)) == 134_515_008
   ids = jnp.asarray([smollm2.tokenizer.encode("The capital of France is").ids])
   hidden = decoder.hidden_states(smollm2.params, smollm2.config, ids).hidden
@@ -118,7 +118,7 @@ def test_a_tiny_model_of_a_preset(minilm):
   tiny = load("minilm-l6:tiny")
   whole = dataclasses.asdict(minilm.config)
   assert dataclasses.asdict(tiny.config) == whole | {"dim": 48, "num_layers": 2, "num_heads": 4, "mlp_dim": 192}
-  assert (tiny.name, tiny.family, tiny.max_length) == ("minilm-l6:tiny", "encoder", minilm.max_length)
+  assert (tiny.name, tiny.kind, tiny.max_length) == ("minilm-l6:tiny", "encoder", minilm.max_length)
   assert tiny.tokenizer.to_str() == minilm.tokenizer.to_str()
   shapes = lambda params: jax.tree.map(lambda x: (x.shape, x.dtype), params)
   assert shapes(tiny.params) == shapes(jax.eval_shape(lambda key: encoder.init(key, tiny.config), jax.random.key(0)))
@@ -134,7 +134,7 @@ def test_a_tiny_model_of_a_preset(minilm):
 def test_a_tiny_decoder_keeps_what_decides_the_code(smollm2):
   tiny, kept = load("smollm2-135m:tiny"), ("vocab_size", "max_length", "rope_theta", "tie_embeddings", "eos_id")
   assert [getattr(tiny.config, name) for name in kept] == [getattr(smollm2.config, name) for name in kept]
-  assert tiny.config.num_kv_heads < tiny.config.num_heads and tiny.family == "decoder"
+  assert tiny.config.num_kv_heads < tiny.config.num_heads and tiny.kind == "decoder"
   assert tiny.chat_template == smollm2.chat_template and not list((home() / "models").glob("*tiny*"))
 
 

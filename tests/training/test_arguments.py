@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from jaxft.training import abstract_state, fit, init_state, make_train_step
+from jaxft.training import Recipe, abstract_state, fit, init_state, make_train_step, plan, training_cost
 from jaxft.transforms import chain, full, lora, on
 from tests.training import toy
 
@@ -22,26 +22,29 @@ GOOD = {"objective": toy.objective, "optimizer": optax.sgd(0.1), "transform": fu
     ("transform", lora, "transform must be a ParamTransform"),
     ("mesh", "x", "mesh must be a jax.sharding.Mesh, .* got 'x'"),
 ])
-def test_the_step_and_the_state(name, value, said):
-  arguments = {**GOOD, name: value}
+def test_the_parts_of_a_recipe(name, value, said):
   with pytest.raises(TypeError, match=said):
-    make_train_step(**arguments)
-  arguments.pop("objective")
-  if name != "objective":
-    with pytest.raises(TypeError, match=said):
-      init_state(jax.random.key(0), toy.params(), **arguments)
-    with pytest.raises(TypeError, match=said):
-      abstract_state(toy.params(), **arguments)
+    Recipe(**{**GOOD, name: value})
+
+
+@pytest.mark.parametrize("takes", [
+    make_train_step, lambda recipe: init_state(jax.random.key(0), toy.params(), recipe),
+    lambda recipe: abstract_state(toy.params(), recipe), lambda recipe: plan(recipe, toy.params(), {}),
+    lambda recipe: training_cost(recipe, toy.params()),
+])
+def test_what_takes_a_recipe_takes_nothing_else(takes):
+  with pytest.raises(TypeError, match="recipe must be a Recipe.objective, transform, optimizer.; got ParamTransform"):
+    takes(full())
 
 
 @pytest.mark.parametrize("key", ["x", 0, jnp.zeros(2, jnp.uint32)])
 def test_the_key_is_a_typed_one(key):
   with pytest.raises(TypeError, match="key must be one typed key, as jax.random.key.0.; got"):
-    init_state(key, toy.params(), full(), optax.sgd(0.1))
+    init_state(key, toy.params(), toy.recipe())
 
 
 def test_what_only_looks_like_a_transformation_passes():
-  make_train_step(toy.objective, optax.MultiSteps(optax.sgd(0.1), 2), full())
+  Recipe(toy.objective, full(), optax.MultiSteps(optax.sgd(0.1), 2))
 
 
 def test_combinations_of_transforms():

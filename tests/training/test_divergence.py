@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxft.losses.reduction import Mean
-from jaxft.training import Checkpoints, Diverged, JsonLines, fit, init_state, make_train_step, read_json_lines
+from jaxft.training import Checkpoints, Diverged, JsonLines, Recipe, fit, init_state, make_train_step, read_json_lines
 from jaxft.training.watch import LAG, Watch
 from jaxft.transforms import full
 from tests.training import toy
@@ -87,8 +87,9 @@ def test_the_last_step_is_judged_too_and_the_switch_turns_it_off(tmp_path):
 def small(optimizer, value=1.0, dtype=jnp.float32):
   """One parameter whose loss is finite and whose gradient is 1."""
   objective = lambda p, batch, key: (Mean.of(p["w"].astype(jnp.float32) + 0 * batch["x"]), {})
-  state, frozen = init_state(jax.random.key(0), {"w": jnp.full((1,), value, dtype)}, full(), optimizer)
-  return make_train_step(objective, optimizer, full()), state, frozen, [{"x": np.ones(1, np.float32)}] * 4
+  recipe = Recipe(objective, full(), optimizer)
+  state, frozen = init_state(jax.random.key(0), {"w": jnp.full((1,), value, dtype)}, recipe)
+  return make_train_step(recipe), state, frozen, [{"x": np.ones(1, np.float32)}] * 4
 
 
 @pytest.mark.parametrize("rate, start, dtype", [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxft.losses import Mean, info_nce
-from jaxft.training import cached_value_and_grad, embed_cached, make_mesh, place_batch
+from jaxft.training import Recipe, cached_value_and_grad, embed_cached, make_mesh, place_batch
 from tests.training import toy
 
 DIM, HIDDEN, ROWS = 16, 512, 64
@@ -94,8 +94,9 @@ def test_it_stands_in_an_objective_of_the_step():
 
   after = []
   for chunks in (None, 4):
-    state, frozen = init_state(jax.random.key(0), params(), full(), toy.optimizer())
-    state, _ = make_train_step(objective(chunks), toy.optimizer(), full())(state, frozen, batch())
+    recipe = Recipe(objective(chunks), full(), toy.optimizer())
+    state, frozen = init_state(jax.random.key(0), params(), recipe)
+    state, _ = make_train_step(recipe)(state, frozen, batch())
     after.append(state.trainable)
   for x, y in zip(*map(jax.tree.leaves, after), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)

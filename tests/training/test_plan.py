@@ -7,7 +7,7 @@ import pytest
 
 from jaxft.losses.reduction import Mean
 from jaxft.models import decoder
-from jaxft.training import DECODER_RULES, bytes_per_device, init_state, make_mesh, plan
+from jaxft.training import DECODER_RULES, Recipe, bytes_per_device, init_state, make_mesh, plan
 from jaxft.transforms import chain, full, lora, quantize
 from tests.training import toy
 
@@ -26,9 +26,9 @@ def shapes():
   return jax.eval_shape(lambda k: decoder.init(k, CONFIG), jax.random.key(0))
 
 
-def plan_of(change, **options):
+def plan_of(change, *, compile=True, **options):
   batch = {"ids": jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)}
-  return plan(objective, shapes(), batch, transform=change, optimizer=optax.adamw(1e-3), **options)
+  return plan(Recipe(objective, change, optax.adamw(1e-3), **options), shapes(), batch, compile=compile)
 
 
 def test_bytes_are_those_of_the_real_state_on_a_mesh():
@@ -36,7 +36,8 @@ def test_bytes_are_those_of_the_real_state_on_a_mesh():
   change = chain(lora("layers/**/kernel", rank=4), quantize("layers/**/kernel", format="int8"))
   got = plan_of(change, mesh=mesh, rules=DECODER_RULES, compile=False)
   params = decoder.init(jax.random.key(0), CONFIG)
-  state, frozen = init_state(jax.random.key(0), params, change, optax.adamw(1e-3), mesh=mesh, rules=DECODER_RULES)
+  recipe = Recipe(objective, change, optax.adamw(1e-3), mesh=mesh, rules=DECODER_RULES)
+  state, frozen = init_state(jax.random.key(0), params, recipe)
   on_first = lambda tree: sum(
       s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.device == mesh.devices.flat[0])
   assert got.trained_bytes == on_first(state.trainable) == got.gradient_bytes

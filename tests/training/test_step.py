@@ -10,7 +10,7 @@ import pytest
 
 from jaxft.leaves import dot
 from jaxft.losses.reduction import Mean
-from jaxft.training import abstract_state, cast_floating, init_state, make_mesh, make_train_step
+from jaxft.training import Recipe, abstract_state, cast_floating, init_state, make_mesh, make_train_step
 from jaxft.transforms import chain, full, lora, quantize, train
 from jaxft.tree import count
 from tests.training import toy
@@ -41,9 +41,9 @@ def test_micro_batches_of_unequal_weight_equal_one_batch(k):
 
 def test_the_gradient_is_that_of_the_weighted_mean():
   params, batch = toy.params(), toy.dataset()[0]
-  sgd = optax.sgd(1.0)
-  state, frozen = init_state(jax.random.key(0), params, full(), sgd)
-  after, metrics = make_train_step(toy.objective, sgd, full(), accumulate=2)(state, frozen, batch)
+  recipe = Recipe(toy.objective, full(), optax.sgd(1.0), accumulate=2)
+  state, frozen = init_state(jax.random.key(0), params, recipe)
+  after, metrics = make_train_step(recipe)(state, frozen, batch)
 
   def by_hand(p):
     losses = jnp.mean(jnp.square(toy.outputs(p, batch["x"]) - batch["target"]), axis=-1)
@@ -62,7 +62,7 @@ def test_a_scalar_of_the_batch_reaches_every_micro_batch():
     return Mean(mean.total * batch["scale"], mean.weight), {"rows": Mean.of(batch["id"])}
 
   state, frozen, _ = toy.start()
-  step = make_train_step(objective, toy.optimizer(), toy.transform(), accumulate=2, donate=False)
+  step = make_train_step(toy.recipe(minimize=objective, accumulate=2), donate=False)
   batch = toy.dataset()[0]
   _, one = step(state, frozen, {**batch, "scale": np.float32(1)})
   _, three = step(state, frozen, {**batch, "scale": np.float32(3)})
@@ -72,10 +72,10 @@ def test_a_scalar_of_the_batch_reaches_every_micro_batch():
 
 def one_number(objective, **options):
   """The parameter and the metrics after a step of plain descent from 2 by an objective of one number."""
-  sgd = optax.sgd(1.0)
-  state, frozen = init_state(jax.random.key(0), {"w": jnp.float32(2)}, full(), sgd)
+  recipe = Recipe(objective, full(), optax.sgd(1.0), **options)
+  state, frozen = init_state(jax.random.key(0), {"w": jnp.float32(2)}, recipe)
   batch = {"x": np.array([1, 2, 3, 6], np.float32)}
-  state, metrics = make_train_step(objective, sgd, full(), **options)(state, frozen, batch)
+  state, metrics = make_train_step(recipe)(state, frozen, batch)
   return float(state.trainable["w"]), {name: float(v) for name, v in metrics.items()}
 
 
@@ -123,7 +123,7 @@ def test_nothing_is_compiled_after_the_first_step(sharded):
   # A step of its own: that of `toy.start` may have been compiled by another test.
   mesh = make_mesh(data=2, fsdp=2, tensor=2) if sharded else None
   state, frozen, _ = toy.start(mesh)
-  step = make_train_step(toy.objective, toy.optimizer(), toy.transform(), mesh=mesh)
+  step = make_train_step(toy.recipe(mesh=mesh))
   data = [toy.dataset()[t] for t in range(20)]
   kinds = lambda s: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding, getattr(x, "weak_type", False)), s)
   before = kinds(state)
@@ -143,9 +143,9 @@ def test_nothing_is_compiled_after_the_first_step(sharded):
 
 def test_frozen_leaves_stay_bit_for_bit_and_params_survive_donation():
   params = toy.params()
-  t = toy.transform()
-  state, frozen = init_state(jax.random.key(0), params, t, toy.optimizer())
-  step = make_train_step(toy.objective, toy.optimizer(), t)
+  recipe = toy.recipe()
+  state, frozen = init_state(jax.random.key(0), params, recipe)
+  step = make_train_step(recipe)
   for i in range(3):
     state, _ = step(state, frozen, toy.dataset()[i])
   up = params["layers"]["up"]["kernel"]
@@ -184,8 +184,9 @@ def blocks_objective(params, batch, key):
 def compiled_flops(change, optimizer):
   params = jax.eval_shape(blocks)
   batch = {"x": jax.ShapeDtypeStruct((512, 256), jnp.float32)}
-  state, frozen = abstract_state(params, change, optimizer)
-  step = make_train_step(blocks_objective, optimizer, change)
+  recipe = Recipe(blocks_objective, change, optimizer)
+  state, frozen = abstract_state(params, recipe)
+  step = make_train_step(recipe)
   return step.lower(state, frozen, batch).compile(), count(params) * 512
 
 
@@ -231,8 +232,9 @@ def test_bfloat16_computes_over_a_float32_state():
     seen.extend(x.dtype for x in jax.tree.leaves(params))
     return toy.objective(params, {**batch, "x": batch["x"].astype(jnp.bfloat16)}, key)
 
-  state, frozen = init_state(jax.random.key(0), mixed, change, toy.optimizer())
-  step = make_train_step(objective, toy.optimizer(), change, compute_dtype=jnp.bfloat16)
+  recipe = toy.recipe(change, minimize=objective, compute_dtype=jnp.bfloat16)
+  state, frozen = init_state(jax.random.key(0), mixed, recipe)
+  step = make_train_step(recipe)
   after, metrics = step(state, frozen, toy.dataset()[0])
   assert set(seen) == {jnp.dtype(jnp.bfloat16)}
   assert frozen["layers"]["up"]["kernel"].dtype == jnp.bfloat16
@@ -261,38 +263,36 @@ def untraceable(params, batch, key):
 def test_a_batch_that_does_not_divide_is_refused_before_tracing(options, rows, message):
   mesh = make_mesh(**options["mesh"]) if "mesh" in options else None
   state, frozen, _ = toy.start(mesh)
-  step = make_train_step(untraceable, toy.optimizer(), toy.transform(), **{**options, "mesh": mesh})
+  step = make_train_step(toy.recipe(minimize=untraceable, **{**options, "mesh": mesh}))
   with pytest.raises(ValueError, match=message):
     step(state, frozen, {"x": np.zeros((rows, toy.DIM), np.float32)})
 
 
 def test_what_is_wrong_is_named():
   with pytest.raises(ValueError, match="accumulate must be an integer >= 1; got 0"):
-    make_train_step(toy.objective, toy.optimizer(), full(), accumulate=0)
+    toy.recipe(accumulate=0)
   with pytest.raises(ValueError, match="compute_dtype must be a floating type"):
-    make_train_step(toy.objective, toy.optimizer(), full(), compute_dtype=jnp.int32)
+    toy.recipe(compute_dtype=jnp.int32)
   state, frozen, _ = toy.start()
-  halves = make_train_step(untraceable, toy.optimizer(), toy.transform(), accumulate=2)
+  halves = make_train_step(toy.recipe(minimize=untraceable, accumulate=2))
   with pytest.raises(ValueError, match="cut in parts must share their leading axis"):
     halves(state, frozen, {"x": np.zeros((8, 8)), "y": np.zeros((4, 8))})
   with pytest.raises(ValueError, match="make the state with init_state"):
     toy.start(make_mesh(data=2))[2](state, frozen, toy.dataset()[0])
-  reserved = make_train_step(lambda p, b, k: (Mean.of(b["x"]), {"loss": 0.0}), toy.optimizer(), toy.transform())
+  reserved = make_train_step(toy.recipe(minimize=lambda p, b, k: (Mean.of(b["x"]), {"loss": 0.0})))
   with pytest.raises(ValueError, match=r"may not be named \['loss'\]"):
     reserved(state, frozen, toy.dataset()[0])
-  scalar = make_train_step(lambda p, b, k: (jnp.mean(b["x"]), {}), toy.optimizer(), toy.transform())
+  scalar = make_train_step(toy.recipe(minimize=lambda p, b, k: (jnp.mean(b["x"]), {})))
   with pytest.raises(TypeError, match=r"must return \(Mean, metrics\)"):
     scalar(state, frozen, toy.dataset()[0])
   with pytest.raises(ValueError, match="trains nothing"):
-    init_state(jax.random.key(0), toy.params(), train(False), toy.optimizer())
+    init_state(jax.random.key(0), toy.params(), toy.recipe(train(False)))
 
 
 def test_the_abstract_state_is_the_real_one():
   for mesh in (None, make_mesh(data=2, fsdp=2, tensor=2)):
-    real = init_state(jax.random.key(0), toy.params(), toy.transform(), toy.optimizer(), mesh=mesh,
-                      rules=toy.RULES if mesh else ())
-    shapes = abstract_state(jax.eval_shape(toy.params), toy.transform(), toy.optimizer(), mesh=mesh,
-                            rules=toy.RULES if mesh else ())
+    real = init_state(jax.random.key(0), toy.params(), toy.recipe(mesh=mesh))
+    shapes = abstract_state(jax.eval_shape(toy.params), toy.recipe(mesh=mesh))
     assert jax.tree.structure(real) == jax.tree.structure(shapes)
     for x, y in zip(*map(jax.tree.leaves, (real, shapes)), strict=True):
       assert (x.shape, x.dtype) == (y.shape, y.dtype)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxft.leaves import dot
 from jaxft.losses.reduction import Mean
-from jaxft.training import TrainState, init_state, make_train_step
+from jaxft.training import Recipe, TrainState, init_state, make_train_step
 from jaxft.transforms import chain, lora, on, train
 
 DIM, HIDDEN, LAYERS, ROWS = 8, 32, 2, 8
@@ -65,13 +65,19 @@ def dataset(examples: int = 36, rows: int = ROWS):
 def start(mesh=None, *, change=None, seed: int = 1, **options):
   """`(state, frozen, train_step)` of the toy."""
   t = change or transform()
-  state, frozen = init_state(jax.random.key(seed), params(), t, optimizer(), mesh=mesh, rules=RULES if mesh else ())
+  state, frozen = init_state(jax.random.key(seed), params(), recipe(t, mesh=mesh))
   return state, frozen, _step(t, mesh, **options)
 
 
+def recipe(change=None, *, minimize=None, mesh=None, **options) -> Recipe:
+  """The toy's recipe; by its rules where there is a mesh."""
+  rules = RULES if mesh else ()
+  return Recipe(minimize or objective, change or transform(), optimizer(), mesh=mesh, rules=rules, **options)
+
+
 @functools.cache  # compiled once for all tests that use it
-def _step(change, mesh, **options):
-  return make_train_step(objective, optimizer(), change, mesh=mesh, **options)
+def _step(change, mesh, *, donate=True, **options):
+  return make_train_step(recipe(change, mesh=mesh, **options), donate=donate)
 
 
 def arrays(state: TrainState) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ from jaxft.leaves import dot, dot_transposed, lookup, materialize
 from jaxft.losses.reduction import Mean
 from jaxft.models import decoder
 from jaxft.models.decoder import DecoderConfig
-from jaxft.training import init_state, make_train_step
+from jaxft.training import Recipe, init_state, make_train_step
 from jaxft.transforms import full, quantize
 from jaxft.transforms.entries.trainable_tokens import RowsReplaced, trainable_tokens
 from jaxft.transforms.whole.bitfit import add_biases, bitfit
@@ -172,10 +172,11 @@ def test_gradual_unfreezing_is_full_tuning_whose_gradients_below_the_depth_are_z
 
   state, staged = None, start
   for transform in stages:
-    new, frozen = init_state(KEY, staged, transform, optimizer)
+    recipe = Recipe(objective, transform, optimizer)
+    new, frozen = init_state(KEY, staged, recipe)
     if state is not None:
       new = new._replace(step=state.step, opt_state=carry_over(state.opt_state, new.opt_state))
-    state, step = new, make_train_step(objective, optimizer, transform, donate=False)
+    state, step = new, make_train_step(recipe, donate=False)
     for _ in range(2):
       state, _ = step(state, frozen, IDS)
     staged = transform.join(frozen, state.trainable)

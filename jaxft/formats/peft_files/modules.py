@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxft.checks import nearest
-from jaxft.formats.names import STACK, rules_for
+from jaxft.formats.families import family_of
+from jaxft.formats.names import STACK
 from jaxft.tree.depth import layer_of
 from jaxft.tree.paths import Tree, leaves_with_paths
 
@@ -43,7 +44,7 @@ class Place(NamedTuple):
 
 def places(params: Tree, config: Any) -> list[Place]:
   """Every place of a params tree that has a name in Hugging Face checkpoints, layers one by one."""
-  rules = {rule.path: rule for rule in rules_for(config)}
+  rules = {rule.path: rule for rule in family_of(config).tensors(config).rules}
   out = []
   for path, leaf in leaves_with_paths(params):
     rule = rules.get(re.sub(rf"^{STACK}/(?:\d+(?::\d+)?/)?", f"{STACK}/{{layer}}/", path))

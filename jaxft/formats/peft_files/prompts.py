@@ -10,7 +10,7 @@ import numpy as np
 from jaxft.adapters.prefix import prefix_from_peft, prefix_to_peft
 from jaxft.adapters.soft_prompt import p_tuning
 from jaxft.checks import nearest
-from jaxft.formats.names import is_decoder
+from jaxft.formats.families import family_of
 from jaxft.formats.peft_files.folder import VERSION, read_folder, write_folder
 from jaxft.formats.peft_files.methods import METHODS, PROMPTS
 
@@ -53,7 +53,7 @@ def save_peft_prompt(
     flat = params["prompt"]
   prefix = peft_type == "PREFIX_TUNING"
   settings = {
-      "peft_type": peft_type, "task_type": task_type or ("CAUSAL_LM" if is_decoder(config) else "FEATURE_EXTRACTION"),
+      "peft_type": peft_type, "task_type": task_type or family_of(config).peft_task,
       "base_model_name_or_path": base_model, "inference_mode": True, "peft_version": VERSION,
       "num_virtual_tokens": flat.shape[0], "num_transformer_submodules": 1, "num_layers": config.num_layers,
       "num_attention_heads": heads if prefix else config.num_heads, "token_dim": heads * head_dim if prefix else dim}
@@ -91,6 +91,4 @@ def load_peft_prompt(folder: str | os.PathLike, config: Any) -> dict[str, Any]:
 
 
 def _sizes(config: Any) -> tuple[int, int, int]:
-  if is_decoder(config):
-    return config.num_kv_heads, config.head_dim, config.dim
-  return config.num_heads, config.dim // config.num_heads, config.dim
+  return *family_of(config).key_sizes(config), config.dim

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxft.checks import nearest
-from jaxft.formats.names import is_decoder
+from jaxft.formats.families import family_of
 from jaxft.formats.peft_files.export import to_tensors
 from jaxft.formats.peft_files.folder import VERSION, write_folder
 from jaxft.formats.peft_files.load import from_tensors
@@ -66,7 +66,7 @@ def save_peft(
   if missing := [name for name in method.asks if name not in settings]:
     raise ValueError(f"{peft_type} takes {', '.join(missing)}: nothing in what trains tells")
   found, tensors = to_tensors(method, transform, frozen, trainable, config, settings, params=params)
-  task = task_type or ("CAUSAL_LM" if is_decoder(config) else "FEATURE_EXTRACTION")
+  task = task_type or family_of(config).peft_task
   found = {
       "peft_type": peft_type, "task_type": task, "base_model_name_or_path": base_model, "inference_mode": True,
       "peft_version": VERSION, **found}

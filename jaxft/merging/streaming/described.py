@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxft.formats.names import expected_shapes, misfits
+from jaxft.formats.names import Tensors, bert_tensors, llama_tensors, misfits
 from jaxft.merging.streaming.stacks import find_stacks
 
 # num_hidden_layers, n_layer, num_layers, encoder_layers, num_decoder_layers, num_single_layers, depth
@@ -98,7 +98,7 @@ def _misfits(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     return []
   prefix = "bert." if any(name.startswith("bert.") for name in shapes) else ""
   try:
-    expected = expected_shapes(model, lambda rule: prefix + rule.name, available=len(shapes))
+    expected = model.expected(lambda rule: prefix + rule.name, available=len(shapes))
   except ValueError as e:
     return [str(e)]
   return misfits(expected, {name: _Shaped(shape) for name, shape in shapes.items()})
@@ -166,40 +166,19 @@ def _holder(config: Mapping[str, Any], path: Sequence[str]) -> Any:
   return config
 
 
-class _Encoder(NamedTuple):
-  """The sizes of a BERT, as `jaxft.formats.names` reads them."""
-
-  vocab_size: int
-  dim: int
-  mlp_dim: int
-  num_layers: int
-  max_length: int
-  type_vocab_size: int
-
-
-class _Decoder(NamedTuple):
-  """The sizes of a Llama, likewise."""
-
-  vocab_size: int
-  dim: int
-  mlp_dim: int
-  num_layers: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  tie_embeddings: bool
-  rope_theta: float = 0.0
-
-
-def _known(config: Mapping[str, Any]) -> _Encoder | _Decoder | None:
+def _known(config: Mapping[str, Any]) -> Tensors | None:
   size = lambda key, default=None: config.get(key) if config.get(key) is not None else default
   sizes = [size(key) for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")]
   heads = size("num_attention_heads")
   if not all(type(x) is int and x > 0 for x in (*sizes, heads)):
     return None
+  common = dict(zip(("vocab", "dim", "mlp", "num_layers"), sizes, strict=True))
   if config.get("model_type") == "bert":
-    return _Encoder(*sizes, size("max_position_embeddings", 512), size("type_vocab_size", 2))
+    positions, types = size("max_position_embeddings", 512), size("type_vocab_size", 2)
+    return bert_tensors(**common, positions=positions, types=types)
   if config.get("model_type") in ("llama", "mistral"):
     kv_heads = size("num_key_value_heads", 8 if config["model_type"] == "mistral" else heads)
-    return _Decoder(*sizes, heads, kv_heads, size("head_dim", sizes[1] // heads), size("tie_word_embeddings", False))
+    head = size("head_dim", common["dim"] // heads)
+    return llama_tensors(
+        **common, query=heads * head, key=kv_heads * head, tie_embeddings=size("tie_word_embeddings", False))
   return None

@@ -6,10 +6,11 @@ step, never a mask inside it, which would cost what full tuning costs:
 
     params = cut_layers(params, at=[4, 8])
     for transform in gradual_unfreezing([8, 4, 0]):
-      new, frozen = init_state(key, params, transform, optimizer)
+      recipe = Recipe(objective, transform, optimizer)
+      new, frozen = init_state(key, params, recipe)
       if state is not None:
         new = new._replace(step=state.step, opt_state=carry_over(state.opt_state, new.opt_state))
-      state, step = new, make_train_step(objective, optimizer, transform)
+      state, step = new, make_train_step(recipe)
       ...                                                    # some steps
       params = transform.join(frozen, state.trainable)
 """

@@ -6,22 +6,20 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxft.cli import tasks
-from jaxft.cli.choices import DTYPES
-from jaxft.cli.examples import Collate, Records
-from jaxft.cli.options import Finetune
 from jaxft.data import evaluation_batches
 from jaxft.formats.pretrained import Pretrained
 from jaxft.losses import Mean
+from jaxft.recipes import tasks
+from jaxft.recipes.examples import Collate, Records
 from jaxft.training.mesh import place_batch
-from jaxft.training.step import Objective
+from jaxft.training.recipe import Objective
 
 Measure = Callable[[Any], dict[str, float]]
 
 
-def retrieval(options: Finetune, model: Pretrained, records: Records, *, max_length: int) -> Measure:
+def retrieval(model: Pretrained, records: Records, *, max_length: int, dtype: Any) -> Measure:
   """Of an encoder: each record's anchor finds its positive among those of all records."""
-  embed = tasks.embedding_function(model.config, dtype=DTYPES[options.compute.dtype])
+  embed = tasks.embedding_function(model.config, dtype=dtype)
   tokenizer = model.tokenizer
 
   def measure(params: Any) -> dict[str, float]:

@@ -6,7 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from jaxft.cli.folders import check_writable
+from jaxft.files import check_writable
+from jaxft.training.metrics import read_json_lines
 
 CONFIG, METRICS, CHECKPOINTS, MODEL, SUMMARY, TENSORBOARD = (
     "config.json", "metrics.jsonl", "checkpoints", "model", "summary.json", "tensorboard")
@@ -76,8 +77,6 @@ def examples_per_second(out: Path) -> float | None:
 
 
 def _metrics(out: Path) -> list[dict[str, Any]]:
-  from jaxft.training.metrics import read_json_lines
-
   return read_json_lines(out / METRICS)
 
 

@@ -7,8 +7,6 @@ import grain
 import numpy as np
 from tokenizers import Tokenizer
 
-from jaxft.cli.options import Examples, Optimization
-from jaxft.cli.tasks import Embed, column
 from jaxft.data import (
   batches,
   builder,
@@ -21,6 +19,8 @@ from jaxft.data import (
 )
 from jaxft.evaluation.embed import embed_texts
 from jaxft.formats.pretrained import Pretrained
+from jaxft.recipes.options import Examples, Optimization
+from jaxft.recipes.tasks import Embed, column
 
 Records = Sequence[Mapping[str, Any]]
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]

@@ -9,18 +9,21 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxft.recipes.methods import names_by_kind, rates_by_method, selected_by_default
+
+_METHODS = f"What trains; {names_by_kind()}"
+_SELECT = (
+    "Path globs. freeze: what stays fixed; train: what trains; bitfit, norm_tuning: which biases or norms; ia3: matrices "
+    "whose outputs are scaled; hft: not read; all others: matrices to adapt. None given: " + selected_by_default() + ".")
+_RATE = f"Peak learning rate. None: the method's usual one, {rates_by_method()}."
+
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Adaptation:
   """What trains."""
 
-  method: str = "lora"
-  """full, freeze, train, hft, bitfit, norm_tuning; lora, rslora, qlora, dora, pissa, olora, mica, vera, delora,
-  rand_lora; loha, lokr, hira, miss, fourier_ft; oft, boft, hra, road, ia3; or shira."""
-  select: tuple[str, ...] = ()
-  """Path globs. freeze: what stays fixed (none given: embed/**). train: what trains. bitfit, norm_tuning: which biases
-  or norms (none given: all). ia3: matrices whose outputs are scaled. hft: not read. All others: matrices to adapt (none
-  given: layers/**/kernel)."""
+  method: Annotated[str, tyro.conf.arg(help=_METHODS)] = "lora"
+  select: Annotated[tuple[str, ...], tyro.conf.arg(help=_SELECT)] = ()
   rank: int = 8
   """Rank of the factors; of the methods with another size, what stands in its place (miss: rows, hra: reflections)."""
   alpha: float = 16.0
@@ -74,8 +77,7 @@ class Optimization:
   """Examples (packed: rows) a step, over all devices and micro-batches."""
   accumulate: int = 1
   """Micro-batches a step. A contrastive loss still compares the whole batch (GradCache)."""
-  learning_rate: float | None = None
-  """Peak learning rate. None: 2e-5 where the model's own weights train, 2e-4 for all other methods."""
+  learning_rate: Annotated[float | None, tyro.conf.arg(help=_RATE)] = None
   schedule: str = "cosine"
   """After the warm-up: constant, linear or cosine; the last two fall to zero."""
   warmup: float = 0.1
@@ -135,7 +137,7 @@ class Finetune:
   data: str
   """A data set (docstrings, sentiment/neighbours-news, reasoning_gym/<task>, tfds:<name>), a .jsonl file, or a folder
   that TFDS prepared."""
-  method: Annotated[Method, tyro.conf.arg(name="adaptation")] = Method()
+  method: Annotated[Adaptation, tyro.conf.arg(name="adaptation")] = Adaptation()
   examples: Examples = Examples()
   loss: Annotated[Loss, tyro.conf.arg(name="objective")] = Loss()
   optimization: Optimization = Optimization()

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.cli.objectives import language
-from jaxft.cli.options import Compute
 from jaxft.models import decoder
+from jaxft.recipes.objectives import language
 
 
 def test_language_counts_the_marked_tokens_of_real_rows():
@@ -19,7 +18,7 @@ def test_language_counts_the_marked_tokens_of_real_rows():
       "ids": jnp.asarray(rng.integers(1, 30, (3, 6))), "where": jnp.array([True, True, False]),
       "segment_ids": jnp.array([[1, 1, 1, 2, 2, 0]] * 3), "loss_mask": jnp.array([[1, 0, 1, 1, 1, 1]] * 3),
   }
-  mean, _ = jax.jit(language(config, Compute(dtype="float32")))(params, batch, jax.random.key(0))
+  mean, _ = jax.jit(language(config))(params, batch, jax.random.key(0))
   hidden = decoder.hidden_states(params, config, batch["ids"], segment_ids=batch["segment_ids"]).hidden
   log_probs = jax.nn.log_softmax(decoder.logits(params, config, hidden))
   # Token 0 and token 3 begin a segment, token 1 is not marked, token 5 is padding.

@@ -3,10 +3,10 @@
 import jax
 import pytest
 
-from jaxft.cli.choices import METHODS
-from jaxft.cli.options import Method
 from jaxft.leaves import materialize
 from jaxft.models import decoder, encoder
+from jaxft.recipes.methods import METHODS, make_transform
+from jaxft.recipes.options import Adaptation
 from jaxft.tree import count
 
 CONFIGS = {
@@ -23,7 +23,7 @@ def test_a_method_trains_something_and_keeps_the_shapes(name, family):
     pytest.skip("a decoder has no biases")
   model, config = CONFIGS[family]
   select = ("layers/**",) if name == "train" else ()
-  transform = METHODS[name].make(Method(method=name, select=select))
+  transform = make_transform(Adaptation(method=name, select=select))
   params = jax.eval_shape(lambda key: model.init(key, config), jax.random.key(0))
   if name == "hft":  # draws on the host
     params = model.init(jax.random.key(0), config)

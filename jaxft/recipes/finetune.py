@@ -1,0 +1,174 @@
+"""A fine-tuning run from its options to its folder: data, recipe, loop, tuned model and summary."""
+
+import dataclasses
+import json
+import math
+import resource
+import sys
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxft.files import write_text
+from jaxft.formats.huggingface import save_directory
+from jaxft.formats.pretrained import Pretrained, load
+from jaxft.host_memory import keep_freed_memory
+from jaxft.recipes import measure, run_folder, tasks
+from jaxft.recipes.examples import (
+  Collate,
+  Guided,
+  Records,
+  Splits,
+  keys_of,
+  language_collate,
+  pair_collate,
+  read_splits,
+  training_batches,
+)
+from jaxft.recipes.methods import METHODS
+from jaxft.recipes.options import Finetune, defining
+from jaxft.recipes.quiet import quiet_threads
+from jaxft.recipes.run import DTYPES, check_options, loss_name, mesh_of, recipe_of
+from jaxft.training import Checkpoints, JsonLines, TensorBoard, fit, init_state, make_train_step
+from jaxft.training.mesh import check_rows
+from jaxft.training.recipe import Objective
+from jaxft.tree import count
+
+LOSS_SOURCES = {"gist": ("2402.16829",), "mnrl": ("1705.00652",)}
+
+
+def finetune(options: Finetune) -> dict[str, Any]:
+  """Runs to the end, or resumes to it, and returns the summary that is also written to `summary.json`.
+
+  Raises:
+    ValueError, TypeError, OSError: bad input, before anything is trained; or the disk, with the last checkpoint named.
+    Diverged: a loss or a norm is not finite; nothing is saved from there on, and the last checkpoint is named.
+    Stopped: SIGINT or SIGTERM, with the last checkpoint named.
+  """
+  keep_freed_memory()
+  out = options.output.out
+  check_options(options)
+  resumed = run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
+  try:
+    if resumed and (out / run_folder.SUMMARY).exists():
+      print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
+      return json.loads((out / run_folder.SUMMARY).read_text())
+    return _train(options)
+  except (ValueError, TypeError):
+    # A run that was refused before it began must not stand in the way of the corrected command.
+    if not resumed and not (out / run_folder.CHECKPOINTS).exists():
+      (out / run_folder.CONFIG).unlink(missing_ok=True)
+    raise
+  except KeyboardInterrupt:  # before or after the training loop, which stops by itself
+    raise KeyboardInterrupt(run_folder.last_checkpoint(out)) from None
+
+
+def _train(options: Finetune) -> dict[str, Any]:
+  out, optimization = options.output.out, options.optimization
+  mesh = mesh_of(options.compute)
+  if mesh is not None:
+    check_rows(optimization.batch_size, mesh, optimization.accumulate)
+  splits = read_splits(options.data, options.examples)
+  model = load(options.model)
+  steps = optimization.steps or max(1, math.ceil(optimization.epochs * len(splits.train) / optimization.batch_size))
+  recipe = recipe_of(options, model.config, steps, mesh)
+  step = make_train_step(recipe)
+  state, frozen = init_state(jax.random.key(optimization.seed), model.params, recipe)
+  facts = {"steps": steps, "trained_parameters": count(state.trainable), "parameters": count(model.params)}
+  records, collate, validate = _prepare(options, model, splits, recipe.objective, mesh)
+  model = dataclasses.replace(model, params={})  # frozen and the state hold them from here on
+  batches = training_batches(records, collate, options.examples, optimization)
+  evaluate = validate and (lambda state, frozen: validate(recipe.transform.join(frozen, state.trainable)))
+
+  writers: list[Any] = [JsonLines(out / run_folder.METRICS)]
+  if options.output.tensorboard:
+    writers.append(TensorBoard(out / run_folder.TENSORBOARD))
+  try:
+    if evaluate and not run_folder.validations(out):
+      for writer in writers:
+        writer.write(0, {f"eval/{name}": v for name, v in evaluate(state, frozen).items()})
+    fingerprint = {**defining(options), "data version": splits.version, "records": len(records)}
+    with quiet_threads(), Checkpoints(
+        out / run_folder.CHECKPOINTS, max_to_keep=options.output.keep, configuration=defining(options),
+        fingerprint=fingerprint) as saved:
+      state = fit(
+          step, state, frozen, batches, steps=steps, checkpoints=saved, save_every=options.output.checkpoint_every,
+          evaluate=evaluate, evaluate_every=options.output.eval_every, writers=writers,
+          log_every=options.output.log_every, stop_if_not_finite=options.output.stop_if_not_finite,
+          steps_per_epoch=None if options.examples.pack else math.ceil(len(records) / optimization.batch_size))
+  except OSError as e:
+    if e.errno is None:  # of a checkpoint: it names the last one already
+      raise
+    raise OSError(f"{e}; {run_folder.last_checkpoint(out)}") from e
+  finally:
+    for writer in writers:
+      writer.close()
+  return _finish(options, model, recipe.transform.join(frozen, state.trainable), facts)
+
+
+def _prepare(
+    options: Finetune, model: Pretrained, splits: Splits, objective: Objective, mesh: Mesh | None
+) -> tuple[Records, Collate, measure.Measure | None]:
+  """The records to train on, how they become batches, and the measure of validation, None where there is no data."""
+  records, held = splits.train, splits.validation
+  if model.tokenizer is None:
+    raise ValueError(f"{model.name} has no tokenizer.json, which tuning on text needs")
+  light = dataclasses.replace(model, params={})  # what the functions below keep must not keep the weights alive
+  loss = loss_name(options.loss.loss, model.kind)
+  if options.loss.guide and loss != "gist":
+    raise ValueError(f"--guide is for the loss gist; the loss is {loss}")
+  if model.kind == "decoder":
+    collate = language_collate(light, records[0], max_length=options.examples.max_length)
+    _check_scored(records, collate, options.examples.max_length)
+    size = options.optimization.batch_size
+    return records, collate, held and measure.perplexity(objective, held, collate, size, mesh)
+  if options.examples.pack:
+    raise ValueError("--pack is for decoders; an encoder needs one vector a row")
+  keys, length = keys_of(records), min(options.examples.max_length, model.max_length)
+  if loss == "gist":
+    guide = load(options.loss.guide) if options.loss.guide else model
+    if guide.kind != "encoder":
+      raise ValueError(f"guide must be an encoder; {options.loss.guide} is a {guide.kind}")
+    records = Guided(
+        records, guide.tokenizer, tasks.embedder(guide.params, guide.config), max_length=min(length, guide.max_length))
+  return records, pair_collate(light, keys, max_length=length), held and measure.retrieval(
+      light, held, max_length=length, dtype=DTYPES[options.compute.dtype])
+
+
+def _check_scored(records: Records, collate: Collate, max_length: int) -> None:
+  """Raises ValueError where no record has a token to learn from; reads as far as the first that has one."""
+  for record in records:
+    if collate([record])["loss_mask"][:, 1:].any():  # the first token follows none that could predict it
+      return
+  raise ValueError(f"data must hold a token to learn from; got none in {len(records)} records: the data mark none, or "
+                   f"max_length = {max_length} cuts them all off")
+
+
+def _finish(options: Finetune, model: Pretrained, params: Any, facts: dict[str, Any]) -> dict[str, Any]:
+  """Saves the tuned model and the summary."""
+  out = options.output.out
+  if not (out / run_folder.MODEL).exists():  # it appears complete or not at all
+    try:
+      save_directory(
+          params, model.config, out / run_folder.MODEL, tokenizer=model.tokenizer, chat_template=model.chat_template,
+          max_length=model.max_length)
+    except OSError as e:
+      raise OSError(f"{e}; {run_folder.last_checkpoint(out)}") from e
+  scores, loss = run_folder.validations(out), loss_name(options.loss.loss, model.kind)
+  summary = {
+      "model": options.model, "data": options.data, "method": options.method.method, "loss": loss, **facts,
+      "before": scores.get(0, {}), "after": scores.get(facts["steps"], {}),
+      "examples_per_second": run_folder.examples_per_second(out), "peak_memory_bytes": peak_memory(),
+      "out": str(out), "arxiv": [*METHODS[options.method.method].arxiv, *LOSS_SOURCES.get(loss, ())],
+  }
+  write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=1) + "\n")
+  return summary
+
+
+def peak_memory() -> int:
+  """Most bytes held at once: on the accelerator that held most, or by this process where memory is the host's."""
+  stats = [device.memory_stats() for device in jax.local_devices()]
+  if all(stats):
+    return max(s["peak_bytes_in_use"] for s in stats)
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

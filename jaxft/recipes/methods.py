@@ -1,0 +1,141 @@
+"""Methods by name, one table: how each makes its transform, what it adapts, its usual rate and its sources.
+
+The texts of the command line are made from it. It imports no JAX: transforms are made when they are asked for.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxft.checks import pick
+
+if TYPE_CHECKING:
+  from jaxft.recipes.options import Adaptation
+  from jaxft.transforms import ParamTransform
+
+MATRICES = "layers/**/kernel"
+Make = Callable[[Any, "Adaptation", Any], "ParamTransform"]
+
+
+class Method(NamedTuple):
+  """A method.
+
+  Attributes:
+    kind: what it trains: "whole weights", "low rank", "structured", "multiplicative" or "entries".
+    make: `(jaxft.transforms, options, select) -> transform`.
+    learning_rate: its usual peak.
+    select: the globs that it takes where none are given, and what they choose; None: they must be given; "": the
+      method's own default.
+    arxiv: of its sources.
+  """
+
+  kind: str
+  make: Make
+  learning_rate: float
+  select: str | None
+  arxiv: tuple[str, ...] = ()
+
+
+def _whole(make: Make, select: str | None, *arxiv: str) -> Method:
+  return Method("whole weights", make, 2e-5, select, arxiv)
+
+
+def _adapter(kind: str, make: Make, *arxiv: str) -> Method:
+  return Method(kind, make, 2e-4, MATRICES, arxiv)
+
+
+def _lora(t: Any, m: "Adaptation", select: Any, **options: Any) -> "ParamTransform":
+  return t.lora(select, rank=m.rank, alpha=m.alpha, dropout=m.dropout, **options)
+
+
+def _qlora(t: Any, m: "Adaptation", select: Any) -> "ParamTransform":
+  return t.chain(_lora(t, m, select), t.quantize(select, format="nf4", double=True))
+
+
+def _half(t: Any, m: "Adaptation", select: Any) -> "ParamTransform":
+  del select
+  import jax
+
+  return t.half(jax.random.key(m.draw))
+
+
+METHODS: dict[str, Method] = {
+    "full": _whole(lambda t, m, s: t.full(), ""),
+    "freeze": _whole(lambda t, m, s: t.freeze(s), "embed/**"),
+    "train": _whole(lambda t, m, s: t.train(s), None),
+    "hft": _whole(_half, "", "2404.18466"),
+    "bitfit": Method("whole weights", lambda t, m, s: t.bitfit(s), 2e-4, "**/bias", ("2106.10199",)),
+    "norm_tuning": Method(
+        "whole weights", lambda t, m, s: t.norm_tuning(*([s] if s else [])), 2e-4, "", ("2312.11420",)),
+    "lora": _adapter("low rank", _lora, "2106.09685"),
+    "rslora": _adapter("low rank", lambda t, m, s: _lora(t, m, s, rank_stabilized=True), "2106.09685", "2312.03732"),
+    "qlora": _adapter("low rank", _qlora, "2106.09685", "2305.14314"),
+    "dora": _adapter(
+        "low rank", lambda t, m, s: t.dora(s, rank=m.rank, alpha=m.alpha, dropout=m.dropout), "2402.09353"),
+    "pissa": _adapter("low rank", lambda t, m, s: _lora(t, m, s, init=t.pissa), "2404.02948"),
+    "olora": _adapter("low rank", lambda t, m, s: _lora(t, m, s, init=t.olora), "2406.01775"),
+    "mica": _adapter("low rank", lambda t, m, s: t.mica(s, rank=m.rank, alpha=m.alpha), "2604.01694"),
+    "vera": _adapter("low rank", lambda t, m, s: t.vera(s, rank=m.rank), "2310.11454"),
+    "delora": _adapter("low rank", lambda t, m, s: t.delora(s, rank=m.rank), "2503.18225"),
+    "rand_lora": _adapter("low rank", lambda t, m, s: t.rand_lora(s, rank=m.rank, alpha=m.alpha), "2502.00987"),
+    "loha": _adapter("structured", lambda t, m, s: t.loha(s, rank=m.rank, alpha=m.alpha), "2108.06098"),
+    "lokr": _adapter("structured", lambda t, m, s: t.lokr(s, rank=m.rank, alpha=m.alpha), "2309.14859"),
+    "hira": _adapter("structured", lambda t, m, s: t.hira(s, rank=m.rank)),
+    "miss": _adapter("structured", lambda t, m, s: t.miss(s, rank=m.rank), "2409.15371"),
+    "fourier_ft": _adapter("structured", lambda t, m, s: t.fourier_ft(s), "2405.03003"),
+    "oft": _adapter("multiplicative", lambda t, m, s: t.oft(s), "2306.07280"),
+    "boft": _adapter("multiplicative", lambda t, m, s: t.boft(s), "2311.06243"),
+    "hra": _adapter("multiplicative", lambda t, m, s: t.hra(s, rank=m.rank), "2405.17484"),
+    "road": _adapter("multiplicative", lambda t, m, s: t.road(s), "2409.00119"),
+    "ia3": Method(
+        "multiplicative", lambda t, m, s: t.ia3(s, None) if s else t.ia3(), 2e-4, "", ("2205.05638",)),
+    "shira": _adapter("entries", lambda t, m, s: t.shira(s, rank=m.rank), "2406.13175"),
+}
+
+
+def make_transform(options: "Adaptation") -> "ParamTransform":
+  """The transform of the options.
+
+  Raises:
+    ValueError: an unknown method, or one that needs `select` without it.
+  """
+  method = pick("method", options.method, METHODS)
+  if not options.select and method.select is None:
+    raise ValueError(f"method {options.method} needs --select; got none")
+  from jaxft import transforms
+
+  return method.make(transforms, options, list(options.select) or method.select and [method.select])
+
+
+def usual_rate(name: str) -> float:
+  """The usual peak learning rate of a method."""
+  return pick("method", name, METHODS).learning_rate
+
+
+def names_by_kind() -> str:
+  """The methods' names for a help page: of one kind together."""
+  kinds: dict[str, list[str]] = {}
+  for name, method in METHODS.items():
+    kinds.setdefault(method.kind, []).append(name)
+  return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items()) + "."
+
+
+def rates_by_method() -> str:
+  """The usual learning rates for a help page."""
+  rates: dict[float, list[str]] = {}
+  for name, method in METHODS.items():
+    rates.setdefault(method.learning_rate, []).append(name)
+  most = max(rates, key=lambda rate: len(rates[rate]))
+  others = [f"{rate:g} for {', '.join(names)}" for rate, names in rates.items() if rate != most]
+  return ", ".join([*others, f"{most:g} for all others"])
+
+
+def selected_by_default() -> str:
+  """What methods adapt where no globs are given, for a help page."""
+  globs: dict[str, list[str]] = {}
+  for name, method in METHODS.items():
+    if method.select:
+      globs.setdefault(method.select, []).append(name)
+  most = max(globs, key=lambda glob: len(globs[glob]))
+  others = [f"{', '.join(names)}: {glob}" for glob, names in globs.items() if glob != most]
+  needed = [name for name, method in METHODS.items() if method.select is None]
+  return "; ".join([*others, f"{', '.join(needed)}: must be given", f"all others that adapt matrices: {most}"])

@@ -1,0 +1,107 @@
+"""What a run minimizes: objectives `(params, batch, key) -> (Mean, metrics)`, made from a model and a loss."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jaxft.losses import Mean, guided_info_nce, multiple_negatives_ranking
+from jaxft.models import decoder, encoder
+from jaxft.models.remat import Policy
+from jaxft.training.gradient_cache import embed_cached
+from jaxft.training.recipe import Objective
+
+Batch = Any
+TEXTS = ("anchor", "positive", "negative")
+
+# Anchors and positives `[batch, dim]`, negatives `[batch, n, dim]` or None.
+Rows = tuple[Float[Array, "batch dim"], Float[Array, "batch dim"], Float[Array, "batch n dim"] | None]
+
+
+def contrastive(
+    embed: Callable[[Any, Batch, jax.Array], Rows], *, guide: Callable[[Batch], Rows] | None = None,
+    where: Callable[[Batch], Any] = lambda batch: None, **options: Any,
+) -> Objective:
+  """InfoNCE among the rows of a batch, or GISTEmbed's guided loss.
+
+      objective = contrastive(lambda params, batch, key: (queries(params, batch), documents(params, batch), None))
+
+  Args:
+    embed: `(params, batch, key) -> (anchors, positives, negatives)`.
+    guide: `batch -> ` the same of a guide; with it the loss is `guided_info_nce`, else `multiple_negatives_ranking`.
+    where: `batch -> ` False for rows that do not count.
+    options: of the loss.
+  """
+
+  def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
+    rows = embed(params, batch, key)
+    if guide is None:
+      losses = multiple_negatives_ranking(*rows, where=where(batch), **options)
+    else:
+      losses = guided_info_nce(*rows, *guide(batch), where=where(batch), **options)
+    return Mean.of(*losses), {}
+
+  return objective
+
+
+def text_pairs(
+    config: encoder.EncoderConfig, *, guided: bool = False, chunks: int = 1, mesh: Mesh | None = None,
+    dtype: Any = jnp.float32, remat: Policy = "dots", **options: Any,
+) -> Objective:
+  """Pairs or triples of texts through the encoder, then `contrastive`.
+
+  A batch holds `anchor`, `positive` and perhaps `negative`, each with `ids` and `mask` `[B, T]` and, where guided,
+  `guide`, the guide's vector `[B, dim]`; `where` `[B]`, if present, is False at rows that fill up a batch.
+
+  Args:
+    config: of the encoder.
+    guided: GISTEmbed's loss. A copy of the positive elsewhere in the batch is then dropped too, since data sets repeat
+      themselves.
+    chunks: the texts are embedded in as many micro-batches and still compared all with all (GradCache).
+    mesh: where the micro-batches lie.
+    dtype, remat: see `encoder.embed`.
+    options: of the loss; those that are None take its own defaults.
+  """
+
+  def vectors(params: Any, texts: Batch, key: jax.Array) -> dict[str, jax.Array]:
+    del key
+    run = partial(encoder.embed, params, config, dtype=dtype, remat=remat)
+    return {name: run(text["ids"], text["mask"]) for name, text in texts.items()}
+
+  def embed(params: Any, batch: Batch, key: jax.Array) -> Rows:
+    texts = {name: batch[name] for name in TEXTS if name in batch}
+    if chunks == 1:
+      return _rows(vectors(params, texts, key))
+    return _rows(embed_cached(vectors, params, texts, key, chunks=chunks, mesh=mesh))
+
+  given = {name: value for name, value in options.items() if value is not None}
+  if not guided:
+    return contrastive(embed, where=lambda batch: batch.get("where"), **given)
+  guide = lambda batch: _rows({name: batch[name]["guide"] for name in TEXTS if name in batch})
+  return contrastive(embed, guide=guide, where=lambda batch: batch.get("where"), inclusive=True, **given)
+
+
+def _rows(vectors: dict[str, Any]) -> Rows:
+  """Anchor, positive and, as `[B, 1, dim]` as the losses take several of them, the negative or None."""
+  negative = vectors.get("negative")
+  return vectors["anchor"], vectors["positive"], None if negative is None else negative[:, None]
+
+
+def language(config: decoder.DecoderConfig, *, dtype: Any = jnp.float32, remat: Policy = "dots") -> Objective:
+  """The mean negative log-likelihood of the tokens that `loss_mask` marks, over all of them and not row by row.
+
+  A batch holds `ids`, `mask`, `loss_mask` and, where rows are packed, `segment_ids`, all `[B, T]`; `where` `[B]`, if
+  present, is False at rows that fill up a batch.
+  """
+
+  def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
+    del key
+    where = batch["loss_mask"] * batch["where"][:, None] if "where" in batch else batch["loss_mask"]
+    layout = {"where": where, "mask": batch.get("mask"), "segment_ids": batch.get("segment_ids")}
+    return Mean.of(*decoder.token_nll(params, config, batch["ids"], dtype=dtype, remat=remat, **layout)), {}
+
+  return objective

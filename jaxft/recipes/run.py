@@ -1,0 +1,106 @@
+"""A run from its options: checked, on its mesh, as a `Recipe`."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxft.checks import one_of, pick
+from jaxft.formats.families import family_of
+from jaxft.models.remat import POLICIES
+from jaxft.recipes.methods import METHODS, make_transform, usual_rate
+from jaxft.recipes.objectives import language, text_pairs
+from jaxft.recipes.optimizers import SCHEDULES, adamw
+from jaxft.recipes.options import Compute, Finetune
+from jaxft.training import DECODER_RULES, ENCODER_RULES, Recipe, make_mesh
+from jaxft.training.recipe import Objective
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+LOSSES = {"encoder": ("gist", "mnrl"), "decoder": ("sft",)}  # by kind of model; the first where none is named
+RULES = {"encoder": ENCODER_RULES, "decoder": DECODER_RULES}
+
+
+def check_options(options: Finetune) -> None:
+  """Raises ValueError for what is wrong with the options by themselves, before anything is read."""
+  one_of("method", options.method.method, METHODS)
+  one_of("schedule", options.optimization.schedule, SCHEDULES)
+  one_of("dtype", options.compute.dtype, DTYPES)
+  one_of("remat", options.compute.remat, POLICIES)
+  _check_finite(options)
+  for name, value in (
+      ("steps", options.optimization.steps), ("batch_size", options.optimization.batch_size),
+      ("accumulate", options.optimization.accumulate), ("checkpoint_every", options.output.checkpoint_every),
+      ("keep", options.output.keep), ("eval_every", options.output.eval_every), ("log_every", options.output.log_every),
+  ):
+    if value is not None and value < 1:
+      raise ValueError(f"{name} must be at least 1; got {value}")
+  for name, value, good, range in (
+      ("learning_rate", options.optimization.learning_rate, lambda x: x is None or x > 0, "> 0"),
+      ("warmup", options.optimization.warmup, lambda x: 0 <= x < 1, "in [0, 1)"),
+      ("weight_decay", options.optimization.weight_decay, lambda x: x >= 0, ">= 0"),
+      ("clip_norm", options.optimization.clip_norm, lambda x: x >= 0, ">= 0"),
+      ("temperature", options.loss.temperature, lambda x: x is None or x > 0, "> 0"),
+  ):
+    if not good(value):
+      raise ValueError(f"{name} must be {range}; got {value}")
+  if options.optimization.steps is None and not options.optimization.epochs > 0:
+    raise ValueError(f"epochs must be > 0; got {options.optimization.epochs}")
+  if options.examples.pack and options.optimization.steps is None:
+    raise ValueError("--pack needs --steps: how many rows an epoch takes is not known before packing")
+
+
+def _check_finite(options: Finetune) -> None:
+  """Raises ValueError for the first option of any group that is NaN or infinite."""
+  for group in dataclasses.fields(options):
+    if dataclasses.is_dataclass(values := getattr(options, group.name)):
+      for name, value in dataclasses.asdict(values).items():
+        if isinstance(value, float) and not math.isfinite(value):
+          raise ValueError(f"{name} must be finite; got {value}")
+
+
+def loss_name(name: str | None, kind: str) -> str:
+  """The loss that a name stands for with a model of this kind, "encoder" or "decoder"; its first where None."""
+  known = LOSSES[kind]
+  if name is not None:
+    one_of(f"loss with this {kind}", name, known)
+  return name or known[0]
+
+
+def mesh_of(compute: Compute, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+  """The mesh of the options; None where it would be a single device."""
+  mesh = make_mesh(data=compute.data_parallel, fsdp=compute.fsdp, tensor=compute.tensor, devices=devices)
+  # The single device that JAX would take by itself needs no mesh.
+  return None if mesh.size == 1 and mesh.devices.flat[0] == jax.devices()[0] else mesh
+
+
+def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Recipe:
+  """The recipe of the options for a model of this config.
+
+  Raises:
+    ValueError: an unknown name, or a value out of its range.
+  """
+  optimization, dtype = run.optimization, pick("dtype", run.compute.dtype, DTYPES)
+  kind = family_of(config).kind
+  rate = optimization.learning_rate
+  optimizer = adamw(
+      usual_rate(run.method.method) if rate is None else rate, steps, schedule=optimization.schedule,
+      warmup_steps=round(optimization.warmup * steps), weight_decay=optimization.weight_decay,
+      clip_norm=optimization.clip_norm)
+  return Recipe(
+      _objective(run, config, kind, mesh), make_transform(run.method), optimizer, mesh=mesh, rules=RULES[kind],
+      # An encoder's micro-batches are inside its objective, which compares the whole batch.
+      accumulate=optimization.accumulate if kind == "decoder" else 1,
+      compute_dtype=None if run.compute.dtype == "float32" else dtype)
+
+
+def _objective(run: Finetune, config: Any, kind: str, mesh: Mesh | None) -> Objective:
+  loss, compute = loss_name(run.loss.loss, kind), {"dtype": DTYPES[run.compute.dtype], "remat": run.compute.remat}
+  if kind == "decoder":
+    return language(config, **compute)
+  guided = {"guided": True, "margin": run.loss.margin} if loss == "gist" else {}
+  return text_pairs(
+      config, **guided, temperature=run.loss.temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)
