@@ -27,7 +27,6 @@ from jaxft.transforms import (
   loha,
   lokr,
   lora,
-  low_rank,
   mica,
   miss,
   norm_tuning,
@@ -40,7 +39,6 @@ from jaxft.transforms import (
   train,
   vera,
 )
-from jaxft.transforms.low_rank.lora import FactorInit
 from jaxft.transforms.quantize import quantize
 
 T = TypeVar("T")
@@ -85,10 +83,6 @@ def _matrices(m: Method) -> list[str]:
   return _select(m, "layers/**/kernel")
 
 
-def _start(m: Method, init: FactorInit) -> ParamTransform:
-  return low_rank(_matrices(m), rank=m.rank, scale=m.alpha / m.rank, dropout=m.dropout, init=init)
-
-
 def _adapter(make: Callable[[Method], ParamTransform], *arxiv: str) -> Choice:
   return Choice(make, 2e-4, tuple(f"arXiv {number}" for number in arxiv))
 
@@ -102,9 +96,9 @@ METHODS: dict[str, Choice] = {
     "qlora": Choice(
         lambda m: chain(_lora(m), quantize(_matrices(m), format="nf4", double=True)), 2e-4, (LORA, QLORA)),
     "dora": _adapter(lambda m: dora(_matrices(m), rank=m.rank, alpha=m.alpha, dropout=m.dropout), "2402.09353"),
-    "pissa": _adapter(lambda m: _start(m, pissa), "2404.02948"),
-    "olora": _adapter(lambda m: _start(m, olora), "2406.01775"),
-    "mica": _adapter(lambda m: mica(_matrices(m), rank=m.rank, alpha=m.alpha), "2604.01694"),
+    "pissa": _adapter(lambda m: _lora(m, init=pissa), "2404.02948"),
+    "olora": _adapter(lambda m: _lora(m, init=olora), "2406.01775"),
+    "mica": _adapter(lambda m: _lora(m, init=mica, train="a"), "2604.01694"),
     "vera": _adapter(lambda m: vera(_matrices(m), rank=m.rank), "2310.11454"),
     "delora": _adapter(lambda m: delora(_matrices(m), rank=m.rank), "2503.18225"),
     "rand_lora": _adapter(lambda m: rand_lora(_matrices(m), rank=m.rank, alpha=m.alpha), "2502.00987"),

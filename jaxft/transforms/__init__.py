@@ -1,8 +1,8 @@
 """Parameter transforms: what trains and what stays frozen.
 
 The core is `ParamTransform` with `on` and `chain`, filters, depth, and structured leaves. On it stand five families:
-whole leaves (`train`, `freeze`, `half`, ...), low rank (`lora` and kin), structured deltas, multiplications, and chosen
-entries (`submatrix`, `sparse_delta`, masks, subspaces); `quantize` is for what stays frozen.
+whole leaves (`train`, `freeze`, `half`, ...), low rank (`lora`, its inits, and kin), structured deltas,
+multiplications, and chosen entries (`submatrix`, `sparse_delta`, masks, subspaces); `quantize` is for what stays frozen.
 """
 
 from jaxft.transforms.protocol import ParamTransform, chain, on
@@ -26,7 +26,7 @@ from jaxft.transforms.low_rank.delora import delora
 from jaxft.transforms.low_rank.dora import dora
 from jaxft.transforms.low_rank.eva import eva_directions, from_directions
 from jaxft.transforms.low_rank.input_covariance import add_inputs, input_covariances
-from jaxft.transforms.low_rank.lora import low_rank, lora
+from jaxft.transforms.low_rank.lora import lora
 from jaxft.transforms.low_rank.weight_inits import loftq, mica, olora, pissa
 from jaxft.transforms.low_rank.rand_lora import rand_lora
 from jaxft.transforms.low_rank.vb_lora import vb_lora

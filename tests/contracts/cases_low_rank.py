@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxft.transforms import ParamTransform, chain, low_rank, quantize
+from jaxft.transforms import ParamTransform, chain, lora, quantize
 from jaxft.transforms.low_rank.adalora import adalora
 from jaxft.transforms.low_rank.data_inits import corda, lora_ga
 from jaxft.transforms.low_rank.delora import delora
@@ -34,21 +34,21 @@ def covariance(w):
   return jnp.matmul(w, jnp.swapaxes(w, -1, -2)).astype(jnp.float32) + jnp.eye(w.shape[-2])
 
 
-def with_init(init, rank=8):
-  return lambda statistics: low_rank(KERNELS, rank=rank, scale=2.0, init=init, statistics=statistics)
+def with_init(init):
+  return lambda statistics: lora(KERNELS, rank=8, init=init, statistics=statistics)
 
 
 def eva(covariances):
   bases = eva_directions(covariances, rank=6, rho=1.5) if covariances else {}
-  return low_rank(KERNELS, rank=9, init=from_directions, statistics=bases)
+  return lora(KERNELS, rank=9, alpha=9, init=from_directions, statistics=bases)
 
 
 CASES = [
-    Case("pissa", low_rank(KERNELS, rank=8, scale=2.0, init=pissa), flops=4.3, starts_within=6e-8),
-    Case("olora", low_rank(KERNELS, rank=8, init=olora), flops=4.3, variant=True, starts_within=6e-8),
-    Case("mica", mica(KERNELS, rank=8), flops=4.1),
-    Case("lora_fa", low_rank(KERNELS, rank=8, train="b"), flops=4.1, variant=True),
-    Case("loftq", low_rank(KERNELS, rank=8, scale=2.0, init=loftq(block=16, rounds=2)), flops=4.3, starts_within=0.08),
+    Case("pissa", lora(KERNELS, rank=8, init=pissa), flops=4.3, starts_within=6e-8),
+    Case("olora", lora(KERNELS, rank=8, alpha=8, init=olora), flops=4.3, variant=True, starts_within=6e-8),
+    Case("mica", lora(KERNELS, rank=8, init=mica, train="a"), flops=4.1),
+    Case("lora_fa", lora(KERNELS, rank=8, alpha=8, train="b"), flops=4.1, variant=True),
+    Case("loftq", lora(KERNELS, rank=8, init=loftq(block=16, rounds=2)), flops=4.3, starts_within=0.08),
     Case("corda_preview", from_statistics(with_init(corda("preview")), covariance), flops=4.3, starts_within=6e-8),
     Case("corda_preserve", from_statistics(with_init(corda("preserve")), covariance), flops=4.3, variant=True,
          starts_within=6e-8),

@@ -132,7 +132,7 @@ CASES = {
                      peft.LoraConfig(r=4, lora_alpha=6, target_modules=["lm_head", "q_proj"])),
     "lora_tokens": (chain(lora(SELECT, rank=4, alpha=6), trainable_tokens(TOKENS)), "LORA", {},
                     peft.LoraConfig(trainable_token_indices=TOKENS, **LORA)),
-    "mica": (mica(SELECT, rank=4, alpha=6), "LORA", {}, None),
+    "mica": (lora(SELECT, rank=4, alpha=6, init=mica, train="a"), "LORA", {}, None),
     "dora": (dora(SELECT, rank=4, alpha=6), "LORA", {}, peft.LoraConfig(use_dora=True, **LORA)),
     "adalora": (adalora(SELECT, rank=4, alpha=6), "ADALORA", {},
                 peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, lora_alpha=6, **TARGETS)),

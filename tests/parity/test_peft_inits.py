@@ -19,7 +19,7 @@ from peft.utils.incremental_pca import IncrementalPCA
 from jaxft.formats import load_peft, save_peft
 from jaxft.leaves import materialize
 from jaxft.optimizers import lora_plus, scale_updates
-from jaxft.transforms import chain, lora, low_rank, quantize
+from jaxft.transforms import chain, lora, quantize
 from jaxft.transforms.low_rank.data_inits import corda, lora_ga
 from jaxft.transforms.low_rank.dora import dora
 from jaxft.transforms.low_rank.eva import eva_directions, from_directions
@@ -114,7 +114,7 @@ GA_CASES = [(d, s) for d in ("ArB2r", "A2rBr", "ArBr") for s in ("stable", "gd_s
 def test_lora_ga_is_pefts(direction, scale, base):
   params, config = base
   grads = gradients(small_llama())
-  transform = low_rank(SELECT, rank=4, scale=SCALE, statistics=grads, init=lora_ga(
+  transform = lora(SELECT, rank=4, alpha=4 * SCALE, statistics=grads, init=lora_ga(
       direction=direction, scale=scale, gamma=9.0, form="peft"))
   frozen, trainable = transform.split(jax.random.key(0), params)
 
@@ -213,7 +213,7 @@ def test_eva_has_pefts_ranks_and_directions(exact, base, monkeypatch):
   rank, rho = 2, 2.0
   params, config = base
   directions = eva_directions(centered_covariances(small_llama()), rank=rank, rho=rho)
-  transform = low_rank(SELECT, rank=round(rho * rank), scale=6 / rank, init=from_directions, statistics=directions)
+  transform = lora(SELECT, rank=round(rho * rank), alpha=6 * rho, init=from_directions, statistics=directions)
   frozen, trainable = transform.split(jax.random.key(0), params)
   model = eva_in_peft(rank, rho)
   ranks = []
@@ -256,7 +256,7 @@ def in_peft(model, folder):
 def test_an_adapter_for_the_original_weights(name, base, tmp_path):
   params, config = base
   init, statistics = inits(small_llama())[name]()
-  transform = low_rank(SELECT, rank=4, scale=SCALE, init=init, statistics=statistics)
+  transform = lora(SELECT, rank=4, alpha=4 * SCALE, init=init, statistics=statistics)
   frozen, start = transform.split(jax.random.key(0), params)
   trainable = moved(start)
   save_peft(tmp_path / "ours", transform, frozen, trainable, params, config)
@@ -271,7 +271,7 @@ def test_an_adapter_for_the_original_weights(name, base, tmp_path):
 
 def test_an_adapter_for_the_frozen_weights(base, tmp_path):
   params, config = base
-  transform = low_rank(SELECT, rank=4, scale=SCALE, init=pissa)
+  transform = lora(SELECT, rank=4, alpha=4 * SCALE, init=pissa)
   frozen, start = transform.split(jax.random.key(0), params)
   trainable = moved(start)
   save_peft(tmp_path / "ours", transform, frozen, trainable, frozen, config)
@@ -283,7 +283,7 @@ def test_an_adapter_for_the_frozen_weights(base, tmp_path):
 
 def test_a_dora_on_changed_weights(base, tmp_path):
   params, config = base
-  rest, start = low_rank(SELECT, rank=4, scale=SCALE, init=pissa).split(jax.random.key(0), params)
+  rest, start = lora(SELECT, rank=4, alpha=4 * SCALE, init=pissa).split(jax.random.key(0), params)
   transform = dora(SELECT, rank=4, alpha=6)
   frozen, trainable = transform.split(jax.random.key(0), rest)
   with_start = lambda t, s: None if t is None else {**t, **s}
@@ -306,8 +306,8 @@ def write_weights(model, params):
 QUANTIZED = {
     "qlora": lambda: chain(lora(SELECT, rank=4, alpha=6), quantize(SELECT, format="nf4", block=16, double=True)),
     "qlora_int8": lambda: chain(lora(SELECT, rank=4, alpha=6), quantize(SELECT, format="int8", block=16)),
-    "loftq": lambda: low_rank(SELECT, rank=4, scale=SCALE, init=loftq(block=16, rounds=2)),
-    "qpissa": lambda: chain(low_rank(SELECT, rank=4, scale=SCALE, init=pissa), quantize(SELECT, block=16)),
+    "loftq": lambda: lora(SELECT, rank=4, alpha=4 * SCALE, init=loftq(block=16, rounds=2)),
+    "qpissa": lambda: chain(lora(SELECT, rank=4, alpha=4 * SCALE, init=pissa), quantize(SELECT, block=16)),
 }
 
 

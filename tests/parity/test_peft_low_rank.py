@@ -16,7 +16,7 @@ from jaxft.formats.huggingface import load_directory
 from jaxft.leaves import materialize
 from jaxft.leaves.annotated import Annotated
 from jaxft.models import decoder
-from jaxft.transforms import lora, low_rank, train
+from jaxft.transforms import lora, train
 from jaxft.transforms.low_rank.adalora import (
   adalora,
   keep_triplets,
@@ -260,9 +260,9 @@ def test_inits_split_weights_as_peft_does(name, base):
 
     preprocess_corda(model, config, run_model=run)
   model = peft.get_peft_model(model, peft.LoraConfig(**LORA, **options))
-  init = {"pissa": pissa, "olora": olora, "corda_ipm": corda("preview"), "corda_kpm": corda("preserve")}.get(name)
-  transform = mica(SELECT, rank=4, alpha=6) if init is None else low_rank(
-      SELECT, rank=4, scale=1.5, init=init, statistics=statistics)
+  init = {"pissa": pissa, "olora": olora, "corda_ipm": corda("preview"), "corda_kpm": corda("preserve")}.get(name, mica)
+  transform = lora(
+      SELECT, rank=4, alpha=6, init=init, statistics=statistics, train="a" if init is mica else "ab")
   frozen, trainable = transform.split(jax.random.key(0), params)
   joined = transform.join(frozen, trainable)
   for part, short in (("attention", "query"), ("attention", "value"), ("mlp", "down")):

@@ -32,7 +32,7 @@ def adalora(
     deviation: standard deviation of a and b at the start.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
+    ValueError: rank is out of range; from `split`, as `lora`.
 
   Source: Zhang et al. 2023 (arXiv 2303.10512); PEFT divides by r + 1e-5.
   """

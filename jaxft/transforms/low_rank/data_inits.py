@@ -1,8 +1,8 @@
-"""Inits of `low_rank` that look at data: CorDA at the covariance of the inputs, LoRA-GA at the gradient.
+"""Inits of `lora` that look at data: CorDA at the covariance of the inputs, LoRA-GA at the gradient.
 
-    low_rank("**/kernel", rank=16, init=corda("preview"), statistics=covariances)
-    low_rank("**/kernel", rank=16, init=lora_ga(), statistics=grads)
-    low_rank("**/kernel", rank=16, init=lora_ga(form="peft"), statistics=grads)
+    lora("**/kernel", rank=16, init=corda("preview"), statistics=covariances)
+    lora("**/kernel", rank=16, init=lora_ga(), statistics=grads)
+    lora("**/kernel", rank=16, init=lora_ga(form="peft"), statistics=grads)
 """
 
 from typing import Any, Literal, get_args
@@ -60,7 +60,7 @@ def corda(
     damping, max_error: see `damped`.
 
   Returns:
-    An init of `low_rank`, which takes covariances `[m, m]` as statistics, up to a constant factor.
+    An init of `lora`, which takes covariances `[m, m]` as statistics, up to a constant factor.
 
   Raises:
     ValueError: mode is neither.
@@ -101,7 +101,7 @@ def lora_ga(
       "weight_svd", and takes for the latter's f the largest singular value of w over that of the first row of b.
 
   Returns:
-    An init of `low_rank`, which takes the gradient of the matrices `[m, n]` as statistics.
+    An init of `lora`, which takes the gradient of the matrices `[m, n]` as statistics.
 
   Raises:
     ValueError: an argument is none of those above, or gamma is not positive; from `split`, where 2 r exceeds the

@@ -25,7 +25,7 @@ def delora(select: Filter = "**/kernel", *, rank: int = 8, strength: float = 15.
     strength: lambda, where the trained number that bounds the update starts.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
+    ValueError: rank is out of range; from `split`, as `lora`.
 
   Source: Bini et al. 2025 (arXiv 2503.18225); norms are clamped as in PEFT, b starts at zero.
   """

@@ -92,7 +92,7 @@ def dora(
     dtype: of the factors; None takes float32. Magnitudes are float32.
 
   Raises:
-    ValueError: rank or dropout is out of range; from `split`, as `low_rank`.
+    ValueError: rank or dropout is out of range; from `split`, as `lora`.
 
   Source: Liu et al. 2024 (arXiv 2402.09353), with the detached norm of its section 4.3. Columns are outputs, as in
   PEFT; the norm comes from Gram matrices of the factors, not from the product.

@@ -69,7 +69,7 @@ def input_covariances(
     A tree like params, of `[m, m]`, of `[L, m, m]` for a stack, holes elsewhere; to be added up over batches.
 
   Raises:
-    ValueError: as `low_rank`, or where does not fit the inputs.
+    ValueError: as `lora`, or where does not fit the inputs.
   """
 
   def start(key: Array, w: Any, statistic: Any) -> tuple[Any, Any]:

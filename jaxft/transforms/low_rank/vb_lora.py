@@ -40,7 +40,7 @@ def vb_lora(
     deviation: standard deviation of the logits at the start.
 
   Raises:
-    ValueError: rank is out of range, or top exceeds vectors; from `split`, as `low_rank`, or where length does not
+    ValueError: rank is out of range, or top exceeds vectors; from `split`, as `lora`, or where length does not
       divide a side.
 
   Source: Li et al. 2024 (arXiv 2405.15179).

@@ -23,7 +23,7 @@ def vera(select: Filter = "**/kernel", *, rank: int = 256, start: float = 0.1) -
     start: where d starts; s starts at zero.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
+    ValueError: rank is out of range; from `split`, as `lora`.
 
   Source: Kopiczko et al. 2023 (arXiv 2310.11454). Kaiming-uniform as in PEFT, by the largest shape; PEFT's `vera_A` is
   the transpose of a, its `lambda_b` s.

@@ -1,6 +1,6 @@
-"""Inits of `low_rank` that look at the weight: PiSSA, OLoRA, MiCA, LoftQ.
+"""Inits of `lora` that look at the weight: PiSSA, OLoRA, MiCA, LoftQ.
 
-    low_rank("**/kernel", rank=16, scale=2.0, init=pissa)
+    lora("**/kernel", rank=16, init=pissa)
 
 Those that start the factors off zero take their product out of the weight that stays frozen.
 """
@@ -12,11 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxft.leaves.structured import materialize
-from jaxft.transforms.low_rank.lora import FactorInit, low_rank
-from jaxft.transforms.matrices import check_count, check_rank
-from jaxft.transforms.protocol import ParamTransform
+from jaxft.transforms.low_rank.lora import FactorInit
+from jaxft.transforms.matrices import check_count
 from jaxft.transforms.quantize import quantize_array
-from jaxft.tree.filters import Filter
 from jaxft.tree.paths import is_structured
 
 
@@ -73,29 +71,18 @@ def olora(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tu
   return residual(w, r[:rank].T, q[:, :rank].T, scale)
 
 
-def minor_outputs(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tuple[Any, Array, Array]:
-  """a zero, and b the singular vectors on the output side of the smallest singular values: the init of MiCA."""
+def mica(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tuple[Any, Array, Array]:
+  """MiCA: a is zero, b the singular vectors on the output side of the smallest singular values of w.
+
+  The method trains a alone and keeps b where it is, `lora(init=mica, train="a")`: what trains is said in one place, and
+  `lora(init=mica)` is LoRA from this start.
+
+  Source: arXiv 2604.01694, as in PEFT: b is its `lora_B` transposed, the last left singular vectors in its layout.
+  """
   del key, scale, statistic
   check_rank_fits(rank, w)
   _, _, v = jnp.linalg.svd(materialize(w).astype(jnp.float32), full_matrices=False)
   return w, jnp.zeros((w.shape[0], rank)), v[-rank:]
-
-
-def mica(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 16.0) -> ParamTransform:
-  """MiCA: `w + alpha / r * a @ b`, b the minor singular vectors of the outputs, frozen; only a trains, from zero.
-
-  Args:
-    select: a filter over matrices.
-    rank: r of the factors, at most the smaller side.
-    alpha: numerator of the scale.
-
-  Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`, or where rank exceeds a matrix's smaller side.
-
-  Source: arXiv 2604.01694, as in PEFT: b is its `lora_B` transposed, the last left singular vectors in its layout.
-  """
-  rank = check_rank(rank)
-  return low_rank(select, rank=rank, scale=alpha / rank, init=minor_outputs, train="a")
 
 
 def loftq(*, format: Literal["int8", "nf4"] = "nf4", block: int = 64, rounds: int = 1) -> FactorInit:
@@ -106,7 +93,7 @@ def loftq(*, format: Literal["int8", "nf4"] = "nf4", block: int = 64, rounds: in
     rounds: of the alternation, at least 1.
 
   Returns:
-    An init of `low_rank`.
+    An init of `lora`.
 
   Raises:
     ValueError: rounds is no positive integer.

@@ -68,7 +68,7 @@ def c3a(select: Filter = "**/kernel", *, block: int = 256) -> ParamTransform:
     block: b; must divide m and n.
 
   Raises:
-    ValueError: block is no positive integer; from `split`, as `low_rank`, or where block does not divide a side.
+    ValueError: block is no positive integer; from `split`, as `lora`, or where block does not divide a side.
 
   Source: Chen et al. 2024 (arXiv 2407.19342); the scale and the direction of the turn are PEFT's. It starts at zero.
   """

@@ -87,7 +87,7 @@ def fourier_ft(
     deviation: standard deviation of the entries at the start; 1 in the paper, where training starts off the weights.
 
   Raises:
-    ValueError: frequencies is no positive integer; from `split`, as `low_rank`, or where a matrix has fewer entries or
+    ValueError: frequencies is no positive integer; from `split`, as `lora`, or where a matrix has fewer entries or
       a side above 46340.
 
   Source: Gao et al. 2024 (arXiv 2405.03003). It starts from noise; here from zero unless told otherwise.

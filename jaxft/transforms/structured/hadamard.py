@@ -30,7 +30,7 @@ def loha(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 8.0) -> 
     alpha: numerator of the scale.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
+    ValueError: rank is out of range; from `split`, as `lora`.
 
   Source: Hyeon-Woo et al. 2021, FedPara (arXiv 2108.06098); LyCORIS, Yeh et al. 2023 (arXiv 2309.14859). As in PEFT,
   a2 starts at zero and the others Kaiming-uniform.
@@ -68,7 +68,7 @@ def hira(select: Filter = "**/kernel", *, rank: int = 32) -> ParamTransform:
     rank: r of the factors.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
+    ValueError: rank is out of range; from `split`, as `lora`.
 
   Source: Huang et al. 2025, HiRA (ICLR 2025, openreview.net/forum?id=TwJrTz9cRS; it has no arXiv id); the form and the
   init are PEFT's.

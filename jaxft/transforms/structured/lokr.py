@@ -93,7 +93,7 @@ def lokr(
     factor: the size of m1 and n1 where it divides; None takes the divisors nearest to the square roots.
 
   Raises:
-    ValueError: rank or factor is out of range; from `split`, as `low_rank`.
+    ValueError: rank or factor is out of range; from `split`, as `lora`.
 
   Source: Yeh et al. 2023, LyCORIS (arXiv 2309.14859); Edalati et al. 2022 (arXiv 2212.10650). As in PEFT, left starts
   at zero and right Kaiming-uniform.

@@ -56,7 +56,7 @@ def miss(select: Filter = "**/kernel", *, rank: int = 64) -> ParamTransform:
     rank: r, the rows of what trains.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`, or where rank exceeds m.
+    ValueError: rank is out of range; from `split`, as `lora`, or where rank exceeds m.
 
   Source: Kang and Yin 2024 (arXiv 2409.15371), earlier named Bone; the plain form of PEFT.
   """
