@@ -51,7 +51,7 @@ from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
 from jaxft.studies.tuner import Tuner, choose_rate
 from jaxft.transforms import ParamTransform, chain, corda, input_covariances, lora, oriented_svd, pissa, train
-from jaxft.transforms.low_rank.lora import uniform_then_zero
+from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.tree import leaves_with_paths, map_with_path
 
 

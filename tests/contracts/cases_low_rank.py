@@ -5,17 +5,22 @@ import jax.numpy as jnp
 
 from jaxft.transforms import ParamTransform, chain, lora, quantize
 from jaxft.transforms.low_rank.adalora import adalora
-from jaxft.transforms.low_rank.data_inits import corda, lora_ga
+from jaxft.transforms.low_rank.corda import corda
 from jaxft.transforms.low_rank.delora import delora
 from jaxft.transforms.low_rank.dora import dora
 from jaxft.transforms.low_rank.eva import eva_directions, from_directions
+from jaxft.transforms.low_rank.loftq import loftq
+from jaxft.transforms.low_rank.lora_ga import lora_ga
+from jaxft.transforms.low_rank.mica import mica
+from jaxft.transforms.low_rank.olora import olora
+from jaxft.transforms.low_rank.pissa import pissa
 from jaxft.transforms.low_rank.rand_lora import rand_lora
 from jaxft.transforms.low_rank.vb_lora import vb_lora
 from jaxft.transforms.low_rank.vera import vera
-from jaxft.transforms.low_rank.weight_inits import loftq, mica, olora, pissa
 from jaxft.transforms.structured.c3a import c3a
 from jaxft.transforms.structured.fourier_ft import fourier_ft
-from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.hira import hira
+from jaxft.transforms.structured.loha import loha
 from jaxft.transforms.structured.lokr import lokr
 from jaxft.transforms.structured.miss import miss
 from jaxft.tree.filters import mask

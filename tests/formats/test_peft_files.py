@@ -18,12 +18,13 @@ from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.transforms import chain, lora, quantize, train
 from jaxft.transforms.entries.trainable_tokens import trainable_tokens
+from jaxft.transforms.low_rank.pissa import pissa
 from jaxft.transforms.low_rank.rand_lora import rand_lora
-from jaxft.transforms.low_rank.weight_inits import pissa
 from jaxft.transforms.multiplicative.ia3 import ia3
 from jaxft.transforms.multiplicative.road import road
 from jaxft.transforms.structured.fourier_ft import fourier_ft
-from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.hira import hira
+from jaxft.transforms.structured.loha import loha
 from jaxft.tree import cut_layers, stack_layers, unstack_layers
 
 KEY = jax.random.key(0)

@@ -20,11 +20,14 @@ from jaxft.formats import load_peft, save_peft
 from jaxft.leaves import materialize
 from jaxft.optimizers import lora_plus, scale_updates
 from jaxft.transforms import chain, lora, quantize
-from jaxft.transforms.low_rank.data_inits import corda, lora_ga
+from jaxft.transforms.low_rank.corda import corda
 from jaxft.transforms.low_rank.dora import dora
 from jaxft.transforms.low_rank.eva import eva_directions, from_directions
-from jaxft.transforms.low_rank.weight_inits import loftq, olora, pissa
-from tests.parity.test_peft_low_rank import IDS, LAYERS, our_logits, relative_error, small_llama
+from jaxft.transforms.low_rank.loftq import loftq
+from jaxft.transforms.low_rank.lora_ga import lora_ga
+from jaxft.transforms.low_rank.olora import olora
+from jaxft.transforms.low_rank.pissa import pissa
+from tests.parity.test_peft_low_rank import IDS, LAYERS, load, our_logits, relative_error, small_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # Modules of unlike inputs, so that no two of them tie: [32, 32], [32, 32] and [48, 32].
@@ -36,6 +39,12 @@ TARGETS = {"target_modules": ["q_proj", "o_proj", "down_proj"]}
 LORA = {"r": 4, "lora_alpha": 6, **TARGETS}
 SCALE = 1.5
 SEQUENCES = np.random.default_rng(1).integers(0, 61, (16, 9))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """The params and the config of the small Llama."""
+  return load(small_llama(), tmp_path_factory.mktemp("base"))
 
 
 def modules(model, name, prefix="base_model.model."):

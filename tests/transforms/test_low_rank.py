@@ -10,14 +10,18 @@ from jaxft.leaves import lazy, materialize
 from jaxft.optimizers.rates import lora_plus, scale_updates
 from jaxft.transforms import lora, quantize_array
 from jaxft.transforms.low_rank.adalora import adalora, keep_triplets, top_triplets
-from jaxft.transforms.low_rank.data_inits import corda, damped, lora_ga, oriented_svd
+from jaxft.transforms.low_rank.corda import corda, damped, oriented_svd
 from jaxft.transforms.low_rank.delora import delora
 from jaxft.transforms.low_rank.dora import column_squares, dora
 from jaxft.transforms.low_rank.eva import eva_directions, from_directions
 from jaxft.transforms.low_rank.input_covariance import add_inputs, input_covariances
+from jaxft.transforms.low_rank.loftq import loftq
+from jaxft.transforms.low_rank.lora_ga import lora_ga
+from jaxft.transforms.low_rank.mica import mica
+from jaxft.transforms.low_rank.olora import olora
+from jaxft.transforms.low_rank.pissa import pissa
 from jaxft.transforms.low_rank.vb_lora import mix_vectors
 from jaxft.transforms.low_rank.vera import vera
-from jaxft.transforms.low_rank.weight_inits import loftq, mica, olora, pissa
 from jaxft.tree import stack_layers, unstack_layers
 from tests.contracts.transforms import block, forward, stack_params
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.structured import LowRank, materialize
-from jaxft.transforms.low_rank.lora import uniform_then_zero
+from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter

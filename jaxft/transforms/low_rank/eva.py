@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.transforms.low_rank.data_inits import check_statistic
+from jaxft.transforms.low_rank.inits import check_statistic
 from jaxft.tree.paths import Tree
 
 

@@ -7,7 +7,6 @@
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -16,25 +15,14 @@ import jax.numpy as jnp
 from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.structured import LowRank
-from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank, kaiming_uniform
+from jaxft.transforms.low_rank.inits import FactorInit, uniform_then_zero
+from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 from jaxft.tree.paths import Tree, is_structured
 
-# (key, weight [m, n], rank, scale, statistic) -> (weight that stays frozen [m, n], a [m, rank], b [rank, n])
-FactorInit = Callable[[jax.Array, Any, int, float, Any], tuple[Any, jax.Array, jax.Array]]
-
 # The inits of `jaxft.transforms`, for errors: the last three are made by a call, with options of their own.
 INITS = ("pissa", "olora", "mica", "from_directions", "corda", "loftq", "lora_ga")
-
-
-def uniform_then_zero(
-    key: jax.Array, w: Any, rank: int, scale: float = 1.0, statistic: Any = None
-) -> tuple[Any, jax.Array, jax.Array]:
-  """LoRA's own init: a uniform in ±1/sqrt(m) (PEFT's Kaiming-uniform with a = sqrt 5), b zero, w unchanged."""
-  del scale, statistic
-  m, n = w.shape
-  return w, kaiming_uniform(key, (m, rank), m), jnp.zeros((rank, n), jnp.float32)
 
 
 def lora(
