@@ -44,7 +44,7 @@ from jaxft.analysis import training_cost
 from jaxft.evaluation import PairedTest, paired_test
 from jaxft.formats import Pretrained, load
 from jaxft.leaves import dot
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.low_rank import LowRank
 from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result

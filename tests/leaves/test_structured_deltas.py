@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.leaves import LowRank, dot, dot_transposed, lookup
+from jaxft.leaves import LowRank, dot, lookup
+from jaxft.leaves.products import dot_transposed
 from jaxft.leaves.sums import Formed, Sum
 from jaxft.transforms.low_rank.dora import ColumnNormalized
 from jaxft.transforms.low_rank.rand_lora import rand_lora

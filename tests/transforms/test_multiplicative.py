@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.leaves import Scaled, dot, dot_transposed, lookup, materialize
+from jaxft.leaves import Scaled, dot, lookup, materialize
+from jaxft.leaves.products import dot_transposed
 from jaxft.transforms.multiplicative.block_rotations import Butterfly, cayley, skew_from_triu
 from jaxft.transforms.multiplicative.boft import boft
 from jaxft.transforms.multiplicative.hra import Reflections, hra

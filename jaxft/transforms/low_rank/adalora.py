@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import LowRank, materialize
+from jaxft.leaves.low_rank import LowRank
+from jaxft.leaves.materialize import materialize
 from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform

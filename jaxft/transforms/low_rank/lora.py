@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.low_rank.inits import FactorInit, uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank
 from jaxft.transforms.protocol import ParamTransform

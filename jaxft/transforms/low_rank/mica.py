@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.leaves.structured import materialize
+from jaxft.leaves.materialize import materialize
 from jaxft.transforms.low_rank.inits import check_rank_fits
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import LowRank, Scaled
+from jaxft.leaves.low_rank import LowRank
+from jaxft.leaves.scaled import Scaled
 from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, join_matrices, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter

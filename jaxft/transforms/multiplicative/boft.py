@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.leaves.structured import Scaled
+from jaxft.leaves.scaled import Scaled
 from jaxft.transforms.multiplicative.block_rotations import Butterfly, cayley, check_block, skew_from_triu
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
 from jaxft.transforms.protocol import ParamTransform

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.matrices import adapt_matrices, check_rank, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
