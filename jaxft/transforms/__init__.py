@@ -48,7 +48,7 @@ from jaxft.transforms.structured.miss import miss
 # Multiplications
 from jaxft.transforms.multiplicative.hra import hra
 from jaxft.transforms.multiplicative.ia3 import ia3, learned_scale
-from jaxft.transforms.multiplicative.block_rotations import cayley, skew_from_triu
+from jaxft.transforms.multiplicative.block_rotations import cayley
 from jaxft.transforms.multiplicative.boft import boft
 from jaxft.transforms.multiplicative.oft import oft
 from jaxft.transforms.multiplicative.road import road
