@@ -50,8 +50,8 @@ from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
 from jaxft.studies.tuner import Tuner, choose_rate
-from jaxft.transforms import ParamTransform, chain, corda, input_covariances, low_rank, oriented_svd, pissa, train
-from jaxft.transforms.low_rank.lora import uniform_then_zero
+from jaxft.transforms import ParamTransform, chain, corda, input_covariances, lora, oriented_svd, pissa, train
+from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.tree import leaves_with_paths, map_with_path
 
 
@@ -178,7 +178,8 @@ def starts(config: Config, model: Pretrained, params: Any, target: Sentences) ->
   movies, news = (contexts(model, params, config.adapted, texts) for texts in (target, kept))
   isotropic = jax.tree.map(lambda c: jnp.broadcast_to(jnp.eye(c.shape[-1]), c.shape), news)
   make = lambda init, statistics=None: chain(
-      train("head/*"), low_rank(config.adapted, rank=config.rank, init=init, statistics=statistics))
+      train("head/*"), lora(
+          config.adapted, rank=config.rank, alpha=config.rank, init=init, statistics=statistics))
 
   def once(transform: ParamTransform) -> ParamTransform:
     sides = transform.split(jax.random.key(0), params)

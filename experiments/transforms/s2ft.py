@@ -43,7 +43,7 @@ from experiments.tasks.sentiment_rating import (
 from jaxft.evaluation import PairedTest, paired_test
 from jaxft.formats import Pretrained, load
 from jaxft.leaves import dot
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.low_rank import LowRank
 from jaxft.recipes.optimizers import adamw
 from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger

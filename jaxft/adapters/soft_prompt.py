@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxft.adapters.dense import affine, torch_dense
 from jaxft.adapters.protocol import Adapter
-from jaxft.leaves.structured import lookup
+from jaxft.leaves.products import lookup
 from jaxft.models.sites import Prepend
 
 # (key, length, dim) -> prompt [length, dim]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from jaxft.leaves.structured import materialize
+from jaxft.leaves.materialize import materialize
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.paths import Tree
 

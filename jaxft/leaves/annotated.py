@@ -2,19 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.leaves.structured import dot, dot_transposed, lookup, unrounded
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.materialize import unrounded
+from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.tree.paths import is_structured
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["w", "note"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@leaf_class()
 class Annotated:
   """Stands for `w`, an array or a structured leaf; `note` is read by the `join` of the transform that wrote it.
 
@@ -23,18 +21,6 @@ class Annotated:
 
   w: Any
   note: Any
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.w.shape
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.w.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
 
   def materialize(self) -> Array:
     return self.w.materialize() if is_structured(self.w) else self.w

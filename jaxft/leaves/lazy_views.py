@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxft.leaves.structured import dot, dot_transposed
+from jaxft.leaves.products import dot, dot_transposed
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["leaf"], meta_fields=["path", "axes", "dtype"])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxft.leaves.structured import lookup
+from jaxft.leaves.products import lookup
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["indices", "values"], meta_fields=["axis"])

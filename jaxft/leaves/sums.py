@@ -1,37 +1,24 @@
 """Structured leaves that add to a weight: `Sum`, for a delta with a cheap product, and `Formed`, for one without."""
 
-import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.leaves.structured import dot, dot_transposed, lookup, unrounded
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.materialize import unrounded
+from jaxft.leaves.products import dot, dot_transposed, lookup
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["w", "delta"], meta_fields=["scale"])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(meta=("scale",))
 class Sum:
   """`w + scale * delta`, with delta an array or a structured leaf of the same shape."""
 
   w: Any
   delta: Any
   scale: float = 1.0
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.w.shape
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.w.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
 
   def materialize(self) -> Array:
     return (unrounded(self.w) + self.scale * unrounded(self.delta)).astype(self.dtype)
@@ -46,8 +33,7 @@ class Sum:
     return lookup(self.w, ids) + self.scale * lookup(self.delta, ids).astype(self.dtype)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["w", "parts"], meta_fields=["form"])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(meta=("form",))
 class Formed:
   """`form(w, parts)` of the shape of w, formed for each product: for an update that has no cheaper one.
 
@@ -63,18 +49,6 @@ class Formed:
   w: Any
   parts: Any
   form: Callable[[Array, Any], Array]
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.w.shape
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.w.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
 
   def materialize(self) -> Array:
     return self.form(unrounded(self.w), self.parts).astype(self.dtype)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from jaxft.leaves import dot, dot_transposed
+from jaxft.leaves import dot
+from jaxft.leaves.products import dot_transposed
 from jaxft.losses.reduction import count_of
 from jaxft.signatures import check_arrays
 

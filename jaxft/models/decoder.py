@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
 
-from jaxft.leaves import dot, dot_transposed
+from jaxft.leaves import dot
+from jaxft.leaves.products import dot_transposed
 from jaxft.losses.language import token_weights
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
 from jaxft.models.attention import attend, packed_positions, same_segment

@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
         "low rank", lambda t, m, s: t.dora(s, rank=m.rank, alpha=m.alpha, dropout=m.dropout), "2402.09353"),
     "pissa": _adapter("low rank", lambda t, m, s: _lora(t, m, s, init=t.pissa), "2404.02948"),
     "olora": _adapter("low rank", lambda t, m, s: _lora(t, m, s, init=t.olora), "2406.01775"),
-    "mica": _adapter("low rank", lambda t, m, s: t.mica(s, rank=m.rank, alpha=m.alpha), "2604.01694"),
+    "mica": _adapter("low rank", lambda t, m, s: _lora(t, m, s, init=t.mica, train="a"), "2604.01694"),
     "vera": _adapter("low rank", lambda t, m, s: t.vera(s, rank=m.rank), "2310.11454"),
     "delora": _adapter("low rank", lambda t, m, s: t.delora(s, rank=m.rank), "2503.18225"),
     "rand_lora": _adapter("low rank", lambda t, m, s: t.rand_lora(s, rank=m.rank, alpha=m.alpha), "2502.00987"),

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from jaxft.leaves.structured import seed_dropout
+from jaxft.leaves.dropout import seed_dropout
 from jaxft.losses.reduction import Mean
 from jaxft.training.mesh import batch_size, check_rows, cut_rows, merge_scalars, place_batch
 from jaxft.training.recipe import Recipe, check_recipe

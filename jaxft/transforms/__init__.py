@@ -1,8 +1,9 @@
 """Parameter transforms: what trains and what stays frozen.
 
 The core is `ParamTransform` with `on` and `chain`, filters, depth, and structured leaves. On it stand five families:
-whole leaves (`train`, `freeze`, `half`, ...), low rank (`lora` and kin), structured deltas, multiplications, and chosen
-entries (`submatrix`, `sparse_delta`, masks, subspaces); `quantize` is for what stays frozen.
+whole leaves (`train`, `freeze`, `half`, ...), low rank (`lora`, its inits, and kin), structured deltas,
+multiplications, and chosen entries (`submatrix`, `sparse_delta`, masks, subspaces); `quantize` is for what stays
+frozen.
 """
 
 from jaxft.transforms.protocol import ParamTransform, chain, on
@@ -21,13 +22,17 @@ from jaxft.transforms.whole.unfreezing import carry_over, freeze_below, gradual_
 from jaxft.transforms.low_rank.adalora import (
     adalora, rank_budget, keep_triplets, orthogonality, top_triplets, triplet_scores, update_importance, zero_importance,
 )
-from jaxft.transforms.low_rank.data_inits import corda, lora_ga, oriented_svd
+from jaxft.transforms.low_rank.corda import corda, oriented_svd
+from jaxft.transforms.low_rank.lora_ga import lora_ga
 from jaxft.transforms.low_rank.delora import delora
 from jaxft.transforms.low_rank.dora import dora
 from jaxft.transforms.low_rank.eva import eva_directions, from_directions
 from jaxft.transforms.low_rank.input_covariance import add_inputs, input_covariances
-from jaxft.transforms.low_rank.lora import low_rank, lora
-from jaxft.transforms.low_rank.weight_inits import loftq, mica, olora, pissa
+from jaxft.transforms.low_rank.lora import lora
+from jaxft.transforms.low_rank.loftq import loftq
+from jaxft.transforms.low_rank.mica import mica
+from jaxft.transforms.low_rank.olora import olora
+from jaxft.transforms.low_rank.pissa import pissa
 from jaxft.transforms.low_rank.rand_lora import rand_lora
 from jaxft.transforms.low_rank.vb_lora import vb_lora
 from jaxft.transforms.low_rank.vera import vera
@@ -35,14 +40,17 @@ from jaxft.transforms.low_rank.vera import vera
 # Structured deltas
 from jaxft.transforms.structured.c3a import c3a
 from jaxft.transforms.structured.fourier_ft import fourier_ft
-from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.hira import hira
+from jaxft.transforms.structured.loha import loha
 from jaxft.transforms.structured.lokr import lokr
 from jaxft.transforms.structured.miss import miss
 
 # Multiplications
 from jaxft.transforms.multiplicative.hra import hra
 from jaxft.transforms.multiplicative.ia3 import ia3, learned_scale
-from jaxft.transforms.multiplicative.orthogonal import boft, cayley, oft, skew_from_triu
+from jaxft.transforms.multiplicative.block_rotations import cayley
+from jaxft.transforms.multiplicative.boft import boft
+from jaxft.transforms.multiplicative.oft import oft
 from jaxft.transforms.multiplicative.road import road
 
 # Chosen entries, and subspaces of all

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt
 
 from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated, map_weight, noted
-from jaxft.leaves.structured import materialize
+from jaxft.leaves.materialize import materialize
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.depth import layer_of, leaf_keys, num_layers

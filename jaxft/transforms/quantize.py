@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int8, UInt8
 
 from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import dot, dot_transposed
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.products import dot, dot_transposed
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.depth import layer_of
@@ -39,10 +40,7 @@ def nf4_levels() -> Float[np.ndarray, "16"]:
 NF4 = nf4_levels()
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["codes", "scales", "step", "offset"], meta_fields=["dtype"],
-)
-@dataclasses.dataclass(frozen=True)
+@leaf_class(meta=("dtype",))
 class Quantized:
   """`level(codes) * scale`, one scale for each block of consecutive rows of a column; stands for `[..., m, n]`.
 
@@ -68,10 +66,6 @@ class Quantized:
   def shape(self) -> tuple[int, ...]:
     *batch, m, n = self.codes.shape
     return (*batch, m * self._per_byte, n)
-
-  @property
-  def ndim(self) -> int:
-    return len(self.codes.shape)
 
   @property
   def nbytes(self) -> int:

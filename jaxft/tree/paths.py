@@ -1,6 +1,6 @@
 """Leaves of a params tree and their paths: the only contract between a method and a model.
 
-A *leaf* of a params tree is an array, a structured leaf (see `jaxft.leaves.structured`), or `None`, a hole left where
+A *leaf* of a params tree is an array, a structured leaf (see `jaxft.leaves`), or `None`, a hole left where
 `split` moved the array to the other side. A *path* is the leaf's keys joined by `/`, such as
 `layers/3/attention/query/kernel`, whatever container made them: dict, `nnx.State`, Equinox module, tuple.
 """

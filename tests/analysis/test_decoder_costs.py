@@ -32,7 +32,6 @@ from jaxft.transforms import (
   half,
   loftq,
   lora,
-  low_rank,
   mica,
   norm_tuning,
   olora,
@@ -82,7 +81,7 @@ def cut_for_half(params):
 
 
 def low(init):
-  return low_rank(MATRICES, rank=RANK, init=init)
+  return lora(MATRICES, rank=RANK, init=init)
 
 
 METHODS = {
@@ -92,8 +91,8 @@ METHODS = {
     "pissa": Method(low(pissa), 4.3, FACTORS),
     "olora": Method(low(olora), 4.3, FACTORS),
     "loftq": Method(low(loftq(block=16)), 4.3, FACTORS),
-    "mica": Method(mica(MATRICES, rank=RANK), 4.3, RANK * INPUTS),
-    "lora_fa": Method(low_rank(MATRICES, rank=RANK, train="b"), 4.3, RANK * OUTPUTS),
+    "mica": Method(lora(MATRICES, rank=RANK, init=mica, train="a"), 4.3, RANK * INPUTS),
+    "lora_fa": Method(lora(MATRICES, rank=RANK, train="b"), 4.3, RANK * OUTPUTS),
     "dora": Method(dora(MATRICES, rank=RANK), 4.3, FACTORS + OUTPUTS),
     "adalora": Method(adalora(MATRICES, rank=RANK), 4.3, FACTORS + 7 * LAYERS * RANK),
     "delora": Method(delora(MATRICES, rank=RANK), 4.3, FACTORS + 7 * LAYERS),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxft.analysis.truncation import scaled_svd, truncate_components
-from jaxft.transforms.low_rank.data_inits import oriented_svd
+from jaxft.transforms.low_rank.corda import oriented_svd
 
 KEY = jax.random.key(0)
 W = jax.random.normal(KEY, (12, 10))

@@ -3,19 +3,24 @@
 import jax
 import jax.numpy as jnp
 
-from jaxft.transforms import ParamTransform, chain, low_rank, quantize
+from jaxft.transforms import ParamTransform, chain, lora, quantize
 from jaxft.transforms.low_rank.adalora import adalora
-from jaxft.transforms.low_rank.data_inits import corda, lora_ga
+from jaxft.transforms.low_rank.corda import corda
 from jaxft.transforms.low_rank.delora import delora
 from jaxft.transforms.low_rank.dora import dora
 from jaxft.transforms.low_rank.eva import eva_directions, from_directions
+from jaxft.transforms.low_rank.loftq import loftq
+from jaxft.transforms.low_rank.lora_ga import lora_ga
+from jaxft.transforms.low_rank.mica import mica
+from jaxft.transforms.low_rank.olora import olora
+from jaxft.transforms.low_rank.pissa import pissa
 from jaxft.transforms.low_rank.rand_lora import rand_lora
 from jaxft.transforms.low_rank.vb_lora import vb_lora
 from jaxft.transforms.low_rank.vera import vera
-from jaxft.transforms.low_rank.weight_inits import loftq, mica, olora, pissa
 from jaxft.transforms.structured.c3a import c3a
 from jaxft.transforms.structured.fourier_ft import fourier_ft
-from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.hira import hira
+from jaxft.transforms.structured.loha import loha
 from jaxft.transforms.structured.lokr import lokr
 from jaxft.transforms.structured.miss import miss
 from jaxft.tree.filters import mask
@@ -34,21 +39,21 @@ def covariance(w):
   return jnp.matmul(w, jnp.swapaxes(w, -1, -2)).astype(jnp.float32) + jnp.eye(w.shape[-2])
 
 
-def with_init(init, rank=8):
-  return lambda statistics: low_rank(KERNELS, rank=rank, scale=2.0, init=init, statistics=statistics)
+def with_init(init):
+  return lambda statistics: lora(KERNELS, rank=8, init=init, statistics=statistics)
 
 
 def eva(covariances):
   bases = eva_directions(covariances, rank=6, rho=1.5) if covariances else {}
-  return low_rank(KERNELS, rank=9, init=from_directions, statistics=bases)
+  return lora(KERNELS, rank=9, alpha=9, init=from_directions, statistics=bases)
 
 
 CASES = [
-    Case("pissa", low_rank(KERNELS, rank=8, scale=2.0, init=pissa), flops=4.3, starts_within=6e-8),
-    Case("olora", low_rank(KERNELS, rank=8, init=olora), flops=4.3, variant=True, starts_within=6e-8),
-    Case("mica", mica(KERNELS, rank=8), flops=4.1),
-    Case("lora_fa", low_rank(KERNELS, rank=8, train="b"), flops=4.1, variant=True),
-    Case("loftq", low_rank(KERNELS, rank=8, scale=2.0, init=loftq(block=16, rounds=2)), flops=4.3, starts_within=0.08),
+    Case("pissa", lora(KERNELS, rank=8, init=pissa), flops=4.3, starts_within=6e-8),
+    Case("olora", lora(KERNELS, rank=8, alpha=8, init=olora), flops=4.3, variant=True, starts_within=6e-8),
+    Case("mica", lora(KERNELS, rank=8, init=mica, train="a"), flops=4.1),
+    Case("lora_fa", lora(KERNELS, rank=8, alpha=8, train="b"), flops=4.1, variant=True),
+    Case("loftq", lora(KERNELS, rank=8, init=loftq(block=16, rounds=2)), flops=4.3, starts_within=0.08),
     Case("corda_preview", from_statistics(with_init(corda("preview")), covariance), flops=4.3, starts_within=6e-8),
     Case("corda_preserve", from_statistics(with_init(corda("preserve")), covariance), flops=4.3, variant=True,
          starts_within=6e-8),

@@ -1,9 +1,10 @@
 """IA3, OFT, BOFT, HRA and RoAd."""
 
 from jaxft.transforms import chain, quantize
+from jaxft.transforms.multiplicative.boft import boft
 from jaxft.transforms.multiplicative.hra import hra
 from jaxft.transforms.multiplicative.ia3 import ia3
-from jaxft.transforms.multiplicative.orthogonal import boft, oft
+from jaxft.transforms.multiplicative.oft import oft
 from jaxft.transforms.multiplicative.road import road
 from tests.contracts.transforms import KERNELS, UP, Case
 

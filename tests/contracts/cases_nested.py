@@ -5,9 +5,10 @@ import numpy as np
 from jaxft.transforms import chain, lora, quantize
 from jaxft.transforms.entries.submatrix import submatrix
 from jaxft.transforms.low_rank.dora import dora
+from jaxft.transforms.multiplicative.boft import boft
 from jaxft.transforms.multiplicative.hra import hra
-from jaxft.transforms.multiplicative.orthogonal import boft, oft
-from jaxft.transforms.structured.hadamard import hira
+from jaxft.transforms.multiplicative.oft import oft
+from jaxft.transforms.structured.hira import hira
 from jaxft.transforms.structured.lokr import lokr
 from tests.contracts.transforms import KERNELS, Case
 

@@ -16,14 +16,15 @@ from jaxft.formats.safetensors import open_checkpoint, save_file
 from jaxft.models import decoder, encoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
-from jaxft.transforms import chain, lora, low_rank, quantize, train
+from jaxft.transforms import chain, lora, quantize, train
 from jaxft.transforms.entries.trainable_tokens import trainable_tokens
+from jaxft.transforms.low_rank.pissa import pissa
 from jaxft.transforms.low_rank.rand_lora import rand_lora
-from jaxft.transforms.low_rank.weight_inits import pissa
 from jaxft.transforms.multiplicative.ia3 import ia3
 from jaxft.transforms.multiplicative.road import road
 from jaxft.transforms.structured.fourier_ft import fourier_ft
-from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.hira import hira
+from jaxft.transforms.structured.loha import loha
 from jaxft.tree import cut_layers, stack_layers, unstack_layers
 
 KEY = jax.random.key(0)
@@ -93,7 +94,7 @@ def test_a_quantized_base(tmp_path):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_what_an_init_took_off_the_weights_is_put_back(dtype, tmp_path):
   params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
-  transform = low_rank("**/{query,down}/kernel", rank=2, scale=1.5, init=pissa)
+  transform = lora("**/{query,down}/kernel", rank=2, alpha=3, init=pissa)
   joined = saved(tmp_path, transform, params)
   adapter = load_peft(tmp_path, params, CONFIG)
   again = adapter.transform.join(adapter.frozen, adapter.trainable)
@@ -107,7 +108,7 @@ def test_what_an_init_took_off_the_weights_is_put_back(dtype, tmp_path):
 
 
 def test_params_with_which_no_adapter_computes_the_same(tmp_path):
-  transform = low_rank("**/{query,down}/kernel", rank=2, scale=1.5, init=pissa)
+  transform = lora("**/{query,down}/kernel", rank=2, alpha=3, init=pissa)
   frozen, trainable = transform.split(KEY, PARAMS)
   other = decoder.init(jax.random.key(1), CONFIG)
   query = lambda tree, change: jax.tree_util.tree_map_with_path(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.leaves import Concatenated, LowRank, Scaled, dot, dot_transposed, lookup, seed_dropout
+from jaxft.leaves import Concatenated, LowRank, Scaled, dot, lookup, seed_dropout
+from jaxft.leaves.products import dot_transposed
 
 KEY = jax.random.key(0)
 M, N = 12, 10

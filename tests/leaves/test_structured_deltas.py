@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.leaves import LowRank, dot, dot_transposed, lookup
+from jaxft.leaves import LowRank, dot, lookup
+from jaxft.leaves.products import dot_transposed
 from jaxft.leaves.sums import Formed, Sum
 from jaxft.transforms.low_rank.dora import ColumnNormalized
 from jaxft.transforms.low_rank.rand_lora import rand_lora
 from jaxft.transforms.low_rank.vb_lora import vb_lora
 from jaxft.transforms.structured.c3a import CirculantBlocks, c3a
 from jaxft.transforms.structured.fourier_ft import PlaneWaves, fourier_ft
-from jaxft.transforms.structured.hadamard import hira, khatri_rao, loha
+from jaxft.transforms.structured.hira import hira
+from jaxft.transforms.structured.loha import khatri_rao, loha
 from jaxft.transforms.structured.lokr import Kronecker, divisors_near_root, lokr
 from jaxft.transforms.structured.miss import Cycle, miss
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxft.leaves import Concatenated, LowRank, Scaled
-from jaxft.leaves.structured import unrounded
+from jaxft.leaves.materialize import unrounded
 from jaxft.transforms import quantize_array
 
 KEY = jax.random.key(0)

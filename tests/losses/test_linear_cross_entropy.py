@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jaxft.leaves.structured import Concatenated, LowRank, Scaled
+from jaxft.leaves.concatenated import Concatenated
+from jaxft.leaves.low_rank import LowRank
+from jaxft.leaves.scaled import Scaled
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
 
 B, T, D, V = 4, 7, 8, 33

@@ -24,17 +24,19 @@ from jaxft.transforms.entries.trainable_tokens import trainable_tokens
 from jaxft.transforms.low_rank.adalora import adalora
 from jaxft.transforms.low_rank.delora import delora
 from jaxft.transforms.low_rank.dora import dora
+from jaxft.transforms.low_rank.mica import mica
 from jaxft.transforms.low_rank.rand_lora import rand_lora
 from jaxft.transforms.low_rank.vb_lora import vb_lora
 from jaxft.transforms.low_rank.vera import vera
-from jaxft.transforms.low_rank.weight_inits import mica
+from jaxft.transforms.multiplicative.boft import boft
 from jaxft.transforms.multiplicative.hra import hra
 from jaxft.transforms.multiplicative.ia3 import ia3
-from jaxft.transforms.multiplicative.orthogonal import boft, oft
+from jaxft.transforms.multiplicative.oft import oft
 from jaxft.transforms.multiplicative.road import road
 from jaxft.transforms.structured.c3a import c3a
 from jaxft.transforms.structured.fourier_ft import fourier_ft
-from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.hira import hira
+from jaxft.transforms.structured.loha import loha
 from jaxft.transforms.structured.lokr import lokr
 from jaxft.transforms.structured.miss import miss
 from jaxft.tree import unstack_layers
@@ -132,7 +134,7 @@ CASES = {
                      peft.LoraConfig(r=4, lora_alpha=6, target_modules=["lm_head", "q_proj"])),
     "lora_tokens": (chain(lora(SELECT, rank=4, alpha=6), trainable_tokens(TOKENS)), "LORA", {},
                     peft.LoraConfig(trainable_token_indices=TOKENS, **LORA)),
-    "mica": (mica(SELECT, rank=4, alpha=6), "LORA", {}, None),
+    "mica": (lora(SELECT, rank=4, alpha=6, init=mica, train="a"), "LORA", {}, None),
     "dora": (dora(SELECT, rank=4, alpha=6), "LORA", {}, peft.LoraConfig(use_dora=True, **LORA)),
     "adalora": (adalora(SELECT, rank=4, alpha=6), "ADALORA", {},
                 peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, lora_alpha=6, **TARGETS)),

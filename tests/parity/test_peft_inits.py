@@ -19,12 +19,15 @@ from peft.utils.incremental_pca import IncrementalPCA
 from jaxft.formats import load_peft, save_peft
 from jaxft.leaves import materialize
 from jaxft.optimizers import lora_plus, scale_updates
-from jaxft.transforms import chain, lora, low_rank, quantize
-from jaxft.transforms.low_rank.data_inits import corda, lora_ga
+from jaxft.transforms import chain, lora, quantize
+from jaxft.transforms.low_rank.corda import corda
 from jaxft.transforms.low_rank.dora import dora
 from jaxft.transforms.low_rank.eva import eva_directions, from_directions
-from jaxft.transforms.low_rank.weight_inits import loftq, olora, pissa
-from tests.parity.test_peft_low_rank import IDS, LAYERS, our_logits, relative_error, small_llama
+from jaxft.transforms.low_rank.loftq import loftq
+from jaxft.transforms.low_rank.lora_ga import lora_ga
+from jaxft.transforms.low_rank.olora import olora
+from jaxft.transforms.low_rank.pissa import pissa
+from tests.parity.test_peft_low_rank import IDS, LAYERS, load, our_logits, relative_error, small_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # Modules of unlike inputs, so that no two of them tie: [32, 32], [32, 32] and [48, 32].
@@ -36,6 +39,12 @@ TARGETS = {"target_modules": ["q_proj", "o_proj", "down_proj"]}
 LORA = {"r": 4, "lora_alpha": 6, **TARGETS}
 SCALE = 1.5
 SEQUENCES = np.random.default_rng(1).integers(0, 61, (16, 9))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """The params and the config of the small Llama."""
+  return load(small_llama(), tmp_path_factory.mktemp("base"))
 
 
 def modules(model, name, prefix="base_model.model."):
@@ -114,7 +123,7 @@ GA_CASES = [(d, s) for d in ("ArB2r", "A2rBr", "ArBr") for s in ("stable", "gd_s
 def test_lora_ga_is_pefts(direction, scale, base):
   params, config = base
   grads = gradients(small_llama())
-  transform = low_rank(SELECT, rank=4, scale=SCALE, statistics=grads, init=lora_ga(
+  transform = lora(SELECT, rank=4, alpha=4 * SCALE, statistics=grads, init=lora_ga(
       direction=direction, scale=scale, gamma=9.0, form="peft"))
   frozen, trainable = transform.split(jax.random.key(0), params)
 
@@ -213,7 +222,7 @@ def test_eva_has_pefts_ranks_and_directions(exact, base, monkeypatch):
   rank, rho = 2, 2.0
   params, config = base
   directions = eva_directions(centered_covariances(small_llama()), rank=rank, rho=rho)
-  transform = low_rank(SELECT, rank=round(rho * rank), scale=6 / rank, init=from_directions, statistics=directions)
+  transform = lora(SELECT, rank=round(rho * rank), alpha=6 * rho, init=from_directions, statistics=directions)
   frozen, trainable = transform.split(jax.random.key(0), params)
   model = eva_in_peft(rank, rho)
   ranks = []
@@ -256,7 +265,7 @@ def in_peft(model, folder):
 def test_an_adapter_for_the_original_weights(name, base, tmp_path):
   params, config = base
   init, statistics = inits(small_llama())[name]()
-  transform = low_rank(SELECT, rank=4, scale=SCALE, init=init, statistics=statistics)
+  transform = lora(SELECT, rank=4, alpha=4 * SCALE, init=init, statistics=statistics)
   frozen, start = transform.split(jax.random.key(0), params)
   trainable = moved(start)
   save_peft(tmp_path / "ours", transform, frozen, trainable, params, config)
@@ -271,7 +280,7 @@ def test_an_adapter_for_the_original_weights(name, base, tmp_path):
 
 def test_an_adapter_for_the_frozen_weights(base, tmp_path):
   params, config = base
-  transform = low_rank(SELECT, rank=4, scale=SCALE, init=pissa)
+  transform = lora(SELECT, rank=4, alpha=4 * SCALE, init=pissa)
   frozen, start = transform.split(jax.random.key(0), params)
   trainable = moved(start)
   save_peft(tmp_path / "ours", transform, frozen, trainable, frozen, config)
@@ -283,7 +292,7 @@ def test_an_adapter_for_the_frozen_weights(base, tmp_path):
 
 def test_a_dora_on_changed_weights(base, tmp_path):
   params, config = base
-  rest, start = low_rank(SELECT, rank=4, scale=SCALE, init=pissa).split(jax.random.key(0), params)
+  rest, start = lora(SELECT, rank=4, alpha=4 * SCALE, init=pissa).split(jax.random.key(0), params)
   transform = dora(SELECT, rank=4, alpha=6)
   frozen, trainable = transform.split(jax.random.key(0), rest)
   with_start = lambda t, s: None if t is None else {**t, **s}
@@ -306,8 +315,8 @@ def write_weights(model, params):
 QUANTIZED = {
     "qlora": lambda: chain(lora(SELECT, rank=4, alpha=6), quantize(SELECT, format="nf4", block=16, double=True)),
     "qlora_int8": lambda: chain(lora(SELECT, rank=4, alpha=6), quantize(SELECT, format="int8", block=16)),
-    "loftq": lambda: low_rank(SELECT, rank=4, scale=SCALE, init=loftq(block=16, rounds=2)),
-    "qpissa": lambda: chain(low_rank(SELECT, rank=4, scale=SCALE, init=pissa), quantize(SELECT, block=16)),
+    "loftq": lambda: lora(SELECT, rank=4, alpha=4 * SCALE, init=loftq(block=16, rounds=2)),
+    "qpissa": lambda: chain(lora(SELECT, rank=4, alpha=4 * SCALE, init=pissa), quantize(SELECT, block=16)),
 }
 
 

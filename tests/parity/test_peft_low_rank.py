@@ -16,7 +16,7 @@ from jaxft.formats.huggingface import load_directory
 from jaxft.leaves import materialize
 from jaxft.leaves.annotated import Annotated
 from jaxft.models import decoder
-from jaxft.transforms import lora, low_rank, train
+from jaxft.transforms import lora, train
 from jaxft.transforms.low_rank.adalora import (
   adalora,
   keep_triplets,
@@ -27,17 +27,20 @@ from jaxft.transforms.low_rank.adalora import (
   update_importance,
   zero_importance,
 )
-from jaxft.transforms.low_rank.data_inits import corda
+from jaxft.transforms.low_rank.corda import corda
 from jaxft.transforms.low_rank.delora import delora
 from jaxft.transforms.low_rank.dora import dora
 from jaxft.transforms.low_rank.input_covariance import add_inputs
+from jaxft.transforms.low_rank.mica import mica
+from jaxft.transforms.low_rank.olora import olora
+from jaxft.transforms.low_rank.pissa import pissa
 from jaxft.transforms.low_rank.rand_lora import rand_lora
 from jaxft.transforms.low_rank.vb_lora import vb_lora
 from jaxft.transforms.low_rank.vera import vera
-from jaxft.transforms.low_rank.weight_inits import mica, olora, pissa
 from jaxft.transforms.structured.c3a import c3a
 from jaxft.transforms.structured.fourier_ft import fourier_ft
-from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.hira import hira
+from jaxft.transforms.structured.loha import loha
 from jaxft.transforms.structured.lokr import lokr
 from jaxft.transforms.structured.miss import miss
 from jaxft.tree import leaves_with_paths, map_with_path, path_of
@@ -260,9 +263,9 @@ def test_inits_split_weights_as_peft_does(name, base):
 
     preprocess_corda(model, config, run_model=run)
   model = peft.get_peft_model(model, peft.LoraConfig(**LORA, **options))
-  init = {"pissa": pissa, "olora": olora, "corda_ipm": corda("preview"), "corda_kpm": corda("preserve")}.get(name)
-  transform = mica(SELECT, rank=4, alpha=6) if init is None else low_rank(
-      SELECT, rank=4, scale=1.5, init=init, statistics=statistics)
+  init = {"pissa": pissa, "olora": olora, "corda_ipm": corda("preview"), "corda_kpm": corda("preserve")}.get(name, mica)
+  transform = lora(
+      SELECT, rank=4, alpha=6, init=init, statistics=statistics, train="a" if init is mica else "ab")
   frozen, trainable = transform.split(jax.random.key(0), params)
   joined = transform.join(frozen, trainable)
   for part, short in (("attention", "query"), ("attention", "value"), ("mlp", "down")):

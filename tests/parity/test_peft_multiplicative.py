@@ -13,9 +13,11 @@ from jaxft.formats.huggingface import load_directory
 from jaxft.leaves import materialize
 from jaxft.models import decoder
 from jaxft.transforms.entries.trainable_tokens import trainable_tokens
+from jaxft.transforms.multiplicative.block_rotations import Butterfly
+from jaxft.transforms.multiplicative.boft import boft
 from jaxft.transforms.multiplicative.hra import hra
 from jaxft.transforms.multiplicative.ia3 import ia3
-from jaxft.transforms.multiplicative.orthogonal import Butterfly, boft, oft
+from jaxft.transforms.multiplicative.oft import oft
 from jaxft.transforms.multiplicative.road import road
 from jaxft.tree import path_of
 

@@ -33,7 +33,6 @@ from jaxft.transforms import (
   lokr,
   lora,
   lora_ga,
-  low_rank,
   mica,
   miss,
   oft,
@@ -62,14 +61,14 @@ ROWS = np.array([1, 4, 6])
 # Start at the params and move by what trains alone, each from its first step on.
 EXACT = {
     "lora": lambda f: lora(f, rank=2),
-    "lora_fa": lambda f: low_rank(f, rank=2, train="b"),
-    "pissa": lambda f: low_rank(f, rank=2, init=pissa),
-    "olora": lambda f: low_rank(f, rank=2, init=olora),
-    "corda": lambda f: with_statistics(f, covariance, lambda s: low_rank(f, rank=2, init=corda(), statistics=s)),
-    "lora_ga": lambda f: with_statistics(f, jnp.sin, lambda s: low_rank(f, rank=2, init=lora_ga(), statistics=s)),
+    "lora_fa": lambda f: lora(f, rank=2, alpha=2, train="b"),
+    "pissa": lambda f: lora(f, rank=2, alpha=2, init=pissa),
+    "olora": lambda f: lora(f, rank=2, alpha=2, init=olora),
+    "corda": lambda f: with_statistics(f, covariance, lambda s: lora(f, rank=2, alpha=2, init=corda(), statistics=s)),
+    "lora_ga": lambda f: with_statistics(f, jnp.sin, lambda s: lora(f, rank=2, alpha=2, init=lora_ga(), statistics=s)),
     "eva": lambda f: with_statistics(
-        f, lambda w: w[..., :2], lambda s: low_rank(f, rank=2, init=from_directions, statistics=s)),
-    "mica": lambda f: mica(f, rank=2),
+        f, lambda w: w[..., :2], lambda s: lora(f, rank=2, alpha=2, init=from_directions, statistics=s)),
+    "mica": lambda f: lora(f, rank=2, init=mica, train="a"),
     "dora": lambda f: dora(f, rank=2),
     "vera": lambda f: vera(f, rank=4),
     "delora": lambda f: delora(f, rank=2),
@@ -98,7 +97,7 @@ EXACT = {
 # Those of which that does not hold, or not of every pair.
 OTHERS = {
     "lora_bf16": lambda f: lora(f, rank=2, dtype=jnp.bfloat16),
-    "loftq": lambda f: low_rank(f, rank=2, init=loftq(block=16)),
+    "loftq": lambda f: lora(f, rank=2, alpha=2, init=loftq(block=16)),
     "vb_lora": lambda f: vb_lora(f, rank=2, vectors=4, length=8),
     "scaled_subspace": lambda f: random_subspace(24, select=f, projection=sparse_projection, structured=True),
     "task_vectors": lambda f: combined(f),

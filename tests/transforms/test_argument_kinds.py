@@ -1,12 +1,14 @@
 """Arguments of another kind than they should be: NumPy's integers pass as integers, names of functions are refused."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxft.transforms
-from jaxft.transforms import loftq, lora, low_rank, mica, quantize_array, random_subspace
+from jaxft.transforms import loftq, lora, mica, quantize_array, random_subspace
 from jaxft.transforms.low_rank.lora import INITS
 
 KEY = jax.random.key(0)
@@ -14,7 +16,7 @@ PARAMS = {"kernel": jnp.ones((8, 8), jnp.bfloat16)}
 
 
 @pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8, jnp.int32])
-@pytest.mark.parametrize("make", [lora, mica])
+@pytest.mark.parametrize("make", [lora, partial(lora, init=mica, train="a")], ids=["lora", "mica"])
 def test_a_rank_may_be_any_integer(make, integer):
   transform = make("kernel", rank=integer(2))
   leaf = transform.join(*transform.split(KEY, PARAMS))["kernel"]
@@ -30,7 +32,7 @@ def test_other_counts_may_be_any_integer():
 
 @pytest.mark.parametrize("make,message", [
     (lambda: lora(rank=2.0), "rank must be an integer >= 1; got 2.0"),
-    (lambda: mica(rank=0), "rank must be an integer >= 1; got 0"),
+    (lambda: lora(rank=0, init=mica), "rank must be an integer >= 1; got 0"),
     (lambda: lora(rank="8"), "rank must be an integer >= 1; got '8'"),
     (lambda: random_subspace(np.int64(0)), "dim must be an integer >= 1; got .*0"),
 ])
@@ -40,7 +42,7 @@ def test_what_is_no_count(make, message):
 
 
 @pytest.mark.parametrize("make,message", [
-    (lambda: low_rank(init="pissa"), r"init must be a function \(key, w, rank, .*got 'pissa'; nearest: pissa"),
+    (lambda: lora(init="pissa"), r"init must be a function \(key, .*not its name; got 'pissa'; nearest: pissa"),
     (lambda: random_subspace(3, projection="fastfood"), "projection must be a .*got 'fastfood'; nearest: fastfood"),
 ])
 def test_a_name_is_no_function(make, message):

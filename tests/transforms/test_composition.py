@@ -86,7 +86,7 @@ def test_a_subspace_beside_another_transform_on_other_leaves(make):
 
 def test_mica_reads_a_quantized_weight():
   params = stack_params(KEY, layers=2, dim=16, hidden=32)
-  transform = chain(quantize(ALL, block=16), mica(ALL, rank=2))
+  transform = chain(quantize(ALL, block=16), lora(ALL, rank=2, init=mica, train="a"))
   frozen, trainable = transform.split(KEY, params)
   decoded = materialize(quantize(ALL, block=16).split(KEY, params)[0])
   joined = transform.join(frozen, trainable)

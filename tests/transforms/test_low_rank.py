@@ -8,16 +8,20 @@ import pytest
 
 from jaxft.leaves import lazy, materialize
 from jaxft.optimizers.rates import lora_plus, scale_updates
-from jaxft.transforms import lora, low_rank, quantize_array
+from jaxft.transforms import lora, quantize_array
 from jaxft.transforms.low_rank.adalora import adalora, keep_triplets, top_triplets
-from jaxft.transforms.low_rank.data_inits import corda, damped, lora_ga, oriented_svd
+from jaxft.transforms.low_rank.corda import corda, damped, oriented_svd
 from jaxft.transforms.low_rank.delora import delora
 from jaxft.transforms.low_rank.dora import column_squares, dora
 from jaxft.transforms.low_rank.eva import eva_directions, from_directions
 from jaxft.transforms.low_rank.input_covariance import add_inputs, input_covariances
+from jaxft.transforms.low_rank.loftq import loftq
+from jaxft.transforms.low_rank.lora_ga import lora_ga
+from jaxft.transforms.low_rank.mica import mica
+from jaxft.transforms.low_rank.olora import olora
+from jaxft.transforms.low_rank.pissa import pissa
 from jaxft.transforms.low_rank.vb_lora import mix_vectors
 from jaxft.transforms.low_rank.vera import vera
-from jaxft.transforms.low_rank.weight_inits import loftq, mica, olora, pissa
 from jaxft.tree import stack_layers, unstack_layers
 from tests.contracts.transforms import block, forward, stack_params
 
@@ -41,7 +45,7 @@ def split(transform):
 
 def init(init, rank, statistic=None, scale=2.0):
   statistics = None if statistic is None else {"up/kernel": statistic}
-  return split(low_rank(rank=rank, scale=scale, init=init, statistics=statistics))
+  return split(lora(rank=rank, alpha=scale * rank, init=init, statistics=statistics))
 
 
 def singular_values(x):
@@ -55,7 +59,7 @@ def test_pissa_takes_the_leading_components_out():
 
 
 def test_what_rounding_takes_off_the_factors_stays_in_the_weight():
-  _, t, leaf = split(low_rank(rank=3, scale=2.0, init=pissa, dtype=jnp.bfloat16))
+  _, t, leaf = split(lora(rank=3, alpha=6, init=pissa, dtype=jnp.bfloat16))
   assert t["a"].dtype == jnp.bfloat16
   np.testing.assert_allclose(leaf.materialize(), W, atol=1e-5)
 
@@ -67,7 +71,7 @@ def test_olora_has_orthonormal_outputs():
 
 
 def test_mica_trains_inputs_of_the_minor_outputs():
-  _, t, leaf = split(mica(rank=2))
+  _, t, leaf = split(lora(rank=2, init=mica, train="a"))
   assert set(t) == {"a"} and not jnp.any(t["a"])
   np.testing.assert_allclose(jnp.linalg.norm(leaf.b @ W.T, axis=1), singular_values(W)[-2:], rtol=1e-4)
 
@@ -77,7 +81,7 @@ def test_loftq_is_nearer_than_the_quantized_weight_and_nears_with_rounds():
   error = lambda got: float(jnp.linalg.norm(got - w))
   errors = [error(quantize_array(w, format="nf4", block=16).materialize())]
   for rounds in (1, 5):
-    transform = low_rank(rank=4, scale=2.0, init=loftq(block=16, rounds=rounds))
+    transform = lora(rank=4, alpha=8, init=loftq(block=16, rounds=rounds))
     errors.append(error(materialize(transform.join(*transform.split(KEY, {"kernel": w})))["kernel"]))
   assert errors[0] > 1.1 * errors[1] > 1.1 * errors[2]
 
@@ -176,18 +180,18 @@ def test_lora_ga_spans_the_leading_directions_of_the_gradient():
 
 def test_statistics_are_found_at_a_prefix_and_missing_ones_are_named():
   params = {"attention": {"query": {"kernel": W}, "key": {"kernel": 2 * W}}}
-  transform = low_rank(rank=2, init=corda(), statistics={"attention": COVARIANCE})
+  transform = lora(rank=2, alpha=2, init=corda(), statistics={"attention": COVARIANCE})
   _, trainable = transform.split(KEY, params)
   np.testing.assert_allclose(jnp.abs(trainable["attention"]["key"]["kernel"]["a"]),
                              2**0.5 * jnp.abs(trainable["attention"]["query"]["kernel"]["a"]), rtol=1e-3, atol=1e-4)
   with pytest.raises(ValueError, match="no entry at attention/key/kernel"):
-    low_rank(rank=2, init=corda(), statistics={"attention/query": COVARIANCE}).split(KEY, params)
+    lora(rank=2, alpha=2, init=corda(), statistics={"attention/query": COVARIANCE}).split(KEY, params)
   with pytest.raises(ValueError, match=r"covariance \[m, m\], here of shape \(12, 12\); got shape \(10, 10\)"):
     init(corda(), 2, jnp.eye(N))
   with pytest.raises(ValueError, match="must give each matrix a gradient"):
     init(lora_ga(), 2)
   with pytest.raises(ValueError, match=r"one entry a layer for layers/up/kernel \(3, 12, 10\)"):
-    low_rank(init=corda(), statistics={"layers": jnp.eye(M)}).split(
+    lora(init=corda(), statistics={"layers": jnp.eye(M)}).split(
         KEY, {"layers": {"up": {"kernel": jnp.stack([W] * 3)}}})
 
 
@@ -272,7 +276,7 @@ def test_lora_plus_speeds_up_the_second_factor():
 
 
 @pytest.mark.parametrize("make,message", [
-    (lambda: low_rank(train="c"), "train must be 'ab', 'a' or 'b'; got 'c'"),
+    (lambda: lora(train="c"), "train must be 'ab', 'a' or 'b'; got 'c'"),
     (lambda: dora(rank=0), "rank must be an integer >= 1; got 0"),
     (lambda: corda("both"), "mode must be 'preserve' or 'preview'; got 'both'"),
     (lambda: init(pissa, 11), r"rank must be at most the smaller side of each matrix; got 11 for \(12, 10\)"),

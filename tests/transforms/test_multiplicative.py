@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.leaves import Scaled, dot, dot_transposed, lookup, materialize
+from jaxft.leaves import Scaled, dot, lookup, materialize
+from jaxft.leaves.products import dot_transposed
+from jaxft.transforms.multiplicative.block_rotations import Butterfly, cayley, skew_from_triu
+from jaxft.transforms.multiplicative.boft import boft
 from jaxft.transforms.multiplicative.hra import Reflections, hra
 from jaxft.transforms.multiplicative.ia3 import ia3, learned_scale
 from jaxft.transforms.multiplicative.multiplied import Multiplied
-from jaxft.transforms.multiplicative.orthogonal import Butterfly, boft, cayley, oft, skew_from_triu
+from jaxft.transforms.multiplicative.oft import oft
 from jaxft.transforms.multiplicative.road import Rotations, road
 
 KEY = jax.random.key(0)

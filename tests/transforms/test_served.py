@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxft.decoding import generate
-from jaxft.leaves import RowDelta, dot, dot_transposed, lookup, materialize
+from jaxft.leaves import RowDelta, dot, lookup, materialize
+from jaxft.leaves.products import dot_transposed
 from jaxft.merging.compression.delta_files import load_delta, save_delta
 from jaxft.merging.compression.sparse_deltas import apply_delta, fuse, sparse_difference, switch, unfuse
 from jaxft.models import decoder

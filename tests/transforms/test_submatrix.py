@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxft.leaves import dot, dot_transposed, lookup, materialize
+from jaxft.leaves import dot, lookup, materialize
+from jaxft.leaves.products import dot_transposed
 from jaxft.merging.compression.sparse_deltas import compose, fuse, unfuse
 from jaxft.models import decoder
 from jaxft.transforms.entries.s2ft import s2ft, unit_norms

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import materialize
+from jaxft.leaves.materialize import materialize
 from jaxft.tree.paths import Tree, is_structured, leaves_with_paths
 
 # Of the change that an init made of the weights, what may be missing: products in TF32 leave 4e-4 of it.

@@ -44,13 +44,15 @@ from jaxft.transforms.low_rank.delora import delora
 from jaxft.transforms.low_rank.rand_lora import rand_lora
 from jaxft.transforms.low_rank.vb_lora import vb_lora
 from jaxft.transforms.low_rank.vera import vera
+from jaxft.transforms.multiplicative.boft import boft
 from jaxft.transforms.multiplicative.hra import hra
 from jaxft.transforms.multiplicative.ia3 import learned_scale
-from jaxft.transforms.multiplicative.orthogonal import boft, oft
+from jaxft.transforms.multiplicative.oft import oft
 from jaxft.transforms.multiplicative.road import road
 from jaxft.transforms.structured.c3a import c3a
 from jaxft.transforms.structured.fourier_ft import fourier_ft
-from jaxft.transforms.structured.hadamard import hira, loha
+from jaxft.transforms.structured.hira import hira
+from jaxft.transforms.structured.loha import loha
 from jaxft.transforms.structured.lokr import lokr
 from jaxft.transforms.structured.miss import miss
 from jaxft.transforms.whole.freeze import train

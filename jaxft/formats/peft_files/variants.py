@@ -11,7 +11,7 @@ from jaxft.formats.peft_files.modules import Place, shortest
 from jaxft.formats.peft_files.projections import Numbers
 from jaxft.formats.peft_files.settings import are_rows
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.low_rank.dora import ColumnNormalized, dora
 from jaxft.transforms.low_rank.lora import lora
 from jaxft.transforms.protocol import ParamTransform

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxft.choices.random_modules import select_units, unit_indices
+from jaxft.leaves.materialize import materialize
 from jaxft.leaves.row_delta import check_axis
-from jaxft.leaves.structured import materialize
 from jaxft.transforms.entries.submatrix import submatrix
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.depth import layer_of

@@ -4,7 +4,6 @@
     generate(params, config, prompts, key, max_new_tokens=64)              # prompts [3, time]
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,13 +14,13 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxft.checks import nearest
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.leaves.row_delta import RowDelta, check_axis, delta_product, delta_rows
-from jaxft.leaves.structured import dot, dot_transposed, lookup
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["w", "d", "indices", "adapter"], meta_fields=["axis"])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(meta=("axis",))
 class ServedDeltas:
   """`w` with, for each example of a batch, a delta of its own in some rows (axis -2) or columns (axis -1).
 
@@ -43,18 +42,6 @@ class ServedDeltas:
 
   def __post_init__(self):
     check_axis(self.axis)
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.w.shape
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.w.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
 
   def materialize(self) -> Array:
     raise ValueError(

@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxft.leaves.annotated import Annotated
+from jaxft.leaves.materialize import unrounded
+from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, check_axis, delta_product, delta_rows
-from jaxft.leaves.structured import dot, dot_transposed, lookup, unrounded
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.depth import layer_of
 from jaxft.tree.filters import mask

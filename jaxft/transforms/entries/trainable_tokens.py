@@ -1,8 +1,6 @@
 """Trainable tokens: a few rows of an embedding train, the others stay frozen."""
 
-import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxft.leaves.structured import dot, dot_transposed, lookup, materialize
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.materialize import materialize
+from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.transforms.matrices import adapt_matrices, chosen_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 from jaxft.tree.paths import Tree
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["w", "rows", "values"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@leaf_class()
 class RowsReplaced:
   """`w` with rows `rows` replaced by `values`: w `[..., m, n]`, rows `[..., k]`, values `[..., k, n]`.
 
@@ -28,18 +27,6 @@ class RowsReplaced:
   w: Any
   rows: Any
   values: Any
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.w.shape
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.w.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
 
   def materialize(self) -> Array:
     if self.ndim > 2:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
@@ -32,7 +32,7 @@ def adalora(
     deviation: standard deviation of a and b at the start.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
+    ValueError: rank is out of range; from `split`, as `lora`.
 
   Source: Zhang et al. 2023 (arXiv 2303.10512); PEFT divides by r + 1e-5.
   """

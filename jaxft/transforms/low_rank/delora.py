@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import LowRank, materialize
-from jaxft.transforms.low_rank.lora import uniform_then_zero
+from jaxft.leaves.low_rank import LowRank
+from jaxft.leaves.materialize import materialize
+from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
@@ -25,7 +26,7 @@ def delora(select: Filter = "**/kernel", *, rank: int = 8, strength: float = 15.
     strength: lambda, where the trained number that bounds the update starts.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
+    ValueError: rank is out of range; from `split`, as `lora`.
 
   Source: Bini et al. 2025 (arXiv 2503.18225); norms are clamped as in PEFT, b starts at zero.
   """

@@ -1,7 +1,5 @@
 """DoRA: a low-rank update of the direction of each column of a weight, and its magnitude trained apart."""
 
-import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,15 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import LowRank, dot, lookup, materialize, unrounded
-from jaxft.transforms.low_rank.lora import uniform_then_zero
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.low_rank import LowRank
+from jaxft.leaves.materialize import materialize, unrounded
+from jaxft.leaves.products import dot, lookup
+from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["v", "squares", "magnitude"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(like="v")
 class ColumnNormalized:
   """`v * magnitude / |v|`, with v low-rank and |v| the norm of its columns, through which no gradient flows.
 
@@ -30,18 +30,6 @@ class ColumnNormalized:
   v: LowRank
   squares: Any
   magnitude: Any
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.v.shape
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.v.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
 
   def materialize(self) -> Array:
     return (unrounded(self.v) * self._factors()[..., None, :]).astype(self.dtype)
@@ -92,7 +80,7 @@ def dora(
     dtype: of the factors; None takes float32. Magnitudes are float32.
 
   Raises:
-    ValueError: rank or dropout is out of range; from `split`, as `low_rank`.
+    ValueError: rank or dropout is out of range; from `split`, as `lora`.
 
   Source: Liu et al. 2024 (arXiv 2402.09353), with the detached norm of its section 4.3. Columns are outputs, as in
   PEFT; the norm comes from Gram matrices of the factors, not from the product.

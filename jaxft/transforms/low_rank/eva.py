@@ -1,6 +1,6 @@
 """EVA: low-rank factors that start from the directions of each layer's inputs, and ranks from how much these explain.
 
-    low_rank("**/kernel", rank=32, init=from_directions, statistics=eva_directions(covariances, rank=16, rho=2))
+    lora("**/kernel", rank=32, init=from_directions, statistics=eva_directions(covariances, rank=16, rho=2))
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.transforms.low_rank.data_inits import check_statistic
+from jaxft.transforms.low_rank.inits import check_statistic
 from jaxft.tree.paths import Tree
 
 
@@ -27,7 +27,7 @@ def eva_directions(covariances: Tree, *, rank: int = 8, rho: float = 2.0) -> Tre
     rho: how much of it one layer may get; 1 gives each the same.
 
   Returns:
-    A tree of `[m, round(rho * rank)]`, statistics for `low_rank(rank=round(rho * rank), init=from_directions)`.
+    A tree of `[m, round(rho * rank)]`, statistics for `lora(rank=round(rho * rank), init=from_directions)`.
 
   Raises:
     ValueError: rho is below 1, or a layer has fewer inputs than directions.

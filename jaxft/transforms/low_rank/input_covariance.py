@@ -4,7 +4,6 @@
     covariances = add_inputs(covariances, {path: inputs})                  of inputs that were recorded
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxft.leaves.structured import dot, dot_transposed, lookup, materialize
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.materialize import materialize
+from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.transforms.matrices import adapt_matrices
 from jaxft.tree.filters import Filter
 from jaxft.tree.paths import Tree
@@ -69,7 +70,7 @@ def input_covariances(
     A tree like params, of `[m, m]`, of `[L, m, m]` for a stack, holes elsewhere; to be added up over batches.
 
   Raises:
-    ValueError: as `low_rank`, or where does not fit the inputs.
+    ValueError: as `lora`, or where does not fit the inputs.
   """
 
   def start(key: Array, w: Any, statistic: Any) -> tuple[Any, Any]:
@@ -89,8 +90,7 @@ def input_covariances(
   return jax.grad(total)(sinks)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["w", "sink", "where"], meta_fields=["by_example"])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(meta=("by_example",))
 class Probed:
   """Stands for `w`; the gradient of `sink` `[..., m, m]` is `x^T x` of the inputs of `dot`."""
 
@@ -98,18 +98,6 @@ class Probed:
   sink: Any
   where: Any
   by_example: bool
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.w.shape
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.w.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
 
   def materialize(self) -> Array:
     return materialize(self.w)

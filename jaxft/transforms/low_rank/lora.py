@@ -1,7 +1,12 @@
-"""Low-rank adaptation: `w + scale * a @ b` with w frozen and the two thin factors trained."""
+"""LoRA: `w + scale * a @ b` with w frozen and the two thin factors trained, from whichever start.
+
+    lora("**/kernel", rank=16)
+    lora("**/kernel", rank=16, init=pissa)
+    lora("**/kernel", rank=16, init=mica, train="a")
+    lora("**/kernel", rank=16, init=corda("preview"), statistics=covariances)
+"""
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -9,56 +14,54 @@ import jax.numpy as jnp
 
 from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import LowRank
-from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank, kaiming_uniform
+from jaxft.leaves.low_rank import LowRank
+from jaxft.transforms.low_rank.inits import FactorInit, uniform_then_zero
+from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 from jaxft.tree.paths import Tree, is_structured
 
-# (key, weight [m, n], rank, scale, statistic) -> (weight that stays frozen [m, n], a [m, rank], b [rank, n])
-FactorInit = Callable[[jax.Array, Any, int, float, Any], tuple[Any, jax.Array, jax.Array]]
-
-# The inits of `jaxft.transforms`, for errors: those after the first two are made by a call, with options of their own.
-INITS = ("pissa", "olora", "from_directions", "corda", "loftq", "lora_ga")
+# The inits of `jaxft.transforms`, for errors: the last three are made by a call, with options of their own.
+INITS = ("pissa", "olora", "mica", "from_directions", "corda", "loftq", "lora_ga")
 
 
-def uniform_then_zero(
-    key: jax.Array, w: Any, rank: int, scale: float = 1.0, statistic: Any = None
-) -> tuple[Any, jax.Array, jax.Array]:
-  """LoRA's own init: a uniform in ±1/sqrt(m) (PEFT's Kaiming-uniform with a = sqrt 5), b zero, w unchanged."""
-  del scale, statistic
-  m, n = w.shape
-  return w, kaiming_uniform(key, (m, rank), m), jnp.zeros((rank, n), jnp.float32)
-
-
-def low_rank(
+def lora(
     select: Filter = "**/kernel",
     *,
     rank: int = 8,
-    scale: float = 1.0,
-    dropout: float = 0.0,
+    alpha: float = 16.0,
     init: FactorInit = uniform_then_zero,
     statistics: Tree | None = None,
+    dropout: float = 0.0,
+    rank_stabilized: bool = False,
     train: Literal["ab", "a", "b"] = "ab",
     dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
-  """Trains a low-rank update of each matching matrix: the primitive behind LoRA and all methods of its kin.
+  """LoRA: `w + alpha / r * a @ b`; rsLoRA divides by sqrt(r), so that the update keeps its size as r grows.
+
+      params {'up': W [m, n]}  ->  frozen {'up': W},  trainable {'up': {'a': [m, r], 'b': [r, n]}}
 
   Args:
     select: a filter; every leaf it matches must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
     rank: r of the factors a `[m, r]` and b `[r, n]`.
-    scale: the constant factor of the update.
-    dropout: rate in [0, 1) on the input of a; active where `seed_dropout` has set a key.
-    init: gives, for one matrix, what stays frozen and the two factors; it is told `scale`, and the matrix's statistic.
+    alpha: numerator of the scale; `alpha=rank` makes the update `a @ b` itself.
+    init: where the factors start, and what of the matrix stays frozen then: `pissa`, `olora`, `mica`,
+      `from_directions` (EVA), or what `corda(...)`, `loftq(...)` and `lora_ga(...)` return; or any function
+      `(key, w, rank, scale, statistic) -> (w, a, b)` of one matrix. By default a is uniform and b zero.
     statistics: for an init that looks at data: by path, one entry a matrix, or one for all below a path; see
       `jaxft.transforms.matrices.adapt_matrices`.
-    train: which factors train; the other stays as drawn.
-    dtype: of the factors; None takes float32.
+    dropout: rate in [0, 1) on the input of a; active where `seed_dropout` has set a key.
+    rank_stabilized: divide alpha by sqrt(r) in place of r.
+    train: which factors train; the other stays as drawn. "b" is LoRA-FA.
+    dtype: of the factors; None takes float32. What rounding takes off the factors of an init stays in the weight.
 
   Raises (the last from `split`):
     TypeError: init is no function, such as the name of one.
     ValueError: rank, dropout or train is out of range; the filter matches nothing, or a leaf that is not a matrix (all
       are named), or one without statistics.
+
+  Sources: Hu et al. 2021 (arXiv 2106.09685); Kalajdzievski 2023 (arXiv 2312.03732) for rsLoRA; Zhang et al. 2023 (arXiv
+  2308.03303) for LoRA-FA. The factors are in JAX layout: a is the transpose of PEFT's `lora_A`, b of `lora_B`.
   """
   rank = check_rank(rank)
   check_dropout(dropout)
@@ -66,8 +69,9 @@ def low_rank(
     raise ValueError(f"train must be 'ab', 'a' or 'b'; got {train!r}")
   if not callable(init):
     raise TypeError(
-        f"init must be a function (key, w, rank, scale, statistic) -> (w, a, b), such as those of jaxft.transforms; "
-        f"got {init!r}; {nearest(str(init), INITS)}")
+        f"init must be a function (key, w, rank, scale, statistic) -> (w, a, b), such as those of jaxft.transforms, "
+        f"not its name; got {init!r}; {nearest(str(init), INITS)}")
+  scale = alpha / (math.sqrt(rank) if rank_stabilized else rank)
   dtype = jnp.dtype(dtype or jnp.float32)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
@@ -85,25 +89,3 @@ def low_rank(
     return LowRank(w, t["a"], t["b"], scale=scale, dropout=dropout)
 
   return adapt_matrices(select, start, adapt, statistics=statistics)
-
-
-def lora(
-    select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
-    rank_stabilized: bool = False, dtype: jnp.dtype | None = None,
-) -> ParamTransform:
-  """LoRA: `w + alpha / r * a @ b`; rsLoRA divides by sqrt(r), so that the update keeps its size as r grows.
-
-  Args:
-    select: a filter over matrices.
-    rank: r of the factors.
-    alpha: numerator of the scale.
-    dropout: rate on the input of a.
-    rank_stabilized: divide alpha by sqrt(r) in place of r.
-    dtype: of the factors; None takes float32.
-
-  Sources: Hu et al. 2021 (arXiv 2106.09685); Kalajdzievski 2023 (arXiv 2312.03732) for rsLoRA. The factors are in JAX
-  layout: a is the transpose of PEFT's `lora_A`, b of `lora_B`.
-  """
-  rank = check_rank(rank)
-  scale = alpha / (math.sqrt(rank) if rank_stabilized else rank)
-  return low_rank(select, rank=rank, scale=scale, dropout=dropout, dtype=dtype)

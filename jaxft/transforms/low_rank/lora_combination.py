@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.leaves.annotated import Annotated, noted
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.depth import layer_of
 from jaxft.tree.paths import Tree, is_leaf, unzip_with_path

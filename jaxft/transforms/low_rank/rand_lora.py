@@ -28,7 +28,7 @@ def rand_lora(select: Filter = "**/kernel", *, rank: int = 32, alpha: float = 64
     alpha: numerator of the scale.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
+    ValueError: rank is out of range; from `split`, as `lora`.
 
   Source: Albert et al. 2025 (arXiv 2502.00987); Kaiming-uniform bases of unit deviation, scales from zero and weights
   from 1 / max(terms, p), as in PEFT.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_rank, join_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
@@ -40,7 +40,7 @@ def vb_lora(
     deviation: standard deviation of the logits at the start.
 
   Raises:
-    ValueError: rank is out of range, or top exceeds vectors; from `split`, as `low_rank`, or where length does not
+    ValueError: rank is out of range, or top exceeds vectors; from `split`, as `lora`, or where length does not
       divide a side.
 
   Source: Li et al. 2024 (arXiv 2405.15179).

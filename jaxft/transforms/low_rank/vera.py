@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import LowRank, Scaled
+from jaxft.leaves.low_rank import LowRank
+from jaxft.leaves.scaled import Scaled
 from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, join_matrices, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
@@ -23,7 +24,7 @@ def vera(select: Filter = "**/kernel", *, rank: int = 256, start: float = 0.1) -
     start: where d starts; s starts at zero.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
+    ValueError: rank is out of range; from `split`, as `lora`.
 
   Source: Kopiczko et al. 2023 (arXiv 2310.11454). Kaiming-uniform as in PEFT, by the largest shape; PEFT's `vera_A` is
   the transpose of a, its `lambda_b` s.

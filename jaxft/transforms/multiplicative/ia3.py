@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from jaxft.leaves.structured import Scaled
+from jaxft.leaves.scaled import Scaled
 from jaxft.transforms.multiplicative.multiplied import adapt_shapes
 from jaxft.transforms.protocol import ParamTransform, chain
 from jaxft.tree.filters import Filter

@@ -5,42 +5,28 @@ over the last axis, in x's dtype and without forming M. The map acts on activati
 is, whatever holds it: an array, a `Quantized`, another `Multiplied`.
 """
 
-import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.leaves.structured import dot, dot_transposed, lookup, unrounded
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.materialize import unrounded
+from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.transforms.matrices import adapt_matrices, chosen_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 from jaxft.tree.paths import Tree
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["w", "by"], meta_fields=["side"])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(meta=("side",))
 class Multiplied:
   """`M @ w` (side "in") or `w @ M` (side "out"), M a square linear map and w `[..., m, n]`."""
 
   w: Any
   by: Any
   side: Literal["in", "out"] = "in"
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.w.shape
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.w.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
 
   def materialize(self) -> Array:
     if self.ndim > 2:

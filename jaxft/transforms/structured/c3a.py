@@ -1,21 +1,19 @@
 """C3A: an update made of circulant blocks, which multiply through Fourier transforms."""
 
-import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.sums import Sum
 from jaxft.transforms.matrices import adapt_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(like="kernel")
 class CirculantBlocks:
   """Blocks `[b, b]`, each row the one above turned by one; kernel `[..., n / b, m / b, b]`, stands for `[..., m, n]`.
 
@@ -28,14 +26,6 @@ class CirculantBlocks:
   def shape(self) -> tuple[int, ...]:
     *batch, q, p, b = self.kernel.shape
     return (*batch, p * b, q * b)
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.kernel.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.kernel.shape) - 1
 
   def materialize(self) -> Array:
     i = jnp.arange(self.kernel.shape[-1])
@@ -68,7 +58,7 @@ def c3a(select: Filter = "**/kernel", *, block: int = 256) -> ParamTransform:
     block: b; must divide m and n.
 
   Raises:
-    ValueError: block is no positive integer; from `split`, as `low_rank`, or where block does not divide a side.
+    ValueError: block is no positive integer; from `split`, as `lora`, or where block does not divide a side.
 
   Source: Chen et al. 2024 (arXiv 2407.19342); the scale and the direction of the turn are PEFT's. It starts at zero.
   """

@@ -1,7 +1,5 @@
 """FourierFT: an update that is the inverse transform of a few trained frequencies."""
 
-import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxft.leaves.annotated import Annotated
-from jaxft.leaves.structured import dot, dot_transposed
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.products import dot, dot_transposed
 from jaxft.leaves.sums import Formed, Sum
 from jaxft.transforms.matrices import adapt_matrices, join_matrices
 from jaxft.transforms.protocol import ParamTransform
@@ -18,8 +17,7 @@ from jaxft.tree.filters import Filter
 LARGEST_SIDE = 46340  # beyond it the product of two indices overflows 32 bits
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["places", "spectrum"], meta_fields=["rows", "columns"])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(meta=("rows", "columns"), like="spectrum")
 class PlaneWaves:
   """`m n Re ifft2(S)` `[..., m, n]`, S zero but for `spectrum` `[..., k]` at the flat `places` `[..., k]`.
 
@@ -35,14 +33,6 @@ class PlaneWaves:
   @property
   def shape(self) -> tuple[int, ...]:
     return (*self.places.shape[:-1], self.rows, self.columns)
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.spectrum.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
 
   def materialize(self) -> Array:
     a, b = self._waves()
@@ -87,7 +77,7 @@ def fourier_ft(
     deviation: standard deviation of the entries at the start; 1 in the paper, where training starts off the weights.
 
   Raises:
-    ValueError: frequencies is no positive integer; from `split`, as `low_rank`, or where a matrix has fewer entries or
+    ValueError: frequencies is no positive integer; from `split`, as `lora`, or where a matrix has fewer entries or
       a side above 46340.
 
   Source: Gao et al. 2024 (arXiv 2405.03003). It starts from noise; here from zero unless told otherwise.

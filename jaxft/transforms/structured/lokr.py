@@ -1,23 +1,22 @@
 """LoKr: an update that is the Kronecker product of two small matrices."""
 
-import dataclasses
 import math
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.leaves.structured import unrounded
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.sums import Sum
 from jaxft.transforms.matrices import adapt_matrices, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["left", "right"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(like="left")
 class Kronecker:
   """`kron(left, right)`, with left `[..., m1, n1]` and right `[..., m2, n2]`; stands for `[..., m1 m2, n1 n2]`.
 
@@ -31,14 +30,6 @@ class Kronecker:
   def shape(self) -> tuple[int, ...]:
     *batch, m1, n1 = self.left.shape
     return (*batch, m1 * self.right[0].shape[-2], n1 * self.right[-1].shape[-1])
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.left.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.left.shape)
 
   def materialize(self) -> Array:
     right = reduce(jnp.matmul, map(unrounded, self.right))
@@ -93,7 +84,7 @@ def lokr(
     factor: the size of m1 and n1 where it divides; None takes the divisors nearest to the square roots.
 
   Raises:
-    ValueError: rank or factor is out of range; from `split`, as `low_rank`.
+    ValueError: rank or factor is out of range; from `split`, as `lora`.
 
   Source: Yeh et al. 2023, LyCORIS (arXiv 2309.14859); Edalati et al. 2022 (arXiv 2212.10650). As in PEFT, left starts
   at zero and right Kaiming-uniform.

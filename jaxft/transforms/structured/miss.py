@@ -1,21 +1,19 @@
 """MiSS: an update whose rows repeat, so that one thin matrix serves the shards of the input in turn."""
 
-import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["rows", "rank"])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(meta=("rows", "rank"))
 class Cycle:
   """The 0/1 matrix `[rows, rank]` with a one at `(i, i mod rank)`: `x @ Cycle` adds up x in steps of rank."""
 
@@ -29,10 +27,6 @@ class Cycle:
   @property
   def dtype(self) -> jnp.dtype:
     return jnp.dtype(jnp.float32)
-
-  @property
-  def ndim(self) -> int:
-    return 2
 
   def materialize(self) -> Array:
     return jax.nn.one_hot(jnp.arange(self.rows) % self.rank, self.rank)
@@ -56,7 +50,7 @@ def miss(select: Filter = "**/kernel", *, rank: int = 64) -> ParamTransform:
     rank: r, the rows of what trains.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`, or where rank exceeds m.
+    ValueError: rank is out of range; from `split`, as `lora`, or where rank exceeds m.
 
   Source: Kang and Yin 2024 (arXiv 2409.15371), earlier named Bone; the plain form of PEFT.
   """

@@ -1,4 +1,4 @@
-"""Element-wise products: LoHa, the product of two low-rank matrices, and HiRA, a low-rank matrix times the weight."""
+"""LoHa: an update that is the element-wise product of two low-rank matrices."""
 
 from typing import Any
 
@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxft.leaves.structured import LowRank
+from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.sums import Formed
-from jaxft.transforms.low_rank.lora import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_rank, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
@@ -30,7 +29,7 @@ def loha(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 8.0) -> 
     alpha: numerator of the scale.
 
   Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
+    ValueError: rank is out of range; from `split`, as `lora`.
 
   Source: Hyeon-Woo et al. 2021, FedPara (arXiv 2108.06098); LyCORIS, Yeh et al. 2023 (arXiv 2309.14859). As in PEFT,
   a2 starts at zero and the others Kaiming-uniform.
@@ -58,30 +57,3 @@ def loha(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 8.0) -> 
 
 def _add_product(w: Array, t: Any) -> Array:
   return w + (t["a1"] @ t["b1"]) * (t["a2"] @ t["b2"])
-
-
-def hira(select: Filter = "**/kernel", *, rank: int = 32) -> ParamTransform:
-  """HiRA: `w * (1 + a @ b)`, an update of high rank from LoRA's parameters, at the cost of full tuning.
-
-  Args:
-    select: a filter over matrices.
-    rank: r of the factors.
-
-  Raises:
-    ValueError: rank is out of range; from `split`, as `low_rank`.
-
-  Source: Huang et al. 2025, HiRA (ICLR 2025, openreview.net/forum?id=TwJrTz9cRS; it has no arXiv id); the form and the
-  init are PEFT's.
-  """
-  rank = check_rank(rank)
-
-  def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
-    del statistic
-    _, a, b = uniform_then_zero(key, w, rank)
-    return w, {"a": a, "b": b}
-
-  return adapt_matrices(select, start, lambda w, t: Formed(w, t, _times_one_plus))
-
-
-def _times_one_plus(w: Array, t: Any) -> Array:
-  return w * (1 + t["a"] @ t["b"])

@@ -1,0 +1,28 @@
+"""Seeding the dropout of leaves that have a rate."""
+
+import dataclasses
+from typing import Any
+
+from jaxtyping import Array
+
+from jaxft.tree.depth import leaf_keys
+from jaxft.tree.paths import Tree, is_structured, map_with_path
+
+
+def seed_dropout(params: Tree, key: Array) -> Tree:
+  """Sets the key of every leaf that has a dropout rate, folded from its path; a step's objective calls this.
+
+  Stacked leaves get one key per layer, and a leaf within another its own. Leaves without dropout are returned as they
+  are, so the cost of none is none.
+  """
+
+  def seed(path: str, leaf: Any) -> Any:
+    if not (is_structured(leaf) and dataclasses.is_dataclass(leaf)):
+      return leaf
+    within = {f.name: getattr(leaf, f.name) for f in dataclasses.fields(leaf)}
+    new = {name: seed(f"{path}/{name}", part) for name, part in within.items() if is_structured(part)}
+    if getattr(leaf, "dropout", 0.0):
+      new["key"] = leaf_keys(key, path, leaf)
+    return dataclasses.replace(leaf, **new) if any(part is not within[name] for name, part in new.items()) else leaf
+
+  return map_with_path(seed, params)

@@ -1,0 +1,47 @@
+"""Products with an array or a structured leaf, which is what the models multiply with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxft.tree.paths import is_structured
+
+
+def dot(x: Float[Array, "... n_in"], w: Any) -> Float[Array, "... n_out"]:
+  """`x @ w`: the last axis of x with the second to last of w, an array or a structured leaf of rank 2.
+
+  The leading axes of x are flattened first: XLA's CPU backend contracts two batch axes in the backward pass about
+  three times slower than one, and other backends flatten them anyway. The weight takes x's dtype.
+  """
+  if is_structured(w):
+    return w.dot(x)
+  y = x.reshape(-1, x.shape[-1]) @ w.astype(x.dtype)
+  return y.reshape(*x.shape[:-1], w.shape[-1])
+
+
+def dot_transposed(x: Float[Array, "... n_out"], w: Any) -> Float[Array, "... n_in"]:
+  """`x @ w.T`: the last axis of x with the last of w; a tied embedding read as the output head."""
+  if is_structured(w):
+    return w.dot_transposed(x)
+  y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), w.astype(x.dtype), (((1,), (1,)), ((), ())))
+  return y.reshape(*x.shape[:-1], w.shape[-2])
+
+
+def thin_dot(x: Float[Array, "... n_in"], a: Any) -> Float[Array, "... rank"]:
+  """`dot(x, a)` for a matrix of few columns, written so that its gradient is formed as `[rank, n_in]`.
+
+  Left alone, XLA folds the transpose into the product of the backward pass, `x.T @ g` with a handful of columns, which
+  its CPU backend computes seven times slower than `g.T @ x`. The barrier keeps the two apart; it costs nothing.
+  """
+  if is_structured(a):
+    return a.dot(x)
+  return dot_transposed(x, jax.lax.optimization_barrier(a.T))
+
+
+def lookup(w: Any, ids: Int[Array, "..."]) -> Float[Array, "... dim"]:
+  """Rows of w, an array or a structured leaf `[vocab, dim]`."""
+  if is_structured(w):
+    return w.lookup(ids)
+  return jnp.take(w, ids, axis=0)

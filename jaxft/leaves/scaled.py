@@ -1,0 +1,44 @@
+"""`Scaled`: a weight times a factor for each row, each column or the whole."""
+
+from typing import Any
+
+from jaxtyping import Array
+
+from jaxft.leaves.leaf_class import leaf_class
+from jaxft.leaves.materialize import unrounded
+from jaxft.leaves.products import dot, dot_transposed, lookup
+
+
+@leaf_class()
+class Scaled:
+  """`w * s`, s broadcast against w: `[..., 1, n]` scales outputs, `[..., m, 1]` inputs, `[..., 1, 1]` the whole."""
+
+  w: Any
+  s: Any
+
+  def materialize(self) -> Array:
+    return (unrounded(self.w) * self.s).astype(self.dtype)
+
+  def dot(self, x: Array) -> Array:
+    rows, columns = self._sides()
+    y = dot(x if rows is None else x * rows.astype(x.dtype), self.w)
+    return y if columns is None else y * columns.astype(y.dtype)
+
+  def dot_transposed(self, x: Array) -> Array:
+    rows, columns = self._sides()
+    y = dot_transposed(x if columns is None else x * columns.astype(x.dtype), self.w)
+    return y if rows is None else y * rows.astype(y.dtype)
+
+  def lookup(self, ids: Array) -> Array:
+    rows, columns = self._sides()
+    y = lookup(self.w, ids)
+    y = y if rows is None else y * (rows[ids] if rows.shape[0] > 1 else rows)[..., None].astype(y.dtype)
+    return y if columns is None else y * columns.astype(y.dtype)
+
+  def _sides(self) -> tuple[Array | None, Array | None]:
+    """The scale as a vector over rows or over columns of a rank-2 leaf; both may be of length 1."""
+    if self.s.shape[-2] != 1 and self.s.shape[-1] != 1:
+      raise ValueError(f"Scaled contracts only with a scale of rows or of columns; got s of shape {self.s.shape}")
+    if self.s.shape[-1] == 1:
+      return self.s[..., 0], None
+    return None, self.s[..., 0, :]

@@ -1,0 +1,24 @@
+"""MiCA: the inputs of the minor outputs train, the singular vectors on the output side that the weight uses least."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxft.leaves.materialize import materialize
+from jaxft.transforms.low_rank.inits import check_rank_fits
+
+
+def mica(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tuple[Any, Array, Array]:
+  """MiCA: a is zero, b the singular vectors on the output side of the smallest singular values of w.
+
+  The method trains a alone and keeps b where it is, `lora(init=mica, train="a")`: what trains is said in one place, and
+  `lora(init=mica)` is LoRA from this start.
+
+  Source: arXiv 2604.01694, as in PEFT: b is its `lora_B` transposed, the last left singular vectors in its layout.
+  """
+  del key, scale, statistic
+  check_rank_fits(rank, w)
+  _, _, v = jnp.linalg.svd(materialize(w).astype(jnp.float32), full_matrices=False)
+  return w, jnp.zeros((w.shape[0], rank)), v[-rank:]

@@ -1,0 +1,49 @@
+"""OFT: weights rotated on their input side by small blocks."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxft.transforms.multiplicative.block_rotations import (
+  Butterfly,
+  cayley,
+  check_block,
+  check_terms,
+  skew_from_triu,
+)
+from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.filters import Filter
+
+
+def oft(
+    select: Filter = "**/kernel", *, block: int = 32, terms: int | None = None, dtype: jnp.dtype | None = None
+) -> ParamTransform:
+  """OFT: `blkdiag(R_1, ..., R_{m/b}) @ w`, each R a rotation that starts at the identity; row by row, `(x R) w`.
+
+  Args:
+    select: a filter over matrices `[m, n]`.
+    block: b, the size of the rotations; must divide m.
+    terms: None for the exact Cayley transform, or the number of terms of PEFT's series; see `cayley`.
+    dtype: of the trained numbers, `skew [m / b, b (b - 1) / 2]`; None takes float32.
+
+  Raises:
+    ValueError: block below 2, terms below 4; from `split`: block does not divide m.
+
+  Sources: Qiu et al. 2023 (arXiv 2306.07280); the series, Qiu et al. 2025 (arXiv 2506.19847). The numbers are those of
+  PEFT's `oft_R.weight`. PEFT's default is `terms=5`; here it is exact. Without its constrained variant and block
+  sharing.
+  """
+  check_block(block)
+  check_terms(terms)
+  entries = block * (block - 1) // 2
+
+  def leaf(w: Any, t: dict[str, Array]) -> Multiplied:
+    blocks = cayley(skew_from_triu(t["skew"], block), terms=terms)
+    return Multiplied(w, Butterfly(blocks[..., None, :, :, :]))
+
+  return adapt_shapes(
+      select, lambda key, m, n: {"skew": jnp.zeros((m // block, entries), dtype or jnp.float32)}, leaf,
+      problem=lambda m, n: f"block {block} does not divide its {m} rows" if m % block else "",
+  )

@@ -1,0 +1,39 @@
+"""HiRA: the weight times one plus a low-rank matrix, entry by entry."""
+
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from jaxft.leaves.sums import Formed
+from jaxft.transforms.low_rank.inits import uniform_then_zero
+from jaxft.transforms.matrices import adapt_matrices, check_rank
+from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.filters import Filter
+
+
+def hira(select: Filter = "**/kernel", *, rank: int = 32) -> ParamTransform:
+  """HiRA: `w * (1 + a @ b)`, an update of high rank from LoRA's parameters, at the cost of full tuning.
+
+  Args:
+    select: a filter over matrices.
+    rank: r of the factors.
+
+  Raises:
+    ValueError: rank is out of range; from `split`, as `lora`.
+
+  Source: Huang et al. 2025, HiRA (ICLR 2025, openreview.net/forum?id=TwJrTz9cRS; it has no arXiv id); the form and the
+  init are PEFT's.
+  """
+  rank = check_rank(rank)
+
+  def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
+    del statistic
+    _, a, b = uniform_then_zero(key, w, rank)
+    return w, {"a": a, "b": b}
+
+  return adapt_matrices(select, start, lambda w, t: Formed(w, t, _times_one_plus))
+
+
+def _times_one_plus(w: Array, t: Any) -> Array:
+  return w * (1 + t["a"] @ t["b"])
