@@ -3,7 +3,7 @@
     jaxft run atlas            seven minutes on two cores, and six more where the experts have to be trained first
     jaxft run atlas --smoke    seconds
 
-Of the four sentiment domains of `experiments/tasks/sentiment_experts.py` one is the target and the task vectors of the other
+Of the four sentiment domains of `tasks/sentiment_experts.py` one is the target and the task vectors of the other
 three are the bank, each domain in turn. All arms start from the mean of the bank's experts (every coefficient 1/3; the
 base itself has a head of zeros and predicts nothing), and train on the same few sentences of the target:
 

@@ -3,7 +3,7 @@
     jaxft run compeft            five minutes on two cores, and six more where the experts have to be trained first
     jaxft run compeft --smoke    seconds
 
-The task vectors of all-MiniLM-L6-v2 fine-tuned on four sentiment domains (`experiments/tasks/sentiment_experts.py`), 10.6
+The task vectors of all-MiniLM-L6-v2 fine-tuned on four sentiment domains (`tasks/sentiment_experts.py`), 10.6
 million entries each, are compressed and added back to the base; the score is Pearson's r of predicted and human ratings
 on the domain's own test sentences, the mean over the domains. At each density k, the same entries are kept by all arms:
 

@@ -3,7 +3,7 @@
     jaxft run fine-tuning-transfer            about eight minutes on two cores
     jaxft run fine-tuning-transfer --smoke    seconds
 
-all-MiniLM-L6-v2 with a linear head rates sentences (`experiments/tasks/sentiment_rating.py`). Version 1 of a base has learnt
+all-MiniLM-L6-v2 with a linear head rates sentences (`tasks/sentiment_rating.py`). Version 1 of a base has learnt
 product reviews; version 2 is version 1 trained on, on product reviews and editorials. The old version is fine-tuned on
 movie reviews, and its update (fine-tuned less version 1) is added to version 2, which never saw one. Arms, all on movie
 reviews for test:

@@ -3,7 +3,7 @@
     jaxft run lines-merging            about seven minutes on two cores, and six for the experts where they are not kept
     jaxft run lines-merging --smoke    seconds
 
-all-MiniLM-L6-v2 is tuned on the ratings of four domains, one expert each (`experiments/tasks/sentiment_experts.py`), and the
+all-MiniLM-L6-v2 is tuned on the ratings of four domains, one expert each (`tasks/sentiment_experts.py`), and the
 four updates are merged, by their sum (task arithmetic) and by TIES. Each merged update is scaled in three ways: by one
 factor for all layers, as those methods do it; by LiNeS, whose first factor is the source's heuristic and whose slope is
 searched; and by the reversed schedule, which shrinks the last layers as LiNeS shrinks the first. Factor and slope come

@@ -4,8 +4,8 @@
     jaxft run merging-baselines --smoke    about a minute
     python -m experiments.merging.merging_baselines --report STEM      STEM.html and STEM.md from the committed result
 
-Five tasks on all-MiniLM-L6-v2: to rate the sentences of four domains (`experiments/tasks/sentiment_experts.py`), and to find
-the next sentence of an editorial (`experiments/tasks/next_sentence.py`), whose expert trains no head. Each method merges the
+Five tasks on all-MiniLM-L6-v2: to rate the sentences of four domains (`tasks/sentiment_experts.py`), and to find
+the next sentence of an editorial (`tasks/next_sentence.py`), whose expert trains no head. Each method merges the
 five experts of a seed. Where a merge has a scale, it is chosen from one grid by validation data; with LiNeS the scale
 is the factor of the last layer and the first layer's is half of it, of the same grid. The score is the mean over the
 tasks of the merged model's score over the expert's own: Pearson's r, nDCG@10 for the retrieval. A seed draws the

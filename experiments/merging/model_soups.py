@@ -3,7 +3,7 @@
     jaxft run model-soups            thirteen minutes on two cores
     jaxft run model-soups --smoke    seconds
 
-all-MiniLM-L6-v2 with one zero head (`experiments/tasks/sentiment_rating.py`) is fine-tuned, all but the embeddings, on the
+all-MiniLM-L6-v2 with one zero head (`tasks/sentiment_rating.py`) is fine-tuned, all but the embeddings, on the
 sentiment of movie reviews: a family of six runs for each seed, as a random search makes them, each with a learning rate
 drawn log-uniformly over more than a decade, too high ones included, and with an order of the data of its own. One half
 of the validation sentences ranks the runs, decides what enters the greedy soups and trains the learned one's

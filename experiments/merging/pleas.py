@@ -3,7 +3,7 @@
     jaxft run pleas            about two minutes on two cores
     jaxft run pleas --smoke    seconds
 
-Two MLPs read digits (`experiments/tasks/digits_views.py`), from starts of their own. In the first setting both learn upright
+Two MLPs read digits (`tasks/digits_views.py`), from starts of their own. In the first setting both learn upright
 images and are asked for upright ones; in the second one learns upright and the other transposed images, and the merged
 network is asked for both. Networks of the size of one:
 

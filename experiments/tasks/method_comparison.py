@@ -1,8 +1,8 @@
 """The comparison that two experiments share: many methods on one task and one budget of steps, with what each forgets.
 
-all-MiniLM-L6-v2 learns to rate the sentences of one domain (`experiments/tasks/sentiment_rating.py`). A method is measured by
+all-MiniLM-L6-v2 learns to rate the sentences of one domain (`tasks/sentiment_rating.py`). A method is measured by
 what it reaches there, what that is worth in the other domains, what is left of the pretrained encoder's own skill
-(`experiments/tasks/next_sentence.py`), and what it costs: numbers that train, operations, state, bytes of the file to ship.
+(`tasks/next_sentence.py`), and what it costs: numbers that train, operations, state, bytes of the file to ship.
 
 All methods share seeds, batches and the linear head with its rate. A method's own learning rate is one of a few
 multiples of its usual one, by Pearson's r on validation sentences with a tuning seed of its own.

@@ -2,7 +2,7 @@
 
     python -m experiments.tasks.sentiment_experts    chooses the learning rate again: four minutes on two cores
 
-Every expert starts from the same encoder with the same zero head (`experiments/tasks/sentiment_rating.py`) and trains all but
+Every expert starts from the same encoder with the same zero head (`tasks/sentiment_rating.py`) and trains all but
 the embeddings, so that the difference to that start is a task vector of the layers and the head. An expert takes about
 15 seconds and is kept on disk, until its recipe or the code that made it changes; the experiments that share them then
 start where the training ended. The seed of an expert draws its batches.

@@ -9,9 +9,9 @@ Truncation. Of two layers of SmolLM2-135M the k smallest components of every mat
 ASVD and by CorDA's oriented SVD, and the perplexity of arithmetic text is read before and after. The two that look at
 inputs see other text of the same kind; a seed draws that text and the text of the test.
 
-Adaptation. all-MiniLM-L6-v2 learns to rate movie reviews (`experiments/tasks/sentiment_rating.py`) by factors of one rank on
+Adaptation. all-MiniLM-L6-v2 learns to rate movie reviews (`tasks/sentiment_rating.py`) by factors of one rank on
 all matrices of its layers; what is to be kept is the search of the next sentence of a news editorial
-(`experiments/tasks/next_sentence.py`). Arms, which differ in where the factors start:
+(`tasks/next_sentence.py`). Arms, which differ in where the factors start:
 
 - LoRA, at zero, and PiSSA, at the leading components: no data;
 - CorDA previewed: the leading components, oriented by movie reviews; the paper claims a better target;

@@ -3,7 +3,7 @@
     jaxft run intruder-dimensions            a few minutes on two cores
     jaxft run intruder-dimensions --smoke    seconds
 
-The spectra of `experiments/transforms/lora_vs_full.py` on a model whose tuning goes far: an MLP with two hidden layers of 256 that
+The spectra of `transforms/lora_vs_full.py` on a model whose tuning goes far: an MLP with two hidden layers of 256 that
 reads digits in three views, tuned on inverted ones, by both hidden matrices or by LoRA on them with rank 1, 4, 16 or 64
 and alpha = 2r; the head trains in all arms, as in the source. A seed draws the model, factors and batches.
 

@@ -11,7 +11,7 @@ Spectra: intruder dimensions among the ten leading singular vectors on the side 
 source's threshold of 0.5 and at others, and the effective rank of the update. Forgetting is measured as in the paper,
 by the loss of pretraining on text that tuning has nothing to do with: MiniLM was pretrained to tell the partner of a
 sentence from those of others at a scale of 20; here the partner is the next sentence of a news editorial. At last the
-singular values of intruders are scaled by 0.75, 0.5 and 0 after training. `experiments/transforms/intruder_dimensions.py` has the
+singular values of intruders are scaled by 0.75, 0.5 and 0 after training. `transforms/intruder_dimensions.py` has the
 spectra of a tuning that goes further.
 """
 

@@ -3,7 +3,7 @@
     jaxft run peft-for-code            about a quarter of an hour on one core
     jaxft run peft-for-code --smoke    seconds
 
-SmolLM2-135M-Instruct writes the line that a description asks for (`experiments/tasks/one_line_python.py`). A seed draws the
+SmolLM2-135M-Instruct writes the line that a description asks for (`tasks/one_line_python.py`). A seed draws the
 examples: the training data of the tuned arms and, the same ones, the bank that prompts take their demonstrations from.
 The score is exact match, read off one forward pass (greedy decoding gives the line exactly when each of its tokens is
 the likeliest), with the likelihood of the line beside it.

@@ -5,7 +5,7 @@
 
 One method of each family of the survey's taxonomy, every one with exactly 9,216 trained numbers, 0.087% of the layers:
 1,536 in each of six, or a soft prompt of 24 vectors. all-MiniLM-L6-v2 learns to rate product reviews; the protocol, the
-same for all, is `experiments/tasks/method_comparison.py`. The head alone, on frozen layers, is what adaptation starts from.
+same for all, is `tasks/method_comparison.py`. The head alone, on frozen layers, is what adaptation starts from.
 
 - selective: the norms;
 - additive: an adapter of rank 2 behind the MLP, without biases;

@@ -3,7 +3,7 @@
     jaxft run s2ft            about eight minutes on two cores
     jaxft run s2ft --smoke    seconds
 
-all-MiniLM-L6-v2 with a linear head learns to rate movie reviews (`experiments/tasks/sentiment_rating.py`) and is asked for
+all-MiniLM-L6-v2 with a linear head learns to rate movie reviews (`tasks/sentiment_rating.py`) and is asked for
 the ratings of movie reviews, and of product reviews, editorials and tweets, which it never saw. Four arms:
 
 - S2FT: in each layer one random head's rows of the attention's output projection, and 32 random rows of the MLP's last;

@@ -3,7 +3,7 @@
     jaxft run unified-peft            about twenty minutes on one core
     jaxft run unified-peft --smoke    seconds
 
-all-MiniLM-L6-v2 learns to rate sentences (`experiments/tasks/sentiment_rating.py`) by adapters of 73,728 numbers each, 0.7%
+all-MiniLM-L6-v2 learns to rate sentences (`tasks/sentiment_rating.py`) by adapters of 73,728 numbers each, 0.7%
 of its layers, and a linear head at one rate. Each pair of arms differs in one choice:
 
 - insertion: an adapter behind the MLP (sequential, Pfeiffer's) or beside it (parallel);

@@ -4,8 +4,8 @@
     jaxft run which_method --smoke                 seconds
     python -m experiments.transforms.which_method --report    makes the page from the committed result
 
-all-MiniLM-L6-v2 learns to rate movie reviews; the protocol, the same for all, is `experiments/tasks/method_comparison.py`.
-Methods have the sizes that they are commonly used at, not equal ones: `experiments/transforms/peft_survey.py` has equal ones. The
+all-MiniLM-L6-v2 learns to rate movie reviews; the protocol, the same for all, is `tasks/method_comparison.py`.
+Methods have the sizes that they are commonly used at, not equal ones: `transforms/peft_survey.py` has equal ones. The
 question is what a user asks: which one, when quality, forgetting and cost all count? Token embeddings are frozen in
 all of them. HFT and S2FT draw what trains once for all seeds; on a stack of layers, as here, HFT saves state and no
 operations. FourierFT adapts queries and values alone, as in its paper.
