@@ -13,7 +13,8 @@ def step_flops(pair: str) -> float:
 
   if pair.startswith("gist"):
     model = load("minilm-l6")
-    encoded = [[len(e.ids) for e in model.tokenizer.encode_batch(list(side))] for side in zip(*workload.text_pairs())]
+    sides = zip(*workload.text_pairs(), strict=True)
+    encoded = [[len(e.ids) for e in model.tokenizer.encode_batch(list(side))] for side in sides]
     padded = sum(len(side) * max(side) for side in encoded)
     tokens, per_token = sum(map(sum, encoded)) if pair == "gist, packed" else padded, 6
     matmul = _kernels(model.params)

@@ -245,7 +245,7 @@ def growth(folder: Path, rounds: int, sizes: Sequence[tuple[str, int, int]]) -> 
 
 
 def memory(folder: Path, sizes: Sequence[tuple[str, int, int]]) -> dict[str, Any]:
-  """Peak memory, in runs of their own as looking at it takes time: of both sides, over size, and over depth and models."""
+  """Peak memory of both sides, over size, and over depth and models; in runs of its own, as measuring takes time."""
   family = folder / "smollm2"
   make_family(family)
   sides: dict[str, Any] = {}
@@ -290,7 +290,8 @@ def table(results: Mapping[str, Any]) -> str:
         f"{row['disk_seconds'] / one['seconds']:.0%}",
         "random" if (same := row["agreement"]) is None else
         f"{same['different']:.2%}, {same['largest_difference']:.0e} of the leaf's largest"))
-  grown = [("parameters", "seconds", "seconds a GB", "share of the disk's rate", "peak memory", "largest leaf in float32")]
+  grown = [("parameters", "seconds", "seconds a GB", "share of the disk's rate", "peak memory",
+            "largest leaf in float32")]
   for row in results["growth"]:
     grown.append((
         f"{row['parameters'] / 1e9:.2f} B", f"{row['seconds']:.2f}", f"{row['seconds'] / row['bytes'] * 1e9:.2f}",
@@ -305,8 +306,8 @@ def table(results: Mapping[str, Any]) -> str:
       f"# Merging on {machine['cpus']} cores ({machine['processor']})", "",
       f"Made by `make bench-merging`: medians of {machine['rounds']} whole processes, alternating; three bfloat16 "
       "checkpoints of SmolLM2-135M onto a base, written in float32. The disk reads and writes "
-      f"{disk['bytes'] / disk['disk_seconds'] / 1e9:.2f} GB/s (target for linear: {DISK_TARGET:.0%}). Peak memory is the "
-      "sum over a program's processes, from runs of their own.", "",
+      f"{disk['bytes'] / disk['disk_seconds'] / 1e9:.2f} GB/s (target for linear: {DISK_TARGET:.0%}). Peak memory is "
+      "the sum over a program's processes, from runs of their own.", "",
       *_lines(rows), "", "Growth of our linear merge of two bfloat16 models to one:", "", *_lines(grown), "",
       "Our TIES, by depth and number of models:", "", *_lines(flat), ""])
 
@@ -319,7 +320,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
   parser.add_argument("--small", action="store_true", help="leave out the largest models")
-  parser.add_argument("--folder", type=Path, default=None, help="where to put checkpoints; default: the temporary folder")
+  parser.add_argument("--folder", type=Path, default=None, help="where checkpoints go; default: the temporary folder")
   parser.add_argument("--out", type=Path, default=RESULTS / "merging.json")
   parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others stay as the file has them")
   args = parser.parse_args()

@@ -50,9 +50,10 @@ def table(results: dict[str, Any]) -> str:
       "float32, 4 x 128 tokens, AdamW.", "",
       "| method | step | of full tuning | peak memory |", "| --- | ---: | ---: | ---: |",
   ]
-  for side, of in ours.items():
-    lines.append(f"| {side.removeprefix('jaxft-')} | {of['median_seconds']:.3f} s | {of['median_seconds'] / full:.2f} | "
-                 f"{of['peak_bytes'] / 1e9:.2f} GB |")
+  for side, row in ours.items():
+    lines.append(
+        f"| {side.removeprefix('jaxft-')} | {row['median_seconds']:.3f} s | {row['median_seconds'] / full:.2f} | "
+        f"{row['peak_bytes'] / 1e9:.2f} GB |")
   lines += ["", "| method | jaxft | PEFT | PEFT / jaxft | loss at step 1 | peak memory |",
             "| --- | ---: | ---: | ---: | --- | --- |"]
   for method in AGAINST_PEFT:

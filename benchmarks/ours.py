@@ -56,7 +56,8 @@ def gist(packed: bool) -> Step:
   Padded, each side of the pairs is as long as its longest text, as on the peer's side; packed, texts share rows.
   """
   model = load("minilm-l6")
-  sides = [[e.ids for e in model.tokenizer.encode_batch(list(texts))] for texts in zip(*workload.text_pairs())]
+  encode = lambda texts: [e.ids for e in model.tokenizer.encode_batch(list(texts))]
+  sides = list(map(encode, zip(*workload.text_pairs(), strict=True)))
   embed = _embed_packed if packed else _embed_padded
   batch = {"texts": pack_texts(sum(sides, []), length=128) if packed else [_padded(rows) for rows in sides]}
   batch["guide"] = jax.jit(partial(embed, config=model.config))(model.params, batch=batch["texts"])

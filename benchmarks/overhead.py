@@ -38,7 +38,8 @@ def overhead(rounds: int = 30) -> dict[str, float]:
   def by_hand(params, opt_state, x):
     value, grads = jax.value_and_grad(lambda p: jnp.mean(loss(p, x)))(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, (value, optax.global_norm(grads), optax.global_norm(updates))
+    metrics = value, optax.global_norm(grads), optax.global_norm(updates)
+    return optax.apply_updates(params, updates), opt_state, metrics
 
   hand_params, hand_state = params, optimizer.init(params)
   seconds: dict[str, list[float]] = {"jaxft": [], "by hand": []}

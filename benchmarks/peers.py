@@ -46,7 +46,7 @@ def gist() -> Step:
   model, guide = (SentenceTransformer(str(workload.minilm_folder()), device="cpu") for _ in range(2))
   loss = GISTEmbedLoss(model, guide)
   model.eval()  # switches dropout off, and nothing else
-  sides = zip(*workload.text_pairs())
+  sides = zip(*workload.text_pairs(), strict=True)
   features = [{k: v for k, v in model.tokenize(list(texts)).items() if torch.is_tensor(v)} for texts in sides]
   return _stepper(model, lambda: loss([dict(f) for f in features], None))
 

@@ -23,7 +23,8 @@ PAIRS = (
 )
 IMPORTS = {
     "jaxft": "import jaxft",
-    "all of jaxft": "from jaxft import analysis, data, decoding, evaluation, losses, merging, models, training, transforms",
+    "all of jaxft":
+        "from jaxft import analysis, data, decoding, evaluation, losses, merging, models, training, transforms",
     "jax, flax, optax": "import jax, flax, optax",
 }
 
@@ -105,7 +106,8 @@ def main() -> None:
   results["matmul_flops_per_second"] = rate()
   results["step_flops"] = {name: step_flops(name) for name, _, _ in PAIRS}
   device = jax.devices()[0].device_kind
-  results["machine"] = {"device": device, "processor": platform.machine(), "jax": jax.__version__, "rounds": args.rounds}
+  results["machine"] = {
+      "device": device, "processor": platform.machine(), "jax": jax.__version__, "rounds": args.rounds}
   out = args.out or RESULTS / f"{device.lower().replace(' ', '-')}.json"
   write_text(out, json.dumps(results, indent=1) + "\n")
   page = table(results)
@@ -115,7 +117,8 @@ def main() -> None:
 
 def table(results: dict[str, Any]) -> str:
   """The figures for people."""
-  rows = [("pair", "jaxft", "peer", "peer / jaxft", "loss at step 1", "peak memory", "first step", "share of matmul rate")]
+  rows = [("pair", "jaxft", "peer", "peer / jaxft", "loss at step 1", "peak memory", "first step",
+           "share of matmul rate")]
   for name, ours, peer in PAIRS:
     a, b = results[name][ours], results[name][peer]
     share = results["step_flops"][name] / a["median_seconds"] / results["matmul_flops_per_second"]
@@ -125,19 +128,22 @@ def table(results: dict[str, Any]) -> str:
         f"{a['peak_bytes'] / 1e9:.2f} / {b['peak_bytes'] / 1e9:.2f} GB",
         f"{a['first_step_seconds']:.1f} / {b['first_step_seconds']:.1f} s", f"{share:.0%}"))
   rows.insert(1, ("---",) * len(rows[0]))
-  own = results["lora against full"]
+  lora, full = (results["lora against full"][f"jaxft-{method}"]["median_seconds"] for method in ("lora", "full"))
   imports = results["imports"]
   lines = [" | ".join(("", *row, "")).strip() for row in rows]
   lines += [
       "",
-      f"- our LoRA step / our full step: {own['jaxft-lora']['median_seconds'] / own['jaxft-full']['median_seconds']:.2f}",
+      f"- our LoRA step / our full step: {lora / full:.2f}",
       f"- training step / the same by hand: {results['overhead']['ratio']:.3f}",
       f"- import jaxft / import jax, flax, optax: {imports['jaxft'] / imports['jax, flax, optax']:.2f} "
       f"(areas load when they are used; with all of them {imports['all of jaxft'] / imports['jax, flax, optax']:.2f})",
       f"- matmul rate: {results['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s",
   ]
-  head = f"# Benchmarks on {results['machine']['device']}\n\nMade by `make bench`: medians of {results['machine']['rounds']} steps, alternating.\n\n"
-  return head + "\n".join(lines) + "\n"
+  machine = results["machine"]
+  head = [
+      f"# Benchmarks on {machine['device']}", "",
+      f"Made by `make bench`: medians of {machine['rounds']} steps, alternating.", ""]
+  return "\n".join([*head, *lines]) + "\n"
 
 
 if __name__ == "__main__":

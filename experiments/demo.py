@@ -175,7 +175,7 @@ def _front_figure(scores: dict[str, task.Scores]) -> plt.Figure:
     # Uniform scaling by 0 is the model before; LiNeS from 0 still keeps the last layer's update.
     for kind, color, marker, start in (("uniform", "#c0562f", "o", ["before"]), ("LiNeS", "#1f4e9c", "s", [])):
       names = [*start, *(n for n in scores if n.startswith(kind)), "after"]
-      xs, ys = zip(*map(point, names))
+      xs, ys = zip(*map(point, names), strict=True)
       axes.plot(xs, ys, color=color, marker=marker, label=kind)
     for name in ("before", "after"):
       axes.annotate(name, point(name), textcoords="offset points", xytext=(6, -12))

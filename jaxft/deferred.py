@@ -20,7 +20,8 @@ def defer(package: str, names: Mapping[str, Sequence[str]]) -> list[str]:
   Returns:
     All the names.
   """
-  module_of = {module: module for module in names if "." not in module} | {name: module for module in names for name in names[module]}
+  module_of = {module: module for module in names if "." not in module}
+  module_of |= {name: module for module, shown in names.items() for name in shown}
 
   class Deferred(types.ModuleType):
 

@@ -1,4 +1,4 @@
-"""Memory of the host that is kept once freed, so that the next step on CPU, or block of a merge, does not fault it in."""
+"""Keeps the host's memory once it is freed, so that the next step on CPU, or block of a merge, does not fault it in."""
 
 import ctypes
 import sys

@@ -10,7 +10,8 @@ from typing import Any
 from jaxft.files import write_text
 
 _STYLE = """
-body { font: 16px/1.55 system-ui, sans-serif; color: #1d2129; max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1d2129 }
+body { max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem }
 h1 { font-size: 1.7rem; line-height: 1.25 } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0 }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #d9dde3 }

@@ -1,7 +1,7 @@
 """What the suite may cost: core-seconds of every test file, and the share of the exhaustive tier that a run takes.
 
-Core-seconds are processor time, of this process, its threads and the processes that it waited for: they do not change much
-with what else the machine does, as seconds on the clock would.
+Core-seconds are processor time, of this process, its threads and the processes that it waited for: they do not change
+much with what else the machine does, as seconds on the clock would.
 """
 
 import resource

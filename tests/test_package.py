@@ -23,4 +23,4 @@ def test_an_unknown_area_is_answered_with_the_known():
   import jaxft
 
   with pytest.raises(AttributeError, match="no attribute .loses.; it has Mean, Recipe, adapters, analysis"):
-    jaxft.loses
+    _ = jaxft.loses

@@ -1,4 +1,4 @@
-"""aTLAS: are few labels of a new domain better spent on one coefficient per task vector and block than on one per vector?
+"""aTLAS: are few labels of a new domain better spent on a coefficient per task vector and block than on one per vector?
 
     jaxft run atlas            seven minutes on two cores, and six more where the experts have to be trained first
     jaxft run atlas --smoke    seconds
@@ -12,8 +12,8 @@ base itself has a head of zeros and predicts nothing), and train on the same few
     random bases   as many, of Gaussian directions with the norm that each task vector has in each block
     full           all weights but the embeddings
 
-The learning rate of each arm is chosen on validation sentences of the target, by a tuning seed with experts and labels of
-its own. The score is Pearson's r on the target's test sentences, the mean over the four targets. A seed draws the
+The learning rate of each arm is chosen on validation sentences of the target, by a tuning seed with experts and labels
+of its own. The score is Pearson's r on the target's test sentences, the mean over the four targets. A seed draws the
 experts and the labelled sentences.
 """
 
@@ -83,7 +83,7 @@ def random_like(tree: Any, key: jax.Array) -> Any:
 
 
 def run(config: Config) -> Result:
-  """Chooses each arm's learning rate with the tuning seed, then trains and scores every arm for each seed and target."""
+  """Chooses each arm's learning rate with the tuning seed, then trains and scores every arm by seed and target."""
   ledger, experts = Ledger("atlas", config), Experts(config.recipe)
   model, score = experts.model, Scorer(experts.model, batch_size=config.sentences)
   load = partial(load_sentences, model, length=config.recipe.length)
@@ -126,7 +126,7 @@ def run(config: Config) -> Result:
   tuned = [ledger(f"tune {target}", lambda: tune(target)) for target in config.tuning_targets]
   rates, validation = {}, {}
   for arm in tuners:
-    means = dict(zip(rates_of(arm), np.mean([of[arm] for of in tuned], axis=0)))
+    means = dict(zip(rates_of(arm), np.mean([by_arm[arm] for by_arm in tuned], axis=0), strict=True))
     rates[arm], validation[arm] = choose_rate(rates_of(arm), means.get)
 
   def scores(target: str, seed: int) -> dict[str, float]:
@@ -172,8 +172,9 @@ def conclude(arms: dict[str, Arm]) -> tuple[str, str]:
   if mean.sign < 1:
     rate = lambda arm: f"{arms[arm].settings['learning_rate']:g}"
     sentence += (
-        f" Validation chose rates of {rate(ATLAS)} for aTLAS and {rate(RANDOM)} for random bases: of the experts of four "
-        "domains that are one task, the mean is near the best of their span, and few labels find nothing better there.")
+        f" Validation chose rates of {rate(ATLAS)} for aTLAS and {rate(RANDOM)} for random bases: of the experts of "
+        "four domains that are one task, the mean is near the best of their span, and few labels find nothing better "
+        "there.")
   if signs == (1, 1):
     return "true", sentence
   return ("partly" if max(signs) == 1 and min(signs) >= 0 else "false"), sentence

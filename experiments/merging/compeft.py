@@ -1,4 +1,4 @@
-"""ComPEFT: how much of a fine-tune survives as the signs of its largest entries and one magnitude, and in how many bits?
+"""ComPEFT: how much of a fine-tune survives as signs of its largest entries and one magnitude, and in how many bits?
 
     jaxft run compeft            five minutes on two cores, and six more where the experts have to be trained first
     jaxft run compeft --smoke    seconds
@@ -12,9 +12,9 @@ on the domain's own test sentences, the mean over the domains. At each density k
     pruned             the kept entries themselves
     STC                signs of the kept, times their mean magnitude
 
-Alpha is chosen for each density by the mean over the domains on validation sentences, with the experts of a tuning seed,
-from one grid for both arms that have it; so is the density of the comparison. "16 bits" is the task vector in bfloat16,
-the size that all ratios refer to. At the chosen density every task vector goes through its file, Golomb-coded.
+Alpha is chosen for each density by the mean over the domains on validation sentences, with the experts of a tuning
+seed, from one grid for both arms that have it; so is the density of the comparison. "16 bits" is the task vector in
+bfloat16, the size that all ratios refer to. At the chosen density every task vector goes through a Golomb-coded file.
 """
 
 import dataclasses
@@ -101,8 +101,8 @@ def run(config: Config) -> Result:
 
   runs = [[ledger(f"{domain} {seed}", lambda: expert(domain, seed)) for domain in config.domains]
           for seed in config.seeds]
-  values = lambda name: tuple(float(np.mean([of[name] for of in row])) for row in runs)
-  mean_bits = [{key: float(np.mean([of[f"bits {i}"][key] for row in runs for of in row]))
+  values = lambda name: tuple(float(np.mean([record[name] for record in row])) for row in runs)
+  mean_bits = [{key: float(np.mean([record[f"bits {i}"][key] for row in runs for record in row]))
                 for key in runs[0][0][f"bits {i}"]} for i in range(len(config.densities))]
 
   def arm(name: str, i: int) -> Arm:

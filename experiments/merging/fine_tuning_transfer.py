@@ -124,7 +124,7 @@ def run(config: Config) -> Result:
       "shuffled": against(METHOD, SHUFFLED), "apart": against(APART, METHOD), "short": against(CONTINUED, SHORT),
   }
   supports, conclusion = conclude(values, tests, runs)
-  made = {arm: Arm(arm, tuple(of.tolist()), {"learning_rate": rate}) for arm, of in values.items()}
+  made = {arm: Arm(arm, tuple(scores.tolist()), {"learning_rate": rate}) for arm, scores in values.items()}
   result = Result(
       slug="fine-tuning-transfer", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric="Pearson's r on movie reviews, test", higher_is_better=True,
@@ -138,7 +138,9 @@ def run(config: Config) -> Result:
   return result
 
 
-def conclude(values: dict[str, np.ndarray], tests: dict[str, PairedTest], runs: list[dict[str, Any]]) -> tuple[str, str]:
+def conclude(
+    values: dict[str, np.ndarray], tests: dict[str, PairedTest], runs: list[dict[str, Any]]
+) -> tuple[str, str]:
   """Whether the paper is supported, by a rule, and the sentence that says so.
 
   "true": the update gains over version 2 (p < 0.05), and more than the shuffled one does (p < 0.05), and a short
@@ -149,13 +151,14 @@ def conclude(values: dict[str, np.ndarray], tests: dict[str, PairedTest], runs: 
   sentence = (
       f"The old version's update changes r of version 2 by {tests['gain']}, {share:.0%} of what fine-tuning it gains; "
       f"against fine-tuning it lacks {tests['of_full']}. The update beats its own shuffled entries by "
-      f"{tests['shuffled']} and the update of another task by {tests['other_task']}; on a base trained apart it differs "
-      f"by {tests['apart']}. A short fine-tuning from the sum differs from one from version 2 by {tests['short']}. The "
-      f"updates of the two versions have a cosine of {cosine:.2f}.")
+      f"{tests['shuffled']} and the update of another task by {tests['other_task']}; on a base trained apart it "
+      f"differs by {tests['apart']}. A short fine-tuning from the sum differs from one from version 2 by "
+      f"{tests['short']}. The updates of the two versions have a cosine of {cosine:.2f}.")
   if tests["gain"].sign < 1:
     sentence += (
-        f" Version 2 starts {values[FULL].mean() - values[BEFORE].mean():.3f} below its own fine-tuning, as all domains "
-        "are ratings of sentences: little is left to transfer, and that little is of the size of the noise of a seed.")
+        f" Version 2 starts {values[FULL].mean() - values[BEFORE].mean():.3f} below its own fine-tuning, as all "
+        "domains are ratings of sentences: little is left to transfer, and that little is of the size of the noise of "
+        "a seed.")
   if tests["gain"].sign > 0 and tests["shuffled"].sign > 0:
     return ("partly" if tests["short"].sign < 0 else "true"), sentence
   return ("partly" if tests["gain"].sign > 0 or tests["shuffled"].sign > 0 else "false"), sentence

@@ -111,7 +111,8 @@ def run(config: Config) -> Result:
   chosen: dict[str, list[str]] = {name: [] for name in SCHEDULES}
   for s in sweeps:
     value = lambda point, split: trade_off(
-        task.Scores(*point[split]), task.Scores(*s["tuned"][split]), task.Scores(*pretrained[split]), config.target_weight)
+        task.Scores(*point[split]), task.Scores(*s["tuned"][split]), task.Scores(*pretrained[split]),
+        config.target_weight)
     for name in SCHEDULES:
       points = s[name] | {"1": s["tuned"]}  # 1 is no scaling, open to every schedule
       best = max(points, key=lambda c: value(points[c], "validation"))

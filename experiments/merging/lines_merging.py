@@ -71,12 +71,14 @@ def run(config: Config) -> Result:
       domain: load_sentences(experts.model, domain, name, limit=limit, length=config.recipe.length)
       for domain in DOMAINS}
   sizes = config.validation, config.sentences
-  held = {name: split(*of) for name, of in zip(("validation", "test"), zip(config.splits, sizes))}
+  held = {
+      name: split(part, limit)
+      for name, part, limit in zip(("validation", "test"), config.splits, sizes, strict=True)}
   each = lambda params, name: np.array([score(params, held[name][domain]) for domain in DOMAINS])
 
   def one(seed: int) -> dict[str, Any]:
     tuned = jax.device_get([experts(domain, seed) for domain in DOMAINS])
-    own = {name: np.array([score(t, held[name][d]) for t, d in zip(tuned, DOMAINS)]) for name in held}
+    own = {name: np.array([score(t, held[name][d]) for t, d in zip(tuned, DOMAINS, strict=True)]) for name in held}
     deltas = [task_vector(t, base) for t in tuned]
     summed = deltas[0]
     for delta in deltas[1:]:
@@ -101,7 +103,8 @@ def run(config: Config) -> Result:
   names = [name for name in runs[0] if name != "own"]
   values = {name: np.array([r[name]["normalized"] for r in runs]) for name in names}
   arms = {
-      name: Arm(name, tuple(of.tolist()), {"chosen": [r[name]["chosen"] for r in runs]}) for name, of in values.items()}
+      name: Arm(name, tuple(scores.tolist()), {"chosen": [r[name]["chosen"] for r in runs]})
+      for name, scores in values.items()}
   tests = {
       method: {other: paired_test(values[f"{method}, {LINES}"], values[f"{method}, {other}"])
                for other in (UNIFORM, REVERSED)} for method in ("task arithmetic", "TIES")}
@@ -109,7 +112,8 @@ def run(config: Config) -> Result:
   result = Result(
       slug="lines-merging", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric="Pearson's r of the merged model over each expert's own, mean of four domains, test",
-      higher_is_better=True, baseline=arms.pop(f"task arithmetic, {UNIFORM}"), method=arms.pop(f"task arithmetic, {LINES}"),
+      higher_is_better=True, baseline=arms.pop(f"task arithmetic, {UNIFORM}"),
+      method=arms.pop(f"task arithmetic, {LINES}"),
       arms=tuple(arms.values()), seeds=config.seeds, command="", supports_paper=supports, conclusion=conclusion,
       details={
           "domains": DOMAINS, "experts": [r["own"] for r in runs], "tests": tests,

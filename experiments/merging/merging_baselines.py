@@ -113,7 +113,8 @@ def run(config: Config) -> Result:
   sizes = {"validation": config.validation, "test": config.sentences}
   held = {
       name: ([load_sentences(model, domain, split, limit=n, length=config.recipe.length) for domain in DOMAINS],
-             load_neighbours(model, split, limit=n)) for split, (name, n) in zip(config.splits, sizes.items())
+             load_neighbours(model, split, limit=n))
+      for split, (name, n) in zip(config.splits, sizes.items(), strict=True)
   }
 
   def score(params: Tree, split: str, task: int) -> float:
@@ -199,9 +200,9 @@ def report(result: Result, stem: Path) -> tuple[Path, Path]:
   figure, axes = plt.subplots(figsize=(8, 4))
   x = np.arange(len(names))
   for shift, suffix, color in ((-0.2, "", "#9db4d6"), (0.2, WITH, "#1f4e9c")):
-    of = [arms[name + suffix] for name in names]
+    shown = [arms[name + suffix] for name in names]
     label = suffix.strip(" +") or "plain"
-    axes.bar(x + shift, [a.mean for a in of], 0.38, yerr=[a.std for a in of], color=color, label=label)
+    axes.bar(x + shift, [a.mean for a in shown], 0.38, yerr=[a.std for a in shown], color=color, label=label)
   axes.set_xticks(x, names, rotation=30, ha="right")
   axes.set(ylabel=result.metric.partition(",")[0])
   axes.set_ylim(bottom=min(a.mean for a in arms.values()) - 0.1)

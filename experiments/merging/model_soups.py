@@ -89,7 +89,8 @@ def run(config: Config) -> Result:
   base, score = with_head(model.params), Scorer(model, batch_size=config.sentences)
   read = lambda domain, split, limit: load_sentences(model, domain, split, limit=limit, length=config.length)
   pool = read(config.domain, "train", config.limit)
-  held_out, test = read(config.domain, "validation", config.sentences), read(config.domain, "test", config.test_sentences)
+  held_out = read(config.domain, "validation", config.sentences)
+  test = read(config.domain, "test", config.test_sentences)
   shifted = [read(d, "test", config.shifted_sentences) for d in DOMAINS if d != config.domain]
   # All that a checkpoint is ever asked, in one pass: selection, test, and each shifted domain.
   parts = [held_out, test, *shifted]
@@ -129,8 +130,9 @@ def run(config: Config) -> Result:
     random, taken_at_random = greedy_soup(checkpoints, on_held_out, order=at_random)
     chosen, taken_for_ensemble = greedy_soup(members, own)
     predicted = {
-        BEST: members[ranking[0]], UNIFORM: predict(average(checkpoints)), GREEDY: predict(greedy), RANDOM: predict(random),
-        LEARNED: predict(trained(learn(checkpoints, seed))), ENSEMBLE: np.mean(members, axis=0), GREEDY_ENSEMBLE: chosen,
+        BEST: members[ranking[0]], UNIFORM: predict(average(checkpoints)), GREEDY: predict(greedy),
+        RANDOM: predict(random), LEARNED: predict(trained(learn(checkpoints, seed))),
+        ENSEMBLE: np.mean(members, axis=0), GREEDY_ENSEMBLE: chosen,
     }
     three = lambda p: [correlation(x, d) for x, d in zip(np.split(p, cuts), parts, strict=True)]
     fold = lambda r: {"validation": r[0], "test": r[1], "shift": float(np.mean(r[2:]))}
@@ -144,13 +146,13 @@ def run(config: Config) -> Result:
             predicted[ENSEMBLE])}
 
   runs = [ledger(f"seed {seed}", lambda: scores(seed)) for seed in config.seeds]
-  column = lambda name, key: tuple(of["arms"][name][key] for of in runs)
+  column = lambda name, key: tuple(r["arms"][name][key] for r in runs)
   names = (BEST, GREEDY, SINGLE, UNIFORM, RANDOM, LEARNED, ENSEMBLE, GREEDY_ENSEMBLE)
   arms = {name: Arm(name, column(name, "test"), {
       "shift": float(np.mean(column(name, "shift"))), "validation": float(np.mean(column(name, "validation")))})
       for name in names}
   shift = {name: column(name, "shift") for name in names}
-  supports, conclusion = conclude(arms, shift, [of["taken"][GREEDY] for of in runs])
+  supports, conclusion = conclude(arms, shift, [r["taken"][GREEDY] for r in runs])
   result = Result(
       slug="model-soups", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric=f"Pearson's r with human ratings of {config.domain}, test", higher_is_better=True, baseline=arms.pop(BEST),
@@ -158,8 +160,9 @@ def run(config: Config) -> Result:
       conclusion=conclusion,
       details={
           "shift": shift, "runs": runs,
-          "greedy_against": {name: {"test": paired_test(column(GREEDY, "test"), column(name, "test")),
-                                    "shift": paired_test(shift[GREEDY], shift[name])} for name in names if name != GREEDY},
+          "greedy_against": {
+              name: {"test": paired_test(column(GREEDY, "test"), column(name, "test")),
+                     "shift": paired_test(shift[GREEDY], shift[name])} for name in names if name != GREEDY},
       })
   ledger.clear()
   return result
@@ -176,9 +179,9 @@ def conclude(arms: dict[str, Arm], shift: dict[str, tuple[float, ...]], taken: l
   both = lambda a, b: f"{own(a, b)} on the domain and {beyond(a, b)} under shift"
   sizes = np.mean([len(t) for t in taken])
   sentence = (
-      f"The greedy soup, of {sizes:.1f} runs in the mean, differs from the best run by {both(GREEDY, BEST)}, from the mean "
-      f"of the runs by {both(GREEDY, SINGLE)}; the uniform soup from the best run by {both(UNIFORM, BEST)}, and from the "
-      f"ensemble by {both(UNIFORM, ENSEMBLE)}.")
+      f"The greedy soup, of {sizes:.1f} runs in the mean, differs from the best run by {both(GREEDY, BEST)}, from the "
+      f"mean of the runs by {both(GREEDY, SINGLE)}; the uniform soup from the best run by {both(UNIFORM, BEST)}, and "
+      f"from the ensemble by {both(UNIFORM, ENSEMBLE)}.")
   signs = (own(GREEDY, BEST).sign, beyond(GREEDY, BEST).sign)
   if max(signs) == 1 and min(signs) >= 0:
     return "true", sentence

@@ -83,7 +83,8 @@ class Pair:
     self.a, self.b, self.names = a, b, names(a)
     self.spec = mlp_spec(self.names)
     self.values = [layer_values(params, images) for params in (a, b)]
-    units = [{name: jax.nn.relu(y) for name, (_, y) in zip(self.names[:-1], of)} for of in self.values]
+    units = [{name: jax.nn.relu(y) for name, (_, y) in zip(self.names[:-1], layers[:-1], strict=True)}
+             for layers in self.values]
     plain = identity(self.spec, a)
     self.matchings = {
         "none": Matching(plain, {group: np.zeros(len(p)) for group, p in plain.items()}),
@@ -102,7 +103,7 @@ class Pair:
     for i, name in enumerate(self.names):
       rows, columns = (blocks.get((f"{name}/kernel", axis)) for axis in (0, 1))
       kernel = merged[name]["kernel"]
-      (x_a, y_a), (x_b, y_b) = (of[i] for of in self.values)
+      (x_a, y_a), (x_b, y_b) = (layers[i] for layers in self.values)
       state = GramState.zero(*kernel.shape)
       if stacked:
         order = lambda block, x: x if block is None else x[:, block.entries("b")]
@@ -159,8 +160,8 @@ def run(config: Config) -> Result:
     mean = lambda arm, ridge: float(np.mean(
         [score(setting, solve(arm, *pair, ridge), "validation") for pair in pairs]))
     table = {arm: {ridge: mean(arm, ridge) for ridge in config.ridges} for arm in SOLVED}
-    chosen = {arm: max(of, key=of.get) for arm, of in table.items()}
-    return chosen, {arm: {f"{ridge:g}": value for ridge, value in of.items()} for arm, of in table.items()}
+    chosen = {arm: max(by_ridge, key=by_ridge.get) for arm, by_ridge in table.items()}
+    return chosen, {arm: {f"{ridge:g}": value for ridge, value in by_ridge.items()} for arm, by_ridge in table.items()}
 
   values: dict[str, dict[str, list[float]]] = {}
   alone: dict[str, list[list[float]]] = {}
@@ -174,15 +175,15 @@ def run(config: Config) -> Result:
         values[setting].setdefault(arm, []).append(score(setting, params, "test"))
       alone[setting].append([score(setting, params, "test") for params in (own.a, own.b)])
   tests = {
-      setting: {arm: paired_test(of[METHOD], of[arm])
+      setting: {arm: paired_test(by_arm[METHOD], by_arm[arm])
                 for arm in (MEAN, WEIGHTS, BASELINE, REGMEAN, REGMEAN_MATCHED, FREE)}
-      for setting, of in values.items()
+      for setting, by_arm in values.items()
   }
   supports, conclusion = conclude(values, tests)
   made = {
       (setting, arm): Arm(arm if setting == FIRST else f"{arm}, {setting}", tuple(v),
                           {"ridge": chosen[setting][arm]} if arm in SOLVED else {})
-      for setting, of in values.items() for arm, v in of.items()
+      for setting, by_arm in values.items() for arm, v in by_arm.items()
   }
   shapes = own.a
   return Result(
@@ -192,7 +193,7 @@ def run(config: Config) -> Result:
       seeds=config.seeds, command="", supports_paper=supports, conclusion=conclusion,
       details={
           "alone": alone, "tests": tests, "validation": tuning,
-          "mean": {s: {arm: float(np.mean(v)) for arm, v in of.items()} for s, of in values.items()},
+          "mean": {s: {arm: float(np.mean(v)) for arm, v in by_arm.items()} for s, by_arm in values.items()},
           "size_over_one": {f"{r:g}": merge_flops(own.spec, shapes, r) for r in (0.0, *config.ratios)},
       })
 

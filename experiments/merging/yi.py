@@ -97,7 +97,7 @@ def run(config: Config) -> Result:
     chosen = choices(config, cosines, rng)
     return {
         "cosines": cosines.tolist(), "layers": chosen,
-        "nll": {arm: scorers["deeper"](take_layers(model.params, of), test).nll for arm, of in chosen.items()},
+        "nll": {arm: scorers["deeper"](take_layers(model.params, layers), test).nll for arm, layers in chosen.items()},
         "before": scorers["as it is"](model.params, test).nll,
         "rope": {f"{base:g}": scorers[f"{base:g}"](model.params, test).nll for base in config.bases},
     }

@@ -13,6 +13,7 @@ Everything from `pretrain` to `accuracy` is a pure function of arrays, so that o
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +51,8 @@ class Images(NamedTuple):
 # (join: trainable -> params, trainable, batch, key of this step) -> gradient like trainable
 Gradient = Callable[[Callable[[Any], Params], Any, Images, Array], Any]
 
+FULL = full()
+
 
 @cache
 def load_images(split: str, *, limit: int | None = None) -> Images:
@@ -79,7 +82,7 @@ def init(key: Array, widths: Sequence[int] = (256, 256)) -> Params:
   sizes = (64, *widths, 10)
   names = [f"hidden_{i}" for i in range(len(widths))] + ["head"]
   matrices = [jax.nn.initializers.he_normal()(k, (m, n))
-              for k, m, n in zip(jax.random.split(key, len(names)), sizes, sizes[1:])]
+              for k, (m, n) in zip(jax.random.split(key, len(names)), pairwise(sizes), strict=True)]
   return {name: {"kernel": w, "bias": jnp.zeros(w.shape[1])} for name, w in zip(names, matrices, strict=True)}
 
 
@@ -109,7 +112,7 @@ def task_gradient(join: Callable[[Any], Params], trainable: Any, batch: Images, 
 
 def fit(
     key: Array, params: Params, images: Images, *, steps: int, rate: Float[Array, ""] | float = 1e-3,
-    batch_size: int = 32, transform: ParamTransform = full(), gradient: Gradient = task_gradient,
+    batch_size: int = 32, transform: ParamTransform = FULL, gradient: Gradient = task_gradient,
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation] = optax.adam,
 ) -> tuple[Any, Any]:
   """Trains from `params`; returns what the transform left frozen and what it trained.
@@ -142,7 +145,7 @@ def fit(
 
 
 def finetune(
-    key: Array, params: Params, images: Images, *, transform: ParamTransform = full(), **options: Any
+    key: Array, params: Params, images: Images, *, transform: ParamTransform = FULL, **options: Any
 ) -> Params:
   """As `fit`, but returns the plain tuned params."""
   return materialize(transform.join(*fit(key, params, images, transform=transform, **options)))

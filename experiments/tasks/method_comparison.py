@@ -175,7 +175,7 @@ def compare(protocol: Protocol, model: Pretrained, methods: Mapping[str, Method]
       batches = draw_batches(data, steps=protocol.steps, batch_size=protocol.batch_size, seed=seed)
       checkpoint = tuner(start(params, method, seed), batches, rate=rate, seed=seed)
       return score(checkpoint, validation) if split == "validation" else Scores(
-          score(checkpoint, test), float(np.mean([score(checkpoint, of) for of in others])),
+          score(checkpoint, test), float(np.mean([score(checkpoint, sentences) for sentences in others])),
           find(checkpoint, neighbours))
 
     grid = [method.rate * multiple for multiple in protocol.multiples] if method.rate else [0.0]

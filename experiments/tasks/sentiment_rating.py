@@ -51,7 +51,9 @@ def read_ratings(domain: str, split: str) -> list[dict[str, Any]]:
   return records.__getitems__(range(len(records)))
 
 
-def load_sentences(model: Pretrained, domain: str, split: str, *, limit: int | None = None, length: int = 16) -> Sentences:
+def load_sentences(
+    model: Pretrained, domain: str, split: str, *, limit: int | None = None, length: int = 16
+) -> Sentences:
   """The sentences of a domain that fit into `length` tokens, whole; `limit` of them, spread evenly."""
   return _load_sentences(model.tokenizer.to_str(), domain, split, limit, length)
 

@@ -136,9 +136,9 @@ def run(config: Config) -> Result:
 
   method = max(TOOLS, key=lambda arm: max(tuning[arm].values()))
   chance = 1.645 / np.sqrt(len(test))
-  stability = {name: {arm: seed_stability(of, chance=chance) for arm, of in scores.items()}
+  stability = {name: {arm: seed_stability(runs, chance=chance) for arm, runs in scores.items()}
                for name, scores in (("tuned", r), ("highest", high))}
-  arms = {arm: Arm(arm, tuple(of), {"learning_rate": rates[arm]}) for arm, of in r.items()}
+  arms = {arm: Arm(arm, tuple(runs), {"learning_rate": rates[arm]}) for arm, runs in r.items()}
   supports, conclusion = conclude(r, high, method, chance)
   ledger.clear()
   return Result(
@@ -150,8 +150,8 @@ def run(config: Config) -> Result:
       details={
           "validation": tuning, "test_sentences": len(test), "chance": chance, "highest_rate": highest,
           "stability": {name: {arm: s._asdict() | {"mean_of_others": None if np.isnan(s.mean_of_others) else
-                                                   s.mean_of_others} for arm, s in of.items()}
-                        for name, of in stability.items()},
+                                                   s.mean_of_others} for arm, s in by_arm.items()}
+                        for name, by_arm in stability.items()},
           "at_the_highest_rate": high,
           "against_adam": {name: against(scores) for name, scores in (("tuned", r), ("highest", high))},
       })
@@ -166,9 +166,9 @@ def spread_test(a: list[float], b: list[float]) -> PairedTest:
 def against(scores: dict[str, list[float]]) -> dict[str, Any]:
   """Each arm against Adam: the difference of the scores and of their distances from the median."""
   return {
-      arm: {"mean": paired_test(of, scores[BASELINE]),
-            "spread": spread_test(of, scores[BASELINE])}
-      for arm, of in scores.items() if arm != BASELINE}
+      arm: {"mean": paired_test(runs, scores[BASELINE]),
+            "spread": spread_test(runs, scores[BASELINE])}
+      for arm, runs in scores.items() if arm != BASELINE}
 
 
 def conclude(
@@ -189,8 +189,8 @@ def conclude(
     return f"{arm} {s.mean:.3f} ± {s.std:.3f} ({s.failed:.0%} failed)"
 
   names = list(r)
-  of = lambda scores: ", ".join(say(scores, arm) for arm in names)
-  sentence = f"At tuned rates: {of(r)}. At the highest rate: {of(high)}."
+  listed = lambda scores: ", ".join(say(scores, arm) for arm in names)
+  sentence = f"At tuned rates: {listed(r)}. At the highest rate: {listed(high)}."
   helping = {
       when: [arm for arm in (*TOOLS, LONGER) if helps(scores, arm)]
       + (["bias correction"] if helps(scores, BASELINE, UNCORRECTED) else [])

@@ -129,7 +129,7 @@ def load_texts(model: Pretrained, split: str, config: Config, *, probe: int) -> 
   rated = task.load_sentences(model, config.domain, split, limit=config.ratings, length=config.length)
   editorials = spread(source("sentiment/neighbours-news", split), config.pairs)
   code = docstring_search.load_pairs(split)
-  functions = spread(list(zip(code.anchors, code.positives)), config.pairs)
+  functions = spread(list(zip(code.anchors, code.positives, strict=True)), config.pairs)
   of_domains = [spread(source(f"sentiment/{domain}", split), probe) for domain in task.DOMAINS]
   parts = [
       [r["anchor"] for r in editorials], [r["positive"] for r in editorials], [a for a, _ in functions],
@@ -184,7 +184,7 @@ def importances(model: Pretrained, config: Config) -> dict[str, Float[Array, "la
 
   def vectors(gates: Any, batch: Any, key: jax.Array) -> Float[Array, "batch dim"]:
     edits = {site: [Scale(gate[..., None] if site == heads else gate)] for site, gate in gates.items()}
-    for site, k in zip((heads, out), jax.random.split(key)):
+    for site, k in zip((heads, out), jax.random.split(key), strict=True):
       edits[site].append(layer_dropout(k, c.num_layers, config.dropout))
     return encoder.embed(model.params, c, batch["ids"], batch["mask"], edits=edits)
 
@@ -286,8 +286,8 @@ def run(config: Config) -> Result:
       {name: learn(*tuners[name], rates[COARSE], config.seeds[0]) for name in (COARSE, GRADIENT, METHOD)}, base))
   before = judge(base, texts["test"])
 
-  arms = {name: Arm(name, tuple(s.uni for s in of), {"learning_rate": rates[name]}) for name, of in scores.items()}
-  tests = {name: against(of, scores[BASELINE]) for name, of in scores.items() if name != BASELINE}
+  arms = {name: Arm(name, tuple(s.uni for s in runs), {"learning_rate": rates[name]}) for name, runs in scores.items()}
+  tests = {name: against(runs, scores[BASELINE]) for name, runs in scores.items() if name != BASELINE}
   damped = {site: {"mean": float(jnp.mean(i)), "above_0.9": float(jnp.mean(i > 0.9))}
             for site, i in important.items()}
   supports, conclusion = conclude(scores, tests, against(scores[METHOD], scores[COARSE]), node, moved)
@@ -300,9 +300,10 @@ def run(config: Config) -> Result:
       supports_paper=supports, conclusion=conclusion,
       details={
           "before": before._asdict() | {"vers": before.vers},
-          "scores": {name: [s._asdict() | {"vers": s.vers} for s in of] for name, of in scores.items()},
-          "mean": {name: {"spec": float(np.mean([s.spec for s in of])), "vers": float(np.mean([s.vers for s in of]))}
-                   for name, of in scores.items()},
+          "scores": {name: [s._asdict() | {"vers": s.vers} for s in runs] for name, runs in scores.items()},
+          "mean": {
+              name: {"spec": float(np.mean([s.spec for s in runs])), "vers": float(np.mean([s.vers for s in runs]))}
+              for name, runs in scores.items()},
           "validation_uni": tuning, "against_full": tests,
           "update_mask_against_best_node": against(scores[METHOD], scores[COARSE]),
           "gradient_mask_against_best_node": against(scores[GRADIENT], scores[COARSE]),
@@ -320,8 +321,9 @@ def mask_of(node: Node, params: Any, important: dict[str, Any]) -> Any:
 
 def compare_moves(tuned: dict[str, Any], base: Any) -> dict[str, Any]:
   """How far each of three runs of one seed and rate moved, and how far its displacement is from the plain node's."""
-  flat = {name: np.concatenate([np.asarray(a - b).ravel() for a, b in zip(
-      jax.tree.leaves(params["layers"]), jax.tree.leaves(base["layers"]), strict=True)]) for name, params in tuned.items()}
+  moved = lambda params: [np.asarray(a - b).ravel() for a, b in zip(
+      jax.tree.leaves(params["layers"]), jax.tree.leaves(base["layers"]), strict=True)]
+  flat = {name: np.concatenate(moved(params)) for name, params in tuned.items()}
   size = max(np.linalg.norm(flat[COARSE]), 1e-12)
   return {name: {"size": float(np.linalg.norm(x)), "from_best_node": float(np.linalg.norm(x - flat[COARSE]) / size),
                  "drift_by_layer": layer_drift(base, tuned[name])[:-1].tolist()} for name, x in flat.items()}
@@ -329,7 +331,7 @@ def compare_moves(tuned: dict[str, Any], base: Any) -> dict[str, Any]:
 
 def against(runs: list[Scores], others: list[Scores]) -> dict[str, PairedTest]:
   """Paired tests of Spec, Vers and Uni."""
-  return {name: paired_test(*([getattr(s, name) for s in of] for of in (runs, others)))
+  return {name: paired_test(*([getattr(s, name) for s in side] for side in (runs, others)))
           for name in ("spec", "vers", "uni")}
 
 
@@ -341,12 +343,12 @@ def conclude(
   "true": the update mask has higher Vers and Uni than full tuning (p < 0.05 each). "partly": Vers alone, or Uni without
   Vers being lower (p < 0.05). Else "false".
   """
-  three = lambda of: ", ".join(f"{name.capitalize()} {of[name]}" for name in ("spec", "vers", "uni"))
+  three = lambda compared: ", ".join(f"{name.capitalize()} {compared[name]}" for name in ("spec", "vers", "uni"))
   best = max(scores, key=lambda name: np.mean([s.uni for s in scores[name]]))
   sentence = (
-      f"The search chose {node[2]} of layers {node[0]} to {node[1] - 1}. There, with masked updates, against full tuning: "
-      f"{three(tests[METHOD])}; against the node without a mask: {three(fine)}. Masking the gradients before Adam "
-      f"changes the displacement by {moved[GRADIENT]['from_best_node']:.2%} of its size, masking the updates by "
+      f"The search chose {node[2]} of layers {node[0]} to {node[1] - 1}. There, with masked updates, against full "
+      f"tuning: {three(tests[METHOD])}; against the node without a mask: {three(fine)}. Masking the gradients before "
+      f"Adam changes the displacement by {moved[GRADIENT]['from_best_node']:.2%} of its size, masking the updates by "
       f"{moved[METHOD]['from_best_node']:.0%}. The best Uni is that of {best}.")
   sign = {name: test.sign for name, test in tests[METHOD].items()}
   if sign["vers"] > 0 and sign["uni"] > 0:

@@ -190,14 +190,14 @@ class World:
     write = lambda l: Labelled(jnp.asarray(text.written(letters, l)), jnp.asarray(labels))
     self.held_out = {l: write(l) for l in (SOURCE, TARGET)}
 
-  def _gates(self, kind: str, density: float, start: Params, fit: Callable[[Params], Params], of: int) -> Params:
+  def _gates(self, kind: str, density: float, start: Params, fit: Callable[[Params], Params], phase: int) -> Params:
     """The gates of the phase that makes the difference: all that may be chosen, or a part of it; never the head."""
     full = lambda flags: jax.tree.map(lambda f, x: jnp.broadcast_to(jnp.asarray(f, x.dtype), x.shape), flags, start)
     everything = full(mask(maskable, start))
     if kind == METHOD:
       return full(lottery_ticket_mask(start, fit(everything), density, where=maskable))
     if kind == RANDOM:
-      key = jax.random.fold_in(self._key, of)
+      key = jax.random.fold_in(self._key, phase)
       draw = lambda path, leaf: jax.random.uniform(fold_in_path(key, path), leaf.shape)
       return full(top_k_mask(map_with_path(draw, start), density, where=maskable))
     return everything
@@ -285,14 +285,14 @@ def run(config: Config) -> Result:
 
   def one(seed: int) -> dict[str, Any]:
     world = World(config, seed)
-    of = {arm: transfer(config, world, arm, rates[arm], config.density) for arm in (BASELINE, METHOD, RANDOM, DENSE)}
+    arms = {arm: transfer(config, world, arm, rates[arm], config.density) for arm in (BASELINE, METHOD, RANDOM, DENSE)}
     others = {f"{d:g}": transfer(config, world, METHOD, rates[METHOD], d) for d in config.densities}
-    return {"arms": of, "densities": others, "target nats of the base": world.read([], TARGET)}
+    return {"arms": arms, "densities": others, "target nats of the base": world.read([], TARGET)}
 
   runs = [ledger(f"seed {seed}", lambda: one(seed)) for seed in config.seeds]
   values = {arm: [r["arms"][arm]["target"] for r in runs] for arm in (BASELINE, METHOD, RANDOM, DENSE)}
   tests = {other: paired_test(values[METHOD], values[other]) for other in values if other != METHOD}
-  mean = lambda of: {name: float(np.mean([o[name] for o in of])) for name in of[0]}
+  mean = lambda scores: {name: float(np.mean([o[name] for o in scores])) for name in scores[0]}
   means = {arm: mean([r["arms"][arm] for r in runs]) for arm in values}
   by_density = {d: mean([r["densities"][d] for r in runs]) for d in runs[0]["densities"]}
   by_density |= {f"{config.density:g}": means[METHOD], "1": means[DENSE]}

@@ -83,7 +83,8 @@ class Config:
 SMOKE = Config(
     decoder="smollm2-135m:tiny", layers=(0,), matrices="**/attention/{key,value}/kernel", drops=(8,),
     calibration=(1, 16), held_out=(1, 8), model="minilm-l6:tiny", adapted="layers/attention/query/kernel", rank=2,
-    context=8, steps=2, batch_size=2, validation=8, test=8, queries=8, learning_rates=(1e-3,), seeds=(0, 1), tuning_seeds=(100,))
+    context=8, steps=2, batch_size=2, validation=8, test=8, queries=8, learning_rates=(1e-3,), seeds=(0, 1),
+    tuning_seeds=(100,))
 
 BASELINE, PISSA, METHOD, PRESERVE, MINOR = (
     "LoRA", "PiSSA", "CorDA previewed", "CorDA preserved", "smallest components, no context")
@@ -202,10 +203,10 @@ def run(config: Config) -> Result:
   limits = {"validation": config.validation, "test": config.test}
   splits = {split: load_sentences(model, config.domain, split, limit=limit) for split, limit in limits.items()}
   editorials = load_neighbours(model, "test", limit=config.queries)
-  score, find = (of(model, batch_size=50) for of in (Scorer, Finder))  # divides the sizes
+  score, find = (make(model, batch_size=50) for make in (Scorer, Finder))  # divides the sizes
   arms = starts(config, model, params, data[np.linspace(0, len(data) - 1, config.context).astype(int)])
-  tuner = Tuner(
-      objective(model), arms[BASELINE], steps=config.steps, optimizer=separate_head_rate(config.head_rate))  # one join for all
+  tuner = Tuner(  # one join for all
+      objective(model), arms[BASELINE], steps=config.steps, optimizer=separate_head_rate(config.head_rate))
 
   def tuned(arm: str, rate: float, seed: int) -> Any:
     batches = draw_batches(data, steps=config.steps, batch_size=config.batch_size, seed=seed)
@@ -217,7 +218,7 @@ def run(config: Config) -> Result:
       return score(checkpoint, splits["test"]), find(checkpoint, editorials)
 
     runs = [ledger(f"{arm}, rate {rate}, seed {seed}", lambda: one(seed)) for seed in config.seeds]
-    return dict(zip(("target", "kept"), map(list, zip(*runs))))
+    return dict(zip(("target", "kept"), map(list, zip(*runs, strict=True)), strict=True))
 
   rates, tuning = {}, {}
   for arm in arms:
@@ -246,7 +247,7 @@ def run(config: Config) -> Result:
       supports_paper=supports, conclusion=conclusion,
       details={
           "perplexity_of_arithmetic_text": perplexities, "next_sentence_ndcg@10_before": before,
-          "next_sentence_ndcg@10": {arm: of["kept"] for arm, of in own.items()},
+          "next_sentence_ndcg@10": {arm: measured["kept"] for arm, measured in own.items()},
           "at_the_rate_of_lora": shared, "tests": tests, "validation": tuning,
       })
   ledger.clear()
@@ -255,8 +256,8 @@ def run(config: Config) -> Result:
 
 def against_lora(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, PairedTest]]:
   """Paired tests of each arm against LoRA, of the target and of what is kept."""
-  by = {name: {arm: of[name] for arm, of in runs.items()} for name in ("target", "kept")}
-  compare = lambda of: {arm: paired_test(of[arm], of[BASELINE]) for arm in of if arm != BASELINE}
+  by = {name: {arm: measured[name] for arm, measured in runs.items()} for name in ("target", "kept")}
+  compare = lambda by_arm: {arm: paired_test(by_arm[arm], by_arm[BASELINE]) for arm in by_arm if arm != BASELINE}
   return {name: compare(values) for name, values in by.items()}
 
 
@@ -276,7 +277,7 @@ def conclude(
   shared = tests["rate_of_lora"]
   claims = svd.sign < 0, preview.sign > 0, preserve.sign > 0
   ppl = lambda name: f"{np.mean(perplexities[name]):.2f}"
-  kept = {arm: float(np.mean(of["kept"])) for arm, of in own.items()}
+  kept = {arm: float(np.mean(measured["kept"])) for arm, measured in own.items()}
   sentence = (
       f"Without {drop} components of each matrix of {len(config.layers)} layers the perplexity of arithmetic text, "
       f"{ppl('whole')} before, is "

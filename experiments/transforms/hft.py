@@ -102,7 +102,7 @@ def draw(config: Config, images: Images, seed: int) -> Draw:
   pairs = rng.permutation(2 * STAGES).reshape(STAGES, 2)
   odd = np.arange(1, len(digits), 2)
   of_task = [odd[np.isin(digits[odd], pair)] for pair in pairs]
-  rows = np.stack([rng.choice(of, (config.steps, config.batch_size)) for of in of_task])
+  rows = np.stack([rng.choice(candidates, (config.steps, config.batch_size)) for candidates in of_task])
   base = 2 * rng.integers(0, (len(digits) + 1) // 2, (config.base_steps, config.batch_size))
   return Draw(pairs.astype(np.int32), base.astype(np.int32), rows.astype(np.int32))
 
@@ -258,12 +258,13 @@ def run(config: Config) -> Result:
   for arm in ARMS:
     runs = {rate: [sequence(arm, rate, seed, "validation")[0] for seed in config.tuning_seeds]
             for rate in config.learning_rates}
-    tuning[arm] = {f"{rate:g}": mean_of(of) for rate, of in runs.items()}
+    tuning[arm] = {f"{rate:g}": mean_of(at_rate) for rate, at_rate in runs.items()}
     rates[arm] = max(runs, key=lambda rate: np.mean([s.op for s in runs[rate]]))
     full = [sequence(arm, rates[arm], seed, "test") for seed in config.seeds]
     scores[arm] = [s for s, _, _ in full]
     if arm == BASELINE:
-      scores[RESET] = [half_reset(seed, final, own) for seed, (_, final, own) in zip(config.seeds, full)]
+      scores[RESET] = [
+          half_reset(seed, final, own) for seed, (_, final, own) in zip(config.seeds, full, strict=True)]
       rates[RESET] = rates[arm]
   shared = {  # the paper's protocol: one recipe for all
       arm: scores[arm] if rates[arm] == rates[BASELINE]
@@ -274,7 +275,7 @@ def run(config: Config) -> Result:
   params = bases[config.seeds[0]]
   fraction = {arm: float(np.mean([chosen_fraction(params, c) for s in config.seeds for c in choose(arm, s, params)]))
               for arm in ARMS}
-  arms = {arm: Arm(arm, tuple(s.op for s in of), {"learning_rate": rates[arm]}) for arm, of in scores.items()}
+  arms = {arm: Arm(arm, tuple(s.op for s in runs), {"learning_rate": rates[arm]}) for arm, runs in scores.items()}
   supports, conclusion = conclude(scores, shared, rates)
   return Result(
       slug="hft", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
@@ -283,29 +284,30 @@ def run(config: Config) -> Result:
       seeds=config.seeds, command="", supports_paper=supports, conclusion=conclusion,
       details={
           "before": {"tasks": float(np.mean([t for t, _ in before])), "base": float(np.mean([b for _, b in before]))},
-          "mean": {arm: mean_of(of) for arm, of in scores.items()},
-          "mean_at_the_rate_of_full": {arm: mean_of(of) for arm, of in shared.items()},
+          "mean": {arm: mean_of(runs) for arm, runs in scores.items()},
+          "mean_at_the_rate_of_full": {arm: mean_of(runs) for arm, runs in shared.items()},
           "against_full": against_full(scores), "against_full_at_its_rate": against_full(shared),
           "against_the_same_half": compare(scores[METHOD], scores[OTHERS[2]]),
-          "bwt": {arm: [s.bwt for s in of] for arm, of in scores.items()},
-          "base": {arm: [s.base for s in of] for arm, of in scores.items()},
+          "bwt": {arm: [s.bwt for s in runs] for arm, runs in scores.items()},
+          "base": {arm: [s.base for s in runs] for arm, runs in scores.items()},
           "trained_fraction_of_all_params": fraction, "validation": tuning,
       })
 
 
 def mean_of(runs: list[Scores]) -> dict[str, float]:
   """Each score's mean."""
-  return dict(zip(Scores._fields, np.mean(runs, axis=0).tolist()))
+  return dict(zip(Scores._fields, np.mean(runs, axis=0).tolist(), strict=True))
 
 
 def compare(runs: list[Scores], others: list[Scores]) -> dict[str, PairedTest]:
   """A paired test of each score."""
-  return {name: paired_test(a, b) for name, a, b in zip(Scores._fields, zip(*runs), zip(*others))}
+  return {name: paired_test(*both) for name, *both in zip(
+      Scores._fields, zip(*runs, strict=True), zip(*others, strict=True), strict=True)}
 
 
 def against_full(scores: dict[str, list[Scores]]) -> dict[str, dict[str, PairedTest]]:
   """Paired tests of each arm against full tuning."""
-  return {arm: compare(of, scores[BASELINE]) for arm, of in scores.items() if arm != BASELINE}
+  return {arm: compare(runs, scores[BASELINE]) for arm, runs in scores.items() if arm != BASELINE}
 
 
 def conclude(
@@ -319,10 +321,10 @@ def conclude(
   """
   tests = {"tuned": compare(tuned[METHOD], tuned[BASELINE]), "shared": compare(shared[METHOD], shared[BASELINE])}
 
-  signs = {rates: (of["op"].sign, of["bwt"].sign) for rates, of in tests.items()}
+  signs = {rates: (test["op"].sign, test["bwt"].sign) for rates, test in tests.items()}
   op = {arm: mean_of(tuned[arm])["op"] for arm in (METHOD, *OTHERS[:2])}
   best = max(op, key=op.get)
-  both = lambda of: f"OP by {of['op']}, BWT by {of['bwt']} and accuracy on the base task by {of['base']}"
+  both = lambda test: f"OP by {test['op']}, BWT by {test['bwt']} and accuracy on the base task by {test['base']}"
   sentence = (
       f"At rates tuned for each arm category-level HFT changes {both(tests['tuned'])} over full tuning; at the rate "
       f"that full tuning chose, {both(tests['shared'])}. "

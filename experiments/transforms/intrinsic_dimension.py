@@ -137,7 +137,8 @@ def run(config: Config) -> Result:
     """Test accuracies `[starts, seeds]` at each start's best rate on validation images, and those rates."""
     run = jax.jit(partial(learn, images=seen(odd, view), held_out=tuple(seen(h, view) for h in held_out),
                           config=config, subspace=subspace))
-    scores = np.stack([run(jax.random.fold_in(key, 1), base, jnp.array(rates)) for key, base in zip(keys, bases)])
+    scores = np.stack([
+        run(jax.random.fold_in(key, 1), base, jnp.array(rates)) for key, base in zip(keys, bases, strict=True)])
     at = scores[..., 0].mean(axis=0).argmax(axis=-1)
     return np.stack([scores[:, i, j, 1] for i, j in enumerate(at)]), [rates[j] for j in at]
 
@@ -151,14 +152,14 @@ def run(config: Config) -> Result:
     return out
 
   near, far = curves(config.view, SUBSPACES), curves(config.far_view, [DID])[DID]
-  d90 = {name: of.d90() for name, of in near.items()} | {FAR: far.d90()}
+  d90 = {name: curve.d90() for name, curve in near.items()} | {FAR: far.d90()}
   arms = {
-      (start, name): Arm(f"{start}, {name}", tuple(d90[name][i].tolist()), {"rates": of.rates[start]})
-      for name, of in {**near, FAR: far}.items() for i, start in enumerate(STARTS)
+      (start, name): Arm(f"{start}, {name}", tuple(d90[name][i].tolist()), {"rates": curve.rates[start]})
+      for name, curve in {**near, FAR: far}.items() for i, start in enumerate(STARTS)
   }
   baseline, method = arms.pop((RANDOM, DID)), arms.pop((PRETRAINED, DID))
   supports, conclusion = conclude(d90, near[DID])
-  by_start = lambda of: {start: np.asarray(x).tolist() for start, x in zip(STARTS, of)}
+  by_start = lambda values: {start: np.asarray(x).tolist() for start, x in zip(STARTS, values, strict=True)}
   zero_shot = np.array([jax.vmap(accuracy, (0, None))(base, seen(held_out[1], config.view)) for base in bases])
   same_full = near[DID].full[[-1] * len(STARTS)]
   return Result(
@@ -170,16 +171,16 @@ def run(config: Config) -> Result:
           "params": sum(x[0].size for x in jax.tree.leaves(bases[0])), "dims": config.dims,
           "accuracy_before": by_start(zero_shot.mean(axis=0)),
           "accuracy_full": by_start(near[DID].full.mean(axis=1)), "accuracy_full_far": by_start(far.full.mean(axis=1)),
-          "accuracy_by_d": {name: by_start(np.mean(list(of.by_d.values()), axis=2).T)
-                            for name, of in {**near, FAR: far}.items()},
-          "d90": {name: by_start(of) for name, of in d90.items()},
+          "accuracy_by_d": {name: by_start(np.mean(list(curve.by_d.values()), axis=2).T)
+                            for name, curve in {**near, FAR: far}.items()},
+          "d90": {name: by_start(values) for name, values in d90.items()},
           "d90_by_the_full_accuracy_of_pretrained": by_start(near[DID].d90(same_full)),
-          "seeds_that_missed": {name: by_start(of.missed) for name, of in {**near, FAR: far}.items()},
-          "pretrained_against_random": {name: compare(of[2], of[0]) for name, of in d90.items()},
-          "short_against_random": {name: compare(of[1], of[0]) for name, of in d90.items()},
-          "pretrained_against_short": {name: compare(of[2], of[1]) for name, of in d90.items()},
-          "said_against_did": {start: compare(*x) for start, *x in zip(STARTS, d90[SAID], d90[DID])},
-          "dense_against_fastfood": {start: compare(*x) for start, *x in zip(STARTS, d90[DENSE], d90[DID])},
+          "seeds_that_missed": {name: by_start(curve.missed) for name, curve in {**near, FAR: far}.items()},
+          "pretrained_against_random": {name: compare(values[2], values[0]) for name, values in d90.items()},
+          "short_against_random": {name: compare(values[1], values[0]) for name, values in d90.items()},
+          "pretrained_against_short": {name: compare(values[2], values[1]) for name, values in d90.items()},
+          "said_against_did": compare_by_start(d90[SAID], d90[DID]),
+          "dense_against_fastfood": compare_by_start(d90[DENSE], d90[DID]),
       })
 
 
@@ -188,14 +189,19 @@ def compare(a: np.ndarray, b: np.ndarray) -> PairedTest:
   return paired_test(np.log2(a), np.log2(b))
 
 
+def compare_by_start(a: np.ndarray, b: np.ndarray) -> dict[str, PairedTest]:
+  """Paired tests of two subspaces, one for each start."""
+  return {start: compare(*both) for start, *both in zip(STARTS, a, b, strict=True)}
+
+
 def conclude(d90: dict[str, np.ndarray], did: Curves) -> tuple[str, str]:
   """Whether pretraining lowers d90 of the near task, and the sentence that says so.
 
   "true": in all three subspaces (p < 0.05). "partly": by DID with Fastfood alone. Else "false".
   """
-  tests = {name: compare(of[2], of[0]) for name, of in d90.items()}
+  tests = {name: compare(values[2], values[0]) for name, values in d90.items()}
   lower = {name: t.sign < 0 for name, t in tests.items()}
-  middle = {name: 2 ** np.log2(of).mean(axis=1) for name, of in d90.items()}
+  middle = {name: 2 ** np.log2(values).mean(axis=1) for name, values in d90.items()}
   say = lambda name: " to ".join(f"{d:.0f}" for d in middle[name]) + f" (p = {tests[name].p_value:.2g})"
   gains = {d: float((scores[2] - scores[0]).mean()) for d, scores in did.by_d.items()}
   most = max(gains, key=gains.get)

@@ -1,4 +1,4 @@
-"""Intruder dimensions: does LoRA leave leading directions that the pretrained matrix did not have, and full tuning none?
+"""Intruder dimensions: does LoRA leave leading directions that the pretrained matrix lacks, and full tuning none?
 
     jaxft run intruder-dimensions            a few minutes on two cores
     jaxft run intruder-dimensions --smoke    seconds
@@ -90,7 +90,7 @@ def spectrum(base: Float[Array, "m n"], tuned: Float[Array, "m n"], config: Conf
 def run(config: Config) -> Result:
   """Chooses rates on validation images, tunes every seed of every arm, and compares spectra and what was forgotten."""
   images = {split: load_images(split, limit=config.images) for split in ("train", "validation", "test")}
-  target = {split: seen(of, config.target) for split, of in images.items()}
+  target = {split: seen(part, config.target) for split, part in images.items()}
   control = seen(images["test"], *config.views)
   old = seen(images["train"], *config.views)
 
@@ -114,7 +114,8 @@ def run(config: Config) -> Result:
 
     at = lambda seeds, rate: tune(further(seeds), bases[seeds], rate)
     validated = [float(score(at(config.tuning_seeds, rate), target["validation"]).mean()) for rate in grid]
-    rates[arm], tuning[arm] = grid[int(np.argmax(validated))], dict(zip(map(str, grid), validated))
+    rates[arm] = grid[int(np.argmax(validated))]
+    tuning[arm] = dict(zip(map(str, grid), validated, strict=True))
     tuned[arm] = at(config.seeds, rates[arm])
 
   base = bases[config.seeds]
@@ -130,11 +131,13 @@ def run(config: Config) -> Result:
   values = lambda params: {"target": score(params, target["test"]), "control": score(params, control)}
   scores = {arm: jax.tree.map(np.asarray, values(params)) for arm, params in tuned.items()}
   mitigation = {factor: jax.tree.map(np.asarray, values(params)) for factor, params in edited.items()}
-  before = {name: float(of.mean()) for name, of in values(base).items()}
+  before = {name: float(accuracies.mean()) for name, accuracies in values(base).items()}
   at = config.thresholds.index(EPS)
-  made = {arm: Arm(arm, tuple(s.intruders[at] for s in of), {"learning_rate": rates[arm]}) for arm, of in found.items()}
+  made = {
+      arm: Arm(arm, tuple(s.intruders[at] for s in spectra), {"learning_rate": rates[arm]})
+      for arm, spectra in found.items()}
   supports, conclusion = conclude(found, scores, mitigation, before, config)
-  listed = lambda of: {name: x.tolist() for name, x in of.items()}
+  listed = lambda by_view: {name: x.tolist() for name, x in by_view.items()}
   return Result(
       slug="intruder-dimensions", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric=f"intruder dimensions among the {config.k} leading singular vectors, per matrix, at {EPS} "
@@ -143,12 +146,12 @@ def run(config: Config) -> Result:
       supports_paper=supports, conclusion=conclusion,
       details={
           "before": before, "validation": tuning, "thresholds": config.thresholds,
-          "spectra": {arm: [s._asdict() for s in of] for arm, of in found.items()},
-          "scores": {arm: listed(of) for arm, of in scores.items()},
-          "mitigation_of": mitigated, "mitigation": {f"{f:g}": listed(of) for f, of in mitigation.items()},
+          "spectra": {arm: [s._asdict() for s in spectra] for arm, spectra in found.items()},
+          "scores": {arm: listed(by_view) for arm, by_view in scores.items()},
+          "mitigation_of": mitigated, "mitigation": {f"{f:g}": listed(by_view) for f, by_view in mitigation.items()},
           "mitigation_against_none": {
-              f"{f:g}": {name: paired_test(x, mitigation[1.0][name]) for name, x in of.items()}
-              for f, of in mitigation.items() if f != 1.0},
+              f"{f:g}": {name: paired_test(x, mitigation[1.0][name]) for name, x in by_view.items()}
+              for f, by_view in mitigation.items() if f != 1.0},
       })
 
 
@@ -170,10 +173,10 @@ def conclude(
   """
   at = config.thresholds.index(EPS)
   low = [f"LoRA, rank {rank}" for rank in config.ranks if rank <= 16]
-  of = lambda arm, field: [getattr(s, field) for s in found[arm]]
+  column = lambda arm, field: [getattr(s, field) for s in found[arm]]
   count = {arm: [s.intruders[at] for s in spectra] for arm, spectra in found.items()}
   more = {arm: paired_test(count[arm], count[FULL]) for arm in low}
-  lower = {arm: paired_test(of(arm, "effective_rank"), of(arm=FULL, field="effective_rank")) for arm in low}
+  lower = {arm: paired_test(column(arm, "effective_rank"), column(FULL, "effective_rank")) for arm in low}
   back: dict[float, PairedTest] = {
       f: paired_test(x["control"], mitigation[1.0]["control"]) for f, x in mitigation.items() if f != 1.0}
   listed = lambda values, form: ", ".join(f"{np.mean(v):{form}} ({arm})" for arm, v in values.items())
@@ -182,7 +185,7 @@ def conclude(
       f"Intruders per matrix, of which an update of rank r can make r: {listed(count, '.2f')}; at a threshold of "
       f"{config.thresholds[0]:g}, far from what vectors of {config.widths[-1]} numbers have by chance: "
       f"{listed(strictest, '.2f')}. Effective rank of the update: "
-      f"{listed({arm: of(arm, 'effective_rank') for arm in found}, '.1f')}. Accuracy in the new view: "
+      f"{listed({arm: column(arm, 'effective_rank') for arm in found}, '.1f')}. Accuracy in the new view: "
       f"{listed({arm: s['target'] for arm, s in scores.items()}, '.3f')}; in the old ones, {before['control']:.3f} "
       f"before: {listed({arm: s['control'] for arm, s in scores.items()}, '.3f')}. Scaling the intruders of rank "
       f"{config.mitigated_rank} changes the old views and the new one " + ", ".join(

@@ -185,7 +185,7 @@ def run(config: Config) -> Result:
       details={
           "before": before, "trained": numbers, "method_against": tests, "heads": chosen, "overlap": overlaps(chosen),
           "head_scores": {d: np.mean([scores_of(d, s) for s in config.seeds], axis=0).tolist() for d in train_of},
-          "validation": tuning, "sentences": {s: len(of) for s, of in splits.items()},
+          "validation": tuning, "sentences": {s: len(part) for s, part in splits.items()},
       })
   ledger.clear()
   return result
@@ -193,12 +193,13 @@ def run(config: Config) -> Result:
 
 def overlaps(chosen: dict[str, list[list[list[int]]]]) -> dict[str, float]:
   """How many of a seed's heads are the same, on average: between seeds, and between the two domains."""
-  sets = {arm: [{tuple(head) for head in of} for of in seeds] for arm, seeds in chosen.items()}
-  pairs = lambda of: [len(a & b) for i, a in enumerate(of) for b in of[:i]]
+  sets = {arm: [{tuple(head) for head in heads} for heads in seeds] for arm, seeds in chosen.items()}
+  pairs = lambda seeds: [len(a & b) for i, a in enumerate(seeds) for b in seeds[:i]]
   return {
       "between seeds": float(np.mean(pairs(sets[METHOD]))),
       "between random ones": float(np.mean(pairs(sets[RANDOM]))),
-      "between domains": float(np.mean([len(a & b) for a, b in zip(sets[METHOD], sets[OTHER])])),
+      "between domains": float(np.mean([
+          len(a & b) for a, b in zip(sets[METHOD], sets[OTHER], strict=True)])),
   }
 
 
@@ -215,8 +216,8 @@ def conclude(
   supports = "true" if tests[RANDOM].sign > 0 else "partly" if mean > before and tests[LORA].sign >= 0 else "false"
   sentence = (
       f"From r = {before:.4f} before, offsets on LoFiT's heads ({numbers[METHOD]} numbers) reach {mean:.4f}: "
-      f"{tests[RANDOM]} against random heads, {tests[OTHER]} against the heads of another domain, {tests[BIAS]} against "
-      f"biases of all output projections ({numbers[BIAS]:,} numbers) and {tests[LORA]} against LoRA "
+      f"{tests[RANDOM]} against random heads, {tests[OTHER]} against the heads of another domain, {tests[BIAS]} "
+      f"against biases of all output projections ({numbers[BIAS]:,} numbers) and {tests[LORA]} against LoRA "
       f"({numbers[LORA]:,}). Step 1 finds {shared['between seeds']:.1f} heads again from seed to seed and "
       f"{shared['between domains']:.1f} in both domains, where chance gives {shared['between random ones']:.1f}.")
   return supports, sentence

@@ -202,11 +202,13 @@ def run(config: Config) -> Result:
   found = {arm: [Spectrum(*r["spectra"][arm]) for r in runs] for arm in tuners}
   edited = {"1": scores[mitigated]} | {f: [Scores(*r["mitigated"][f]) for r in runs] for f in runs[0]["mitigated"]}
   at = config.thresholds.index(EPS)
-  made = {arm: Arm(arm, tuple(s.intruders[at] for s in of), {"learning_rate": rates[arm]}) for arm, of in found.items()}
+  made = {
+      arm: Arm(arm, tuple(s.intruders[at] for s in runs), {"learning_rate": rates[arm]})
+      for arm, runs in found.items()}
   baseline, method = made.pop(FULL), made.pop(mitigated)
   supports, conclusion = conclude(scores, found, edited, before, config)
   ledger.clear()
-  mean = lambda of: {name: np.mean([getattr(x, name) for x in of], axis=0).tolist() for name in of[0]._fields}
+  mean = lambda runs: {name: np.mean([getattr(x, name) for x in runs], axis=0).tolist() for name in runs[0]._fields}
   return Result(
       slug="lora-vs-full", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric=f"intruder dimensions among the {config.k} leading singular vectors, per matrix, at {EPS} "
@@ -215,23 +217,24 @@ def run(config: Config) -> Result:
       supports_paper=supports, conclusion=conclusion,
       details={
           "before": before._asdict(), "thresholds": config.thresholds, "validation": tuning,
-          "scores": {arm: mean(of) for arm, of in scores.items()},
-          "spectra": {arm: mean(of) for arm, of in found.items()},
-          "forgetting": {arm: [s.loss - before.loss for s in of] for arm, of in scores.items()},
-          "mitigation_of": mitigated, "mitigation": {factor: mean(of) for factor, of in edited.items()},
-          "mitigation_against_none": {f: compare(of, edited["1"]) for f, of in edited.items() if f != "1"},
-          "scores_against_full": {arm: compare(of, scores[FULL]) for arm, of in scores.items() if arm != FULL},
+          "scores": {arm: mean(runs) for arm, runs in scores.items()},
+          "spectra": {arm: mean(runs) for arm, runs in found.items()},
+          "forgetting": {arm: [s.loss - before.loss for s in runs] for arm, runs in scores.items()},
+          "mitigation_of": mitigated, "mitigation": {factor: mean(runs) for factor, runs in edited.items()},
+          "mitigation_against_none": {f: compare(runs, edited["1"]) for f, runs in edited.items() if f != "1"},
+          "scores_against_full": {arm: compare(runs, scores[FULL]) for arm, runs in scores.items() if arm != FULL},
           "spectra_against_full": {
-              arm: {name: paired_test([getattr(s, name) for s in of], [getattr(s, name) for s in found[FULL]])
+              arm: {name: paired_test([getattr(s, name) for s in runs], [getattr(s, name) for s in found[FULL]])
                     for name in ("with_intruders", "lowest", "effective_rank", "change")}
-              for arm, of in found.items() if arm != FULL},
+              for arm, runs in found.items() if arm != FULL},
           "runs": runs,
       })
 
 
 def compare(a: list[Scores], b: list[Scores]) -> dict[str, PairedTest]:
   """Paired tests of each score."""
-  return {name: paired_test(x, y) for name, x, y in zip(Scores._fields, zip(*a), zip(*b))}
+  return {name: paired_test(*both) for name, *both in zip(
+      Scores._fields, zip(*a, strict=True), zip(*b, strict=True), strict=True)}
 
 
 def conclude(
@@ -244,31 +247,32 @@ def conclude(
   intruders takes back forgetting (each p < 0.05). "partly": the first of the three. Else "false".
   """
   at = config.thresholds.index(EPS)
-  count = {arm: [s.intruders[at] for s in of] for arm, of in found.items()}
+  count = {arm: [s.intruders[at] for s in runs] for arm, runs in found.items()}
   low = [f"LoRA, rank {r}" for r in config.ranks if r <= 16]
   more = all(paired_test(count[arm], count[FULL]).sign > 0 for arm in low)
-  rank = {arm: [s.effective_rank for s in of] for arm, of in found.items()}
+  rank = {arm: [s.effective_rank for s in runs] for arm, runs in found.items()}
   lower = all(paired_test(rank[arm], rank[FULL]).sign < 0 for arm in low)
   loss = lambda factor: [s.loss for s in edited[factor]]
   factors = [f for f in edited if f != "1"]
   mild, hardest = factors[0], factors[-1]
   recovered = any(paired_test(loss(f), loss("1")).sign < 0 for f in factors)
   mean = lambda values: float(np.mean(values))
-  listed = lambda of, form: ", ".join(f"{format(mean(v), form)} ({arm})" for arm, v in of.items())
-  forgot = {arm: [s.loss - before.loss for s in of] for arm, of in scores.items()}
+  listed = lambda values, form: ", ".join(f"{format(mean(v), form)} ({arm})" for arm, v in values.items())
+  forgot = {arm: [s.loss - before.loss for s in runs] for arm, runs in scores.items()}
+  r = {arm: [s.task for s in runs] for arm, runs in scores.items()}
   sentence = (
       f"Intruders per matrix: {listed(count, '.2f')}. Effective rank of the update: {listed(rank, '.1f')}. Pearson's r "
-      f"of the task: {listed({arm: [s.task for s in of] for arm, of in scores.items()}, '.3f')}. Rise of the loss of "
+      f"of the task: {listed(r, '.3f')}. Rise of the loss of "
       f"pretraining, {before.loss:.3f} before: {listed(forgot, '+.3f')}. Scaling the intruders of rank "
       f"{config.mitigated_rank} by {mild} changes that loss by {mean(loss(mild)) - mean(loss('1')):+.3f} and r by "
       f"{mean([s.task for s in edited[mild]]) - mean([s.task for s in edited['1']]):+.3f}; by "
       f"{hardest}, {mean(loss(hardest)) - mean(loss('1')):+.3f} and "
       f"{mean([s.task for s in edited[hardest]]) - mean([s.task for s in edited['1']]):+.3f}.")
   if not any(map(any, count.values())):
-    change = [mean([s.change for s in of]) for of in found.values()]
+    change = [mean([s.change for s in runs]) for runs in found.values()]
     sentence += (
-        f" No arm has an intruder: updates of {min(change):.1%} to {max(change):.1%} of the weights' norm leave the leading "
-        "directions where they were, so that this training is too short to test the paper's first finding.")
+        f" No arm has an intruder: updates of {min(change):.1%} to {max(change):.1%} of the weights' norm leave the "
+        "leading directions where they were, so that this training is too short to test the paper's first finding.")
   if more and lower and recovered:
     return "true", sentence
   return ("partly" if more else "false"), sentence

@@ -145,7 +145,7 @@ class Prompter:
 
   def nearest(self, problems: Sequence[task.Problem], bank: Sequence[task.Problem], n: int) -> dict[str, float]:
     """After the n nearest of a bank by the cosine of the descriptions, the nearest last."""
-    vectors = lambda of: np.stack([self._vectors[p.intent] for p in of])
+    vectors = lambda problems: np.stack([self._vectors[p.intent] for p in problems])
     chosen = retrieve_demonstrations(vectors(problems), vectors(bank), n)
     before = [INSTRUCTION + solved([bank[i] for i in reversed(row)]) for row in chosen]
     return self._score(self._model.params, rows(self._model, problems, before))._asdict()
@@ -158,8 +158,8 @@ def search(config: Config, model: Pretrained, params: Any, problems: Sequence[ta
   newline = model.tokenizer.encode("\n").ids
   found = beam_search(
       params, model.config, asked.ids * prompt, mask=prompt, beams=config.beams, max_new_tokens=20, stop=newline)
-  lines = [[model.tokenizer.decode(beam[real].tolist()) for beam, real in zip(*of, strict=True)]
-           for of in zip(np.asarray(found.tokens), np.asarray(found.mask), strict=True)]
+  lines = [[model.tokenizer.decode(beam[real].tolist()) for beam, real in zip(*row, strict=True)]
+           for row in zip(np.asarray(found.tokens), np.asarray(found.mask), strict=True)]
   references = [p.code for p in problems]
   return {
       **{f"em@{k}": float(exact_match_at_k(lines, references, k).mean()) for k in (1, config.beams)},
@@ -224,9 +224,9 @@ def run(config: Config) -> Result:
     costs[arm] = training_cost(
         Recipe(loss, way.transform, adafactor(1e-3, config.steps)), start(0), batch, tokens=batch.ids.size)
 
-  values = {name: {arm: [float(s[name]) for s in of] for arm, of in scores.items()} for name in ("exact", "nll")}
-  arms = {arm: Arm(arm, tuple(of), {"learning_rate": rates[arm]} if arm in rates else {})
-          for arm, of in values["exact"].items()}
+  values = {name: {arm: [float(s[name]) for s in runs] for arm, runs in scores.items()} for name in ("exact", "nll")}
+  arms = {arm: Arm(arm, tuple(matches), {"learning_rate": rates[arm]} if arm in rates else {})
+          for arm, matches in values["exact"].items()}
   supports, conclusion = conclude(values, beams, rates, tuning, config.steps)
   ledger.clear()
   return Result(
@@ -240,8 +240,8 @@ def run(config: Config) -> Result:
           "problems": {split: len(part) for split, part in parts.items()},
           "costs": {arm: dataclasses.asdict(cost) for arm, cost in costs.items()},
           "lora_against": {
-              name: {arm: paired_test(of[METHOD], of[arm]) for arm in of if arm != METHOD}
-              for name, of in values.items()},
+              name: {arm: paired_test(by_arm[METHOD], by_arm[arm]) for arm in by_arm if arm != METHOD}
+              for name, by_arm in values.items()},
       })
 
 
@@ -258,19 +258,19 @@ def conclude(
   test = lambda name, arm: paired_test(values[name][METHOD], values[name][arm])
   exact = [test("exact", arm).sign > 0 for arm in (BASELINE, NEAREST)]
   likely = all(test("nll", arm).sign < 0 for arm in (BASELINE, NEAREST))
-  means = {arm: (np.mean(of), np.mean(values["nll"][arm])) for arm, of in values["exact"].items()}
+  means = {arm: (np.mean(matches), np.mean(values["nll"][arm])) for arm, matches in values["exact"].items()}
   order = sorted(means, key=lambda arm: -means[arm][0])
   reached = ", ".join(f"{arm} {means[arm][0]:.3f} ({means[arm][1]:.2f})" for arm in order)
   differs = "; ".join(f"{arm} {test('exact', arm)}" for arm in (BASELINE, NEAREST, "full"))
   searched = "; ".join(
-      f"{arm} {', '.join(f'{name} {value:.2f}' for name, value in of.items())}" for arm, of in beams.items())
+      f"{arm} {', '.join(f'{name} {value:.2f}' for name, value in found.items())}" for arm, found in beams.items())
   sentence = (
       f"Exact match (nats per token): {reached}. LoRA against {differs}. With beams, on a few problems of the first "
       f"seed: {searched}.")
   if edge := [arm for arm, tried in tuning.items() if len(tried) > 1 and f"{rates[arm]:g}" == list(tried)[-1]]:
     sentence += (
-        f" The highest rate tried was best for {', '.join(edge)}: {steps} steps are few, so that tuning is likely better "
-        "than it looks here.")
+        f" The highest rate tried was best for {', '.join(edge)}: {steps} steps are few, so that tuning is likely "
+        "better than it looks here.")
   if all(exact):
     return "true", sentence
   return ("partly" if exact[0] or likely else "false"), sentence

@@ -40,7 +40,8 @@ BASELINE, PREFIX, METHOD, HEAD = "soft prompt", "prefix", "LoRA", "head alone"
 def methods(model: Pretrained) -> dict[str, Method]:
   """One size for all: 1,536 numbers a layer of 384 dimensions; a prompt has those of all layers."""
   config = model.config
-  prompt = soft_prompt(4 * config.num_layers, config.dim, init=vocabulary_prompt(model.params["embed"]["tokens"]["embedding"]))
+  tokens = model.params["embed"]["tokens"]["embedding"]
+  prompt = soft_prompt(4 * config.num_layers, config.dim, init=vocabulary_prompt(tokens))
   mixed = chain_adapters(prefix(config, 1, stddev=0.02), bottleneck(config, 1, scale=4.0, bias=False))
   return {
       HEAD: Method("none", 0.0),
@@ -70,12 +71,12 @@ def run(config: Config) -> Result:
   sizes = {costs.trained for name, costs in found.costs.items() if name != HEAD}
   if len(sizes) != 1:
     raise ValueError(f"all methods must train as many numbers; got {sorted(sizes)}")
-  target, families = found.values("target"), {name: of.family for name, of in methods(model).items()}
+  target, families = found.values("target"), {name: method.family for name, method in methods(model).items()}
   against = {
-      score: {name: paired_test(of[name], of[BASELINE])
-              for name in of if name != BASELINE} for score, of in ((s, found.values(s)) for s in Scores._fields)}
+      score: {name: paired_test(values[name], values[BASELINE]) for name in values if name != BASELINE}
+      for score, values in ((s, found.values(s)) for s in Scores._fields)}
   supports, conclusion = conclude(found, families)
-  arms = {name: Arm(name, tuple(of), {"learning_rate": found.rates[name]}) for name, of in target.items()}
+  arms = {name: Arm(name, tuple(scores), {"learning_rate": found.rates[name]}) for name, scores in target.items()}
   result = Result(
       slug="peft-survey", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric=f"Pearson's r on {config.domain}, test", higher_is_better=True, baseline=arms[BASELINE],
@@ -104,16 +105,16 @@ def conclude(found: Comparison, families: dict[str, str]) -> tuple[str, str]:
   best, worst = max(tuned, key=lambda n: mean("target", n)), min(tuned, key=lambda n: mean("target", n))
   keeps, loses = max(tuned, key=lambda n: mean("kept", n)), min(tuned, key=lambda n: mean("kept", n))
   learned = [n for n in tuned if against("target", n, HEAD).sign > 0]
-  of = lambda name: f"{name} ({families[name]}, {{:.4f}})"
+  described = lambda name, score: f"{name} ({families[name]}, {mean(score, name):.4f})"
   sentence = (
       f"At {found.costs[METHOD].trained:,} numbers each LoRA differs in the target "
       + " and ".join(f"from the {b} by {against('target', METHOD, b)}" for b in prompts)
       + f"; in nDCG@10 of the next sentence, {found.before:.4f} before, "
       + " and ".join(f"from the {b} by {against('kept', METHOD, b)}" for b in prompts)
-      + f". The best target has {of(best).format(mean('target', best))}, the least "
-      f"{of(worst).format(mean('target', worst))}; {len(learned)} of {len(tuned)} methods are above the head alone "
-      f"({mean('target', HEAD):.4f}) by p < 0.05. {of(keeps).format(mean('kept', keeps))} keeps most and "
-      f"{of(loses).format(mean('kept', loses))} least. The soft prompt costs "
+      + f". The best target has {described(best, 'target')}, the least "
+      f"{described(worst, 'target')}; {len(learned)} of {len(tuned)} methods are above the head alone "
+      f"({mean('target', HEAD):.4f}) by p < 0.05. {described(keeps, 'kept')} keeps most and "
+      f"{described(loses, 'kept')} least. The soft prompt costs "
       f"{found.costs[BASELINE].flops / found.costs[METHOD].flops:.1f} times the operations of LoRA, as every sentence "
       f"carries it.")
   if highest := found.highest():

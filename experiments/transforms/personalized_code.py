@@ -261,14 +261,14 @@ def run(config: Config) -> Result:
   own_tokens = [len(np.unique(texts.pairs(splits[seed][project]["train"]).ids))
                 for seed in config.seeds for project in config.projects]
   costs[EMBEDDINGS]["bytes_of_the_rows_in_use"] = float(np.mean(own_tokens)) * model.config.dim * 4
-  by_seed = {arm: np.mean(of, axis=1) for arm, of in mrr.items()}
-  by_project = {arm: np.mean(of, axis=0) for arm, of in mrr.items()}
-  counts = {arm: paired_comparison(of, by_project[BASELINE])
-            for arm, of in by_project.items() if arm != BASELINE}
+  by_seed = {arm: np.mean(values, axis=1) for arm, values in mrr.items()}
+  by_project = {arm: np.mean(values, axis=0) for arm, values in mrr.items()}
+  counts = {arm: paired_comparison(values, by_project[BASELINE])
+            for arm, values in by_project.items() if arm != BASELINE}
   against = {arm: {other: paired_test(by_seed[arm], by_seed[other]) for other in (BASELINE, METHOD)}
              for arm in mrr}
-  arms = {arm: Arm(arm, tuple(of.tolist()), {"learning_rate": rates[arm]} if arm in rates else {})
-          for arm, of in by_seed.items()}
+  arms = {arm: Arm(arm, tuple(values.tolist()), {"learning_rate": rates[arm]} if arm in rates else {})
+          for arm, values in by_seed.items()}
   supports, conclusion = conclude(by_seed, counts, against, costs)
   ledger.clear()
   return Result(
@@ -279,8 +279,9 @@ def run(config: Config) -> Result:
       supports_paper=supports, conclusion=conclusion,
       details={
           "projects": list(config.projects), "pairs": {p: pairs.groups.count(p) for p in config.projects},
-          "by_project": {arm: of.tolist() for arm, of in by_project.items()}, "against_base_over_projects": counts,
-          "paired_tests_over_seeds": against, "validation": tuning, "costs": costs,
+          "by_project": {arm: values.tolist() for arm, values in by_project.items()},
+          "against_base_over_projects": counts, "paired_tests_over_seeds": against, "validation": tuning,
+          "costs": costs,
       })
 
 

@@ -166,22 +166,22 @@ def run(config: Config) -> Result:
     learn = partial(adapt, rates=jnp.array(rates), images=seen(train, "mirrored"), held_out=held_out, shots=shots,
                     strength=strength, config=config)
     # Seeds one after the other: all at once would not fit the cache.
-    return Front(*np.moveaxis(jax.jit(lambda *of: jax.lax.map(lambda x: learn(*x), of))(keys, base), 0, 1))
+    return Front(*np.moveaxis(jax.jit(lambda *inputs: jax.lax.map(lambda x: learn(*x), inputs))(keys, base), 0, 1))
 
   fronts = {n: {FULL: front(n, None)} | {arm: front(n, s) for arm, s in STRENGTHS.items()} for n in config.shots}
   matched: dict[int, dict[str, Front]] = {}
-  for n, of in fronts.items():
-    level = config.matched * of[PLAIN].validation_target.max(axis=1)
-    matched[n] = {arm: f.at(f.matched(level)) for arm, f in of.items()}
-  best = {n: {arm: f.at(f.best()) for arm, f in of.items()} for n, of in fronts.items()}
+  for n, by_arm in fronts.items():
+    level = config.matched * by_arm[PLAIN].validation_target.max(axis=1)
+    matched[n] = {arm: f.at(f.matched(level)) for arm, f in by_arm.items()}
+  best = {n: {arm: f.at(f.best()) for arm, f in by_arm.items()} for n, by_arm in fronts.items()}
 
   most, *others = config.shots
   named = {(n, arm): Arm(f"{arm}, {n} shots", tuple(f.original.tolist()), {"rates": rates_of(config, arm)})
-           for n, of in matched.items() for arm, f in of.items()}
+           for n, by_arm in matched.items() for arm, f in by_arm.items()}
   baseline, method = named.pop((most, PLAIN)), named.pop((most, STRONG))
   frozen = Arm(FROZEN, tuple(before[1].tolist()))
   supports, conclusion = conclude(matched, best, most, float(before[0].mean()))
-  mean = lambda table: {f"{n} shots": {arm: means(f) for arm, f in of.items()} for n, of in table.items()}
+  mean = lambda table: {f"{n} shots": {arm: means(f) for arm, f in by_arm.items()} for n, by_arm in table.items()}
   return Result(
       slug="regularized-mask-tuning", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric=f"accuracy kept on upright digits at equal accuracy on mirrored ones, {most} shots, test images",
@@ -190,14 +190,15 @@ def run(config: Config) -> Result:
       details={
           "before": {"target": float(before[0].mean()), "original": float(before[1].mean())},
           "mean_at_equal_target": mean(matched), "mean_at_the_rate_best_for_the_target": mean(best),
-          "fronts": {f"{n} shots": {arm: {"rates": rates_of(config, arm)} | means(f) for arm, f in of.items()}
-                     for n, of in fronts.items()},
-          "target_at_equal_target": {f"{n} shots": {arm: f.target.tolist() for arm, f in of.items()}
-                                     for n, of in matched.items()},
-          "against_lambda_0": {f"{n} shots": {arm: both(of[arm], of[PLAIN]) for arm in (WEAK, STRONG, FULL)}
-                               for n, of in matched.items()},
+          "fronts": {f"{n} shots": {arm: {"rates": rates_of(config, arm)} | means(f) for arm, f in by_arm.items()}
+                     for n, by_arm in fronts.items()},
+          "target_at_equal_target": {f"{n} shots": {arm: f.target.tolist() for arm, f in by_arm.items()}
+                                     for n, by_arm in matched.items()},
+          "against_lambda_0": {f"{n} shots": {arm: both(by_arm[arm], by_arm[PLAIN]) for arm in (WEAK, STRONG, FULL)}
+                               for n, by_arm in matched.items()},
           "against_lambda_0_at_the_rate_best_for_the_target": {
-              f"{n} shots": {arm: both(of[arm], of[PLAIN]) for arm in (WEAK, STRONG, FULL)} for n, of in best.items()},
+              f"{n} shots": {arm: both(by_arm[arm], by_arm[PLAIN]) for arm in (WEAK, STRONG, FULL)}
+              for n, by_arm in best.items()},
       })
 
 
@@ -208,7 +209,7 @@ def rates_of(config: Config, arm: str) -> list[float]:
 
 def means(front: Front) -> dict[str, Any]:
   """Over the seeds."""
-  return {name: np.mean(x, axis=0).tolist() for name, x in zip(FIELDS, front)}
+  return {name: np.mean(x, axis=0).tolist() for name, x in zip(FIELDS, front, strict=True)}
 
 
 def both(a: Front, b: Front) -> dict[str, PairedTest]:

@@ -137,10 +137,10 @@ def costs(config: Config, model: Pretrained, params: Any, batch: Sentences) -> d
   loss = objective(model)
 
   def cost(transform: ParamTransform) -> dict[str, float]:
-    of = training_cost(Recipe(loss, transform, adamw(1e-3, 1)), params, batch, tokens=batch.ids.size)
+    step = training_cost(Recipe(loss, transform, adamw(1e-3, 1)), params, batch, tokens=batch.ids.size)
     layers = count(params["layers"])
-    flops = of.flops * of.params / layers
-    return {"trained": of.trained - count(params["head"]), "flops_per_parameter_and_token": flops}
+    flops = step.flops * step.params / layers
+    return {"trained": step.trained - count(params["head"]), "flops_per_parameter_and_token": flops}
 
   return {arm: cost(transform) for arm, transform in arms(config, model, 0).items()}
 
@@ -162,22 +162,22 @@ def run(config: Config) -> Result:
 
     def ask(rate: float, seed: int, split: str) -> dict[str, float]:
       tuned = tuner(params, batches(seed=seed), rate=rate, seed=seed, transform=arms(config, model, seed)[arm])
-      return {domain: score(tuned, of) for domain, of in held_out[split].items()}
+      return {domain: score(tuned, part) for domain, part in held_out[split].items()}
 
     grid = config.full_rates if arm == FULL else config.learning_rates
     rates[arm], tuning[arm], scores[arm] = sweep(
         ledger, arm, grid, ask, tuning_seeds=config.tuning_seeds, seeds=config.seeds,
         score=lambda r: r[config.source])
 
-  within = {arm: [s[config.source] for s in of] for arm, of in scores.items()}
-  beyond = {arm: [float(np.mean([r for d, r in s.items() if d != config.source])) for s in of]
-            for arm, of in scores.items()}
-  tests = {where: {other: paired_test(of[METHOD], of[other]) for other in (LORA, RANDOM, FULL)}
-           for where, of in (("in_domain", within), ("out_of_domain", beyond))}
+  within = {arm: [s[config.source] for s in runs] for arm, runs in scores.items()}
+  beyond = {arm: [float(np.mean([r for d, r in s.items() if d != config.source])) for s in runs]
+            for arm, runs in scores.items()}
+  tests = {where: {other: paired_test(values[METHOD], values[other]) for other in (LORA, RANDOM, FULL)}
+           for where, values in (("in_domain", within), ("out_of_domain", beyond))}
   cost = costs(config, model, params, batches(seed=0)[0])
   per_form = forms(config, model.config.mlp_dim, model.config.dim)
   supports, conclusion = conclude(tests, cost, per_form)
-  made = {arm: Arm(arm, tuple(of), {"learning_rate": rates[arm]}) for arm, of in beyond.items()}
+  made = {arm: Arm(arm, tuple(means), {"learning_rate": rates[arm]}) for arm, means in beyond.items()}
   result = Result(
       slug="s2ft", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric=f"Pearson's r, mean over the domains other than {config.source}, test", higher_is_better=True,
@@ -185,9 +185,9 @@ def run(config: Config) -> Result:
       supports_paper=supports, conclusion=conclusion,
       details={
           "mean_by_domain": {
-              arm: {d: float(np.mean([s[d] for s in of])) for d in DOMAINS} for arm, of in scores.items()},
+              arm: {d: float(np.mean([s[d] for s in runs])) for d in DOMAINS} for arm, runs in scores.items()},
           "in_domain": within, "method_against": tests, "cost": cost, "forms_of_one_product": per_form,
-          "sentences": {domain: len(of) for domain, of in held_out["test"].items()}, "validation": tuning,
+          "sentences": {domain: len(part) for domain, part in held_out["test"].items()}, "validation": tuning,
       })
   ledger.clear()
   return result
@@ -205,8 +205,8 @@ def conclude(
   signs = inside.sign, outside.sign
   supports = "false" if max(signs) < 1 or min(signs) < 0 else "true" if signs[1] == 1 else "partly"
   random = tests["out_of_domain"][RANDOM]
-  per = {arm: of["flops_per_parameter_and_token"] for arm, of in cost.items()}
-  kept = {form: of["kept_per_token"] for form, of in per_form.items()}
+  per = {arm: counted["flops_per_parameter_and_token"] for arm, counted in cost.items()}
+  kept = {form: counted["kept_per_token"] for form, counted in per_form.items()}
   sentence = (
       f"With {cost[METHOD]['trained']:,} trained numbers each, S2FT differs from LoRA by {inside} in domain and "
       f"by {outside} out of domain, and from as many random entries of its matrices by {random} out of "

@@ -177,10 +177,10 @@ def run(config: Config) -> Result:
 
   best = {arm: max(scores.values()) for arm, scores in tuning.items()}
   method = choose_depth(best)
-  values = lambda name: {arm: [float(run[name]) for run in of] for arm, of in runs.items()}
+  values = lambda name: {arm: [float(run[name]) for run in by_seed] for arm, by_seed in runs.items()}
   mrr = values("mrr")
   made = {arm: Arm(arm, tuple(mrr[arm]), {"learning_rate": rates[arm]}) for arm in mrr}
-  rsa = {arm: np.mean([run["rsa"] for run in of], axis=0).tolist() for arm, of in runs.items()}
+  rsa = {arm: np.mean([run["rsa"] for run in by_seed], axis=0).tolist() for arm, by_seed in runs.items()}
   rest = [made[arm] for arm in made if arm not in (BASELINE, method)]
   rest.append(Arm(f"Telly-{layers}: pretrained", (before["test"].mrr,) * len(config.seeds)))
   share = costs[method].flops / costs[BASELINE].flops
@@ -199,10 +199,10 @@ def run(config: Config) -> Result:
           "flops_of_full": {arm: cost.flops / costs[BASELINE].flops for arm, cost in costs.items()},
           "optimizer_bytes": {arm: cost.optimizer_bytes for arm, cost in costs.items()},
           # The least of all runs: the first one of an arm compiles, and other work on the machine only adds.
-          "seconds_per_step": {arm: min(of) for arm, of in values("seconds").items()},
+          "seconds_per_step": {arm: min(seconds) for arm, seconds in values("seconds").items()},
           "rsa_by_layer_from_embeddings": rsa,
           "freeze_depth_by_rsa_of_full": choose_freeze_depth(rsa[BASELINE][1:]),
-          "against_full": {arm: paired_test(of, mrr[BASELINE]) for arm, of in mrr.items() if arm != BASELINE},
+          "against_full": {arm: paired_test(reached, mrr[BASELINE]) for arm, reached in mrr.items() if arm != BASELINE},
       })
 
 
@@ -220,15 +220,16 @@ def conclude(mrr: dict[str, list[float]], method: str, share: float, rsa: list[f
   (p < 0.05). Else "false".
   """
   test = paired_test(mrr[method], mrr[BASELINE])
-  means = {arm: float(np.mean(of)) for arm, of in mrr.items()}
+  means = {arm: float(np.mean(reached)) for arm, reached in mrr.items()}
   telly = [arm for arm in means if arm != BASELINE]
   best, last = max(telly, key=means.get), telly[-1]
   lowest = int(np.argmin(rsa))
   sentence = (
       f"{method}, chosen on validation packages, changes MRR by {test} over full tuning with "
-      f"{share:.0%} of its operations; on test packages {best} is the best at {means[best]:.4f}, and {last}, which trains one layer, has {means[last]:.4f}. After full tuning the geometry "
-      f"of the layers correlates with the pretrained one by {', '.join(f'{r:.3f}' for r in rsa[1:])} from the lowest to "
-      f"the last, least in {'the embeddings' if lowest == 0 else f'layer {lowest} of {len(rsa) - 1}'}.")
+      f"{share:.0%} of its operations; on test packages {best} is the best at {means[best]:.4f}, and {last}, which "
+      f"trains one layer, has {means[last]:.4f}. After full tuning the geometry of the layers correlates with the "
+      f"pretrained one by {', '.join(f'{r:.3f}' for r in rsa[1:])} from the lowest to the last, least in "
+      f"{'the embeddings' if lowest == 0 else f'layer {lowest} of {len(rsa) - 1}'}.")
   if test.sign:
     return ("true" if test.sign > 0 and share < 1 else "false"), sentence
   return "partly", sentence

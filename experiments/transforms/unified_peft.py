@@ -85,15 +85,15 @@ class Method(NamedTuple):
 
 def methods(config: Config, encoder: EncoderConfig) -> dict[str, Method]:
   """The arms. An adapter of rank r, a prefix of length r and LoRA of rank r/2 on two matrices all add 2 r d a layer."""
-  r, of = config.rank, partial(bottleneck, encoder, config.rank, bias=False)
+  r, adapter = config.rank, partial(bottleneck, encoder, config.rank, bias=False)
   mixed = chain_adapters(
       prefix(encoder, config.mam_prefix, hidden=config.hidden),
       bottleneck(encoder, r - config.mam_prefix, scale=config.scale, bias=False))
   return {
-      BASELINE: Method(of(insertion="sequential")),
-      PARALLEL: Method(of()),
-      SCALED: Method(of(scale=config.scale)),
-      ATTENTION: Method(of(scale=config.scale, site="layers/attention/heads")),
+      BASELINE: Method(adapter(insertion="sequential")),
+      PARALLEL: Method(adapter()),
+      SCALED: Method(adapter(scale=config.scale)),
+      ATTENTION: Method(adapter(scale=config.scale, site="layers/attention/heads")),
       LORA: Method(layers=lora("layers/attention/{query,value}/kernel", rank=r // 2, alpha=r)),
       PREFIX: Method(prefix(encoder, r, hidden=config.hidden)),
       METHOD: Method(mixed),
@@ -148,12 +148,12 @@ def run(config: Config) -> Result:
       slug="unified-peft", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric=f"Pearson's r on {config.domain}, test", higher_is_better=True,
       baseline=made[BASELINE], method=made[METHOD],
-      arms=tuple(of for arm, of in made.items() if arm not in (BASELINE, METHOD)), seeds=config.seeds, command="",
+      arms=tuple(arm for name, arm in made.items() if name not in (BASELINE, METHOD)), seeds=config.seeds, command="",
       supports_paper=supports, conclusion=conclusion,
       details={
           "trained_and_kept": numbers, "share_of_layers": {
               arm: n / count(model.params["layers"]) for arm, n in numbers.items()},
-          "choices": tests, "validation": tuning, "sentences": {s: len(of) for s, of in splits.items()},
+          "choices": tests, "validation": tuning, "sentences": {s: len(part) for s, part in splits.items()},
       })
   ledger.clear()
   return result
@@ -172,18 +172,18 @@ def conclude(tests: dict[str, PairedTest], means: dict[str, float], numbers: dic
   "true": MAM is better than the sequential adapter (p < 0.05) and the best arm on average. "partly": MAM or the scaled
   parallel adapter is better than the sequential one (p < 0.05). Else "false".
   """
-  of = lambda a, b: tests[f"{a} against {b}"]
+  test = lambda a, b: tests[f"{a} against {b}"]
   best = max(means, key=means.get)
-  if of(METHOD, BASELINE).sign > 0 and best == METHOD:
+  if test(METHOD, BASELINE).sign > 0 and best == METHOD:
     supports = "true"
   else:
-    supports = "partly" if of(METHOD, BASELINE).sign > 0 or of(SCALED, BASELINE).sign > 0 else "false"
+    supports = "partly" if test(METHOD, BASELINE).sign > 0 or test(SCALED, BASELINE).sign > 0 else "false"
   sentence = (
-      f"At {numbers[METHOD]:,} numbers each, MAM differs from the sequential adapter by {of(METHOD, BASELINE)} and "
-      f"from the scaled parallel one, its larger part, by {of(METHOD, SCALED)}; the best arm is {best} "
-      f"({means[best]:.4f}). Parallel against sequential is {of(PARALLEL, BASELINE)}, scale 4 against 1 "
-      f"{of(SCALED, PARALLEL)}, the MLP against the attention {of(SCALED, ATTENTION)}. The sequential adapter "
-      f"is above the head alone by {of(BASELINE, HEAD)}.")
+      f"At {numbers[METHOD]:,} numbers each, MAM differs from the sequential adapter by {test(METHOD, BASELINE)} and "
+      f"from the scaled parallel one, its larger part, by {test(METHOD, SCALED)}; the best arm is {best} "
+      f"({means[best]:.4f}). Parallel against sequential is {test(PARALLEL, BASELINE)}, scale 4 against 1 "
+      f"{test(SCALED, PARALLEL)}, the MLP against the attention {test(SCALED, ATTENTION)}. The sequential adapter "
+      f"is above the head alone by {test(BASELINE, HEAD)}.")
   return supports, sentence
 
 

@@ -96,7 +96,7 @@ def run(config: Config) -> Result:
   found = compare(config, model, methods(model), ledger)
   target = found.values("target")
   supports, conclusion = conclude(found)
-  arms = {name: Arm(name, tuple(of), {"learning_rate": found.rates[name]}) for name, of in target.items()}
+  arms = {name: Arm(name, tuple(scores), {"learning_rate": found.rates[name]}) for name, scores in target.items()}
   result = Result(
       slug="which_method", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
       metric=f"Pearson's r on {config.domain}, test", higher_is_better=True, baseline=arms[BASELINE],
@@ -105,9 +105,9 @@ def run(config: Config) -> Result:
       details={
           **found.details(),
           "family": {name: method.family for name, method in methods(model).items() if name in found.rates},
-          "against_full": {score: {
-              name: paired_test(of[name], of[BASELINE])
-              for name in of if name != BASELINE} for score, of in ((s, found.values(s)) for s in Scores._fields)},
+          "against_full": {
+              score: {name: paired_test(values[name], values[BASELINE]) for name in values if name != BASELINE}
+              for score, values in ((s, found.values(s)) for s in Scores._fields)},
           "front": front(found)})
   ledger.clear()
   return result
@@ -116,7 +116,7 @@ def run(config: Config) -> Result:
 def front(found: Comparison) -> list[str]:
   """The methods that no other one beats in the mean of both the target and what is kept, best target first."""
   means = {name: np.mean([(run.target, run.kept) for run in runs], axis=0) for name, runs in found.scores.items()}
-  beaten = lambda name: any((of >= means[name]).all() and (of > means[name]).any() for of in means.values())
+  beaten = lambda name: any((other >= means[name]).all() and (other > means[name]).any() for other in means.values())
   return sorted((name for name in means if not beaten(name)), key=lambda name: -means[name][0])
 
 
@@ -128,10 +128,10 @@ def conclude(found: Comparison) -> tuple[str, str]:
   two. Else "false".
   """
   values = {score: found.values(score) for score in Scores._fields}
-  test = {score: paired_test(of[METHOD], of[BASELINE]) for score, of in values.items()}
+  test = {score: paired_test(by_name[METHOD], by_name[BASELINE]) for score, by_name in values.items()}
   claims = test["target"].sign >= 0, test["kept"].sign > 0
   mean = lambda score, name: float(np.mean(values[score][name]))
-  best = {score: max(of, key=lambda name: mean(score, name)) for score, of in values.items()}
+  best = {score: max(by_name, key=lambda name: mean(score, name)) for score, by_name in values.items()}
   lost = max((name for name in values["kept"]), key=lambda name: found.before - mean("kept", name))
   costs = found.costs
   sentence = (
@@ -140,12 +140,12 @@ def conclude(found: Comparison) -> tuple[str, str]:
       f"{costs[METHOD].share:.1%} of their numbers and {costs[METHOD].flops / costs[BASELINE].flops:.0%} of the "
       f"operations. The best target has {best['target']} ({mean('target', best['target']):.4f}; the head alone "
       f"{mean('target', HEAD):.4f}), the best other domains {best['elsewhere']} "
-      f"({mean('elsewhere', best['elsewhere']):.4f}); {lost} forgets most ({mean('kept', lost):.4f}). Beaten by none in "
-      f"both target and memory: {', '.join(front(found))}.")
+      f"({mean('elsewhere', best['elsewhere']):.4f}); {lost} forgets most ({mean('kept', lost):.4f}). Beaten by none "
+      f"in both target and memory: {', '.join(front(found))}.")
   if highest := found.highest():
     sentence += (
-        f" The steps are few: {len(highest)} of {len(found.rates)} methods take the highest rate tried and may not have "
-        f"gone far enough ({', '.join(highest)}).")
+        f" The steps are few: {len(highest)} of {len(found.rates)} methods take the highest rate tried and may not "
+        f"have gone far enough ({', '.join(highest)}).")
   return ("true" if all(claims) else "partly" if any(claims) else "false"), sentence
 
 
@@ -202,12 +202,12 @@ def plots(result: Result) -> Any:
   for axis, x, label in (
       (axes[0], "forgotten", "forgotten: loss of nDCG@10, next sentence"), (axes[1], "trained", "numbers that train"),
   ):
-    for family, color in zip(families, plt.get_cmap("tab10").colors):
-      of = [row for row in table if row["family"] == family and row[x] is not None and (x != "trained" or row[x])]
+    for family, color in zip(families, plt.get_cmap("tab10").colors, strict=False):  # ten colors, fewer families
+      members = [row for row in table if row["family"] == family and row[x] is not None and (x != "trained" or row[x])]
       axis.errorbar(
-          [row[x] for row in of], [row["target"] for row in of], yerr=[row["target_std"] for row in of], fmt="o",
-          color=color, label=family, elinewidth=0.8, alpha=0.85)
-      for row in of:
+          [row[x] for row in members], [row["target"] for row in members],
+          yerr=[row["target_std"] for row in members], fmt="o", color=color, label=family, elinewidth=0.8, alpha=0.85)
+      for row in members:
         axis.annotate(row["name"], (row[x], row["target"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axis.set_xlabel(label)
     axis.grid(alpha=0.3)

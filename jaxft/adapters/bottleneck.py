@@ -66,9 +66,9 @@ def bottleneck(
 ) -> Adapter:
   """A bottleneck adapter in every layer: `h + s * activation(z @ down) @ up`, z the sub-module's output or its input.
 
-  Houlsby's adapters are `chain_adapters` two sequential ones, at `layers/attention/out` and `layers/mlp/out`; Pfeiffer's is
-  the latter alone. Params: `{'layers': {'adapter': {'down', 'up'}}}`, kernels `[L, d, rank]` and `[L, rank, out]`,
-  and `scale [L]` where it trains.
+  Houlsby's adapter is two sequential ones, at `layers/attention/out` and `layers/mlp/out`, joined by `chain_adapters`;
+  Pfeiffer's is the latter alone. Params: `{'layers': {'adapter': {'down', 'up'}}}`, kernels `[L, d, rank]` and
+  `[L, rank, out]`, and `scale [L]` where it trains.
 
   Args:
     config: of the model.

@@ -56,7 +56,10 @@ def text_prompt(embedding: Any, ids: Sequence[int]) -> PromptInit:
   return lambda key, length, dim: lookup(embedding, jnp.asarray(np.resize(ids, length))).astype(jnp.float32)
 
 
-def soft_prompt(length: int, dim: int, *, init: PromptInit = random_prompt()) -> Adapter:
+_RANDOM = random_prompt()
+
+
+def soft_prompt(length: int, dim: int, *, init: PromptInit = _RANDOM) -> Adapter:
   """Prompt tuning: `[P; embed(ids)]`, P `[length, dim]` trained; params `{'prompt': P}`.
 
   The model returns the states of the prompt too, in front; `decoder.token_nll` and `encoder.embed` leave them out. In
@@ -65,7 +68,7 @@ def soft_prompt(length: int, dim: int, *, init: PromptInit = random_prompt()) ->
   Args:
     length: positions of the prompt.
     dim: of the token embeddings.
-    init: `random_prompt`, `vocabulary_prompt` or `text_prompt`.
+    init: `random_prompt()`, the default, `vocabulary_prompt(...)` or `text_prompt(...)`.
 
   Raises:
     ValueError: length below 1; from `init`: a table of another dim.
@@ -107,7 +110,7 @@ def p_tuning(length: int, dim: int, *, hidden: int) -> Adapter:
 
   def init(key: jax.Array) -> dict[str, Any]:
     for_rows, *keys = jax.random.split(key, 4)
-    mlp = {str(i): torch_dense(k, *size) for i, (k, size) in enumerate(zip(keys, sizes))}
+    mlp = {str(i): torch_dense(k, *size) for i, (k, size) in enumerate(zip(keys, sizes, strict=True))}
     return {"rows": jax.random.normal(for_rows, (length, dim)), "mlp": mlp}
 
   def edits(params: dict[str, Any]) -> dict[str, Prepend]:

@@ -28,8 +28,8 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.n
   words = [_words(text) for text in texts]
   numbers = {word: i for i, word in enumerate(sorted(set().union(*words)))}
   present = np.zeros((len(texts), len(numbers)), np.float32)
-  for row, of in enumerate(words):
-    present[row, [numbers[word] for word in of]] = 1
+  for row, used in enumerate(words):
+    present[row, [numbers[word] for word in used]] = 1
   shared, sizes = present @ present.T, present.sum(1)
   either = sizes[:, None] + sizes - shared
   linked = shared >= threshold * either  # two texts without a word have empty sets, which are equal
@@ -86,9 +86,9 @@ def per_group_split(
   rng, names = np.random.default_rng(seed), [*sizes, None]  # None takes what is left over
   shares = np.array([*sizes.values(), max(0.0, 1 - sum(sizes.values()))])
   parts: dict[Any, list[int]] = {name: [] for name in names}
-  for of in members.values():
-    wanted, got = shares * sum(map(len, of.values())), np.zeros(len(names))
-    rows = list(of.values())
+  for in_group in members.values():
+    wanted, got = shares * sum(map(len, in_group.values())), np.zeros(len(names))
+    rows = list(in_group.values())
     for i in rng.permutation(len(rows)) if by == "random" else range(len(rows)):
       lacks = wanted - got
       to = int(np.argmax(lacks)) if by == "random" else int(np.argmax(lacks >= min(0.5, lacks.max())))

@@ -85,7 +85,8 @@ def _generate(
   batch = prompt.shape[0]
   filters = [
       lambda logits, keep=keep, limit=limit: keep(logits, limit)
-      for keep, limit in zip((sampling.top_k, sampling.top_p, sampling.min_p), limits) if limit is not None
+      for keep, limit in zip((sampling.top_k, sampling.top_p, sampling.min_p), limits, strict=True)
+      if limit is not None
   ]
   pad = 0 if config.pad_id is None else config.pad_id
 

@@ -97,6 +97,11 @@ def score_choices(
     values = jax.tree.map(lambda v: np.asarray(v, np.float64), token_values(tokens, mask))
     for keys, value in jax.tree_util.tree_flatten_with_path(values)[0]:
       require_finite(counted, **{f"token_values{jax.tree_util.keystr(keys)}": value})
-    sums.append(jax.tree.map(lambda v: np.where(counted, v, 0).sum(-1)[: len(chosen)], values))
+    sums.append(_row_sums(values, counted, len(chosen)))
   position = np.argsort(order)
   return jax.tree.map(lambda *parts: np.concatenate(parts)[position], *sums)
+
+
+def _row_sums(values: Any, counted: np.ndarray, rows: int) -> Any:
+  """The sums of the counted values of the first rows; the others only fill the batch."""
+  return jax.tree.map(lambda v: np.where(counted, v, 0).sum(-1)[:rows], values)

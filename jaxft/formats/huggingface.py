@@ -184,7 +184,8 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
       continue
     rule, where = rules[template], layer_of(path, leaf) if path.startswith(f"{STACK}/") else None
     array = np.asarray(leaf)
-    for layer, one in zip(where, array) if np.ndim(where) else [(where, array)]:
+    # A piece with fewer rows than its name says lacks layers, which are named below.
+    for layer, one in zip(where, array, strict=False) if np.ndim(where) else [(where, array)]:
       if one.shape != (wanted := tensors.shape(rule)):
         problems.append(f"{path} has shape {one.shape} in one layer, the config wants {wanted}")
         break

@@ -57,9 +57,9 @@ def load(name_or_path: str | os.PathLike, *, dtype: jnp.dtype = jnp.float32, sta
 
   Args:
     name_or_path: a preset (`jaxft.formats.presets.PRESETS`, fetched on first use), a Hugging Face folder, a GGUF file.
-      A preset followed by `:N` has its first N layers alone, with the embeddings, final norm and head that it came with.
-      Followed by `:tiny` it is no pretrained model: random params of its architecture, two layers of 48 dimensions, the
-      same at every call, with its own vocabulary, tokenizer and chat template (`jaxft.formats.tiny`).
+      A preset followed by `:N` has its first N layers alone, with its own embeddings, final norm and head. Followed by
+      `:tiny` it is no pretrained model: random params of its architecture, two layers of 48 dimensions, the same at
+      every call, with its own vocabulary, tokenizer and chat template (`jaxft.formats.tiny`).
     dtype: of the params.
     stacked: layers along a leading axis, or one subtree per layer.
 

@@ -113,7 +113,8 @@ def _checkpoint_in(folder: Path) -> Path:
     if (folder / name).is_file():
       return folder / name
   files = sorted(f for f in folder.iterdir() if f.is_file())
-  if len(found := [f for f in files if f.name.endswith(INDEX_SUFFIX)]) == 1:  # a part of a diffusion pipeline has its own
+  # A part of a diffusion pipeline has an index of its own name.
+  if len(found := [f for f in files if f.name.endswith(INDEX_SUFFIX)]) == 1:
     return found[0]
   if len(found := [f for f in files if f.suffix == ".safetensors"]) == 1:
     return found[0]

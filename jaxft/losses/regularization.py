@@ -79,7 +79,8 @@ def _distance(
                        f"params {new.shape}")
     difference = new.astype(jnp.float32) - jax.lax.stop_gradient(old.astype(jnp.float32))
     shape = np.shape(mask)
-    if len(shape) > new.ndim or any(n not in (1, m) for n, m in zip(reversed(shape), reversed(new.shape))):
+    aligned = zip(reversed(shape), reversed(new.shape), strict=False)  # broadcasting aligns the last axes
+    if len(shape) > new.ndim or any(n not in (1, m) for n, m in aligned):
       raise ValueError(f"where must broadcast against params; {jax.tree_util.keystr(keys)} has {shape}, "
                        f"params {new.shape}")
     # Selected before f, so that what is masked reaches neither the value nor the gradient.

@@ -14,6 +14,7 @@ part computes the same every time: with dropout or other noise below the boundar
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -54,7 +55,8 @@ def cut_model(params: Tree, config: Config, boundary: int) -> tuple[Part, Part]:
     for side, low, high, offset in ((0, start, min(stop, boundary), 0), (1, max(start, boundary), stop, boundary)):
       if low < high:
         name = f"{low - offset}:{high - offset}" if stacked else f"{low - offset}"
-        sides[side][name] = jax.tree.map(lambda x: x[low - start : high - start], piece) if stacked else piece
+        rows = slice(low - start, high - start)
+        sides[side][name] = jax.tree.map(itemgetter(rows), piece) if stacked else piece
   sizes = boundary, config.num_layers - boundary
   return tuple(
       Part({**params, "layers": _plain(side, size)}, dataclasses.replace(config, num_layers=size))

@@ -252,7 +252,7 @@ def _attention(params, config, x, turn, visible, cache, index, attention, tap: T
     prefix = key.shape[1] - x.shape[1]
     front = key[:, :prefix], value[:, :prefix]
     cache, *rest = write(cache, index, key[:, prefix:], value[:, prefix:])
-    key, value = (jnp.concatenate(parts, axis=1) for parts in zip(front, rest)) if prefix else rest
+    key, value = (jnp.concatenate(parts, axis=1) for parts in zip(front, rest, strict=True)) if prefix else rest
   y = tap("layers/attention/heads", attention(query, key, value, visible, causal=cache is None), x)
   return tap("layers/attention/out", linear(y.reshape(*x.shape[:2], -1), params["out"]), x), cache
 

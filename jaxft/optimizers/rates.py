@@ -32,7 +32,8 @@ def scale_updates(scales: Tree) -> optax.GradientTransformation:
 
     def scale(u: Any, s: Any) -> Any:
       shape = np.shape(s)
-      if len(shape) > u.ndim or any(a not in (1, b) for a, b in zip(reversed(shape), reversed(u.shape))):
+      aligned = zip(reversed(shape), reversed(u.shape), strict=False)  # broadcasting aligns the last axes
+      if len(shape) > u.ndim or any(a not in (1, b) for a, b in aligned):
         raise ValueError(f"scales must broadcast against what trains; got {shape} for a leaf {u.shape}")
       return u * jnp.asarray(s, u.dtype)
 

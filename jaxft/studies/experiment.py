@@ -114,7 +114,8 @@ def main(experiment: Experiment, args: list[str] | None = None) -> Result:
   flags = (["--smoke"] if smoke else []) + rest
   result = dataclasses.replace(result, command=shlex.join(["jaxft", "run", experiment.slug, *flags]))
   result = with_environment(result, seconds=time.perf_counter() - start)
-  print(f"{result.slug}: {result.metric}\n  {result.headline}\n  supports the paper: {result.supports_paper}. {result.conclusion}")
+  print(f"{result.slug}: {result.metric}\n  {result.headline}")
+  print(f"  supports the paper: {result.supports_paper}. {result.conclusion}")
   if out is not None:
     print(f"  written to {write(result, out)}")
   return result

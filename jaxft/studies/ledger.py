@@ -1,4 +1,4 @@
-"""Resuming an experiment: the runs that were done are kept on disk, until the config or code that it may use changes."""
+"""Resuming an experiment: finished runs are kept on disk until the config, or code that they may use, changes."""
 
 import dataclasses
 import hashlib
@@ -17,8 +17,8 @@ class Ledger:
   """Remembers JSON values by name across processes: `ledger("seed 3", lambda: train_and_score(3))`.
 
   Each value is on disk before the next run starts, so a killed experiment repeats at most one run. A finished
-  experiment calls `clear`, so that running it again measures again. What counts as the code of an experiment: all of the
-  library, as its packages import lazily, and of `experiments` the modules that are imported by now.
+  experiment calls `clear`, so that running it again measures again. The code of an experiment is the whole library,
+  as its packages import lazily, and those modules of `experiments` that are imported by now.
   """
 
   def __init__(self, slug: str, config: Any):

@@ -46,5 +46,5 @@ def sweep(
     return float(np.mean([score(run(seed)) for seed in tuning_seeds]))
 
   rate, validation = choose_rate(rates, tuned, higher_is_better=higher_is_better)
-  return Sweep(rate, validation, [
-      ledger(f"{arm}, seed {seed}", lambda: measure(rate, seed, "test")) for seed in seeds])
+  test = lambda seed: ledger(f"{arm}, seed {seed}", lambda: measure(rate, seed, "test"))
+  return Sweep(rate, validation, [test(seed) for seed in seeds])

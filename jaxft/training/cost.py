@@ -48,8 +48,8 @@ def training_cost(recipe: Recipe, params: Tree, batch: Any | None = None, *, tok
   Args:
     recipe: what trains and by which optimizer; its mesh and accumulation are not read.
     params: arrays or `jax.ShapeDtypeStruct`s; of arrays too the shapes alone are read.
-    batch: of the objective, arrays or shapes, on which the gradient's operations are counted; gradients and an optimizer
-      step cost a few operations for each number that trains, which are not counted. None counts none.
+    batch: of the objective, arrays or shapes, on which the gradient's operations are counted. The few operations for
+      each number that trains by which the optimizer makes a step are not counted. None counts no operations at all.
     tokens: of that batch.
 
   Raises:

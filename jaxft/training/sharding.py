@@ -133,7 +133,7 @@ def _align(shape: tuple[int, ...], source: tuple[int, ...], spec: P) -> P:
   matches = [[parts[j] if n == source[j] else None for n, j in zip(shape, places, strict=True)]
              for places in combinations(range(len(source)), len(shape))
              if all(n == source[j] or n == 1 for n, j in zip(shape, places, strict=True))]
-  return _trimmed([options[0] if len(set(options)) == 1 else None for options in zip(*matches)])
+  return _trimmed([options[0] if len(set(options)) == 1 else None for options in zip(*matches, strict=True)])
 
 
 def _trimmed(parts: list[Any]) -> P:

@@ -14,7 +14,8 @@ def config(tmp_path):
   """A configuration beside its models."""
   family(tmp_path, dtype="bfloat16")
   parameters = {"density": [{"filter": "mlp", "value": 0.5}, {"value": 1.0}]}
-  return configure(tmp_path / "ties.yaml", recipe("ties", per_model={"weight": [1.0, 0.5, 0.25]}, parameters=parameters))
+  merge = recipe("ties", per_model={"weight": [1.0, 0.5, 0.25]}, parameters=parameters)
+  return configure(tmp_path / "ties.yaml", merge)
 
 
 def test_a_merge(jaxft, config, tmp_path):
@@ -47,7 +48,8 @@ def test_a_report(jaxft, config, tmp_path):
   answer = jaxft("merge", config, "-o", tmp_path / "out", "--report", tmp_path / "report.html")
   assert answer.status == 0, answer.err
   page = (tmp_path / "report.md").read_text()
-  for said in ("ties of 4 models", "norm of the task vector", "| m0, m1 |", "| outside the layers |", "cosine", "merged"):
+  for said in (
+      "ties of 4 models", "norm of the task vector", "| m0, m1 |", "| outside the layers |", "cosine", "merged"):
     assert said in page, page
   assert len(list((tmp_path / "report_figures").iterdir())) == 2 and "<img" in (tmp_path / "report.html").read_text()
 
@@ -64,10 +66,11 @@ def test_the_numbers_of_a_report(tmp_path):
   flat = {name: np.concatenate([x.reshape(-1) for x in tensors.values()]) for name, tensors in held.items()}
   one, two = (flat[m] - flat["base"] for m in ("m0", "m1"))
   names = list(whole.squares)
-  np.testing.assert_allclose(whole.relative(names[0]), np.linalg.norm(one) / np.linalg.norm(flat["base"]), rtol=1e-5)
+  size = np.linalg.norm(flat["base"])
+  np.testing.assert_allclose(whole.relative(names[0]), np.linalg.norm(one) / size, rtol=1e-5)
   np.testing.assert_allclose(whole.cosine(*names[:2]), one @ two / np.linalg.norm(one) / np.linalg.norm(two), rtol=1e-3)
   np.testing.assert_allclose(whole.agreement(*names[:2]), np.mean(np.sign(one) == np.sign(two)), rtol=1e-6)
-  np.testing.assert_allclose(whole.relative("merged"), np.linalg.norm(one + two) / 2 / np.linalg.norm(flat["base"]), rtol=1e-4)
+  np.testing.assert_allclose(whole.relative("merged"), np.linalg.norm(one + two) / 2 / size, rtol=1e-4)
 
 
 def test_notes_go_to_standard_error(jaxft, tmp_path):
@@ -80,7 +83,8 @@ def test_notes_go_to_standard_error(jaxft, tmp_path):
 
 @pytest.mark.parametrize("options, said", [
     ((), ("-o",)), (("-o", "out", "--dtype", "int8"), ("--dtype", "float32", "'int8'")),
-    (("-o", "out", "--shard-size", "5XB"), ("--shard-size", "'5XB'")), (("-o", "out", "--processes", 0), ("--processes", "0")),
+    (("-o", "out", "--shard-size", "5XB"), ("--shard-size", "'5XB'")),
+    (("-o", "out", "--processes", 0), ("--processes", "0")),
     (("-o", "out", "--report", "r.pdf"), ("--report", ".html", "r.pdf")),
 ])
 def test_options_that_are_wrong(options, said, jaxft, config, tmp_path, monkeypatch):
@@ -112,7 +116,8 @@ def test_presets_are_models(jaxft, minilm, tmp_path):
 
   merged = load(tmp_path / "out")
   assert merged.config == minilm.config and merged.max_length == minilm.max_length
-  np.testing.assert_array_equal(merged.params["embed"]["tokens"]["embedding"], minilm.params["embed"]["tokens"]["embedding"])
+  tokens = lambda model: model.params["embed"]["tokens"]["embedding"]
+  np.testing.assert_array_equal(tokens(merged), tokens(minilm))
 
 
 @pytest.mark.parametrize("text, size", [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("100", 100), ("7k", 7000)])

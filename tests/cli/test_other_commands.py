@@ -55,8 +55,8 @@ def test_retrieval_scores_by_hand(minilm):
   ids = {tuple(minilm.tokenizer.encode(text).ids): vector for text, vector in texts.items()}
 
   def embed(rows, mask):
-    known = lambda row, m: ids.get(tuple(int(i) for i, on in zip(row, m) if on), [0.0, 0.0])
-    return np.array([known(row, m) for row, m in zip(rows, mask)], np.float32)
+    known = lambda row, m: ids.get(tuple(int(i) for i, on in zip(row, m, strict=True) if on), [0.0, 0.0])
+    return np.array([known(row, m) for row, m in zip(rows, mask, strict=True)], np.float32)
 
   records = [{"anchor": "q1", "positive": "a2"}, {"anchor": "q2", "positive": "a2"}, {"anchor": "q1", "positive": "a1"}]
   scores = tasks.retrieval(embed, records, minilm.tokenizer, max_length=16)

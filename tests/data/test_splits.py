@@ -30,7 +30,7 @@ def test_parts_are_disjoint_hold_their_shares_in_every_group_and_never_share_a_c
       of_group = (groups[rows] == group).sum()
       assert abs((groups[part] == group).sum() - sizes[name] * of_group) <= 3
   first = {}  # a cluster lives in the group that it came in first
-  for group, cluster in zip(groups, clusters):
+  for group, cluster in zip(groups, clusters, strict=True):
     first.setdefault(cluster, group)
   assert sorted(rows) == [i for i in range(300) if first[clusters[i]] == groups[i]]
 

@@ -29,7 +29,7 @@ def all_continuations(params, row):
   ids = jnp.concatenate([jnp.tile(row, (len(tails), 1)), tails], axis=1)
   nll = np.asarray(decoder.token_nll(params, CONFIG, ids)[0])[:, len(row):]
   found = {}
-  for tail, losses in zip(tails.tolist(), nll):
+  for tail, losses in zip(tails.tolist(), nll, strict=True):
     length = tail.index(CONFIG.eos_id) + 1 if CONFIG.eos_id in tail else NEW
     found[tuple(tail[:length])] = -losses[:length].sum()
   return found
@@ -39,10 +39,10 @@ def all_continuations(params, row):
 def test_a_wide_search_finds_the_best_of_all_continuations(params, length_penalty):
   beams = 80  # 84 continuations, and never more running prefixes than this
   out = beam_search(params, CONFIG, PROMPT, beams=beams, max_new_tokens=NEW, length_penalty=length_penalty)
-  for row, tokens, mask, scores in zip(PROMPT, out.tokens, out.mask, out.scores):
+  for row, tokens, mask, scores in zip(PROMPT, out.tokens, out.mask, out.scores, strict=True):
     exact = {tail: log_prob / len(tail) ** length_penalty for tail, log_prob in all_continuations(params, row).items()}
     best = sorted(exact, key=exact.get, reverse=True)[:beams]
-    got = [tuple(t[m].tolist()) for t, m in zip(np.asarray(tokens), np.asarray(mask))]
+    got = [tuple(t[m].tolist()) for t, m in zip(np.asarray(tokens), np.asarray(mask), strict=True)]
     assert len(set(got)) == beams and set(got[:20]) == set(best[:20])
     np.testing.assert_allclose(scores[:20], [exact[tail] for tail in best[:20]], rtol=1e-4)
     np.testing.assert_allclose(scores, [exact[tail] for tail in got], rtol=1e-4)

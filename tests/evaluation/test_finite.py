@@ -93,7 +93,7 @@ def test_traced_values_that_are_not_finite_give_nan_and_others_the_metric():
   # One program for all of them: compiling is what such a test costs.
   every = jax.jit(lambda x: {name: f(x) for name, f in TRACED.items()})
   good, bad = every(ROWS), every(spoilt(ROWS, np.nan))
-  for name, f in TRACED.items():
+  for name in TRACED:
     assert all(np.isnan(v).all() for v in jax.tree.leaves(bad[name])), name
     assert all(np.isfinite(v).all() for v in jax.tree.leaves(good[name])), name
   np.testing.assert_allclose(good["spearman"], TRACED["spearman"](ROWS), rtol=1e-6)

@@ -1,5 +1,7 @@
 """Perplexity, the windows it rolls over, and the scoring of pairs of unequal lengths."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,8 +68,7 @@ def test_scores_are_those_of_each_pair_alone_in_the_order_given():
   ]
   got = score_choices(values, pairs, max_length=64, batch_size=4, buckets=(8, 16, 32))
   for i, (context, continuation) in enumerate(pairs):
-    chain = [context[-1], *continuation]
-    steps = list(zip(chain, continuation))
+    steps = list(pairwise([context[-1], *continuation]))
     assert got["log_probs"][i] == pytest.approx(sum(log_probs[a, b] for a, b in steps), rel=1e-5)
     assert got["misses"][i] == sum(log_probs[a].argmax() != b for a, b in steps)
   assert set(shapes) <= {(4, w) for w in (8, 16, 32, 64)} and len(shapes) == len(set(shapes)) >= 2
@@ -84,7 +85,7 @@ def test_perplexity_of_a_document_through_windows():
   values, log_probs = bigram_values([])
   tokens = np.random.default_rng(2).integers(0, VOCAB, 23).tolist()
   nll = -score_choices(values, list(rolling_windows(tokens, 6, 0)), max_length=7)["log_probs"].sum()
-  expected = -sum(log_probs[a, b] for a, b in zip([0, *tokens], tokens))  # a bigram model needs one token of context
+  expected = -sum(log_probs[a, b] for a, b in pairwise([0, *tokens]))  # a bigram model needs one token of context
   assert nll == pytest.approx(expected, rel=1e-5)
 
 

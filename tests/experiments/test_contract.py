@@ -77,7 +77,7 @@ def test_smoke_runs(slug, tmp_path, monkeypatch):
   large = [p for p in programs if p.large]
   used = Budget(len(large), len(programs) - len(large), sum(p.flops for p in programs))
   budget = MORE.get(slug, Budget())
-  assert all(a <= b for a, b in zip(used, budget)), (
+  assert all(a <= b for a, b in zip(used, budget, strict=True)), (
       f"{slug} --smoke compiled {used}, more than {budget}; large: {large}")
 
 
@@ -108,7 +108,8 @@ def test_a_result_that_is_not_valid_is_not_written(tmp_path):
   broken = dataclasses.replace(result, method=dataclasses.replace(result.method, values=result.method.values[:-1]))
   with pytest.raises(ValueError, match="must hold one value for each of the"):
     write(broken, tmp_path / "x.json")
-  nan = dataclasses.replace(result, method=dataclasses.replace(result.method, values=(float("nan"),) * len(result.seeds)))
+  values = (float("nan"),) * len(result.seeds)
+  nan = dataclasses.replace(result, method=dataclasses.replace(result.method, values=values))
   with pytest.raises(ValueError, match="not finite"):
     write(nan, tmp_path / "x.json")
   assert not (tmp_path / "x.json").exists()

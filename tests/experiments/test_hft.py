@@ -49,5 +49,5 @@ def test_a_seed_draws_disjoint_images_and_every_digit_once():
   drawn = hft.draw(hft.SMOKE, images, 0)
   assert sorted(drawn.pairs.ravel()) == list(range(10))
   assert (drawn.base_rows % 2 == 0).all() and (drawn.rows % 2 == 1).all()
-  for pair, rows in zip(drawn.pairs, drawn.rows):
+  for pair, rows in zip(drawn.pairs, drawn.rows, strict=True):
     assert np.isin(np.asarray(images.digits)[rows], pair).all()

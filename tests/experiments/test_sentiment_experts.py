@@ -1,4 +1,4 @@
-"""Experts on disk: trained once, read back to the last bit, apart for each recipe, gone with the code that made them."""
+"""Experts on disk: trained once, read back to the last bit, apart by recipe, gone with the code that made them."""
 
 import types
 

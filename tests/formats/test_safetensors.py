@@ -56,7 +56,7 @@ def test_replacing_a_file_leaves_its_reader_the_old_content(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
   save_file({"a": np.zeros(3)}, tmp_path / "x.safetensors")
-  with pytest.raises(Exception):
+  with pytest.raises(OSError, match="cannot be written: Unknown dtype"):
     save_file({"a": np.array([object()])}, tmp_path / "x.safetensors")
   assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
   assert open_checkpoint(tmp_path / "x.safetensors").read("a").shape == (3,)

@@ -39,7 +39,8 @@ def by_hand(student, guide, *, tau, margin=0.0, hard=False):
   for i in range(len(q)):
     threshold = gq[i] @ gp[i] - margin
     pairs = [(q[i] @ p[j], gq[i] @ gp[j]) for j in range(len(q)) if j != i]
-    pairs += [(q[i] @ x, gq[i] @ y) for x, y in zip(n.reshape(-1, n.shape[-1]), gn.reshape(-1, gn.shape[-1]))]
+    pairs += [(q[i] @ x, gq[i] @ y) for x, y in zip(
+        n.reshape(-1, n.shape[-1]), gn.reshape(-1, gn.shape[-1]), strict=True)]
     pairs += [(q[i] @ q[j], gq[i] @ gq[j]) for j in range(len(q)) if j != i]
     pairs += [(p[i] @ p[j], gp[i] @ gp[j]) for j in range(len(q)) if j != i]
     own = q[i] @ p[i]
@@ -172,9 +173,9 @@ def test_the_mean_leaves_out_padding_and_rows_without_a_positive():
   """A third of the rows: the mean is theirs, neither the batch's nor a third of it."""
   student, guide = embeddings()
   where = jnp.arange(6) % 3 == 0
-  of = lambda x: None if x is None else x[::3]
+  kept = lambda x: None if x is None else x[::3]
   mean = Mean.of(*guided(*student, *guide, temperature=0.2, where=where))
-  want = by_hand([of(x) for x in student], [of(x) for x in guide], tau=0.2).mean()
+  want = by_hand([kept(x) for x in student], [kept(x) for x in guide], tau=0.2).mean()
   assert mean.value == pytest.approx(want, rel=2e-5) and mean.weight == 2
   similarity, positives = jnp.eye(3), jnp.array([[True, False, False], [False] * 3, [True] * 3])
   mean = Mean.of(*supervised_contrastive(similarity, positives, temperature=1.0))

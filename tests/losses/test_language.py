@@ -147,7 +147,8 @@ def test_packed_rows_reduce_as_their_sequences_apart(mode):
   # Padding is no sequence, whatever the weights say.
   values, everything = jnp.array([[1.0, 1.0, 1.0, 5.0, 100.0]]), jnp.ones((1, 5))
   got = aggregate_tokens(values, everything, segment_ids=jnp.array([[1, 1, 1, 2, 0]]), **options)
-  assert got.value == pytest.approx(dict(zip(MODES, (8 / 4, (1 + 5) / 2, (3 + 5) / 2, (3 + 5) / 2 / 5)))[mode])
+  by_hand = dict(zip(MODES, (8 / 4, (1 + 5) / 2, (3 + 5) / 2, (3 + 5) / 2 / 5), strict=True))
+  assert got.value == pytest.approx(by_hand[mode])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -58,7 +58,7 @@ def test_padding_equals_absence_and_its_ids_do_not_matter(params):
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_packed_texts_get_the_vectors_and_gradients_that_they_get_alone(params, pooling):
   config = dataclasses.replace(CONFIG, pooling=pooling)
-  texts = [list(map(int, row[:n])) for row, n in zip(IDS, [9, 4, 1])]
+  texts = [list(map(int, row[:n])) for row, n in zip(IDS, [9, 4, 1], strict=True)]
   packed = pack_texts([*texts, texts[1]], 12)
   assert packed["ids"].shape == (2, 12)
 

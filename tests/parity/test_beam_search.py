@@ -32,9 +32,11 @@ def agrees(params, config, model, ids, mask, *, beams, new, length_penalty, eos_
       params, config, jnp.asarray(ids), mask=jnp.asarray(mask), beams=beams, max_new_tokens=new,
       length_penalty=length_penalty, stop=[eos_id])
   np.testing.assert_allclose(np.asarray(out.scores).ravel(), scores, rtol=2e-4)
-  got = [t[m].tolist() for t, m in zip(np.asarray(out.tokens).reshape(-1, new), np.asarray(out.mask).reshape(-1, new))]
+  got = [t[m].tolist() for t, m in zip(
+      np.asarray(out.tokens).reshape(-1, new), np.asarray(out.mask).reshape(-1, new), strict=True)]
   # Rows that ended early are filled up with pads, which no beam generates here.
-  assert got == [row[: len(g)] for row, g in zip(rows, got)] and all(not any(r[len(g):]) for r, g in zip(rows, got))
+  assert got == [row[: len(g)] for row, g in zip(rows, got, strict=True)]
+  assert not any(any(row[len(g):]) for row, g in zip(rows, got, strict=True))
   return out
 
 

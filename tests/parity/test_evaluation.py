@@ -27,8 +27,8 @@ def test_retrieval_metrics_are_trec_evals(ties):
   relevance[0] = 0  # no relevant document
   # trec_eval puts the larger id first among equals: the columns stand in descending order of id.
   ids = [f"d{i:03d}" for i in range(documents)][::-1]
-  qrels = {f"q{q}": dict(zip(ids, map(int, relevance[q]))) for q in range(queries)}
-  run = {f"q{q}": dict(zip(ids, map(float, scores[q]))) for q in range(queries)}
+  qrels = {f"q{q}": dict(zip(ids, map(int, relevance[q]), strict=True)) for q in range(queries)}
+  run = {f"q{q}": dict(zip(ids, map(float, scores[q]), strict=True)) for q in range(queries)}
   cuts = ",".join(map(str, KS))
   measures = {f"{m}.{cuts}" for m in TREC.values()} | {"recip_rank"}
   theirs = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)

@@ -20,15 +20,16 @@ CONFIG = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": 12, "intermediate_size": 24, "num_attention_heads": 2,
     "num_key_value_heads": 2, "head_dim": 6, "hidden_act": "silu", "max_position_embeddings": 32, "rms_norm_eps": 1e-5,
 }
-WORDS = {"base": ["u", "a", "b"], "m0": ["u", "a", "b", "c", "d"], "m1": ["u", "b", "a", "d", "e"], "m2": ["u", "a", "b"]}
+WORDS = {
+    "base": ["u", "a", "b"], "m0": ["u", "a", "b", "c", "d"], "m1": ["u", "b", "a", "d", "e"], "m2": ["u", "a", "b"]}
 
 
 def llama(seed, *, near=None, **shape):
   """All tensors of a Llama model."""
   tensors = decoder(seed, near=None if near is None else {n: near[n] for n in decoder(0, **shape)}, **shape)
   rng = np.random.default_rng(seed + 100)
-  size = {"mlp.gate_proj": (24, 12), "mlp.down_proj": (12, 24), "self_attn.k_proj": (12, 12), "self_attn.v_proj": (12, 12),
-          "self_attn.o_proj": (12, 12), "post_attention_layernorm": (12,)}
+  size = {"mlp.gate_proj": (24, 12), "mlp.down_proj": (12, 24), "self_attn.k_proj": (12, 12),
+          "self_attn.v_proj": (12, 12), "self_attn.o_proj": (12, 12), "post_attention_layernorm": (12,)}
   for layer in range(shape.get("layers", 3)):
     for part, shape_ in size.items():
       name = f"model.layers.{layer}.{part}.weight"
@@ -78,7 +79,8 @@ WEIGHTS = {"weight": [1.0, [0, 0.5, 1], [{"filter": "mlp", "value": [0.2, 0.8]},
 @pytest.mark.parametrize("method", ["ties", "task_arithmetic", "breadcrumbs", "linear", "sce", "model_stock"])
 def test_gradients_filters_and_scopes(method, models_in):
   per_model = {} if method in ("sce", "model_stock") else WEIGHTS
-  parameters = {"linear": {"normalize": False}, "sce": {"select_topk": [{"filter": "attn", "value": 0.4}, {"value": 0.9}]}}
+  parameters = {
+      "linear": {"normalize": False}, "sce": {"select_topk": [{"filter": "attn", "value": 0.4}, {"value": 0.9}]}}
   shared = {"density": [{"filter": "q_proj", "value": 0.3}, {"value": [0.4, 1.0]}]}
   given = parameters.get(method, {} if method == "model_stock" else shared)
   document = recipe(method, per_model=per_model, parameters=given, base=method != "linear", dtype="float32")
@@ -93,11 +95,13 @@ def test_slices_of_one_and_of_several_models(models_in):
   shutil.rmtree(models_in / "theirs")
   assert_same(*both(models_in, {"merge_method": "slerp", "base_model": "$m0", "dtype": "float32", "slices": [
       {"sources": [one("m0", 0, 2), one("m1", 1, 3)], "parameters": {"t": [0.1, 0.9]}},
-      {"sources": [one("m0", 2, 3), one("m1", 0, 1)]}], "parameters": {"t": [{"filter": "mlp", "value": 0.2}, {"value": [0, 1]}]}}))
+      {"sources": [one("m0", 2, 3), one("m1", 0, 1)]}],
+      "parameters": {"t": [{"filter": "mlp", "value": 0.2}, {"value": [0, 1]}]}}))
 
 
 def test_dtypes(models_in):
-  document = recipe("ties", per_model={"weight": [1.0] * 3, "density": [0.5] * 3}, dtype="float32", out_dtype="bfloat16")
+  per_model = {"weight": [1.0] * 3, "density": [0.5] * 3}
+  document = recipe("ties", per_model=per_model, dtype="float32", out_dtype="bfloat16")
   assert_same(*both(models_in, document), tolerance=0)
 
 

@@ -361,11 +361,11 @@ def test_lora_plus_learns_as_pefts_optimizer(decay, base):
         p.add_(0.3 * torch.randn_like(p))
   _, trainable = lora(SELECT, rank=4, alpha=6).split(jax.random.key(0), params)
 
-  def read(of):
-    both = lambda m: [of(getattr(m, name)["default"].weight).detach().numpy().T for name in ("lora_A", "lora_B")]
+  def read(change):
+    both = lambda m: [change(getattr(m, name)["default"].weight).detach().numpy().T for name in ("lora_A", "lora_B")]
     out = {}
     for name, path in PATHS.items():
-      a, b = (np.stack(x) for x in zip(*map(both, modules(model, name))))
+      a, b = (np.stack(x) for x in zip(*map(both, modules(model, name)), strict=True))
       out[path] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
     return out
 

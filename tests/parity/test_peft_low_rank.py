@@ -1,4 +1,4 @@
-"""The low-rank family and the structured deltas against peft: merged weights, logits, and what inits make of weights."""
+"""The low-rank family and the structured deltas against peft: merged weights, logits, and what inits make of them."""
 
 import copy
 import functools
@@ -116,7 +116,7 @@ def theirs(model, frozen, trainable, read, note):
   return map_with_path(noted, frozen), jax.tree_util.tree_map_with_path(trained, trainable)
 
 
-def of(name, *rest):
+def factor(name, *rest):
   """Reads a parameter of the adapter, transposed to rows of inputs."""
   return lambda module: get(module, name).T
 
@@ -133,7 +133,7 @@ def wide(module, m, n):
   return b.reshape(len(b), -1, terms).permute(1, 2, 0)
 
 
-FACTORS = {"a": of("lora_A"), "b": of("lora_B")}
+FACTORS = {"a": factor("lora_A"), "b": factor("lora_B")}
 LORA = {"r": 4, "lora_alpha": 6, **TARGETS}
 CASES = {
     "lora": (peft.LoraConfig(**LORA), lora(SELECT, rank=4, alpha=6), FACTORS),
@@ -143,22 +143,24 @@ CASES = {
     "adalora": (peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, lora_alpha=6, **TARGETS),
                 adalora(SELECT, rank=4, alpha=6), {**FACTORS, "e": lambda m: get(m, "lora_E")[:, 0]}),
     "vera": (peft.VeraConfig(r=6, **TARGETS), vera(SELECT, rank=6),
-             {"d": of("vera_lambda_d"), "s": of("vera_lambda_b")},
+             {"d": factor("vera_lambda_d"), "s": factor("vera_lambda_b")},
              {"a": lambda module, m, n: get(module, "vera_A")[:, :m].T,
               "b": lambda module, m, n: get(module, "vera_B")[:n].T}),
-    "hira": (peft.HiraConfig(r=4, **TARGETS), hira(SELECT, rank=4), {"a": of("hira_A"), "b": of("hira_B")}),
+    "hira": (peft.HiraConfig(r=4, **TARGETS), hira(SELECT, rank=4), {"a": factor("hira_A"), "b": factor("hira_B")}),
     **{f"loha_{r}": (peft.LoHaConfig(r=r, alpha=6, **TARGETS), loha(SELECT, rank=r, alpha=6),
-                     {"a1": of("hada_w1_b"), "b1": of("hada_w1_a"), "a2": of("hada_w2_b"), "b2": of("hada_w2_a")})
+                     {"a1": factor("hada_w1_b"), "b1": factor("hada_w1_a"),
+                      "a2": factor("hada_w2_b"), "b2": factor("hada_w2_a")})
        for r in (2, 5)},
     **{f"lokr_{r}_{f}": (peft.LoKrConfig(r=r, alpha=6, decompose_factor=f or -1, **TARGETS),
                          lokr(SELECT, rank=r, alpha=6, factor=f),
-                         {"left": of("lokr_w1"), "right": of("lokr_w2"), "a": of("lokr_w2_b"), "b": of("lokr_w2_a")})
+                         {"left": factor("lokr_w1"), "right": factor("lokr_w2"),
+                          "a": factor("lokr_w2_b"), "b": factor("lokr_w2_a")})
        for r, f in ((2, None), (2, 4), (8, 2))},
     "delora": (peft.DeloraConfig(r=4, delora_lambda=3, **TARGETS), delora(SELECT, rank=4, strength=3.0),
-               {"a": of("delora_A"), "b": of("delora_B"), "strength": lambda m: get(m, "delora_lambda")[0]}),
+               {"a": factor("delora_A"), "b": factor("delora_B"), "strength": lambda m: get(m, "delora_lambda")[0]}),
     "miss": (peft.MissConfig(r=5, **TARGETS), miss(SELECT, rank=5), {"shard": lambda m: get(m, "miss_block")}),
     "fourier_ft": (peft.FourierFTConfig(n_frequency=20, **TARGETS), fourier_ft(SELECT, frequencies=20),
-                   {"spectrum": of("fourierft_spectrum")},
+                   {"spectrum": factor("fourierft_spectrum")},
                    {"places": lambda module, m, n: module.indices["default"][1] * n + module.indices["default"][0]}),
     "c3a": (peft.C3AConfig(block_size=8, **TARGETS), c3a(SELECT, block=8), {"kernel": lambda m: get(m, "c3a_kernel")}),
     "vb_lora": (peft.VBLoRAConfig(r=4, num_vectors=7, vector_length=8, **TARGETS),
@@ -272,13 +274,13 @@ def test_inits_split_weights_as_peft_does(name, base):
     leaf = joined["layers"][part][short]["kernel"]
     weight = stacked(model, short, lambda module: module.get_base_layer().weight.T)
     assert relative_error(leaf.w, weight) < 1e-4
-    b = stacked(model, short, of("lora_B"))
+    b = stacked(model, short, factor("lora_B"))
     if name == "mica":
       assert not jnp.any(leaf.a)
       cosines = jnp.abs(leaf.b @ jnp.swapaxes(b, -1, -2))
       assert relative_error(cosines, jnp.broadcast_to(jnp.eye(4), cosines.shape)) < 1e-3
     else:
-      assert relative_error(leaf.a @ leaf.b, stacked(model, short, of("lora_A")) @ b) < 1e-3
+      assert relative_error(leaf.a @ leaf.b, stacked(model, short, factor("lora_A")) @ b) < 1e-3
 
 
 def triplets_of(model, read):

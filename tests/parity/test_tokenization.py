@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from jaxft import data
 from jaxft.formats import fetch
 
-TEXTS = ["A short one.", "naïve 你好 🙂  two  spaces\n\tand a tab", "word " * 60, "def f(x: int = 3) -> str: return 'x'"]
+TEXTS = [
+  "A short one.", "naïve 你好 🙂  two  spaces\n\tand a tab", "word " * 60, "def f(x: int = 3) -> str: return 'x'"]
 CHATS = [
   [{"role": "user", "content": "Hi, how are you?"}, {"role": "assistant", "content": "Fine."}],
   [

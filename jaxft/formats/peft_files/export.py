@@ -89,7 +89,7 @@ def to_tensors(
       cache[place.path] = _numbers(method, leaf, moved.get(place.path), place)
     x = {k: v if place.index is None else v[place.index] for k, v in cache[place.path].items()}
     x |= {k: np.asarray(v) for k, v in leaf.shared.items()}
-    if extra := [name for name in x if name in method.tensors and name not in method.of(place)]:
+    if extra := [name for name in x if name in method.tensors and name not in method.tensors_of(place)]:
       raise ValueError(f"PEFT's file has no {extra[0]} for an embedding; got one for {place.path}")
     items.append((place, x))
     defaults = {**method.defaults, **given}
@@ -97,7 +97,7 @@ def to_tensors(
     shape = (*place.shape, 0)[:2]
     tensors |= {
         f"{PREFIX}{place.module}.{tensor.name}": tensor.to_peft(x[name], *shape)
-        for name, tensor in method.of(place).items() if name in x}
+        for name, tensor in method.tensors_of(place).items() if name in x}
   if not items:
     raise ValueError("nothing of what trains belongs to an adapter")
   names = [place.module for place in everywhere if place.parameter == "weight"]

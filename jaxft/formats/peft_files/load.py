@@ -193,7 +193,7 @@ def _filled(
   for place, settings in ((place, s) for group, s in groups for place in group):
     x = {
         name: tensor.from_peft(tensors[full], *(*place.shape, 0)[:2])
-        for name, tensor in method.of(place).items()
+        for name, tensor in method.tensors_of(place).items()
         if (full := f"{PREFIX}{place.module}.{tensor.name}") in tensors
         and (place.matrix or place.embedding or name == place.parameter)}
     if method.shared is not None:

@@ -88,5 +88,5 @@ class Method:
   scale: Callable[[Any], float] | None = None
   changes_bias: Callable[[Settings], bool] = lambda s: False
 
-  def of(self, place: Place) -> Mapping[str, Tensor]:
+  def tensors_of(self, place: Place) -> Mapping[str, Tensor]:
     return self.embedding if place.embedding and self.embedding is not None else self.tensors

@@ -71,9 +71,10 @@ def without_head(
           f"modules_to_save name {place.module}, which the model ties to its output head: here both read the new "
           f"table, in PEFT the head {what}, so the two do not compute the same; train it with ensure_weight_tying")
   for place in (p for p in adapted if p.embedding and method.ties):
-    of = lambda module: {name: of_module(settings, method.patterns, module)[name] for name in method.patterns}
-    if of(HEAD) != of(place.module):
-      raise ValueError(f"{HEAD} is tied to {place.module}, but has other settings: {of(HEAD)}, {of(place.module)}")
+    settings_of = lambda module: {name: of_module(settings, method.patterns, module)[name] for name in method.patterns}
+    head, table = settings_of(HEAD), settings_of(place.module)
+    if head != table:
+      raise ValueError(f"{HEAD} is tied to {place.module}, but has other settings: {head}, {table}")
     for name, other in _FACTORS.items():
       factor, twin = out.pop(f"{PREFIX}{HEAD}.{name}", None), out.get(f"{PREFIX}{place.module}.{other}")
       if factor is None or (twin is not None and not np.array_equal(factor, twin.T)):

@@ -95,7 +95,7 @@ def feedforward(items: Sequence[Item], modules: Sequence[str]) -> dict[str, Any]
 
 
 def lokr_factor(items: Sequence[Item], modules: Sequence[str]) -> dict[str, Any]:
-  sides = [(size, part) for place, x in items for size, part in zip(place.shape, x["left"].shape)]
+  sides = [both for place, x in items for both in zip(place.shape, x["left"].shape, strict=True)]
   for factor in (-1, *sorted({part for _, part in sides})):
     if all(divisors_near_root(size, None if factor == -1 else factor)[0] == part for size, part in sides):
       return {"decompose_factor": factor}
@@ -140,7 +140,9 @@ def block_of(entries: int) -> int:
 
 def strange_rows(s: Settings) -> str:
   rows = s.get("token_indices")
-  return "" if rows and are_rows(rows) else f"token_indices must be a list of rows of the embedding; got {str(rows)[:80]}"
+  if rows and are_rows(rows):
+    return ""
+  return f"token_indices must be a list of rows of the embedding; got {str(rows)[:80]}"
 
 
 def endless_series(s: Settings) -> str:
