@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jaxft.adapters.dense import Dense, affine
 from jaxft.adapters.prefix import Config, prefix
 from jaxft.adapters.protocol import Adapter, chain_adapters
-from jaxft.checks import nearest
+from jaxft.checks import one_of
 from jaxft.models.decoder import DecoderConfig
 
 Activation = Callable[[Array], Array]
@@ -91,9 +91,9 @@ def bottleneck(
   """
   if rank < 1:
     raise ValueError(f"rank must be at least 1; got {rank}")
-  _check("site", site, SITES)
-  _check("insertion", insertion, ("parallel", "sequential"))
-  _check("init", init, ("zero_up", "normal"))
+  one_of("site", site, SITES)
+  one_of("insertion", insertion, ("parallel", "sequential"))
+  one_of("init", init, ("zero_up", "normal"))
   layers, dim = config.num_layers, config.dim
   wide = config.num_heads * config.head_dim if isinstance(config, DecoderConfig) else dim
   n_out = wide if site == "layers/attention/heads" else dim
@@ -167,8 +167,3 @@ def merge_into_mlp(mlp: dict[str, Any], params: dict[str, Any], *, scale: float 
           "bias": bias(mlp["down"]) + s * bias(p["up"]),
       },
   }
-
-
-def _check(argument: str, got: str, known: tuple[str, ...]) -> None:
-  if got not in known:
-    raise ValueError(f"{argument} must be one of {', '.join(known)}; got {got!r}; {nearest(got, known)}")

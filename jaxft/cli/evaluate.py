@@ -51,8 +51,7 @@ def evaluate(options: Evaluate) -> list[dict[str, Any]]:
   model = load(options.model)
   known = TASKS[model.kind]
   task = options.task or next(iter(known))
-  if task not in known:
-    raise ValueError(f"task must be one of {', '.join(known)} for {options.model} ({model.kind}); got {task!r}")
+  one_of(f"task for {options.model} ({model.kind})", task, known)
   if model.tokenizer is None:
     raise ValueError(f"{options.model} has no tokenizer.json, which a task on text needs")
   measure, default_data = known[task]

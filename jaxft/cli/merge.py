@@ -39,13 +39,14 @@ class Merge:
 
 def main(args: list[str]) -> None:
   options = tyro.cli(Merge, args=args, prog="jaxft merge")
+  from jaxft.checks import one_of
   from jaxft.host_memory import keep_freed_blocks
   from jaxft.merging.streaming.recipe_files.configuration import DTYPES
   from jaxft.merging.streaming.recipes import merge, plan_merge
   from jaxft.merging.streaming.reporting.overview import describe
 
-  if options.dtype is not None and options.dtype not in DTYPES:
-    raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}; got {options.dtype!r}")
+  if options.dtype is not None:
+    one_of("--dtype", options.dtype, DTYPES)
   if options.processes is not None and options.processes < 1:
     raise ValueError(f"--processes must be >= 1; got {options.processes}")
   if options.report is not None and options.report.suffix != ".html":

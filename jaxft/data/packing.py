@@ -7,6 +7,8 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from jaxft.checks import one_of
+
 _PACKERS = {
   "first_fit": grain.experimental.FirstFitPackIterDataset,
   "best_fit": grain.experimental.BestFitPackIterDataset,
@@ -38,8 +40,7 @@ def pack(
   Raises:
     ValueError: arguments are out of range; or, while iterating, a sequence is longer than a row.
   """
-  if algorithm not in _PACKERS:
-    raise ValueError(f"algorithm must be one of {', '.join(_PACKERS)}; got {algorithm!r}")
+  one_of("algorithm", algorithm, _PACKERS)
   if length < 1 or bins < 1:
     raise ValueError(f"length and bins must be at least 1; got {length} and {bins}")
   if "ids" not in keys:

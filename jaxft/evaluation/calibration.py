@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.checks import nearest
+from jaxft.checks import one_of
 from jaxft.evaluation.finite import or_nan, require_finite
 
 Scheme = Literal["uniform", "mass"]
@@ -75,8 +75,7 @@ def _binned_error(confidence, correct, *, bins, norm, scheme, where):
     raise ValueError(f"bins must be >= 1; got {bins}")
   if norm not in (1, math.inf):
     raise ValueError(f"norm must be 1 or inf; got {norm}")
-  if scheme not in get_args(Scheme):
-    raise ValueError(f"scheme must be 'uniform' or 'mass'; got {scheme!r}; {nearest(str(scheme), get_args(Scheme))}")
+  one_of("scheme", scheme, get_args(Scheme))
   confidence = confidence.astype(jnp.float32)
   where = jnp.ones(confidence.shape, bool) if where is None else where
   count = jnp.sum(where)

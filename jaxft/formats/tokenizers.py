@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from jaxft.checks import one_of
 from jaxft.formats.safetensors import read_json
 
 # The pre-tokenizers of llama.cpp that are rebuilt here, by its name for them.
@@ -98,8 +99,7 @@ def byte_level_bpe(
   Raises:
     ValueError: a list is malformed, or the pre-tokenizer is not one that is rebuilt exactly.
   """
-  if pre not in _PRE_TOKENIZERS:
-    raise ValueError(f"pre-tokenizer must be one of {', '.join(_PRE_TOKENIZERS)}; got {pre!r}")
+  one_of("pre-tokenizer", pre, _PRE_TOKENIZERS)
   _check_strings("tokens", tokens)
   _check_strings("merges", merges)
   vocab = {token: i for i, token in enumerate(tokens)}

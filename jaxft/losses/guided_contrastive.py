@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxft.checks import nearest
+from jaxft.checks import one_of
 from jaxft.losses.contrastive import contrastive_blocks, info_nce
 from jaxft.signatures import check_arrays
 
@@ -44,9 +44,7 @@ def false_negative_mask(
   Source: GISTEmbed, Solatorio 2024 (arXiv 2402.16829), which has the strict comparison and margin 0; margins as in
   sentence-transformers.
   """
-  known = get_args(MarginStrategy)
-  if strategy not in known:
-    raise ValueError(f"strategy must be 'absolute' or 'relative'; got {strategy!r}; {nearest(str(strategy), known)}")
+  one_of("strategy", strategy, get_args(MarginStrategy))
   if isinstance(margin, (int, float)) and not math.isfinite(margin):
     raise ValueError(f"margin must be finite; got {margin}")
   slack = margin if strategy == "absolute" else margin * jnp.abs(guide_positive)

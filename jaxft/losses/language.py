@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from jaxft.checks import nearest
+from jaxft.checks import one_of
 from jaxft.losses.reduction import Mean
 from jaxft.signatures import check_arrays
 
@@ -184,9 +184,7 @@ def aggregate_tokens(
 
   Sources: mode names as in verl; Yu et al. 2025 (arXiv 2503.14476), DAPO; Liu et al. 2025 (arXiv 2503.20783), Dr. GRPO.
   """
-  if mode not in get_args(Aggregation):
-    known = get_args(Aggregation)
-    raise ValueError(f"mode must be one of {', '.join(known)}; got {mode!r}; {nearest(str(mode), known, n=1)}")
+  one_of("mode", mode, get_args(Aggregation))
   if max_length is not None and mode != "seq-mean-token-sum-norm":
     raise ValueError(f"max_length belongs to mode 'seq-mean-token-sum-norm'; got it with {mode!r}")
   if max_length is not None and max_length < 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from jaxft.checks import nearest
+from jaxft.checks import nearest, one_of
 from jaxft.data.prepare import is_prepared, prepare
 
 # The keys of each format's lines: they tell the format. All hold text but `messages`; only a prompt may be empty.
@@ -81,8 +81,8 @@ def jsonl_builder(
   path = Path(path).expanduser()
   if not path.is_file():
     raise ValueError(f"path must be a JSONL file; there is none at {path}")
-  if format is not None and format not in FORMATS:
-    raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}; {nearest(format, list(FORMATS))}")
+  if format is not None:
+    one_of("format", format, FORMATS)
   with open(path, "rb") as f:
     content = hashlib.file_digest(f, "sha256").hexdigest()[:24]
   format = format or _detect(path)

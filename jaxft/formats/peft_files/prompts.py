@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxft.adapters.prefix import prefix_from_peft, prefix_to_peft
 from jaxft.adapters.soft_prompt import p_tuning
-from jaxft.checks import nearest
+from jaxft.checks import nearest, one_of
 from jaxft.formats.families import family_of
 from jaxft.formats.peft_files.folder import VERSION, read_folder, write_folder
 from jaxft.formats.peft_files.methods import METHODS, PROMPTS
@@ -38,8 +38,7 @@ def save_peft_prompt(
     ValueError: another type, or params that are not its.
     FileExistsError: the folder holds an adapter.
   """
-  if peft_type not in PROMPTS:
-    raise ValueError(f"peft_type must be one of {', '.join(PROMPTS)}; got {peft_type!r}")
+  one_of("peft_type", peft_type, PROMPTS)
   wanted = {"PROMPT_TUNING": ("prompt",), "P_TUNING": ("prompt", "mlp"), "PREFIX_TUNING": ("layers", "mlp")}[peft_type]
   if not any(name in params for name in wanted):
     raise ValueError(f"params of {peft_type} must have {' or '.join(wanted)}; got {', '.join(params)}")
