@@ -31,7 +31,7 @@ class Family(NamedTuple):
     special_tokens: `(config, tokenizer) -> {role: token}`, for `tokenizer_config.json`.
     key_sizes: `config -> (key heads, size of a head)`.
     peft_task: its task in PEFT's files, where none is given.
-    shrink: `(config, heads, dim) -> config` of so many heads and dimensions, as like as may be otherwise.
+    shrink: `(config, heads, dim) -> config` with that many heads and dimensions, otherwise as similar as possible.
   """
 
   kind: Literal["encoder", "decoder"]

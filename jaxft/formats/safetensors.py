@@ -69,11 +69,11 @@ class Checkpoint:
     return self.view(name).copy()
 
   def prefetch(self, name: str) -> None:
-    """Has the system read a tensor ahead of its use."""
+    """Tells the system to read a tensor ahead of its use."""
     self._advise(name, "MADV_WILLNEED")
 
   def release(self, name: str) -> None:
-    """Has the system forget that a tensor was read: its pages count as this process's memory no more."""
+    """Tells the system that a tensor is no longer needed: its pages stop counting as this process's memory."""
     self._advise(name, "MADV_DONTNEED")
 
   def _info(self, name: str) -> TensorInfo:

@@ -30,7 +30,7 @@ def rows(
 
 
 def values_of(x: Any) -> np.ndarray | None:
-  """An array's numbers where this process has them; None of a tracer, or of an array that spans several processes."""
+  """An array's numbers where this process has them; None for a tracer or an array that spans several processes."""
   if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
     return None
   return np.asarray(x)

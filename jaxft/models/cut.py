@@ -31,14 +31,14 @@ Config = DecoderConfig | EncoderConfig
 
 
 class Part(NamedTuple):
-  """Some consecutive layers of a model with all that is not a layer, as a model of its own."""
+  """Consecutive layers of a model, with all params outside the layers, as a model of its own."""
 
   params: Tree
   config: Any
 
 
 def cut_model(params: Tree, config: Config, boundary: int) -> tuple[Part, Part]:
-  """The layers below a boundary and those from it on, numbered from 0 each.
+  """Cuts a model into the layers below a boundary and those from it on; each part numbers its layers from 0.
 
   Args:
     params: of a model of this package, its layers in one stack, cut or unrolled.

@@ -158,8 +158,8 @@ def hidden_states(
     cache: past keys and values, from `init_cache` or the last call; it must have room for `time` more slots.
     dtype: of the activations; norms, rotations and softmax are float32 whatever it is.
     remat: what layers keep for the backward pass; see `jaxft.models.remat`.
-    edits, record: activations to edit and to record at `SITES`; see `jaxft.models.sites`. Queries and keys are those
-      that meet, after rotation. An edit of `embed` may prepend positions (without segments).
+    edits, record: activations to edit and to record at `SITES`; see `jaxft.models.sites`. Queries and keys are
+      edited and recorded after rotation. An edit of `embed` may prepend positions (without segments).
     attention: the attention function; `partial(attend, implementation="cudnn")` is the fused one of NVIDIA GPUs.
 
   Raises:

@@ -30,7 +30,7 @@ def agreement_dropout(
       g <- ((1 - strength) + strength * 1[P > U]) * g,   U uniform for each coordinate and step,   P of `agreement`
 
   The reference only gates, it is never added. Two gradients of one forward pass come from one `jax.vjp` and two
-  cotangents. Apply it after gradients are summed over devices; on global arrays that is where it stands.
+  cotangents. Apply it after gradients are summed over devices; gradients that are global arrays already are.
 
   Args:
     key: of this step; each leaf folds in its path.

@@ -19,7 +19,7 @@ def decay_to_reference(rate: float, reference: Tree) -> optax.GradientTransforma
 
   Args:
     rate: of the decay, at least 0.
-    reference: a tree like what trains; of low-rank factors, which stand for a change, plain decay does the same.
+    reference: a tree like what trains. Low-rank factors stand for a change: for them plain decay does the same.
 
   Raises:
     ValueError: rate is negative; when updating, params are not given or have other shapes than the reference.

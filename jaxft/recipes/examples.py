@@ -41,7 +41,7 @@ class Subset(Sequence):
 
 
 class Splits(NamedTuple):
-  """What is trained on, what is validated on (None: nothing), and which version of the data set they are of."""
+  """The records to train on, those to validate on (None: none), and the version of the data set that holds them."""
 
   train: Records
   validation: Records | None
@@ -165,7 +165,7 @@ def turns_of(messages: Any) -> list[dict[str, Any]]:
 
 
 def special_tokens(model: Pretrained) -> dict[str, str]:
-  """What chat templates know as `bos_token` and the like."""
+  """The special tokens by the names that chat templates use, such as `bos_token`."""
   ids = {"bos_token": model.config.bos_id, "eos_token": model.config.eos_id}
   return {name: model.tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
 

@@ -167,7 +167,7 @@ def _finish(options: Finetune, model: Pretrained, params: Any, facts: dict[str, 
 
 
 def peak_memory() -> int:
-  """Most bytes held at once: on the accelerator that held most, or by this process where memory is the host's."""
+  """The most bytes held at once: on the accelerator that held most, or by this process where there is none."""
   stats = [device.memory_stats() for device in jax.local_devices()]
   if all(stats):
     return max(s["peak_bytes_in_use"] for s in stats)

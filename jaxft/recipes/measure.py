@@ -18,7 +18,7 @@ Measure = Callable[[Any], dict[str, float]]
 
 
 def retrieval(model: Pretrained, records: Records, *, max_length: int, dtype: Any) -> Measure:
-  """Of an encoder: each record's anchor finds its positive among those of all records."""
+  """How well an encoder finds each record's positive, from its anchor, among the positives of all records."""
   embed = tasks.embedding_function(model.config, dtype=dtype)
   tokenizer = model.tokenizer
 
@@ -31,7 +31,7 @@ def retrieval(model: Pretrained, records: Records, *, max_length: int, dtype: An
 
 
 def perplexity(objective: Objective, records: Records, collate: Collate, batch_size: int, mesh: Mesh | None) -> Measure:
-  """Of a decoder: the loss over all tokens of all records, and its exponential."""
+  """A decoder's loss over all tokens of all records, and its exponential."""
   batches = evaluation_batches(records, batch_size=batch_size, collate=collate)
   value = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[0])
 

@@ -112,7 +112,7 @@ def usual_rate(name: str) -> float:
 
 
 def names_by_kind() -> str:
-  """The methods' names for a help page: of one kind together."""
+  """The methods' names for a help page, grouped by kind."""
   kinds: dict[str, list[str]] = {}
   for name, method in METHODS.items():
     kinds.setdefault(method.kind, []).append(name)

@@ -32,7 +32,8 @@ def contrastive(
 
   Args:
     embed: `(params, batch, key) -> (anchors, positives, negatives)`.
-    guide: `batch -> ` the same of a guide; with it the loss is `guided_info_nce`, else `multiple_negatives_ranking`.
+    guide: `batch -> ` the guide's embeddings of the same three. With a guide the loss is `guided_info_nce`, without one
+      `multiple_negatives_ranking`.
     where: `batch -> ` False for rows that do not count.
     options: of the loss.
   """
@@ -61,7 +62,7 @@ def text_pairs(
     config: of the encoder.
     guided: GISTEmbed's loss. A copy of the positive elsewhere in the batch is then dropped too, since data sets repeat
       themselves.
-    chunks: the texts are embedded in as many micro-batches and still compared all with all (GradCache).
+    chunks: the number of micro-batches in which texts are embedded; all of them are compared with all (GradCache).
     mesh: where the micro-batches lie.
     dtype, remat: see `encoder.embed`.
     options: of the loss; those that are None take its own defaults.

@@ -156,7 +156,7 @@ def parse(args: list[str], *, command: str, description: str) -> Finetune:
 def defining(options: Finetune) -> dict[str, Any]:
   """The options that make the run what it is, flat and in JSON values.
 
-  Left out is what a run may be resumed with otherwise: where and how often it is kept, and where it computes.
+  Options that may change when a run is resumed are left out: where and how often it is saved, and where it computes.
   """
   free = {field.name for group in (Compute, Output) for field in dataclasses.fields(group)} - {"dtype"}
   flat: dict[str, Any] = {}

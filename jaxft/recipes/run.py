@@ -63,7 +63,7 @@ def _check_finite(options: Finetune) -> None:
 
 
 def loss_name(name: str | None, kind: str) -> str:
-  """The loss that a name stands for with a model of this kind, "encoder" or "decoder"; its first where None."""
+  """The checked name of a loss for a kind of model, "encoder" or "decoder"; None takes the kind's first loss."""
   known = LOSSES[kind]
   if name is not None:
     one_of(f"loss with this {kind}", name, known)

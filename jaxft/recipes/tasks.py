@@ -35,7 +35,9 @@ def embedder(params: Any, config: encoder.EncoderConfig, **options: Any) -> Embe
 def retrieval(
     embed: Embed, records: Records, tokenizer: Tokenizer, *, max_length: int, progress: str | None = None
 ) -> dict[str, float]:
-  """Each record's `anchor` as a query over the distinct `positive`s of all of them but itself: nDCG, recall and MRR.
+  """nDCG, recall and MRR of each record's `anchor` as a query over the distinct `positive`s of all records.
+
+  A query that is also one of these positives does not find itself.
 
   Raises:
     ValueError: the records have no `anchor` and `positive`.

@@ -28,7 +28,7 @@ def sweep(
     tuning_seeds: Sequence[int], seeds: Sequence[int], score: Callable[[Any], float] = float,
     higher_is_better: bool = True,
 ) -> Sweep:
-  """Chooses a rate with seeds of its own, and measures all others at it; what was done is in the ledger.
+  """Chooses a learning rate by the tuning seeds, then measures all other seeds at it; the ledger keeps every run.
 
   Args:
     ledger: of the experiment.
@@ -37,7 +37,7 @@ def sweep(
     measure: `(rate, seed, split) -> ` what JSON holds; split is `"validation"` or `"test"`.
     tuning_seeds: their mean decides; more than one where a rate that suits one seed fails in another.
     seeds: of the results.
-    score: the number in what `measure` returns.
+    score: what `measure` returns -> the number to compare.
     higher_is_better: direction of the score.
   """
 

@@ -88,7 +88,7 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def require(self, more: Json) -> None:
-    """Adds to what must be equal for a checkpoint to be restored."""
+    """Adds entries to the fingerprint, which must be equal for a checkpoint to be restored."""
     self.fingerprint = {**self.fingerprint, **more}
 
   def save(self, state: TrainState, position: Any = None) -> None:

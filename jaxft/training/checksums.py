@@ -20,8 +20,9 @@ def checksum(tree: Tree) -> str:
 def checksums(tree: Tree) -> dict[str, str]:
   """A word for each array of a tree, by its path: dtype, shape and 32 bits of `sum_i mix(bits_i + i * odd)`.
 
-  `mix` is a bijection of 32-bit words, so that a change of one element always shows, and many of them but once in 2^32;
-  the index i makes the order count. Sums of integers have no rounding, whatever device holds which part.
+  `mix` is a bijection of 32-bit words, so that a change of one element always shows, and a change of several goes
+  unnoticed once in 2^32; the index i makes the order count. Sums of integers have no rounding, whatever device holds
+  which part.
   """
   named = [(jax.tree_util.keystr(keys, simple=True, separator="."), x)
            for keys, x in jax.tree_util.tree_flatten_with_path(tree)[0]]

@@ -47,7 +47,7 @@ def training_cost(recipe: Recipe, params: Tree, batch: Any | None = None, *, tok
 
   Args:
     recipe: what trains and by which optimizer; its mesh and accumulation are not read.
-    params: arrays or `jax.ShapeDtypeStruct`s; of arrays too the shapes alone are read.
+    params: arrays or `jax.ShapeDtypeStruct`s; only their shapes and dtypes are read.
     batch: of the objective, arrays or shapes, on which the gradient's operations are counted. The few operations for
       each number that trains by which the optimizer makes a step are not counted. None counts no operations at all.
     tokens: of that batch.

@@ -57,8 +57,8 @@ def fit(
     evaluate_every: None calls it after the last step only.
     writers: where metrics go (`jaxft.training.metrics`).
     log_every: write the metrics of each step divisible by it, and of the last.
-    steps_per_epoch: steps of one pass over the data; a pass in which every step has weight 0 is an error. None asks
-      only that of the whole run.
+    steps_per_epoch: steps of one pass over the data; a pass in which every step has weight 0 is an error. None checks
+      only the whole run.
     stop_if_not_finite: end the run at the first step whose loss, gradient norm or update norm is not finite, and save
       nothing that this step has touched. Metrics are read some steps late, but always before anything is saved.
     progress: show a bar.
@@ -67,7 +67,7 @@ def fit(
     The state after `steps` steps.
 
   Raises:
-    TypeError: `train_step`, `evaluate`, `state` or `checkpoints` is none.
+    TypeError: `train_step`, `evaluate`, `state` or `checkpoints` is of the wrong type.
     ValueError: `batches` is neither kind or too short, nothing in them has a weight, or the checkpoint belongs to
       something else.
     Diverged: a loss, gradient norm or update norm is not finite; names the step and the last checkpoint.

@@ -39,7 +39,7 @@ class Recipe:
       state); a structured leaf with its own `astype` is asked. None computes in the dtypes of the params.
 
   Raises:
-    TypeError: `objective` cannot be called, `transform`, `optimizer` or `mesh` is none.
+    TypeError: `objective` cannot be called, or `transform`, `optimizer` or `mesh` is of the wrong type.
     ValueError: accumulate < 1, or compute_dtype is no floating type.
   """
 

@@ -59,7 +59,7 @@ class Watch:
 
   @property
   def due(self) -> bool:
-    """Whether the steps taken so far should be read: a line is wanted of the last one, or they are many."""
+    """Whether the steps taken so far should be read: the last one's line is wanted, or many steps wait."""
     return bool(self._pending) and (self._pending[-1][2] or len(self._pending) >= LAG)
 
   def read(self) -> None:

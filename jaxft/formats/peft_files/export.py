@@ -62,9 +62,9 @@ def to_tensors(
   """The method's part of the settings, and the tensors by name.
 
   Args:
-    params: the weights that the file is to go with. None where a file is not being written but expected: then without
-      what is kept once for all modules, and without the settings that only the modules together tell, since PEFT's
-      file may have others that come to the same.
+    params: the weights that the file goes with. None predicts a file instead of writing one: then tensors that all
+      modules share, and settings that only all modules together determine, are left out, since PEFT's file may have
+      others that compute the same.
   """
   writing = params is not None
   joined = transform.join(frozen, trainable)

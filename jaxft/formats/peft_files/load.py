@@ -23,10 +23,10 @@ from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
 
 
 class LoadedAdapter(NamedTuple):
-  """What a file of PEFT is here; `transform.join(frozen, trainable)` are the params of the adapted model.
+  """An adapter that was loaded; `transform.join(frozen, trainable)` gives the params of the adapted model.
 
   Attributes:
-    transform: as if it had been made for training here, and fit for training on.
+    transform: the one that trains such an adapter here; training can go on with it.
     frozen, trainable: its two sides.
     settings: `adapter_config.json` as it is.
   """

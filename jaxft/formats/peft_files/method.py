@@ -42,11 +42,11 @@ class Method:
     defaults: PEFT's value of each setting that `build` reads.
     measure: `(numbers, joined leaf, place, settings) -> settings` that can be read off an adapted matrix.
     overall: `(matrices and numbers, all modules of the model) -> settings` that no single matrix tells.
-    asks: settings that nothing tells: whoever saves must.
+    asks: settings that the trained leaves do not tell, so that whoever saves must give them.
     patterns: settings that may differ between modules, and the pattern in the file that says so.
     local: `(settings, place) -> ` further settings of one module, for `build`.
     fixed: settings that are written as they are.
-    refuses: settings that change what PEFT computes into what is not computed here, unless off.
+    refuses: settings that must be off, since with them PEFT computes what is not computed here.
     check: `settings -> ` why such an adapter cannot be read; "" where it can.
     parts: `(joined leaf, frozen leaf, what trains) -> numbers`, with a leading layer axis of a stack.
     fill: `(frozen leaf, what trains, numbers) -> ` the two with other numbers: the inverse of `parts`.

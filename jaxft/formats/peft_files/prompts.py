@@ -24,7 +24,8 @@ def save_peft_prompt(
 ) -> None:
   """Writes the params of `soft_prompt`, `p_tuning` or `prefix` as PEFT stores them.
 
-  An encoder or MLP behind the prompt is evaluated: PEFT too stores what it gives, and no more trains it.
+  The MLP or encoder that makes a prompt is evaluated and, as in PEFT, only its output is stored, so that it cannot be
+  trained further.
 
   Args:
     folder: that holds no adapter yet.

@@ -28,20 +28,20 @@ def save_peft(
       save_peft("adapter", transform, frozen, state.trainable, params, config)                      # LoRA, DoRA
       save_peft("adapter", transform, frozen, state.trainable, params, config, peft_type="LOHA", alpha=8.0)
 
-  Ranks, scales, blocks and targets are read off what trains, per module where they differ; what cannot be is asked
-  for, and is checked: the adapter read back must join to the same leaves. Leaves that train whole beside the adapter
-  become `modules_to_save`, and biases `bias`.
+  Ranks, scales, blocks and targets are read off what trains, per module where they differ. Settings that cannot be read
+  off must be given, and are checked: the adapter read back must join to the same leaves. Leaves that train whole beside
+  the adapter become `modules_to_save`, and biases `bias`.
 
-  Params and adapter together make the weights that were trained here, within rounding, or nothing is written. LoRA
+  Nothing is written unless params and adapter together make the weights that were trained here, within rounding. LoRA
   inits that took a product off the weights (PiSSA, OLoRA, CorDA, LoRA-GA) get factors of twice the rank, which put it
-  back: `params + s [a, a'] @ [b; b']`, the second pair from what stayed frozen less params. Weights that were
-  quantized cannot be put back so.
+  back: `params + s [a, a'] @ [b; b']`, the second pair from what stayed frozen less params. That is not possible for
+  weights that were quantized.
 
   Args:
     folder: that holds no adapter yet; made where it does not exist.
     transform, frozen, trainable: a transform of a model of this library and its two sides, after training.
-    params: the weights that the file will be put on: those that `split` was given. `frozen` for an adapter that goes
-      with what stayed frozen, as that of LoftQ and QLoRA does.
+    params: the weights that the file will be loaded onto: those given to `split`, or `frozen` for an adapter that goes
+      with what stayed frozen, as with LoftQ and QLoRA.
     config: of the model.
     peft_type: PEFT's name of the method; see `jaxft.formats.peft_files.methods`. "LORA" also takes whatever else
       joins to low-rank factors (MiCA, EVA, ...), and DoRA.

@@ -23,7 +23,7 @@ def tied(config: Any) -> bool:
 
 
 def check_tied(place: Place, method: Method, config: Any, *, ensured: bool = True) -> None:
-  """Raises ValueError for an embedding that is the head too, of which PEFT adapts only the one.
+  """Raises ValueError for an embedding that is also the head, where PEFT adapts the embedding alone.
 
   Args:
     place: what is adapted.
@@ -51,7 +51,7 @@ def without_head(
     tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any], adapted: Sequence[Place], whole: Sequence[Place],
     method: Method,
 ) -> dict[str, np.ndarray]:
-  """The tensors without those of a tied head, once it is sure that they say of it what holds here.
+  """The tensors without those of a tied head, after a check that they agree with the embedding's.
 
   Args:
     tensors: of the file.
