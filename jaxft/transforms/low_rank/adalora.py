@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxft.leaves.low_rank import LowRank
-from jaxft.transforms.matrices import adapt_matrices, check_rank
+from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 from jaxft.tree.paths import Tree
 
 
 def adalora(
-    select: Filter = "**/kernel", *, rank: int = 12, alpha: float = 16.0, deviation: float = 0.02
+    select: Filter = "**/kernel", *, rank: int = 12, alpha: float = 16.0, deviation: float = 0.02,
+    dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """AdaLoRA: `w + alpha / r * a @ diag(e) @ b`, a and b kept near orthogonal, e from zero.
 
@@ -30,6 +31,7 @@ def adalora(
     rank: r at the start of training.
     alpha: numerator of the scale.
     deviation: standard deviation of a and b at the start.
+    dtype: of what trains; None takes float32.
 
   Raises:
     ValueError: rank is out of range; from `split`, as `lora`.
@@ -46,9 +48,10 @@ def adalora(
                "b": deviation * jax.random.normal(key_b, (rank, n))}
 
   def adapt(w: Any, t: Any) -> LowRank:
+    t = in_float32(t)
     return LowRank(w, t["a"] * t["e"][..., None, :], t["b"], scale=alpha / (rank + 1e-5))
 
-  return adapt_matrices(select, start, adapt)
+  return adapt_matrices(select, start, adapt, dtype=dtype)
 
 
 class Importance(NamedTuple):

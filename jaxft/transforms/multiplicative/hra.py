@@ -66,6 +66,6 @@ def hra(select: Filter = "**/kernel", *, rank: int = 8, dtype: jnp.dtype | None 
 
   def init(key: jax.Array, m: int, n: int) -> dict[str, Array]:
     half = jax.random.uniform(key, (m, rank // 2), jnp.float32, -bound, bound)
-    return {"u": jnp.repeat(half, 2, axis=1).astype(dtype or jnp.float32)}
+    return {"u": jnp.repeat(half, 2, axis=1)}
 
-  return adapt_shapes(select, init, lambda w, t: Multiplied(w, Reflections.along(t["u"])))
+  return adapt_shapes(select, init, lambda w, t: Multiplied(w, Reflections.along(t["u"])), dtype=dtype)

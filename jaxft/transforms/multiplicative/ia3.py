@@ -24,8 +24,8 @@ def learned_scale(
     raise ValueError(f"axis must be 'in' or 'out'; got {axis!r}")
   shape = lambda m, n: (1, n) if axis == "out" else (m, 1)
   return adapt_shapes(
-      select, lambda key, m, n: {"scale": jnp.ones(shape(m, n), dtype or jnp.float32)},
-      lambda w, t: Scaled(w, t["scale"]),
+      select, lambda key, m, n: {"scale": jnp.ones(shape(m, n))},
+      lambda w, t: Scaled(w, t["scale"]), dtype=dtype,
   )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxft.transforms.matrices import in_float32
 from jaxft.transforms.multiplicative.block_rotations import (
   Butterfly,
   cayley,
@@ -40,10 +41,10 @@ def oft(
   entries = block * (block - 1) // 2
 
   def leaf(w: Any, t: dict[str, Array]) -> Multiplied:
-    blocks = cayley(skew_from_triu(t["skew"], block), terms=terms)
+    blocks = cayley(skew_from_triu(in_float32(t["skew"]), block), terms=terms)
     return Multiplied(w, Butterfly(blocks[..., None, :, :, :]))
 
   return adapt_shapes(
-      select, lambda key, m, n: {"skew": jnp.zeros((m // block, entries), dtype or jnp.float32)}, leaf,
-      problem=lambda m, n: f"block {block} does not divide its {m} rows" if m % block else "",
+      select, lambda key, m, n: {"skew": jnp.zeros((m // block, entries))}, leaf,
+      problem=lambda m, n: f"block {block} does not divide its {m} rows" if m % block else "", dtype=dtype,
   )
