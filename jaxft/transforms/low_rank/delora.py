@@ -22,6 +22,10 @@ def delora(
 ) -> ParamTransform:
   """DeLoRA: `w + diag(|w|) @ a @ diag(strength / (r |a_k| |b_k|)) @ b`, |w| the norms of the rows of w at the start.
 
+  >>> _, trainable = delora("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'a': (4, 2), 'b': (2, 3), 'strength': ()}}
+
   Args:
     select: a filter over matrices.
     rank: r of the factors.

@@ -72,6 +72,10 @@ def dora(
 ) -> ParamTransform:
   """DoRA: `magnitude * v / |v|` by column, with `v = w + alpha / r * a @ b` and |v| constant to the gradient.
 
+  >>> _, trainable = dora("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'a': (4, 2), 'b': (2, 3), 'magnitude': (3,)}}
+
   Args:
     select: a filter over matrices.
     rank: r of the factors.

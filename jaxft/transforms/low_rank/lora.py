@@ -41,6 +41,13 @@ def lora(
 
       params {'up': W [m, n]}  ->  frozen {'up': W},  trainable {'up': {'a': [m, r], 'b': [r, n]}}
 
+  >>> transform = lora("up", rank=2)
+  >>> frozen, trainable = transform.split(jax.random.key(0), {"up": jnp.ones((4, 3)), "norm": jnp.ones(3)})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'norm': None, 'up': {'a': (4, 2), 'b': (2, 3)}}
+  >>> type(transform.join(frozen, trainable)["up"]).__name__
+  'LowRank'
+
   Args:
     select: a filter; every leaf it matches must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
     rank: r of the factors a `[m, r]` and b `[r, n]`.

@@ -24,6 +24,10 @@ def rand_lora(
 
       trainable  {'scales': [r, terms], 'weights': [p, terms] where p is the input side, else [terms, p]}
 
+  >>> _, trainable = rand_lora("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'scales': (2, 2), 'weights': (2, 3)}}
+
   Args:
     select: a filter over matrices.
     rank: r of each term.

@@ -30,6 +30,10 @@ def vb_lora(
 
       trainable  {'bank': [h, b], 'logits': {..., 'kernel': {'a': [r, m / b, h], 'b': [n / b, r, h]}}}
 
+  >>> _, trainable = vb_lora("up", rank=2, vectors=5, length=2).split(jax.random.key(0), {"up": jnp.ones((4, 6))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'bank': (5, 2), 'logits': {'up': {'a': (2, 2, 5), 'b': (3, 2, 5)}}}
+
   Args:
     select: a filter over matrices.
     rank: r of the factors.

@@ -20,6 +20,10 @@ def vera(
 
   Each adapted leaf holds its cut of the pair beside it, so that layers can be scanned: `r (m + n)` numbers a matrix.
 
+  >>> _, trainable = vera("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'d': (2,), 's': (3,)}}
+
   Args:
     select: a filter over matrices.
     rank: r of the random factors.

@@ -21,6 +21,10 @@ def boft(
 
   With `log2(m / b) + 1` factors every input reaches every other; one factor is OFT with a scale.
 
+  >>> _, trainable = boft("up", block=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'scale': (1, 3), 'skew': (1, 2, 1)}}
+
   Args:
     select: a filter over matrices `[m, n]`.
     block: b, the size of the rotations.

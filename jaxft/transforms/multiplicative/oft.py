@@ -23,6 +23,11 @@ def oft(
 ) -> ParamTransform:
   """OFT: `blkdiag(R_1, ..., R_{m/b}) @ w`, each R a rotation that starts at the identity; row by row, `(x R) w`.
 
+  >>> import jax
+  >>> _, trainable = oft("up", block=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'skew': (2, 1)}}
+
   Args:
     select: a filter over matrices `[m, n]`.
     block: b, the size of the rotations; must divide m.

@@ -43,6 +43,10 @@ def road(
 
       [y_j, y_k] -> [a_1 cos(t_1) y_j - b_1 sin(u_1) y_k,  a_2 cos(t_2) y_k + b_2 sin(u_2) y_j]
 
+  >>> _, trainable = road("up", group=2).split(jax.random.key(0), {"up": jnp.ones((4, 6))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'alpha': (3,), 'theta': (3,)}}
+
   Args:
     select: a filter over matrices `[m, n]`.
     variant: trained angles and trained factors per pair: 1 (all equal: a rotation and a scale), 2 (one for each

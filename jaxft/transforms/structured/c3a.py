@@ -53,6 +53,10 @@ class CirculantBlocks:
 def c3a(select: Filter = "**/kernel", *, block: int = 256, dtype: jnp.dtype | None = None) -> ParamTransform:
   """C3A: `w + 1/m * delta`, delta made of circulant blocks `[b, b]`, multiplied through their spectra.
 
+  >>> _, trainable = c3a("up", block=2).split(jax.random.key(0), {"up": jnp.ones((4, 6))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'kernel': (3, 2, 2)}}
+
   Args:
     select: a filter over matrices.
     block: b; must divide m and n.

@@ -71,6 +71,10 @@ def fourier_ft(
 
   While 4 k (m + n) < m n it is multiplied as the matrix of rank 2 k that it is; beyond, it is formed.
 
+  >>> _, trainable = fourier_ft("up", frequencies=5).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'spectrum': (5,)}}
+
   Args:
     select: a filter over matrices.
     frequencies: k, how many entries of each spectrum train.

@@ -16,6 +16,10 @@ from jaxft.tree.filters import Filter
 def hira(select: Filter = "**/kernel", *, rank: int = 32, dtype: jnp.dtype | None = None) -> ParamTransform:
   """HiRA: `w * (1 + a @ b)`, an update of high rank from LoRA's parameters, at the cost of full tuning.
 
+  >>> _, trainable = hira("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'a': (4, 2), 'b': (2, 3)}}
+
   Args:
     select: a filter over matrices.
     rank: r of the factors.

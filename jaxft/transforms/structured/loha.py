@@ -25,6 +25,10 @@ def loha(
 
   While r^2 (m + n) < m n it is multiplied as the low-rank matrix of rank r^2 that it is; beyond, it is formed.
 
+  >>> _, trainable = loha("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'a1': (4, 2), 'a2': (4, 2), 'b1': (2, 3), 'b2': (2, 3)}}
+
   Args:
     select: a filter over matrices.
     rank: r of the four factors.

@@ -78,6 +78,10 @@ def lokr(
 
       w [m1 m2, n1 n2]  ->  left [m1, n1], right [m2, n2], where m1 <= m2 and n1 <= n2 are divisors
 
+  >>> _, trainable = lokr("up").split(jax.random.key(0), {"up": jnp.ones((4, 6))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'left': (2, 2), 'right': (2, 3)}}
+
   Args:
     select: a filter over matrices.
     rank: of right; None trains it whole. It is whole too where `rank >= max(m2, n2) / 2`.

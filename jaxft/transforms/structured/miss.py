@@ -45,6 +45,10 @@ class Cycle:
 def miss(select: Filter = "**/kernel", *, rank: int = 64, dtype: jnp.dtype | None = None) -> ParamTransform:
   """MiSS: `w + delta`, row i of delta being row `i mod r` of the one matrix that trains, `[r, n]` from zero.
 
+  >>> _, trainable = miss("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'shard': (2, 3)}}
+
   Args:
     select: a filter over matrices.
     rank: r, the rows of what trains.
