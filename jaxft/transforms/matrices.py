@@ -23,6 +23,7 @@ def adapt_matrices(
     apply: Callable[[Any, Any], Any],
     *,
     statistics: Tree | None = None,
+    dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """Adapts each matching matrix on its own, the layers of a stack one by one.
 
@@ -34,10 +35,13 @@ def adapt_matrices(
     statistics: what `init` needs to know of the data: a tree with the structure of the params or of a part of it, or a
       flat dict from paths. A matrix takes the entry at its path, or at the longest prefix of it; a stack `[L, m, n]`
       takes entries `[L, ...]`. None gives every matrix None.
+    dtype: of what trains; None leaves it as `init` makes it.
 
-  Raises (from `split`):
-    ValueError: the filter matches nothing, or a leaf that is not a matrix (all are named), or one without statistics.
+  Raises (the last from `split`):
+    ValueError: dtype is none of floating point; the filter matches nothing, or a leaf that is not a matrix (all are
+      named), or one without statistics.
   """
+  dtype = None if dtype is None else check_dtype(dtype)
   known = None if statistics is None else {p: s for p, s in leaves_with_paths(statistics) if s is not None}
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
@@ -51,6 +55,7 @@ def adapt_matrices(
       statistic = None if known is None else _statistic(known, path, leaf if keys.ndim else None)
       w, notes = strip_notes(leaf)
       frozen, trained = (jax.vmap(init) if keys.ndim else init)(keys, w, statistic)
+      trained = trained if dtype is None else jax.tree.map(lambda x: x.astype(dtype), trained)
       return restore_notes(frozen, notes), trained
 
     return unzip_with_path(start, params, flags)
@@ -104,6 +109,23 @@ def check_matrices(params: Tree, flags: Tree) -> None:
 def kaiming_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> Array:
   """Uniform in ±1/sqrt(fan_in): PyTorch's Kaiming-uniform with a = sqrt 5, the start of most adapters."""
   return jax.random.uniform(key, shape, jnp.float32, -(fan_in**-0.5), fan_in**-0.5)
+
+
+def in_float32(trained: Tree) -> Tree:
+  """What trains, in float32 or wider, for a `join` that computes from it: what is formed is rounded once."""
+  return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), trained)
+
+
+def check_dtype(dtype: Any) -> jnp.dtype:
+  """The dtype of what trains, float32 for None.
+
+  Raises:
+    ValueError: it is none of floating point.
+  """
+  dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f"dtype must be one of floating point, such as jnp.bfloat16; got {dtype}")
+  return dtype
 
 
 def check_rank(rank: Any) -> int:

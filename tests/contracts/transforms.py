@@ -11,6 +11,9 @@ A case names a transform over the stack of blocks below. Of every case is then c
 - what trains inherits the partition specs of what it adapts;
 - one training step costs no more than the declared FLOPs per parameter and token, by its jaxpr;
 
+and, in `test_factor_dtypes.py`, of every method that adapts matrices, that what trains has the dtype asked for, starts
+where it does in float32 and is rounded no more for it;
+
 and, always of one case for each kind of leaf (`transform_cases.py`), of the others in the exhaustive tier, that
 
 - bfloat16 weights train, and `lazy` agrees with the plain path (`test_transform_steps.py`);

@@ -1,19 +1,18 @@
-"""IA3, OFT, BOFT, HRA and RoAd against their closed forms."""
+"""IA3, OFT, BOFT, HRA and RoAd against their closed forms; `tests/leaves/test_leaf_contract.py` has their leaves."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.leaves import Scaled, dot, lookup, materialize
-from jaxft.leaves.products import dot_transposed
+from jaxft.leaves import materialize
 from jaxft.transforms.multiplicative.block_rotations import Butterfly, cayley, skew_from_triu
 from jaxft.transforms.multiplicative.boft import boft
-from jaxft.transforms.multiplicative.hra import Reflections, hra
+from jaxft.transforms.multiplicative.hra import hra
 from jaxft.transforms.multiplicative.ia3 import ia3, learned_scale
 from jaxft.transforms.multiplicative.multiplied import Multiplied
 from jaxft.transforms.multiplicative.oft import oft
-from jaxft.transforms.multiplicative.road import Rotations, road
+from jaxft.transforms.multiplicative.road import road
 
 KEY = jax.random.key(0)
 M, N = 16, 12
@@ -30,28 +29,6 @@ def close(got, want, tol=1e-5):
 def dense(by, size):
   """The matrix of a map, from what it does to the unit vectors."""
   return by(jnp.eye(size))
-
-
-LEAVES = {
-    "one_block_factor": Multiplied(draw(0, M, N), Butterfly(draw(1, 1, 4, 4, 4))),
-    "butterfly": Multiplied(draw(0, M, N), Butterfly(draw(1, 3, 4, 4, 4))),
-    "reflections": Multiplied(draw(0, M, N), Reflections.along(draw(2, M, 3))),
-    "rotations": Multiplied(draw(0, M, N), Rotations(draw(3, N), draw(4, N), 6), side="out"),
-    "scaled": Scaled(Multiplied(draw(0, M, N), Butterfly(draw(1, 2, 4, 4, 4))), draw(5, 1, N)),
-    "both_sides": Multiplied(
-        Multiplied(draw(0, M, N), Reflections.along(draw(2, M, 2))), Rotations(draw(3, N), draw(4, N), 4), side="out"),
-}
-
-
-@pytest.mark.parametrize("name", LEAVES)
-def test_contractions(name):
-  leaf = LEAVES[name]
-  w = leaf.materialize()
-  assert leaf.shape == w.shape == (M, N) and leaf.dtype == w.dtype and leaf.ndim == 2
-  x, y, ids = draw(7, 2, 3, M), draw(8, 2, N), jnp.array([[0, M - 1], [5, 2]])
-  close(dot(x, leaf), x @ w, 1e-4)
-  close(dot_transposed(y, leaf), y @ w.T, 1e-4)
-  close(lookup(leaf, ids), w[ids], 1e-4)
 
 
 def test_a_multiplied_leaf_is_the_product_with_its_map():

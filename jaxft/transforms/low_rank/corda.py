@@ -36,6 +36,10 @@ def oriented_svd(
   """CorDA's decomposition `w = inputs @ diag(s) @ outputs`, in order of what w does to inputs of that covariance.
 
   With C the damped covariance, `C w = v diag(s) outputs` is a singular value decomposition, and `inputs = C^-1 v`.
+
+  >>> inputs, s, outputs = oriented_svd(jnp.diag(jnp.array([3.0, 2.0, 1.0])), jnp.eye(3))
+  >>> s.round(2)
+  Array([3.03, 2.02, 1.01], dtype=float32)
   """
   c = damped(covariance.astype(jnp.float32), damping=damping, max_error=max_error)
   v, s, outputs = jnp.linalg.svd(c @ w.astype(jnp.float32), full_matrices=False)
@@ -46,6 +50,13 @@ def corda(
     mode: Literal["preserve", "preview"] = "preview", *, damping: float = 0.01, max_error: float = 0.05
 ) -> FactorInit:
   """CorDA: the factors are r components of the decomposition of w oriented by the covariance of its inputs.
+
+  >>> from jaxft.transforms import lora
+  >>> params = {"up": jnp.diag(jnp.array([3.0, 2.0, 1.0]))}
+  >>> transform = lora("up", rank=1, init=corda("preview"), statistics={"up": jnp.eye(3)})
+  >>> frozen, _ = transform.split(jax.random.key(0), params)
+  >>> jnp.linalg.norm(frozen["up"], axis=0).round(3)
+  Array([0., 2., 1.], dtype=float32)
 
   Args:
     mode: "preserve" (knowledge-preserved) trains the r smallest, with inputs of what is to be kept; "preview"

@@ -10,20 +10,27 @@ from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.materialize import materialize
 from jaxft.transforms.low_rank.inits import uniform_then_zero
-from jaxft.transforms.matrices import adapt_matrices, check_rank
+from jaxft.transforms.matrices import adapt_matrices, check_dtype, check_rank, in_float32
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
 SMALLEST_NORM = 1e-4  # below it the norm of a component counts as this, so that one that starts at zero can move
 
 
-def delora(select: Filter = "**/kernel", *, rank: int = 8, strength: float = 15.0) -> ParamTransform:
+def delora(
+    select: Filter = "**/kernel", *, rank: int = 8, strength: float = 15.0, dtype: jnp.dtype | None = None
+) -> ParamTransform:
   """DeLoRA: `w + diag(|w|) @ a @ diag(strength / (r |a_k| |b_k|)) @ b`, |w| the norms of the rows of w at the start.
+
+  >>> _, trainable = delora("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'a': (4, 2), 'b': (2, 3), 'strength': ()}}
 
   Args:
     select: a filter over matrices.
     rank: r of the factors.
     strength: lambda, where the trained number that bounds the update starts.
+    dtype: of the factors; None takes float32. The strength is float32.
 
   Raises:
     ValueError: rank is out of range; from `split`, as `lora`.
@@ -31,14 +38,16 @@ def delora(select: Filter = "**/kernel", *, rank: int = 8, strength: float = 15.
   Source: Bini et al. 2025 (arXiv 2503.18225); norms are clamped as in PEFT, b starts at zero.
   """
   rank = check_rank(rank)
+  dtype = check_dtype(dtype)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
     del statistic
     _, a, b = uniform_then_zero(key, w, rank)
     rows = jnp.linalg.norm(materialize(w).astype(jnp.float32), axis=-1)
-    return Annotated(w, {"rows": rows}), {"a": a, "b": b, "strength": jnp.float32(strength)}
+    return Annotated(w, {"rows": rows}), {"a": a.astype(dtype), "b": b.astype(dtype), "strength": jnp.float32(strength)}
 
   def adapt(frozen: Annotated, t: Any) -> LowRank:
+    t = in_float32(t)
     sizes = _norms(t["a"], -2) * _norms(t["b"], -1)
     factors = t["strength"][..., None] / (rank * sizes)
     a = frozen.note["rows"][..., :, None] * t["a"] * factors[..., None, :]

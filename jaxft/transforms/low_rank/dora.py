@@ -12,7 +12,7 @@ from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.materialize import materialize, unrounded
 from jaxft.leaves.products import dot, lookup
 from jaxft.transforms.low_rank.inits import uniform_then_zero
-from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank
+from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_dtype, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
@@ -72,6 +72,10 @@ def dora(
 ) -> ParamTransform:
   """DoRA: `magnitude * v / |v|` by column, with `v = w + alpha / r * a @ b` and |v| constant to the gradient.
 
+  >>> _, trainable = dora("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'a': (4, 2), 'b': (2, 3), 'magnitude': (3,)}}
+
   Args:
     select: a filter over matrices.
     rank: r of the factors.
@@ -87,7 +91,7 @@ def dora(
   """
   rank = check_rank(rank)
   check_dropout(dropout)
-  dtype = dtype or jnp.float32
+  dtype = check_dtype(dtype)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
     del statistic

@@ -21,6 +21,12 @@ def eva_directions(covariances: Tree, *, rank: int = 8, rho: float = 2.0) -> Tre
   kept, `rank` a layer on average. The others are columns of zeros, which with b at zero never move: the layers of a
   stack differ in rank though not in shape.
 
+  >>> directions = eva_directions({"up": jnp.diag(jnp.array([3.0, 1.0, 2.0]))}, rank=2, rho=1)
+  >>> jnp.abs(directions["up"]).round(3)
+  Array([[1., 0.],
+         [0., 0.],
+         [0., 1.]], dtype=float32)
+
   Args:
     covariances: a tree of `[m, m]`, or `[L, m, m]` for the layers of a stack.
     rank: the mean rank.
@@ -66,7 +72,14 @@ def _ends(parts: list[tuple[Array, Array]]) -> Iterator[int]:
 
 
 def from_directions(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tuple[Any, Array, Array]:
-  """a is the statistic `[m, rank]` of the matrix and b zero: the init of EVA, given `eva_directions`."""
+  """a is the statistic `[m, rank]` of the matrix and b zero: the init of EVA, given `eva_directions`.
+
+  >>> from jaxft.transforms import lora
+  >>> transform = lora("up", rank=1, init=from_directions, statistics={"up": jnp.eye(3)[:, :1]})
+  >>> _, trainable = transform.split(jax.random.key(0), {"up": jnp.ones((3, 2))})
+  >>> trainable["up"]["a"].T
+  Array([[1., 0., 0.]], dtype=float32)
+  """
   del key, scale
   check_statistic(statistic, (w.shape[0], rank), "directions of inputs [m, rank]")
   return w, statistic, jnp.zeros((rank, w.shape[1]))

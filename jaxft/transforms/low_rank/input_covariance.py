@@ -39,6 +39,11 @@ def add_inputs(
 ) -> Tree:
   """Adds `x^T x` of a batch of layer inputs to running sums, in float32; not centered.
 
+  >>> covariances = add_inputs(None, {"up": jnp.array([[1.0, 2.0]])})
+  >>> add_inputs(covariances, {"up": jnp.array([[1.0, 0.0]])})["up"]
+  Array([[2., 2.],
+         [2., 4.]], dtype=float32)
+
   Args:
     covariances: the sums so far, `[m, m]` for each leaf of `inputs`; None at the start.
     inputs: a tree of the inputs of layers, `[batch, ..., m]`; a flat dict by path, say.
@@ -59,6 +64,11 @@ def input_covariances(
   """`x^T x` of what a model multiplies each chosen matrix with, over one batch, in float32; not centered.
 
   No hook: a leaf's product passes x on, and hands `x^T x` to its sink in the backward pass, also of scanned layers.
+
+  >>> x, params = jnp.array([[1.0, 2.0]]), {"up": jnp.ones((2, 3))}
+  >>> input_covariances(lambda params: dot(x, params["up"]), params, "up")["up"]
+  Array([[1., 2.],
+         [2., 4.]], dtype=float32)
 
   Args:
     apply: the model on a batch, `params -> arrays`; one that knows no structured leaves, under `lazy`.

@@ -13,6 +13,12 @@ from jaxft.transforms.quantize import quantize_array
 def loftq(*, format: Literal["int8", "nf4"] = "nf4", block: int = 64, rounds: int = 1) -> FactorInit:
   """LoftQ: alternates `q = quantize(w - s a b)` and `a, b = ` the leading components of `(w - q) / s`; q stays frozen.
 
+  >>> from jaxft.transforms import lora
+  >>> transform = lora("up", rank=2, init=loftq(block=4))
+  >>> frozen, _ = transform.split(jax.random.key(0), {"up": jax.random.normal(jax.random.key(1), (8, 6))})
+  >>> type(frozen["up"]).__name__, frozen["up"].shape
+  ('Quantized', (8, 6))
+
   Args:
     format, block: see `quantize_array`.
     rounds: of the alternation, at least 1.

@@ -16,7 +16,7 @@ from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.low_rank.inits import FactorInit, uniform_then_zero
-from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank
+from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_dtype, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 from jaxft.tree.paths import Tree, is_structured
@@ -41,6 +41,13 @@ def lora(
 
       params {'up': W [m, n]}  ->  frozen {'up': W},  trainable {'up': {'a': [m, r], 'b': [r, n]}}
 
+  >>> transform = lora("up", rank=2)
+  >>> frozen, trainable = transform.split(jax.random.key(0), {"up": jnp.ones((4, 3)), "norm": jnp.ones(3)})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'norm': None, 'up': {'a': (4, 2), 'b': (2, 3)}}
+  >>> type(transform.join(frozen, trainable)["up"]).__name__
+  'LowRank'
+
   Args:
     select: a filter; every leaf it matches must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
     rank: r of the factors a `[m, r]` and b `[r, n]`.
@@ -57,8 +64,8 @@ def lora(
 
   Raises (the last from `split`):
     TypeError: init is no function, such as the name of one.
-    ValueError: rank, dropout or train is out of range; the filter matches nothing, or a leaf that is not a matrix (all
-      are named), or one without statistics.
+    ValueError: rank, dropout, train or dtype is out of range; the filter matches nothing, or a leaf that is not a
+      matrix (all are named), or one without statistics.
 
   Sources: Hu et al. 2021 (arXiv 2106.09685); Kalajdzievski 2023 (arXiv 2312.03732) for rsLoRA; Zhang et al. 2023 (arXiv
   2308.03303) for LoRA-FA. The factors are in JAX layout: a is the transpose of PEFT's `lora_A`, b of `lora_B`.
@@ -72,7 +79,7 @@ def lora(
         f"init must be a function (key, w, rank, scale, statistic) -> (w, a, b), such as those of jaxft.transforms, "
         f"not its name; got {init!r}; {nearest(str(init), INITS)}")
   scale = alpha / (math.sqrt(rank) if rank_stabilized else rank)
-  dtype = jnp.dtype(dtype or jnp.float32)
+  dtype = check_dtype(dtype)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
     w, a, b = init(key, w, rank, scale, statistic)

@@ -26,6 +26,11 @@ def lora_combination(
 
   A step costs what LoRA of that rank does, where `linear_combination` of formed updates costs full tuning.
 
+  >>> adapters = [{"up": {"a": jnp.ones((4, r)), "b": jnp.ones((r, 3))}} for r in (1, 2)]
+  >>> frozen, trainable = lora_combination(adapters).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> frozen["up"].note["a"].shape, trainable
+  ((4, 3), {'up': Array([0., 0.], dtype=float32)})
+
   Args:
     adapters: what `lora` trains, n times: trees like the params with `{"a": [..., m, r_i], "b": [..., r_i, n]}` at the
       adapted matrices and holes elsewhere. Ranks and what is adapted may differ.

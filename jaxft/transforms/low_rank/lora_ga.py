@@ -25,6 +25,13 @@ def lora_ga(
 
   With `g = u diag(s) v` the gradient of w, `a = f u[:, I]` and `b = f v[J]`, and `w - scale * a @ b` stays frozen.
 
+  >>> from jaxft.transforms import lora
+  >>> gradients = {"up": jax.random.normal(jax.random.key(1), (4, 3))}
+  >>> transform = lora("up", rank=1, init=lora_ga(), statistics=gradients)
+  >>> _, trainable = transform.split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'a': (4, 1), 'b': (1, 3)}}
+
   Args:
     direction: which vectors, of 2 r. "ArB2r": I the first r and J the others; "A2rBr": the other way round; "ArBr": I
       the second, fourth and so on, J the first, third and so on; "random": I drawn, and J the rest (form "paper") or

@@ -16,6 +16,13 @@ def mica(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tup
   The method trains a alone and keeps b where it is, `lora(init=mica, train="a")`: what trains is said in one place, and
   `lora(init=mica)` is LoRA from this start.
 
+  >>> from jaxft.transforms import lora
+  >>> params = {"up": jnp.diag(jnp.array([3.0, 2.0, 1.0]))}
+  >>> transform = lora("up", rank=1, init=mica, train="a")
+  >>> joined = transform.join(*transform.split(jax.random.key(0), params))
+  >>> jnp.abs(joined["up"].b).round(3)
+  Array([[0., 0., 1.]], dtype=float32)
+
   Source: arXiv 2604.01694, as in PEFT: b is its `lora_B` transposed, the last left singular vectors in its layout.
   """
   del key, scale, statistic

@@ -14,6 +14,12 @@ def olora(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tu
 
   An init, `lora(init=olora)`.
 
+  >>> from jaxft.transforms import lora
+  >>> params = {"up": jnp.diag(jnp.array([3.0, 2.0, 1.0]))}
+  >>> _, trainable = lora("up", rank=2, init=olora).split(jax.random.key(0), params)
+  >>> jnp.linalg.norm(trainable["up"]["b"], axis=1).round(3)
+  Array([1., 1.], dtype=float32)
+
   Source: Büyükakyüz 2024 (arXiv 2406.01775). As in PEFT, the factors are not divided by the scale.
   """
   del key, statistic

@@ -8,12 +8,14 @@ from jaxtyping import Array
 
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.sums import Formed
-from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, join_matrices
+from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, in_float32, join_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
 
-def rand_lora(select: Filter = "**/kernel", *, rank: int = 32, alpha: float = 640.0) -> ParamTransform:
+def rand_lora(
+    select: Filter = "**/kernel", *, rank: int = 32, alpha: float = 640.0, dtype: jnp.dtype | None = None
+) -> ParamTransform:
   """RandLoRA: `w + alpha / r * sum_i wide_i^T @ diag(scales_i) @ narrow @ diag(weights_i)`, or its transpose.
 
   With p the shorter side and q the longer, there are p / r terms, rounded up, of random `wide_i [r, q]` and the one
@@ -22,10 +24,15 @@ def rand_lora(select: Filter = "**/kernel", *, rank: int = 32, alpha: float = 64
 
       trainable  {'scales': [r, terms], 'weights': [p, terms] where p is the input side, else [terms, p]}
 
+  >>> _, trainable = rand_lora("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'scales': (2, 2), 'weights': (2, 3)}}
+
   Args:
     select: a filter over matrices.
     rank: r of each term.
     alpha: numerator of the scale.
+    dtype: of what trains; None takes float32. The random matrices are float32.
 
   Raises:
     ValueError: rank is out of range; from `split`, as `lora`.
@@ -51,9 +58,10 @@ def rand_lora(select: Filter = "**/kernel", *, rank: int = 32, alpha: float = 64
       weights = jnp.full((p, terms) if m <= n else (terms, p), 1 / max(terms, p), jnp.float32)
       return Annotated(w, fixed), {"scales": jnp.zeros((rank, terms)), "weights": weights}
 
-    return adapt_matrices(select, start, adapt).split(key, params)
+    return adapt_matrices(select, start, adapt, dtype=dtype).split(key, params)
 
   def adapt(frozen: Annotated, t: Any) -> Formed:
+    t = in_float32(t)
     return Formed(frozen.w, {**frozen.note, **t, "scales": alpha / rank * t["scales"]}, _add_terms)
 
   return ParamTransform(split, join_matrices(adapt))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxft.leaves.low_rank import LowRank
-from jaxft.transforms.matrices import adapt_matrices, check_rank, join_matrices
+from jaxft.transforms.matrices import adapt_matrices, check_dtype, check_rank, in_float32, join_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 from jaxft.tree.paths import fold_in_path
@@ -24,11 +24,15 @@ def mix_vectors(logits: Float[Array, "... h"], bank: Float[Array, "h b"], *, top
 
 def vb_lora(
     select: Filter = "**/kernel", *, rank: int = 4, vectors: int = 256, length: int = 256, top: int = 2,
-    bound: float = 0.02, deviation: float = 0.1,
+    bound: float = 0.02, deviation: float = 0.1, dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """VB-LoRA: `w + a @ b`, each piece of length b of each column of a and row of b mixed from one trained bank.
 
       trainable  {'bank': [h, b], 'logits': {..., 'kernel': {'a': [r, m / b, h], 'b': [n / b, r, h]}}}
+
+  >>> _, trainable = vb_lora("up", rank=2, vectors=5, length=2).split(jax.random.key(0), {"up": jnp.ones((4, 6))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'bank': (5, 2), 'logits': {'up': {'a': (2, 2, 5), 'b': (3, 2, 5)}}}
 
   Args:
     select: a filter over matrices.
@@ -38,6 +42,7 @@ def vb_lora(
     top: how many rows a piece mixes.
     bound: the bank starts uniform in ±bound, the update therefore off zero.
     deviation: standard deviation of the logits at the start.
+    dtype: of what trains; None takes float32.
 
   Raises:
     ValueError: rank is out of range, or top exceeds vectors; from `split`, as `lora`, or where length does not
@@ -45,7 +50,7 @@ def vb_lora(
 
   Source: Li et al. 2024 (arXiv 2405.15179).
   """
-  rank = check_rank(rank)
+  rank, dtype = check_rank(rank), check_dtype(dtype)
   if not 1 <= top <= vectors:
     raise ValueError(f"top must lie in [1, vectors = {vectors}]; got {top}")
 
@@ -59,14 +64,15 @@ def vb_lora(
                "b": deviation * jax.random.normal(key_b, (n // length, rank, vectors))}
 
   def adapt(bank: Array, w: Any, t: Any) -> LowRank:
+    bank, t = in_float32((bank, t))
     a, b = mix_vectors(t["a"], bank, top=top), mix_vectors(t["b"], bank, top=top)
     a = jnp.swapaxes(a.reshape(*a.shape[:-2], -1), -1, -2)
     b = jnp.swapaxes(b, -2, -3)
     return LowRank(w, a, b.reshape(*b.shape[:-2], -1))
 
   def split(key: jax.Array, params: Any) -> tuple[Any, Any]:
-    bank = jax.random.uniform(fold_in_path(key, "bank"), (vectors, length), minval=-bound, maxval=bound)
-    frozen, logits = adapt_matrices(select, start, partial(adapt, bank)).split(key, params)
+    bank = jax.random.uniform(fold_in_path(key, "bank"), (vectors, length), minval=-bound, maxval=bound).astype(dtype)
+    frozen, logits = adapt_matrices(select, start, partial(adapt, bank), dtype=dtype).split(key, params)
     return frozen, {"bank": bank, "logits": logits}
 
   def join(frozen: Any, trainable: Any) -> Any:

@@ -13,15 +13,22 @@ from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
 
-def vera(select: Filter = "**/kernel", *, rank: int = 256, start: float = 0.1) -> ParamTransform:
+def vera(
+    select: Filter = "**/kernel", *, rank: int = 256, start: float = 0.1, dtype: jnp.dtype | None = None
+) -> ParamTransform:
   """VeRA: `w + a @ diag(d) @ b @ diag(s)`, with a and b random, frozen, cut from one pair for all matrices.
 
   Each adapted leaf holds its cut of the pair beside it, so that layers can be scanned: `r (m + n)` numbers a matrix.
+
+  >>> _, trainable = vera("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'d': (2,), 's': (3,)}}
 
   Args:
     select: a filter over matrices.
     rank: r of the random factors.
     start: where d starts; s starts at zero.
+    dtype: of d and s; None takes float32. The random factors are float32.
 
   Raises:
     ValueError: rank is out of range; from `split`, as `lora`.
@@ -40,9 +47,10 @@ def vera(select: Filter = "**/kernel", *, rank: int = 256, start: float = 0.1) -
     def cut(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
       del key, statistic
       m, n = w.shape
-      return Annotated(w, {"a": a[:m], "b": b[:, :n]}), {"d": jnp.full((rank,), start, jnp.float32), "s": jnp.zeros((n,))}
+      trained = {"d": jnp.full((rank,), start, jnp.float32), "s": jnp.zeros((n,))}
+      return Annotated(w, {"a": a[:m], "b": b[:, :n]}), trained
 
-    return adapt_matrices(select, cut, adapt).split(key, params)
+    return adapt_matrices(select, cut, adapt, dtype=dtype).split(key, params)
 
   def adapt(frozen: Annotated, t: Any) -> LowRank:
     a, b = frozen.note["a"], frozen.note["b"]

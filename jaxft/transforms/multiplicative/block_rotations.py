@@ -34,6 +34,10 @@ def cayley(skew: Float[Array, "... b b"], *, terms: int | None = None) -> Float[
 
   The two turn in opposite directions: numbers trained with one are not to be read with the other.
 
+  >>> cayley(skew_from_triu(jnp.array([1.0]), 2)).round(3) + 0.0
+  Array([[ 0., -1.],
+         [ 1.,  0.]], dtype=float32)
+
   Args:
     skew: Q, or a batch of them.
     terms: None, or how many terms of the Cayley-Neumann series, at least 4; PEFT's default is 5.

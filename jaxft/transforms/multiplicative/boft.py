@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxft.leaves.scaled import Scaled
+from jaxft.transforms.matrices import in_float32
 from jaxft.transforms.multiplicative.block_rotations import Butterfly, cayley, check_block, skew_from_triu
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
 from jaxft.transforms.protocol import ParamTransform
@@ -19,6 +20,10 @@ def boft(
   """BOFT: `(G_m ... G_1) @ w * s`: block rotations between butterfly permutations, and a factor for each output.
 
   With `log2(m / b) + 1` factors every input reaches every other; one factor is OFT with a scale.
+
+  >>> _, trainable = boft("up", block=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'scale': (1, 3), 'skew': (1, 2, 1)}}
 
   Args:
     select: a filter over matrices `[m, n]`.
@@ -38,15 +43,15 @@ def boft(
     raise ValueError(f"factors must be an integer >= 1; got {factors!r}")
   if factors > 1 and block % 2:
     raise ValueError(f"block must be even where factors > 1; got block={block}, factors={factors}")
-  span, entries, dtype = block * 2 ** (factors - 1), block * (block - 1) // 2, dtype or jnp.float32
+  span, entries = block * 2 ** (factors - 1), block * (block - 1) // 2
 
   def init(key: jax.Array, m: int, n: int) -> dict[str, Array]:
-    return {"skew": jnp.zeros((factors, m // block, entries), dtype), "scale": jnp.ones((1, n), dtype)}
+    return {"skew": jnp.zeros((factors, m // block, entries)), "scale": jnp.ones((1, n))}
 
   def leaf(w: Any, t: dict[str, Array]) -> Scaled:
-    return Scaled(Multiplied(w, Butterfly(cayley(skew_from_triu(t["skew"], block)))), t["scale"])
+    return Scaled(Multiplied(w, Butterfly(cayley(skew_from_triu(in_float32(t["skew"]), block)))), t["scale"])
 
   def problem(m: int, n: int) -> str:
     return f"{factors} factors of blocks of {block} take a multiple of {span} rows" if m % span else ""
 
-  return adapt_shapes(select, init, leaf, problem=problem)
+  return adapt_shapes(select, init, leaf, problem=problem, dtype=dtype)

@@ -49,6 +49,10 @@ class Reflections:
 def hra(select: Filter = "**/kernel", *, rank: int = 8, dtype: jnp.dtype | None = None) -> ParamTransform:
   """HRA: `H_r ... H_1 @ w`, each H_j = I - 2 u_j u_j^T / |u_j|^2 a reflection of the input space.
 
+  >>> _, trainable = hra("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'u': (4, 2)}}
+
   Args:
     select: a filter over matrices `[m, n]`.
     rank: r, the number of reflections; even, since they start in pairs that undo one another.
@@ -66,6 +70,6 @@ def hra(select: Filter = "**/kernel", *, rank: int = 8, dtype: jnp.dtype | None 
 
   def init(key: jax.Array, m: int, n: int) -> dict[str, Array]:
     half = jax.random.uniform(key, (m, rank // 2), jnp.float32, -bound, bound)
-    return {"u": jnp.repeat(half, 2, axis=1).astype(dtype or jnp.float32)}
+    return {"u": jnp.repeat(half, 2, axis=1)}
 
-  return adapt_shapes(select, init, lambda w, t: Multiplied(w, Reflections.along(t["u"])))
+  return adapt_shapes(select, init, lambda w, t: Multiplied(w, Reflections.along(t["u"])), dtype=dtype)

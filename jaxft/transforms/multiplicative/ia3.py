@@ -15,6 +15,11 @@ def learned_scale(
 ) -> ParamTransform:
   """Trains a factor for each output (`w * s`, s `[1, n]`) or input (s `[m, 1]`) of matching matrices; it starts at 1.
 
+  >>> import jax
+  >>> _, trainable = learned_scale("up", axis="in").split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'scale': (4, 1)}}
+
   Args:
     select: a filter over matrices.
     axis: "out" for the columns of a kernel `[m, n]`, "in" for its rows.
@@ -24,8 +29,8 @@ def learned_scale(
     raise ValueError(f"axis must be 'in' or 'out'; got {axis!r}")
   shape = lambda m, n: (1, n) if axis == "out" else (m, 1)
   return adapt_shapes(
-      select, lambda key, m, n: {"scale": jnp.ones(shape(m, n), dtype or jnp.float32)},
-      lambda w, t: Scaled(w, t["scale"]),
+      select, lambda key, m, n: {"scale": jnp.ones(shape(m, n))},
+      lambda w, t: Scaled(w, t["scale"]), dtype=dtype,
   )
 
 
@@ -36,6 +41,12 @@ def ia3(
     dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """(IA)^3: keys, values and hidden units of the MLP, each times a learned factor: `w * s`.
+
+  >>> import jax
+  >>> params = {"up": jnp.ones((4, 3)), "down": jnp.ones((3, 4))}
+  >>> _, (outputs, inputs) = ia3("up", "down").split(jax.random.key(0), params)
+  >>> jax.tree.map(jnp.shape, (outputs, inputs))
+  ({'down': None, 'up': {'scale': (1, 3)}}, {'down': {'scale': (3, 1)}, 'up': None})
 
   Args:
     outputs: matrices whose outputs are scaled, s `[1, n]`; None for none.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
@@ -54,6 +55,7 @@ def adapt_shapes(
     leaf: Callable[[Any, dict[str, Array]], Any],
     *,
     problem: Callable[[int, int], str] = lambda m, n: "",
+    dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """`adapt_matrices` for methods that leave the weights as they are and look at nothing but their shapes.
 
@@ -64,11 +66,13 @@ def adapt_shapes(
     init: `(key, m, n) -> arrays` of one matrix.
     leaf: `(w, arrays) -> structured leaf`, where all may carry a leading layer axis.
     problem: why a method cannot adapt an `[m, n]` matrix, such as a size that does not divide; "" where it can.
+    dtype: of the arrays; None leaves them as `init` makes them.
 
-  Raises (from `split`):
-    ValueError: the filter matches nothing, or leaves that the method cannot adapt (all are named).
+  Raises (the last from `split`):
+    ValueError: dtype is none of floating point; the filter matches nothing, or leaves that the method cannot adapt (all
+      are named).
   """
-  transform = adapt_matrices(select, lambda key, w, statistic: (w, init(key, *w.shape)), leaf)
+  transform = adapt_matrices(select, lambda key, w, statistic: (w, init(key, *w.shape)), leaf, dtype=dtype)
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     wrong = [

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxft.transforms.matrices import in_float32
 from jaxft.transforms.multiplicative.block_rotations import (
   Butterfly,
   cayley,
@@ -21,6 +22,11 @@ def oft(
     select: Filter = "**/kernel", *, block: int = 32, terms: int | None = None, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """OFT: `blkdiag(R_1, ..., R_{m/b}) @ w`, each R a rotation that starts at the identity; row by row, `(x R) w`.
+
+  >>> import jax
+  >>> _, trainable = oft("up", block=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'skew': (2, 1)}}
 
   Args:
     select: a filter over matrices `[m, n]`.
@@ -40,10 +46,10 @@ def oft(
   entries = block * (block - 1) // 2
 
   def leaf(w: Any, t: dict[str, Array]) -> Multiplied:
-    blocks = cayley(skew_from_triu(t["skew"], block), terms=terms)
+    blocks = cayley(skew_from_triu(in_float32(t["skew"]), block), terms=terms)
     return Multiplied(w, Butterfly(blocks[..., None, :, :, :]))
 
   return adapt_shapes(
-      select, lambda key, m, n: {"skew": jnp.zeros((m // block, entries), dtype or jnp.float32)}, leaf,
-      problem=lambda m, n: f"block {block} does not divide its {m} rows" if m % block else "",
+      select, lambda key, m, n: {"skew": jnp.zeros((m // block, entries))}, leaf,
+      problem=lambda m, n: f"block {block} does not divide its {m} rows" if m % block else "", dtype=dtype,
   )

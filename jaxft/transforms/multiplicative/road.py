@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxft.transforms.matrices import in_float32
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
@@ -42,6 +43,10 @@ def road(
 
       [y_j, y_k] -> [a_1 cos(t_1) y_j - b_1 sin(u_1) y_k,  a_2 cos(t_2) y_k + b_2 sin(u_2) y_j]
 
+  >>> _, trainable = road("up", group=2).split(jax.random.key(0), {"up": jnp.ones((4, 6))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'alpha': (3,), 'theta': (3,)}}
+
   Args:
     select: a filter over matrices `[m, n]`.
     variant: trained angles and trained factors per pair: 1 (all equal: a rotation and a scale), 2 (one for each
@@ -59,13 +64,13 @@ def road(
     raise ValueError(f"variant must be 1, 2 or 4; got {variant!r}")
   if not (isinstance(group, int) and group >= 2 and group % 2 == 0):
     raise ValueError(f"group must be an even integer >= 2; got {group!r}")
-  dtype = dtype or jnp.float32
 
   def init(key: jax.Array, m: int, n: int) -> dict[str, Array]:
     size = variant * n // 2
-    return {"theta": jnp.zeros(size, dtype), "alpha": jnp.ones(size, dtype)}
+    return {"theta": jnp.zeros(size), "alpha": jnp.ones(size)}
 
   def leaf(w: Any, t: dict[str, Array]) -> Multiplied:
+    t = in_float32(t)
     cos_angle, sin_angle = _columns(t["theta"], variant, group)
     cos_factor, sin_factor = _columns(t["alpha"], variant, group)
     by = Rotations(cos_factor * jnp.cos(cos_angle), sin_factor * jnp.sin(sin_angle), group)
@@ -73,6 +78,7 @@ def road(
 
   return adapt_shapes(
       select, init, leaf, problem=lambda m, n: f"group {group} does not divide its {n} outputs" if n % group else "",
+      dtype=dtype,
   )
 
 

@@ -50,12 +50,17 @@ class CirculantBlocks:
     return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
 
 
-def c3a(select: Filter = "**/kernel", *, block: int = 256) -> ParamTransform:
+def c3a(select: Filter = "**/kernel", *, block: int = 256, dtype: jnp.dtype | None = None) -> ParamTransform:
   """C3A: `w + 1/m * delta`, delta made of circulant blocks `[b, b]`, multiplied through their spectra.
+
+  >>> _, trainable = c3a("up", block=2).split(jax.random.key(0), {"up": jnp.ones((4, 6))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'kernel': (3, 2, 2)}}
 
   Args:
     select: a filter over matrices.
     block: b; must divide m and n.
+    dtype: of what trains; None takes float32.
 
   Raises:
     ValueError: block is no positive integer; from `split`, as `lora`, or where block does not divide a side.
@@ -72,4 +77,5 @@ def c3a(select: Filter = "**/kernel", *, block: int = 256) -> ParamTransform:
       raise ValueError(f"block must divide both sides of each matrix; got {block} for {(m, n)}")
     return w, {"kernel": jnp.zeros((n // block, m // block, block))}
 
-  return adapt_matrices(select, start, lambda w, t: Sum(w, CirculantBlocks(t["kernel"]), scale=1 / w.shape[-2]))
+  adapt = lambda w, t: Sum(w, CirculantBlocks(t["kernel"]), scale=1 / w.shape[-2])
+  return adapt_matrices(select, start, adapt, dtype=dtype)

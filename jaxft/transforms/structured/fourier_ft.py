@@ -10,7 +10,7 @@ from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.products import dot, dot_transposed
 from jaxft.leaves.sums import Formed, Sum
-from jaxft.transforms.matrices import adapt_matrices, join_matrices
+from jaxft.transforms.matrices import adapt_matrices, in_float32, join_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
@@ -64,17 +64,23 @@ class PlaneWaves:
 
 
 def fourier_ft(
-    select: Filter = "**/kernel", *, frequencies: int = 1000, scale: float = 150.0, deviation: float = 0.0
+    select: Filter = "**/kernel", *, frequencies: int = 1000, scale: float = 150.0, deviation: float = 0.0,
+    dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """FourierFT: `w + scale * Re ifft2(S)`, S zero but at k random places, the same for equal shapes.
 
   While 4 k (m + n) < m n it is multiplied as the matrix of rank 2 k that it is; beyond, it is formed.
+
+  >>> _, trainable = fourier_ft("up", frequencies=5).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'spectrum': (5,)}}
 
   Args:
     select: a filter over matrices.
     frequencies: k, how many entries of each spectrum train.
     scale: the constant factor of the update.
     deviation: standard deviation of the entries at the start; 1 in the paper, where training starts off the weights.
+    dtype: of what trains; None takes float32.
 
   Raises:
     ValueError: frequencies is no positive integer; from `split`, as `lora`, or where a matrix has fewer entries or
@@ -96,11 +102,11 @@ def fourier_ft(
       places = jax.random.choice(key, m * n, (frequencies,), replace=False).astype(jnp.int32)
       return Annotated(w, {"places": places}), {"spectrum": deviation * jax.random.normal(leaf_key, (frequencies,))}
 
-    return adapt_matrices(select, start, adapt).split(key, params)
+    return adapt_matrices(select, start, adapt, dtype=dtype).split(key, params)
 
   def adapt(frozen: Annotated, t: Any) -> Any:
     m, n = frozen.shape[-2:]
-    parts = {"places": frozen.note["places"], "spectrum": scale / (m * n) * t["spectrum"]}
+    parts = {"places": frozen.note["places"], "spectrum": scale / (m * n) * in_float32(t["spectrum"])}
     if 4 * frequencies * (m + n) < m * n:
       return Sum(frozen.w, PlaneWaves(**parts, rows=m, columns=n))
     return Formed(frozen.w, parts, _add_waves)

@@ -3,21 +3,27 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.low_rank.inits import uniform_then_zero
-from jaxft.transforms.matrices import adapt_matrices, check_rank
+from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
 
-def hira(select: Filter = "**/kernel", *, rank: int = 32) -> ParamTransform:
+def hira(select: Filter = "**/kernel", *, rank: int = 32, dtype: jnp.dtype | None = None) -> ParamTransform:
   """HiRA: `w * (1 + a @ b)`, an update of high rank from LoRA's parameters, at the cost of full tuning.
+
+  >>> _, trainable = hira("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'a': (4, 2), 'b': (2, 3)}}
 
   Args:
     select: a filter over matrices.
     rank: r of the factors.
+    dtype: of what trains; None takes float32.
 
   Raises:
     ValueError: rank is out of range; from `split`, as `lora`.
@@ -32,7 +38,7 @@ def hira(select: Filter = "**/kernel", *, rank: int = 32) -> ParamTransform:
     _, a, b = uniform_then_zero(key, w, rank)
     return w, {"a": a, "b": b}
 
-  return adapt_matrices(select, start, lambda w, t: Formed(w, t, _times_one_plus))
+  return adapt_matrices(select, start, lambda w, t: Formed(w, in_float32(t), _times_one_plus), dtype=dtype)
 
 
 def _times_one_plus(w: Array, t: Any) -> Array:

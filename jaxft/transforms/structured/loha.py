@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.sums import Formed
-from jaxft.transforms.matrices import adapt_matrices, check_rank, kaiming_uniform
+from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.filters import Filter
 
@@ -18,15 +18,22 @@ def khatri_rao(x: Float[Array, "... m r"], y: Float[Array, "... m q"]) -> Float[
   return (x[..., :, None] * y[..., None, :]).reshape(*x.shape[:-1], -1)
 
 
-def loha(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 8.0) -> ParamTransform:
+def loha(
+    select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 8.0, dtype: jnp.dtype | None = None
+) -> ParamTransform:
   """LoHa: `w + alpha / r * (a1 @ b1) * (a2 @ b2)`, an update of rank up to r^2 from twice LoRA's parameters.
 
   While r^2 (m + n) < m n it is multiplied as the low-rank matrix of rank r^2 that it is; beyond, it is formed.
+
+  >>> _, trainable = loha("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'a1': (4, 2), 'a2': (4, 2), 'b1': (2, 3), 'b2': (2, 3)}}
 
   Args:
     select: a filter over matrices.
     rank: r of the four factors.
     alpha: numerator of the scale.
+    dtype: of what trains; None takes float32.
 
   Raises:
     ValueError: rank is out of range; from `split`, as `lora`.
@@ -45,14 +52,14 @@ def loha(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 8.0) -> 
                "a2": jnp.zeros((m, rank)), "b2": kaiming_uniform(k3, (rank, n), rank)}
 
   def adapt(w: Any, t: Any) -> Any:
-    m, n = w.shape[-2:]
+    (m, n), t = w.shape[-2:], in_float32(t)
     if rank**2 * (m + n) >= m * n:
       return Formed(w, {**t, "a1": scale * t["a1"]}, _add_product)
     transposed = lambda x: jnp.swapaxes(x, -1, -2)
     b = transposed(khatri_rao(transposed(t["b1"]), transposed(t["b2"])))
     return LowRank(w, khatri_rao(t["a1"], t["a2"]), b, scale=scale)
 
-  return adapt_matrices(select, start, adapt)
+  return adapt_matrices(select, start, adapt, dtype=dtype)
 
 
 def _add_product(w: Array, t: Any) -> Array:

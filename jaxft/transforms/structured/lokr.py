@@ -72,16 +72,22 @@ def divisors_near_root(size: int, most: int | None = None) -> tuple[int, int]:
 
 def lokr(
     select: Filter = "**/kernel", *, rank: int | None = None, alpha: float = 8.0, factor: int | None = None,
+    dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """LoKr: `w + scale * kron(left, right)`; with a rank, right is `a @ b` wherever that is smaller.
 
       w [m1 m2, n1 n2]  ->  left [m1, n1], right [m2, n2], where m1 <= m2 and n1 <= n2 are divisors
+
+  >>> _, trainable = lokr("up").split(jax.random.key(0), {"up": jnp.ones((4, 6))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'left': (2, 2), 'right': (2, 3)}}
 
   Args:
     select: a filter over matrices.
     rank: of right; None trains it whole. It is whole too where `rank >= max(m2, n2) / 2`.
     alpha: the scale is alpha / rank, 1 without a rank.
     factor: the size of m1 and n1 where it divides; None takes the divisors nearest to the square roots.
+    dtype: of what trains; None takes float32.
 
   Raises:
     ValueError: rank or factor is out of range; from `split`, as `lora`.
@@ -106,4 +112,4 @@ def lokr(
     right = (t["right"],) if "right" in t else (t["a"], t["b"])
     return Sum(w, Kronecker(t["left"], right), scale=1.0 if rank is None else alpha / rank)
 
-  return adapt_matrices(select, start, adapt)
+  return adapt_matrices(select, start, adapt, dtype=dtype)

@@ -42,12 +42,17 @@ class Cycle:
     return jax.nn.one_hot(ids % self.rank, self.rank)
 
 
-def miss(select: Filter = "**/kernel", *, rank: int = 64) -> ParamTransform:
+def miss(select: Filter = "**/kernel", *, rank: int = 64, dtype: jnp.dtype | None = None) -> ParamTransform:
   """MiSS: `w + delta`, row i of delta being row `i mod r` of the one matrix that trains, `[r, n]` from zero.
+
+  >>> _, trainable = miss("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'up': {'shard': (2, 3)}}
 
   Args:
     select: a filter over matrices.
     rank: r, the rows of what trains.
+    dtype: of what trains; None takes float32.
 
   Raises:
     ValueError: rank is out of range; from `split`, as `lora`, or where rank exceeds m.
@@ -63,4 +68,5 @@ def miss(select: Filter = "**/kernel", *, rank: int = 64) -> ParamTransform:
       raise ValueError(f"rank must be at most the rows of each matrix; got {rank} for {(m, n)}")
     return w, {"shard": jnp.zeros((rank, n))}
 
-  return adapt_matrices(select, start, lambda w, t: LowRank(w, Cycle(w.shape[-2], rank), t["shard"]))
+  adapt = lambda w, t: LowRank(w, Cycle(w.shape[-2], rank), t["shard"])
+  return adapt_matrices(select, start, adapt, dtype=dtype)

@@ -1,0 +1,33 @@
+"""Dropout of low-rank leaves: where it acts, and whose key it takes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.leaves import LowRank, Scaled, dot, seed_dropout
+
+KEY = jax.random.key(0)
+M, N = 12, 10
+
+
+def draw(i, *shape):
+  return jax.random.normal(jax.random.fold_in(KEY, i), shape)
+
+
+def test_dropout_acts_where_a_key_is_set_and_keeps_the_mean():
+  leaf = LowRank(jnp.zeros((M, N)), draw(1, M, 3), draw(2, 3, N), dropout=0.25)
+  x = draw(7, 4, M)
+  np.testing.assert_allclose(dot(x, leaf), x @ leaf.materialize(), rtol=1e-4, atol=1e-5)
+  draws = jax.vmap(lambda key: dot(x, seed_dropout({"w": leaf}, key)["w"]))(jax.random.split(KEY, 4000))
+  assert float(jnp.std(draws, axis=0).min()) > 0
+  np.testing.assert_allclose(draws.mean(0), x @ leaf.materialize(), atol=0.35)
+
+
+def test_dropout_within_another_leaf_gets_a_key_of_its_own():
+  low_rank = lambda i: LowRank(draw(0, 2, M, N), draw(i, 2, M, 3), draw(2, 2, 3, N), dropout=0.5)
+  outer = LowRank(Scaled(low_rank(1), draw(6, 2, 1, N)), draw(3, 2, M, 3), draw(4, 2, 3, N), dropout=0.5)
+  seeded = seed_dropout({"layers": {"w": outer}}, KEY)["layers"]["w"]
+  assert seeded.key.shape == seeded.w.w.key.shape == (2,)  # one a layer
+  assert not jnp.any(jax.random.key_data(seeded.key) == jax.random.key_data(seeded.w.w.key))
+  plain = {"w": Scaled(draw(5, M, N), draw(6, M, 1))}
+  assert seed_dropout(plain, KEY)["w"] is plain["w"]

@@ -1,0 +1,136 @@
+"""What every structured leaf holds: its products, rows and gradients are those of the array that it stands for.
+
+A leaf joins with one line in `LEAVES`, a further setting of a class with one in `VARIANTS`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft.leaves import Concatenated, LowRank, Scaled, dot, lookup
+from jaxft.leaves.annotated import Annotated
+from jaxft.leaves.products import dot_transposed
+from jaxft.leaves.sums import Formed, Sum
+from jaxft.transforms.entries.submatrix import Submatrix
+from jaxft.transforms.entries.trainable_tokens import RowsReplaced
+from jaxft.transforms.low_rank.dora import ColumnNormalized
+from jaxft.transforms.multiplicative.block_rotations import Butterfly
+from jaxft.transforms.multiplicative.hra import Reflections
+from jaxft.transforms.multiplicative.multiplied import Multiplied
+from jaxft.transforms.multiplicative.road import Rotations
+from jaxft.transforms.quantize import quantize_array
+from jaxft.transforms.structured.c3a import CirculantBlocks
+from jaxft.transforms.structured.fourier_ft import PlaneWaves
+from jaxft.transforms.structured.lokr import Kronecker
+from jaxft.transforms.structured.miss import Cycle
+from tests.contracts.transform_cases import KINDS, classes_within
+
+KEY = jax.random.key(0)
+M, N = 16, 12
+
+
+def draw(i, *shape):
+  return jax.random.normal(jax.random.fold_in(KEY, i), shape)
+
+
+def grow(w, parts):
+  return w + parts["x"] ** 2
+
+
+W = draw(0, M, N)
+INT8 = quantize_array(W, block=4)
+# The third index stands for none.
+submatrix_of = lambda w, axis: Submatrix(
+    w, *((draw(1, 4, N), jnp.array([7, 0, M, 3])) if axis == -2 else (draw(1, M, 4), jnp.array([7, 0, N, 3]))), axis)
+
+LEAVES = {
+    "low_rank": LowRank(W, draw(1, M, 3), draw(2, 3, N), scale=0.5),
+    "rows": Concatenated(draw(3, M - 4, N), draw(4, 4, N), jax.random.permutation(KEY, M), axis=-2),
+    "scaled_columns": Scaled(W, draw(6, 1, N)),
+    "annotated": Annotated(W, {"places": jnp.arange(5)}),
+    "sum": Sum(W, draw(1, M, N), scale=0.5),
+    "formed": Formed(W, {"x": draw(1, M, N)}, grow),
+    "kronecker_right_first": Kronecker(draw(2, 2, 6), (draw(3, 8, 2),)),
+    "circulant": CirculantBlocks(draw(5, 3, 4, 4)),
+    "waves": PlaneWaves(jnp.array([0, 3, 50, 95]), draw(12, 4), M, N),
+    "cycle": LowRank(W, Cycle(M, 5), draw(6, 5, N)),
+    "column_normalized": ColumnNormalized(
+        LowRank(W, draw(7, M, 2), draw(8, 2, N), scale=0.5), jnp.sum(W**2, axis=0), 1 + draw(9, N) ** 2),
+    "butterfly": Multiplied(W, Butterfly(0.5 * draw(1, 3, 4, 4, 4))),
+    "reflections": Multiplied(W, Reflections.along(draw(2, M, 3))),
+    "rotations": Multiplied(W, Rotations(draw(3, N), draw(4, N), 6), side="out"),
+    "int8": INT8,
+    "submatrix_rows": submatrix_of(W, -2),
+    "rows_replaced": RowsReplaced(W, jnp.array([7, 0, 3]), draw(1, 3, N)),
+}
+VARIANTS = {
+    "columns": Concatenated(draw(3, M, N - 4), draw(4, M, 4), jax.random.permutation(KEY, N), axis=-1),
+    "rows_in_order": Concatenated(draw(3, M - 4, N), draw(4, 4, N)),
+    "scaled_rows": Scaled(W, draw(6, M, 1)),
+    "scaled_whole": Scaled(W, draw(6, 1, 1)),
+    "low_rank_of_scaled": LowRank(Scaled(W, draw(6, 1, N)), draw(1, M, 3), draw(2, 3, N)),
+    "sum_of_kronecker": Sum(W, Kronecker(draw(2, 4, 3), (draw(3, 4, 4),)), scale=0.5),
+    "kronecker_left_first": Kronecker(draw(2, 8, 1), (draw(3, 2, 12),)),
+    "kronecker_of_factors": Kronecker(draw(2, 4, 3), (draw(3, 4, 1), draw(4, 1, 4))),
+    "one_block_factor": Multiplied(W, Butterfly(draw(1, 1, 4, 4, 4))),
+    "scaled_butterfly": Scaled(Multiplied(W, Butterfly(draw(1, 2, 4, 4, 4))), draw(5, 1, N)),
+    "both_sides": Multiplied(
+        Multiplied(W, Reflections.along(draw(2, M, 2))), Rotations(draw(3, N), draw(4, N), 4), side="out"),
+    "int8_double": quantize_array(W, block=4, double=True),
+    "nf4": quantize_array(W, format="nf4", block=4),
+    "nf4_double": quantize_array(W, format="nf4", block=4, double=True),
+    "submatrix_columns": submatrix_of(W, -1),
+    "submatrix_rows_of_int8": submatrix_of(INT8, -2),
+    "submatrix_columns_of_int8": submatrix_of(INT8, -1),
+}
+BOTH = [pytest.param(leaf, id=name) for name, leaf in LEAVES.items()] + [
+    pytest.param(leaf, id=name, marks=pytest.mark.exhaustive) for name, leaf in VARIANTS.items()]
+X, Y, IDS = draw(20, 2, 3, M), draw(21, 2, N), jnp.array([[0, M - 1], [7, 2]])
+
+
+def products(w, x, y):
+  return dot(x, w), dot_transposed(y, w), lookup(w, IDS)
+
+
+@jax.jit
+def observe(leaf, layers):
+  """All that is compared, of the leaf and of what it forms, by one program."""
+
+  def of(form):
+    def loss(leaf, x, y):
+      out = products(form(leaf), x, y)
+      return sum(jnp.sum(jnp.sin(z)) for z in out), out
+
+    grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True, allow_int=True)(leaf, X, Y)
+    return out, [g for g in jax.tree.leaves(grads) if g.dtype != jax.dtypes.float0]
+
+  formed = layers.materialize()
+  stacked = {
+      "scan": jax.lax.scan(lambda h, layer: (h, products(layer, X, Y)), None, layers)[1],
+      "vmap": jax.vmap(products, in_axes=(0, None, None))(layers, X, Y),
+  }
+  return leaf.materialize(), formed, of(lambda leaf: leaf), of(lambda leaf: leaf.materialize()), stacked, jax.vmap(
+      products, in_axes=(0, None, None))(formed, X, Y)
+
+
+def close(got, want):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
+
+
+@pytest.mark.parametrize("leaf", BOTH)
+def test_a_leaf_is_the_array_that_it_stands_for(leaf):
+  another = jax.tree.map(lambda x: 1.1 * x if jnp.issubdtype(x.dtype, jnp.floating) else x, leaf)
+  layers = jax.tree.map(lambda *xs: jnp.stack(xs), leaf, another)
+  w, formed, fast, plain, stacked, plain_stacked = observe(leaf, layers)
+  assert leaf.shape == w.shape == (M, N) and leaf.dtype == w.dtype and leaf.ndim == 2
+  assert layers.shape == formed.shape == (2, M, N) and layers.ndim == 3
+  close(w, formed[0])
+  close(plain[0], (X @ w, Y @ w.T, w[IDS]))
+  close(fast, plain)
+  close(stacked["scan"], plain_stacked)
+  close(stacked["vmap"], plain_stacked)
+
+
+def test_every_kind_of_leaf_is_here():
+  assert KINDS.keys() - {"arrays"} <= classes_within(list(LEAVES.values()))
