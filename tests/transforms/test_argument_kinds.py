@@ -43,6 +43,7 @@ def test_what_is_no_count(make, message):
 
 @pytest.mark.parametrize("make,message", [
     (lambda: lora(init="pissa"), r"init must be a function \(key, .*not its name; got 'pissa'; nearest: pissa"),
+    (lambda: lora(init=loftq), r"init must be a function \(key, .*got loftq, .* they are called"),
     (lambda: random_subspace(3, projection="fastfood"), "projection must be a .*got 'fastfood'; nearest: fastfood"),
 ])
 def test_a_name_is_no_function(make, message):

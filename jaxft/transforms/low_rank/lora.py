@@ -6,6 +6,7 @@
     lora("**/kernel", rank=16, init=corda("preview"), statistics=covariances)
 """
 
+import inspect
 import math
 from typing import Any, Literal
 
@@ -63,7 +64,7 @@ def lora(
     dtype: of the factors; None takes float32. What rounding takes off the factors of an init stays in the weight.
 
   Raises (the last from `split`):
-    TypeError: init is no function, such as the name of one.
+    TypeError: init is no such function, but the name of one, or a function that makes one and was not called.
     ValueError: rank, dropout, train or dtype is out of range; the filter matches nothing, or a leaf that is not a
       matrix (all are named), or one without statistics.
 
@@ -74,10 +75,7 @@ def lora(
   check_dropout(dropout)
   if train not in ("ab", "a", "b"):
     raise ValueError(f"train must be 'ab', 'a' or 'b'; got {train!r}")
-  if not callable(init):
-    raise TypeError(
-        f"init must be a function (key, w, rank, scale, statistic) -> (w, a, b), such as those of jaxft.transforms, "
-        f"not its name; got {init!r}; {nearest(str(init), INITS)}")
+  _check_init(init)
   scale = alpha / (math.sqrt(rank) if rank_stabilized else rank)
   dtype = check_dtype(dtype)
 
@@ -96,3 +94,16 @@ def lora(
     return LowRank(w, t["a"], t["b"], scale=scale, dropout=dropout)
 
   return adapt_matrices(select, start, adapt, statistics=statistics)
+
+
+def _check_init(init: Any) -> None:
+  wanted = "init must be a function (key, w, rank, scale, statistic) -> (w, a, b)"
+  if not callable(init):
+    raise TypeError(
+        f"{wanted}, such as those of jaxft.transforms, not its name; got {init!r}; {nearest(str(init), INITS)}")
+  try:
+    inspect.signature(init).bind("key", "w", "rank", "scale", "statistic")
+  except TypeError:
+    name = getattr(init, "__name__", repr(init))
+    raise TypeError(f"{wanted}; got {name}, which takes other arguments: corda, loftq and lora_ga make an init when "
+                    "they are called, as in init=corda()") from None
