@@ -10,8 +10,8 @@ import numpy as np
 from jaxft.analysis.flops import jaxpr_flops
 from jaxft.checks import nearest
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of, num_layers
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.partition import count
 from jaxft.tree.paths import Tree, leaves_with_paths
 
@@ -110,7 +110,7 @@ def linear_flops(
   return 4 * n_in * n_out + extra[method]
 
 
-def selection_flops(params: Tree, select: Filter, *, backward_from_embeddings: bool = True) -> float:
+def selection_flops(params: Tree, select: Choice, *, backward_from_embeddings: bool = True) -> float:
   """FLOPs per parameter and token of training the leaves that `select` matches, of a model of matrices.
 
       2 N (forward) + 2 N_above (input gradients) + 2 N_trained (weight gradients),  over N

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.checks import nearest
-from jaxft.tree.filters import Filter, mask
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 
@@ -67,7 +67,7 @@ def singular_overlap(
 
 def intruder_dimensions(
     base: Tree, tuned: Tree, *, k: int = 10, eps: float = 0.5, side: Literal["out", "in"] = "out",
-    select: Filter = "**/kernel",
+    select: Choice = "**/kernel",
 ) -> dict[str, Bool[Array, "*layers k"]]:
   """Which of the k leading singular vectors of each tuned matrix are like none of the base: `max |cosine| < eps`.
 

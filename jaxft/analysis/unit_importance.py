@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxft.losses.reduction import Mean
+from jaxft.tree.choice import mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import mask
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 Proxy = Callable[[Tree, Any, jax.Array], Mean]

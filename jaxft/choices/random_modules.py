@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.checks import nearest
-from jaxft.tree.choice import as_choice, modules
+from jaxft.tree.choice import Choice, as_choice, mask, modules
 from jaxft.tree.depth import cut_layers, layer_of
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 # What competes in each layer of the decoders and encoders of this library: HFT's three categories.
@@ -39,7 +38,7 @@ def host_rng(key: Array) -> np.random.Generator:
 
 
 def random_module_mask(
-    key: Array, params: Tree, groups: Sequence[Filter] = CATEGORIES, *, fraction: float = 0.5,
+    key: Array, params: Tree, groups: Sequence[Choice] = CATEGORIES, *, fraction: float = 0.5,
     level: Literal["category", "layer", "model"] = "category", balance: Literal["count", "params"] = "count",
     others: bool = True,
 ) -> Tree:
@@ -121,14 +120,14 @@ def cut_at_changes(params: Tree, choice: Tree, *, stack: str = "layers") -> Tree
   return cut_layers(params, at, stack=stack)
 
 
-def chosen_fraction(params: Tree, choice: Filter | Tree) -> float:
+def chosen_fraction(params: Tree, choice: Choice) -> float:
   """The share of parameters that a choice has: what `fraction` came to."""
   share = lambda path, leaf, flags: 0 if leaf is None else math.prod(leaf.shape) * float(np.mean(flags))
   leaves = jax.tree.leaves(map_with_path(share, params, as_choice(choice, params)))
   return sum(leaves) / sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(params) if leaf is not None)
 
 
-def _modules(params: Tree, groups: Sequence[Filter]) -> tuple[dict[Module, float], dict[str, list[Module]]]:
+def _modules(params: Tree, groups: Sequence[Choice]) -> tuple[dict[Module, float], dict[str, list[Module]]]:
   """The size of each module, and for each matched path the modules of its layers."""
   sizes: dict[Module, float] = {}
   owners: dict[str, list[Module]] = {}

@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.leaves.row_delta import check_axis
-from jaxft.tree.choice import as_choice, entries
+from jaxft.tree.choice import Choice, as_choice, entries, mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -56,7 +55,7 @@ def choose_rows(
   return map_with_path(choose, params)
 
 
-def chosen_rows(choice: Filter | Tree, params: Tree, *, axis: int = -2) -> dict[str, Int[np.ndarray, "*layers k"]]:
+def chosen_rows(choice: Choice, params: Tree, *, axis: int = -2) -> dict[str, Int[np.ndarray, "*layers k"]]:
   """A choice as the indices that `submatrix` takes: for each path the rows (or columns) that are chosen whole.
 
   Args:

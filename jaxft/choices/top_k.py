@@ -14,9 +14,8 @@ from jaxtyping import Array, Bool, UInt32
 
 from jaxft.checks import nearest
 from jaxft.choices.scores import change_scores
-from jaxft.tree.choice import as_choice, entries
+from jaxft.tree.choice import Choice, as_choice, entries
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import Filter
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path
 
 SCOPES = ("global", "leaf", "layer")
@@ -24,7 +23,7 @@ SCOPES = ("global", "leaf", "layer")
 
 def top_k_mask(
     scores: Tree, k: int | float, *, scope: Literal["global", "leaf", "layer"] = "global",
-    where: Filter | Tree | None = None,
+    where: Choice | None = None,
 ) -> Tree:
   """The mask of the k largest scores; of equal ones, those that come first in the tree's order.
 
@@ -84,7 +83,7 @@ def top_k_mask(
 
 
 def lottery_ticket_mask(
-    before: Tree, after: Tree, k: int | float, *, where: Filter | Tree | None = None, previous: Tree | None = None
+    before: Tree, after: Tree, k: int | float, *, where: Choice | None = None, previous: Tree | None = None
 ) -> Tree:
   """The k coordinates that dense training moved most, `|after - before|`, over all leaves together.
 

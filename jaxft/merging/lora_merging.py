@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxft.merging.spectral import truncated_factors
-from jaxft.tree.filters import Filter, mask
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.paths import Tree, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -93,7 +93,7 @@ def merge_lora(
   return jax.tree.map(merge, *adapters, is_leaf=lambda x: x is None or _is_pair(x))
 
 
-def extract_lora(tuned: Tree, base: Tree, rank: int, *, select: Filter = "**/kernel") -> Tree:
+def extract_lora(tuned: Tree, base: Tree, rank: int, *, select: Choice = "**/kernel") -> Tree:
   """The adapter, with scale 1, whose updates are closest to what fine-tuning did to each matrix.
 
   Args:

@@ -4,13 +4,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxft.tree.choice import as_choice, entries
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice, as_choice, entries
 from jaxft.tree.paths import Tree, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
 
-def reset(params: Tree, reference: Tree, keep: Filter | Tree) -> Tree:
+def reset(params: Tree, reference: Tree, keep: Choice) -> Tree:
   """`keep * params + (1 - keep) * reference`, entry by entry a choice and never a sum.
 
   Args:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of, num_layers
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import array_paths, path_of
 
 Tree = Any
@@ -42,7 +42,7 @@ def scale_updates(scales: Tree) -> optax.GradientTransformation:
 
 
 def layerwise_decay(
-    rate: float, trainable: Tree, *, first: Filter = lambda path, leaf: "embed" in path, layers: int | None = None,
+    rate: float, trainable: Tree, *, first: Choice = lambda path, leaf: "embed" in path, layers: int | None = None,
     offset: int = 1,
 ) -> Tree:
   """Scales that decay from the head to the embeddings: `rate ** (layers - i - 1 + offset)` for layer i.
@@ -85,7 +85,7 @@ def layerwise_decay(
   return jax.tree_util.tree_map_with_path(scale, trainable)
 
 
-def lora_plus(trainable: Tree, *, ratio: float = 16.0, faster: Filter = "**/b") -> Tree:
+def lora_plus(trainable: Tree, *, ratio: float = 16.0, faster: Choice = "**/b") -> Tree:
   """LoRA+: scales that make the second factor of each low-rank update learn `ratio` times as fast as the first.
 
   Args:

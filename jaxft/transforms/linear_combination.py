@@ -15,8 +15,8 @@ from jaxft.leaves.annotated import Annotated, map_weight, noted
 from jaxft.leaves.structured import materialize
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of, leaf_keys, num_layers
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, fold_in_path, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 
 GRANULARITIES = ("model", "layer", "leaf")
@@ -30,7 +30,7 @@ def linear_combination(
     constraint: Literal["none", "softmax"] = "none",
     init: float | Sequence[float] = 0.0,
     share_by_shape: bool = False,
-    recompute: Filter = "**/{kernel,weight}",
+    recompute: Choice = "**/{kernel,weight}",
 ) -> ParamTransform:
   """Trains how much of each of n fixed trees goes into each block of the weights.
 

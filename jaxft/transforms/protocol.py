@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxft.leaves.annotated import note_outermost
-from jaxft.tree.filters import Filter, mask
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.partition import combine, partition
 from jaxft.tree.paths import Tree, is_leaf, is_structured
 
@@ -42,7 +42,7 @@ def check_transform(transform: ParamTransform, name: str = "transform") -> None:
     raise TypeError(f"{name} must be a ParamTransform, such as lora(...) or full(); got {transform!r:.80}")
 
 
-def on(filter: Filter, transform: ParamTransform) -> ParamTransform:
+def on(filter: Choice, transform: ParamTransform) -> ParamTransform:
   """Restricts a transform to the leaves that a filter matches; all others stay frozen as they are.
 
   A predicate may read a leaf's shape and dtype but not its values: it is asked again inside `join`, under tracing.

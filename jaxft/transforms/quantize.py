@@ -15,8 +15,8 @@ from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.structured import dot, dot_transposed
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import is_structured, map_with_path
 
 FORMATS = ("int8", "nf4")
@@ -186,7 +186,7 @@ def _quantize_scales(scales: Float[Array, "... blocks n"]) -> tuple[Array, Array
 
 
 def quantize(
-    select: Filter = "**/kernel", *, format: Literal["int8", "nf4"] = "int8", block: int = 64, double: bool = False
+    select: Choice = "**/kernel", *, format: Literal["int8", "nf4"] = "int8", block: int = 64, double: bool = False
 ) -> ParamTransform:
   """Keeps matching matrices frozen in 8 or 4 bits and trains nothing: QLoRA is `chain(lora(), quantize(format="nf4"))`.
 

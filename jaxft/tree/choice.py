@@ -17,6 +17,7 @@ Units are rows or columns of matrices: `choose_rows(params, {glob: unit_indices(
 `select_units` chose, and with `head_units(heads, num_layers)` for the heads of `top_heads`.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,12 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from jaxft.checks import nearest
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import Filter, is_function, mask
-from jaxft.tree.paths import Tree, is_leaf, map_with_path
+from jaxft.tree.globs import glob_to_regex
+from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path
+
+Choice = str | Callable[[str, Any], bool] | Sequence[Any] | Tree
 
 
-def as_choice(choice: Filter | Tree, tree: Tree, *, name: str = "choice") -> Tree:
+def as_choice(choice: Choice, tree: Tree, *, name: str = "choice") -> Tree:
   """The choice as a tree like `tree`: of each leaf True, False, booleans over its layers, or booleans of its shape.
 
   Args:
@@ -105,7 +109,7 @@ def modules(flag: Any, path: str, leaf: Any) -> Any:
   return bool(flag[0]) if flag.all() or not flag.any() else flag
 
 
-def choice_scales(choice: Filter | Tree, trainable: Tree, *, chosen: float = 1.0, others: float = 0.0) -> Tree:
+def choice_scales(choice: Choice, trainable: Tree, *, chosen: float = 1.0, others: float = 0.0) -> Tree:
   """A choice as scales for `scale_updates`: another learning rate for what is chosen, or a soft mask.
 
   Args:
@@ -131,3 +135,59 @@ def choice_scales(choice: Filter | Tree, trainable: Tree, *, chosen: float = 1.0
     return jnp.where(_along_layers(flag, path, leaf), jnp.float32(chosen), jnp.float32(others))
 
   return map_with_path(scale, trainable, as_choice(choice, trainable))
+
+
+def is_function(x: Any) -> bool:
+  """True for a callable that is no tree: an Equinox model, and a tree of booleans like it, can be called as well."""
+  return callable(x) and jax.tree_util.all_leaves([x])
+
+
+def mask(filter: Choice, tree: Tree, *, allow_empty: bool = False) -> Tree:
+  """The filter as a tree of Python booleans, one for each leaf of `tree`; holes never match.
+
+  Args:
+    filter: see the module's docstring.
+    tree: a params tree.
+    allow_empty: accept a glob that matches no leaf.
+
+  Raises:
+    ValueError: a glob matches no leaf (the nearest paths are named), or a boolean tree does not fit `tree`.
+    TypeError: the filter is none of the kinds above.
+  """
+  if isinstance(filter, str):
+    pattern = glob_to_regex(filter)
+    out = map_with_path(lambda path, leaf: leaf is not None and pattern.fullmatch(path) is not None, tree)
+    if not allow_empty and not any(jax.tree.leaves(out)):
+      paths = [path for path, leaf in leaves_with_paths(tree) if leaf is not None]
+      raise ValueError(f"filter {filter!r} matches none of the {len(paths)} leaves; {nearest(filter, paths)}")
+    return out
+  if isinstance(filter, bool):
+    return map_with_path(lambda path, leaf: leaf is not None and filter, tree)
+  if is_function(filter):
+    return map_with_path(lambda path, leaf: leaf is not None and bool(filter(path, leaf)), tree)
+  if isinstance(filter, (list, tuple)) and filter and all(isinstance(f, str) or callable(f) for f in filter):
+    masks = [mask(f, tree, allow_empty=allow_empty) for f in filter]
+    return jax.tree.map(lambda *flags: any(flags), *masks)
+  try:
+    is_flag = lambda x: isinstance(x, bool)
+    out = jax.tree.map(lambda flag, below: mask(_as_bool(flag), below), filter, tree, is_leaf=is_flag)
+  except (ValueError, TypeError) as e:
+    raise TypeError(
+        f"filter must be a glob, a predicate (path, leaf) -> bool, a list of these, or a tree of booleans that is a "
+        f"prefix of the params; got {type(filter).__name__}: {e}"
+    ) from None
+  return out
+
+
+def _as_bool(flag: Any) -> bool:
+  if not isinstance(flag, bool):
+    shape = f" of shape {flag.shape}: layers and entries are for what takes a choice, not a filter" if getattr(
+        flag, "shape", ()) else ""
+    raise TypeError(f"a leaf is {type(flag).__name__}{shape}, not True or False")
+  return flag
+
+
+def matching_paths(filter: Choice, tree: Tree) -> list[str]:
+  """The paths of the leaves that a filter matches, in the tree's order."""
+  flags = jax.tree.leaves(mask(filter, tree))
+  return [path for (path, _), flag in zip(leaves_with_paths(tree), flags, strict=True) if flag]

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from jaxft.tree.choice import mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import mask
 from jaxft.tree.paths import Tree, map_with_path
 
 

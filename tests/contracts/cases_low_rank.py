@@ -18,7 +18,7 @@ from jaxft.transforms.structured.fourier_ft import fourier_ft
 from jaxft.transforms.structured.hadamard import hira, loha
 from jaxft.transforms.structured.lokr import lokr
 from jaxft.transforms.structured.miss import miss
-from jaxft.tree.filters import mask
+from jaxft.tree.choice import mask
 from tests.contracts.transforms import KERNELS, Case
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxft.leaves.annotated import map_weight
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter, mask
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.paths import Tree, is_leaf, unzip_with_path
 
 
@@ -28,7 +28,7 @@ def _(primals, tangents):
   return straight_through_threshold(*primals), tangents[0]
 
 
-def binary_mask(select: Filter = "**/kernel", *, init: float = 1e-2, threshold: float = 5e-3) -> ParamTransform:
+def binary_mask(select: Choice = "**/kernel", *, init: float = 1e-2, threshold: float = 5e-3) -> ParamTransform:
   """Trains a score for each weight: `w * 1[score > threshold]`, the step differentiated as the identity.
 
   All weights are kept at the start. The gradient of a score is `dL/dw_masked * w`, also below the threshold, so that a

@@ -13,8 +13,8 @@ from jaxft.leaves.annotated import Annotated, map_weight
 from jaxft.transforms.entries.fastfood import dense_projection, fastfood, sparse_projection
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import leaf_keys
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, is_leaf, map_with_path
 
 # (key, x [d], D) -> P x [D]
@@ -22,7 +22,7 @@ Projection = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
 def random_subspace(
-    dim: int, *, select: Filter = True, projection: Projection = fastfood, structured: bool = False
+    dim: int, *, select: Choice = True, projection: Projection = fastfood, structured: bool = False
 ) -> ParamTransform:
   """Trains `w_i = w_i0 + s_i P_i(v)`: the vector v is shared by all tensors, each has a random projection of its own.
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from jaxft.leaves.annotated import Annotated, map_weight
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree import choice
+from jaxft.tree.choice import Choice, is_function, mask
 from jaxft.tree.depth import leaf_keys
-from jaxft.tree.filters import Filter, is_function, mask
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 
 # (key, params) -> a tree of flat indices
@@ -81,7 +81,7 @@ def add_entries(w: Array, indices: Int[Array, " K"], values: Float[Array, " K"])
   return flat.at[indices].set(new.astype(w.dtype), unique_indices=True).reshape(w.shape)
 
 
-def random_indices(select: Filter, count: Callable[[str, tuple[int, int]], int]) -> Select:
+def random_indices(select: Choice, count: Callable[[str, tuple[int, int]], int]) -> Select:
   """Entries drawn uniformly, without repetition, in each matching matrix: a `select` for `sparse_delta`.
 
   Args:
@@ -107,7 +107,7 @@ def random_indices(select: Filter, count: Callable[[str, tuple[int, int]], int])
   return draw
 
 
-def shira(select: Filter = "**/kernel", *, rank: int = 32, dtype: jnp.dtype = jnp.float32) -> ParamTransform:
+def shira(select: Choice = "**/kernel", *, rank: int = 32, dtype: jnp.dtype = jnp.float32) -> ParamTransform:
   """SHiRA with a random mask: `rank * (m + n)` entries of each matrix, as many as LoRA of that rank would train.
 
   Args:

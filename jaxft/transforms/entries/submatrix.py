@@ -21,8 +21,8 @@ from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, check_axis, delta_product, delta_rows
 from jaxft.leaves.structured import dot, dot_transposed, lookup, unrounded
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import mask
 from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, unzip_with_path
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jaxft.leaves.structured import dot, dot_transposed, lookup, materialize
 from jaxft.transforms.matrices import adapt_matrices, chosen_matrices
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree
 
 
@@ -60,7 +60,7 @@ class RowsReplaced:
 
 
 def trainable_tokens(
-    tokens: Sequence[int], select: Filter = "**/tokens/embedding", *, dtype: jnp.dtype | None = None
+    tokens: Sequence[int], select: Choice = "**/tokens/embedding", *, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """Trains the embeddings of some tokens, such as ones just added, and freezes the table: k rows `[k, n]`.
 

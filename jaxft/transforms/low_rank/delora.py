@@ -11,12 +11,12 @@ from jaxft.leaves.structured import LowRank, materialize
 from jaxft.transforms.low_rank.lora import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 SMALLEST_NORM = 1e-4  # below it the norm of a component counts as this, so that one that starts at zero can move
 
 
-def delora(select: Filter = "**/kernel", *, rank: int = 8, strength: float = 15.0) -> ParamTransform:
+def delora(select: Choice = "**/kernel", *, rank: int = 8, strength: float = 15.0) -> ParamTransform:
   """DeLoRA: `w + diag(|w|) @ a @ diag(strength / (r |a_k| |b_k|)) @ b`, |w| the norms of the rows of w at the start.
 
   Args:

@@ -13,7 +13,7 @@ from jaxft.leaves.structured import LowRank, dot, lookup, materialize, unrounded
 from jaxft.transforms.low_rank.lora import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["v", "squares", "magnitude"], meta_fields=[])
@@ -79,7 +79,7 @@ def column_squares(v: LowRank, squares: Float[Array, "... n"]) -> Float[Array, "
 
 
 def dora(
-    select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
+    select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
     dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """DoRA: `magnitude * v / |v|` by column, with `v = w + alpha / r * a @ b` and |v| constant to the gradient.

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxft.leaves.structured import dot, dot_transposed, lookup, materialize
 from jaxft.transforms.matrices import adapt_matrices
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree
 
 
@@ -52,7 +52,7 @@ def add_inputs(
 
 
 def input_covariances(
-    apply: Callable[[Tree], Any], params: Tree, select: Filter = "**/kernel", *,
+    apply: Callable[[Tree], Any], params: Tree, select: Choice = "**/kernel", *,
     where: Bool[Array, "batch ..."] | None = None, by_example: bool = False,
 ) -> Tree:
   """`x^T x` of what a model multiplies each chosen matrix with, over one batch, in float32; not centered.

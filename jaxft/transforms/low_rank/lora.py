@@ -12,7 +12,7 @@ from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.structured import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_rank, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree, is_structured
 
 # (key, weight [m, n], rank, scale, statistic) -> (weight that stays frozen [m, n], a [m, rank], b [rank, n])
@@ -32,7 +32,7 @@ def uniform_then_zero(
 
 
 def low_rank(
-    select: Filter = "**/kernel",
+    select: Choice = "**/kernel",
     *,
     rank: int = 8,
     scale: float = 1.0,
@@ -88,7 +88,7 @@ def low_rank(
 
 
 def lora(
-    select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
+    select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
     rank_stabilized: bool = False, dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """LoRA: `w + alpha / r * a @ b`; rsLoRA divides by sqrt(r), so that the update keeps its size as r grows.

@@ -10,10 +10,10 @@ from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, join_matrices
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
-def rand_lora(select: Filter = "**/kernel", *, rank: int = 32, alpha: float = 640.0) -> ParamTransform:
+def rand_lora(select: Choice = "**/kernel", *, rank: int = 32, alpha: float = 640.0) -> ParamTransform:
   """RandLoRA: `w + alpha / r * sum_i wide_i^T @ diag(scales_i) @ narrow @ diag(weights_i)`, or its transpose.
 
   With p the shorter side and q the longer, there are p / r terms, rounded up, of random `wide_i [r, q]` and the one

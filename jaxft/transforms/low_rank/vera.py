@@ -9,10 +9,10 @@ from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.structured import LowRank, Scaled
 from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, join_matrices, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
-def vera(select: Filter = "**/kernel", *, rank: int = 256, start: float = 0.1) -> ParamTransform:
+def vera(select: Choice = "**/kernel", *, rank: int = 256, start: float = 0.1) -> ParamTransform:
   """VeRA: `w + a @ diag(d) @ b @ diag(s)`, with a and b random, frozen, cut from one pair for all matrices.
 
   Each adapted leaf holds its cut of the pair beside it, so that layers can be scanned: `r (m + n)` numbers a matrix.

@@ -16,7 +16,7 @@ from jaxft.transforms.low_rank.lora import FactorInit, low_rank
 from jaxft.transforms.matrices import check_count, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.quantize import quantize_array
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import is_structured
 
 
@@ -81,7 +81,7 @@ def minor_outputs(key: jax.Array, w: Any, rank: int, scale: float, statistic: An
   return w, jnp.zeros((w.shape[0], rank)), v[-rank:]
 
 
-def mica(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 16.0) -> ParamTransform:
+def mica(select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 16.0) -> ParamTransform:
   """MiCA: `w + alpha / r * a @ b`, b the minor singular vectors of the outputs, frozen; only a trains, from zero.
 
   Args:

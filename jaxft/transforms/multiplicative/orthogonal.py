@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxft.leaves.structured import Scaled
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 def skew_from_triu(values: Float[Array, "... entries"], size: int) -> Float[Array, "... size size"]:
@@ -97,7 +97,7 @@ class Butterfly:
 
 
 def oft(
-    select: Filter = "**/kernel", *, block: int = 32, terms: int | None = None, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, block: int = 32, terms: int | None = None, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """OFT: `blkdiag(R_1, ..., R_{m/b}) @ w`, each R a rotation that starts at the identity; row by row, `(x R) w`.
 
@@ -129,7 +129,7 @@ def oft(
 
 
 def boft(
-    select: Filter = "**/kernel", *, block: int = 4, factors: int = 1, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, block: int = 4, factors: int = 1, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """BOFT: `(G_m ... G_1) @ w * s`: block rotations between butterfly permutations, and a factor for each output.
 

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxft.leaves.sums import Sum
 from jaxft.transforms.matrices import adapt_matrices
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=[])
@@ -60,7 +60,7 @@ class CirculantBlocks:
     return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
 
 
-def c3a(select: Filter = "**/kernel", *, block: int = 256) -> ParamTransform:
+def c3a(select: Choice = "**/kernel", *, block: int = 256) -> ParamTransform:
   """C3A: `w + 1/m * delta`, delta made of circulant blocks `[b, b]`, multiplied through their spectra.
 
   Args:

@@ -11,7 +11,7 @@ from jaxft.leaves.sums import Formed
 from jaxft.transforms.low_rank.lora import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_rank, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 def khatri_rao(x: Float[Array, "... m r"], y: Float[Array, "... m q"]) -> Float[Array, "... m rq"]:
@@ -19,7 +19,7 @@ def khatri_rao(x: Float[Array, "... m r"], y: Float[Array, "... m q"]) -> Float[
   return (x[..., :, None] * y[..., None, :]).reshape(*x.shape[:-1], -1)
 
 
-def loha(select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 8.0) -> ParamTransform:
+def loha(select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 8.0) -> ParamTransform:
   """LoHa: `w + alpha / r * (a1 @ b1) * (a2 @ b2)`, an update of rank up to r^2 from twice LoRA's parameters.
 
   While r^2 (m + n) < m n it is multiplied as the low-rank matrix of rank r^2 that it is; beyond, it is formed.
@@ -60,7 +60,7 @@ def _add_product(w: Array, t: Any) -> Array:
   return w + (t["a1"] @ t["b1"]) * (t["a2"] @ t["b2"])
 
 
-def hira(select: Filter = "**/kernel", *, rank: int = 32) -> ParamTransform:
+def hira(select: Choice = "**/kernel", *, rank: int = 32) -> ParamTransform:
   """HiRA: `w * (1 + a @ b)`, an update of high rank from LoRA's parameters, at the cost of full tuning.
 
   Args:

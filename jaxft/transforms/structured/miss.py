@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxft.leaves.structured import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["rows", "rank"])
@@ -48,7 +48,7 @@ class Cycle:
     return jax.nn.one_hot(ids % self.rank, self.rank)
 
 
-def miss(select: Filter = "**/kernel", *, rank: int = 64) -> ParamTransform:
+def miss(select: Choice = "**/kernel", *, rank: int = 64) -> ParamTransform:
   """MiSS: `w + delta`, row i of delta being row `i mod r` of the one matrix that trains, `[r, n]` from zero.
 
   Args:

@@ -8,12 +8,11 @@ import numpy as np
 
 from jaxft.leaves.annotated import Annotated, map_weight
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.choice import as_choice, modules
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice, as_choice, modules
 from jaxft.tree.paths import Tree, is_leaf, is_structured, unzip_with_path
 
 
-def train(choice: Filter | Tree) -> ParamTransform:
+def train(choice: Choice) -> ParamTransform:
   """Trains what is chosen and freezes the rest.
 
       {'w': W [6, m, n]}, {'w': [T, F, F, T, T, F]}  ->  frozen {'w': Annotated(W[1, 2, 5], order)}
@@ -41,7 +40,7 @@ def train(choice: Filter | Tree) -> ParamTransform:
   return ParamTransform(split, _join)
 
 
-def freeze(choice: Filter | Tree) -> ParamTransform:
+def freeze(choice: Choice) -> ParamTransform:
   """Freezes what is chosen and trains the rest: the complement of `train(choice)`."""
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:

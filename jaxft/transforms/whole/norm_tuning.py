@@ -2,10 +2,10 @@
 
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.whole.freeze import train
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
-def norm_tuning(select: Filter = "**/{attention_norm,mlp_norm,norm}/*") -> ParamTransform:
+def norm_tuning(select: Choice = "**/{attention_norm,mlp_norm,norm}/*") -> ParamTransform:
   """LN tuning: trains the norms, scales and biases, and freezes all else; 4 FLOPs per parameter and token.
 
   Args:

@@ -22,8 +22,8 @@ import numpy as np
 
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.whole.freeze import freeze
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of, num_layers
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -32,7 +32,7 @@ def _is_embedding(path: str, leaf: Any) -> bool:
   return "embed" in path
 
 
-def freeze_below(depth: int, *, first: Filter = _is_embedding) -> ParamTransform:
+def freeze_below(depth: int, *, first: Choice = _is_embedding) -> ParamTransform:
   """Telly-K: freezes the embeddings and layers 0 to depth - 1, and trains the layers above and all that follows them.
 
   FLOPs of a training step: about `(2 L + 4 (L - depth)) / 6 L` of full tuning's in the layers.
@@ -70,7 +70,7 @@ def freeze_below(depth: int, *, first: Filter = _is_embedding) -> ParamTransform
   return ParamTransform(split, freeze(False).join)  # what is put together does not depend on the choice
 
 
-def gradual_unfreezing(depths: Sequence[int], *, first: Filter = _is_embedding) -> list[ParamTransform]:
+def gradual_unfreezing(depths: Sequence[int], *, first: Choice = _is_embedding) -> list[ParamTransform]:
   """One transform for each stage, top layers first: stage i trains the layers from `depths[i]` on.
 
   Args:
