@@ -43,7 +43,7 @@ from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
 from jaxft.studies.tuner import choose_rate
-from jaxft.tree import apply_task_vector, count, map_with_path, mask, task_vector
+from jaxft.tree import apply_task_vector, by_path, count, map_with_path, mask, task_vector
 from jaxft.tree.paths import fold_in_path
 
 
@@ -160,9 +160,9 @@ def accuracy(config: Config, params: Params, data: Labelled) -> Float[Array, ""]
   return jnp.mean(jnp.argmax(task_logits(params, config, data.ids), axis=-1) == data.labels)
 
 
-def maskable(path: str, leaf: Any) -> bool:
-  """What may be chosen: the encoder without its norms."""
-  return path.startswith(("layers/", "embed/tokens", "embed/positions")) and "norm" not in path
+# What may be chosen: the encoder without its norms.
+maskable = by_path(
+    lambda path, leaf: path.startswith(("layers/", "embed/tokens", "embed/positions")) and "norm" not in path)
 
 
 def body(params: Params) -> Params:

@@ -120,12 +120,12 @@ def selection_flops(params: Tree, select: Choice, *, backward_from_embeddings: b
 
   Args:
     params: arrays or shapes; paths with "embed" lie below the layers, others outside of the layers above them.
-    select: a filter; a choice of layers is made on cut or unrolled layers.
+    select: a choice of whole leaves; one of layers is made on cut or unrolled layers.
     backward_from_embeddings: whether a trained embedding counts as the lowest layer; False for one that is only the
       output head.
 
   Raises:
-    ValueError: the filter matches nothing.
+    ValueError: a glob matches nothing.
   """
   depth = num_layers(params)
   sizes, trained, lowest = np.zeros(depth + 1), 0.0, depth

@@ -127,7 +127,7 @@ def damping(trainable: Tree, importances: Mapping[str, Float[Array, "layers unit
   factors: dict[str, Array] = {}
   leaves = leaves_with_paths(trainable)
   for glob, importance in importances.items():
-    for (path, leaf), chosen in zip(leaves, jax.tree.leaves(mask(glob, trainable)), strict=True):
+    for (path, leaf), chosen in zip(leaves, jax.tree.leaves(mask(glob, trainable, name="importances")), strict=True):
       if not chosen:
         continue
       layer, units = layer_of(path, leaf), importance.shape[-1]

@@ -73,11 +73,11 @@ def layer_ranges(num_layers: int) -> list[tuple[int, int]]:
 
 
 def within_layers(start: int, stop: int, select: Choice = True) -> Callable[[Tree], Tree]:
-  """What `select` matches in layers `start` to `stop - 1`, as a function of the params that gives a choice.
+  """What is selected in layers `start` to `stop - 1`: a choice, as a function of the params.
 
-      transform = train(within_layers(8, 16, "**/mlp/{up,down}/*")(params))
+      transform = train(within_layers(8, 16, "**/mlp/{up,down}/*"))
 
-  The choice has a vector of booleans for a stacked leaf of which a part is in the range; see `jaxft.tree.choice`.
+  It has a vector of booleans for a stacked leaf of which a part is in the range; see `jaxft.tree.choice`.
   """
 
   def choose(params: Tree) -> Tree:

@@ -99,10 +99,10 @@ def extract_lora(tuned: Tree, base: Tree, rank: int, *, select: Choice = "**/ker
   Args:
     tuned, base: checkpoints with the same leaves.
     rank: of the adapter.
-    select: a filter over matrices `[..., m, n]`.
+    select: a choice of matrices `[..., m, n]`.
 
   Raises:
-    ValueError: the checkpoints differ, the filter matches nothing, or rank is beyond a matrix's.
+    ValueError: the checkpoints differ, a glob matches nothing, or rank is beyond a matrix's.
   """
   check_same_leaves("tuned", tuned, "base", base)
 

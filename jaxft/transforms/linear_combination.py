@@ -15,7 +15,7 @@ from jaxft.leaves.annotated import Annotated, map_weight, noted
 from jaxft.leaves.structured import materialize
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.choice import Choice, mask
+from jaxft.tree.choice import Choice, mask, shapes_of
 from jaxft.tree.depth import layer_of, leaf_keys, num_layers
 from jaxft.tree.paths import Tree, fold_in_path, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 
@@ -127,7 +127,7 @@ def linear_combination(
         return Formed(held.w, parts, form)
       return map_weight(held.w, lambda array: form(array.astype(jnp.float32), parts).astype(array.dtype))
 
-    return map_with_path(put, frozen, own, mask(recompute, frozen, allow_empty=True))
+    return map_with_path(put, frozen, own, mask(recompute, shapes_of(frozen), name="recompute", allow_empty=True))
 
   return ParamTransform(split, join)
 

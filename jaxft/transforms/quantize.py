@@ -199,9 +199,11 @@ def quantize(
     format, block, double: see `quantize_array`.
 
   Raises:
-    ValueError: format or block is unknown; from `split`: the filter matches nothing, or a leaf that is no matrix or
+    ValueError: format or block is unknown, or select is the name of a format; from `split`: the filter matches nothing, or a leaf that is no matrix or
       that block does not divide (all are named).
   """
+  if isinstance(select, str) and select in FORMATS:
+    raise ValueError(f"select must choose matrices; got {select!r}, a format: quantize(format={select!r})")
   block = _check_options(format, block)
 
   def split(key: jax.Array, params):

@@ -1,6 +1,6 @@
-"""Trees of parameters: paths, filters, depth, choices, and arithmetic of whole trees."""
+"""Trees of parameters: paths, globs, depth, choices, and arithmetic of whole trees."""
 
-from jaxft.tree.choice import as_choice, choice_scales, mask, matching_paths
+from jaxft.tree.choice import as_choice, by_path, choice_scales, mask, matching_paths
 from jaxft.tree.coupled import Coupled, inverse_order, permute_coupled
 from jaxft.tree.depth import cut_layers, layer_of, leaf_keys, num_layers, stack_layers, unstack_layers
 from jaxft.tree.interpolation import interpolate

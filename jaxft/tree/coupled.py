@@ -72,7 +72,7 @@ def permute_coupled(params: Tree, structure: Coupled, order: Int[np.ndarray, "*l
       raise ValueError(f"order must keep each unit in its group of {structure.group}; got {row.tolist()}")
   for glob, axis, unit in structure.members:
     permute = lambda path, leaf, chosen: _permute(path, leaf, order, axis, unit) if chosen else leaf
-    params = map_with_path(permute, params, mask(glob, params))
+    params = map_with_path(permute, params, mask(glob, params, name="structure"))
   return params
 
 

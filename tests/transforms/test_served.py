@@ -24,9 +24,9 @@ LAYOUTS = {"stacked": lambda p: p, "unrolled": unstack_layers, "cut": lambda p: 
 # Each trains other matrices, other rows or columns, and other numbers of them; the last trains the columns of a matrix
 # of which the first trains rows.
 METHODS = (
-    submatrix({DOWN: np.array([[3, 9, 0], [5, 2, -1], [-1, -1, -1]]), OUT: np.arange(4)}),
-    submatrix({DOWN: np.array([7]), UP: np.array([0, 23, 11])}, axis={DOWN: -2, UP: -1}),
-    submatrix({DOWN: np.array([1, 2]), TABLE: np.array([3, 8, 30])}, axis={DOWN: -1, TABLE: -2}),
+    submatrix(indices={DOWN: np.array([[3, 9, 0], [5, 2, -1], [-1, -1, -1]]), OUT: np.arange(4)}),
+    submatrix(indices={DOWN: np.array([7]), UP: np.array([0, 23, 11])}, axis={DOWN: -2, UP: -1}),
+    submatrix(indices={DOWN: np.array([1, 2]), TABLE: np.array([3, 8, 30])}, axis={DOWN: -1, TABLE: -2}),
 )
 
 
@@ -149,7 +149,7 @@ def test_a_delta_of_a_whole_square_matrix_knows_its_axis():
   params = {"w": draw(0, 6, 6)}
   order = np.array([3, 1, 5, 0, 2, 4])
   for axis in (-2, -1):
-    transform = submatrix({"w": order}, axis=axis)
+    transform = submatrix(indices={"w": order}, axis=axis)
     sides = moved(transform, params)
     delta = submatrix_delta(*sides)
     assert delta["w"].axis == axis

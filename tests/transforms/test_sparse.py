@@ -49,7 +49,7 @@ def test_lottery_ticket_from_dense_phase_to_delta():
       PARAMS, [chosen_entries(frozen, trainable)]), tuned)
 
 
-def random_delta(i, where=None):
+def random_delta(i, where=True):
   moved = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(i), x.shape), PARAMS)
   mask = top_k_mask(jax.tree.map(lambda x: jax.random.normal(jax.random.key(i + 9), x.shape), PARAMS), 40, where=where)
   return sparse_difference(jax.tree.map(jnp.where, mask, moved, PARAMS), PARAMS), mask
@@ -107,13 +107,31 @@ def test_shira_trains_as_many_numbers_as_lora():
 @pytest.mark.parametrize("entries, message", [
     (jnp.array([0, 5, 5]), "layers/up/kernel has an index twice"),
     (jnp.array([0, 384]), r"takes indices in 0\.\.383; got 0\.\.384"),
-    (jnp.ones((3, 8), bool), r"has shape \(3, 8, 16\); its mask has \(3, 8\)"),
-    (jnp.zeros((3, 8, 16), bool), "at least one entry"),
+    (jnp.ones((3, 8), bool), r"takes flat int32 indices \[K\]; got bool \(3, 8\): a mask is a choice"),
+    (jnp.zeros(0, int), "indices must have at least one entry"),
 ])
-def test_errors(entries, message):
-  select = {"layers": {"up": {"kernel": entries}, "down": {"kernel": None}}}
+def test_errors_of_indices(entries, message):
+  indices = {"layers": {"up": {"kernel": entries}, "down": {"kernel": None}}}
   with pytest.raises(ValueError, match=message):
-    sparse_delta(select).split(KEY, PARAMS)
+    sparse_delta(indices=indices).split(KEY, PARAMS)
+
+
+@pytest.mark.parametrize("entries, message", [
+    (jnp.ones((3, 8), bool), r"layers/up/kernel \(3, 8, 16\) got bool \(3, 8\)"),
+    (jnp.array([0, 5]), r"layers/up/kernel \(3, 8, 16\) got int32 \(2,\)"),
+    (jnp.zeros((3, 8, 16), bool), "select must have at least one entry"),
+])
+def test_errors_of_a_choice(entries, message):
+  with pytest.raises(ValueError, match=message):
+    sparse_delta({"layers": {"up": {"kernel": entries}, "down": {"kernel": None}}}).split(KEY, PARAMS)
+
+
+@pytest.mark.parametrize("make", [sparse_delta, submatrix])
+def test_what_trains_is_a_choice_or_indices(make):
+  with pytest.raises(TypeError, match="takes select or indices; got neither"):
+    make()
+  with pytest.raises(TypeError, match="takes select or indices; got both"):
+    make("**/kernel", indices={"**/kernel": np.array([1])})
 
 
 def test_delta_errors():
@@ -125,6 +143,6 @@ def test_delta_errors():
 
 
 def test_only_a_sparse_delta_has_chosen_entries():
-  for other in (submatrix({"**/w": np.array([1])}), lora("**/w", rank=1)):
+  for other in (submatrix(indices={"**/w": np.array([1])}), lora("**/w", rank=1)):
     with pytest.raises(ValueError, match="sides of a sparse_delta; at layers/w they are not.* submatrix_delta"):
       chosen_entries(*other.split(KEY, {"layers": {"w": jnp.ones((2, 4, 4))}}))

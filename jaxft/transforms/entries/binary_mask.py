@@ -35,13 +35,13 @@ def binary_mask(select: Choice = "**/kernel", *, init: float = 1e-2, threshold: 
   weight can come back. Compute is that of full tuning; the result is one bit for each weight (`pack_mask`).
 
   Args:
-    select: a filter.
+    select: a choice of whole leaves.
     init: of the scores, which are float32: steps are of their last bits in fewer.
     threshold: below init. Under Adam a weight needs about `(init - threshold) / learning_rate` steps of one sign to go;
       the source takes 8e-5, 63 of them.
 
   Raises:
-    ValueError: threshold is not below init; from `split`: the filter matches nothing.
+    ValueError: threshold is not below init; from `split`: a glob matches nothing.
 
   Source: Zheng et al. 2023, R-AMT (arXiv 2307.15049), which masks a vision transformer's attention; the same transform
   over all kernels is Piggyback (Mallya et al. 2018, arXiv 1801.06519). Its gradient dropout is

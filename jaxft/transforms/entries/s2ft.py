@@ -73,7 +73,7 @@ def s2ft(
     raise ValueError(
         f"heads, channels, value_heads and up_channels must draw at least one unit; got {heads}, {channels}, "
         f"{value_heads} and {up_channels}")
-  return submatrix(indices, axis=axes, dtype=dtype)
+  return submatrix(indices=indices, axis=axes, dtype=dtype)
 
 
 def unit_norms(
@@ -83,7 +83,7 @@ def unit_norms(
 
   Args:
     tree: params or gradients, stacked, cut or unrolled.
-    select: a filter over the matrices of one kind, such as `**/mlp/down/kernel`: one for each layer.
+    select: a choice of the matrices of one kind, such as `**/mlp/down/kernel`: one for each layer.
     axis: -2 where units own rows, -1 where they own columns.
     unit: rows or columns of one unit: head_dim for heads, 1 for channels.
 

@@ -70,7 +70,7 @@ def trainable_tokens(
 
   Args:
     tokens: the rows, each once.
-    select: a filter over tables `[V, n]`.
+    select: a choice of tables `[V, n]`.
     dtype: of the rows; None takes float32.
 
   Raises:

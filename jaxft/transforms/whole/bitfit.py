@@ -18,10 +18,10 @@ def add_biases(params: Mapping[str, Any], select: Choice = "layers/**/kernel") -
 
   Args:
     params: a nested dict; of a model that adds a bias wherever it finds one, as those of `jaxft.models` do.
-    select: a filter over kernels.
+    select: a choice of kernels.
 
   Raises:
-    ValueError: the filter matches nothing, or a leaf whose name is not "kernel".
+    ValueError: a glob matches nothing, or a leaf whose name is not "kernel".
   """
   chosen = {
       path: leaf for (path, leaf), (_, flag) in zip(
