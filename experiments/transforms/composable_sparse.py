@@ -206,7 +206,7 @@ class World:
     """A language's difference from the base."""
     fit = lambda gates: learn_language(self.config, self.base, gates, self._raw[language], rate)
     tuned = fit(self._gates(kind, density, self.base, fit, language))
-    return task_vector(body(tuned), body(self.base))
+    return task_vector(body(self.base), body(tuned))
 
   def task(self, kind: str, start: Params, rate: float, density: float) -> tuple[Params, Params]:
     """The task's difference from where it started, and its head, which trains densely in both phases."""
@@ -216,7 +216,7 @@ class World:
       return learn_task(self.config, start, gates, self._task, rate)
 
     tuned = fit(self._gates(kind, density, start, fit, len(self.config.shares)))
-    return task_vector(body(tuned), body(start)), tuned["head"]
+    return task_vector(base=body(start), tuned=body(tuned)), tuned["head"]
 
   def composed(self, deltas: list[Params], head: Params | None = None) -> Params:
     """The base with differences added.

@@ -83,12 +83,12 @@ def top_k_mask(
 
 
 def lottery_ticket_mask(
-    before: Tree, after: Tree, k: int | float, *, where: Choice = True, previous: Tree | None = None
+    base: Tree, tuned: Tree, k: int | float, *, where: Choice = True, previous: Tree | None = None
 ) -> Tree:
-  """The k coordinates that dense training moved most, `|after - before|`, over all leaves together.
+  """The k coordinates that dense training moved most, `|tuned - base|`, over all leaves together.
 
   Args:
-    before, after: params at the start and at the end of the dense phase.
+    base, tuned: params at the start and at the end of the dense phase.
     k: how many, or which fraction; see `top_k_mask`.
     where: what may be chosen, as in `top_k_mask`: the source leaves out heads, and takes the encoder's other tensors whole.
     previous: the mask of earlier rounds: k more are chosen among the rest, and the union is returned.
@@ -96,7 +96,7 @@ def lottery_ticket_mask(
   Source: Ansell et al. 2022, LT-SFT (arXiv 2110.07560). Its threshold test admits all of the entries that tie for the
   last place; here exactly k are.
   """
-  change = change_scores(after, before)
+  change = change_scores(base, tuned)
   if previous is None:
     return top_k_mask(change, k, where=where)
   rest = lambda path, leaf, flag, taken: False if leaf is None else ~taken & entries(flag, path, leaf)

@@ -59,12 +59,12 @@ def on(select: Choice, transform: ParamTransform) -> ParamTransform:
   check_transform(transform)
 
   def split(key: jax.Array, params: Params) -> tuple[Frozen, Trainable]:
-    matched, rest = partition(mask(select, shapes_of(params)), params)
+    matched, rest = partition(params, mask(select, shapes_of(params)))
     frozen, trainable = transform.split(key, matched)
     return combine(frozen, rest), trainable
 
   def join(frozen: Frozen, trainable: Trainable) -> Params:
-    matched, rest = partition(mask(select, shapes_of(frozen), allow_empty=True), frozen)
+    matched, rest = partition(frozen, mask(select, shapes_of(frozen), allow_empty=True))
     return combine(transform.join(matched, trainable), rest)
 
   return ParamTransform(split, join)

@@ -43,7 +43,7 @@ def test_lottery_ticket_from_dense_phase_to_delta():
   assert sum(int(c.sum()) for c in jax.tree.leaves(changed)) == 50
   assert sum(x.size for x in jax.tree.leaves(state)) == 2 * 50 + 1, "moments of 50 values, and a step counter"
   assert sum(x.nbytes for pair in chosen_entries(frozen, trainable).values() for x in pair) == 50 * 8
-  delta = sparse_difference(tuned, PARAMS)
+  delta = sparse_difference(PARAMS, tuned)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), apply_delta(PARAMS, delta), tuned)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), compose(
       PARAMS, [chosen_entries(frozen, trainable)]), tuned)
@@ -52,7 +52,7 @@ def test_lottery_ticket_from_dense_phase_to_delta():
 def random_delta(i, where=True):
   moved = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(i), x.shape), PARAMS)
   mask = top_k_mask(jax.tree.map(lambda x: jax.random.normal(jax.random.key(i + 9), x.shape), PARAMS), 40, where=where)
-  return sparse_difference(jax.tree.map(jnp.where, mask, moved, PARAMS), PARAMS), mask
+  return sparse_difference(PARAMS, jax.tree.map(jnp.where, mask, moved, PARAMS)), mask
 
 
 def test_composition():
@@ -63,7 +63,7 @@ def test_composition():
   close(apply_delta(PARAMS, a, scale=2.0), compose(PARAMS, [a, a]))
   apart, _ = random_delta(3, where=jax.tree.map(jnp.logical_not, mask_a))
   on_a = jax.tree.map(lambda w, p, m: jnp.where(m, w, p), compose(PARAMS, [a, apart]), PARAMS, mask_a)
-  back = sparse_difference(on_a, PARAMS)
+  back = sparse_difference(PARAMS, on_a)
   assert back.keys() == a.keys()
   for path in a:
     np.testing.assert_array_equal(back[path].indices, a[path].indices)

@@ -117,7 +117,7 @@ DIVIDED = {
         **PARAMS, "layers": {"0:2": PARAMS["layers"]}})) else [],
     "top_k_mask": lambda c: flagged(top_k_mask(PARAMS, 1.0, where=c)),
     "lottery_ticket_mask": lambda c: flagged(lottery_ticket_mask(PARAMS, TUNED, 1.0, where=c)),
-    "reset": lambda c: differing(merging.reset(TUNED, PARAMS, keep=c), PARAMS),
+    "reset": lambda c: differing(merging.reset(PARAMS, TUNED, keep=c), PARAMS),
     "choice_scales": lambda c: flagged(choice_scales(c, PARAMS)),
     "lora_plus": lambda c: flagged(jax.tree.map(lambda s: s > 1, lora_plus(PARAMS, faster=c))),
 }
@@ -168,7 +168,7 @@ BY_ENTRY = {
     "submatrix": lambda c: changed_entries(t.submatrix(c)),
     "top_k_mask": lambda c: jax.tree.leaves(top_k_mask(PARAMS, 1.0, where=c)),
     "lottery_ticket_mask": lambda c: jax.tree.leaves(lottery_ticket_mask(PARAMS, TUNED, 1.0, where=c)),
-    "reset": lambda c: [a != 1 for a in jax.tree.leaves(merging.reset(TUNED, PARAMS, keep=c))],
+    "reset": lambda c: [a != 1 for a in jax.tree.leaves(merging.reset(PARAMS, TUNED, keep=c))],
     "choice_scales": lambda c: jax.tree.leaves(jax.tree.map(
         lambda scale, x: jnp.broadcast_to(scale, x.shape) > 0, choice_scales(c, PARAMS), PARAMS)),
     "lora_plus": lambda c: jax.tree.leaves(jax.tree.map(
