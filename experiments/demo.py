@@ -97,7 +97,7 @@ def main(config: Config, stem: Path) -> dict[str, task.Scores]:
   tuned = finetuner(batches, seed=config.seed, writers=(curve,))
   training = time.perf_counter() - training
 
-  delta = task_vector(tuned, model.params)
+  delta = task_vector(model.params, tuned)
   checkpoints: dict[str, Any] = {"before": model.params, "after": tuned}
   for s in config.scales:
     checkpoints[f"uniform {s:g}"] = apply_task_vector(model.params, delta, scale=s)

@@ -99,8 +99,8 @@ def run(config: Config) -> Result:
     second = learn(first, later, rate, stage(1))
     apart = learn(learn(start, train["products"], rate, stage(2)), later, rate, stage(3))
     old, new = (learn(base, train["movies"], rate, stage(4)) for base in (first, second))
-    update = task_vector(old, first)
-    other = task_vector(learn(first, train["tweets"], rate, stage(5)), first)
+    update = task_vector(base=first, tuned=old)
+    other = task_vector(base=first, tuned=learn(first, train["tweets"], rate, stage(5)))
     moved = apply_task_vector(second, update)
     short = lambda params: learn(params, train["movies"], rate, stage(6), config.short)
     arms = {
@@ -109,7 +109,7 @@ def run(config: Config) -> Result:
         SHORT: short(second), CONTINUED: short(moved),
     }
     losses = linear_path(lambda params: -score(params, validation), old, new, ts=(0.0, 0.5, 1.0))
-    alike = delta_similarity(update, task_vector(new, second))[""]
+    alike = delta_similarity(update, task_vector(base=second, tuned=new))[""]
     return {
         "r": {arm: score(params, test) for arm, params in arms.items()},
         "update_cosine": alike.cosine, "update_norm_ratio": alike.norm_ratio,

@@ -95,7 +95,7 @@ def run(config: Config) -> Result:
 
   def sweep(seed: int) -> dict[str, Any]:
     tuned = finetune(rate, seed)
-    delta = task_vector(tuned, base)
+    delta = task_vector(base, tuned)
     return {"tuned": both(tuned)} | {
         name: {
             f"{c:g}": both(apply_task_vector(base, schedule(delta, c))) for c in config.coefficients

@@ -79,13 +79,13 @@ def run(config: Config) -> Result:
   def one(seed: int) -> dict[str, Any]:
     tuned = jax.device_get([experts(domain, seed) for domain in DOMAINS])
     own = {name: np.array([score(t, held[name][d]) for t, d in zip(tuned, DOMAINS, strict=True)]) for name in held}
-    deltas = [task_vector(t, base) for t in tuned]
+    deltas = [task_vector(base, t) for t in tuned]
     summed = deltas[0]
     for delta in deltas[1:]:
       summed = apply_task_vector(summed, delta)
     merged = {
         "task arithmetic": summed,
-        "TIES": task_vector(ties(tuned, base, density=config.density), base),
+        "TIES": task_vector(base, ties(tuned, base, density=config.density)),
     }
     out: dict[str, Any] = {"own": own["test"].tolist()}
     for method, update in merged.items():

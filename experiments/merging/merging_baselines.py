@@ -38,6 +38,7 @@ from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
 from jaxft.studies.tuner import Tuner
 from jaxft.transforms import freeze
+from jaxft.tree import apply_task_vector, task_vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +131,9 @@ def run(config: Config) -> Result:
     own = {split: np.array([score(t, split, i) for i, t in enumerate(tuned)]) for split in sizes}
     out: dict[str, Any] = {"experts": own["test"].tolist(), "base": scores(base, "test").tolist()}
     for name in merges:
-      delta = merging.task_vector(MERGES[name](tuned, base, config.density, jax.random.key(seed)), base)
-      ways = {name: lambda s: merging.apply_task_vector(base, delta, scale=s)}
-      ways[name + WITH] = lambda s: merging.apply_task_vector(base, merging.lines(delta, alpha=s / 2, beta=s / 2))
+      delta = task_vector(base, MERGES[name](tuned, base, config.density, jax.random.key(seed)))
+      ways = {name: lambda s: apply_task_vector(base, delta, scale=s)}
+      ways[name + WITH] = lambda s: apply_task_vector(base, merging.lines(delta, alpha=s / 2, beta=s / 2))
       for arm, scaled in ways.items():
         grid = (1.0,) if name in UNSCALED else config.scales
         kept = lambda s: normalized_accuracy(scores(scaled(s), "validation"), own["validation"])

@@ -97,7 +97,7 @@ class Experts:
 
   def vector(self, domain: str, seed: int) -> dict[str, Any]:
     """What the expert added to the base: a task vector whose frozen leaves are None, on the host."""
-    delta = task_vector(*jax.device_get((self(domain, seed), self.base)))
+    delta = task_vector(*jax.device_get((self.base, self(domain, seed))))
     return map_with_path(lambda name, leaf: None if name.startswith("embed/") else leaf, delta)
 
   def train(self, domain: str, seed: int, *, rate: float | None = None) -> dict[str, Any]:

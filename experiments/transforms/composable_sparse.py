@@ -43,7 +43,7 @@ from jaxft.studies.experiment import Experiment, main
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result import Arm, Result
 from jaxft.studies.tuner import choose_rate
-from jaxft.tree import apply_task_vector, count, map_with_path, mask, task_vector
+from jaxft.tree import apply_task_vector, by_path, count, map_with_path, mask, task_vector
 from jaxft.tree.paths import fold_in_path
 
 
@@ -160,9 +160,9 @@ def accuracy(config: Config, params: Params, data: Labelled) -> Float[Array, ""]
   return jnp.mean(jnp.argmax(task_logits(params, config, data.ids), axis=-1) == data.labels)
 
 
-def maskable(path: str, leaf: Any) -> bool:
-  """What may be chosen: the encoder without its norms."""
-  return path.startswith(("layers/", "embed/tokens", "embed/positions")) and "norm" not in path
+# What may be chosen: the encoder without its norms.
+maskable = by_path(
+    lambda path, leaf: path.startswith(("layers/", "embed/tokens", "embed/positions")) and "norm" not in path)
 
 
 def body(params: Params) -> Params:
@@ -206,7 +206,7 @@ class World:
     """A language's difference from the base."""
     fit = lambda gates: learn_language(self.config, self.base, gates, self._raw[language], rate)
     tuned = fit(self._gates(kind, density, self.base, fit, language))
-    return task_vector(body(tuned), body(self.base))
+    return task_vector(body(self.base), body(tuned))
 
   def task(self, kind: str, start: Params, rate: float, density: float) -> tuple[Params, Params]:
     """The task's difference from where it started, and its head, which trains densely in both phases."""
@@ -216,7 +216,7 @@ class World:
       return learn_task(self.config, start, gates, self._task, rate)
 
     tuned = fit(self._gates(kind, density, start, fit, len(self.config.shares)))
-    return task_vector(body(tuned), body(start)), tuned["head"]
+    return task_vector(base=body(start), tuned=body(tuned)), tuned["head"]
 
   def composed(self, deltas: list[Params], head: Params | None = None) -> Params:
     """The base with differences added.

@@ -251,7 +251,7 @@ def run(config: Config) -> Result:
 
   def half_reset(seed: int, final: Any, own: np.ndarray) -> Scores:
     keep = random_module_mask(jax.random.fold_in(jax.random.key(seed), STAGES), final)
-    tasks, base = held(reset(final, bases[seed], keep), seed)
+    tasks, base = held(reset(bases[seed], final, keep), seed)
     return Scores(float(tasks.mean()), float((tasks - own).mean()), base)
 
   tuning, rates, scores = {}, {}, {}

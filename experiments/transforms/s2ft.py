@@ -93,7 +93,7 @@ def arms(config: Config, model: Pretrained, seed: int) -> dict[str, ParamTransfo
       LORA: with_the_head(lora("layers/**/{query,key,value,up,down}/kernel", rank=config.rank, alpha=2 * config.rank)),
       METHOD: with_the_head(s2ft(
           jax.random.key(seed), model.params, head_dim=head_dim, heads=heads, channels=channels, scope="layer")),
-      RANDOM: with_the_head(sparse_delta(random_indices([OUT, DOWN], lambda path, _: entries[path.split("/")[-2]]))),
+      RANDOM: with_the_head(sparse_delta(indices=random_indices([OUT, DOWN], lambda path, _: entries[path.split("/")[-2]]))),
       FULL: train(["head/*", "layers/**"]),
   }
 

@@ -12,7 +12,7 @@ the training step know nothing new:
       nll = decoder.token_nll(params["model"], config, batch["ids"], edits=method.edits(params["edits"]))
       return Mean.of(*nll), {}
 
-What goes into the layers has a leading layer axis and lies below `layers/`, so that filters, depths and partition rules
+What goes into the layers has a leading layer axis and lies below `layers/`, so that choices, depths and partition rules
 read it as they read the model's. A method that computes its edits from other numbers (P-tuning, a prefix with an MLP)
 does so once per step, outside the layers; after training, keep `method.edits(params)` and drop the rest.
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from jaxft.checks import nearest
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of, num_layers
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 METHODS = ("frozen", "full", "lora", "rows", "columns", "entries")
@@ -39,7 +39,7 @@ def linear_flops(
   return 4 * n_in * n_out + extra[method]
 
 
-def selection_flops(params: Tree, select: Filter, *, backward_from_embeddings: bool = True) -> float:
+def selection_flops(params: Tree, select: Choice, *, backward_from_embeddings: bool = True) -> float:
   """FLOPs per parameter and token of training the leaves that `select` matches, of a model of matrices.
 
       2 N (forward) + 2 N_above (input gradients) + 2 N_trained (weight gradients),  over N
@@ -49,12 +49,12 @@ def selection_flops(params: Tree, select: Filter, *, backward_from_embeddings: b
 
   Args:
     params: arrays or shapes; paths with "embed" lie below the layers, others outside of the layers above them.
-    select: a filter; a choice of layers is made on cut or unrolled layers.
+    select: a choice of whole leaves; one of layers is made on cut or unrolled layers.
     backward_from_embeddings: whether a trained embedding counts as the lowest layer; False for one that is only the
       output head.
 
   Raises:
-    ValueError: the filter matches nothing.
+    ValueError: a glob matches nothing.
   """
   depth = num_layers(params)
   sizes, trained, lowest = np.zeros(depth + 1), 0.0, depth

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.checks import nearest
-from jaxft.tree.filters import Filter, mask
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 
@@ -67,7 +67,7 @@ def singular_overlap(
 
 def intruder_dimensions(
     base: Tree, tuned: Tree, *, k: int = 10, eps: float = 0.5, side: Literal["out", "in"] = "out",
-    select: Filter = "**/kernel",
+    select: Choice = "**/kernel",
 ) -> dict[str, Bool[Array, "*layers k"]]:
   """Which of the k leading singular vectors of each tuned matrix are like none of the base: `max |cosine| < eps`.
 
@@ -76,13 +76,13 @@ def intruder_dimensions(
     k: how many leading vectors are looked at; fewer where a matrix has fewer, or singular values of zero.
     eps: in (0, 1). It means less in small dimensions: of 64 random unit vectors, one has a cosine of about 0.3.
     side: see `singular_overlap`.
-    select: a filter over matrices.
+    select: a choice of matrices.
 
   Returns:
     By path, True for an intruder; `sum(x.sum() for x in ....values())` is the source's count.
 
   Raises:
-    ValueError: eps outside (0, 1), k < 1, a filter that matches nothing, a matrix that tuned lacks or has in another
+    ValueError: eps outside (0, 1), k < 1, a glob that matches nothing, a matrix that tuned lacks or has in another
       shape.
 
   Source: Shuttleworth et al. 2024 (arXiv 2410.21228). Vectors of nearly equal singular values are arbitrary among each

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxft.losses.reduction import Mean
+from jaxft.tree.choice import mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import mask
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 Proxy = Callable[[Tree, Any, jax.Array], Mean]
@@ -127,7 +127,7 @@ def damping(trainable: Tree, importances: Mapping[str, Float[Array, "layers unit
   factors: dict[str, Array] = {}
   leaves = leaves_with_paths(trainable)
   for glob, importance in importances.items():
-    for (path, leaf), chosen in zip(leaves, jax.tree.leaves(mask(glob, trainable)), strict=True):
+    for (path, leaf), chosen in zip(leaves, jax.tree.leaves(mask(glob, trainable, name="importances")), strict=True):
       if not chosen:
         continue
       layer, units = layer_of(path, leaf), importance.shape[-1]

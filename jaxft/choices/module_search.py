@@ -6,8 +6,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, map_with_path
 
 Node = TypeVar("Node", bound=Hashable)
@@ -72,12 +72,12 @@ def layer_ranges(num_layers: int) -> list[tuple[int, int]]:
   return [*zip(q, q[1:]), *zip(q, q[2:])]
 
 
-def within_layers(start: int, stop: int, select: Filter = True) -> Callable[[Tree], Tree]:
-  """What `select` matches in layers `start` to `stop - 1`, as a function of the params that gives a choice.
+def within_layers(start: int, stop: int, select: Choice = True) -> Callable[[Tree], Tree]:
+  """What is selected in layers `start` to `stop - 1`: a choice, as a function of the params.
 
-      transform = train(within_layers(8, 16, "**/mlp/{up,down}/*")(params))
+      transform = train(within_layers(8, 16, "**/mlp/{up,down}/*"))
 
-  The choice has a vector of booleans for a stacked leaf of which a part is in the range; see `jaxft.tree.choice`.
+  It has a vector of booleans for a stacked leaf of which a part is in the range; see `jaxft.tree.choice`.
   """
 
   def choose(params: Tree) -> Tree:

@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.checks import nearest
-from jaxft.tree.choice import as_choice, modules
+from jaxft.tree.choice import Choice, as_choice, mask, modules
 from jaxft.tree.depth import cut_layers, layer_of
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 # What competes in each layer of the decoders and encoders of this library: HFT's three categories.
@@ -39,7 +38,7 @@ def host_rng(key: Array) -> np.random.Generator:
 
 
 def random_module_mask(
-    key: Array, params: Tree, groups: Sequence[Filter] = CATEGORIES, *, fraction: float = 0.5,
+    key: Array, params: Tree, groups: Sequence[Choice] = CATEGORIES, *, fraction: float = 0.5,
     level: Literal["category", "layer", "model"] = "category", balance: Literal["count", "params"] = "count",
     others: bool = True,
 ) -> Tree:
@@ -52,8 +51,8 @@ def random_module_mask(
   Args:
     key: concrete.
     params: arrays or shapes; stacked, cut or unrolled layers give the same choice.
-    groups: filters; in each layer the modules that one of them matches compete. A model with two stacks (encoder and
-      decoder) takes filters of its own for each.
+    groups: choices of whole leaves; in each layer the modules of one of them compete. A model with two stacks (encoder
+      and decoder) takes choices of its own for each.
     fraction: of the modules that are chosen, in [0, 1].
     level: "category": `fraction` in each layer and category; "layer": a fraction of the layers, whole; "model": a
       fraction of all modules together.
@@ -66,7 +65,7 @@ def random_module_mask(
     A tree like `params` of booleans; of a stacked leaf whose layers differ, a boolean vector over its layers.
 
   Raises:
-    ValueError: fraction outside [0, 1], an unknown level or balance, a filter that matches nothing.
+    ValueError: fraction outside [0, 1], an unknown level or balance, a glob that matches nothing.
 
   Source: Hui et al. 2024, HFT (arXiv 2404.18466), where embeddings and head always train.
   """
@@ -98,7 +97,7 @@ def random_module_mask(
   return map_with_path(flag, params)
 
 
-def cut_at_changes(params: Tree, choice: Tree, *, stack: str = "layers") -> Tree:
+def cut_at_changes(params: Tree, choice: Choice, *, stack: str = "layers") -> Tree:
   """Cuts a stack wherever the choice of some leaf changes, so that in each piece a leaf trains whole or not at all.
 
   Consecutive layers with the same choice stay one scan. See `half` for why stacks are cut.
@@ -111,9 +110,9 @@ def cut_at_changes(params: Tree, choice: Tree, *, stack: str = "layers") -> Tree
   Raises:
     ValueError: the choice does not fit, or divides a layer of some leaf: there is nothing to cut at.
   """
+  flags = as_choice(choice, params, name="choice")
   by_layer = map_with_path(
-      lambda path, leaf, flag: modules(flag, path, leaf), {stack: params[stack]},
-      as_choice({stack: choice[stack]}, {stack: params[stack]}))
+      lambda path, leaf, flag: modules(flag, path, leaf), {stack: params[stack]}, {stack: flags[stack]})
   if divided := [path for path, flag in leaves_with_paths(by_layer) if flag is None]:
     raise ValueError(f"choice must have whole layers to cut at; it divides those of {', '.join(divided[:8])}")
   vectors = [flags for flags in jax.tree.leaves(by_layer) if np.ndim(flags)]
@@ -121,19 +120,20 @@ def cut_at_changes(params: Tree, choice: Tree, *, stack: str = "layers") -> Tree
   return cut_layers(params, at, stack=stack)
 
 
-def chosen_fraction(params: Tree, choice: Filter | Tree) -> float:
+def chosen_fraction(params: Tree, choice: Choice) -> float:
   """The share of parameters that a choice has: what `fraction` came to."""
   share = lambda path, leaf, flags: 0 if leaf is None else math.prod(leaf.shape) * float(np.mean(flags))
-  leaves = jax.tree.leaves(map_with_path(share, params, as_choice(choice, params)))
+  leaves = jax.tree.leaves(map_with_path(share, params, as_choice(choice, params, name="choice")))
   return sum(leaves) / sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(params) if leaf is not None)
 
 
-def _modules(params: Tree, groups: Sequence[Filter]) -> tuple[dict[Module, float], dict[str, list[Module]]]:
+def _modules(params: Tree, groups: Sequence[Choice]) -> tuple[dict[Module, float], dict[str, list[Module]]]:
   """The size of each module, and for each matched path the modules of its layers."""
   sizes: dict[Module, float] = {}
   owners: dict[str, list[Module]] = {}
   for category, group in enumerate(groups):
-    for (path, leaf), matched in zip(leaves_with_paths(params), jax.tree.leaves(mask(group, params)), strict=True):
+    flags = jax.tree.leaves(mask(group, params, name="groups"))
+    for (path, leaf), matched in zip(leaves_with_paths(params), flags, strict=True):
       if not matched or path in owners:
         continue
       layer = layer_of(path, leaf)

@@ -1,16 +1,15 @@
-"""Rows and columns of matrices as a choice of entries, and such a choice as what `submatrix` takes."""
+"""Rows and columns of matrices as a choice of entries, and such a choice as indices."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from jaxft.leaves.row_delta import check_axis
-from jaxft.tree.choice import as_choice, entries
+from jaxft.tree.choice import Choice, as_choice, entries, mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -33,7 +32,7 @@ def choose_rows(
   check_axis(axis)
   owner: dict[str, str] = {}
   for glob in indices:
-    for (path, _), chosen in zip(leaves_with_paths(params), jax.tree.leaves(mask(glob, params)), strict=True):
+    for (path, _), chosen in zip(leaves_with_paths(params), jax.tree.leaves(mask(glob, params, name="indices")), strict=True):
       if chosen and owner.setdefault(path, glob) != glob:
         raise ValueError(f"indices has two globs for {path}: {owner[path]!r} and {glob!r}")
 
@@ -56,8 +55,8 @@ def choose_rows(
   return map_with_path(choose, params)
 
 
-def chosen_rows(choice: Filter | Tree, params: Tree, *, axis: int = -2) -> dict[str, Int[np.ndarray, "*layers k"]]:
-  """A choice as the indices that `submatrix` takes: for each path the rows (or columns) that are chosen whole.
+def chosen_rows(choice: Choice, params: Tree, *, axis: int = -2) -> dict[str, Int[np.ndarray, "*layers k"]]:
+  """A choice as indices: for each path the rows (or columns) that are chosen whole.
 
   Args:
     choice: see `jaxft.tree.choice`; a leaf or layer that is chosen whole has all of its rows.
@@ -65,30 +64,45 @@ def chosen_rows(choice: Filter | Tree, params: Tree, *, axis: int = -2) -> dict[
     axis: -2 for rows, -1 for columns.
 
   Raises:
-    ValueError: some row is chosen in part: such a choice is for `sparse_delta`; or nothing is chosen.
+    ValueError: some row is chosen in part: such a choice is for `sparse_delta`; a leaf is no matrix; nothing is chosen.
   """
   check_axis(axis)
   found = {}
-  for (path, leaf), flag in zip(leaves_with_paths(params), jax.tree.leaves(as_choice(choice, params)), strict=True):
+  for (path, leaf), flag in zip(leaves_with_paths(params), jax.tree.leaves(as_choice(choice, params, name="choice")), strict=True):
     if leaf is None or not np.any(flag):
       continue
-    flags = np.moveaxis(np.asarray(entries(flag, path, leaf)), axis, -1)
-    rows = flags.any(axis=-2)
-    if (rows != flags.all(axis=-2)).any():
+    layer = layer_of(path, leaf)
+    if leaf.ndim - np.ndim(layer) != 2:
+      raise ValueError(f"choice must be of matrices [m, n] or stacks of them [L, m, n]; {path} is {tuple(leaf.shape)}")
+    rows = whole_rows(flag, path, leaf, axis)
+    if rows is None:
       raise ValueError(
           f"choice must have whole {'rows' if axis == -2 else 'columns'}; of {path} {tuple(leaf.shape)} it has some in "
           "part, which is for sparse_delta")
-    layer = layer_of(path, leaf)
     if not np.ndim(layer):
       found[path] = np.flatnonzero(rows).astype(np.int32)
       continue
-    width = int(rows.sum(axis=-1).max())
-    found[path] = np.full((int(np.max(layer)) + 1, width), -1, np.int32)
-    for of, row in zip(layer, rows, strict=True):
-      found[path][of, : row.sum()] = np.flatnonzero(row)
+    packed = packed_indices(rows, -1)
+    found[path] = np.full((int(np.max(layer)) + 1, packed.shape[-1]), -1, np.int32)
+    found[path][layer] = packed
   if not found:
     raise ValueError("choice must choose at least one row; got none")
   return found
+
+
+def whole_rows(flag: Any, path: str, leaf: Any, axis: int) -> Bool[np.ndarray, "*layers size"] | None:
+  """Which rows (or columns) of a matrix a choice has, None where it has some in part."""
+  flags = np.moveaxis(np.asarray(entries(flag, path, leaf)), axis, -1)
+  rows = flags.any(axis=-2)
+  return rows if (rows == flags.all(axis=-2)).all() else None
+
+
+def packed_indices(rows: Bool[np.ndarray, "*layers size"], fill: int) -> Int[np.ndarray, "*layers k"]:
+  """The indices of what is True in each row, the shorter ones filled up."""
+  found = [np.flatnonzero(row) for row in rows.reshape(-1, rows.shape[-1])]
+  width = max(map(len, found))
+  filled = np.stack([np.pad(row, (0, width - len(row)), constant_values=fill) for row in found])
+  return filled.astype(np.int32).reshape(*rows.shape[:-1], width)
 
 
 def head_units(heads: Int[np.ndarray, "k 2"], num_layers: int) -> list[Int[np.ndarray, " chosen"]]:

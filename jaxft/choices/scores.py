@@ -16,9 +16,9 @@ def magnitude_scores(params: Tree) -> Tree:
   return jax.tree.map(lambda w: jnp.abs(w.astype(jnp.float32)), params)
 
 
-def change_scores(after: Tree, before: Tree) -> Tree:
-  """`|after - before|`, subtracted in float32."""
-  return jax.tree.map(lambda a, b: jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)), after, before)
+def change_scores(base: Tree, tuned: Tree) -> Tree:
+  """`|tuned - base|`, subtracted in float32."""
+  return jax.tree.map(lambda b, t: jnp.abs(t.astype(jnp.float32) - b.astype(jnp.float32)), base, tuned)
 
 
 def gradient_scores(gradient: Gradient, params: Tree, batches: Iterable[Any]) -> Tree:

@@ -14,9 +14,8 @@ from jaxtyping import Array, Bool, UInt32
 
 from jaxft.checks import nearest
 from jaxft.choices.scores import change_scores
-from jaxft.tree.choice import as_choice, entries
+from jaxft.tree.choice import Choice, as_choice, entries
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import Filter
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path
 
 SCOPES = ("global", "leaf", "layer")
@@ -24,7 +23,7 @@ SCOPES = ("global", "leaf", "layer")
 
 def top_k_mask(
     scores: Tree, k: int | float, *, scope: Literal["global", "leaf", "layer"] = "global",
-    where: Filter | Tree | None = None,
+    where: Choice = True,
 ) -> Tree:
   """The mask of the k largest scores; of equal ones, those that come first in the tree's order.
 
@@ -35,7 +34,7 @@ def top_k_mask(
     k: how many to take of all that compete, or, as a float in (0, 1], which fraction of them, rounded down.
     scope: what competes: all leaves; each leaf with itself; each layer with itself, where a stacked leaf is split
       along its layer axis and what lies outside the layers is one more.
-    where: what competes at all: a filter or a choice (`jaxft.tree.choice`).
+    where: what competes at all: a choice of leaves, layers or entries (`jaxft.tree.choice`).
 
   Returns:
     A tree like `scores` of boolean arrays.
@@ -84,30 +83,30 @@ def top_k_mask(
 
 
 def lottery_ticket_mask(
-    before: Tree, after: Tree, k: int | float, *, where: Filter | Tree | None = None, previous: Tree | None = None
+    base: Tree, tuned: Tree, k: int | float, *, where: Choice = True, previous: Tree | None = None
 ) -> Tree:
-  """The k coordinates that dense training moved most, `|after - before|`, over all leaves together.
+  """The k coordinates that dense training moved most, `|tuned - base|`, over all leaves together.
 
   Args:
-    before, after: params at the start and at the end of the dense phase.
+    base, tuned: params at the start and at the end of the dense phase.
     k: how many, or which fraction; see `top_k_mask`.
-    where: what may be chosen, a filter: the source leaves out heads, and takes the encoder's other tensors whole.
+    where: what may be chosen, as in `top_k_mask`: the source leaves out heads, and takes the encoder's other tensors whole.
     previous: the mask of earlier rounds: k more are chosen among the rest, and the union is returned.
 
   Source: Ansell et al. 2022, LT-SFT (arXiv 2110.07560). Its threshold test admits all of the entries that tie for the
   last place; here exactly k are.
   """
-  change = change_scores(after, before)
+  change = change_scores(base, tuned)
   if previous is None:
     return top_k_mask(change, k, where=where)
   rest = lambda path, leaf, flag, taken: False if leaf is None else ~taken & entries(flag, path, leaf)
-  still = map_with_path(rest, change, as_choice(True if where is None else where, change, name="where"), previous)
+  still = map_with_path(rest, change, as_choice(where, change, name="where"), previous)
   return jax.tree.map(jnp.logical_or, top_k_mask(change, k, where=still), previous)
 
 
-def _allowed(where: Any, scores: Tree) -> list[Any]:
+def _allowed(where: Choice, scores: Tree) -> list[Any]:
   """For each leaf False, True or a boolean array of its shape."""
-  flags = as_choice(True if where is None else where, scores, name="where")
+  flags = as_choice(where, scores, name="where")
   whole = lambda path, leaf, flag: flag if isinstance(flag, bool) else entries(flag, path, leaf)
   return jax.tree.leaves(map_with_path(whole, scores, flags))
 

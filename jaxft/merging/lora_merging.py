@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxft.merging.spectral import truncated_factors
-from jaxft.tree.filters import Filter, mask
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.paths import Tree, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -93,20 +93,20 @@ def merge_lora(
   return jax.tree.map(merge, *adapters, is_leaf=lambda x: x is None or _is_pair(x))
 
 
-def extract_lora(tuned: Tree, base: Tree, rank: int, *, select: Filter = "**/kernel") -> Tree:
+def extract_lora(base: Tree, tuned: Tree, rank: int, *, select: Choice = "**/kernel") -> Tree:
   """The adapter, with scale 1, whose updates are closest to what fine-tuning did to each matrix.
 
   Args:
-    tuned, base: checkpoints with the same leaves.
+    base, tuned: checkpoints with the same leaves.
     rank: of the adapter.
-    select: a filter over matrices `[..., m, n]`.
+    select: a choice of matrices `[..., m, n]`.
 
   Raises:
-    ValueError: the checkpoints differ, the filter matches nothing, or rank is beyond a matrix's.
+    ValueError: the checkpoints differ, a glob matches nothing, or rank is beyond a matrix's.
   """
-  check_same_leaves("tuned", tuned, "base", base)
+  check_same_leaves("base", base, "tuned", tuned)
 
-  def extract(path: str, w: Any, old: Any, chosen: bool) -> Any:
+  def extract(path: str, old: Any, w: Any, chosen: bool) -> Any:
     if not chosen:
       return None
     try:
@@ -115,7 +115,7 @@ def extract_lora(tuned: Tree, base: Tree, rank: int, *, select: Filter = "**/ker
       raise ValueError(f"{path}: {error}") from None
     return {"a": a, "b": b}
 
-  return map_with_path(extract, tuned, base, mask(select, tuned))
+  return map_with_path(extract, base, tuned, mask(select, base))
 
 
 def _is_pair(x: Any) -> bool:

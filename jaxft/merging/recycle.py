@@ -42,5 +42,5 @@ def recycle(
     base = base() if callable(base) else base
     start = base if delta is None else apply_task_vector(base, delta, scale=scale)
     tuned = finetune(start, version)
-    delta = task_vector(tuned, base)
+    delta = task_vector(base, tuned)
     yield Recycled(version, tuned, delta)

@@ -4,30 +4,29 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxft.tree.choice import as_choice, entries
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice, as_choice, entries
 from jaxft.tree.paths import Tree, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
 
-def reset(params: Tree, reference: Tree, keep: Filter | Tree) -> Tree:
-  """`keep * params + (1 - keep) * reference`, entry by entry a choice and never a sum.
+def reset(base: Tree, tuned: Tree, keep: Choice) -> Tree:
+  """`keep * tuned + (1 - keep) * base`, entry by entry a choice and never a sum.
 
   Args:
-    params: the fine-tuned checkpoint.
-    reference: the checkpoint that it was tuned from.
-    keep: a choice of leaves, layers or entries (`jaxft.tree.choice`), as from `random_module_mask`.
+    base: the checkpoint that was tuned.
+    tuned: the fine-tuned one.
+    keep: of the tuned one, a choice of leaves, layers or entries (`jaxft.tree.choice`), as from `random_module_mask`.
 
   Raises:
     ValueError: the checkpoints differ in leaves or shapes, or `keep` does not fit them.
 
   Source: the pilot experiment of Hui et al. 2024, HFT (arXiv 2404.18466).
   """
-  check_same_leaves("params", params, "reference", reference)
+  check_same_leaves("base", base, "tuned", tuned)
 
-  def choose(path: str, new: Any, old: Any, flag: Any) -> Any:
+  def choose(path: str, old: Any, new: Any, flag: Any) -> Any:
     if isinstance(flag, bool):
       return new if flag else old
     return jnp.where(entries(flag, path, new), new, old)
 
-  return map_with_path(choose, params, reference, as_choice(keep, params, name="keep"))
+  return map_with_path(choose, base, tuned, as_choice(keep, base, name="keep"))

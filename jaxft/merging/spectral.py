@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.analysis.spectra import intruder_dimensions
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree, map_with_path
 
 
@@ -28,7 +28,7 @@ def scale_singular_components(
 
 def reduce_intruders(
     base: Tree, tuned: Tree, *, k: int = 10, eps: float = 0.5, factor: float = 0.75,
-    side: Literal["out", "in"] = "out", select: Filter = "**/kernel",
+    side: Literal["out", "in"] = "out", select: Choice = "**/kernel",
 ) -> Tree:
   """Scales the intruder dimensions of a fine-tuned checkpoint, which wins back what it forgot for a little of its task.
 

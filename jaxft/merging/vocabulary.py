@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from jaxft.tree.filters import glob_to_regex
+from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 # Of the models of this library: tokens are rows of the embedding and columns of an untied head.

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxft.tree.choice import EMBEDDINGS, Choice, choice_scales, mask
 from jaxft.tree.depth import layer_of, num_layers
-from jaxft.tree.filters import Filter, mask
-from jaxft.tree.paths import array_paths, path_of
+from jaxft.tree.paths import map_with_path
 
 Tree = Any
 
@@ -43,8 +43,7 @@ def scale_updates(scales: Tree) -> optax.GradientTransformation:
 
 
 def layerwise_decay(
-    rate: float, trainable: Tree, *, first: Filter = lambda path, leaf: "embed" in path, layers: int | None = None,
-    offset: int = 1,
+    rate: float, trainable: Tree, *, first: Choice = EMBEDDINGS, layers: int | None = None, offset: int = 1
 ) -> Tree:
   """Scales that decay from the head to the embeddings: `rate ** (layers - i - 1 + offset)` for layer i.
 
@@ -54,7 +53,7 @@ def layerwise_decay(
   Args:
     rate: decay per layer, in (0, 1]; published values lie between 0.65 and 0.95.
     trainable: what trains, arrays or shapes.
-    first: a filter for the leaves below the first layer.
+    first: a choice of the leaves below the first layer; a glob may match none.
     layers: the depth of the model; None takes the deepest layer of `trainable`, which is wrong where the last layers
       are frozen.
     offset: from the head to the last layer, in layers: 1, or 2 as the released code of ELECTRA counts.
@@ -73,26 +72,25 @@ def layerwise_decay(
     raise ValueError(f"offset must be at least 0; got {offset}")
   depth = num_layers(trainable) if layers is None else layers
 
-  below = mask(first, dict(array_paths(trainable)), allow_empty=True)
-
-  def scale(keys: tuple[Any, ...], leaf: Any) -> np.ndarray:
-    path = path_of(keys)
+  def scale(path: str, leaf: Any, below: bool) -> np.ndarray | None:
+    if leaf is None:
+      return None
     layer = layer_of(path, leaf)
-    outside = layer is None and not below[path]
+    outside = layer is None and not below
     layer = -1 if layer is None else layer
     scales = np.float32(rate) ** (0.0 if outside else depth - 1 + offset - np.asarray(layer, np.float32))
     return scales.reshape(scales.shape + (1,) * (leaf.ndim - scales.ndim)) if scales.ndim else scales
 
-  return jax.tree_util.tree_map_with_path(scale, trainable)
+  return map_with_path(scale, trainable, mask(first, trainable, name="first", allow_empty=True))
 
 
-def lora_plus(trainable: Tree, *, ratio: float = 16.0, faster: Filter = "**/b") -> Tree:
+def lora_plus(trainable: Tree, *, ratio: float = 16.0, faster: Choice = "**/b") -> Tree:
   """LoRA+: scales that make the second factor of each low-rank update learn `ratio` times as fast as the first.
 
   Args:
     trainable: what trains, arrays or shapes.
     ratio: of the learning rates, at least 1.
-    faster: a filter for the leaves that learn faster.
+    faster: a choice of what learns faster.
 
   Returns:
     The tree of scales, for `scale_updates`.
@@ -104,5 +102,4 @@ def lora_plus(trainable: Tree, *, ratio: float = 16.0, faster: Filter = "**/b") 
   """
   if not ratio >= 1.0:
     raise ValueError(f"ratio must be at least 1; got {ratio}")
-  chosen = mask(faster, dict(array_paths(trainable)))
-  return jax.tree_util.tree_map_with_path(lambda keys, leaf: ratio if chosen[path_of(keys)] else 1.0, trainable)
+  return choice_scales(faster, trainable, chosen=ratio, others=1.0, name="faster")

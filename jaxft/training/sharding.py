@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from jaxft.checks import nearest
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import glob_to_regex
+from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.paths import array_paths, path_of
 
 Tree = Any

@@ -1,6 +1,6 @@
 """Parameter transforms: what trains and what stays frozen.
 
-The core is `ParamTransform` with `on` and `chain`, filters, depth, and structured leaves. On it stand five families:
+The core is `ParamTransform` with `on` and `chain`, choices, depth, and structured leaves. On it stand five families:
 whole leaves (`train`, `freeze`, `half`, ...), low rank (`lora`, its inits, and kin), structured deltas,
 multiplications, and chosen entries (`submatrix`, `sparse_delta`, masks, subspaces); `quantize` is for what stays
 frozen.

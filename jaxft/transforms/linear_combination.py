@@ -15,8 +15,8 @@ from jaxft.leaves.annotated import Annotated, map_weight, noted
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import Choice, mask, shapes_of
 from jaxft.tree.depth import layer_of, leaf_keys, num_layers
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, fold_in_path, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 
 GRANULARITIES = ("model", "layer", "leaf")
@@ -30,7 +30,7 @@ def linear_combination(
     constraint: Literal["none", "softmax"] = "none",
     init: float | Sequence[float] = 0.0,
     share_by_shape: bool = False,
-    recompute: Filter = "**/{kernel,weight}",
+    recompute: Choice = "**/{kernel,weight}",
 ) -> ParamTransform:
   """Trains how much of each of n fixed trees goes into each block of the weights.
 
@@ -127,7 +127,7 @@ def linear_combination(
         return Formed(held.w, parts, form)
       return map_weight(held.w, lambda array: form(array.astype(jnp.float32), parts).astype(array.dtype))
 
-    return map_with_path(put, frozen, own, mask(recompute, frozen, allow_empty=True))
+    return map_with_path(put, frozen, own, mask(recompute, shapes_of(frozen), name="recompute", allow_empty=True))
 
   return ParamTransform(split, join)
 

@@ -12,13 +12,13 @@ from jaxtyping import Array
 from jaxft.checks import nearest
 from jaxft.leaves.annotated import restore_notes, strip_notes
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of, leaf_keys
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, unzip_with_path
 
 
 def adapt_matrices(
-    select: Filter,
+    select: Choice,
     init: Callable[[jax.Array, Any, Any], tuple[Any, Any]],
     apply: Callable[[Any, Any], Any],
     *,
@@ -87,7 +87,7 @@ def _statistic(known: dict[str, Any], path: str, stack: Any | None) -> Any:
   return known[found]
 
 
-def chosen_matrices(select: Filter, params: Tree) -> list[tuple[str, Any]]:
+def chosen_matrices(select: Choice, params: Tree) -> list[tuple[str, Any]]:
   """The `(path, leaf)` pairs of the matrices, or stacks of them, that a filter matches."""
   flags = mask(select, params)
   check_matrices(params, flags)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxft.leaves.annotated import note_outermost
-from jaxft.tree.filters import Filter, mask
+from jaxft.tree.choice import Choice, mask, shapes_of
 from jaxft.tree.partition import combine, partition
 from jaxft.tree.paths import Tree, is_leaf, is_structured
 
@@ -42,31 +42,37 @@ def check_transform(transform: ParamTransform, name: str = "transform") -> None:
     raise TypeError(f"{name} must be a ParamTransform, such as lora(...) or full(); got {transform!r:.80}")
 
 
-def on(filter: Filter, transform: ParamTransform) -> ParamTransform:
-  """Restricts a transform to the leaves that a filter matches; all others stay frozen as they are.
+def on(select: Choice, transform: ParamTransform) -> ParamTransform:
+  """Restricts a transform to the leaves that are selected; all others stay frozen as they are.
 
-  A predicate may read a leaf's shape and dtype but not its values: it is asked again inside `join`, under tracing.
+  The choice is read again in `join`, of what is frozen by then: a function of the params sees shapes alone, so that
+  one that reads values raises in `split` already, and the second time None in place of what trains.
+
+  Args:
+    select: a choice of whole leaves (`jaxft.tree.choice`).
+    transform: of these leaves; it sees holes in place of the others.
 
   Raises:
     TypeError: `transform` is no `ParamTransform`.
-    ValueError: from `split`: the filter matches nothing.
+    ValueError: from `split`: a glob matches nothing.
   """
   check_transform(transform)
 
   def split(key: jax.Array, params: Params) -> tuple[Frozen, Trainable]:
-    matched, rest = partition(mask(filter, params), params)
+    matched, rest = partition(params, mask(select, shapes_of(params)))
     frozen, trainable = transform.split(key, matched)
     return combine(frozen, rest), trainable
 
   def join(frozen: Frozen, trainable: Trainable) -> Params:
-    matched, rest = partition(mask(filter, frozen, allow_empty=True), frozen)
+    matched, rest = partition(frozen, mask(select, shapes_of(frozen), allow_empty=True))
     return combine(transform.join(matched, trainable), rest)
 
   return ParamTransform(split, join)
 
 
 def chain(*transforms: ParamTransform) -> ParamTransform:
-  """Applies each transform to what the ones before it left frozen: QLoRA is `chain(lora(...), quantize("nf4"))`.
+  """Applies each transform to what the ones before it left frozen: QLoRA is
+  `chain(lora("**/kernel"), quantize("**/kernel", format="nf4"))`.
 
   Raises:
     TypeError: one of them is no `ParamTransform`.

@@ -16,8 +16,8 @@ from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.products import dot, dot_transposed
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import is_structured, map_with_path
 
 FORMATS = ("int8", "nf4")
@@ -180,7 +180,7 @@ def _quantize_scales(scales: Float[Array, "... blocks n"]) -> tuple[Array, Array
 
 
 def quantize(
-    select: Filter = "**/kernel", *, format: Literal["int8", "nf4"] = "int8", block: int = 64, double: bool = False
+    select: Choice = "**/kernel", *, format: Literal["int8", "nf4"] = "int8", block: int = 64, double: bool = False
 ) -> ParamTransform:
   """Keeps matching matrices frozen in 8 or 4 bits and trains nothing: QLoRA is `chain(lora(), quantize(format="nf4"))`.
 
@@ -193,9 +193,11 @@ def quantize(
     format, block, double: see `quantize_array`.
 
   Raises:
-    ValueError: format or block is unknown; from `split`: the filter matches nothing, or a leaf that is no matrix or
+    ValueError: format or block is unknown, or select is the name of a format; from `split`: the filter matches nothing, or a leaf that is no matrix or
       that block does not divide (all are named).
   """
+  if isinstance(select, str) and select in FORMATS:
+    raise ValueError(f"select must choose matrices; got {select!r}, a format: quantize(format={select!r})")
   block = _check_options(format, block)
 
   def split(key: jax.Array, params):

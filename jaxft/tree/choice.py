@@ -1,22 +1,44 @@
-"""A choice: what a selection found, in the one form that everything which adapts a part of a model takes.
+"""A choice: which part of a model, in the one form that everything which adapts, measures or merges a part takes.
 
-A choice is a filter, or a tree like the params or a prefix of it; what it says of a leaf is one of
+A choice is one of
 
-    True, False             all of the leaf, or nothing of it     filters, `tree_search`, `random_module_mask`
+    "**/attention/*/kernel"               a glob over whole paths (`jaxft.tree.globs`)
+    ["**/query/*", "head/*"]              several, a list or a tuple: what any of them matches
+    {"embed": False, "layers": True}      a tree of booleans like the params, or a prefix of it; True is everything
+    lambda params: {...}                  a function of the params that gives such a tree, as optax takes a mask:
+                                          `within_layers(8, 16)`, `partial(random_module_mask, key)`
+    by_path(lambda path, leaf: ...)       such a function, from a predicate of one leaf
+
+and what its tree says of a leaf is one of
+
+    True, False             all of the leaf, or nothing of it     whoever takes a choice reads these
     booleans [L]            layers of a stacked leaf              `random_module_mask`, `within_layers`
     booleans of its shape   single entries                        `top_k_mask`, `lottery_ticket_mask`, `choose_rows`
 
-and whichever selection made it, it may
+Whichever selection made it, it may
 
     freeze or train         `freeze(choice)`, `train(choice)`                   whole leaves and layers
     become a sparse delta   `sparse_delta(choice)`                              anything
-    become a sub-matrix     `submatrix(chosen_rows(choice, params))`            whole rows or columns
+    become a sub-matrix     `submatrix(choice)`                                 whole rows or columns
     scale learning rates    `scale_updates(choice_scales(choice, trainable))`   anything; a soft mask is a scale too
+    be put back, or kept    `reset(base, tuned, keep=choice)`                   anything
+    be adapted              `lora(choice)`, `on(choice, ...)` and all others    whole leaves
 
 Units are rows or columns of matrices: `choose_rows(params, {glob: unit_indices(units, size)})` for those that
 `select_units` chose, and with `head_units(heads, num_layers)` for the heads of `top_heads`.
+
+Names: `select` is the choice of what a function works on; `choice` where the choice itself is the subject (`mask`,
+`choice_scales`, `chosen_rows`, ...); and a second choice is called by what it does: `where` what competes, `keep` what
+stays, `first` what lies below the first layer, `faster` what learns faster.
+
+A function is called with the params as they are, but for structured leaves, which it sees as `jax.ShapeDtypeStruct`.
+Where a choice is read again in `join` (`on`, `random_subspace`), it sees shapes alone, the second time with None for
+what trains; it says the same of the leaves that are still there if it goes by their paths and shapes.
 """
 
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,43 +46,135 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import Filter, is_function, mask
-from jaxft.tree.paths import Tree, is_leaf, map_with_path
+from jaxft.checks import nearest
+from jaxft.tree.depth import layer_of, shared_path
+from jaxft.tree.globs import glob_to_regex
+from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, map_with_path
+
+Choice = str | Sequence[str] | Callable[[Tree], Tree] | Tree
+
+FORMS = "a glob, a sequence of globs, a tree of booleans that is a prefix of the params, or a function params -> such a tree"
+_FLAGS = (bool, np.ndarray, np.generic, jax.Array)
 
 
-def as_choice(choice: Filter | Tree, tree: Tree, *, name: str = "choice") -> Tree:
+def by_path(predicate: Callable[[str, Any], Any]) -> Callable[[Tree], Tree]:
+  """The choice of the leaves for which `predicate(path, leaf)` is true, as a function of the params; holes never are.
+
+      train(by_path(lambda path, leaf: leaf.ndim == 1))
+  """
+  return lambda params: map_with_path(lambda path, leaf: leaf is not None and predicate(path, leaf), params)
+
+
+# What lies below the first layer, by its usual name.
+EMBEDDINGS = by_path(lambda path, leaf: "embed" in path)
+
+
+def as_choice(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: bool = False) -> Tree:
   """The choice as a tree like `tree`: of each leaf True, False, booleans over its layers, or booleans of its shape.
 
   Args:
     choice: see the module's docstring.
-    tree: arrays or shapes.
+    tree: arrays or shapes; of a hole the choice is False.
     name: of the argument, for errors.
+    allow_empty: accept a glob that matches no leaf.
 
   Raises:
-    ValueError: booleans that fit their leaf in neither way (all are named), or a glob that matches nothing.
-    TypeError: neither a filter nor a tree of booleans.
+    ValueError: booleans that fit their leaf in neither way (all are named), or a glob that matches nothing (the nearest
+      paths are named).
+    TypeError: none of the forms above.
   """
-  filters = isinstance(choice, (list, tuple)) and choice and all(isinstance(f, str) or callable(f) for f in choice)
-  if isinstance(choice, (str, bool)) or is_function(choice) or filters:
-    return mask(choice, tree)
-  kinds = (bool, np.ndarray, np.generic, jax.Array)
-  is_flag = lambda x: x is None or isinstance(x, kinds)
+  if isinstance(choice, str):
+    return _matching([choice], tree, name, allow_empty)
+  if isinstance(choice, (list, tuple)) and choice and all(isinstance(glob, str) for glob in choice):
+    return _matching(choice, tree, name, allow_empty)
+  return _fitted(_ask(choice, tree, name) if is_function(choice) else choice, tree, name)
+
+
+def mask(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: bool = False) -> Tree:
+  """The choice of whole leaves, as a tree of Python booleans, one for each leaf of `tree`; holes are False.
+
+  Args, Raises: see `as_choice`; and
+    ValueError: it chooses layers or entries of a leaf, and not all of it.
+  """
+  flags = as_choice(choice, tree, name=name, allow_empty=allow_empty)
+  divided = [f"{path} {np.shape(flag)}" for path, flag in leaves_with_paths(flags) if not isinstance(flag, bool)]
+  if divided:
+    raise ValueError(
+        f"{name} must choose whole leaves; it divides {len(divided)}: {', '.join(divided[:8])}. Layers are chosen whole "
+        "once they are unrolled or the stack is cut; train and freeze take them, and sparse_delta takes entries")
+  return flags
+
+
+def matching_paths(choice: Choice, tree: Tree, *, name: str = "choice") -> list[str]:
+  """The paths of the leaves that are chosen, in the tree's order."""
+  flags = jax.tree.leaves(mask(choice, tree, name=name))
+  return [path for (path, _), flag in zip(leaves_with_paths(tree), flags, strict=True) if flag]
+
+
+def is_function(x: Any) -> bool:
+  """True for a callable that is no tree: an Equinox model, and a tree of booleans like it, can be called as well."""
+  return callable(x) and jax.tree_util.all_leaves([x])
+
+
+def shapes_of(tree: Tree) -> Tree:
+  """A params tree in shapes, each leaf a `jax.ShapeDtypeStruct`, structured ones too; holes stay."""
+  return jax.tree.map(lambda leaf: None if leaf is None else _shape(leaf), tree, is_leaf=is_leaf)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _matching(globs: Sequence[str], tree: Tree, name: str, allow_empty: bool) -> Tree:
+  paths = [path for path, leaf in leaves_with_paths(tree) if leaf is not None]
+  found: set[str] = set()
+  for glob in globs:
+    matched = list(filter(glob_to_regex(glob).fullmatch, paths))
+    if not matched and not allow_empty:
+      raise ValueError(f"{name} {glob!r} matches none of the {len(paths)} leaves; {_nearest(glob, paths)}")
+    found.update(matched)
+  return map_with_path(lambda path, leaf: leaf is not None and path in found, tree)
+
+
+def _nearest(glob: str, paths: list[str]) -> str:
+  """The nearest paths; for a bare word those with the nearest part, of layers that differ in their number alone one."""
+  if set(glob) & set("*/"):
+    return nearest(glob, paths)
+  likeness = lambda path: max(difflib.SequenceMatcher(None, glob, part).ratio() for part in path.split("/"))
+  best = sorted({shared_path(path): path for path in paths}.values(), key=likeness, reverse=True)
+  return f"paths are matched whole, as in '**/query/kernel'; nearest: {', '.join(best[:3])}"
+
+
+def _ask(choice: Callable[[Tree], Tree], tree: Tree, name: str) -> Tree:
+  try:
+    inspect.signature(choice).bind(tree)
+  except TypeError:
+    raise TypeError(
+        f"{name} must be {FORMS}; got {choice!r:.80}, which does not take one argument. A predicate of one leaf goes "
+        "through by_path: by_path(lambda path, leaf: ...)") from None
+  except ValueError:  # a builtin says nothing of its arguments
+    pass
+  return choice(jax.tree.map(lambda leaf: _shape(leaf) if is_structured(leaf) else leaf, tree, is_leaf=is_leaf))
+
+
+def _fitted(choice: Tree, tree: Tree, name: str) -> Tree:
+  """A tree of booleans spread over what it is a prefix of, each held to its leaf."""
+  is_flag = lambda x: x is None or isinstance(x, _FLAGS)
   try:
     spread = jax.tree.map(
         lambda flag, part: jax.tree.map(lambda leaf: flag, part, is_leaf=is_leaf), choice, tree, is_leaf=is_flag)
   except (ValueError, TypeError) as e:
-    raise TypeError(
-        f"{name} must be a filter or a tree of booleans that is a prefix of the params; got "
-        f"{type(choice).__name__}: {e}") from None
+    raise TypeError(f"{name} must be {FORMS}; got {type(choice).__name__}: {e}") from None
   problems: list[str] = []
 
   def fit(path: str, leaf: Any, flag: Any) -> Any:
     if leaf is None or flag is None:
       return False
-    if not isinstance(flag, kinds):
-      raise TypeError(f"{name} must be a filter or a tree of booleans; got {flag!r} for {path}")
-    if isinstance(flag, bool) or (flag.dtype == bool and not flag.shape):
+    if not isinstance(flag, _FLAGS):
+      raise TypeError(f"{name} must be {FORMS}; got {flag!r:.80} for {path}")
+    if isinstance(flag, bool):
+      return flag
+    if flag.dtype == bool and not flag.shape and not isinstance(flag, jax.core.Tracer):
       return bool(flag)
     if flag.dtype != bool or (flag.shape != tuple(leaf.shape) and not over_layers(flag, path, leaf)):
       problems.append(f"{path} {tuple(leaf.shape)} got {flag.dtype} {flag.shape}")
@@ -105,13 +219,16 @@ def modules(flag: Any, path: str, leaf: Any) -> Any:
   return bool(flag[0]) if flag.all() or not flag.any() else flag
 
 
-def choice_scales(choice: Filter | Tree, trainable: Tree, *, chosen: float = 1.0, others: float = 0.0) -> Tree:
+def choice_scales(
+    choice: Choice, trainable: Tree, *, chosen: float = 1.0, others: float = 0.0, name: str = "choice"
+) -> Tree:
   """A choice as scales for `scale_updates`: another learning rate for what is chosen, or a soft mask.
 
   Args:
     choice: of what trains.
-    trainable: what trains, arrays or shapes, holes allowed; plain leaves (`full`, `train`, `freeze`).
+    trainable: what trains, arrays or shapes, holes allowed.
     chosen, others: the scales.
+    name: of the argument, for errors.
 
   Returns:
     A tree like `trainable` of numbers and of arrays that broadcast against its leaves.
@@ -119,9 +236,9 @@ def choice_scales(choice: Filter | Tree, trainable: Tree, *, chosen: float = 1.0
   Raises:
     ValueError: the choice does not fit, or a scale is negative.
   """
-  for name, scale in (("chosen", chosen), ("others", others)):
+  for which, scale in (("chosen", chosen), ("others", others)):
     if not scale >= 0:
-      raise ValueError(f"{name} must be >= 0; got {scale}")
+      raise ValueError(f"{which} must be >= 0; got {scale}")
 
   def scale(path: str, leaf: Any, flag: Any) -> Any:
     if leaf is None:
@@ -130,4 +247,4 @@ def choice_scales(choice: Filter | Tree, trainable: Tree, *, chosen: float = 1.0
       return chosen if flag else others
     return jnp.where(_along_layers(flag, path, leaf), jnp.float32(chosen), jnp.float32(others))
 
-  return map_with_path(scale, trainable, as_choice(choice, trainable))
+  return map_with_path(scale, trainable, as_choice(choice, trainable, name=name))

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from jaxft.tree.choice import mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import mask
 from jaxft.tree.paths import Tree, map_with_path
 
 
@@ -72,7 +72,7 @@ def permute_coupled(params: Tree, structure: Coupled, order: Int[np.ndarray, "*l
       raise ValueError(f"order must keep each unit in its group of {structure.group}; got {row.tolist()}")
   for glob, axis, unit in structure.members:
     permute = lambda path, leaf, chosen: _permute(path, leaf, order, axis, unit) if chosen else leaf
-    params = map_with_path(permute, params, mask(glob, params))
+    params = map_with_path(permute, params, mask(glob, params, name="structure"))
   return params
 
 

@@ -7,25 +7,25 @@ from jaxft.tree.paths import Tree
 from jaxft.tree.task_vectors import check_same_leaves
 
 
-def interpolate(a: Tree, b: Tree, t: float) -> Tree:
-  """`(1 - t) a + t b`, in float32, rounded once to the dtype of a; beyond [0, 1] it extrapolates.
+def interpolate(base: Tree, tuned: Tree, t: float) -> Tree:
+  """`(1 - t) base + t tuned`, in float32, rounded once to the dtype of base; beyond [0, 1] it extrapolates.
 
-  Leaves that are not floating point are a's.
+  Leaves that are not floating point are the base's.
 
   Args:
-    a, b: checkpoints with the same leaves.
-    t: 0 gives a and 1 gives b, bit for bit.
+    base, tuned: checkpoints with the same leaves.
+    t: 0 gives base and 1 gives tuned, bit for bit.
 
   Raises:
     ValueError: the checkpoints differ in leaves or shapes.
 
   Source: Wortsman et al. 2021, WiSE-FT (arXiv 2109.01903).
   """
-  check_same_leaves("a", a, "b", b)
+  check_same_leaves("base", base, "tuned", tuned)
 
   def mix(x: jax.Array, y: jax.Array) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       return x
     return ((1 - t) * x.astype(jnp.float32) + t * y.astype(jnp.float32)).astype(x.dtype)
 
-  return jax.tree.map(mix, a, b)
+  return jax.tree.map(mix, base, tuned)

@@ -5,7 +5,7 @@ import jax
 from jaxft.tree.paths import Tree, is_leaf
 
 
-def partition(flags: Tree, tree: Tree) -> tuple[Tree, Tree]:
+def partition(tree: Tree, flags: Tree) -> tuple[Tree, Tree]:
   """Splits a tree by a tree of booleans: `(leaves where True, leaves where False)`, holes elsewhere."""
   flat, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
   flags = jax.tree.leaves(flags)

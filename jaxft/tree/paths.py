@@ -27,7 +27,7 @@ def is_leaf(x: Any) -> bool:
 def path_of(keys: tuple[Any, ...]) -> str:
   """Joins the keys of `jax.tree_util` paths: `(DictKey('a'), SequenceKey(0))` -> `'a/0'`.
 
-  The trailing `value` that `nnx.Variable` adds below each variable is dropped, so that a filter reads the same there.
+  The trailing `value` that `nnx.Variable` adds below each variable is dropped, so that a glob reads the same there.
   """
   parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys]
   if len(parts) > 1 and parts[-1] in ("value", "raw_value"):

@@ -9,16 +9,16 @@ import numpy as np
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 
-def task_vector(finetuned: Tree, base: Tree) -> Tree:
-  """`finetuned - base`, in float32: differences of nearly equal bfloat16 weights lose most of their bits.
+def task_vector(base: Tree, tuned: Tree) -> Tree:
+  """`tuned - base`, in float32: differences of nearly equal bfloat16 weights lose most of their bits.
 
   Leaves that are not floating point (buffers such as position ids) have no task vector: their leaf is None.
 
   Raises:
     ValueError: a leaf is missing on one side or has another shape (all are named).
   """
-  check_same_leaves("finetuned", finetuned, "base", base)
-  return jax.tree.map(lambda a, b: _float32(a) - _float32(b) if _is_float(a) else None, finetuned, base)
+  check_same_leaves("base", base, "tuned", tuned)
+  return jax.tree.map(lambda b, t: _float32(t) - _float32(b) if _is_float(b) else None, base, tuned)
 
 
 def apply_task_vector(base: Tree, delta: Tree, *, scale: float = 1.0) -> Tree:

@@ -61,7 +61,7 @@ def test_state_bytes_and_flops_of_methods():
   cost = lambda t: training_cost(Recipe(objective, t, optax.adam(1e-3)), params, x, tokens=128)
   costs = {
       "full": cost(full()), "lora": cost(lora(rank=4)), "shira": cost(shira(rank=4)),
-      "s2ft": cost(submatrix({"**/down/*": np.arange(32)})),
+      "s2ft": cost(submatrix(indices={"**/down/*": np.arange(32)})),
   }
   n = 8 * 2 * 64 * 256
   assert costs["full"].trained == n and costs["full"].optimizer_bytes == 8 * n + 4
@@ -88,7 +88,7 @@ def test_a_transform_that_reads_values_has_its_cost_from_its_choice():
   params = {"layers": PARAMS["layers"]}
   choose = lambda params: top_k_mask(magnitude_scores(params), 20)
   with pytest.raises(jax.errors.ConcretizationTypeError):
-    state_cost(sparse_delta(lambda key, params: choose(params)), params)
+    state_cost(sparse_delta(choose), params)
   assert state_cost(sparse_delta(choose(params)), params).trained == 20
 
 

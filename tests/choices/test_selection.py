@@ -82,11 +82,11 @@ def test_sharded_scores_stay_where_they_are():
 
 
 def test_lottery_ticket_rounds_add_up():
-  before, after = scores(), jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), scores())
-  first = lottery_ticket_mask(before, after, 10, where="layers/*")
-  both = lottery_ticket_mask(before, after, 7, where="layers/*", previous=first)
+  base, tuned = scores(), jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), scores())
+  first = lottery_ticket_mask(base, tuned, 10, where="layers/*")
+  both = lottery_ticket_mask(base, tuned, 7, where="layers/*", previous=first)
   assert flat(both).sum() == 17 and (flat(both) >= flat(first)).all() and not both["embed"].any()
-  np.testing.assert_array_equal(flat(both), flat(lottery_ticket_mask(before, after, 17, where="layers/*")))
+  np.testing.assert_array_equal(flat(both), flat(lottery_ticket_mask(base, tuned, 17, where="layers/*")))
 
 
 def test_scores_of_a_linear_model():
@@ -96,7 +96,7 @@ def test_scores_of_a_linear_model():
   np.testing.assert_allclose(gradient_scores(gradient, params, batches)["w"], [0.0, 3.0])
   np.testing.assert_allclose(fisher_scores(gradient, params, batches)["w"], [1.0, 10.0])
   np.testing.assert_allclose(magnitude_scores(params)["w"], [3.0, 5.0])
-  np.testing.assert_allclose(change_scores(params, {"w": jnp.array([1.0, 1.0])})["w"], [2.0, 6.0])
+  np.testing.assert_allclose(change_scores({"w": jnp.array([1.0, 1.0])}, params)["w"], [2.0, 6.0])
   with pytest.raises(ValueError, match="batches must hold at least one"):
     fisher_scores(gradient, params, [])
 

@@ -23,7 +23,7 @@ from jaxft.transforms.structured.hira import hira
 from jaxft.transforms.structured.loha import loha
 from jaxft.transforms.structured.lokr import lokr
 from jaxft.transforms.structured.miss import miss
-from jaxft.tree.filters import mask
+from jaxft.tree.choice import mask
 from tests.contracts.transforms import KERNELS, Case
 
 

@@ -34,8 +34,7 @@ def lt_sft(fraction: float) -> ParamTransform:
     draw = lambda w: np.random.default_rng(w).standard_normal(x.shape[words.ndim - 1:], np.float32)
     return np.stack([draw(w) for w in words]) if words.ndim > 1 else draw(words)
 
-  def select(key, params):
-    del key
+  def select(params):
     with jax.ensure_compile_time_eval():
       after = map_with_path(moved, params)
       return lottery_ticket_mask(jax.tree.map(np.zeros_like, after), after, fraction, where=UP)
@@ -51,15 +50,15 @@ def units(**fractions) -> ParamTransform:
       transform = s2ft(KEY, params, head_dim=8, out=UP, down=DOWN, value=UP, up=UP, **fractions)
     return transform.split(key, params)
 
-  return ParamTransform(split, submatrix({DOWN: [0]}).join)  # the indices are on the frozen side
+  return ParamTransform(split, submatrix(indices={DOWN: [0]}).join)  # the indices are on the frozen side
 
 
 CASES = [
     Case("shira", shira(KERNELS, rank=4), flops=6.05, replicated=True),
     Case("lt_sft", lt_sft(0.02), flops=4.95, replicated=True),
-    Case("submatrix_rows", submatrix({DOWN: ROWS}), flops=4.0),
-    Case("submatrix_both", submatrix({UP: ROWS, DOWN: np.arange(16)}, axis={UP: -1, DOWN: -2}), flops=4.0),
-    Case("submatrix_int8", chain(quantize(KERNELS, block=16), submatrix({DOWN: ROWS})), flops=4.1, variant=True,
+    Case("submatrix_rows", submatrix(indices={DOWN: ROWS}), flops=4.0),
+    Case("submatrix_both", submatrix(indices={UP: ROWS, DOWN: np.arange(16)}, axis={UP: -1, DOWN: -2}), flops=4.0),
+    Case("submatrix_int8", chain(quantize(KERNELS, block=16), submatrix(indices={DOWN: ROWS})), flops=4.1, variant=True,
          starts_within=0.01),
     Case("s2ft", units(heads=0.1, channels=0.1), flops=4.3),
     Case("s2ft_columns", units(heads=0, channels=0.1, up_channels=0.1, scope="layer"), flops=4.3, variant=True),

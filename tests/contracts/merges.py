@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxft import merging
-from jaxft.tree.paths import map_with_path
+from jaxft.tree import interpolate, map_with_path
 
 Tree = Any
 KEY = 5
@@ -98,7 +98,7 @@ MEAN = sum_of([1, 1, 1])
 CASES = [
     Case("average", alone(merging.average), needs_base=False),
     Case("average_weighted", alone(merging.average, weights=W), needs_base=False, symmetric=False, variant=True),
-    Case("interpolate", lambda m, base, key: merging.interpolate(*m, 0.5), models=2, needs_base=False),
+    Case("interpolate", lambda m, base, key: interpolate(*m, 0.5), models=2, needs_base=False),
     Case("task_arithmetic", one(merging.task_arithmetic, weights=W, scale=0.4), symmetric=False, identity=False),
     Case("ties", one(merging.ties), identity=False),
     Case("ties_row", one(merging.ties, scope="row", density=0.5, method="count"), identity=False, variant=True),

@@ -83,7 +83,7 @@ def test_coefficients_can_be_traced():
 def test_task_vector_of_bfloat16_is_taken_in_float32():
   base = {"w": jnp.full((8,), 1.0, jnp.bfloat16), "ids": jnp.arange(3)}
   tuned = {"w": jnp.full((8,), 1.0078125, jnp.bfloat16), "ids": jnp.arange(3)}
-  delta = task_vector(tuned, base)
+  delta = task_vector(base, tuned)
   assert delta["w"].dtype == jnp.float32 and delta["ids"] is None
   back = apply_task_vector(base, delta)
   assert back["w"].dtype == jnp.bfloat16
@@ -92,12 +92,12 @@ def test_task_vector_of_bfloat16_is_taken_in_float32():
 
 
 def test_errors_name_the_leaf():
-  with pytest.raises(ValueError, match=r"layers/bias: finetuned \(2, 4\), base \(3, 4\)"):
+  with pytest.raises(ValueError, match=r"layers/bias: base \(3, 4\), tuned \(2, 4\)"):
     bad = tree(0)
     bad["layers"]["bias"] = bad["layers"]["bias"][:2]
-    task_vector(bad, tree(0))
-  with pytest.raises(ValueError, match="norm/scale: missing in finetuned"):
-    task_vector({k: v for k, v in tree(0).items() if k != "norm"}, tree(0))
+    task_vector(tree(0), bad)
+  with pytest.raises(ValueError, match="norm/scale: missing in tuned"):
+    task_vector(tree(0), {k: v for k, v in tree(0).items() if k != "norm"})
   with pytest.raises(ValueError, match="no leaf inside a layer stack"):
     lines({"w": jnp.ones(2)}, alpha=0.1, beta=0.9)
   with pytest.raises(ValueError, match="has 2 layers, but layers/bias is in layer 2"):

@@ -62,7 +62,7 @@ def test_extraction_gives_an_update_of_that_rank_back():
   transform = lora("**/kernel", rank=3, alpha=3)
   frozen, _ = transform.split(jax.random.key(0), PARAMS)
   tuned = materialize(transform.join(frozen, ADAPTERS[1]))
-  found = extract_lora(tuned, PARAMS, 3)
+  found = extract_lora(PARAMS, tuned, 3)
   assert jax.tree.structure(found) == jax.tree.structure(ADAPTERS[1])
   assert_close(updates(found), updates(ADAPTERS[1]), atol=1e-4)
   assert_close(materialize(transform.join(frozen, found)), tuned, atol=1e-4)

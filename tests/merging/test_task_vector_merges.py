@@ -62,7 +62,7 @@ def test_undecided_entries_follow_the_majority():
 def test_election_and_mean_of_the_merge_are_the_public_ones():
   models, base = checkpoints()
   weights = [1.0, 0.5, 0.7]
-  deltas = np.stack([task_vector(m, base)["embed"] for m in models])
+  deltas = np.stack([task_vector(base, m)["embed"] for m in models])
   for zero in ("positive", "majority"):
     for method in ("sum", "count"):
       sign = sign_election(deltas, weights=weights, method=method, zero=zero)

@@ -94,12 +94,12 @@ def test_low_precision_is_scaled_in_float32_and_jit_takes_it_as_a_tree():
 def test_search_prefers_the_sparser_of_equals():
   base = jax.tree.map(jnp.zeros_like, DELTA)
   score = lambda params: -float(sum(jnp.sum((p - d) ** 2) for p, d in zip(*map(jax.tree.leaves, (params, DELTA)))))
-  best, trials = search_ternary(DELTA, base, score, densities=(0.5, 0.1), alphas=(2, 1))
+  best, trials = search_ternary(base, DELTA, score, densities=(0.5, 0.1), alphas=(2, 1))
   assert [(t.density, t.alpha) for t in trials] == [(0.1, 1), (0.1, 2), (0.5, 1), (0.5, 2)]
   top = max(trials, key=lambda t: t.score)
   want = ternarize(DELTA, density=top.density, alpha=top.alpha)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), best.dense(), want.dense())
-  constant, _ = search_ternary(DELTA, base, lambda params: 0.0, densities=(0.5, 0.1), alphas=(2, 1))
+  constant, _ = search_ternary(base, DELTA, lambda params: 0.0, densities=(0.5, 0.1), alphas=(2, 1))
   assert np.count_nonzero(flat_signs(constant)) == int(0.1 * len(FLAT))
 
 

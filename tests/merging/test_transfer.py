@@ -12,7 +12,7 @@ from jaxft.tree.task_vectors import apply_task_vector, task_vector
 
 def test_transfer_to_the_source_itself_is_the_fine_tuned_model():
   base, tuned = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([1.5, 1.0])}
-  np.testing.assert_array_equal(apply_task_vector(base, task_vector(tuned, base))["w"], tuned["w"])
+  np.testing.assert_array_equal(apply_task_vector(base, task_vector(base, tuned))["w"], tuned["w"])
 
 
 @pytest.mark.parametrize("distance", [0.1, 0.2])
@@ -22,7 +22,7 @@ def test_error_of_a_transfer_is_linear_in_the_distance_of_the_bases(distance):
   finetune = lambda m: jax.tree.map(lambda x: x - rate * hessian * (x - goal), m)
   source, apart = {"w": jnp.array([0.3, 0.2])}, jnp.array([1.0, 2.0]) * distance
   target = {"w": source["w"] + apart}
-  moved = apply_task_vector(target, task_vector(finetune(source), source))
+  moved = apply_task_vector(target, task_vector(source, finetune(source)))
   np.testing.assert_allclose(moved["w"] - finetune(target)["w"], rate * hessian * apart, atol=1e-6)
 
 
@@ -44,7 +44,7 @@ def test_new_tokens_are_carried_over_whole():
   source = {"embed": {"tokens": {"embedding": jnp.ones((3, 2))}}}
   target = {"embed": {"tokens": {"embedding": 2 * jnp.ones((3, 2))}}}
   tuned, source, target = grow_vocabulary([tuned, source, target])
-  rows = apply_task_vector(target, task_vector(tuned, source))["embed"]["tokens"]["embedding"]
+  rows = apply_task_vector(target, task_vector(source, tuned))["embed"]["tokens"]["embedding"]
   np.testing.assert_array_equal(rows[3:], tuned["embed"]["tokens"]["embedding"][3:])
   np.testing.assert_array_equal(rows[:3], tuned["embed"]["tokens"]["embedding"][:3] + 1)
 

@@ -41,7 +41,7 @@ def test_shira(steps):
   flat = (into * N_OUT + out).astype(np.int32)  # of our [in, out] kernel
 
   params = {"kernel": jnp.asarray(weight.T)}
-  transform = sparse_delta({"kernel": jnp.asarray(flat)})
+  transform = sparse_delta(indices={"kernel": jnp.asarray(flat)})
   frozen, trainable = transform.split(jax.random.key(0), params)
   assert trainable["kernel"].shape == shira(rank=RANK).split(jax.random.key(0), params)[1]["kernel"].shape
 

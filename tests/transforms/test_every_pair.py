@@ -101,7 +101,7 @@ def test_every_pair_composes_or_says_why_not(layout, some):
       continue
     want = refusal(first, second, layout)
     if second in WHOLE and not want and leaves_structured(transforms[first], params):
-      want = "^$|choice trains .* leaves that are not plain weights"  # refused where it would train one of those
+      want = "^$|select trains .* leaves that are not plain weights"  # refused where it would train one of those
     try:
       got = attempt(chain(transforms[first], transforms[second]), params)
     except Exception as e:  # any at all, for the others are to be seen as well

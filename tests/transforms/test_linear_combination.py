@@ -23,7 +23,7 @@ def params_of(seed):
 
 BASE = params_of(0)
 MODELS = [params_of(i) for i in (1, 2, 3)]
-VECTORS = [task_vector(m, BASE) for m in MODELS]
+VECTORS = [task_vector(BASE, m) for m in MODELS]
 
 
 def split_and_join(transform, params=BASE):

@@ -16,7 +16,7 @@ from jaxft.transforms.entries.trainable_tokens import RowsReplaced, trainable_to
 from jaxft.transforms.whole.bitfit import add_biases, bitfit
 from jaxft.transforms.whole.reinitialize import reinitialize_top
 from jaxft.transforms.whole.unfreezing import carry_over, freeze_below, gradual_unfreezing
-from jaxft.tree import count, cut_layers, leaves_with_paths, stack_layers, unstack_layers
+from jaxft.tree import by_path, count, cut_layers, leaves_with_paths, stack_layers, unstack_layers
 
 KEY = jax.random.key(0)
 L, V, D = 4, 50, 16
@@ -128,10 +128,10 @@ def test_freeze_below_counts_what_telly_counts(params, depth):
 
 
 @pytest.mark.parametrize("first", [
-    "embed/**", ["embed/**"], lambda path, leaf: path.startswith("embed"),
+    "embed/**", ["embed/**"], by_path(lambda path, leaf: path.startswith("embed")),
     {"embed": True, "layers": False, "norm": False},
 ])
-def test_the_leaves_below_the_first_layer_are_any_filter(params, first):
+def test_the_leaves_below_the_first_layer_are_any_choice(params, first):
   want = freeze_below(0).split(KEY, params)
   for transform in (freeze_below(0, first=first), gradual_unfreezing([2, 0], first=first)[-1]):
     got = transform.split(KEY, params)
@@ -141,7 +141,7 @@ def test_the_leaves_below_the_first_layer_are_any_filter(params, first):
 
 
 def test_freeze_below_errors(params):
-  with pytest.raises(ValueError, match="filter 'embd/.*' matches none"):
+  with pytest.raises(ValueError, match="first 'embd/.*' matches none"):
     freeze_below(0, first="embd/**").split(KEY, params)
   with pytest.raises(ValueError, match=r"depth 2 lies inside the stack of layers.*cut_layers\(params, at=\[2\]\)"):
     freeze_below(2).split(KEY, params)

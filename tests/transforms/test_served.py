@@ -25,9 +25,9 @@ LAYOUTS = {"stacked": lambda p: p, "unrolled": unstack_layers, "cut": lambda p: 
 # Each trains other matrices, other rows or columns, and other numbers of them; the last trains the columns of a matrix
 # of which the first trains rows.
 METHODS = (
-    submatrix({DOWN: np.array([[3, 9, 0], [5, 2, -1], [-1, -1, -1]]), OUT: np.arange(4)}),
-    submatrix({DOWN: np.array([7]), UP: np.array([0, 23, 11])}, axis={DOWN: -2, UP: -1}),
-    submatrix({DOWN: np.array([1, 2]), TABLE: np.array([3, 8, 30])}, axis={DOWN: -1, TABLE: -2}),
+    submatrix(indices={DOWN: np.array([[3, 9, 0], [5, 2, -1], [-1, -1, -1]]), OUT: np.arange(4)}),
+    submatrix(indices={DOWN: np.array([7]), UP: np.array([0, 23, 11])}, axis={DOWN: -2, UP: -1}),
+    submatrix(indices={DOWN: np.array([1, 2]), TABLE: np.array([3, 8, 30])}, axis={DOWN: -1, TABLE: -2}),
 )
 
 
@@ -129,7 +129,7 @@ def test_fusing_is_exact_however_small_the_moves(dtype, layout, tmp_path):
   bits(unfuse(fused, old), params)
   if dtype == jnp.float32:
     assert any((x != y).any() for x, y in zip(jax.tree.leaves(fused), jax.tree.leaves(params))), "1e-9 must count"
-    assert not sparse_difference(fused, params), "which the differences of whole models drop"
+    assert not sparse_difference(params, fused), "which the differences of whole models drop"
   again, older = switch(fused, old, other)
   bits(again, fuse(params, other)[0])
   bits(unfuse(again, older), params)
@@ -150,7 +150,7 @@ def test_a_delta_of_a_whole_square_matrix_knows_its_axis():
   params = {"w": draw(0, 6, 6)}
   order = np.array([3, 1, 5, 0, 2, 4])
   for axis in (-2, -1):
-    transform = submatrix({"w": order}, axis=axis)
+    transform = submatrix(indices={"w": order}, axis=axis)
     sides = moved(transform, params)
     delta = submatrix_delta(*sides)
     assert delta["w"].axis == axis
@@ -160,7 +160,7 @@ def test_a_delta_of_a_whole_square_matrix_knows_its_axis():
 
 def test_flat_entries_go_through_files_too(tmp_path):
   params = {"w": draw(0, M, N).astype(jnp.bfloat16)}
-  delta = sparse_difference({"w": params["w"].at[2, 3].add(1).at[5].add(2)}, params)
+  delta = sparse_difference(params, {"w": params["w"].at[2, 3].add(1).at[5].add(2)})
   save_delta(tmp_path / "delta", delta)
   bits(load_delta(tmp_path / "delta"), delta)
 

@@ -43,16 +43,16 @@ def test_lottery_ticket_from_dense_phase_to_delta():
   assert sum(int(c.sum()) for c in jax.tree.leaves(changed)) == 50
   assert sum(x.size for x in jax.tree.leaves(state)) == 2 * 50 + 1, "moments of 50 values, and a step counter"
   assert sum(x.nbytes for pair in chosen_entries(frozen, trainable).values() for x in pair) == 50 * 8
-  delta = sparse_difference(tuned, PARAMS)
+  delta = sparse_difference(PARAMS, tuned)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), apply_delta(PARAMS, delta), tuned)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), compose(
       PARAMS, [chosen_entries(frozen, trainable)]), tuned)
 
 
-def random_delta(i, where=None):
+def random_delta(i, where=True):
   moved = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(i), x.shape), PARAMS)
   mask = top_k_mask(jax.tree.map(lambda x: jax.random.normal(jax.random.key(i + 9), x.shape), PARAMS), 40, where=where)
-  return sparse_difference(jax.tree.map(jnp.where, mask, moved, PARAMS), PARAMS), mask
+  return sparse_difference(PARAMS, jax.tree.map(jnp.where, mask, moved, PARAMS)), mask
 
 
 def test_composition():
@@ -63,7 +63,7 @@ def test_composition():
   close(apply_delta(PARAMS, a, scale=2.0), compose(PARAMS, [a, a]))
   apart, _ = random_delta(3, where=jax.tree.map(jnp.logical_not, mask_a))
   on_a = jax.tree.map(lambda w, p, m: jnp.where(m, w, p), compose(PARAMS, [a, apart]), PARAMS, mask_a)
-  back = sparse_difference(on_a, PARAMS)
+  back = sparse_difference(PARAMS, on_a)
   assert back.keys() == a.keys()
   for path in a:
     np.testing.assert_array_equal(back[path].indices, a[path].indices)
@@ -107,13 +107,31 @@ def test_shira_trains_as_many_numbers_as_lora():
 @pytest.mark.parametrize("entries, message", [
     (jnp.array([0, 5, 5]), "layers/up/kernel has an index twice"),
     (jnp.array([0, 384]), r"takes indices in 0\.\.383; got 0\.\.384"),
-    (jnp.ones((3, 8), bool), r"has shape \(3, 8, 16\); its mask has \(3, 8\)"),
-    (jnp.zeros((3, 8, 16), bool), "at least one entry"),
+    (jnp.ones((3, 8), bool), r"takes flat int32 indices \[K\]; got bool \(3, 8\): a mask is a choice"),
+    (jnp.zeros(0, int), "indices must have at least one entry"),
 ])
-def test_errors(entries, message):
-  select = {"layers": {"up": {"kernel": entries}, "down": {"kernel": None}}}
+def test_errors_of_indices(entries, message):
+  indices = {"layers": {"up": {"kernel": entries}, "down": {"kernel": None}}}
   with pytest.raises(ValueError, match=message):
-    sparse_delta(select).split(KEY, PARAMS)
+    sparse_delta(indices=indices).split(KEY, PARAMS)
+
+
+@pytest.mark.parametrize("entries, message", [
+    (jnp.ones((3, 8), bool), r"layers/up/kernel \(3, 8, 16\) got bool \(3, 8\)"),
+    (jnp.array([0, 5]), r"layers/up/kernel \(3, 8, 16\) got int32 \(2,\)"),
+    (jnp.zeros((3, 8, 16), bool), "select must have at least one entry"),
+])
+def test_errors_of_a_choice(entries, message):
+  with pytest.raises(ValueError, match=message):
+    sparse_delta({"layers": {"up": {"kernel": entries}, "down": {"kernel": None}}}).split(KEY, PARAMS)
+
+
+@pytest.mark.parametrize("make", [sparse_delta, submatrix])
+def test_what_trains_is_a_choice_or_indices(make):
+  with pytest.raises(TypeError, match="takes select or indices; got neither"):
+    make()
+  with pytest.raises(TypeError, match="takes select or indices; got both"):
+    make("**/kernel", indices={"**/kernel": np.array([1])})
 
 
 def test_delta_errors():
@@ -125,6 +143,6 @@ def test_delta_errors():
 
 
 def test_only_a_sparse_delta_has_chosen_entries():
-  for other in (submatrix({"**/w": np.array([1])}), lora("**/w", rank=1)):
+  for other in (submatrix(indices={"**/w": np.array([1])}), lora("**/w", rank=1)):
     with pytest.raises(ValueError, match="sides of a sparse_delta; at layers/w they are not.* submatrix_delta"):
       chosen_entries(*other.split(KEY, {"layers": {"w": jnp.ones((2, 4, 4))}}))

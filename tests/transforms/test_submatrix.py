@@ -54,7 +54,7 @@ def test_the_base_has_its_gradient_too_and_forward_mode_works():
 @pytest.mark.parametrize("glob, axis", [("**/down/*", -2), ("**/up/*", -1)])
 @pytest.mark.parametrize("q", [0.03125, 0.25])
 def test_a_step_costs_four_and_twice_the_share(glob, axis, q):
-  transform = submatrix({glob: np.arange(int(q * BIG["hidden"]))}, axis=axis)
+  transform = submatrix(indices={glob: np.arange(int(q * BIG["hidden"]))}, axis=axis)
   share = q / 2  # one of the two matrices
   stacked = stack_params(KEY, **BIG)
   assert step_cost(transform, stacked, forward, matmul_flops) <= 4.0 + 2 * share
@@ -63,7 +63,7 @@ def test_a_step_costs_four_and_twice_the_share(glob, axis, q):
 
 def test_all_rows_is_full_tuning_of_that_matrix():
   params = stack_params(KEY, layers=2, dim=8, hidden=16)
-  transform = submatrix({"**/down/*": np.arange(16)})
+  transform = submatrix(indices={"**/down/*": np.arange(16)})
   optimizer, step = make_step(transform)
   frozen, trainable = transform.split(KEY, params)
   x, y = draw(0, 4, 8), draw(1, 4, 8)
@@ -81,7 +81,7 @@ def test_a_few_rows_follow_full_tuning_under_a_mask():
   """Adam over several steps: what the gradient of the whole matrix, masked, would have made of them."""
   params = stack_params(KEY, layers=2, dim=8, hidden=16)
   rows, down = np.array([[3, 9, 0], [5, 2, -1]]), params["layers"]["down"]["kernel"]
-  transform = submatrix({"**/down/*": rows})
+  transform = submatrix(indices={"**/down/*": rows})
   frozen, trainable = transform.split(KEY, params)
   x, optimizer = draw(0, 4, 8), optax.adam(1e-2)
   chosen = np.zeros(down.shape, bool)
@@ -107,7 +107,7 @@ def test_disjoint_deltas_fuse_in_either_order():
   params = stack_params(KEY, layers=2, dim=8, hidden=16)
 
   def delta(i, rows):
-    frozen, trainable = submatrix({"**/down/*": np.array(rows)}).split(KEY, params)
+    frozen, trainable = submatrix(indices={"**/down/*": np.array(rows)}).split(KEY, params)
     trainable = jax.tree.map(lambda d: draw(i, *d.shape), trainable)
     return submatrix_delta(frozen, trainable)
 
@@ -191,7 +191,7 @@ def test_norms_of_columns():
 
 def test_rows_of_a_tied_embedding():
   params = decoder.init(KEY, CONFIG, stddev=0.3)
-  frozen, trainable = (transform := submatrix({"embed/tokens/*": np.array([3, 8, 30])})).split(KEY, params)
+  frozen, trainable = (transform := submatrix(indices={"embed/tokens/*": np.array([3, 8, 30])})).split(KEY, params)
   trainable = jax.tree.map(lambda d: d + 0.1 * draw(1, *d.shape), trainable)
   ids = jnp.array([[3, 5, 8, 1, 30, 3]])
   nll = lambda t, form: jnp.sum(decoder.token_nll(form(transform.join(frozen, t)), CONFIG, ids)[0])
@@ -216,16 +216,16 @@ def test_permuting_coupled_units_keeps_the_function(layout):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda p: submatrix({"**/down/kernel": np.array([1, 1])}).split(KEY, p), "has an index twice in one layer"),
-    (lambda p: submatrix({"**/down/kernel": np.array([24])}).split(KEY, p), r"takes indices in 0\.\.23, or -1"),
-    (lambda p: submatrix({"**/scale": np.array([1])}).split(KEY, p), "is no matrix"),
-    (lambda p: submatrix({"**/down/*": np.array([1]), "**/kernel": np.array([1])}).split(KEY, p), "is matched by"),
-    (lambda p: submatrix({"**/down/*": np.zeros((2, 1), int)}).split(KEY, p), "is of layer 2; got indices for 2"),
-    (lambda p: submatrix({"**/down/*": np.array([1])}, axis=0), r"axis must be -2 \(rows\) or -1"),
-    (lambda p: submatrix({"**/down/kernel": np.array([1.5])}).split(KEY, p), "takes integer indices; got float64"),
-    (lambda p: submatrix({"**/down/kernel": np.ones(24, bool)}).split(KEY, p), "takes integer indices; got bool"),
-    (lambda p: submatrix({}), "indices must have at least one glob"),
-    (lambda p: submatrix({"a": np.array([1]), "b": np.array([1])}, axis={"a": -1}), r"axis must have .* it lacks 'b'"),
+    (lambda p: submatrix(indices={"**/down/kernel": np.array([1, 1])}).split(KEY, p), "has an index twice in one layer"),
+    (lambda p: submatrix(indices={"**/down/kernel": np.array([24])}).split(KEY, p), r"takes indices in 0\.\.23, or -1"),
+    (lambda p: submatrix(indices={"**/scale": np.array([1])}).split(KEY, p), "is no matrix"),
+    (lambda p: submatrix(indices={"**/down/*": np.array([1]), "**/kernel": np.array([1])}).split(KEY, p), "is matched by"),
+    (lambda p: submatrix(indices={"**/down/*": np.zeros((2, 1), int)}).split(KEY, p), "is of layer 2; got indices for 2"),
+    (lambda p: submatrix(indices={"**/down/*": np.array([1])}, axis=0), r"axis must be -2 \(rows\) or -1"),
+    (lambda p: submatrix(indices={"**/down/kernel": np.array([1.5])}).split(KEY, p), "takes integer indices; got float64"),
+    (lambda p: submatrix(indices={"**/down/kernel": np.ones(24, bool)}).split(KEY, p), "takes integer indices; got bool"),
+    (lambda p: submatrix(indices={}), "indices must have at least one glob"),
+    (lambda p: submatrix(indices={"a": np.array([1]), "b": np.array([1])}, axis={"a": -1}), r"axis must have .* it lacks 'b'"),
     (lambda p: s2ft(KEY, p, head_dim=4, scores={"up": [np.ones(24)] * 3}), "scores must be of what trains, out, down"),
     (lambda p: s2ft(KEY, p, head_dim=4, scores={"down": [np.ones(3)] * 3}), "scores must have the lengths of sizes"),
     (lambda p: s2ft(KEY, p, head_dim=5), "head_dim, the unit, must divide axis -2 of layers/attention/out/kernel"),

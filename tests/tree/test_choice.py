@@ -25,7 +25,7 @@ from jaxft.leaves import materialize
 from jaxft.models import decoder
 from jaxft.optimizers import scale_updates
 from jaxft.transforms import chain, freeze, full, lora, sparse_delta, submatrix, train
-from jaxft.tree import as_choice, choice_scales, count, layer_of, leaves_with_paths, unstack_layers
+from jaxft.tree import as_choice, by_path, choice_scales, count, layer_of, leaves_with_paths, unstack_layers
 from jaxft.tree.choice import entries
 
 KEY = jax.random.key(0)
@@ -58,10 +58,10 @@ def heads(params):
 MODULES, ROWS, ENTRIES = range(3)
 KINDS = {
     "glob": (lambda p: "**/up/*", MODULES),
-    "predicate": (lambda p: lambda path, leaf: "mlp" in path and "norm" not in path, MODULES),
+    "predicate": (lambda p: by_path(lambda path, leaf: "mlp" in path and "norm" not in path), MODULES),
     "tree of booleans": (lambda p: as_choice("**/out/*", p), MODULES),
     "random modules": (lambda p: random_module_mask(KEY, p, ["**/{up,down,gate}/*"], others=False), MODULES),
-    "depth": (lambda p: within_layers(1, 3, "**/mlp/*/*")(p), MODULES),
+    "depth": (lambda p: within_layers(1, 3, "**/mlp/*/*"), MODULES),
     "tree search": (search, MODULES),
     "units": (units, ROWS),
     "heads": (heads, ROWS),
@@ -100,7 +100,7 @@ def test_train_and_freeze(kind, layout):
   params, choice, grain, masks = chosen_of(kind, layout)
   if grain != MODULES:
     for use in (train, freeze):
-      with pytest.raises(ValueError, match="choice must have whole leaves, or whole layers .* for sparse_delta"):
+      with pytest.raises(ValueError, match="select must have whole leaves, or whole layers .* for sparse_delta"):
         use(choice).split(KEY, params)
     return
   trained, got = moved_by(train(choice), params)
@@ -115,8 +115,6 @@ def test_train_and_freeze(kind, layout):
 @every_layout
 def test_sparse_delta(kind, layout):
   params, choice, _, masks = chosen_of(kind, layout)
-  if callable(choice):
-    choice = as_choice(choice, params)  # a function is for `sparse_delta` one that draws indices
   trained, got = moved_by(sparse_delta(choice), params)
   assert_all_equal(got, masks)
   assert count(trained) == sum(m.sum() for m in masks)
@@ -130,9 +128,12 @@ def test_submatrix(kind, layout):
   if grain == ENTRIES:
     with pytest.raises(ValueError, match="choice must have whole rows; of .* in part"):
       chosen_rows(choice, params)
+    with pytest.raises(ValueError, match="has some rows and columns in part, which is for sparse_delta"):
+      submatrix(choice).split(KEY, params)
     return
-  trained, got = moved_by(submatrix(chosen_rows(choice, params)), params)
-  assert_all_equal(got, masks)
+  for transform in (submatrix(choice), submatrix(indices=chosen_rows(choice, params))):
+    _, got = moved_by(transform, params)
+    assert_all_equal(got, masks)
   assert all(matrix(path, leaf) for (path, leaf), m in zip(leaves_with_paths(params), masks) if m.any())
 
 
@@ -160,7 +161,7 @@ def test_cut_where_a_choice_changes(kind):
 
 
 def test_what_trains_by_layers_composes_with_what_adapts_the_rest():
-  choice = within_layers(1, 3, "**/mlp/up/*")(STACKED)
+  choice = within_layers(1, 3, "**/mlp/up/*")
   transform = chain(train(choice), lora("**/mlp/up/kernel", rank=2))
   frozen, trainable = transform.split(KEY, STACKED)
   moved = jax.tree.map(lambda x: x + 0.5, trainable)
@@ -174,10 +175,10 @@ def test_what_trains_by_layers_composes_with_what_adapts_the_rest():
     (lambda: train({"embed": np.ones(3, bool)}).split(KEY, {"embed": jnp.ones((3, 2))}), ValueError,
      r"embed \(3, 2\) got bool \(3,\)"),
     (lambda: train(jax.tree.map(lambda x: np.ones(2, bool), STACKED)).split(KEY, STACKED), ValueError,
-     "choice must have"),
-    (lambda: train(3).split(KEY, STACKED), TypeError, "choice must be a filter or a tree of booleans"),
-    (lambda: train({"embed": True}).split(KEY, STACKED), TypeError, "choice must be a filter or a tree of booleans"),
-    (lambda: lora(within_layers(1, 3, "**/up/*")(STACKED)).split(KEY, STACKED), TypeError, "not a filter"),
+     "select must have"),
+    (lambda: train(3).split(KEY, STACKED), TypeError, "select must be a glob, .* or a function"),
+    (lambda: train({"embed": True}).split(KEY, STACKED), TypeError, "select must be a glob, .* or a function"),
+    (lambda: lora(within_layers(1, 3, "**/up/*")).split(KEY, STACKED), ValueError, "must choose whole leaves"),
     (lambda: scale_updates({"w": np.ones(3, bool)}), ValueError, "choice_scales"),
     (lambda: scale_updates({"w": np.ones(3)}).update({"w": jnp.ones((3, 2))}, optax.EmptyState()), ValueError,
      "scales must broadcast"),

@@ -1,4 +1,4 @@
-"""Paths, filters, depth, and the protocol: choosing leaves, whatever container and layout hold them."""
+"""Paths, choices, depth, and the protocol: choosing leaves, whatever container and layout hold them."""
 
 import flax.nnx as nnx
 import jax
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxft.leaves import materialize
-from jaxft.transforms import chain, freeze, full, lora, on, train
+from jaxft.transforms import chain, freeze, full, lora, on, quantize_array, train
 from jaxft.tree import (
+  by_path,
   count,
   cut_layers,
   layer_of,
@@ -36,19 +37,34 @@ def params():
     ("**/kernel", ["head/kernel", "layers/attention/query/kernel", "layers/attention/value/kernel"]),
     ("**/{query,norm}/*", ["layers/attention/query/kernel", "layers/norm/scale"]),
     ("layers/*/scale", ["layers/norm/scale"]),
-    (lambda path, leaf: leaf.ndim == 1, ["head/bias"]),
+    (by_path(lambda path, leaf: leaf.ndim == 1), ["head/bias"]),
     (["head/bias", "embed/**"], ["embed/embedding", "head/bias"]),
     ({"embed": True, "layers": False, "head": {"kernel": False, "bias": True}}, ["embed/embedding", "head/bias"]),
 ])
-def test_filters(glob, found):
+def test_choices_of_whole_leaves(glob, found):
   assert matching_paths(glob, params()) == found
 
 
-def test_filter_errors():
-  with pytest.raises(ValueError, match="matches none of the 6 leaves; nearest: .*head/kernel"):
-    mask("haed/kernel", params())
-  with pytest.raises(TypeError, match="filter must be a glob"):
-    mask({"nothing": 3}, params())
+@pytest.mark.parametrize("choice, error, message", [
+    ("haed/kernel", ValueError, "select 'haed/kernel' matches none of the 6 leaves; nearest: .*head/kernel"),
+    (["head/*", "qery"], ValueError,
+     r"'qery' matches .*; paths are matched whole, as in '\*\*/query/kernel'; nearest: layers/attention/query/kernel"),
+    ({"nothing": 3}, TypeError, "select must be a glob, a sequence of globs, a tree of booleans"),
+    (["head/*", by_path(lambda path, leaf: True)], TypeError, "select must be a glob, a sequence of globs"),
+    (lambda path, leaf: True, TypeError, "does not take one argument. .* goes through by_path"),
+    (lambda params: "head/*", TypeError, "select must be a glob, .*got 'head/.' for embed"),
+    ({"embed": True, "layers": np.ones(6, bool), "head": False}, ValueError,
+     r"select must choose whole leaves; it divides 3: layers/attention/query/kernel \(6,\)"),
+])
+def test_errors_of_choices(choice, error, message):
+  with pytest.raises(error, match=message):
+    mask(choice, params())
+
+
+def test_a_function_sees_the_params_and_the_shapes_of_structured_leaves():
+  p = {"w": quantize_array(jnp.ones((64, 4))), "v": jnp.ones((4, 64)), "hole": None}
+  assert mask(lambda params: jax.tree.map(lambda x: x.shape == (64, 4), params), p) == {"w": True, "v": False, "hole": False}
+  assert mask(lambda params: {"w": False, "v": bool(params["v"].any()), "hole": True}, p)["v"]
 
 
 @pytest.mark.parametrize("call, message", [
@@ -66,7 +82,7 @@ def test_layout_errors(call, message):
 
 
 def test_a_hole_never_matches():
-  assert jax.tree.leaves(mask(lambda path, leaf: True, {"a": None, "b": jnp.ones(2)})) == [False, True]
+  assert jax.tree.leaves(mask(by_path(lambda path, leaf: True), {"a": None, "b": jnp.ones(2)})) == [False, True]
 
 
 def test_nnx_paths_read_like_a_dict():

@@ -19,6 +19,7 @@ from jaxft.formats.peft_files.tokens import token_name, tokens_of
 from jaxft.transforms.entries.trainable_tokens import trainable_tokens
 from jaxft.transforms.protocol import ParamTransform, chain
 from jaxft.transforms.whole.freeze import train
+from jaxft.tree.choice import by_path
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
 
 
@@ -108,7 +109,7 @@ def _given(effective: Mapping[str, Any], method: Method) -> dict[str, Any]:
 
 
 def _at(paths: set[str]) -> Any:
-  return lambda path, leaf: path in paths
+  return by_path(lambda path, leaf: path in paths)
 
 
 def _groups(

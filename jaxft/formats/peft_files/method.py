@@ -11,7 +11,7 @@ from jaxft.formats.peft_files.modules import Place
 from jaxft.formats.peft_files.projections import Numbers, Shared
 from jaxft.leaves.annotated import Annotated
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 Settings = Mapping[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -63,7 +63,7 @@ class Method:
     changes_bias: whether PEFT changes a module's bias as well, which transforms of kernels leave as it is.
   """
 
-  build: Callable[[Filter, Settings], ParamTransform]
+  build: Callable[[Choice, Settings], ParamTransform]
   tensors: Mapping[str, Tensor]
   defaults: Settings = dataclasses.field(default_factory=dict)
   measure: Callable[[Numbers, Any, Place, Settings], dict[str, Any]] = lambda x, leaf, place, s: {}

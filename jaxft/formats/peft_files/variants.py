@@ -16,7 +16,7 @@ from jaxft.transforms.low_rank.dora import ColumnNormalized, dora
 from jaxft.transforms.low_rank.lora import lora
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.structured.lokr import divisors_near_root
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 def tidy(x: float) -> int | float:
@@ -54,7 +54,7 @@ def moved_base(s: Settings) -> str:
       "trained: model.save_pretrained(folder, path_initial_model_for_weight_conversion=...)")
 
 
-def lora_or_dora(select: Filter, s: Settings) -> ParamTransform:
+def lora_or_dora(select: Choice, s: Settings) -> ParamTransform:
   options = {"rank": s["r"], "dropout": float(s["lora_dropout"])}
   if s["use_dora"]:
     return dora(select, alpha=s["lora_alpha"] * (math.sqrt(s["r"]) if s["use_rslora"] else 1), **options)

@@ -27,11 +27,11 @@ class Entries(NamedTuple):
 SparseDelta = Mapping[str, Entries | RowDelta]
 
 
-def sparse_difference(new: Tree, base: Tree, *, eps: float = 1e-7) -> dict[str, Entries]:
-  """`new - base` in float32, without the entries of `|.| <= eps`.
+def sparse_difference(base: Tree, tuned: Tree, *, eps: float = 1e-7) -> dict[str, Entries]:
+  """`tuned - base` in float32, without the entries of `|.| <= eps`.
 
   Args:
-    new, base: checkpoints with the same leaves; those that are not floating point have no difference.
+    base, tuned: checkpoints with the same leaves; those that are not floating point have no difference.
     eps: of absolute size; the source's value. 0 keeps every entry that differs.
 
   Returns:
@@ -42,14 +42,14 @@ def sparse_difference(new: Tree, base: Tree, *, eps: float = 1e-7) -> dict[str, 
 
   Source: Ansell et al. 2022, LT-SFT (arXiv 2110.07560).
   """
-  check_same_leaves("new", new, "base", base)
+  check_same_leaves("base", base, "tuned", tuned)
   delta: dict[str, Entries] = {}
-  for (path, a), (_, b) in zip(leaves_with_paths(new), leaves_with_paths(base), strict=True):
-    if a is None or not jnp.issubdtype(a.dtype, jnp.floating):
+  for (path, b), (_, t) in zip(leaves_with_paths(base), leaves_with_paths(tuned), strict=True):
+    if b is None or not jnp.issubdtype(b.dtype, jnp.floating):
       continue
-    if a.size >= 1 << 31:
-      raise ValueError(f"{path} {tuple(a.shape)} is too large for int32 indices: cut its stack with cut_layers")
-    difference = np.asarray(a.astype(jnp.float32) - b.astype(jnp.float32)).ravel()
+    if b.size >= 1 << 31:
+      raise ValueError(f"{path} {tuple(b.shape)} is too large for int32 indices: cut its stack with cut_layers")
+    difference = np.asarray(t.astype(jnp.float32) - b.astype(jnp.float32)).ravel()
     indices = np.flatnonzero(np.abs(difference) > eps)
     if len(indices):
       delta[path] = Entries(jnp.asarray(indices, jnp.int32), jnp.asarray(difference[indices]))

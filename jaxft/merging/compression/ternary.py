@@ -110,15 +110,15 @@ class Trial(NamedTuple):
 
 
 def search_ternary(
-    delta: Tree, base: Tree, score: Callable[[Tree], Any], *,
+    base: Tree, delta: Tree, score: Callable[[Tree], Any], *,
     densities: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5), alphas: Sequence[float] = (0.5, 1, 2, 3, 4, 5, 6, 8, 10),
     scale: Literal["std", "mean_abs", "lstsq"] | float = "std", scope: Literal["global", "leaf"] = "global",
 ) -> tuple[Ternary, list[Trial]]:
   """The ternary task vector with the best score on validation data; of equal ones the sparsest, then the smallest.
 
   Args:
+    base: what the task vector is added to.
     delta: a task vector.
-    base: what it is added to.
     score: `params -> number`, higher is better.
     densities, alphas: the grid; each density is pruned once.
     scale, scope: see `ternarize`.

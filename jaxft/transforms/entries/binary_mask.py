@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxft.leaves.annotated import map_weight
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter, mask
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.paths import Tree, is_leaf, unzip_with_path
 
 
@@ -28,20 +28,20 @@ def _(primals, tangents):
   return straight_through_threshold(*primals), tangents[0]
 
 
-def binary_mask(select: Filter = "**/kernel", *, init: float = 1e-2, threshold: float = 5e-3) -> ParamTransform:
+def binary_mask(select: Choice = "**/kernel", *, init: float = 1e-2, threshold: float = 5e-3) -> ParamTransform:
   """Trains a score for each weight: `w * 1[score > threshold]`, the step differentiated as the identity.
 
   All weights are kept at the start. The gradient of a score is `dL/dw_masked * w`, also below the threshold, so that a
   weight can come back. Compute is that of full tuning; the result is one bit for each weight (`pack_mask`).
 
   Args:
-    select: a filter.
+    select: a choice of whole leaves.
     init: of the scores, which are float32: steps are of their last bits in fewer.
     threshold: below init. Under Adam a weight needs about `(init - threshold) / learning_rate` steps of one sign to go;
       the source takes 8e-5, 63 of them.
 
   Raises:
-    ValueError: threshold is not below init; from `split`: the filter matches nothing.
+    ValueError: threshold is not below init; from `split`: a glob matches nothing.
 
   Source: Zheng et al. 2023, R-AMT (arXiv 2307.15049), which masks a vision transformer's attention; the same transform
   over all kernels is Piggyback (Mallya et al. 2018, arXiv 1801.06519). Its gradient dropout is

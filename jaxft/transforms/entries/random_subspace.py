@@ -13,8 +13,8 @@ from jaxft.leaves.annotated import Annotated, map_weight
 from jaxft.transforms.entries.fastfood import dense_projection, fastfood, sparse_projection
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import Choice, mask, shapes_of
 from jaxft.tree.depth import leaf_keys
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, is_leaf, map_with_path
 
 # (key, x [d], D) -> P x [D]
@@ -22,7 +22,7 @@ Projection = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
 def random_subspace(
-    dim: int, *, select: Filter = True, projection: Projection = fastfood, structured: bool = False
+    dim: int, *, select: Choice = True, projection: Projection = fastfood, structured: bool = False
 ) -> ParamTransform:
   """Trains `w_i = w_i0 + s_i P_i(v)`: the vector v is shared by all tensors, each has a random projection of its own.
 
@@ -36,14 +36,14 @@ def random_subspace(
 
   Args:
     dim: how many numbers train, the scales among them.
-    select: what moves, of floating-point leaves; a predicate must not read values, as in `on`. A new head that stays
-      outside trains by `chain(train(head), random_subspace(...))`, and is then not counted in dim.
+    select: what moves, of floating-point leaves; read again in `join`, as that of `on` is. A new head that stays outside
+      trains by `chain(train(head), random_subspace(...))`, and is then not counted in dim.
     projection: `fastfood`, `dense_projection`, `sparse_projection`, or another function `(key, x [d], D) -> [D]`.
     structured: one scale for each tensor (SAID), of stacked layers one for each layer; else DID.
 
   Raises:
     TypeError: projection is no function, such as the name of one.
-    ValueError: dim < 1; from `split`: the filter matches nothing, or there are at least as many scales as dim.
+    ValueError: dim < 1; from `split`: nothing is selected, or there are at least as many scales as dim.
 
   Source: Aghajanyan et al. 2020 (arXiv 2012.13255), whose vector has `d - m` entries beside m scales. Its projections
   come from a table kept in memory.
@@ -56,7 +56,7 @@ def random_subspace(
         f"{nearest(str(projection), known)}")
 
   def split(key: jax.Array, params: Tree):
-    flags = _moving(params, mask(select, params))
+    flags = _moving(params, mask(select, shapes_of(params)))
     # Keys as numbers, so that checkpoints hold them like any other array.
     hold = lambda path, leaf, moves: (
         Annotated(leaf, {"seed": jax.random.key_data(leaf_keys(key, path, leaf))}) if moves else leaf)
@@ -87,15 +87,15 @@ def random_subspace(
         step = step * scale.reshape(scale.shape + (1,) * (step.ndim - scale.ndim))
       return map_weight(w.w, lambda array: (array.astype(jnp.float32) + step).astype(array.dtype))
 
-    # The filter is asked again, for another subspace of a chain may have left seeds of its own elsewhere.
-    flags = _moving(frozen, mask(select, frozen, allow_empty=True))
+    # The choice is read again, for another subspace of a chain may have left seeds of its own elsewhere.
+    flags = _moving(frozen, mask(select, shapes_of(frozen), allow_empty=True))
     return jax.tree.map(move, frozen, flags, scales, is_leaf=is_leaf)
 
   return ParamTransform(split, join)
 
 
 def _moving(tree: Tree, chosen: Tree) -> Tree:
-  """Whether each leaf moves, of those that a filter matches: as booleans, where it is floating point."""
+  """Whether each leaf moves, of those that are chosen: as booleans, where it is floating point."""
   return map_with_path(lambda path, leaf, flag: flag and bool(jnp.issubdtype(leaf.dtype, jnp.floating)), tree, chosen)
 
 

@@ -13,8 +13,8 @@ from jaxft.leaves.materialize import materialize
 from jaxft.leaves.row_delta import check_axis
 from jaxft.transforms.entries.submatrix import submatrix
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 
@@ -73,17 +73,17 @@ def s2ft(
     raise ValueError(
         f"heads, channels, value_heads and up_channels must draw at least one unit; got {heads}, {channels}, "
         f"{value_heads} and {up_channels}")
-  return submatrix(indices, axis=axes, dtype=dtype)
+  return submatrix(indices=indices, axis=axes, dtype=dtype)
 
 
 def unit_norms(
-    tree: Tree, select: Filter, *, axis: int = -2, unit: int = 1
+    tree: Tree, select: Choice, *, axis: int = -2, unit: int = 1
 ) -> list[Float[np.ndarray, " units"]]:
   """The Euclidean norm of each unit's rows or columns: scores of weights, or of gradients, for `s2ft`.
 
   Args:
     tree: params or gradients, stacked, cut or unrolled.
-    select: a filter over the matrices of one kind, such as `**/mlp/down/kernel`: one for each layer.
+    select: a choice of the matrices of one kind, such as `**/mlp/down/kernel`: one for each layer.
     axis: -2 where units own rows, -1 where they own columns.
     unit: rows or columns of one unit: head_dim for heads, 1 for channels.
 
@@ -102,7 +102,7 @@ def unit_norms(
   return _by_layer(norms, np.zeros(0))
 
 
-def _matrices(params: Tree, select: Filter, axis: int, unit: int) -> Iterator[tuple[int, int | None, Any]]:
+def _matrices(params: Tree, select: Choice, axis: int, unit: int) -> Iterator[tuple[int, int | None, Any]]:
   """Of each layer its index, its place in a stack or None, and the leaf that holds its matrix."""
   for (path, leaf), matched in zip(leaves_with_paths(params), jax.tree.leaves(mask(select, params)), strict=True):
     if not matched:

@@ -11,16 +11,17 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.leaves.annotated import Annotated, map_weight
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree import choice
+from jaxft.tree.choice import Choice, as_choice, entries, is_function, mask
 from jaxft.tree.depth import leaf_keys
-from jaxft.tree.filters import Filter, is_function, mask
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 
 # (key, params) -> a tree of flat indices
-Select = Callable[[jax.Array, Tree], Tree]
+Draw = Callable[[jax.Array, Tree], Tree]
 
 
-def sparse_delta(select: Tree | Select, *, dtype: jnp.dtype = jnp.float32) -> ParamTransform:
+def sparse_delta(
+    select: Choice | None = None, *, indices: Tree | Draw | None = None, dtype: jnp.dtype = jnp.float32
+) -> ParamTransform:
   """Trains chosen entries: `w + scatter(indices, values)`, values zero at the start.
 
       {'up': W [m, n], 'down': V}  ->  frozen {'up': Annotated(W, indices [K]), 'down': V}
@@ -30,39 +31,49 @@ def sparse_delta(select: Tree | Select, *, dtype: jnp.dtype = jnp.float32) -> Pa
   K entries of it are read, 6 FLOPs per parameter and token as in full tuning. A stacked leaf is one flat space.
 
   Args:
-    select: a choice (`jaxft.tree.choice`), or a tree like the params of flat int32 indices, None where a leaf
-      stays frozen; or a function `(key, params) -> ` one of these, which `split` calls. Masks are read on
-      the host, one leaf after the other: their size decides the shape of what trains.
+    select: a choice of leaves, layers or entries (`jaxft.tree.choice`). It is read on the host, one leaf after the
+      other: how many entries it has decides the shape of what trains.
+    indices: in place of it a tree like the params of flat int32 indices, None where a leaf stays frozen; or a function
+      `(key, params) -> ` such a tree, which `split` calls with its key: `random_indices`.
     dtype: of the values, also where the params are of fewer bits.
 
-  Raises (from `split`):
-    ValueError: a mask that is not of its leaf's shape; an index that is repeated or out of range; a leaf of 2**31
+  Raises:
+    TypeError: both select and indices are given, or neither.
+    ValueError: from `split`: a choice that does not fit; an index that is repeated or out of range; a leaf of 2**31
       entries or more (cut its stack); nothing is chosen.
 
-  Sources: Ansell et al. 2022, LT-SFT (arXiv 2110.07560): `sparse_delta(lottery_ticket_mask(before, after, k))` from the
+  Sources: Ansell et al. 2022, LT-SFT (arXiv 2110.07560): `sparse_delta(lottery_ticket_mask(base, tuned, k))` from the
   rewound params; Bhardwaj et al. 2024, SHiRA (arXiv 2406.13175), see `shira`. LT-SFT masks gradients, under which
   weight decay still moves what is frozen; here nothing but the values exists to be moved.
   """
 
+  if (select is None) == (indices is None):
+    raise TypeError(f"sparse_delta takes select or indices; got {'neither' if select is None else 'both'}")
+  name, find = ("indices", _checked) if select is None else ("select", _chosen)
+
   def split(key: jax.Array, params: Tree):
-    chosen = select(key, params) if is_function(select) else select
-    if isinstance(chosen, (str, bool, list)):
-      chosen = choice.as_choice(chosen, params)
+    if select is None:
+      given = indices(key, params) if is_function(indices) else indices
+    else:
+      given = as_choice(select, params)
     problems: list[str] = []
 
-    def hold(path: str, leaf: Any, entries: Any) -> tuple[Any, Any]:
-      indices, problem = _indices(path, leaf, entries)
+    def hold(path: str, leaf: Any, here: Any) -> tuple[Any, Any]:
+      if leaf is None or here is None or here is False:
+        return leaf, None
+      large = f"has {math.prod(leaf.shape)} entries, beyond int32: cut its stack with cut_layers"
+      found, problem = (None, large) if math.prod(leaf.shape) >= 1 << 31 else find(path, leaf, here)
       if problem:
         problems.append(f"{path} {problem}")
-      if problem or indices is None:
+      if problem or not found.size:
         return leaf, None
-      return Annotated(leaf, indices), jnp.zeros(indices.shape, dtype)
+      return Annotated(leaf, jnp.asarray(found, jnp.int32)), jnp.zeros(found.shape, dtype)
 
-    frozen, trainable = unzip_with_path(hold, params, chosen)
+    frozen, trainable = unzip_with_path(hold, params, given)
     if problems:
-      raise ValueError(f"select does not fit {len(problems)} leaves: " + "; ".join(problems[:8]))
+      raise ValueError(f"{name} must fit the leaves; {len(problems)} differ: " + "; ".join(problems[:8]))
     if not jax.tree.leaves(trainable):
-      raise ValueError("select must choose at least one entry; got none")
+      raise ValueError(f"{name} must have at least one entry; got none")
     return frozen, trainable
 
   def join(frozen: Tree, trainable: Tree):
@@ -81,11 +92,11 @@ def add_entries(w: Array, indices: Int[Array, " K"], values: Float[Array, " K"])
   return flat.at[indices].set(new.astype(w.dtype), unique_indices=True).reshape(w.shape)
 
 
-def random_indices(select: Filter, count: Callable[[str, tuple[int, int]], int]) -> Select:
-  """Entries drawn uniformly, without repetition, in each matching matrix: a `select` for `sparse_delta`.
+def random_indices(select: Choice, count: Callable[[str, tuple[int, int]], int]) -> Draw:
+  """Entries drawn uniformly, without repetition, in each selected matrix: `indices` for `sparse_delta`.
 
   Args:
-    select: a filter over matrices `[m, n]` or stacks of them.
+    select: a choice of matrices `[m, n]` or stacks of them.
     count: `(path, (m, n)) -> K`, how many of one matrix.
   """
 
@@ -107,20 +118,20 @@ def random_indices(select: Filter, count: Callable[[str, tuple[int, int]], int])
   return draw
 
 
-def shira(select: Filter = "**/kernel", *, rank: int = 32, dtype: jnp.dtype = jnp.float32) -> ParamTransform:
+def shira(select: Choice = "**/kernel", *, rank: int = 32, dtype: jnp.dtype = jnp.float32) -> ParamTransform:
   """SHiRA with a random mask: `rank * (m + n)` entries of each matrix, as many as LoRA of that rank would train.
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: sets the number of entries.
     dtype: of the values.
 
   Raises (from `split`):
-    ValueError: the filter matches nothing, or a matrix has fewer entries than that.
+    ValueError: nothing is selected, or a matrix has fewer entries than that.
 
   Source: Bhardwaj et al. 2024 (arXiv 2406.13175). Its other masks are `sparse_delta(top_k_mask(scores, k))`.
   """
-  return sparse_delta(random_indices(select, lambda path, shape: rank * sum(shape)), dtype=dtype)
+  return sparse_delta(indices=random_indices(select, lambda path, shape: rank * sum(shape)), dtype=dtype)
 
 
 def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Array]]:
@@ -139,28 +150,23 @@ def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Arra
   return found
 
 
-def _indices(path: str, leaf: Any, entries: Any) -> tuple[Any, str]:
-  """Flat indices of the chosen entries of a leaf, None for none, and what is wrong with them."""
-  if entries is None or leaf is None or entries is False:
-    return None, ""
-  if entries is True or (np.ndim(entries) == 1 and entries.dtype == bool and choice.over_layers(entries, path, leaf)):
-    entries = choice.entries(entries, path, leaf)
-  size, shape = math.prod(leaf.shape), tuple(leaf.shape)
-  if size >= 1 << 31:
-    return None, f"has {size} entries, beyond int32: cut its stack with cut_layers"
-  if entries.dtype == bool:
-    if tuple(entries.shape) != shape:
-      return None, f"has shape {shape}; its mask has {tuple(entries.shape)}"
-    if isinstance(entries, jax.core.Tracer):
-      return None, "has a traced mask: how many entries train must be known; pass indices"
-    found = np.flatnonzero(np.asarray(entries)).astype(np.int32)
-    return (jnp.asarray(found) if len(found) else None), ""
-  if entries.ndim != 1 or not jnp.issubdtype(entries.dtype, jnp.integer):
-    return None, f"takes flat int32 indices [K] or a mask {shape}; got {entries.dtype} {tuple(entries.shape)}"
-  if not isinstance(entries, jax.core.Tracer):
-    sure = np.asarray(entries)
+def _chosen(path: str, leaf: Any, flag: Any) -> tuple[Any, str]:
+  """Flat indices of the chosen entries of a leaf, and what is wrong with the choice."""
+  if isinstance(flag, jax.core.Tracer):
+    return None, "has a traced mask: how many entries train must be known; pass indices"
+  return np.flatnonzero(np.asarray(entries(flag, path, leaf))), ""
+
+
+def _checked(path: str, leaf: Any, indices: Any) -> tuple[Any, str]:
+  """Flat indices of a leaf as they are given, and what is wrong with them."""
+  del path
+  if np.ndim(indices) != 1 or not jnp.issubdtype(jnp.result_type(indices), jnp.integer):
+    return None, (f"takes flat int32 indices [K]; got {jnp.result_type(indices)} {np.shape(indices)}"
+                  + ": a mask is a choice, sparse_delta(mask)" * (jnp.result_type(indices) == bool))
+  if not isinstance(indices, jax.core.Tracer):
+    sure, size = np.asarray(indices), math.prod(leaf.shape)
     if sure.size and (sure.min() < 0 or sure.max() >= size):
       return None, f"takes indices in 0..{size - 1}; got {sure.min()}..{sure.max()}"
     if len(np.unique(sure)) < len(sure):
       return None, "has an index twice"
-  return (entries.astype(jnp.int32) if entries.size else None), ""
+  return indices, ""

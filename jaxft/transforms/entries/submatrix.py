@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxft.choices.rows import packed_indices, whole_rows
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, check_axis, delta_product, delta_rows
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.choice import Choice, as_choice, matching_paths
 from jaxft.tree.depth import layer_of
-from jaxft.tree.filters import mask
 from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, unzip_with_path
 
 
@@ -99,71 +100,63 @@ def _(product, contracted, n_out, primals, tangents):
 
 
 def submatrix(
-    indices: Mapping[str, Int[np.ndarray, "*layers k"]], *, axis: int | Mapping[str, int] = -2,
-    dtype: jnp.dtype = jnp.float32,
+    select: Choice | None = None, *, indices: Mapping[str, Int[np.ndarray, "*layers k"]] | None = None,
+    axis: int | Mapping[str, int] | None = None, dtype: jnp.dtype = jnp.float32,
 ) -> ParamTransform:
   """Trains chosen rows or columns of matrices; they start where they are.
 
-      {'down': {'kernel': W [m, n]}}, {'**/down/*': [k]}  ->  trainable {'down': {'kernel': D [k, n]}}
+      {'down': {'kernel': W [m, n]}}, indices={'**/down/*': [k]}  ->  trainable {'down': {'kernel': D [k, n]}}
 
   One step costs `4 + 2 q` FLOPs per parameter and token, q the fraction of rows or columns that trains.
 
   Args:
-    indices: for each glob the rows or columns of the matrices it matches: `[k]`, the same in every layer, or `[L, k]`,
-      a row for each layer of the model, where -1 stands for none (layers with fewer, see `unit_indices`).
-    axis: -2 for rows, the input side of `x @ w`; -1 for columns; or one for each glob.
+    select: a choice of whole rows or columns (`jaxft.tree.choice`): `choose_rows`, or whole matrices.
+    indices: in place of it, for each glob the rows or columns of the matrices it matches: `[k]`, the same in every
+      layer, or `[L, k]`, a row for each layer of the model, where -1 stands for none (layers with fewer, see
+      `unit_indices`).
+    axis: -2 for rows, the input side of `x @ w`; -1 for columns; for indices, also one for each glob. None takes of
+      each leaf that a choice has the rows if these are whole, and else the columns; of indices the rows.
     dtype: of what trains.
 
   Raises:
+    TypeError: both select and indices are given, or neither.
     ValueError: indices names no glob; axis is neither -2 nor -1, or lacks one of the globs; from `split`: a glob
-      matches nothing, or a leaf that is no matrix, or that another glob matches; indices that are not integers, or one
-      that is repeated or out of range.
+      matches nothing, or a leaf that is no matrix, or that another glob matches; a choice of some rows in part, or of
+      nothing; indices that are not integers, or one that is repeated or out of range.
 
   Source: the trained blocks of Yang et al. 2024, S2FT (arXiv 2412.06289). There, weights are permuted so that a block
   is contiguous; here it is gathered, which is the same mathematics and leaves the weights in place. Rows of an
   embedding are tuned the same way (`lookup`).
   """
-  if not indices:
+  if (select is None) == (indices is None):
+    raise TypeError(f"submatrix takes select or indices; got {'neither' if select is None else 'both'}")
+  if indices is not None and not indices:
     raise ValueError("indices must have at least one glob, for otherwise nothing trains; got {}")
-  if isinstance(axis, Mapping) and (missing := [glob for glob in indices if glob not in axis]):
-    raise ValueError(f"axis must have an entry for each glob of indices; it lacks {', '.join(map(repr, missing))}")
-  axes = {glob: axis[glob] if isinstance(axis, Mapping) else axis for glob in indices}
-  for a in axes.values():
+  if isinstance(axis, Mapping):
+    if missing := [glob for glob in indices or axis if indices is None or glob not in axis]:
+      raise ValueError(f"axis must have an entry for each glob of indices; it lacks {', '.join(map(repr, missing))}")
+  for a in axis.values() if isinstance(axis, Mapping) else () if axis is None else (axis,):
     check_axis(a)
-
-  def owners(tree: Tree) -> Tree:
-    """For each leaf the glob that matches it, or ''."""
-    flags = {glob: jax.tree.leaves(mask(glob, tree)) for glob in indices}
-    structure = jax.tree.structure(tree, is_leaf=is_leaf)
-    return structure.unflatten([" and ".join(g for g in indices if flags[g][i]) for i in range(structure.num_leaves)])
+  name = "select" if indices is None else "indices"
 
   def split(key: jax.Array, params: Tree):
     del key
-    problems: list[str] = []
+    found = _by_glob(indices, axis, params) if select is None else _by_choice(select, axis, params)
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(params) if leaf is not None}
+    if wrong := [f"{path} {shapes[path]} {problem}" for path, (_, _, problem) in found.items() if problem]:
+      raise ValueError(f"{name} must fit the leaves; {len(wrong)} differ: " + "; ".join(wrong[:8]))
+    if not found:
+      raise ValueError(f"{name} must have at least one row or column; got none")
 
-    def hold(path: str, leaf: Any, glob: str) -> tuple[Any, Any]:
-      if not glob:
+    def hold(path: str, leaf: Any) -> tuple[Any, Any]:
+      if path not in found:
         return leaf, None
-      if glob not in indices:
-        problems.append(f"{path} is matched by {glob}")
-        return leaf, None
-      layer = layer_of(path, leaf)
-      if leaf.ndim - np.ndim(layer) != 2:
-        problems.append(f"{path} {tuple(leaf.shape)} is no matrix [m, n] or stack of them [L, m, n]")
-        return leaf, None
-      size = leaf.shape[axes[glob]]
-      here, problem = _of_layers(np.asarray(indices[glob]), layer, size)
-      if problem:
-        problems.append(f"{path} {tuple(leaf.shape)} {problem}")
-        return leaf, None
+      here, a, _ = found[path]
       shape = list(leaf.shape)
-      shape[axes[glob]] = here.shape[-1]
-      return Annotated(leaf, {_NOTES[axes[glob]]: jnp.asarray(here)}), jnp.zeros(shape, dtype)
+      shape[a] = here.shape[-1]
+      return Annotated(leaf, {_NOTES[a]: jnp.asarray(here)}), jnp.zeros(shape, dtype)
 
-    frozen, trainable = unzip_with_path(hold, params, owners(params))
-    if problems:
-      raise ValueError(f"indices do not fit {len(problems)} leaves: " + "; ".join(problems[:8]))
-    return frozen, trainable
+    return unzip_with_path(hold, params)
 
   def join(frozen: Tree, trainable: Tree):
     def take(w: Any, d: Any) -> Any:
@@ -211,6 +204,52 @@ def submatrix_delta(frozen: Tree, trainable: Tree) -> dict[str, RowDelta]:
       raise ValueError(f"frozen and trainable must be the two sides of a submatrix; {path} is of another transform")
     delta[path] = RowDelta(noted[0], values, noted[1])
   return delta
+
+
+_KINDS = {-2: "rows", -1: "columns", None: "rows and columns"}
+# The indices of a matrix, their axis, and what is wrong with them.
+Found = tuple[np.ndarray, int, str]
+
+
+def _by_glob(indices: Mapping[str, Any], axis: int | Mapping[str, int] | None, params: Tree) -> dict[str, Found]:
+  """By path, what is said of it by the one glob that matches it."""
+  leaves, owners = dict(leaves_with_paths(params)), {}
+  for glob in indices:
+    for path in matching_paths(glob, params, name="indices"):
+      owners.setdefault(path, []).append(glob)
+  found: dict[str, Found] = {}
+  for path, globs in owners.items():
+    a = axis[globs[0]] if isinstance(axis, Mapping) else axis or -2
+    here, problem = np.asarray(indices[globs[0]]), _no_matrix(path, leaves[path])
+    if len(globs) > 1:
+      problem = f"is matched by {' and '.join(globs)}"
+    if not problem:
+      here, problem = _of_layers(here, layer_of(path, leaves[path]), leaves[path].shape[a])
+    found[path] = here, a, problem
+  return found
+
+
+def _by_choice(select: Choice, axis: int | None, params: Tree) -> dict[str, Found]:
+  """By path, the rows or columns that a choice has."""
+  found: dict[str, Found] = {}
+  for (path, leaf), flag in zip(leaves_with_paths(params), jax.tree.leaves(as_choice(select, params)), strict=True):
+    if leaf is None or not np.any(flag):
+      continue
+    problem = _no_matrix(path, leaf)
+    tried = () if problem else (-2, -1) if axis is None else (axis,)
+    whole = {a: rows for a in tried if (rows := whole_rows(flag, path, leaf, a)) is not None}
+    if whole:
+      a = next(iter(whole))
+      found[path] = packed_indices(whole[a], leaf.shape[a]), a, ""
+    else:
+      in_part = f"has some {_KINDS[axis]} in part, which is for sparse_delta"
+      found[path] = np.zeros(0), -2, problem or in_part
+  return found
+
+
+def _no_matrix(path: str, leaf: Any) -> str:
+  matrix = leaf.ndim - np.ndim(layer_of(path, leaf)) == 2
+  return "" if matrix else "is no matrix [m, n] or stack of them [L, m, n]"
 
 
 def _of_layers(given: np.ndarray, layer: Any, size: int) -> tuple[np.ndarray, str]:

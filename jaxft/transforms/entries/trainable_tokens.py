@@ -13,7 +13,7 @@ from jaxft.leaves.materialize import materialize
 from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.transforms.matrices import adapt_matrices, chosen_matrices
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree
 
 
@@ -47,7 +47,7 @@ class RowsReplaced:
 
 
 def trainable_tokens(
-    tokens: Sequence[int], select: Filter = "**/tokens/embedding", *, dtype: jnp.dtype | None = None
+    tokens: Sequence[int], select: Choice = "**/tokens/embedding", *, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """Trains the embeddings of some tokens, such as ones just added, and freezes the table: k rows `[k, n]`.
 
@@ -57,7 +57,7 @@ def trainable_tokens(
 
   Args:
     tokens: the rows, each once.
-    select: a filter over tables `[V, n]`.
+    select: a choice of tables `[V, n]`.
     dtype: of the rows; None takes float32.
 
   Raises:

@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, Int
 from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree
 
 
 def adalora(
-    select: Filter = "**/kernel", *, rank: int = 12, alpha: float = 16.0, deviation: float = 0.02,
+    select: Choice = "**/kernel", *, rank: int = 12, alpha: float = 16.0, deviation: float = 0.02,
     dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """AdaLoRA: `w + alpha / r * a @ diag(e) @ b`, a and b kept near orthogonal, e from zero.

@@ -12,13 +12,13 @@ from jaxft.leaves.materialize import materialize
 from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dtype, check_rank, in_float32
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 SMALLEST_NORM = 1e-4  # below it the norm of a component counts as this, so that one that starts at zero can move
 
 
 def delora(
-    select: Filter = "**/kernel", *, rank: int = 8, strength: float = 15.0, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, rank: int = 8, strength: float = 15.0, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """DeLoRA: `w + diag(|w|) @ a @ diag(strength / (r |a_k| |b_k|)) @ b`, |w| the norms of the rows of w at the start.
 

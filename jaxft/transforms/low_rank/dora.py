@@ -14,7 +14,7 @@ from jaxft.leaves.products import dot, lookup
 from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_dtype, check_rank
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 @leaf_class(like="v")
@@ -67,7 +67,7 @@ def column_squares(v: LowRank, squares: Float[Array, "... n"]) -> Float[Array, "
 
 
 def dora(
-    select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
+    select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
     dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """DoRA: `magnitude * v / |v|` by column, with `v = w + alpha / r * a @ b` and |v| constant to the gradient.

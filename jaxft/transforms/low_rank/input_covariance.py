@@ -16,7 +16,7 @@ from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.transforms.matrices import adapt_matrices
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree
 
 
@@ -58,7 +58,7 @@ def add_inputs(
 
 
 def input_covariances(
-    apply: Callable[[Tree], Any], params: Tree, select: Filter = "**/kernel", *,
+    apply: Callable[[Tree], Any], params: Tree, select: Choice = "**/kernel", *,
     where: Bool[Array, "batch ..."] | None = None, by_example: bool = False,
 ) -> Tree:
   """`x^T x` of what a model multiplies each chosen matrix with, over one batch, in float32; not centered.

@@ -19,7 +19,7 @@ from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.low_rank.inits import FactorInit, uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_dtype, check_rank
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree, is_structured
 
 # The inits of `jaxft.transforms`, for errors: the last three are made by a call, with options of their own.
@@ -27,7 +27,7 @@ INITS = ("pissa", "olora", "mica", "from_directions", "corda", "loftq", "lora_ga
 
 
 def lora(
-    select: Filter = "**/kernel",
+    select: Choice = "**/kernel",
     *,
     rank: int = 8,
     alpha: float = 16.0,

@@ -10,11 +10,11 @@ from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, in_float32, join_matrices
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 def rand_lora(
-    select: Filter = "**/kernel", *, rank: int = 32, alpha: float = 640.0, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, rank: int = 32, alpha: float = 640.0, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """RandLoRA: `w + alpha / r * sum_i wide_i^T @ diag(scales_i) @ narrow @ diag(weights_i)`, or its transpose.
 

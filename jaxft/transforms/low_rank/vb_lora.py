@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_dtype, check_rank, in_float32, join_matrices
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import fold_in_path
 
 
@@ -23,7 +23,7 @@ def mix_vectors(logits: Float[Array, "... h"], bank: Float[Array, "h b"], *, top
 
 
 def vb_lora(
-    select: Filter = "**/kernel", *, rank: int = 4, vectors: int = 256, length: int = 256, top: int = 2,
+    select: Choice = "**/kernel", *, rank: int = 4, vectors: int = 256, length: int = 256, top: int = 2,
     bound: float = 0.02, deviation: float = 0.1, dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """VB-LoRA: `w + a @ b`, each piece of length b of each column of a and row of b mixed from one trained bank.

@@ -10,11 +10,11 @@ from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.scaled import Scaled
 from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, join_matrices, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 def vera(
-    select: Filter = "**/kernel", *, rank: int = 256, start: float = 0.1, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, rank: int = 256, start: float = 0.1, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """VeRA: `w + a @ diag(d) @ b @ diag(s)`, with a and b random, frozen, cut from one pair for all matrices.
 

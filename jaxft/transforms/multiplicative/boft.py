@@ -11,11 +11,11 @@ from jaxft.transforms.matrices import in_float32
 from jaxft.transforms.multiplicative.block_rotations import Butterfly, cayley, check_block, skew_from_triu
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 def boft(
-    select: Filter = "**/kernel", *, block: int = 4, factors: int = 1, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, block: int = 4, factors: int = 1, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """BOFT: `(G_m ... G_1) @ w * s`: block rotations between butterfly permutations, and a factor for each output.
 

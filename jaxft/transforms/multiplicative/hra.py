@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["u", "t"], meta_fields=[])
@@ -46,7 +46,7 @@ class Reflections:
     return x - ((x @ u) @ t.astype(x.dtype)) @ u.T
 
 
-def hra(select: Filter = "**/kernel", *, rank: int = 8, dtype: jnp.dtype | None = None) -> ParamTransform:
+def hra(select: Choice = "**/kernel", *, rank: int = 8, dtype: jnp.dtype | None = None) -> ParamTransform:
   """HRA: `H_r ... H_1 @ w`, each H_j = I - 2 u_j u_j^T / |u_j|^2 a reflection of the input space.
 
   >>> _, trainable = hra("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jaxft.leaves.scaled import Scaled
 from jaxft.transforms.multiplicative.multiplied import adapt_shapes
 from jaxft.transforms.protocol import ParamTransform, chain
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 def learned_scale(
-    select: Filter, *, axis: Literal["in", "out"] = "out", dtype: jnp.dtype | None = None
+    select: Choice, *, axis: Literal["in", "out"] = "out", dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """Trains a factor for each output (`w * s`, s `[1, n]`) or input (s `[m, 1]`) of matching matrices; it starts at 1.
 
@@ -35,8 +35,8 @@ def learned_scale(
 
 
 def ia3(
-    outputs: Filter | None = "**/attention/{key,value}/kernel",
-    inputs: Filter | None = "**/mlp/down/kernel",
+    outputs: Choice | None = "**/attention/{key,value}/kernel",
+    inputs: Choice | None = "**/mlp/down/kernel",
     *,
     dtype: jnp.dtype | None = None,
 ) -> ParamTransform:

@@ -17,7 +17,7 @@ from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.transforms.matrices import adapt_matrices, chosen_matrices
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree
 
 
@@ -50,7 +50,7 @@ class Multiplied:
 
 
 def adapt_shapes(
-    select: Filter,
+    select: Choice,
     init: Callable[[jax.Array, int, int], dict[str, Array]],
     leaf: Callable[[Any, dict[str, Array]], Any],
     *,

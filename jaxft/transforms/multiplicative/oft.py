@@ -15,11 +15,11 @@ from jaxft.transforms.multiplicative.block_rotations import (
 )
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 def oft(
-    select: Filter = "**/kernel", *, block: int = 32, terms: int | None = None, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, block: int = 32, terms: int | None = None, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """OFT: `blkdiag(R_1, ..., R_{m/b}) @ w`, each R a rotation that starts at the identity; row by row, `(x R) w`.
 

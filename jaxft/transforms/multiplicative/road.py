@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxft.transforms.matrices import in_float32
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["cos", "sin"], meta_fields=["group"])
@@ -37,7 +37,7 @@ class Rotations:
 
 
 def road(
-    select: Filter = "**/kernel", *, variant: Literal[1, 2, 4] = 1, group: int = 64, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, variant: Literal[1, 2, 4] = 1, group: int = 64, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """RoAd: `w @ R`, outputs j and j + g/2 of each group of g turned together.
 

@@ -10,7 +10,7 @@ from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.sums import Sum
 from jaxft.transforms.matrices import adapt_matrices
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 @leaf_class(like="kernel")
@@ -50,7 +50,7 @@ class CirculantBlocks:
     return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
 
 
-def c3a(select: Filter = "**/kernel", *, block: int = 256, dtype: jnp.dtype | None = None) -> ParamTransform:
+def c3a(select: Choice = "**/kernel", *, block: int = 256, dtype: jnp.dtype | None = None) -> ParamTransform:
   """C3A: `w + 1/m * delta`, delta made of circulant blocks `[b, b]`, multiplied through their spectra.
 
   >>> _, trainable = c3a("up", block=2).split(jax.random.key(0), {"up": jnp.ones((4, 6))})

@@ -12,7 +12,7 @@ from jaxft.leaves.products import dot, dot_transposed
 from jaxft.leaves.sums import Formed, Sum
 from jaxft.transforms.matrices import adapt_matrices, in_float32, join_matrices
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 LARGEST_SIDE = 46340  # beyond it the product of two indices overflows 32 bits
 
@@ -64,7 +64,7 @@ class PlaneWaves:
 
 
 def fourier_ft(
-    select: Filter = "**/kernel", *, frequencies: int = 1000, scale: float = 150.0, deviation: float = 0.0,
+    select: Choice = "**/kernel", *, frequencies: int = 1000, scale: float = 150.0, deviation: float = 0.0,
     dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """FourierFT: `w + scale * Re ifft2(S)`, S zero but at k random places, the same for equal shapes.

@@ -10,10 +10,10 @@ from jaxft.leaves.sums import Formed
 from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
-def hira(select: Filter = "**/kernel", *, rank: int = 32, dtype: jnp.dtype | None = None) -> ParamTransform:
+def hira(select: Choice = "**/kernel", *, rank: int = 32, dtype: jnp.dtype | None = None) -> ParamTransform:
   """HiRA: `w * (1 + a @ b)`, an update of high rank from LoRA's parameters, at the cost of full tuning.
 
   >>> _, trainable = hira("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})

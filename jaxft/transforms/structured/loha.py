@@ -10,7 +10,7 @@ from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 def khatri_rao(x: Float[Array, "... m r"], y: Float[Array, "... m q"]) -> Float[Array, "... m rq"]:
@@ -19,7 +19,7 @@ def khatri_rao(x: Float[Array, "... m r"], y: Float[Array, "... m q"]) -> Float[
 
 
 def loha(
-    select: Filter = "**/kernel", *, rank: int = 8, alpha: float = 8.0, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 8.0, dtype: jnp.dtype | None = None
 ) -> ParamTransform:
   """LoHa: `w + alpha / r * (a1 @ b1) * (a2 @ b2)`, an update of rank up to r^2 from twice LoRA's parameters.
 

@@ -13,7 +13,7 @@ from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.sums import Sum
 from jaxft.transforms.matrices import adapt_matrices, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 @leaf_class(like="left")
@@ -71,7 +71,7 @@ def divisors_near_root(size: int, most: int | None = None) -> tuple[int, int]:
 
 
 def lokr(
-    select: Filter = "**/kernel", *, rank: int | None = None, alpha: float = 8.0, factor: int | None = None,
+    select: Choice = "**/kernel", *, rank: int | None = None, alpha: float = 8.0, factor: int | None = None,
     dtype: jnp.dtype | None = None,
 ) -> ParamTransform:
   """LoKr: `w + scale * kron(left, right)`; with a rank, right is `a @ b` wherever that is smaller.

@@ -10,7 +10,7 @@ from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
 @leaf_class(meta=("rows", "rank"))
@@ -42,7 +42,7 @@ class Cycle:
     return jax.nn.one_hot(ids % self.rank, self.rank)
 
 
-def miss(select: Filter = "**/kernel", *, rank: int = 64, dtype: jnp.dtype | None = None) -> ParamTransform:
+def miss(select: Choice = "**/kernel", *, rank: int = 64, dtype: jnp.dtype | None = None) -> ParamTransform:
   """MiSS: `w + delta`, row i of delta being row `i mod r` of the one matrix that trains, `[r, n]` from zero.
 
   >>> _, trainable = miss("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})

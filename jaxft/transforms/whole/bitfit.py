@@ -7,21 +7,21 @@ import jax.numpy as jnp
 
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.whole.freeze import train
-from jaxft.tree.filters import Filter, mask
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.paths import leaves_with_paths
 
 
-def add_biases(params: Mapping[str, Any], select: Filter = "layers/**/kernel") -> dict[str, Any]:
+def add_biases(params: Mapping[str, Any], select: Choice = "layers/**/kernel") -> dict[str, Any]:
   """The params with a zero bias, float32, beside each matching kernel that has none; the model computes the same.
 
       {'layers': {'up': {'kernel': [L, m, n]}}}  ->  {'layers': {'up': {'kernel': [L, m, n], 'bias': [L, n]}}}
 
   Args:
     params: a nested dict; of a model that adds a bias wherever it finds one, as those of `jaxft.models` do.
-    select: a filter over kernels.
+    select: a choice of kernels.
 
   Raises:
-    ValueError: the filter matches nothing, or a leaf whose name is not "kernel".
+    ValueError: a glob matches nothing, or a leaf whose name is not "kernel".
   """
   chosen = {
       path: leaf for (path, leaf), (_, flag) in zip(
@@ -43,7 +43,7 @@ def _with_biases(tree: Any, path: str, chosen: Mapping[str, Any]) -> Any:
   return out
 
 
-def bitfit(select: Filter = "**/bias") -> ParamTransform:
+def bitfit(select: Choice = "**/bias") -> ParamTransform:
   """BitFit: trains the biases, those of norms included, and freezes all else; see `add_biases` for a model without.
 
   Source: Ben Zaken et al. 2021 (arXiv 2106.10199).

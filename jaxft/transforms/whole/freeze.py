@@ -8,26 +8,25 @@ import numpy as np
 
 from jaxft.leaves.annotated import Annotated, map_weight
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.choice import as_choice, modules
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice, as_choice, modules
 from jaxft.tree.paths import Tree, is_leaf, is_structured, unzip_with_path
 
 
-def train(choice: Filter | Tree) -> ParamTransform:
-  """Trains what is chosen and freezes the rest.
+def train(select: Choice) -> ParamTransform:
+  """Trains what is selected and freezes the rest.
 
       {'w': W [6, m, n]}, {'w': [T, F, F, T, T, F]}  ->  frozen {'w': Annotated(W[1, 2, 5], order)}
                                                          trainable {'w': W[0, 3, 4]}
 
   A stacked leaf of which some layers train is divided, so that gradients kept, optimizer state and decay are of those
   alone; `join` puts the stack together again. The products of the backward pass are not saved there: a scan does the
-  same for all its layers. Where compute counts, cut the stack first, `cut_at_changes(params, choice)`.
+  same for all its layers. Where compute counts, cut the stack first, `cut_at_changes(params, select)`.
 
   In a `chain` it comes before what adapts the same leaves. What follows sees the frozen layers of a divided leaf alone,
   numbered from 0: what goes by layer comes first too, or the stack is cut.
 
   Args:
-    choice: a filter, or a choice of leaves and layers; see `jaxft.tree.choice`.
+    select: a choice of leaves and layers; see `jaxft.tree.choice`.
 
   Raises (from `split`):
     ValueError: a glob matches nothing; the choice does not fit the params, or has some entries of a leaf or layer and
@@ -36,17 +35,17 @@ def train(choice: Filter | Tree) -> ParamTransform:
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     del key
-    return _divide(params, as_choice(choice, params), trains=True)
+    return _divide(params, as_choice(select, params), trains=True)
 
   return ParamTransform(split, _join)
 
 
-def freeze(choice: Filter | Tree) -> ParamTransform:
-  """Freezes what is chosen and trains the rest: the complement of `train(choice)`."""
+def freeze(select: Choice) -> ParamTransform:
+  """Freezes what is selected and trains the rest: the complement of `train(select)`."""
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     del key
-    return _divide(params, as_choice(choice, params), trains=False)
+    return _divide(params, as_choice(select, params), trains=False)
 
   return ParamTransform(split, _join)
 
@@ -66,7 +65,8 @@ def _divide(params: Tree, flags: Tree, *, trains: bool) -> tuple[Tree, Tree]:
     if chosen is None:
       partly.append(f"{path} {tuple(leaf.shape)}")
       return leaf, None
-    if is_structured(leaf) and chosen is not (not trains):
+    all_frozen = isinstance(chosen, bool) and chosen != trains
+    if is_structured(leaf) and not all_frozen:
       held.append(f"{path} ({type(leaf).__name__})")
       return leaf, None
     if isinstance(chosen, bool):
@@ -79,11 +79,11 @@ def _divide(params: Tree, flags: Tree, *, trains: bool) -> tuple[Tree, Tree]:
   sides = unzip_with_path(divide, params, flags)
   if held:
     raise ValueError(
-        f"choice trains {len(held)} leaves that are not plain weights, as an earlier transform of a chain has adapted or "
+        f"select trains {len(held)} leaves that are not plain weights, as an earlier transform of a chain has adapted or "
         f"quantized them: {', '.join(held[:8])}; put what trains whole leaves first, or leave these out")
   if partly:
     raise ValueError(
-        f"choice must have whole leaves, or whole layers of stacked ones; it has some entries of {len(partly)}, which "
+        f"select must have whole leaves, or whole layers of stacked ones; it has some entries of {len(partly)}, which "
         f"is for sparse_delta (or submatrix): {', '.join(partly[:8])}")
   return sides
 

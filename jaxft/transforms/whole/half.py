@@ -8,12 +8,12 @@ import jax
 from jaxft.choices.random_modules import CATEGORIES, host_rng, random_module_mask
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.whole.freeze import train
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree
 
 
 def half(
-    key: jax.Array, groups: Sequence[Filter] = CATEGORIES, *, fraction: float = 0.5, **options: Any
+    key: jax.Array, groups: Sequence[Choice] = CATEGORIES, *, fraction: float = 0.5, **options: Any
 ) -> ParamTransform:
   """HFT: trains a random half of each layer's matrices, by category, and what is in no category.
 

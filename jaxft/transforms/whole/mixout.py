@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import leaf_keys
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
 
 
-def mixout(key: Key[Array, ""], params: Tree, reference: Tree, rate: float, *, select: Filter = "**/kernel") -> Tree:
+def mixout(key: Key[Array, ""], params: Tree, reference: Tree, rate: float, *, select: Choice = "**/kernel") -> Tree:
   """Each weight is its pretrained value with probability `rate`, in a way that keeps the mean:
 
       w' = w0 + (w - w0) m / (1 - rate),   m ~ Bernoulli(1 - rate) for each entry

@@ -2,19 +2,19 @@
 
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.whole.freeze import train
-from jaxft.tree.filters import Filter
+from jaxft.tree.choice import Choice
 
 
-def norm_tuning(select: Filter = "**/{attention_norm,mlp_norm,norm}/*") -> ParamTransform:
+def norm_tuning(select: Choice = "**/{attention_norm,mlp_norm,norm}/*") -> ParamTransform:
   """LN tuning: trains the norms, scales and biases, and freezes all else; 4 FLOPs per parameter and token.
 
   Args:
-    select: a filter over the leaves of norms. The default takes all norms of this library's decoders and encoders:
+    select: a choice of the leaves of norms. The default takes all norms of this library's decoders and encoders:
       those around attention and MLP, a decoder's last one, the one over an encoder's embeddings.
       `**/{attention_norm,mlp_norm}/*` are those of the layers alone.
 
   Raises (from `split`):
-    ValueError: the filter matches nothing.
+    ValueError: a glob matches nothing.
 
   Source: Zhao et al. 2023 (arXiv 2312.11420), of which this is "LayerNorm-simple": the other settings there also train
   the connector, the embeddings and the head. RMS norms are tuned in the same way.

@@ -23,24 +23,19 @@ import numpy as np
 
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.whole.freeze import freeze
+from jaxft.tree.choice import EMBEDDINGS, Choice, mask
 from jaxft.tree.depth import layer_of, num_layers
-from jaxft.tree.filters import Filter, mask
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
-def _is_embedding(path: str, leaf: Any) -> bool:
-  del leaf
-  return "embed" in path
-
-
-def freeze_below(depth: int, *, first: Filter = _is_embedding) -> ParamTransform:
+def freeze_below(depth: int, *, first: Choice = EMBEDDINGS) -> ParamTransform:
   """Telly-K: freezes the embeddings and layers 0 to depth - 1, and trains the layers above and all that follows them.
 
   FLOPs of a training step: about `(2 L + 4 (L - depth)) / 6 L` of full tuning's in the layers.
 
   Args:
     depth: K; 0 freezes the embeddings alone, and with them a tied head.
-    first: a filter over the leaves below the first layer; what it matches inside the layers is passed over.
+    first: a choice of the leaves below the first layer; what it has inside the layers is passed over.
 
   Raises:
     ValueError: depth is negative; from `split`: it exceeds the number of layers, or lies inside a stack, which then
@@ -66,12 +61,12 @@ def freeze_below(depth: int, *, first: Filter = _is_embedding) -> ParamTransform
             f"depth {depth} lies inside the stack of {path}, layers {np.min(layer)}:{np.max(layer) + 1}; cut it first: "
             f"cut_layers(params, at=[{depth}])"
         )
-    return freeze(map_with_path(is_below, params, mask(first, params))).split(key, params)
+    return freeze(map_with_path(is_below, params, mask(first, params, name="first"))).split(key, params)
 
   return ParamTransform(split, freeze(False).join)  # what is put together does not depend on the choice
 
 
-def gradual_unfreezing(depths: Sequence[int], *, first: Filter = _is_embedding) -> list[ParamTransform]:
+def gradual_unfreezing(depths: Sequence[int], *, first: Choice = EMBEDDINGS) -> list[ParamTransform]:
   """One transform for each stage, top layers first: stage i trains the layers from `depths[i]` on.
 
   Args:
