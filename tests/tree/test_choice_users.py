@@ -123,7 +123,7 @@ DIVIDED = {
 }
 MATRICES = {
     name: lambda c, make=getattr(t, name), options=options: trained(make(c, **options)) for name, options in {
-        "lora": {"rank": 2}, "low_rank": {"rank": 2}, "mica": {"rank": 2}, "dora": {"rank": 2}, "vera": {"rank": 2},
+        "lora": {"rank": 2}, "dora": {"rank": 2}, "vera": {"rank": 2},
         "adalora": {"rank": 2}, "delora": {"rank": 2}, "rand_lora": {"rank": 2}, "loha": {"rank": 2},
         "hira": {"rank": 2}, "lokr": {}, "miss": {"rank": 2}, "fourier_ft": {"frequencies": 3}, "c3a": {"block": 8},
         "oft": {"block": 4}, "boft": {"block": 4}, "hra": {"rank": 2}, "road": {"group": 8}, "learned_scale": {},
