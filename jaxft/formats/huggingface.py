@@ -184,6 +184,8 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
       continue
     rule, where = rules[template], layer_of(path, leaf) if path.startswith(f"{STACK}/") else None
     array = np.asarray(leaf)
+    if np.ndim(where) and len(array) > len(where):
+      problems.append(f"{path} holds {len(array)} layers and its name says {len(where)}")
     # A piece with fewer rows than its name says lacks layers, which are named below.
     for layer, one in zip(where, array, strict=False) if np.ndim(where) else [(where, array)]:
       if one.shape != (wanted := tensors.shape(rule)):

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from jaxft.analysis.cost import training_cost
 from jaxft.analysis.flops import count_jaxpr
 from jaxft.choices import cut_at_changes, random_module_mask
 from jaxft.losses.reduction import Mean
 from jaxft.models import decoder
-from jaxft.training import Recipe, abstract_state, make_train_step
+from jaxft.training import Recipe, abstract_state, make_train_step, training_cost
 from jaxft.transforms import (
   ParamTransform,
   adalora,

@@ -175,6 +175,14 @@ def test_known_extras_are_dropped_and_a_head_that_is_not_tied_is_refused(folder)
     load_directory(path)
 
 
+def test_a_piece_of_a_stack_holds_as_many_layers_as_its_name_says():
+  params = params_of(DECODER_CONFIG)
+  depth = DECODER_CONFIG.num_layers
+  pieces = {"0:1": jax.tree.map(lambda x: x[:1], params["layers"]), f"1:{depth}": params["layers"]}
+  with pytest.raises(ValueError, match=f"layers/1:{depth}/.* holds {depth} layers and its name says {depth - 1}"):
+    to_named({**params, "layers": pieces}, DECODER_CONFIG)
+
+
 def test_a_bert_with_prefix_pooler_and_position_ids(tmp_path):
   params = params_of(ENCODER_CONFIG)
   save_directory(params, ENCODER_CONFIG, tmp_path / "a")
