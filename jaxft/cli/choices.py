@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxft.checks import nearest
+from jaxft.choices import random_module_mask
 from jaxft.cli.options import Method, Optimization
 from jaxft.transforms import (
   ParamTransform,
@@ -20,7 +22,6 @@ from jaxft.transforms import (
   fourier_ft,
   freeze,
   full,
-  half,
   hira,
   hra,
   ia3,
@@ -121,7 +122,7 @@ METHODS: dict[str, Choice] = {
     "shira": _adapter(lambda m: shira(_matrices(m), rank=m.rank), "2406.13175"),
     "bitfit": _adapter(lambda m: bitfit(_select(m, "**/bias")), "2106.10199"),
     "norm_tuning": _adapter(lambda m: norm_tuning(m.select) if m.select else norm_tuning(), "2312.11420"),
-    "hft": Choice(lambda m: half(jax.random.key(m.draw)), 2e-5, ("arXiv 2404.18466",)),
+    "hft": Choice(lambda m: train(partial(random_module_mask, jax.random.key(m.draw))), 2e-5, ("arXiv 2404.18466",)),
 }
 
 LOSSES = {"encoder": ("gist", "mnrl"), "decoder": ("sft",)}

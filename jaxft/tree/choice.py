@@ -13,7 +13,8 @@ and what its tree says of a leaf is one of
 
     True, False             all of the leaf, or nothing of it     whoever takes a choice reads these
     booleans [L]            layers of a stacked leaf              `random_module_mask`, `within_layers`
-    booleans of its shape   single entries                        `top_k_mask`, `lottery_ticket_mask`, `choose_rows`
+    booleans of its shape   single entries                        `top_k_mask`, `lottery_ticket_mask`, `choose_rows`,
+                                                                  `s2ft_units`
 
 Whichever selection made it, it may
 
