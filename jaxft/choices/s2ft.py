@@ -27,7 +27,7 @@ def s2ft_units(
   """The rows of `out` and `down`, and the columns of `value` and `up`, that belong to units drawn or scored: a choice.
 
       transform = submatrix(s2ft_units(key, params, head_dim=64))               S2FT
-      transform = submatrix(partial(s2ft_units, key, head_dim=64))              the same, drawn when the params are known
+      transform = submatrix(partial(s2ft_units, key, head_dim=64))              drawn when the params are known
 
   On the input side (out, down) the backward pass keeps only the drawn channels of the activations, which is why the
   source puts its budget there. Which units train decides shapes, so they are drawn from a key that is seen here, and
@@ -51,7 +51,8 @@ def s2ft_units(
 
   Raises:
     ValueError: a traced key, a fraction outside [0, 1] or so small that no unit is drawn at all, a matrix that head_dim
-      does not divide, two of the globs for one matrix, or scores of what is left out or of other lengths than its units.
+      does not divide, two of the globs for one matrix, or scores of what is left out or of other lengths than its
+      units.
 
   Source: Yang et al. 2024 (arXiv 2412.06289), whose fractions for Llama-2-7B are the defaults; Llama-3-8B takes
   heads=0, channels=0.03. Its released code only draws at random.

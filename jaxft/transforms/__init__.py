@@ -1,8 +1,8 @@
 """Parameter transforms: what trains and what stays frozen.
 
 The core is `ParamTransform` with `on` and `chain`, choices, depth, and structured leaves. On it stand five families:
-whole leaves (`train`, `freeze`, `bitfit`, ...), low rank (`lora` and kin), structured deltas, multiplications, and chosen
-entries (`submatrix`, `sparse_delta`, masks, subspaces); `quantize` is for what stays frozen.
+whole leaves (`train`, `freeze`, `bitfit`, ...), low rank (`lora` and kin), structured deltas, multiplications, and
+chosen entries (`submatrix`, `sparse_delta`, masks, subspaces); `quantize` is for what stays frozen.
 """
 
 from jaxft.transforms.protocol import ParamTransform, chain, on

@@ -100,7 +100,9 @@ METHODS = {
     "vera": Method(vera(MATRICES, rank=RANK), 4.3, OUTPUTS + 7 * LAYERS * RANK),
     "vb_lora": Method(
         vb_lora(MATRICES, rank=4, vectors=12, length=16), 4.3, 12 * 16 + 12 * 4 * (INPUTS + OUTPUTS) // 16),
-    "half": Method(train(partial(random_module_mask, KEY)), 5.05, LAYERS * LAYER // 2 + HEAD + EMBEDDING + LAYERS * DIM + DIM, cut=cut_for_half),
+    "half": Method(
+        train(partial(random_module_mask, KEY)), 5.05, LAYERS * LAYER // 2 + HEAD + EMBEDDING + LAYERS * DIM + DIM,
+        cut=cut_for_half),
     "bottom_half_frozen": Method(freeze_below(LAYERS // 2), 4.1, LAYERS // 2 * (LAYER + 2 * DIM) + DIM + HEAD,
                                  cut=lambda params: cut_layers(params, at=[LAYERS // 2])),
     "bitfit": Method(bitfit(), 4.1, OUTPUTS, prepare=add_biases),

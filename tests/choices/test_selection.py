@@ -150,7 +150,8 @@ def test_levels():
 def test_half_fine_tuning_keeps_compute_and_state_on_cut_and_state_on_stacked_layers():
   params = decoder.init(KEY, CONFIG)
   cut = cut_at_changes(params, random_module_mask(KEY, params))
-  sides = [train(partial(random_module_mask, KEY)).split(jax.random.key(9), p)[1] for p in (params, cut, unstack_layers(params))]
+  split = train(partial(random_module_mask, KEY)).split
+  sides = [split(jax.random.key(9), p)[1] for p in (params, cut, unstack_layers(params))]
   sizes = [sum(x.size for x in jax.tree.leaves(side)) for side in sides]
   assert len(set(sizes)) == 1
   assert abs(sizes[0] / sum(x.size for x in jax.tree.leaves(params)) - 0.5) < 0.2

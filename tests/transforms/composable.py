@@ -108,7 +108,8 @@ OTHERS = {
     "adapters": lambda f: on(f, over_adapters(1, 2)),
     "int8": lambda f: quantize(f, block=8),
     "nf4": lambda f: quantize(f, format="nf4", block=8, double=True),
-    "nested": lambda f: on(f, chain(on("**/up/*", shira(rank=1)), chain(on("**", dora(rank=2)), submatrix(indices={f: ROWS})))),
+    "nested": lambda f: on(f, chain(
+        on("**/up/*", shira(rank=1)), chain(on("**", dora(rank=2)), submatrix(indices={f: ROWS})))),
     "full": lambda f: on(f, full()),
     "train": lambda f: train("**/up/*"),
     "freeze": lambda f: on(f, freeze("**/up/*")),

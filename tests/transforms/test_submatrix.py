@@ -234,22 +234,25 @@ def test_permuting_coupled_units_keeps_the_function(layout):
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
+of = lambda indices, **options: submatrix(indices=indices, **options)
+
+
 @pytest.mark.parametrize("call, message", [
-    (lambda p: submatrix(indices={"**/down/kernel": np.array([1, 1])}).split(KEY, p), "has an index twice in one layer"),
-    (lambda p: submatrix(indices={"**/down/kernel": np.array([24])}).split(KEY, p), r"takes indices in 0\.\.23, or -1"),
-    (lambda p: submatrix(indices={"**/scale": np.array([1])}).split(KEY, p), "is no matrix"),
-    (lambda p: submatrix(indices={"**/down/*": np.array([1]), "**/kernel": np.array([1])}).split(KEY, p), "is matched by"),
-    (lambda p: submatrix(indices={"**/down/*": np.zeros((2, 1), int)}).split(KEY, p), "is of layer 2; got indices for 2"),
-    (lambda p: submatrix(indices={"**/down/*": np.array([1])}, axis=0), r"axis must be -2 \(rows\) or -1"),
-    (lambda p: submatrix(indices={"**/down/kernel": np.array([1.5])}).split(KEY, p), "takes integer indices; got float64"),
-    (lambda p: submatrix(indices={"**/down/kernel": np.ones(24, bool)}).split(KEY, p), "takes integer indices; got bool"),
-    (lambda p: submatrix(indices={}), "indices must have at least one glob"),
-    (lambda p: submatrix(indices={"a": np.array([1]), "b": np.array([1])}, axis={"a": -1}), r"axis must have .* it lacks 'b'"),
-    (lambda p: s2ft_units(KEY, p, head_dim=4, scores={"up": [np.ones(24)] * 3}), "scores must be of what is chosen, out, down"),
-    (lambda p: s2ft_units(KEY, p, head_dim=4, scores={"down": [np.ones(3)] * 3}), "scores must have the lengths of sizes"),
-    (lambda p: s2ft_units(KEY, p, head_dim=5), "head_dim, the unit, must divide axis -2 of layers/attention/out/kernel"),
+    (lambda p: of({"**/down/kernel": np.array([1, 1])}).split(KEY, p), "has an index twice in one layer"),
+    (lambda p: of({"**/down/kernel": np.array([24])}).split(KEY, p), r"takes indices in 0\.\.23, or -1"),
+    (lambda p: of({"**/scale": np.array([1])}).split(KEY, p), "is no matrix"),
+    (lambda p: of({"**/down/*": np.array([1]), "**/kernel": np.array([1])}).split(KEY, p), "is matched by"),
+    (lambda p: of({"**/down/*": np.zeros((2, 1), int)}).split(KEY, p), "is of layer 2; got indices for 2"),
+    (lambda p: of({"**/down/*": np.array([1])}, axis=0), r"axis must be -2 \(rows\) or -1"),
+    (lambda p: of({"**/down/kernel": np.array([1.5])}).split(KEY, p), "takes integer indices; got float64"),
+    (lambda p: of({"**/down/kernel": np.ones(24, bool)}).split(KEY, p), "takes integer indices; got bool"),
+    (lambda p: of({}), "indices must have at least one glob"),
+    (lambda p: of({"a": np.array([1]), "b": np.array([1])}, axis={"a": -1}), r"axis must have .* it lacks 'b'"),
+    (lambda p: s2ft_units(KEY, p, head_dim=4, scores={"up": [np.ones(24)] * 3}), "of what is chosen, out, down"),
+    (lambda p: s2ft_units(KEY, p, head_dim=4, scores={"down": [np.ones(3)] * 3}), "must have the lengths of sizes"),
+    (lambda p: s2ft_units(KEY, p, head_dim=5), "head_dim, the unit, must divide axis -2 of layers/attention/out/"),
     (lambda p: s2ft_units(KEY, p, head_dim=4, heads=0.01, channels=0.01), "must draw at least one unit"),
-    (lambda p: s2ft_units(KEY, p, head_dim=4, heads=0.5, channels=0.5, down="**/attention/out/kernel"), "two of them match"),
+    (lambda p: s2ft_units(KEY, p, head_dim=4, heads=0.5, channels=0.5, down="**/out/kernel"), "two of them match"),
     (lambda p: permute_coupled(p, MLP_CHANNELS, np.zeros(24, int)), "order must be a permutation"),
     (lambda p: permute_coupled(p, query_heads(4, 2), np.array([2, 1, 0, 3])), "order must keep each unit in its group"),
     (lambda p: permute_coupled(p, MLP_CHANNELS, np.arange(12)), "order has 12 units of 1; axis -1 of"),
