@@ -10,13 +10,13 @@ import numpy as np
 import optax
 
 from benchmarks import workload
-from jaxft.choices import cut_at_changes, random_module_mask
+from jaxft.choices import cut_at_changes, random_module_mask, s2ft_units
 from jaxft.data import pack_texts
 from jaxft.formats import load
 from jaxft.losses import Mean, guided_info_nce
 from jaxft.models import decoder, encoder
 from jaxft.training import Recipe, init_state, make_train_step
-from jaxft.transforms import ParamTransform, dora, full, half, ia3, lora, oft, s2ft
+from jaxft.transforms import ParamTransform, dora, full, ia3, lora, oft, submatrix, train
 
 Step = Callable[[], float]
 
@@ -31,8 +31,9 @@ METHODS: dict[str, Callable[[Any], ParamTransform]] = {
     "dora": lambda params: dora(LINEAR, rank=workload.RANK, alpha=workload.ALPHA),
     "ia3": lambda params: ia3(),
     "oft": lambda params: oft(LINEAR, block=workload.OFT_BLOCK, terms=5),
-    "hft": lambda params: half(KEY),
-    "s2ft": lambda params: s2ft(KEY, params, head_dim=64, heads=0.052, channels=0.02, scope="layer"),
+    "hft": lambda params: train(partial(random_module_mask, KEY)),
+    "s2ft": lambda params: submatrix(
+        s2ft_units(KEY, params, head_dim=64, heads=0.052, channels=0.02, scope="layer")),
 }
 
 
@@ -40,7 +41,7 @@ def smollm2(method: str) -> Step:
   """One step of SmolLM2-135M, float32, 4 x 128 tokens, AdamW, by one of `METHODS`."""
   model = load("smollm2-135m")
   transform = METHODS[method](model.params)
-  # A choice that differs by layer saves work only where the stack is cut; see `half`.
+  # A choice that differs by layer saves work only where the stack is cut; see `random_module_mask`.
   params = cut_at_changes(model.params, random_module_mask(KEY, model.params)) if method == "hft" else model.params
 
   def objective(params, batch, key):

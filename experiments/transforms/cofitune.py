@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from experiments.tasks import docstring_search, sentiment_rating as task
 from experiments.tasks.ranking import rank_own
-from jaxft.analysis import consistency, damping, layer_drift, normalize_importance, unit_importance
+from jaxft.analysis import damping, dropout_consistency, layer_drift, normalize_importance, unit_importance
 from jaxft.choices import layer_ranges, tree_search
 from jaxft.data import source
 from jaxft.data.tokenization import tokenize_texts
@@ -192,7 +192,7 @@ def importances(model: Pretrained, config: Config) -> dict[str, Float[Array, "la
   tokens = tokenize_texts([r["anchor"] for r in records], model.tokenizer, lengths=config.length)
   batches = [{name: x[i::config.importance_batches] for name, x in tokens.items()}
              for i in range(config.importance_batches)]
-  proxy = consistency(vectors, lambda a, b: 1 - jnp.sum(a * b, axis=-1))
+  proxy = dropout_consistency(vectors, lambda a, b: 1 - jnp.sum(a * b, axis=-1))
   return normalize_importance(unit_importance(proxy, gates, batches, jax.random.key(0)))
 
 

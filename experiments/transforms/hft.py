@@ -158,9 +158,9 @@ def train(
 ) -> Any:
   """One stage: Adam from a fresh state, the learning rate decaying linearly to zero.
 
-  What trains is here a 0/1 factor on the gradients, so that one compiled program serves all draws of all arms; `half`,
-  which splits before the gradient, would compile one for each, and gives the same params (tested). Adam without decay
-  leaves an entry exactly as it was whose gradients were all zero.
+  What trains is here a 0/1 factor on the gradients, so that one compiled program serves all draws of all arms; `train`
+  of the choice, which splits before the gradient, would compile one for each, and gives the same params (tested). Adam
+  without decay leaves an entry exactly as it was whose gradients were all zero.
   """
   optimizer = optax.adam(optax.linear_schedule(rate, 0.0, len(rows)))
 

@@ -40,6 +40,7 @@ from experiments.tasks.sentiment_rating import (
   separate_head_rate,
   with_head,
 )
+from jaxft.choices import s2ft_units
 from jaxft.evaluation import PairedTest, paired_test
 from jaxft.formats import Pretrained, load
 from jaxft.leaves import dot
@@ -51,7 +52,7 @@ from jaxft.studies.result import Arm, Result
 from jaxft.studies.sweep import sweep
 from jaxft.studies.tuner import Tuner
 from jaxft.training import Recipe, training_cost
-from jaxft.transforms import ParamTransform, chain, lora, random_indices, s2ft, sparse_delta, train
+from jaxft.transforms import ParamTransform, chain, lora, random_indices, sparse_delta, submatrix, train
 from jaxft.transforms.entries.submatrix import Submatrix
 from jaxft.tree import count
 
@@ -91,9 +92,10 @@ def arms(config: Config, model: Pretrained, seed: int) -> dict[str, ParamTransfo
   with_the_head = partial(chain, train("head/*"))
   return {
       LORA: with_the_head(lora("layers/**/{query,key,value,up,down}/kernel", rank=config.rank, alpha=2 * config.rank)),
-      METHOD: with_the_head(s2ft(
-          jax.random.key(seed), model.params, head_dim=head_dim, heads=heads, channels=channels, scope="layer")),
-      RANDOM: with_the_head(sparse_delta(indices=random_indices([OUT, DOWN], lambda path, _: entries[path.split("/")[-2]]))),
+      METHOD: with_the_head(submatrix(partial(
+          s2ft_units, jax.random.key(seed), head_dim=head_dim, heads=heads, channels=channels, scope="layer"))),
+      RANDOM: with_the_head(sparse_delta(
+          indices=random_indices([OUT, DOWN], lambda path, _: entries[path.split("/")[-2]]))),
       FULL: train(["head/*", "layers/**"]),
   }
 

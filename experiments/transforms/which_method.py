@@ -15,6 +15,7 @@ Baseline is the tuning of all layers, method is LoRA.
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from experiments.tasks.method_comparison import SMOKE, Comparison, Method, Protocol, Scores, compare
 from jaxft.adapters import bottleneck, prefix
+from jaxft.choices import random_module_mask, s2ft_units
 from jaxft.evaluation import paired_test
 from jaxft.formats import Pretrained, load
 from jaxft.report import Report
@@ -33,7 +35,6 @@ from jaxft.transforms import (
   chain,
   dora,
   fourier_ft,
-  half,
   hra,
   ia3,
   loha,
@@ -44,8 +45,8 @@ from jaxft.transforms import (
   on,
   pissa,
   quantize,
-  s2ft,
   shira,
+  submatrix,
   train,
   vera,
 )
@@ -62,11 +63,11 @@ def methods(model: Pretrained) -> dict[str, Method]:
   return {
       HEAD: Method("none", 0.0),
       BASELINE: Method("full", 1e-4, train("layers/**")),
-      "HFT": Method("selective", 2e-4, on("layers/**", half(key))),
+      "HFT": Method("selective", 2e-4, on("layers/**", train(partial(random_module_mask, key)))),
       "BitFit": Method("selective", 3e-3, train("layers/**/bias")),
       "norms": Method("selective", 3e-3, train("layers/{attention_norm,mlp_norm}/*"), peft_type="LN_TUNING"),
-      "S2FT": Method("selective", 1e-3, s2ft(
-          key, model.params, head_dim=head_dim, heads=1 / config.num_heads, channels=0.05, scope="layer")),
+      "S2FT": Method("selective", 1e-3, submatrix(partial(
+          s2ft_units, key, head_dim=head_dim, heads=1 / config.num_heads, channels=0.05, scope="layer"))),
       "SHiRA": Method("selective", 3e-3, shira(SELECT, rank=8)),
       "adapter": Method("additive", 2e-3, adapter=bottleneck(config, 16, insertion="sequential")),
       "prefix": Method("prompt", 3e-2, adapter=prefix(config, 8, stddev=0.02), peft_type="PREFIX_TUNING"),

@@ -15,8 +15,8 @@ from jaxft.analysis.spectra import effective_rank, intruder_dimensions, singular
 from jaxft.analysis.truncation import scaled_svd, truncate_components
 from jaxft.analysis.unit_importance import (
     combine_importance,
-    consistency,
     damping,
+    dropout_consistency,
     normalize_importance,
     unit_importance,
 )

@@ -6,7 +6,7 @@
       edits = {"layers/attention/heads": [Scale(gates["heads"][..., None]), ...], ...}
       return encoder.embed(params, config, *batch, edits=edits)
 
-    loss = consistency(forward, lambda a, b: 1 - jnp.sum(a * b, -1))
+    loss = dropout_consistency(forward, lambda a, b: 1 - jnp.sum(a * b, -1))
     importance = normalize_importance(unit_importance(loss, gates, batches, key))
     optimizer = optax.chain(optax.adam(1e-4), scale_updates(damping(trainable, {"**/mlp/up/*": ...})))
 """
@@ -26,7 +26,7 @@ from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 Proxy = Callable[[Tree, Any, jax.Array], Mean]
 
 
-def consistency(
+def dropout_consistency(
     forward: Callable[[Tree, Any, jax.Array], Array], distance: Callable[[Array, Array], Float[Array, "..."]]
 ) -> Proxy:
   """How far two passes with dropout of their own are apart: `distance(forward(key_1), forward(key_2))`.
@@ -58,7 +58,7 @@ def unit_importance(
   `dL / dg_j = sum over tokens of a_j dL / da_j` for the gated activations a_j; no gradient of a weight is formed.
 
   Args:
-    loss: `(gates, batch, key) -> Mean`: `consistency(...)`, or the loss of a task for what that task needs.
+    loss: `(gates, batch, key) -> Mean`: `dropout_consistency(...)`, or the loss of a task for what that task needs.
     gates: a tree of float32 ones, an entry for each unit, `[layers, units]`.
     batches: of equal weight; smaller ones keep more apart what cancels within a batch.
     key: batch i draws from `fold_in(key, i)`.

@@ -9,5 +9,6 @@ from jaxft.choices.random_modules import (
     unit_indices,
 )
 from jaxft.choices.rows import choose_rows, chosen_rows, head_units
+from jaxft.choices.s2ft import s2ft_units, unit_norms
 from jaxft.choices.scores import change_scores, fisher_scores, gradient_scores, magnitude_scores
 from jaxft.choices.top_k import lottery_ticket_mask, top_k_mask

@@ -1,6 +1,8 @@
 """Random choices of modules and of units (heads, channels), drawn on the host, for a choice shapes the program.
 
-A key here must be concrete, not traced: which leaves train decides which products a step contains.
+A key here must be concrete, not traced: which leaves train decides which products a step contains. So the key is an
+argument of the choice, and the draw can be seen, cut at and planned: a transform that drew from the key of its `split`
+would train other layers than those at which the stack was cut, and other shapes than those which `plan` counted.
 """
 
 import math
@@ -42,7 +44,17 @@ def random_module_mask(
     level: Literal["category", "layer", "model"] = "category", balance: Literal["count", "params"] = "count",
     others: bool = True,
 ) -> Tree:
-  """A random fraction of the modules, balanced within each layer: the choice of half fine-tuning.
+  """A random fraction of the modules, balanced within each layer: the choice of half fine-tuning (HFT).
+
+      choose = partial(random_module_mask, key)       # a choice; draw another for every stage
+      params = cut_at_changes(params, choose)         # of stacked layers, where compute should be saved
+      transform = train(choose)
+
+  One step of HFT costs `4 + 2 * fraction` FLOPs per parameter and token on unrolled layers, and on a stack that is cut,
+  which gives each run of layers with the same choice a scan of its own. Cutting is what saves compute: under one scan
+  over all layers every layer runs the same program, so that a per-layer choice can only be made by a branch (which
+  keeps gradient buffers of all layers) or by data (which keeps the products too). On a stack that is not cut, memory of
+  the gradients kept and of the optimizer is saved, compute is not; see `train`.
 
   A module is all leaves under one parent (`query/kernel` and `query/bias`). Where `fraction` of a layer's modules of a
   category is not whole, it is rounded up in some layers, drawn at random, and down in the others, so that the total
@@ -100,7 +112,7 @@ def random_module_mask(
 def cut_at_changes(params: Tree, choice: Choice, *, stack: str = "layers") -> Tree:
   """Cuts a stack wherever the choice of some leaf changes, so that in each piece a leaf trains whole or not at all.
 
-  Consecutive layers with the same choice stay one scan. See `half` for why stacks are cut.
+  Consecutive layers with the same choice stay one scan. See `random_module_mask` for why stacks are cut.
 
   Args:
     params: a nested dict with stacked layers.

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxft.leaves.row_delta import check_axis
-from jaxft.tree.choice import Choice, as_choice, entries, mask
+from jaxft.tree.choice import Choice, as_choice, entries, matching_paths
 from jaxft.tree.depth import layer_of
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
@@ -32,8 +32,8 @@ def choose_rows(
   check_axis(axis)
   owner: dict[str, str] = {}
   for glob in indices:
-    for (path, _), chosen in zip(leaves_with_paths(params), jax.tree.leaves(mask(glob, params, name="indices")), strict=True):
-      if chosen and owner.setdefault(path, glob) != glob:
+    for path in matching_paths(glob, params, name="indices"):
+      if owner.setdefault(path, glob) != glob:
         raise ValueError(f"indices has two globs for {path}: {owner[path]!r} and {glob!r}")
 
   def choose(path: str, leaf: Any) -> Any:
@@ -68,7 +68,8 @@ def chosen_rows(choice: Choice, params: Tree, *, axis: int = -2) -> dict[str, In
   """
   check_axis(axis)
   found = {}
-  for (path, leaf), flag in zip(leaves_with_paths(params), jax.tree.leaves(as_choice(choice, params, name="choice")), strict=True):
+  flags = jax.tree.leaves(as_choice(choice, params, name="choice"))
+  for (path, leaf), flag in zip(leaves_with_paths(params), flags, strict=True):
     if leaf is None or not np.any(flag):
       continue
     layer = layer_of(path, leaf)

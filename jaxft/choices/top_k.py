@@ -90,7 +90,8 @@ def lottery_ticket_mask(
   Args:
     base, tuned: params at the start and at the end of the dense phase.
     k: how many, or which fraction; see `top_k_mask`.
-    where: what may be chosen, as in `top_k_mask`: the source leaves out heads, and takes the encoder's other tensors whole.
+    where: what may be chosen, as in `top_k_mask`: the source leaves out heads, and takes the encoder's other tensors
+      whole.
     previous: the mask of earlier rounds: k more are chosen among the rest, and the union is returned.
 
   Source: Ansell et al. 2022, LT-SFT (arXiv 2110.07560). Its threshold test admits all of the entries that tie for the

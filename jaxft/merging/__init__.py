@@ -33,7 +33,7 @@ _NAMES = {
     "kernels.consensus": ("disjoint_mean", "sign_election"),
     # Compression
     "compression.ternary": ("Ternary", "compression_report", "flat_signs", "search_ternary", "ternarize"),
-    "compression.ternary_files": ("fingerprint", "load_ternary", "save_ternary"),
+    "compression.ternary_files": ("base_fingerprint", "load_ternary", "save_ternary"),
     "compression.golomb": ("golomb_bits", "golomb_decode", "golomb_encode", "rice_parameter"),
     "compression.bit_masks": ("BitMasks", "pack_masks", "ternary_distance", "ternary_dot", "unpack_masks"),
     # Editing one checkpoint

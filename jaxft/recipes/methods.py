@@ -4,6 +4,7 @@ The texts of the command line are made from it. It imports no JAX: transforms ar
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxft.checks import pick
@@ -55,7 +56,9 @@ def _half(t: Any, m: "Adaptation", select: Any) -> "ParamTransform":
   del select
   import jax
 
-  return t.half(jax.random.key(m.draw))
+  from jaxft.choices import random_module_mask
+
+  return t.train(partial(random_module_mask, jax.random.key(m.draw)))
 
 
 METHODS: dict[str, Method] = {

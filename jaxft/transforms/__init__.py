@@ -1,7 +1,7 @@
 """Parameter transforms: what trains and what stays frozen.
 
 The core is `ParamTransform` with `on` and `chain`, choices, depth, and structured leaves. On it stand five families:
-whole leaves (`train`, `freeze`, `half`, ...), low rank (`lora`, its inits, and kin), structured deltas,
+whole leaves (`train`, `freeze`, `bitfit`, ...), low rank (`lora`, its inits, and kin), structured deltas,
 multiplications, and chosen entries (`submatrix`, `sparse_delta`, masks, subspaces); `quantize` is for what stays
 frozen.
 """
@@ -12,7 +12,6 @@ from jaxft.transforms.quantize import Quantized, quantize, quantize_array
 # Whole leaves
 from jaxft.transforms.whole.bitfit import add_biases, bitfit
 from jaxft.transforms.whole.freeze import freeze, full, train
-from jaxft.transforms.whole.half import half
 from jaxft.transforms.whole.mixout import mixout
 from jaxft.transforms.whole.norm_tuning import norm_tuning
 from jaxft.transforms.whole.reinitialize import reinitialize_top
@@ -56,7 +55,6 @@ from jaxft.transforms.multiplicative.road import road
 # Chosen entries, and subspaces of all
 from jaxft.transforms.entries.binary_mask import binary_mask, harden, masked_fraction, pack_mask, unpack_mask
 from jaxft.transforms.entries.fastfood import dense_projection, fastfood, sparse_projection
-from jaxft.transforms.entries.s2ft import s2ft, unit_norms
 from jaxft.transforms.entries.served import ServedDeltas, serve
 from jaxft.transforms.entries.sparse_delta import add_entries, chosen_entries, random_indices, shira, sparse_delta
 from jaxft.transforms.entries.submatrix import submatrix, submatrix_delta

@@ -193,8 +193,8 @@ def quantize(
     format, block, double: see `quantize_array`.
 
   Raises:
-    ValueError: format or block is unknown, or select is the name of a format; from `split`: the filter matches nothing, or a leaf that is no matrix or
-      that block does not divide (all are named).
+    ValueError: format or block is unknown, or select is the name of a format; from `split`: a glob matches nothing, or
+      a leaf that is no matrix or that block does not divide (all are named).
   """
   if isinstance(select, str) and select in FORMATS:
     raise ValueError(f"select must choose matrices; got {select!r}, a format: quantize(format={select!r})")

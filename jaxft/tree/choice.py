@@ -13,7 +13,8 @@ and what its tree says of a leaf is one of
 
     True, False             all of the leaf, or nothing of it     whoever takes a choice reads these
     booleans [L]            layers of a stacked leaf              `random_module_mask`, `within_layers`
-    booleans of its shape   single entries                        `top_k_mask`, `lottery_ticket_mask`, `choose_rows`
+    booleans of its shape   single entries                        `top_k_mask`, `lottery_ticket_mask`, `choose_rows`,
+                                                                  `s2ft_units`
 
 Whichever selection made it, it may
 
@@ -53,7 +54,8 @@ from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, ma
 
 Choice = str | Sequence[str] | Callable[[Tree], Tree] | Tree
 
-FORMS = "a glob, a sequence of globs, a tree of booleans that is a prefix of the params, or a function params -> such a tree"
+FORMS = ("a glob, a sequence of globs, a tree of booleans that is a prefix of the params, or a function "
+         "params -> such a tree")
 _FLAGS = (bool, np.ndarray, np.generic, jax.Array)
 
 
@@ -100,7 +102,7 @@ def mask(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: bool 
   divided = [f"{path} {np.shape(flag)}" for path, flag in leaves_with_paths(flags) if not isinstance(flag, bool)]
   if divided:
     raise ValueError(
-        f"{name} must choose whole leaves; it divides {len(divided)}: {', '.join(divided[:8])}. Layers are chosen whole "
+        f"{name} must choose whole leaves; it divides {len(divided)}: {', '.join(divided[:8])}. Layers are leaves "
         "once they are unrolled or the stack is cut; train and freeze take them, and sparse_delta takes entries")
   return flags
 

@@ -6,6 +6,7 @@ products, which grow with the length and not with N, are in the count: at 8 toke
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import optax
 import pytest
 
 from jaxft.analysis.flops import count_jaxpr
-from jaxft.choices import cut_at_changes, random_module_mask
+from jaxft.choices import cut_at_changes, random_module_mask, s2ft_units
 from jaxft.losses.reduction import Mean
 from jaxft.models import decoder
 from jaxft.training import Recipe, abstract_state, make_train_step, training_cost
@@ -28,7 +29,6 @@ from jaxft.transforms import (
   dora,
   freeze_below,
   full,
-  half,
   loftq,
   lora,
   mica,
@@ -36,7 +36,7 @@ from jaxft.transforms import (
   olora,
   pissa,
   quantize,
-  s2ft,
+  submatrix,
   train,
   vb_lora,
   vera,
@@ -98,7 +98,9 @@ METHODS = {
     "vera": Method(vera(MATRICES, rank=RANK), 4.3, OUTPUTS + 7 * LAYERS * RANK),
     "vb_lora": Method(
         vb_lora(MATRICES, rank=4, vectors=12, length=16), 4.3, 12 * 16 + 12 * 4 * (INPUTS + OUTPUTS) // 16),
-    "half": Method(half(KEY), 5.05, LAYERS * LAYER // 2 + HEAD + EMBEDDING + LAYERS * DIM + DIM, cut=cut_for_half),
+    "half": Method(
+        train(partial(random_module_mask, KEY)), 5.05, LAYERS * LAYER // 2 + HEAD + EMBEDDING + LAYERS * DIM + DIM,
+        cut=cut_for_half),
     "bottom_half_frozen": Method(freeze_below(LAYERS // 2), 4.1, LAYERS // 2 * (LAYER + 2 * DIM) + DIM + HEAD,
                                  cut=lambda params: cut_layers(params, at=[LAYERS // 2])),
     "bitfit": Method(bitfit(), 4.1, OUTPUTS, prepare=add_biases),
@@ -156,7 +158,7 @@ def test_a_step_costs_at_most(method, layout):
     {"heads": 0.052, "channels": 0.02}, {"heads": 0.2, "channels": 0.2},
     {"heads": 0.5, "channels": 0.25, "value_heads": 0.25, "up_channels": 0.5}], ids=["source", "rows", "and_columns"])
 def test_s2ft_costs_two_for_what_trains(fractions, scope, layout):
-  transform = s2ft(KEY, PARAMS, head_dim=HEAD_DIM, scope=scope, **fractions)
+  transform = submatrix(partial(s2ft_units, KEY, head_dim=HEAD_DIM, scope=scope, **fractions))
   heads = fractions["heads"] + fractions.get("value_heads", 0)
   channels = fractions["channels"] + fractions.get("up_channels", 0)
   # What is drawn, rounded down to whole heads: less than what is held where layers draw unequally, which is filled up.

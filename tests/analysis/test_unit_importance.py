@@ -8,8 +8,8 @@ import pytest
 
 from jaxft.analysis import (
   combine_importance,
-  consistency,
   damping,
+  dropout_consistency,
   normalize_importance,
   seed_stability,
   unit_importance,
@@ -42,7 +42,7 @@ def cosine_distance(a, b):
   return 1 - jnp.sum(a * b, -1)
 
 
-LOSS = consistency(forward, cosine_distance)
+LOSS = dropout_consistency(forward, cosine_distance)
 
 
 def test_gate_gradient_is_the_activation_times_its_gradient():
@@ -68,7 +68,7 @@ def test_dropout_differs_between_layers_and_passes_and_keeps_the_mean():
 
 
 def test_without_dropout_there_is_nothing_to_be_consistent_about():
-  quiet = consistency(lambda g, b, k: forward(g, b, k, 0.0), cosine_distance)
+  quiet = dropout_consistency(lambda g, b, k: forward(g, b, k, 0.0), cosine_distance)
   for g in jax.tree.leaves(unit_importance(quiet, GATES, BATCHES, KEY)):
     np.testing.assert_allclose(g, 0, atol=1e-6)
 

@@ -1,5 +1,7 @@
 """Selections: the k largest against a sort, module choices by counting, units, the search over modules."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +17,12 @@ from jaxft.choices.random_modules import (
   select_units,
   unit_indices,
 )
+from jaxft.choices.s2ft import s2ft_units
 from jaxft.choices.scores import change_scores, fisher_scores, gradient_scores, magnitude_scores
 from jaxft.choices.top_k import lottery_ticket_mask, top_k_mask
 from jaxft.models import decoder
+from jaxft.transforms.entries.submatrix import submatrix
 from jaxft.transforms.whole.freeze import train
-from jaxft.transforms.whole.half import half
 from jaxft.tree import leaves_with_paths, stack_layers, unstack_layers
 
 KEY = jax.random.key(0)
@@ -144,20 +147,39 @@ def test_levels():
   assert sum(np.broadcast_to(v, 6).sum() for v in model) == 6 * 9 // 2
 
 
-def test_half_keeps_compute_and_state_on_cut_and_state_on_stacked_layers():
+def test_half_fine_tuning_keeps_compute_and_state_on_cut_and_state_on_stacked_layers():
   params = decoder.init(KEY, CONFIG)
   cut = cut_at_changes(params, random_module_mask(KEY, params))
-  sides = [half(KEY).split(jax.random.key(9), p)[1] for p in (params, cut, unstack_layers(params))]
+  split = train(partial(random_module_mask, KEY)).split
+  sides = [split(jax.random.key(9), p)[1] for p in (params, cut, unstack_layers(params))]
   sizes = [sum(x.size for x in jax.tree.leaves(side)) for side in sides]
   assert len(set(sizes)) == 1
   assert abs(sizes[0] / sum(x.size for x in jax.tree.leaves(params)) - 0.5) < 0.2
 
 
+@pytest.mark.parametrize("draw", [
+    lambda key: train(partial(random_module_mask, key)),
+    lambda key: submatrix(partial(s2ft_units, key, head_dim=4, heads=0.3, channels=0.3)),
+], ids=["hft", "s2ft"])
+def test_what_is_drawn_is_what_was_planned_whatever_key_splits(draw):
+  params = decoder.init(KEY, CONFIG)
+  for layout in (params, unstack_layers(params)):
+    planned = jax.eval_shape(draw(KEY).split, jax.random.key(1), layout)
+    run = draw(KEY).split(jax.random.key(2), layout)
+    assert jax.tree.structure(planned) == jax.tree.structure(run)
+    assert [x.shape for x in jax.tree.leaves(planned)] == [x.shape for x in jax.tree.leaves(run)]
+    other = draw(jax.random.key(3)).split(jax.random.key(2), layout)
+    assert jax.tree.structure(other) != jax.tree.structure(run) or any(
+        a.shape != b.shape or (a != b).any() for a, b in zip(*map(jax.tree.leaves, (other, run))))
+  with pytest.raises(ValueError, match="key must be concrete"):
+    jax.eval_shape(lambda key: draw(key).split(key, params), KEY)
+
+
 def test_all_of_it_is_full_tuning_and_nothing_of_it_trains_embeddings_and_head():
   params = decoder.init(KEY, CONFIG)
-  frozen, trainable = half(KEY, fraction=1.0).split(KEY, params)
+  frozen, trainable = train(random_module_mask(KEY, params, fraction=1.0)).split(KEY, params)
   assert not jax.tree.leaves(frozen) and jax.tree.structure(trainable) == jax.tree.structure(params)
-  _, rest = half(KEY, fraction=0.0).split(KEY, params)
+  _, rest = train(random_module_mask(KEY, params, fraction=0.0)).split(KEY, params)
   assert {path for path, x in leaves_with_paths(rest) if x is not None} == {
       "embed/tokens/embedding", "head/kernel", "norm/scale"}
 

@@ -18,5 +18,6 @@ CASES = [
     Case("hira_oft", chain(hira(KERNELS, rank=8), oft(KERNELS, block=8)), flops=6.25, variant=True),
     Case("boft_int8", chain(boft(KERNELS, block=4), quantize(KERNELS, format="int8", block=16)), flops=4.3,
          variant=True, starts_within=0.01),
-    Case("lora_submatrix", chain(lora(KERNELS, rank=8), submatrix(indices={KERNELS: np.arange(8)})), flops=4.3, variant=True),
+    Case("lora_submatrix", chain(lora(KERNELS, rank=8), submatrix(indices={KERNELS: np.arange(8)})), flops=4.3,
+         variant=True),
 ]

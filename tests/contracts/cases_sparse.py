@@ -1,16 +1,17 @@
 """Sparse differences, rows and columns, half fine-tuning, masks."""
 
+from functools import partial
+
 import jax
 import numpy as np
 
-from jaxft.choices import lottery_ticket_mask
+from jaxft.choices import lottery_ticket_mask, s2ft_units
 from jaxft.choices.random_modules import cut_at_changes, random_module_mask
-from jaxft.transforms.entries.s2ft import s2ft
 from jaxft.transforms.entries.sparse_delta import shira, sparse_delta
 from jaxft.transforms.entries.submatrix import submatrix
 from jaxft.transforms.protocol import ParamTransform, chain
 from jaxft.transforms.quantize import quantize
-from jaxft.transforms.whole.half import half
+from jaxft.transforms.whole.freeze import train
 from jaxft.tree import leaf_keys, map_with_path
 from tests.contracts.transforms import KERNELS, UP, Case
 
@@ -44,13 +45,11 @@ def lt_sft(fraction: float) -> ParamTransform:
 
 def units(**fractions) -> ParamTransform:
   """S2FT of the blocks, whose `up` stands for the output matrix of heads of 8 and, by columns, for the values."""
+  return submatrix(partial(s2ft_units, KEY, head_dim=8, out=UP, down=DOWN, value=UP, up=UP, **fractions))
 
-  def split(key, params):
-    with jax.ensure_compile_time_eval():  # it draws from a concrete key, and the contract counts under tracing
-      transform = s2ft(KEY, params, head_dim=8, out=UP, down=DOWN, value=UP, up=UP, **fractions)
-    return transform.split(key, params)
 
-  return ParamTransform(split, submatrix(indices={DOWN: [0]}).join)  # the indices are on the frozen side
+def half(groups=(KERNELS,), **options) -> ParamTransform:
+  return train(partial(random_module_mask, KEY, groups=groups, **options))
 
 
 CASES = [
@@ -62,9 +61,9 @@ CASES = [
          starts_within=0.01),
     Case("s2ft", units(heads=0.1, channels=0.1), flops=4.3),
     Case("s2ft_columns", units(heads=0, channels=0.1, up_channels=0.1, scope="layer"), flops=4.3, variant=True),
-    Case("half", half(KEY, [KERNELS]), flops=5.05, by_layer=True),
-    Case("half_cut", half(KEY, [KERNELS]), flops=5.05, variant=True,
+    Case("half", half(), flops=5.05, by_layer=True),
+    Case("half_cut", half(), flops=5.05, variant=True,
          layout=lambda p: cut_at_changes(p, random_module_mask(KEY, p, [KERNELS]))),
-    Case("half_of_layers", half(KEY, [KERNELS], level="layer"), flops=5.05, variant=True, by_layer=True),
-    Case("half_of_model", half(KEY, [KERNELS], level="model"), flops=4.95, variant=True, by_layer=True),
+    Case("half_of_layers", half(level="layer"), flops=5.05, variant=True, by_layer=True),
+    Case("half_of_model", half(level="model"), flops=4.95, variant=True, by_layer=True),
 ]

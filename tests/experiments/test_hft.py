@@ -1,4 +1,6 @@
-"""The experiment's gates on gradients against the library's `half`, which splits before the gradient."""
+"""The experiment's gates on gradients against `train` of the same choice, which splits before the gradient."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +9,14 @@ import optax
 import pytest
 
 from experiments.transforms import hft
+from jaxft.choices import random_module_mask
 from jaxft.losses import Mean
 from jaxft.training import Recipe, init_state, make_train_step
-from jaxft.transforms import half
+from jaxft.transforms import train
 
 
 @pytest.mark.parametrize("level", ["category", "layer", "model"])
-def test_a_stage_is_a_stage_of_half(level):
+def test_a_stage_is_a_stage_of_half_fine_tuning(level):
   config, key, rate = hft.SMOKE, jax.random.key(0), 1e-2
   params = hft.init(jax.random.key(1), config)
   rng = np.random.default_rng(0)
@@ -25,7 +28,7 @@ def test_a_stage_is_a_stage_of_half(level):
   gates = jax.tree.map(lambda x: x[0], hft.as_gates([choice], params))
   gated = hft.train(config, params, gates, images, allowed, rows, rate)
 
-  transform = half(jax.random.fold_in(key, 0), level=level)
+  transform = train(partial(random_module_mask, jax.random.fold_in(key, 0), level=level))
   optimizer = optax.adam(optax.linear_schedule(rate, 0.0, len(rows)))
   objective = lambda params, batch, key: (Mean.of(hft.loss(params, config, batch, allowed)), {})
   recipe = Recipe(objective, transform, optimizer)

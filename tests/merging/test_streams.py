@@ -7,7 +7,7 @@ from jaxft import merging
 from jaxft.merging.kernels.leafwise import merge_leaf
 from jaxft.merging.kernels.methods import METHODS, streams
 from jaxft.merging.kernels.random_bits import random_integers
-from jaxft.merging.kernels.variance_selection import sce
+from jaxft.merging.kernels.variance_selection import sce_leaf
 from tests.merging.checkpoints import configure, recipe, write
 
 SIZE = 4096
@@ -72,7 +72,7 @@ def test_trees_drop_other_entries(merge):
 def test_sce_asks_for_the_mean_square_not_the_sum():
   """Below a mean square of 1e-6 all models weigh alike, however large the leaf."""
   one, two = np.full(1000, 3e-4, np.float32), np.full(1000, 1e-4, np.float32)  # sums of squares 9e-5 and 1e-5
-  even = sce([one, two], None).combine(0, [one, two], None)
+  even = sce_leaf([one, two], None).combine(0, [one, two], None)
   np.testing.assert_allclose(even, (one + two) / 2, rtol=1e-6)
   large = [np.float32(100) * one, np.float32(100) * two]
-  np.testing.assert_allclose(sce(large, None).combine(0, large, None), 0.9 * large[0] + 0.1 * large[1], rtol=1e-5)
+  np.testing.assert_allclose(sce_leaf(large, None).combine(0, large, None), 0.9 * large[0] + 0.1 * large[1], rtol=1e-5)

@@ -10,7 +10,7 @@ import scipy.stats
 
 from jaxft.merging.compression.bit_masks import pack_masks, ternary_distance, ternary_dot, unpack_masks
 from jaxft.merging.compression.ternary import compression_report, flat_signs, search_ternary, ternarize
-from jaxft.merging.compression.ternary_files import MAGIC, fingerprint, load_ternary, save_ternary
+from jaxft.merging.compression.ternary_files import MAGIC, base_fingerprint, load_ternary, save_ternary
 from jaxft.tree import apply_task_vector
 
 
@@ -162,7 +162,7 @@ def test_a_file_that_is_not_whole_or_not_for_this_base_is_refused(tmp_path):
   path, base = tmp_path / "task.tern", tree(1)
   save_ternary(path, ternarize(DELTA, density=0.2), base)
   data = path.read_bytes()
-  with pytest.raises(ValueError, match=f"task.tern belongs to the base {fingerprint(base)}; the base given is"):
+  with pytest.raises(ValueError, match=f"task.tern belongs to the base {base_fingerprint(base)}; the base given is"):
     load_ternary(path, tree(2))
   broken = {f"cut at {n}": data[:n] for n in (0, 10, 24, len(data) // 2, len(data) - 1)}
   broken |= {f"bit {i}": data[:i] + bytes([data[i] ^ 4]) + data[i + 1 :] for i in range(0, len(data), 7)}

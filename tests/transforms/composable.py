@@ -1,10 +1,12 @@
 """Every transform of the library, small, on the matrices `[16, 32]` and `[32, 16]` of `stack_params`, by a filter."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.choices import within_layers
+from jaxft.choices import random_module_mask, within_layers
 from jaxft.leaves import materialize
 from jaxft.transforms import (
   ParamTransform,
@@ -22,7 +24,6 @@ from jaxft.transforms import (
   freeze_below,
   from_directions,
   full,
-  half,
   hira,
   hra,
   ia3,
@@ -106,13 +107,14 @@ OTHERS = {
     "adapters": lambda f: on(f, over_adapters(1, 2)),
     "int8": lambda f: quantize(f, block=8),
     "nf4": lambda f: quantize(f, format="nf4", block=8, double=True),
-    "nested": lambda f: on(f, chain(on("**/up/*", shira(rank=1)), chain(on("**", dora(rank=2)), submatrix(indices={f: ROWS})))),
+    "nested": lambda f: on(f, chain(
+        on("**/up/*", shira(rank=1)), chain(on("**", dora(rank=2)), submatrix(indices={f: ROWS})))),
     "full": lambda f: on(f, full()),
     "train": lambda f: train("**/up/*"),
     "freeze": lambda f: on(f, freeze("**/up/*")),
     "freeze_below": lambda f: freeze_below(1),
     "layers": lambda f: train(within_layers(1, 2, f)),
-    "half": lambda f: half(KEY, ["layers/**"]),
+    "half": lambda f: train(partial(random_module_mask, KEY, groups=["layers/**"])),
 }
 EVERY = EXACT | OTHERS
 

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from jaxft.choices.s2ft import s2ft_units, unit_norms
 from jaxft.leaves import dot, materialize
 from jaxft.merging.compression.sparse_deltas import compose, fuse, unfuse
 from jaxft.models import decoder
-from jaxft.transforms.entries.s2ft import s2ft, unit_norms
 from jaxft.transforms.entries.submatrix import Submatrix, submatrix, submatrix_delta
 from jaxft.tree import unstack_layers
 from jaxft.tree.coupled import MLP_CHANNELS, inverse_order, key_heads, permute_coupled, query_heads
@@ -121,7 +121,8 @@ def test_disjoint_deltas_fuse_in_either_order():
 
 def test_s2ft_draws_each_kind_of_unit_for_itself():
   params = stack_params(KEY, layers=3, dim=8, hidden=8)
-  transform = s2ft(KEY, params, head_dim=1, heads=0.5, channels=0.5, scope="layer", out="**/up/*", down="**/down/*")
+  transform = submatrix(s2ft_units(
+      KEY, params, head_dim=1, heads=0.5, channels=0.5, scope="layer", out="**/up/*", down="**/down/*"))
   layers = transform.split(KEY, params)[0]["layers"]
   heads, channels = (np.asarray(*jax.tree.leaves(layers[name]["kernel"].note)) for name in ("up", "down"))
   assert heads.shape == channels.shape == (3, 4) and not np.array_equal(heads, channels)
@@ -129,7 +130,7 @@ def test_s2ft_draws_each_kind_of_unit_for_itself():
 
 def test_s2ft_trains_the_drawn_share_and_nothing_else():
   params = decoder.init(KEY, CONFIG)
-  transform = s2ft(KEY, params, head_dim=4, heads=0.34, channels=0.2, value_heads=0.5, up_channels=0.1)
+  transform = submatrix(s2ft_units(KEY, params, head_dim=4, heads=0.34, channels=0.2, value_heads=0.5, up_channels=0.1))
   frozen, trainable = transform.split(KEY, params)
   moved = materialize(transform.join(frozen, jax.tree.map(lambda x: x + 1, trainable)))
   changed = jax.tree.map(lambda a, b: np.asarray(a != b), moved, params)["layers"]
@@ -167,7 +168,8 @@ def test_s2ft_by_the_norms_of_units(layout, largest):
     np.testing.assert_allclose(scores["out"][layer], np.linalg.norm(out[layer].reshape(4, -1), axis=1), rtol=1e-5)
     np.testing.assert_allclose(scores["down"][layer], np.linalg.norm(down[layer], axis=1), rtol=1e-5)
   share = (3 if largest else 9) / 12
-  transform = s2ft(KEY, params, head_dim=4, heads=share, channels=3.5 / 72, scores=scores, largest=largest)
+  transform = submatrix(s2ft_units(
+      KEY, params, head_dim=4, heads=share, channels=3.5 / 72, scores=scores, largest=largest))
   frozen, trainable = transform.split(KEY, params)
   moved = materialize(transform.join(frozen, jax.tree.map(lambda x: x + 1, trainable)))
   moved, before = (p if layout is unstack_layers else unstack_layers(p) for p in (moved, params))
@@ -215,21 +217,25 @@ def test_permuting_coupled_units_keeps_the_function(layout):
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
+of = lambda indices, **options: submatrix(indices=indices, **options)
+
+
 @pytest.mark.parametrize("call, message", [
-    (lambda p: submatrix(indices={"**/down/kernel": np.array([1, 1])}).split(KEY, p), "has an index twice in one layer"),
-    (lambda p: submatrix(indices={"**/down/kernel": np.array([24])}).split(KEY, p), r"takes indices in 0\.\.23, or -1"),
-    (lambda p: submatrix(indices={"**/scale": np.array([1])}).split(KEY, p), "is no matrix"),
-    (lambda p: submatrix(indices={"**/down/*": np.array([1]), "**/kernel": np.array([1])}).split(KEY, p), "is matched by"),
-    (lambda p: submatrix(indices={"**/down/*": np.zeros((2, 1), int)}).split(KEY, p), "is of layer 2; got indices for 2"),
-    (lambda p: submatrix(indices={"**/down/*": np.array([1])}, axis=0), r"axis must be -2 \(rows\) or -1"),
-    (lambda p: submatrix(indices={"**/down/kernel": np.array([1.5])}).split(KEY, p), "takes integer indices; got float64"),
-    (lambda p: submatrix(indices={"**/down/kernel": np.ones(24, bool)}).split(KEY, p), "takes integer indices; got bool"),
-    (lambda p: submatrix(indices={}), "indices must have at least one glob"),
-    (lambda p: submatrix(indices={"a": np.array([1]), "b": np.array([1])}, axis={"a": -1}), r"axis must have .* it lacks 'b'"),
-    (lambda p: s2ft(KEY, p, head_dim=4, scores={"up": [np.ones(24)] * 3}), "scores must be of what trains, out, down"),
-    (lambda p: s2ft(KEY, p, head_dim=4, scores={"down": [np.ones(3)] * 3}), "scores must have the lengths of sizes"),
-    (lambda p: s2ft(KEY, p, head_dim=5), "head_dim, the unit, must divide axis -2 of layers/attention/out/kernel"),
-    (lambda p: s2ft(KEY, p, head_dim=4, heads=0.01, channels=0.01), "must draw at least one unit"),
+    (lambda p: of({"**/down/kernel": np.array([1, 1])}).split(KEY, p), "has an index twice in one layer"),
+    (lambda p: of({"**/down/kernel": np.array([24])}).split(KEY, p), r"takes indices in 0\.\.23, or -1"),
+    (lambda p: of({"**/scale": np.array([1])}).split(KEY, p), "is no matrix"),
+    (lambda p: of({"**/down/*": np.array([1]), "**/kernel": np.array([1])}).split(KEY, p), "is matched by"),
+    (lambda p: of({"**/down/*": np.zeros((2, 1), int)}).split(KEY, p), "is of layer 2; got indices for 2"),
+    (lambda p: of({"**/down/*": np.array([1])}, axis=0), r"axis must be -2 \(rows\) or -1"),
+    (lambda p: of({"**/down/kernel": np.array([1.5])}).split(KEY, p), "takes integer indices; got float64"),
+    (lambda p: of({"**/down/kernel": np.ones(24, bool)}).split(KEY, p), "takes integer indices; got bool"),
+    (lambda p: of({}), "indices must have at least one glob"),
+    (lambda p: of({"a": np.array([1]), "b": np.array([1])}, axis={"a": -1}), r"axis must have .* it lacks 'b'"),
+    (lambda p: s2ft_units(KEY, p, head_dim=4, scores={"up": [np.ones(24)] * 3}), "of what is chosen, out, down"),
+    (lambda p: s2ft_units(KEY, p, head_dim=4, scores={"down": [np.ones(3)] * 3}), "must have the lengths of sizes"),
+    (lambda p: s2ft_units(KEY, p, head_dim=5), "head_dim, the unit, must divide axis -2 of layers/attention/out/"),
+    (lambda p: s2ft_units(KEY, p, head_dim=4, heads=0.01, channels=0.01), "must draw at least one unit"),
+    (lambda p: s2ft_units(KEY, p, head_dim=4, heads=0.5, channels=0.5, down="**/out/kernel"), "two of them match"),
     (lambda p: permute_coupled(p, MLP_CHANNELS, np.zeros(24, int)), "order must be a permutation"),
     (lambda p: permute_coupled(p, query_heads(4, 2), np.array([2, 1, 0, 3])), "order must keep each unit in its group"),
     (lambda p: permute_coupled(p, MLP_CHANNELS, np.arange(12)), "order has 12 units of 1; axis -1 of"),

@@ -32,7 +32,7 @@ VERSION = 1
 PREFIX = struct.Struct("<8sIIQ")
 
 
-def fingerprint(params: Tree) -> str:
+def base_fingerprint(params: Tree) -> str:
   """A hash of a checkpoint's paths, dtypes, shapes and bits, the same however its layers' arrays are held."""
   digest = hashlib.blake2b(digest_size=16)
   for path, leaf in leaves_with_paths(params):
@@ -63,7 +63,8 @@ def save_ternary(path: str | os.PathLike, ternary: Ternary, base: Tree) -> int:
       offset += leaf.size
   scales = {name: np.asarray(x, np.float32).tolist() for name, x in leaves_with_paths(ternary.scale) if x is not None}
   header = json.dumps({
-      "b": b, "count": count, "size": int(signs.size), "scales": scales, "leaves": leaves, "base": fingerprint(base),
+      "b": b, "count": count, "size": int(signs.size), "scales": scales, "leaves": leaves,
+      "base": base_fingerprint(base),
   }, separators=(",", ":")).encode()
   body = struct.pack("<Q", len(header)) + header + golomb_encode(signs, b=b)
   data = struct.pack("<8sII", MAGIC, VERSION, zlib.crc32(body)) + body
@@ -94,7 +95,7 @@ def load_ternary(path: str | os.PathLike, base: Tree, *, like: Tree | None = Non
               for name, shape, at in header["leaves"]}
   except (ValueError, KeyError, TypeError) as e:
     raise ValueError(f"{path} is not a whole ternary checkpoint: {e}") from None
-  if (got := fingerprint(base)) != header["base"]:
+  if (got := base_fingerprint(base)) != header["base"]:
     raise ValueError(f"{path} belongs to the base {header['base']}; the base given is {got}")
   like = base if like is None else like
   named = leaves_with_paths(like)

@@ -31,7 +31,7 @@ class Coefficients(NamedTuple):
   total: np.ndarray
 
 
-def gram(models: Sequence[ArrayLike], origin: ArrayLike | None, *, rows: bool = False) -> ArrayLike:
+def gram_of_models(models: Sequence[ArrayLike], origin: ArrayLike | None, *, rows: bool = False) -> ArrayLike:
   """The inner products of the models, as seen from the origin: `[K, K]`, or `[rows, K, K]`, float64.
 
   Each product of two float32 numbers is exact, so that only the sums, whose order is written down, are rounded.

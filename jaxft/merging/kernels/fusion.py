@@ -28,7 +28,7 @@ def importance(model: ArrayLike, base: ArrayLike) -> ArrayLike:
   return rounded(abs(a - b) * _row_sum(rounded(p * excess)))
 
 
-def arcee_fusion(models: Sequence[ArrayLike], base: ArrayLike) -> LeafMerge:
+def arcee_fusion_leaf(models: Sequence[ArrayLike], base: ArrayLike) -> LeafMerge:
   """`base + (model - base)` where the importance is at least `median + 1.5 (third quartile - first quartile)`.
 
   Quartiles are exact; mergekit draws a million entries of larger leaves.

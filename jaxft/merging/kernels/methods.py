@@ -94,12 +94,12 @@ def check_parameters(name: str, per_model: Mapping[str, Sequence[Any]], paramete
 WEIGHTED = Leafwise(weighted_sum)
 TRIMMED = Leafwise(trimmed_sum)
 ELECTED = Leafwise(elected_trimmed_sum)
-NEARSWAP = Leafwise(swaps.nearswap)
-FUSION = Leafwise(fusion.arcee_fusion)
+NEARSWAP = Leafwise(swaps.nearswap_leaf)
+FUSION = Leafwise(fusion.arcee_fusion_leaf)
 
 
 def _gram(models: Sequence[ArrayLike], base: ArrayLike | None, *, rows: bool = False, **_: Any) -> ArrayLike:
-  return directions.gram(models, base, rows=rows)
+  return directions.gram_of_models(models, base, rows=rows)
 
 
 def _by_angle(
@@ -121,13 +121,13 @@ MEAN_DIRECTION = _by_angle(directions.mean_direction_coefficients)
 STOCK = _by_angle(directions.stock_coefficients, directions.short_of_stock)
 
 SCE = Leafwise(
-    variance_selection.sce,
+    variance_selection.sce_leaf,
     lambda models, base, *, density: variance_selection.differing(models, base),
     lambda count, *, density: {"selected": None if density == 1.0 else np.int32(int(int(count) * density))},
 )
-RAM = Leafwise(swaps.ram)
+RAM = Leafwise(swaps.ram_leaf)
 RAM_PLUS = Leafwise(
-    swaps.ram,
+    swaps.ram_leaf,
     lambda models, base, *, epsilon, r, alpha: swaps.contributions(models, base, epsilon=epsilon),
     lambda found, *, epsilon, r, alpha: {
         "epsilon": epsilon, "boosts": swaps.ram_boosts(found, r=r, alpha=alpha, epsilon=epsilon)},

@@ -10,7 +10,7 @@ from jaxft.merging.kernels.reductions import counts
 from jaxft.merging.kernels.trims import difference
 
 
-def nearswap(models: Sequence[ArrayLike], base: ArrayLike, *, t: float) -> LeafMerge:
+def nearswap_leaf(models: Sequence[ArrayLike], base: ArrayLike, *, t: float) -> LeafMerge:
   """`w b + (1 - w) a`, `w = clip(t / max(|a - b|, 1e-6), 0, 1)`: the model b where it is near the base a.
 
   Args:
@@ -44,7 +44,7 @@ def contributions(
   return counts(conditions, (base, *models))
 
 
-def ram(
+def ram_leaf(
     models: Sequence[ArrayLike], base: ArrayLike | None, *, epsilon: float = 1e-5,
     boosts: Sequence[ArrayLike] | None = None,
 ) -> LeafMerge:

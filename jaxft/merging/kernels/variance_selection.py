@@ -26,7 +26,7 @@ def differing(models: Sequence[ArrayLike], base: ArrayLike | None) -> ArrayLike:
   return counts(lambda start, *xs: [spread(start, *xs) > 0], (base, *models))[0]
 
 
-def sce(
+def sce_leaf(
     models: Sequence[ArrayLike], base: ArrayLike | None, *, selected: int | ArrayLike | None = None
 ) -> LeafMerge:
   """`base + sum_i c_i m_i delta_i / max(sum_i c_i m_i, 1e-6)` over the selected entries.

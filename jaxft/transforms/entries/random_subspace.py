@@ -36,8 +36,8 @@ def random_subspace(
 
   Args:
     dim: how many numbers train, the scales among them.
-    select: what moves, of floating-point leaves; read again in `join`, as that of `on` is. A new head that stays outside
-      trains by `chain(train(head), random_subspace(...))`, and is then not counted in dim.
+    select: what moves, of floating-point leaves; read again in `join`, as that of `on` is. A new head that stays
+      outside trains by `chain(train(head), random_subspace(...))`, and is then not counted in dim.
     projection: `fastfood`, `dense_projection`, `sparse_projection`, or another function `(key, x [d], D) -> [D]`.
     structured: one scale for each tensor (SAID), of stacked layers one for each layer; else DID.
 

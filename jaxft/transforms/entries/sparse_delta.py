@@ -138,14 +138,14 @@ def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Arra
   """`{path: (indices, values)}` of the two sides of a `sparse_delta`: what to store, add and subtract.
 
   Raises:
-    ValueError: the sides are of another transform; `submatrix_delta` is for `submatrix` and `s2ft`.
+    ValueError: the sides are of another transform; `submatrix_delta` is for `submatrix`.
   """
   pairs = zip(leaves_with_paths(frozen), jax.tree.structure(frozen, is_leaf=is_leaf).flatten_up_to(trainable))
   found = {path: (getattr(leaf, "note", None), values) for (path, leaf), values in pairs if values is not None}
   for path, (indices, values) in found.items():
     if not isinstance(indices, (np.ndarray, jax.Array)) or np.shape(values) != indices.shape:
       raise ValueError(
-          f"frozen and trainable must be the sides of a sparse_delta; at {path} they are not. For a submatrix or s2ft: "
+          f"frozen and trainable must be the sides of a sparse_delta; at {path} they are not. For a submatrix: "
           "submatrix_delta")
   return found
 

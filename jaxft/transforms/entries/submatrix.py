@@ -110,7 +110,7 @@ def submatrix(
   One step costs `4 + 2 q` FLOPs per parameter and token, q the fraction of rows or columns that trains.
 
   Args:
-    select: a choice of whole rows or columns (`jaxft.tree.choice`): `choose_rows`, or whole matrices.
+    select: a choice of whole rows or columns (`jaxft.tree.choice`): `choose_rows`, `s2ft_units`, or whole matrices.
     indices: in place of it, for each glob the rows or columns of the matrices it matches: `[k]`, the same in every
       layer, or `[L, k]`, a row for each layer of the model, where -1 stands for none (layers with fewer, see
       `unit_indices`).

@@ -79,8 +79,8 @@ def _divide(params: Tree, flags: Tree, *, trains: bool) -> tuple[Tree, Tree]:
   sides = unzip_with_path(divide, params, flags)
   if held:
     raise ValueError(
-        f"select trains {len(held)} leaves that are not plain weights, as an earlier transform of a chain has adapted or "
-        f"quantized them: {', '.join(held[:8])}; put what trains whole leaves first, or leave these out")
+        f"select trains {len(held)} leaves that are not plain weights, as an earlier transform of a chain has adapted "
+        f"or quantized them: {', '.join(held[:8])}; put what trains whole leaves first, or leave these out")
   if partly:
     raise ValueError(
         f"select must have whole leaves, or whole layers of stacked ones; it has some entries of {len(partly)}, which "

@@ -1,4 +1,4 @@
-"""S2FT: structured sparse fine-tuning of a few attention heads and MLP channels."""
+"""S2FT's choice: a few attention heads and MLP channels, as rows and columns of the matrices that they own."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -9,44 +9,50 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxft.choices.random_modules import select_units, unit_indices
+from jaxft.choices.rows import choose_rows
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.row_delta import check_axis
-from jaxft.transforms.entries.submatrix import submatrix
-from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of
-from jaxft.tree.paths import Tree, leaves_with_paths
+from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
-def s2ft(
+def s2ft_units(
     key: jax.Array, params: Tree, *, head_dim: int, heads: float = 0.052, channels: float = 0.02,
     value_heads: float = 0.0, up_channels: float = 0.0, scope: Literal["global", "layer"] = "global",
     scores: Mapping[str, Sequence[Float[np.ndarray, " units"]]] | None = None, largest: bool = True,
     out: str = "**/attention/out/kernel", down: str = "**/mlp/down/kernel",
-    value: str = "**/attention/value/kernel", up: str = "**/mlp/up/kernel", dtype: Any = jnp.float32,
-) -> ParamTransform:
-  """Trains the rows of `out` and `down`, and the columns of `value` and `up`, that belong to units drawn or scored.
+    value: str = "**/attention/value/kernel", up: str = "**/mlp/up/kernel",
+) -> Tree:
+  """The rows of `out` and `down`, and the columns of `value` and `up`, that belong to units drawn or scored: a choice.
+
+      transform = submatrix(s2ft_units(key, params, head_dim=64))               S2FT
+      transform = submatrix(partial(s2ft_units, key, head_dim=64))              drawn when the params are known
 
   On the input side (out, down) the backward pass keeps only the drawn channels of the activations, which is why the
-  source puts its budget there.
+  source puts its budget there. Which units train decides shapes, so they are drawn from a key that is seen here, and
+  not from that of `split`: a plan counts what the run will train.
 
   Args:
-    key: concrete: which units train is drawn here, not in `split`.
-    params: arrays or shapes, stacked or unrolled.
+    key: concrete.
+    params: arrays or shapes; stacked, cut or unrolled layers give the same choice.
     head_dim: entries of a head.
     heads, channels: fraction of the query heads of `out` and of the channels of `down`, of all layers together.
-    value_heads, up_channels: likewise of `value` and `up`; 0 leaves them frozen.
+    value_heads, up_channels: likewise of `value` and `up`; 0 leaves them out.
     scope: "layer" draws the same number in each layer; see `select_units`.
     scores: by "out", "down", "value" or "up", of the units of each layer: what has scores is chosen by them and not
       drawn. The source's rules: weights, `unit_norms(params, ..)`; gradients, `unit_norms(gradients, ..)`; activations,
       the norms over tokens of the recorded inputs of the matrix, `[layers, units]`; or weights times activations.
     largest: take the highest scores, else the lowest.
     out, down, value, up: globs of the four matrices.
-    dtype: of what trains.
+
+  Returns:
+    A tree like `params` of booleans: False, or of the leaf's shape.
 
   Raises:
-    ValueError: a fraction outside [0, 1] or so small that no unit is drawn at all, a matrix that head_dim does not
-      divide, or scores of what does not train or of other lengths than its units.
+    ValueError: a traced key, a fraction outside [0, 1] or so small that no unit is drawn at all, a matrix that head_dim
+      does not divide, two of the globs for one matrix, or scores of what is left out or of other lengths than its
+      units.
 
   Source: Yang et al. 2024 (arXiv 2412.06289), whose fractions for Llama-2-7B are the defaults; Llama-3-8B takes
   heads=0, channels=0.03. Its released code only draws at random.
@@ -57,29 +63,35 @@ def s2ft(
   }
   scores = {} if scores is None else scores
   if unknown := [name for name in scores if name not in budgets or not budgets[name][-1]]:
-    trained = [name for name, budget in budgets.items() if budget[-1]]
-    raise ValueError(f"scores must be of what trains, {', '.join(trained)}; got {', '.join(unknown)}")
-  indices, axes = {}, {}
+    taken = [name for name, budget in budgets.items() if budget[-1]]
+    raise ValueError(f"scores must be of what is chosen, {', '.join(taken)}; got {', '.join(unknown)}")
+  chosen = map_with_path(lambda path, leaf: False, params)
+
+  def join(path: str, had: Any, new: Any) -> Any:
+    if had is not False and new is not False:
+      raise ValueError(f"out, down, value and up must be different matrices; two of them match {path}")
+    return new if had is False else had
+
   for i, (name, (glob, axis, unit, fraction)) in enumerate(budgets.items()):
     if not fraction:
       continue
-    sizes = _by_layer({i: leaf.shape[axis] // unit for i, _, leaf in _matrices(params, glob, axis, unit)}, 0)
-    drawn = select_units(
-        jax.random.fold_in(key, i), sizes, fraction=fraction, scope=scope, scores=scores.get(name), largest=largest)
-    found = unit_indices(drawn, unit)
-    if found.shape[-1]:
-      indices[glob], axes[glob] = found, axis
-  if not indices:
+    sizes = _by_layer({layer: leaf.shape[axis] // unit for layer, _, leaf in _matrices(params, glob, axis, unit)}, 0)
+    with jax.ensure_compile_time_eval():  # of a concrete key also where the params are traced
+      own = jax.random.fold_in(key, i)
+    drawn = select_units(own, sizes, fraction=fraction, scope=scope, scores=scores.get(name), largest=largest)
+    if any(map(len, drawn)):
+      chosen = map_with_path(join, chosen, choose_rows(params, {glob: unit_indices(drawn, unit)}, axis=axis))
+  if not any(map(np.any, jax.tree.leaves(chosen))):
     raise ValueError(
         f"heads, channels, value_heads and up_channels must draw at least one unit; got {heads}, {channels}, "
         f"{value_heads} and {up_channels}")
-  return submatrix(indices=indices, axis=axes, dtype=dtype)
+  return chosen
 
 
 def unit_norms(
     tree: Tree, select: Choice, *, axis: int = -2, unit: int = 1
 ) -> list[Float[np.ndarray, " units"]]:
-  """The Euclidean norm of each unit's rows or columns: scores of weights, or of gradients, for `s2ft`.
+  """The Euclidean norm of each unit's rows or columns: scores of weights, or of gradients, for `s2ft_units`.
 
   Args:
     tree: params or gradients, stacked, cut or unrolled.
