@@ -28,7 +28,7 @@ def adapt_matrices(
   """Adapts each matching matrix on its own, the layers of a stack one by one.
 
   Args:
-    select: a filter; every leaf it matches must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
+    select: a choice; every leaf it takes must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
     init: `(key, w [m, n], statistic) -> (frozen leaf, subtree that trains)`, for one matrix; under `vmap` for a stack.
       What other transforms have noted beside w is kept from it.
     apply: `(frozen leaf, subtree that trains) -> leaf`, with a leading axis L on all parts of a stack.
@@ -38,7 +38,7 @@ def adapt_matrices(
     dtype: of what trains; None leaves it as `init` makes it.
 
   Raises (the last from `split`):
-    ValueError: dtype is none of floating point; the filter matches nothing, or a leaf that is not a matrix (all are
+    ValueError: dtype is none of floating point; the choice matches nothing, or a leaf that is not a matrix (all are
       named), or one without statistics.
   """
   dtype = None if dtype is None else check_dtype(dtype)
@@ -88,7 +88,7 @@ def _statistic(known: dict[str, Any], path: str, stack: Any | None) -> Any:
 
 
 def chosen_matrices(select: Choice, params: Tree) -> list[tuple[str, Any]]:
-  """The `(path, leaf)` pairs of the matrices, or stacks of them, that a filter matches."""
+  """The `(path, leaf)` pairs of the matrices, or stacks of them, that a choice takes."""
   flags = mask(select, params)
   check_matrices(params, flags)
   return [pair for pair, chosen in zip(leaves_with_paths(params), jax.tree.leaves(flags), strict=True) if chosen]

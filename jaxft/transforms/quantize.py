@@ -189,7 +189,7 @@ def quantize(
   Bytes per parameter at block 64: int8 1.06 (1.02 double), nf4 0.56 (0.52 double).
 
   Args:
-    select: a filter; every leaf it matches must be a float matrix `[m, n]`, or a stack of them `[L, m, n]`.
+    select: a choice; every leaf it takes must be a float matrix `[m, n]`, or a stack of them `[L, m, n]`.
     format, block, double: see `quantize_array`.
 
   Raises:

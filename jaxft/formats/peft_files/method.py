@@ -37,7 +37,7 @@ class Method:
   """One row of the table.
 
   Attributes:
-    build: `(filter, settings) -> transform`; settings are PEFT's, those of one group of modules.
+    build: `(select, settings) -> transform`; settings are PEFT's, those of one group of modules.
     tensors: the tensors of a module by our names.
     defaults: PEFT's value of each setting that `build` reads.
     measure: `(numbers, joined leaf, place, settings) -> settings` that can be read off an adapted matrix.

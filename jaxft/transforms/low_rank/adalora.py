@@ -31,7 +31,7 @@ def adalora(
   {'up': {'a': (4, 2), 'b': (2, 3), 'e': (2,)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: r at the start of training.
     alpha: numerator of the scale.
     deviation: standard deviation of a and b at the start.

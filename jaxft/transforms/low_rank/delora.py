@@ -27,7 +27,7 @@ def delora(
   {'up': {'a': (4, 2), 'b': (2, 3), 'strength': ()}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: r of the factors.
     strength: lambda, where the trained number that bounds the update starts.
     dtype: of the factors; None takes float32. The strength is float32.

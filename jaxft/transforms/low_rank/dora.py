@@ -77,7 +77,7 @@ def dora(
   {'up': {'a': (4, 2), 'b': (2, 3), 'magnitude': (3,)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: r of the factors.
     alpha: numerator of the scale.
     dropout: rate on the input of a, not of w; active where `seed_dropout` has set a key.

@@ -73,7 +73,7 @@ def input_covariances(
   Args:
     apply: the model on a batch, `params -> arrays`; one that knows no structured leaves, under `lazy`.
     params: the params.
-    select: a filter over matrices; what it matches has to have a part in the output.
+    select: a choice of matrices; what it matches has to have a part in the output.
     where, by_example: see `add_inputs`; where has the shape of the inputs without their last axis.
 
   Returns:

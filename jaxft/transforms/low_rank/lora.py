@@ -50,7 +50,7 @@ def lora(
   'LowRank'
 
   Args:
-    select: a filter; every leaf it matches must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
+    select: a choice; every leaf it takes must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
     rank: r of the factors a `[m, r]` and b `[r, n]`.
     alpha: numerator of the scale; `alpha=rank` makes the update `a @ b` itself.
     init: where the factors start, and what of the matrix stays frozen then: `pissa`, `olora`, `mica`,
@@ -65,7 +65,7 @@ def lora(
 
   Raises (the last from `split`):
     TypeError: init is no such function, but the name of one, or a function that makes one and was not called.
-    ValueError: rank, dropout, train or dtype is out of range; the filter matches nothing, or a leaf that is not a
+    ValueError: rank, dropout, train or dtype is out of range; the choice matches nothing, or a leaf that is not a
       matrix (all are named), or one without statistics.
 
   Sources: Hu et al. 2021 (arXiv 2106.09685); Kalajdzievski 2023 (arXiv 2312.03732) for rsLoRA; Zhang et al. 2023 (arXiv

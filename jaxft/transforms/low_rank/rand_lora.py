@@ -29,7 +29,7 @@ def rand_lora(
   {'up': {'scales': (2, 2), 'weights': (2, 3)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: r of each term.
     alpha: numerator of the scale.
     dtype: of what trains; None takes float32. The random matrices are float32.

@@ -35,7 +35,7 @@ def vb_lora(
   {'bank': (5, 2), 'logits': {'up': {'a': (2, 2, 5), 'b': (3, 2, 5)}}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: r of the factors.
     vectors: h, the rows of the bank.
     length: b of each; must divide m and n.

@@ -25,7 +25,7 @@ def vera(
   {'up': {'d': (2,), 's': (3,)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: r of the random factors.
     start: where d starts; s starts at zero.
     dtype: of d and s; None takes float32. The random factors are float32.

@@ -26,7 +26,7 @@ def boft(
   {'up': {'scale': (1, 3), 'skew': (1, 2, 1)}}
 
   Args:
-    select: a filter over matrices `[m, n]`.
+    select: a choice of matrices `[m, n]`.
     block: b, the size of the rotations.
     factors: how many G there are; b * 2^(factors - 1) must divide m, and b be even where factors > 1.
     dtype: of the trained numbers, `skew [factors, m / b, b (b - 1) / 2]` and `scale [1, n]`; None takes float32.

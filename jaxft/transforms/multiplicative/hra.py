@@ -54,7 +54,7 @@ def hra(select: Choice = "**/kernel", *, rank: int = 8, dtype: jnp.dtype | None 
   {'up': {'u': (4, 2)}}
 
   Args:
-    select: a filter over matrices `[m, n]`.
+    select: a choice of matrices `[m, n]`.
     rank: r, the number of reflections; even, since they start in pairs that undo one another.
     dtype: of the directions, `u [m, r]`; None takes float32.
 

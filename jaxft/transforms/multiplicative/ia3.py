@@ -21,7 +21,7 @@ def learned_scale(
   {'up': {'scale': (4, 1)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     axis: "out" for the columns of a kernel `[m, n]`, "in" for its rows.
     dtype: of the factors; None takes float32.
   """
@@ -54,7 +54,7 @@ def ia3(
     dtype: of the factors; None takes float32.
 
   Raises:
-    ValueError: both filters are None.
+    ValueError: both choices are None.
 
   Source: Liu et al. 2022 (arXiv 2205.05638). The factors are PEFT's `ia3_l`, transposed. A bias beside a kernel is not
   scaled, which PEFT does for `outputs`; where there are biases, the same is the edit `Scale` at the sites
@@ -62,5 +62,5 @@ def ia3(
   """
   parts = [learned_scale(f, axis=axis, dtype=dtype) for f, axis in ((outputs, "out"), (inputs, "in")) if f is not None]
   if not parts:
-    raise ValueError("ia3 takes a filter for outputs, inputs or both; got None for each")
+    raise ValueError("ia3 takes a choice for outputs, inputs or both; got None for each")
   return chain(*parts)

@@ -62,14 +62,14 @@ def adapt_shapes(
       params {'up': {'kernel': W}}  ->  frozen {'up': {'kernel': W}},  trainable {'up': {'kernel': init(key, m, n)}}
 
   Args:
-    select: a filter; every leaf it matches must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
+    select: a choice; every leaf it takes must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
     init: `(key, m, n) -> arrays` of one matrix.
     leaf: `(w, arrays) -> structured leaf`, where all may carry a leading layer axis.
     problem: why a method cannot adapt an `[m, n]` matrix, such as a size that does not divide; "" where it can.
     dtype: of the arrays; None leaves them as `init` makes them.
 
   Raises (the last from `split`):
-    ValueError: dtype is none of floating point; the filter matches nothing, or leaves that the method cannot adapt (all
+    ValueError: dtype is none of floating point; the choice matches nothing, or leaves that the method cannot adapt (all
       are named).
   """
   transform = adapt_matrices(select, lambda key, w, statistic: (w, init(key, *w.shape)), leaf, dtype=dtype)

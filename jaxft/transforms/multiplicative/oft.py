@@ -29,7 +29,7 @@ def oft(
   {'up': {'skew': (2, 1)}}
 
   Args:
-    select: a filter over matrices `[m, n]`.
+    select: a choice of matrices `[m, n]`.
     block: b, the size of the rotations; must divide m.
     terms: None for the exact Cayley transform, or the number of terms of PEFT's series; see `cayley`.
     dtype: of the trained numbers, `skew [m / b, b (b - 1) / 2]`; None takes float32.

@@ -48,7 +48,7 @@ def road(
   {'up': {'alpha': (3,), 'theta': (3,)}}
 
   Args:
-    select: a filter over matrices `[m, n]`.
+    select: a choice of matrices `[m, n]`.
     variant: trained angles and trained factors per pair: 1 (all equal: a rotation and a scale), 2 (one for each
       output) or 4 (all apart).
     group: g; even, and a divisor of n.

@@ -58,7 +58,7 @@ def c3a(select: Choice = "**/kernel", *, block: int = 256, dtype: jnp.dtype | No
   {'up': {'kernel': (3, 2, 2)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     block: b; must divide m and n.
     dtype: of what trains; None takes float32.
 

@@ -76,7 +76,7 @@ def fourier_ft(
   {'up': {'spectrum': (5,)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     frequencies: k, how many entries of each spectrum train.
     scale: the constant factor of the update.
     deviation: standard deviation of the entries at the start; 1 in the paper, where training starts off the weights.

@@ -21,7 +21,7 @@ def hira(select: Choice = "**/kernel", *, rank: int = 32, dtype: jnp.dtype | Non
   {'up': {'a': (4, 2), 'b': (2, 3)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: r of the factors.
     dtype: of what trains; None takes float32.
 

@@ -30,7 +30,7 @@ def loha(
   {'up': {'a1': (4, 2), 'a2': (4, 2), 'b1': (2, 3), 'b2': (2, 3)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: r of the four factors.
     alpha: numerator of the scale.
     dtype: of what trains; None takes float32.

@@ -83,7 +83,7 @@ def lokr(
   {'up': {'left': (2, 2), 'right': (2, 3)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: of right; None trains it whole. It is whole too where `rank >= max(m2, n2) / 2`.
     alpha: the scale is alpha / rank, 1 without a rank.
     factor: the size of m1 and n1 where it divides; None takes the divisors nearest to the square roots.

@@ -50,7 +50,7 @@ def miss(select: Choice = "**/kernel", *, rank: int = 64, dtype: jnp.dtype | Non
   {'up': {'shard': (2, 3)}}
 
   Args:
-    select: a filter over matrices.
+    select: a choice of matrices.
     rank: r, the rows of what trains.
     dtype: of what trains; None takes float32.
 
