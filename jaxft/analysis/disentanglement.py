@@ -29,4 +29,5 @@ def disentanglement_error(
   2024 (arXiv 2407.02880).
   """
   alone = apply_task_vector(base, own)
-  return float(np.mean(np.asarray(predict(alone, inputs)) != np.asarray(predict(apply_task_vector(alone, other), inputs))))
+  both = apply_task_vector(alone, other)
+  return float(np.mean(np.asarray(predict(alone, inputs)) != np.asarray(predict(both, inputs))))

@@ -80,11 +80,12 @@ def layer_mixture_probe(
   """
   if states.ndim < 3 or states.shape[1:-1] != labels.shape or (mask is not None and mask.shape != labels.shape):
     raise ValueError(
-        f"states must be [layers, *items, dim], labels and mask [*items]; got shapes {states.shape}, {labels.shape} and "
-        f"{None if mask is None else mask.shape}")
+        "states must be [layers, *items, dim], labels and mask [*items]; "
+        f"got shapes {states.shape}, {labels.shape} and {None if mask is None else mask.shape}")
   where = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask) != 0
   if classes < 2 or not bool(where.any()):
-    raise ValueError(f"there must be at least two classes and one item that counts; got {classes} and {int(where.sum())}")
+    raise ValueError(
+        f"there must be at least two classes and one item that counts; got {classes} and {int(where.sum())}")
   counted = jnp.where(where, labels, 0)
   if int(counted.min()) < 0 or int(counted.max()) >= classes:
     raise ValueError(f"labels must lie in [0, {classes}); got {int(counted.min())} to {int(counted.max())}")

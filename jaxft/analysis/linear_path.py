@@ -45,7 +45,8 @@ def barrier(losses: Float[np.ndarray, " points"], ts: Sequence[float] | None = N
   losses = np.asarray(losses, np.float64)
   ts = np.linspace(0, 1, losses.size) if ts is None else np.asarray(ts, np.float64)
   if losses.ndim != 1 or losses.size < 2 or ts.shape != losses.shape or ts[0] != 0 or ts[-1] != 1:
-    raise ValueError(f"losses must be a vector of at least 2 values at ts from 0 to 1; got shape {losses.shape} at {ts}")
+    raise ValueError(
+        f"losses must be a vector of at least 2 values at ts from 0 to 1; got shape {losses.shape} at {ts}")
   return float(np.max(losses - ((1 - ts) * losses[0] + ts * losses[-1])))
 
 

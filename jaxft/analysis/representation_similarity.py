@@ -1,4 +1,4 @@
-"""Representational similarity of layers: what fine-tuning left of the geometry that a model gives to a set of inputs."""
+"""Representational similarity of layers: what fine-tuning left of the geometry that a model gives to inputs."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -67,7 +67,7 @@ def representation_similarity(
         f"first and second must be features [*layers, items >= 3, dim] of the same items; got {a.shape} and {b.shape}")
   one = _cka if compare == "cka" else lambda x, y: _correlation(x, y, compare == "spearman", diagonal)
   prepare = _unit if kernel == "cosine" else lambda x: x
-  pairs = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]))
+  pairs = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), strict=True)
   return np.array([one(prepare(x), prepare(y)) for x, y in pairs]).reshape(a.shape[:-2])
 
 

@@ -53,7 +53,7 @@ def unit_importance(
     loss: Proxy, gates: Tree, batches: Iterable[Any], key: Key[Array, ""], *,
     reduce: Literal["abs", "signed"] = "abs",
 ) -> Tree:
-  """`I = mean over batches of |dL / dg|` at gates that are all one: what the loss would change by if a unit were scaled.
+  """`I = mean over batches of |dL / dg|` at gates that are all one: how the loss would change if a unit were scaled.
 
   `dL / dg_j = sum over tokens of a_j dL / da_j` for the gated activations a_j; no gradient of a weight is formed.
 
@@ -62,7 +62,7 @@ def unit_importance(
     gates: a tree of float32 ones, an entry for each unit, `[layers, units]`.
     batches: of equal weight; smaller ones keep more apart what cancels within a batch.
     key: batch i draws from `fold_in(key, i)`.
-    reduce: "abs", or "signed": the mean of the signed gradients, which cancel over batches, as the source's code has it.
+    reduce: "abs", or "signed": the mean of the signed gradients, which cancel over batches, as in the source's code.
 
   Raises:
     ValueError: there is no batch, or an unknown `reduce`.
@@ -106,7 +106,7 @@ def combine_importance(*importances: Tree) -> Tree:
 
 
 def damping(trainable: Tree, importances: Mapping[str, Float[Array, "layers units"]]) -> Tree:
-  """Factors `1 - I` for `scale_updates`: what a unit owns, its columns of kernels `[in, out]` and its biases, slows down.
+  """Factors `1 - I` for `scale_updates`: what a unit owns, its columns of kernels `[in, out]` and biases, slows down.
 
   Args:
     trainable: what trains, arrays or shapes; layers stacked, cut or unrolled.

@@ -1,6 +1,7 @@
 """Where to fine-tune: a search over layer ranges and modules, by trying them."""
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -69,7 +70,7 @@ def layer_ranges(num_layers: int) -> list[tuple[int, int]]:
   if num_layers < 4:
     raise ValueError(f"num_layers must be >= 4, for quarters; got {num_layers}")
   q = [round(i * num_layers / 4) for i in range(5)]
-  return [*zip(q, q[1:]), *zip(q, q[2:])]
+  return [*pairwise(q), *zip(q[:-2], q[2:], strict=True)]
 
 
 def within_layers(start: int, stop: int, select: Choice = True) -> Callable[[Tree], Tree]:

@@ -7,6 +7,7 @@ would train other layers than those at which the stack was cut, and other shapes
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import jax
@@ -230,7 +231,7 @@ def select_units(
     return [best(v, int(fraction * len(v))) for v in values]
   ends = np.cumsum([0, *sizes])
   flat = best(np.concatenate(values), int(fraction * ends[-1]))
-  return [flat[(flat >= a) & (flat < b)] - a for a, b in zip(ends, ends[1:])]
+  return [flat[(flat >= a) & (flat < b)] - a for a, b in pairwise(ends)]
 
 
 def unit_indices(units: Sequence[Int[np.ndarray, " chosen"]], unit: int = 1) -> Int[np.ndarray, "layers entries"]:

@@ -146,7 +146,7 @@ def _largest(images: list[Array], k: int) -> list[Bool[Array, "..."]]:
   if sum(at_least) == k:
     return [x >= np.uint32(threshold) for x in images]
   masks, left = [], k - sum(above)
-  for x, here in zip(images, (a - b for a, b in zip(at_least, above)), strict=True):
+  for x, here in zip(images, (a - b for a, b in zip(at_least, above, strict=True)), strict=True):
     tied = x == np.uint32(threshold)
     first = jnp.cumsum(tied.ravel(), dtype=jnp.uint32).reshape(x.shape) <= np.uint32(min(left, here))
     masks.append((x > np.uint32(threshold)) | (tied & first))

@@ -36,7 +36,7 @@ class Annotated:
 
 
 def note_outermost(leaf: Any) -> Any:
-  """The leaf with the `Annotated` that lies within it, if one does, brought to the outside: `f(Annotated(w)) -> Annotated(f(w))`.
+  """The leaf with an `Annotated` within it, if there is one, brought outside: `f(Annotated(w)) -> Annotated(f(w))`.
 
   Where two transforms adapt one leaf, the second takes what the first left frozen, note included, for its weight. Once
   the second has been joined, the first must find its note where it put it.

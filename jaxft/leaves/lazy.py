@@ -57,13 +57,15 @@ def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
       args, kwargs = rest_structure.unflatten(full[len(named):])
       leaves, out_structure = jax.tree.flatten(apply(structure.unflatten(full[: len(named)]), *args, **kwargs))
       array = [isinstance(x, jax.Array) for x in leaves]
-      result[:] = out_structure, array, [None if is_array else x for is_array, x in zip(array, leaves)]
-      return [x for is_array, x in zip(array, leaves) if is_array]
+      static = [None if is_array else x for is_array, x in zip(array, leaves, strict=True)]
+      result[:] = out_structure, array, static
+      return [x for is_array, x in zip(array, leaves, strict=True) if is_array]
 
     shapes = [views[i].abstract() if isinstance(views[i], View) else views[i] for i in traced]
     jaxpr = jax.make_jaxpr(flat)(*shapes)
     outs = iter(Evaluator(warned).arrays("output", jaxpr.jaxpr, jaxpr.consts, [views[i] for i in traced]))
     out_structure, array, static = result
-    return out_structure.unflatten([next(outs) if is_array else x for is_array, x in zip(array, static)])
+    return out_structure.unflatten(
+        [next(outs) if is_array else x for is_array, x in zip(array, static, strict=True)])
 
   return evaluated

@@ -63,7 +63,7 @@ def _running(models: Iterable[Tree], weights: Sequence[float] | None, normalize:
       continue
     check_same_leaves(f"models[{i}]", model, "models[0]", first)
     w = np.float32(1.0 if weights is None else weights[i])
-    add = lambda m, x, f: None if m is None else m + w * (float32(x) - float32(f))
+    add = lambda m, x, f, w=w: None if m is None else m + w * (float32(x) - float32(f))
     moved = jax.tree.map(add, moved, model, first, is_leaf=is_leaf)
   if first is None:
     raise ValueError("models must hold at least 1 checkpoint; got 0")

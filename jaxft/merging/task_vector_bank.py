@@ -1,6 +1,7 @@
 """Which task vectors of a bank to keep, where n of them are more than memory holds or a target needs."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -97,7 +98,7 @@ def take_deltas(trees: Sequence[Tree], indices: Any) -> list[Tree]:
     hole = jnp.zeros_like(next(x for x in layers if x is not None))
     return jnp.stack([(hole if x is None else x)[j] for j, x in enumerate(layers)])
 
-  return [map_with_path(lambda path, leaf: block(r, path, leaf), trees[0]) for r in range(budget)]
+  return [map_with_path(partial(block, r), trees[0]) for r in range(budget)]
 
 
 def _check_budget(budget: int, n: int) -> None:

@@ -129,7 +129,7 @@ def _stacked(method: Leafwise, models: Sequence[Any], base: Any, settings: Seque
     return models[0] if base is None else base
   if method.statistics is not None:
     measured = _measured(method, models, base, _stack(settings), stacked=True)
-    settings = [_decided(method, jax.tree.map(lambda x: x[i], measured), s) for i, s in enumerate(settings)]
+    settings = [_decided(method, jax.tree.map(lambda x, i=i: x[i], measured), s) for i, s in enumerate(settings)]
   return _combined(method, models, base, _stack(settings), stacked=True)
 
 

@@ -19,7 +19,8 @@ from jaxft.transforms.whole.unfreezing import carry_over, freeze_below, gradual_
 
 # Low rank
 from jaxft.transforms.low_rank.adalora import (
-    adalora, rank_budget, keep_triplets, orthogonality, top_triplets, triplet_scores, update_importance, zero_importance,
+    adalora, rank_budget, keep_triplets, orthogonality, top_triplets, triplet_scores, update_importance,
+    zero_importance,
 )
 from jaxft.transforms.low_rank.corda import corda, oriented_svd
 from jaxft.transforms.low_rank.lora_ga import lora_ga

@@ -1,4 +1,4 @@
-"""Learned coefficients over fixed checkpoints or task vectors: aTLAS, learned soups and AdaMerging are one transform."""
+"""Learned coefficients over fixed checkpoints or task vectors: aTLAS, learned soups and AdaMerging in one transform."""
 
 import functools
 import operator
@@ -37,8 +37,9 @@ def linear_combination(
       constraint "none"     w_j = w_j0 + sum_i c_ij tau_ij              trees are task vectors, c is free
       constraint "softmax"  w_j = sum_i softmax_i(c_j) w_ij             trees are checkpoints
 
-      params {'up': W, 'norm': s}  ->  frozen {'up': Annotated(W, deltas [n, ...]), 'norm': Annotated(s, deltas [n, ...])}
-                                       trainable {'up': [n], 'norm': [n]}                              ("leaf")
+      params {'up': W, 'norm': s}
+          ->  frozen {'up': Annotated(W, deltas [n, ...]), 'norm': Annotated(s, deltas [n, ...])}
+              trainable {'up': [n], 'norm': [n]}                              ("leaf")
 
   aTLAS is ("leaf", "none"), with K partitions where granularity is K; the isotropic search of task arithmetic is
   ("model", "none"); a learned soup is ("model", "softmax"), by layer as its authors call it ("leaf", "softmax");
@@ -49,9 +50,9 @@ def linear_combination(
     trees: n task vectors, or n checkpoints, all like the params. A None leaf is a zero task vector; of a checkpoint it
       is the leaf of the params. Kept in the dtype that they come in, such as bfloat16.
     granularity: one coefficient of each tree for the whole model (`{"coefficients": [n]}`); for each layer (`{"layers":
-      [L, n], "outside": [n]}`); for each leaf, of a stacked leaf for each of its layers (a tree like the params of `[n]`
-      and `[L, n]`); or a number of partitions K: each leaf, of each layer, is cut at random in K parts of nearly equal
-      size, the same for all trees, with a coefficient each (`[n, K]` and `[L, n, K]`).
+      [L, n], "outside": [n]}`); for each leaf, of a stacked leaf for each of its layers (a tree like the params of
+      `[n]` and `[L, n]`); or a number of partitions K: each leaf, of each layer, is cut at random in K parts of nearly
+      equal size, the same for all trees, with a coefficient each (`[n, K]` and `[L, n, K]`).
     constraint: see above.
     init: of the coefficients, one number or one for each tree: 0 starts at the params, under softmax at the average.
     share_by_shape: draw one partition for all blocks of a shape in place of one for each block.

@@ -71,7 +71,8 @@ def permute_coupled(params: Tree, structure: Coupled, order: Int[np.ndarray, "*l
     if (row // structure.group != np.arange(n) // structure.group).any():
       raise ValueError(f"order must keep each unit in its group of {structure.group}; got {row.tolist()}")
   for glob, axis, unit in structure.members:
-    permute = lambda path, leaf, chosen: _permute(path, leaf, order, axis, unit) if chosen else leaf
+    permute = lambda path, leaf, chosen, axis=axis, unit=unit: (
+        _permute(path, leaf, order, axis, unit) if chosen else leaf)
     params = map_with_path(permute, params, mask(glob, params, name="structure"))
   return params
 

@@ -9,6 +9,7 @@ Three spellings of the same layers, all read by `layer_of`:
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -85,7 +86,7 @@ def unstack_layers(params: Tree, *, stack: str = "layers") -> Tree:
     ValueError: there is no such stack, its layers are unrolled or cut already, or its arrays have no one leading axis.
   """
   layers, n = _stacked(params, stack)
-  return {**params, stack: {str(i): jax.tree.map(lambda x: x[i], layers) for i in range(n)}}
+  return {**params, stack: {str(i): jax.tree.map(lambda x, i=i: x[i], layers) for i in range(n)}}
 
 
 def stack_layers(params: Tree, *, stack: str = "layers") -> Tree:
@@ -114,9 +115,10 @@ def cut_layers(params: Tree, at: Sequence[int], *, stack: str = "layers") -> Tre
   """
   layers, n = _stacked(params, stack)
   bounds = [0, *at, n]
-  if any(a >= b for a, b in zip(bounds, bounds[1:])):
+  if any(a >= b for a, b in pairwise(bounds)):
     raise ValueError(f"at must increase strictly inside (0, {n}); got {list(at)}")
-  return {**params, stack: {f"{a}:{b}": jax.tree.map(lambda x: x[a:b], layers) for a, b in zip(bounds, bounds[1:])}}
+  cut = {f"{a}:{b}": jax.tree.map(lambda x, a=a, b=b: x[a:b], layers) for a, b in pairwise(bounds)}
+  return {**params, stack: cut}
 
 
 def _layers(params: Tree, stack: str) -> Tree:

@@ -40,7 +40,8 @@ def check_same_leaves(name: str, tree: Tree, other_name: str, other: Tree) -> No
       f"{p}: {name} {shapes[p]}, {other_name} {others[p]}" for p in shapes if p in others and shapes[p] != others[p]
   ]
   if problems:
-    raise ValueError(f"{name} and {other_name} must have the same leaves; {len(problems)} differ: " + "; ".join(problems))
+    raise ValueError(
+        f"{name} and {other_name} must have the same leaves; {len(problems)} differ: " + "; ".join(problems))
 
 
 def _is_float(x: Any) -> bool:

@@ -18,7 +18,7 @@ Y = jax.random.randint(jax.random.key(2), (200,), 0, 4)
 def network(seed):
   keys = jax.random.split(jax.random.key(seed), 3)
   sizes = (6, 32, 32, 4)
-  return [jax.random.normal(k, (m, n)) / m**0.5 for k, m, n in zip(keys, sizes, sizes[1:])]
+  return [jax.random.normal(k, (m, n)) / m**0.5 for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)]
 
 
 def logits(params, x, activation=jnp.tanh):
@@ -56,7 +56,7 @@ def test_approximation_for_nearby_endpoints(seed, t, beta, size):
 def test_true_gap_is_that_of_the_two_losses():
   a, b = near(0, 0.5), near(1, 0.5)
   loss = lambda z: -float(jnp.mean(jax.nn.log_softmax(2.0 * z)[jnp.arange(200), Y]))
-  soup = loss(logits([0.7 * x + 0.3 * y for x, y in zip(a, b)], X))
+  soup = loss(logits([0.7 * x + 0.3 * y for x, y in zip(a, b, strict=True)], X))
   ensemble = loss(0.7 * logits(a, X) + 0.3 * logits(b, X))
   np.testing.assert_allclose(soup_ensemble_gap(logits, a, b, X, Y, t=0.3, beta=2.0).true, soup - ensemble, atol=1e-6)
 

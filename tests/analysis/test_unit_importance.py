@@ -78,7 +78,7 @@ def test_means_of_absolute_and_of_signed_gradients():
   draws = iter(jax.random.key(i) for i in range(2))
   # The key of batch i is folded from the call's, so one batch a call draws from fold_in(key, 0).
   fixed = lambda g, b, key: LOSS(g, b[0], b[1])
-  keyed = [(b, jax.random.fold_in(k, 0)) for b, k in zip(BATCHES, draws)]
+  keyed = [(b, jax.random.fold_in(k, 0)) for b, k in zip(BATCHES, draws, strict=True)]
   for reduce, size in (("signed", lambda x: x), ("abs", jnp.abs)):
     got = unit_importance(fixed, GATES, keyed, KEY, reduce=reduce)
     want = jax.tree.map(lambda a, b: (size(a) + size(b)) / 2, *each)

@@ -170,7 +170,7 @@ def test_what_is_drawn_is_what_was_planned_whatever_key_splits(draw):
     assert [x.shape for x in jax.tree.leaves(planned)] == [x.shape for x in jax.tree.leaves(run)]
     other = draw(jax.random.key(3)).split(jax.random.key(2), layout)
     assert jax.tree.structure(other) != jax.tree.structure(run) or any(
-        a.shape != b.shape or (a != b).any() for a, b in zip(*map(jax.tree.leaves, (other, run))))
+        a.shape != b.shape or (a != b).any() for a, b in zip(*map(jax.tree.leaves, (other, run)), strict=True))
   with pytest.raises(ValueError, match="key must be concrete"):
     jax.eval_shape(lambda key: draw(key).split(key, params), KEY)
 

@@ -7,7 +7,7 @@ from jax.sharding import AxisType, PartitionSpec as P
 from jaxft.training.sharding import inherit_specs, shardings_for
 from tests.contracts.comparison import assert_trees_close, assert_trees_equal
 from tests.contracts.transform_cases import KEY, WHOLE, X, Y, by_kind, small
-from tests.contracts.transforms import Blocks, make_step
+from tests.contracts.transforms import PLAIN_BLOCKS, make_step
 
 
 @by_kind(WHOLE)
@@ -15,7 +15,7 @@ def test_saved_and_restored(case, tmp_path):
   check_saved(case, tmp_path)
 
 
-def check_saved(case, tmp_path, blocks=Blocks()):
+def check_saved(case, tmp_path, blocks=PLAIN_BLOCKS):
   sides = case.transform.split(KEY, small(case, blocks=blocks))
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / "sides", sides)

@@ -8,7 +8,7 @@ import pytest
 from jaxft.leaves import lazy, materialize
 from tests.contracts.comparison import assert_trees_close, assert_trees_equal
 from tests.contracts.transform_cases import CASES, KEY, WHOLE, X, Y, by_kind, loss_and_gradients, moved, small
-from tests.contracts.transforms import Blocks, make_step
+from tests.contracts.transforms import PLAIN_BLOCKS, make_step
 
 
 @by_kind(WHOLE)
@@ -16,7 +16,7 @@ def test_only_what_trains_changes(case):
   check_training(case)
 
 
-def check_training(case, blocks=Blocks()):
+def check_training(case, blocks=PLAIN_BLOCKS):
   dtype = jnp.bfloat16
   params = small(case, dtype, blocks)
   frozen, start = case.transform.split(KEY, params)
@@ -47,7 +47,7 @@ def test_lazy_agrees_with_the_plain_path(case):
   check_lazy(case)
 
 
-def check_lazy(case, blocks=Blocks()):
+def check_lazy(case, blocks=PLAIN_BLOCKS):
   frozen, trainable = case.transform.split(KEY, small(case, blocks=blocks))
 
   fast = loss_and_gradients(case, lazy(blocks.foreign_forward))

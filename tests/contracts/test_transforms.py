@@ -28,7 +28,7 @@ from tests.contracts.transform_cases import (
   moved,
   small,
 )
-from tests.contracts.transforms import Blocks
+from tests.contracts.transforms import PLAIN_BLOCKS
 
 # What another version of JAX may change: products, decompositions, random draws, rounding.
 AGAIN = ("lora_dropout", "qlora_nf4", "pissa", "dora", "oft", "half", "submatrix_both", "said_fastfood")
@@ -41,7 +41,7 @@ def test_numbers(case):
   check_numbers(case)
 
 
-def check_numbers(case, blocks=Blocks()):
+def check_numbers(case, blocks=PLAIN_BLOCKS):
   """The start, the plain and the fast path, a few steps, and unrolled layers, by one program of each case."""
   params = small(case, blocks=blocks)
   frozen, start = case.transform.split(KEY, params)
@@ -148,7 +148,7 @@ def test_a_step_by_its_shapes(case):
   check_a_step_by_its_shapes(case)
 
 
-def check_a_step_by_its_shapes(case, blocks=Blocks()):
+def check_a_step_by_its_shapes(case, blocks=PLAIN_BLOCKS):
   arrange = case.layout or (unstack_layers if case.by_layer else lambda params: params)
   params = jax.eval_shape(lambda key: arrange(blocks.stack_params(key, **BIG, dtype=jnp.bfloat16)), KEY)
   step, args = step_on_shapes(case.transform, params, blocks.forward)

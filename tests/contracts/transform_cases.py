@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.contracts.transforms import Blocks, Case
+from tests.contracts.transforms import PLAIN_BLOCKS, Blocks, Case
 
 CASES = [
     case for file in sorted(Path(__file__).parent.glob("cases_*.py"))
@@ -49,14 +49,14 @@ X = jax.random.normal(jax.random.key(1), (ROWS, DIM))
 Y = jax.random.normal(jax.random.key(2), (ROWS, DIM))
 
 
-def small(case: Case, dtype: Any = jnp.float32, blocks: Blocks = Blocks()) -> Any:
+def small(case: Case, dtype: Any = jnp.float32, blocks: Blocks = PLAIN_BLOCKS) -> Any:
   layers = 4 if case.layout else 2  # a layout cuts the stack in the middle
   params = blocks.stack_params(KEY, layers=layers, dim=DIM, hidden=HIDDEN, dtype=dtype)
   return case.layout(params) if case.layout else params
 
 
 def loss_and_gradients(case: Case, apply: Callable[..., jax.Array]) -> Callable[..., Any]:
-  """`(frozen, trainable, x) -> ((loss, outputs), gradients)` of a loss that reads every output of `apply(params, x)`."""
+  """`(frozen, trainable, x) -> ((loss, outputs), gradients)` of a loss that reads all outputs of `apply(params, x)`."""
 
   def loss(trainable: Any, frozen: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     out = apply(case.transform.join(frozen, trainable), x)

@@ -110,6 +110,9 @@ class Blocks(NamedTuple):
   foreign_forward: Callable[..., jax.Array] = foreign_forward
 
 
+PLAIN_BLOCKS = Blocks()
+
+
 def make_step(transform: ParamTransform, apply: Callable[..., jax.Array] = forward) -> tuple[Any, Callable[..., Any]]:
   """A training step as users write it: `value_and_grad`, the norm logged, clipping, Adam."""
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))

@@ -38,7 +38,8 @@ def write(folder: Path, tensors, *, dtype="float32", config=None, max_shard_byte
   config = {"model_type": "llama", "num_hidden_layers": layers, "vocab_size": rows, "torch_dtype": dtype,
             "tie_word_embeddings": "lm_head.weight" not in tensors} | (config or {})
   cast = lambda x: x.astype(DTYPES[dtype]) if np.issubdtype(x.dtype, np.floating) else x
-  save_shards({n: cast(x) for n, x in tensors.items()}, folder, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
+  cast_tensors = {n: cast(x) for n, x in tensors.items()}
+  save_shards(cast_tensors, folder, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
   (folder / "config.json").write_text(json.dumps(config))
   return folder
 

@@ -1,4 +1,4 @@
-"""Merges by angle against their formulas in long double: leaves of one to three entries, and vectors that leave no angle."""
+"""Merges by angle against their formulas in long double: leaves of 1 to 3 entries, vectors that leave no angle."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,11 +43,11 @@ def karcher(models, weights):
   if not valid:
     return 0 * models[0]
   units, a = [models[i] / norm(models[i]) for i in valid], given[valid] / given[valid].sum()
-  mean = sum(w * u for w, u in zip(a, units))
+  mean = sum(w * u for w, u in zip(a, units, strict=True))
   mean = units[0] if norm(mean) < 1e-5 else mean / norm(mean)
   for _ in range(10):
     step = 0
-    for w, u in zip(a, units):
+    for w, u in zip(a, units, strict=True):
       cos = np.clip(np.sum(u * mean), -1, 1)
       theta = np.arccos(cos)
       if 1e-5 <= theta <= np.pi - 1e-5:
@@ -55,15 +55,15 @@ def karcher(models, weights):
     if norm(step) < 1e-5:
       break
     mean = np.cos(norm(step)) * mean + np.sin(norm(step)) / norm(step) * step
-  return mean * sum(w * norm(m) for w, m in zip(given, models))
+  return mean * sum(w * norm(m) for w, m in zip(given, models, strict=True))
 
 
 def mean_direction(models, weights):
   models, weights = [wide(m) for m in models], wide(weights) / sum(weights)
-  mean = sum(w * (m / norm(m) if norm(m) else m) for w, m in zip(weights, models))
+  mean = sum(w * (m / norm(m) if norm(m) else m) for w, m in zip(weights, models, strict=True))
   if norm(mean) < 1e-6:
-    return sum(w * m for w, m in zip(weights, models))
-  return mean / norm(mean) * sum(w * norm(m) for w, m in zip(weights, models))
+    return sum(w * m for w, m in zip(weights, models, strict=True))
+  return mean / norm(mean) * sum(w * norm(m) for w, m in zip(weights, models, strict=True))
 
 
 def stock(deltas):
@@ -112,7 +112,8 @@ def test_a_number_and_rows_of_one():
   base, one, two = number(2.0, 2.1, 1.93)
   assert leaf("nuslerp", [one, two], {"weight": [1, 1]}, base=base)[0] == pytest.approx(2.015, abs=1e-6)
   rows = [np.stack([x, x + 1], axis=1) for x in (base, one, two)]  # [1, 2]: along the first axis, rows of one
-  out, _ = leaf("nuslerp", rows[1:], {"weight": [1, 1]}, {"nuslerp_flatten": False, "nuslerp_row_wise": True}, base=rows[0])
+  row_wise = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+  out, _ = leaf("nuslerp", rows[1:], {"weight": [1, 1]}, row_wise, base=rows[0])
   np.testing.assert_allclose(out, [[2.015, 3.015]], atol=1e-6)
   for axis in (0, -1):
     shape = (1, 2) if axis == 0 else (2, 1)
@@ -153,7 +154,8 @@ def test_weights_whose_sum_is_negative():
   quarter = 0.25 * a + 0.75 * b
   weights = {"weight": [-1, -3]}
   np.testing.assert_allclose(leaf("linear", [a, b], weights)[0], quarter, rtol=1e-6)
-  np.testing.assert_allclose(leaf("task_arithmetic", [a, b], weights, {"normalize": True}, base=base)[0], quarter, rtol=1e-6)
+  normalized, _ = leaf("task_arithmetic", [a, b], weights, {"normalize": True}, base=base)
+  np.testing.assert_allclose(normalized, quarter, rtol=1e-6)
   np.testing.assert_allclose(merging.average([{"w": a}, {"w": b}], weights=[-1, -3])["w"], quarter, rtol=1e-6)
   arc = slerp(a, b, 0.75, linear_above=1.0).astype(float)
   np.testing.assert_allclose(leaf("nuslerp", [a, b], weights)[0], arc, rtol=1e-6)
@@ -177,7 +179,8 @@ def test_weights_that_balance():
     ("nuslerp", [[1, 2], [1e-8, 0]], [0, 0], "mergekit takes a right angle"),
     ("karcher", [[1, 2], [-2, -4]], None, "opposite directions in two of the models"),
     ("model_stock", [[1e-4, 0], [1e-4, 1e-4]], [0, 0], "nearer to the base than the angles say"),
-    ("slerp", [[2, 1]], [1, 2], None), ("nuslerp", [[0, 0], [0, 0]], [0, 0], None), ("karcher", [[1, 2], [0, 0]], None, None),
+    ("slerp", [[2, 1]], [1, 2], None), ("nuslerp", [[0, 0], [0, 0]], [0, 0], None),
+    ("karcher", [[1, 2], [0, 0]], None, None),
     ("model_stock", [[1, 0], [0, 0]], [0, 0], None), ("model_stock", [[1, 0], [1, 1]], [0, 0], None),
 ])
 def test_what_is_said_of_vectors_that_leave_no_angle(name, models, base, said):

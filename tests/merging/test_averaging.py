@@ -177,7 +177,7 @@ def test_fisher_average():
   fs = np.stack([np.maximum(f["w"], 1e-6) for f in fishers]) * c[:, None, None]
   want = (fs * [m["w"] for m in models]).sum(0) / fs.sum(0)
   np.testing.assert_allclose(fisher_average(models, fishers, weights=c.tolist())["w"], want, atol=1e-5)
-  scaled = [tree(f["w"] * s) for f, s in zip(fishers, (1.0, 100.0, 0.01))]
+  scaled = [tree(f["w"] * s) for f, s in zip(fishers, (1.0, 100.0, 0.01), strict=True)]
   unit = [tree(f["w"] / np.linalg.norm(f["w"])) for f in fishers]
   np.testing.assert_allclose(
       fisher_average(models, scaled, normalize_norms=True, floor=1e-12)["w"],
@@ -197,7 +197,8 @@ def test_regmean():
   np.testing.assert_allclose(grams[0]["kernel"], xs[0].T @ xs[0] / 50, rtol=1e-5)
   got = regmean(ws, grams, alpha=1.0, ridge=0.0)
   stacked = np.concatenate(xs)  # least squares on every model's own inputs and outputs
-  want = np.linalg.lstsq(stacked, np.concatenate([x @ w["kernel"] for x, w in zip(xs, ws)]), rcond=None)[0]
+  outputs = np.concatenate([x @ w["kernel"] for x, w in zip(xs, ws, strict=True)])
+  want = np.linalg.lstsq(stacked, outputs, rcond=None)[0]
   np.testing.assert_allclose(got["kernel"], want, atol=1e-4)
   np.testing.assert_allclose(got["bias"], average(ws)["bias"])
   mean = average(ws)["kernel"]

@@ -34,7 +34,8 @@ def parse(document):
     ({"models": [{"modle": "a"}]}, ("models[0]", "'modle'", "model, parameters")),
     ({"models": [{"model": 3}]}, ("models[0].model", "3")),
     ({"models": [{"model": "a@main"}]}, ("models[0].model", "revision", "a@main")),
-    ({"models": [{"model": {"model": {"path": "a", "revision": "main"}}}]}, ("models[0].model.model.revision", "'main'")),
+    ({"models": [{"model": {"model": {"path": "a", "revision": "main"}}}]},
+     ("models[0].model.model.revision", "'main'")),
     ({"models": [{"model": {"model": {"path": "a", "foo": 1}}}]}, ("models[0].model.model", "'foo'", "path, revision")),
     ({"models": [{"model": {"model": {"revision": None}}}]}, ("models[0].model.model lacks path",)),
     ({"models": [{"model": {"model": "a", "lora": {"path": "b", "rank": 8}}}]}, ("models[0].model.lora", "'rank'")),
@@ -64,8 +65,10 @@ def test_what_it_does_not_know_is_named(change, said):
 
 
 @pytest.mark.parametrize("text, said", [
-    ("", "empty"), ("{", "not valid YAML"), ("- 1", "must be a mapping"), ("!!python/object:os.system {}", "not valid YAML"),
-    ("merge_method: ties\nmerge_method: linear", "the key 'merge_method' occurs twice in one mapping, in lines 1 and 2"),
+    ("", "empty"), ("{", "not valid YAML"), ("- 1", "must be a mapping"),
+    ("!!python/object:os.system {}", "not valid YAML"),
+    ("merge_method: ties\nmerge_method: linear",
+     "the key 'merge_method' occurs twice in one mapping, in lines 1 and 2"),
     ("parameters: {weight: 1, weight: 0.5}", "the key 'weight' occurs twice"),
     ("[" * 100_000, "nests more than 32 deep"), ("a: &a [*a]", r"the alias \*a in line 1 contains itself"),
     ("a: &a {value: {filter: x, value: *a}}", "contains itself"),
@@ -115,7 +118,8 @@ def test_parameters_without_effect_are_said():
 # Resolution.
 
 @pytest.mark.parametrize("setting, t, value", [
-    (0.5, 0.3, 0.5), ("1e-3", 0, 1e-3), ([0, 1], 0.25, 0.25), ([0, 1, 3], 0.75, 2.0), ([4], 1.0, 4.0), ([0, 1], 1.0, 1.0),
+    (0.5, 0.3, 0.5), ("1e-3", 0, 1e-3), ([0, 1], 0.25, 0.25), ([0, 1, 3], 0.75, 2.0), ([4], 1.0, 4.0),
+    ([0, 1], 1.0, 1.0),
     ([{"filter": "mlp", "value": 2}, {"value": 3}], 0, 2.0), ([{"filter": "attn", "value": 2}, {"value": 3}], 0, 3.0),
     ([{"filter": "mlp", "value": [0, 10]}], 0.5, 5.0), ({"filter": "*", "value": 1}, 0, 1.0),
     ([{"filter": "attn", "value": 2}], 0, 9.0), ([{"filter": "mlp", "value": 1}, {"filter": "up", "value": 2}], 0, 1.0),
@@ -157,8 +161,9 @@ def test_gradients_along_the_layers_and_outside_of_them(tmp_path):
 def test_stacks_are_found_by_name_in_any_architecture():
   places = find_stacks([
       "0.auto_model.encoder.layer.0.w", "0.auto_model.encoder.layer.1.w", "0.auto_model.embeddings.w",
-      "encoder.block.0.layer.0.wi", "encoder.block.0.layer.1.wi", "encoder.block.1.layer.0.wi", "encoder.block.1.layer.1.wi",
-      "h.0.moe.experts.0.w", "h.0.moe.experts.1.w", "h.1.moe.experts.0.w", "h.1.moe.experts.1.w", "h.1", "fc.1.w", "fc.3.w",
+      "encoder.block.0.layer.0.wi", "encoder.block.0.layer.1.wi", "encoder.block.1.layer.0.wi",
+      "encoder.block.1.layer.1.wi", "h.0.moe.experts.0.w", "h.0.moe.experts.1.w", "h.1.moe.experts.0.w",
+      "h.1.moe.experts.1.w", "h.1", "fc.1.w", "fc.3.w",
   ]).places
   assert places["0.auto_model.encoder.layer.1.w"] == ("0.auto_model.encoder.layer", 1, "w")
   assert places["encoder.block.1.layer.0.wi"] == ("encoder.block", 1, "layer.0.wi")
@@ -168,7 +173,8 @@ def test_stacks_are_found_by_name_in_any_architecture():
 
 
 def test_what_comes_before_the_layers():
-  before = ["model.embed_tokens.weight", "transformer.wte.weight", "vit.embeddings.cls_token", "patch_embed.proj.weight"]
+  before = [
+      "model.embed_tokens.weight", "transformer.wte.weight", "vit.embeddings.cls_token", "patch_embed.proj.weight"]
   after = ["lm_head.weight", "model.norm.weight", "gpt_neox.embed_out.weight", "pooler.dense.weight", "ln_f.bias"]
   assert all(map(before_layers, before)) and not any(map(before_layers, after))
 
@@ -246,7 +252,8 @@ def test_later_documents_use_earlier_ones(tmp_path):
   held = family(tmp_path)
   two = lambda a, b, **more: {"merge_method": "linear", "models": [
       {"model": a, "parameters": {"weight": 1}}, {"model": b, "parameters": {"weight": 1}}], **more}
-  config = configure(tmp_path / "m.yaml", two("first", "$m2"), two("$m0", "$m1", name="first"), two("$m0", "$m2", name="idle"))
+  config = configure(
+      tmp_path / "m.yaml", two("first", "$m2"), two("$m0", "$m1", name="first"), two("$m0", "$m2", name="idle"))
   planned = plan_merge(config)
   assert [p.recipe.name for p in planned.plans] == ["first", None]
   merged = merge(config, tmp_path / "out")
@@ -286,7 +293,8 @@ NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
     (lambda t, o: t.pop(NORM), (f"1 tensors cannot be merged: {NORM} is missing in", "m1")),
     (lambda t, o: t.update(extra=np.ones(2, np.float32)), ("extra is missing in", "base")),
     (lambda t, o: t.update({NORM: np.ones(3, np.float32)}), (NORM, f"({WIDTH},) in", "(3,) in")),
-    (lambda t, o: t.update({NORM: np.ones(WIDTH, np.int64)}), (NORM, "floating tensor in some", "float32 in", "int64 in")),
+    (lambda t, o: t.update({NORM: np.ones(WIDTH, np.int64)}),
+     (NORM, "floating tensor in some", "float32 in", "int64 in")),
     (lambda t, o: t.update({EMBED: np.ones((30, WIDTH), np.float32)}), (EMBED, "vocabularies differ", "union")),
     (lambda t, o: t.update({"lm_head.weight": np.ones((9, 2), np.float32)}), ("lm_head.weight is missing in", "base")),
 ])
@@ -311,7 +319,8 @@ def test_a_head_that_only_some_store(tmp_path):
 
 
 def test_buffers_that_only_some_store(tmp_path):
-  merged = merge(changed(tmp_path, lambda t, o: t.update({"rotary_emb.inv_freq": np.ones(2, np.float32)})), tmp_path / "o")
+  config = changed(tmp_path, lambda t, o: t.update({"rotary_emb.inv_freq": np.ones(2, np.float32)}))
+  merged = merge(config, tmp_path / "o")
   assert [n for n in merged.notes if "inv_freq is left out" in n] and "rotary_emb.inv_freq" not in read(tmp_path / "o")
 
 
@@ -407,7 +416,8 @@ def test_an_adapter_of_matrices_stored_input_first(tmp_path):
   weight = np.ones(update.T.shape, np.float32)
   name = "model.layers.1.mlp.up_proj.weight"
   write(tmp_path / "m0", {name: weight})
-  merge(configure(tmp_path / "m.yaml", {"merge_method": "passthrough", "models": [{"model": "$m0+$lora"}]}), tmp_path / "out")
+  document = {"merge_method": "passthrough", "models": [{"model": "$m0+$lora"}]}
+  merge(configure(tmp_path / "m.yaml", document), tmp_path / "out")
   np.testing.assert_allclose(read(tmp_path / "out")[name], weight + 3 * update.T, rtol=1e-5, atol=1e-5)
 
 
@@ -415,8 +425,9 @@ def test_an_adapter_of_matrices_stored_input_first(tmp_path):
     ({"peft_type": "IA3"}, "peft_type must be LORA; got 'IA3'"), ({"use_dora": True}, "use_dora=True"),
     ({"use_future_variant": True}, "use_future_variant=True is not known to leave the numbers"),
     ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' changes the base weights"),
-    ({"lora_alpha": "x"}, "lora_alpha must be a finite number; got 'x'"), ({"alpha_pattern": [1]}, "alpha_pattern must map"),
-    ({"alpha_pattern": {"[": 1}}, "is no valid pattern"), ({"alpha_pattern": {"(((((.*)*)*)*)*)*x": 1}}, "repeats more than 3"),
+    ({"lora_alpha": "x"}, "lora_alpha must be a finite number; got 'x'"),
+    ({"alpha_pattern": [1]}, "alpha_pattern must map"), ({"alpha_pattern": {"[": 1}}, "is no valid pattern"),
+    ({"alpha_pattern": {"(((((.*)*)*)*)*)*x": 1}}, "repeats more than 3"),
 ])
 def test_adapters_that_are_more_than_an_update(settings, said, tmp_path):
   family(tmp_path, count=1)
@@ -516,7 +527,8 @@ def test_tokens_that_only_the_files_beside_the_tokenizer_have(tmp_path):
   np.testing.assert_array_equal(read(tmp_path / "out")[EMBED], held[EMBED][:6])
   found, embedding, config = rows(tmp_path, tokenizer_source="union")
   made = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
-  assert [made.id_to_token(i) for i in range(6)] == ["u", "a", "b", "<s>", "<4>", "<pad>"] and config["pad_token_id"] == 5
+  assert [made.id_to_token(i) for i in range(6)] == ["u", "a", "b", "<s>", "<4>", "<pad>"]
+  assert config["pad_token_id"] == 5
   assert found["<pad>"] == (0, 5) and found["<4>"] == (0, 4) and found["c"] == (1, 3)
   assert len(found) == len(embedding) == config["vocab_size"]
 
@@ -613,7 +625,8 @@ def test_links_are_followed_no_further_than_the_model(tmp_path):
   config = configure(tmp_path / "m.yaml", {"merge_method": "passthrough", "models": [{"model": str(base)}]})
   merged = merge(config, tmp_path / "out")
   assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"kept": 1}
-  assert not (tmp_path / "out" / "generation_config.json").is_symlink() and not (tmp_path / "out" / "modeling_mine.py").exists()
+  assert not (tmp_path / "out" / "generation_config.json").is_symlink()
+  assert not (tmp_path / "out" / "modeling_mine.py").exists()
   assert [n for n in merged.notes if "modeling_mine.py of" in n and "not copied" in n]
   (tmp_path / "secret.json").write_text("{}")
   (base / "vocab.json").symlink_to(tmp_path / "secret.json")

@@ -85,9 +85,9 @@ LLAMA = {"model_type": "llama", "vocab_size": 4, "hidden_size": 4, "intermediate
 
 
 def llama(layers):
-  part = {"self_attn.q_proj": (4, 4), "self_attn.k_proj": (2, 4), "self_attn.v_proj": (2, 4), "self_attn.o_proj": (4, 4),
-          "mlp.gate_proj": (8, 4), "mlp.up_proj": (8, 4), "mlp.down_proj": (4, 8), "input_layernorm": (4,),
-          "post_attention_layernorm": (4,)}
+  part = {"self_attn.q_proj": (4, 4), "self_attn.k_proj": (2, 4), "self_attn.v_proj": (2, 4),
+          "self_attn.o_proj": (4, 4), "mlp.gate_proj": (8, 4), "mlp.up_proj": (8, 4), "mlp.down_proj": (4, 8),
+          "input_layernorm": (4,), "post_attention_layernorm": (4,)}
   return {f"model.layers.{i}.{name}.weight": shape for i in range(layers) for name, shape in part.items()} | {
       "model.embed_tokens.weight": (4, 4), "model.norm.weight": (4,)}
 
@@ -168,7 +168,8 @@ def test_a_model_of_several_dtypes_is_said(tmp_path):
 # Kinds of models.
 
 @pytest.mark.parametrize("config, tensors, said", [
-    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, {}, "quantization_config in its config.json says gptq"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, {},
+     "quantization_config in its config.json says gptq"),
     ({"text_config": {"quantization_config": {"quant_method": "bitsandbytes"}}}, {}, "says bitsandbytes"),
     ({}, {"model.layers.0.q.qweight": np.ones((2, 2), np.int32)}, "it holds model.layers.0.q.qweight"),
     ({}, {"model.layers.0.q.weight_scale_inv": W}, "it holds model.layers.0.q.weight_scale_inv"),

@@ -59,7 +59,8 @@ def test_a_head_is_tied_to_the_only_table():
   table = lambda *names: InputModel("m", Path("nowhere"), {
       n: Promised(n, (5, 4), np.dtype(np.float32)) for n in names}, config={"tie_word_embeddings": True})
   assert tied_embedding("lm_head.weight", table("model.embed_tokens.weight"), (5, 4)) == "model.embed_tokens.weight"
-  assert tied_embedding("lm_head.weight", table("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), (5, 4)) is None
+  two = table("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+  assert tied_embedding("lm_head.weight", two, (5, 4)) is None
 
 
 def test_the_dtype_of_the_output_goes_before_that_of_the_merge(tmp_path):

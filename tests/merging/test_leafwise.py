@@ -57,7 +57,7 @@ def test_names_are_functions_whatever_was_imported_first(monkeypatch):
   assert all(callable(getattr(jaxft.merging, name)) for name in jaxft.merging.__all__)
   assert jaxft.merging.lines is lines and callable(lines) and callable(reset)
   with pytest.raises(AttributeError, match="no attribute 'tias'; it has .*, average, averages, "):
-    jaxft.merging.tias
+    _ = jaxft.merging.tias
 
 
 LARGE = {

@@ -13,7 +13,9 @@ def tree(seed: int, layers: int = 3):
   draw = np.random.default_rng(seed).standard_normal
   return {
       "embed": {"embedding": jnp.asarray(draw((5, 4)), jnp.float32)},
-      "layers": {"kernel": jnp.asarray(draw((layers, 4, 4)), jnp.float32), "bias": jnp.asarray(draw((layers, 4)), jnp.float32)},
+      "layers": {
+          "kernel": jnp.asarray(draw((layers, 4, 4)), jnp.float32),
+          "bias": jnp.asarray(draw((layers, 4)), jnp.float32)},
       "norm": {"scale": jnp.asarray(draw(4), jnp.float32)},
   }
 

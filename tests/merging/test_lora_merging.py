@@ -50,7 +50,7 @@ def test_cat_and_svd_give_the_sum_of_the_updates():
 def test_linear_is_pefts_and_not_the_sum():
   pair = [adapter(i, 2) for i in range(2)]
   got = merge_lora(pair, method="linear", weights=WEIGHTS, scales=SCALES)["layers"]["up"]["kernel"]
-  roots = np.sqrt(np.abs([w * s for w, s in zip(WEIGHTS, SCALES)]))
+  roots = np.sqrt(np.abs([w * s for w, s in zip(WEIGHTS, SCALES, strict=True)]))
   first, second = (p["layers"]["up"]["kernel"] for p in pair)
   np.testing.assert_allclose(got["a"], roots[0] * first["a"] - roots[1] * second["a"], atol=1e-6)
   np.testing.assert_allclose(got["b"], roots[0] * first["b"] + roots[1] * second["b"], atol=1e-6)

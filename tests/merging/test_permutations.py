@@ -30,7 +30,7 @@ def mlp(key, widths=(5, 7, 6, 3)):
   keys = jax.random.split(key, 6)
   return {
       name: {"kernel": jax.random.normal(keys[2 * i], (m, n)), "bias": jax.random.normal(keys[2 * i + 1], (n,))}
-      for i, (name, m, n) in enumerate(zip(LAYERS, widths, widths[1:]))
+      for i, (name, m, n) in enumerate(zip(LAYERS, widths[:-1], widths[1:], strict=True))
   }
 
 
@@ -53,7 +53,7 @@ IDS = jax.random.randint(jax.random.key(1), (2, 5), 0, 11)
 def everywhere_random(params, key):
   leaves, structure = jax.tree.flatten(params)
   keys = jax.random.split(key, len(leaves))
-  return structure.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
+  return structure.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -158,14 +158,18 @@ def test_ratios_for_a_budget():
 def states(merged, blocks, a, b, x=X):
   """Sums of every layer of the merged network, and the squared sizes of its targets."""
   (_, of_a), (_, of_b) = run(a, x, True), run(b, x, True)
-  before = lambda params, features, i: (x if i == 0 else features[LAYERS[i - 1]]) @ params[LAYERS[i]]["kernel"] + params[
-      LAYERS[i]]["bias"]
+
+  def before(params, features, i):
+    layer = params[LAYERS[i]]
+    return (x if i == 0 else features[LAYERS[i - 1]]) @ layer["kernel"] + layer["bias"]
+
   found = {}
   for i, name in enumerate(LAYERS):
     rows, columns = blocks.get((f"{name}/kernel", 0)), blocks.get((f"{name}/kernel", 1))
     inputs = np.asarray(x) if i == 0 else merged_features(rows, of_a[LAYERS[i - 1]], of_b[LAYERS[i - 1]])
     outputs = merged_features(columns, before(a, of_a, i), before(b, of_b, i))
-    state = GramState.zero(inputs.shape[1], outputs.shape[1]).add(inputs[:15], outputs[:15]).add(inputs[15:], outputs[15:])
+    state = GramState.zero(inputs.shape[1], outputs.shape[1])
+    state = state.add(inputs[:15], outputs[:15]).add(inputs[15:], outputs[15:])
     found[name] = state, float(np.sum(outputs**2)), allowed(rows, columns, merged[name]["kernel"].shape)
   return found
 

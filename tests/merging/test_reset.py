@@ -24,5 +24,6 @@ def test_limits_and_choices():
       np.testing.assert_array_equal(got["layers"][part]["kernel"][i], want)
   entries = jax.tree.map(lambda x: x > 0, NEW)
   same(reset(OLD, NEW, entries), jax.tree.map(jnp.where, entries, NEW, OLD))
-  with pytest.raises(ValueError, match=r"keep must have, for each leaf.*layers/down/kernel \(4, 6, 4\) got bool \(3,\)"):
+  said = r"keep must have, for each leaf.*layers/down/kernel \(4, 6, 4\) got bool \(3,\)"
+  with pytest.raises(ValueError, match=said):
     reset(OLD, NEW, jax.tree.map(lambda _: np.ones(3, bool), NEW))

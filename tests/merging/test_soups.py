@@ -87,5 +87,6 @@ def test_errors():
     greedy_soup([], score)
   with pytest.raises(ValueError, match=r"distinct indices in 0\.\.4; got \[1, 1\]"):
     greedy_soup(TREES, score, order=[1, 1])
-  with pytest.raises(ValueError, match=r"checkpoints\[1\] and checkpoints\[0\] must have the same leaves; 1 differ: b: missing"):
+  said = r"checkpoints\[1\] and checkpoints\[0\] must have the same leaves; 1 differ: b: missing"
+  with pytest.raises(ValueError, match=said):
     greedy_soup([TREES[0], {k: v for k, v in TREES[1].items() if k != "b"}], lambda params: 0.0, order=[0, 1])

@@ -1,4 +1,4 @@
-"""The streaming engine: the numbers of the in-memory merges, bounded memory, and outputs that appear whole or not at all."""
+"""The streaming engine: the numbers of in-memory merges, bounded memory, outputs that appear whole or not at all."""
 
 import json
 import os
@@ -90,7 +90,8 @@ def test_processes_change_no_bit(tmp_path):
   document = recipe("dare_ties", per_model={"weight": [1.0] * 3, "density": [0.5] * 3})
   for name, (dtype, shards) in variants.items():
     family(tmp_path / name, dtype=dtype, max_shard_bytes=shards)
-    merge(configure(tmp_path / name / "merge.yaml", document), tmp_path / name / "1", max_shard_bytes=shards, processes=1)
+    config = configure(tmp_path / name / "merge.yaml", document)
+    merge(config, tmp_path / name / "1", max_shard_bytes=shards, processes=1)
   apart(f"""
     from jaxft.merging.streaming import merge
     for name, (_, shards) in {variants!r}.items():
@@ -125,7 +126,8 @@ def test_one_rounding_at_the_end(tmp_path):
 
 def test_random_drops_depend_on_the_seed_and_the_name_alone(tmp_path):
   family(tmp_path)
-  config = configure(tmp_path / "merge.yaml", recipe("dare_linear", per_model={"weight": [1.0] * 3, "density": [0.5] * 3}))
+  document = recipe("dare_linear", per_model={"weight": [1.0] * 3, "density": [0.5] * 3})
+  config = configure(tmp_path / "merge.yaml", document)
   for out, options in {"a": {}, "b": {"processes": 1, "max_shard_bytes": 500}, "c": {"seed": 1}}.items():
     merge(config, tmp_path / out, **options)
   assert_same_bits(read(tmp_path / "b"), read(tmp_path / "a"))
@@ -150,7 +152,8 @@ def test_odd_tensors(tmp_path):
              "unet.down_blocks.0.conv.weight": np.ones((2, 3, 3, 3), np.float32)}
   for i in range(2):
     write(tmp_path / f"m{i}", {n: x + i for n, x in tensors.items()})
-  merge(configure(tmp_path / "m.yaml", recipe("linear", count=2, per_model={"weight": [1, 1]}, base=False)), tmp_path / "o")
+  document = recipe("linear", count=2, per_model={"weight": [1, 1]}, base=False)
+  merge(configure(tmp_path / "m.yaml", document), tmp_path / "o")
   out = read(tmp_path / "o")
   assert out["logit_scale"] == 2.5 and out["logit_scale"].shape == () and out["visual.empty"].shape == (0, 3)
   assert (out["unet.down_blocks.0.conv.weight"] == 1.5).all()
@@ -160,7 +163,8 @@ def test_names_of_files_follow_the_base(tmp_path):
   for name in ("base", "m0"):
     write(tmp_path / name, decoder(0))
     (tmp_path / name / "model.safetensors").rename(tmp_path / name / "diffusion_pytorch_model.safetensors")
-  merged = merge(configure(tmp_path / "m.yaml", recipe("task_arithmetic", count=1, per_model={"weight": [1]})), tmp_path / "o")
+  document = recipe("task_arithmetic", count=1, per_model={"weight": [1]})
+  merged = merge(configure(tmp_path / "m.yaml", document), tmp_path / "o")
   assert [f.name for f in merged.files] == ["diffusion_pytorch_model.safetensors"]
   assert open_checkpoint(tmp_path / "o").tensors.keys() == decoder(0).keys()
 
@@ -305,7 +309,8 @@ def test_a_disk_with_too_little_room(tmp_path, monkeypatch):
 
 
 def test_tensors_may_be_written_in_any_order(tmp_path):
-  arrays = {"a": np.arange(5, dtype=np.float16), "b": np.arange(6.0), "c": np.array(True), "d": np.zeros((0, 2), np.int32)}
+  arrays = {
+      "a": np.arange(5, dtype=np.float16), "b": np.arange(6.0), "c": np.array(True), "d": np.zeros((0, 2), np.int32)}
   with staging(tmp_path / "out") as stage:
     writer = ShardWriter(stage, {n: Entry(x.shape, x.dtype) for n, x in arrays.items()}, max_shard_bytes=30)
     for name in reversed(arrays):
@@ -366,7 +371,8 @@ def test_the_plan_knows_its_bytes(tmp_path):
 
 def test_neither_engine_nor_command_imports_jax(tmp_path):
   family(tmp_path, count=2, dtype="bfloat16")
-  config = configure(tmp_path / "merge.yaml", recipe("della", count=2, per_model={"weight": [1, 1], "density": [0.5] * 2}))
+  document = recipe("della", count=2, per_model={"weight": [1, 1], "density": [0.5] * 2})
+  config = configure(tmp_path / "merge.yaml", document)
   code = "import sys; from jaxft.cli import main; " \
          f"status = main(['merge', '{config}', '-o', '{tmp_path}/out']); " \
          "print(status, [m for m in ('jax', 'jaxlib', 'torch', 'matplotlib', 'scipy') if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""Random drops are drawn anew for each model, leaf and layer, and what a mean or a threshold is taken over has its size."""
+"""Random drops are new for each model, leaf and layer, and what a mean or a threshold is taken over has its size."""
 
 import numpy as np
 import pytest

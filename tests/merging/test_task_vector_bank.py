@@ -51,7 +51,8 @@ def test_the_chosen_bank_learns_more_than_the_rest_at_first():
   """End to end: by gradients at zero the loss falls faster along what is chosen than along what is left out."""
   target = BANK[2]
   loss = lambda params, batch: sum(
-      jnp.sum(jnp.square(p - b - batch * t)) for p, b, t in zip(*map(jax.tree.leaves, (params, BASE, target))))
+      jnp.sum(jnp.square(p - b - batch * t))
+      for p, b, t in zip(*map(jax.tree.leaves, (params, BASE, target)), strict=True))
   transform = linear_combination(BANK)
   frozen, start = transform.split(KEY, BASE)
   gradient = jax.grad(lambda c, batch: loss(materialize(transform.join(frozen, c)), batch))

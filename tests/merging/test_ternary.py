@@ -54,7 +54,8 @@ def test_scales():
 def test_gaussian_entries():
   x = {"w": jax.random.normal(jax.random.key(0), (400_000,))}
   z = scipy.stats.norm.ppf(1 - 0.1)
-  np.testing.assert_allclose(ternarize(x, density=0.2, scale="lstsq").scale, 2 * scipy.stats.norm.pdf(z) / 0.2, rtol=5e-3)
+  lstsq = ternarize(x, density=0.2, scale="lstsq").scale
+  np.testing.assert_allclose(lstsq, 2 * scipy.stats.norm.pdf(z) / 0.2, rtol=5e-3)
   np.testing.assert_allclose(ternarize(x, density=0.2, alpha=3.0).scale, 3.0, rtol=5e-3)
 
 
@@ -93,7 +94,7 @@ def test_low_precision_is_scaled_in_float32_and_jit_takes_it_as_a_tree():
 
 def test_search_prefers_the_sparser_of_equals():
   base = jax.tree.map(jnp.zeros_like, DELTA)
-  score = lambda params: -float(sum(jnp.sum((p - d) ** 2) for p, d in zip(*map(jax.tree.leaves, (params, DELTA)))))
+  score = lambda params: -float(sum(jax.tree.leaves(jax.tree.map(lambda p, d: jnp.sum((p - d) ** 2), params, DELTA))))
   best, trials = search_ternary(base, DELTA, score, densities=(0.5, 0.1), alphas=(2, 1))
   assert [(t.density, t.alpha) for t in trials] == [(0.1, 1), (0.1, 2), (0.5, 1), (0.5, 2)]
   top = max(trials, key=lambda t: t.score)
@@ -164,10 +165,10 @@ def test_a_file_that_is_not_whole_or_not_for_this_base_is_refused(tmp_path):
   data = path.read_bytes()
   with pytest.raises(ValueError, match=f"task.tern belongs to the base {base_fingerprint(base)}; the base given is"):
     load_ternary(path, tree(2))
-  broken = {f"cut at {n}": data[:n] for n in (0, 10, 24, len(data) // 2, len(data) - 1)}
-  broken |= {f"bit {i}": data[:i] + bytes([data[i] ^ 4]) + data[i + 1 :] for i in range(0, len(data), 7)}
-  broken |= {"longer": data + b"\0", "another kind": b"PK" + data[2:]}
-  for name, content in broken.items():
+  cut = [data[:n] for n in (0, 10, 24, len(data) // 2, len(data) - 1)]
+  flipped = [data[:i] + bytes([data[i] ^ 4]) + data[i + 1 :] for i in range(0, len(data), 7)]
+  longer, another_kind = data + b"\0", b"PK" + data[2:]
+  for content in (*cut, *flipped, longer, another_kind):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="task.tern is not a whole ternary checkpoint: "):
       load_ternary(path, base)

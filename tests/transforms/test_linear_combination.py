@@ -1,4 +1,4 @@
-"""Learned combinations of fixed trees: what single coefficients give, gradients as inner products, soups, partitions."""
+"""Learned combinations of fixed trees: single coefficients, gradients as inner products, soups, partitions."""
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,8 @@ def test_partitions_shared_by_shape():
   partition = transform.split(KEY, BASE)[0]["layers"]["up"]["kernel"].note["partition"]
   np.testing.assert_array_equal(partition[0], partition[1])
   assert partition.dtype == jnp.uint8
-  assert linear_combination(VECTORS, granularity=300).split(KEY, BASE)[0]["norm"]["scale"].note["partition"].dtype == jnp.uint16
+  frozen, _ = linear_combination(VECTORS, granularity=300).split(KEY, BASE)
+  assert frozen["norm"]["scale"].note["partition"].dtype == jnp.uint16
 
 
 def test_missing_leaves_are_zero_vectors_or_the_params_own():
@@ -153,7 +154,7 @@ def test_low_precision_trees_combine_in_float32():
   start, join = split_and_join(linear_combination(low, init=[0.5, -1.0, 2.0]), base)
   assert start["w"].dtype == jnp.float32
   exact = base["w"].astype(jnp.float32) + sum(
-      c * v["w"].astype(jnp.float32) for c, v in zip((0.5, -1.0, 2.0), low))
+      c * v["w"].astype(jnp.float32) for c, v in zip((0.5, -1.0, 2.0), low, strict=True))
   np.testing.assert_array_equal(join(start)["w"], exact.astype(jnp.bfloat16))
 
 
@@ -169,7 +170,8 @@ def test_coefficient_norm():
 def test_errors():
   with pytest.raises(ValueError, match="at least one task vector"):
     linear_combination([])
-  with pytest.raises(ValueError, match="granularity must be one of model, layer, leaf or a number of partitions >= 1; got 0"):
+  said = "granularity must be one of model, layer, leaf or a number of partitions >= 1; got 0"
+  with pytest.raises(ValueError, match=said):
     linear_combination(VECTORS, granularity=0)
   with pytest.raises(ValueError, match="got 'blocks'"):
     linear_combination(VECTORS, granularity="blocks")

@@ -31,7 +31,7 @@ def formed():
     pair = lambda t: None if t is None else scale * t["a"] @ t["b"]
     return jax.tree.map(pair, tree, is_leaf=lambda t: t is None or isinstance(t, dict) and "a" in t)
 
-  return [update(tree, scale) for tree, scale in zip(ADAPTERS, SCALES)]
+  return [update(tree, scale) for tree, scale in zip(ADAPTERS, SCALES, strict=True)]
 
 
 @pytest.mark.parametrize("granularity", ["model", "leaf"])

@@ -17,7 +17,10 @@ PARAMS = stack_params(KEY, layers=3, dim=8, hidden=16)
 X = jax.random.normal(jax.random.key(1), (4, 8))
 
 
-def trained(transform, params, steps=5, optimizer=optax.adamw(1e-2, weight_decay=0.0)):
+ADAM = optax.adamw(1e-2, weight_decay=0.0)
+
+
+def trained(transform, params, steps=5, optimizer=ADAM):
   frozen, trainable = transform.split(KEY, params)
   state = optimizer.init(trainable)
   loss = lambda t: jnp.mean(jnp.square(forward(transform.join(frozen, t), X) - 1))

@@ -211,7 +211,7 @@ def test_permuting_coupled_units_keeps_the_function(layout):
   for structure, order in (
       (MLP_CHANNELS, each(24)), (key_heads(4, 2), each(2)), (query_heads(4, 2), np.array([1, 0, 3, 2]))):
     moved = permute_coupled(params, structure, order)
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(params)))
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (moved, params)), strict=True))
     np.testing.assert_allclose(decoder.hidden_states(moved, CONFIG, ids).hidden, want, rtol=1e-4, atol=1e-4)
     back = permute_coupled(moved, structure, inverse_order(order))
     jax.tree.map(np.testing.assert_array_equal, back, params)

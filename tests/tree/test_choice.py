@@ -1,4 +1,4 @@
-"""Whatever made a choice, whatever uses it: each kind of selection with each consumer, on stacked and unrolled layers."""
+"""Whatever made a choice, whatever uses it: each kind of selection with each user, on stacked and unrolled layers."""
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +74,8 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 def chosen_of(kind, layout):
   params = LAYOUTS[layout]
   choice, grain = KINDS[kind][0](params), KINDS[kind][1]
-  flags = jax.tree.leaves(as_choice(choice, params))
-  masks = [np.asarray(entries(flag, path, leaf)) for (path, leaf), flag in zip(leaves_with_paths(params), flags)]
+  flags = zip(leaves_with_paths(params), jax.tree.leaves(as_choice(choice, params)), strict=True)
+  masks = [np.asarray(entries(flag, path, leaf)) for (path, leaf), flag in flags]
   assert 0 < sum(m.sum() for m in masks) < count(params)
   return params, choice, grain, masks
 
@@ -134,7 +134,8 @@ def test_submatrix(kind, layout):
   for transform in (submatrix(choice), submatrix(indices=chosen_rows(choice, params))):
     _, got = moved_by(transform, params)
     assert_all_equal(got, masks)
-  assert all(matrix(path, leaf) for (path, leaf), m in zip(leaves_with_paths(params), masks) if m.any())
+  pairs = zip(leaves_with_paths(params), masks, strict=True)
+  assert all(matrix(path, leaf) for (path, leaf), m in pairs if m.any())
 
 
 @every_kind

@@ -121,8 +121,14 @@ DIVIDED = {
     "choice_scales": lambda c: flagged(choice_scales(c, PARAMS)),
     "lora_plus": lambda c: flagged(jax.tree.map(lambda s: s > 1, lora_plus(PARAMS, faster=c))),
 }
+
+
+def trained_by(make, options):
+  return lambda c: trained(make(c, **options))
+
+
 MATRICES = {
-    name: lambda c, make=getattr(t, name), options=options: trained(make(c, **options)) for name, options in {
+    name: trained_by(getattr(t, name), options) for name, options in {
         "lora": {"rank": 2}, "dora": {"rank": 2}, "vera": {"rank": 2},
         "adalora": {"rank": 2}, "delora": {"rank": 2}, "rand_lora": {"rank": 2}, "loha": {"rank": 2},
         "hira": {"rank": 2}, "lokr": {}, "miss": {"rank": 2}, "fourier_ft": {"frequencies": 3}, "c3a": {"block": 8},

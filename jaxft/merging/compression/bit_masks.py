@@ -86,4 +86,5 @@ def _overlaps(a: BitMasks, b: BitMasks) -> tuple[Int[Array, ""], Int[Array, ""],
   count = lambda words: jnp.sum(jax.lax.population_count(words).astype(jnp.int32))
   some_a, some_b = a.positive | a.negative, b.positive | b.negative
   same = count((a.positive & b.positive) | (a.negative & b.negative))
-  return same, count((a.positive & b.negative) | (a.negative & b.positive)), count(some_a & ~some_b), count(some_b & ~some_a)
+  opposite = count((a.positive & b.negative) | (a.negative & b.positive))
+  return same, opposite, count(some_a & ~some_b), count(some_b & ~some_a)

@@ -64,8 +64,8 @@ def ternarize(
   Raises:
     ValueError: density is outside [0, 1], an unknown scale or scope, or delta has no entries.
 
-  Source: Yadav et al. 2023, ComPEFT (arXiv 2311.13171). The authors' code keeps one entry more and all ties. STC: Sattler
-  et al. 2019 (arXiv 1903.02891). BitDelta: Liu et al. 2024 (arXiv 2402.10193).
+  Source: Yadav et al. 2023, ComPEFT (arXiv 2311.13171). The authors' code keeps one entry more and all ties. STC:
+  Sattler et al. 2019 (arXiv 1903.02891). BitDelta: Liu et al. 2024 (arXiv 2402.10193).
   """
   if not 0 <= density <= 1:
     raise ValueError(f"density must lie in [0, 1]; got {density}")
@@ -87,11 +87,13 @@ def ternarize(
     kept = [jnp.zeros(x.shape, bool) for x in magnitudes]
   else:
     kept = top_k_mask(magnitudes, float(density), scope=scope)
-  signs = dict(zip(blocks, [jnp.where(k, jnp.sign(x), 0).astype(jnp.int8) for k, x in zip(kept, blocks.values())]))
+  signs = {
+      block: jnp.where(k, jnp.sign(x), 0).astype(jnp.int8) for (block, x), k in zip(blocks.items(), kept, strict=True)}
   groups = [list(blocks)] if scope == "global" else [[block] for block in blocks]
   sizes = {}
   for group in groups:
-    sigma = scale if isinstance(scale, int | float) else _sigma(scale, [blocks[b] for b in group], [signs[b] for b in group])
+    of_group = [blocks[b] for b in group], [signs[b] for b in group]
+    sigma = scale if isinstance(scale, int | float) else _sigma(scale, *of_group)
     sizes |= dict.fromkeys(group, np.float32(alpha * sigma))
 
   structure = jax.tree.structure(delta, is_leaf=is_leaf)
@@ -135,7 +137,7 @@ def search_ternary(
   for density in sorted(densities):
     unit = ternarize(delta, density=density, scale=scale, scope=scope)
     for alpha in sorted(alphas):
-      candidate = Ternary(unit.signs, jax.tree.map(lambda s: alpha * s, unit.scale))
+      candidate = Ternary(unit.signs, jax.tree.map(lambda s, alpha=alpha: alpha * s, unit.scale))
       trials.append(Trial(density, alpha, float(score(apply_task_vector(base, candidate.dense())))))
       if best is None or trials[-1].score > best[0]:
         best = trials[-1].score, candidate
@@ -168,7 +170,7 @@ def compression_report(ternary: Ternary) -> dict[str, float]:
 
 def _sigma(kind: str, blocks: list[Array], signs: list[Array]) -> float:
   """The scale of some blocks together; sums of blocks are in float32, of all of them in float64."""
-  total = lambda f: sum(float(jnp.sum(f(x.astype(jnp.float32), s))) for x, s in zip(blocks, signs))
+  total = lambda f: sum(float(jnp.sum(f(x.astype(jnp.float32), s))) for x, s in zip(blocks, signs, strict=True))
   count = sum(x.size for x in blocks)
   if kind == "lstsq":
     kept = sum(int(jnp.count_nonzero(s)) for s in signs)

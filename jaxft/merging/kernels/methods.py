@@ -9,6 +9,7 @@ mergekit, random drops rescaled to the L1 norm. Importing this module does not i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -167,7 +168,7 @@ def linear_settings(weights: Sequence[float], *, normalize: bool) -> dict[str, A
 
 
 def _task_vectors(
-    *, trim: Callable[..., trims.Trim] | None, elect: bool, normalize: bool, rescale: bool, extra: Parameters = {}
+    *, trim: Callable[..., trims.Trim] | None, elect: bool, normalize: bool, rescale: bool, extra: Parameters
 ) -> Callable[..., dict[str, Any]]:
   """`settings` of the methods that trim task vectors and sum them."""
 
@@ -196,7 +197,7 @@ def _task_vectors(
 
 def _generalized(
     *, trim: Callable[..., trims.Trim] | None = None, elect: bool = False, normalize: bool = False,
-    rescale: bool = False, extra: Parameters = {},
+    rescale: bool = False, extra: Parameters = MappingProxyType({}),
 ) -> MergeMethod:
   settings = _task_vectors(trim=trim, elect=elect, normalize=normalize, rescale=rescale, extra=extra)
   return MergeMethod(

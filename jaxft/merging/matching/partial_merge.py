@@ -47,7 +47,8 @@ class Block(NamedTuple):
 def _check_ratios(spec: Spec, ratios: Mapping[str, float] | float) -> dict[str, float]:
   ratios = ratios if isinstance(ratios, Mapping) else dict.fromkeys(spec.groups, ratios)
   if set(ratios) != set(spec.groups) or not all(0 <= r <= 1 for r in ratios.values()):
-    raise ValueError(f"ratios must lie in [0, 1], one for all groups or for each of {', '.join(spec.groups)}; got {ratios}")
+    raise ValueError(
+        f"ratios must lie in [0, 1], one for all groups or for each of {', '.join(spec.groups)}; got {ratios}")
   return {group: float(r) for group, r in ratios.items()}
 
 
@@ -98,7 +99,7 @@ def partial_merge(
       raise ValueError(f"{path} {tuple(of_a.shape)} must have one or two axes to be merged in part")
     take = lambda x, which: _take(jnp.asarray(x, jnp.float32), held, which)
     x, y = take(of_a, "a"), take(of_b, "b")
-    kinds = [np.zeros(n, int) if block is None else block.kind for block, n in zip(held, of_a.shape)]
+    kinds = [np.zeros(n, int) if block is None else block.kind for block, n in zip(held, of_a.shape, strict=True)]
     share_a, share_b = (_share(kinds, mine, other) for mine, other in ((ONLY_A, ONLY_B), (ONLY_B, ONLY_A)))
     return (share_a * x + share_b * y).astype(of_a.dtype)
 

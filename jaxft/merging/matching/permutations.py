@@ -6,6 +6,7 @@ along the axis: one channel, or all of a head. A permutation is an index array: 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def mlp_spec(layers: Sequence[str]) -> Spec:
   """
   groups = {
       name: (Axis(f"{name}/kernel", 1), Axis(f"{name}/bias", 0), Axis(f"{after}/kernel", 0))
-      for name, after in zip(layers, layers[1:])
+      for name, after in pairwise(layers)
   }
   return Spec(groups, (Axis(f"{layers[-1]}/kernel", 1), Axis(f"{layers[-1]}/bias", 0)))
 
@@ -124,8 +125,8 @@ def group_sizes(spec: Spec, params: Tree) -> dict[str, int]:
         raise ValueError(f"spec names {path} in group {group}, which params lack")
       entries = leaves[path].shape[axis]
       if entries % unit or sizes.setdefault(group, entries // unit) != entries // unit:
-        raise ValueError(f"group {group} has {sizes.get(group)} units, but axis {axis} of {path} has {entries} entries, "
-                         f"units of {unit}")
+        raise ValueError(f"group {group} has {sizes.get(group)} units, but axis {axis} of {path} has {entries} "
+                         f"entries, units of {unit}")
   return sizes
 
 

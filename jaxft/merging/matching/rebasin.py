@@ -35,7 +35,7 @@ class Matching(NamedTuple):
 def match_weights(spec: Spec, a: Tree, b: Tree, *, key: Array, max_sweeps: int = 100) -> Matching:
   """Matches by the weights alone: the permutations of b that bring it nearest to a, one group after the other.
 
-      maximize  sum over axes of a group  <unfold(a), unfold(b permuted)>,   by the Hungarian method, until nothing gains
+      maximize  sum over axes of a group  <unfold(a), unfold(b permuted)>,  by the Hungarian method, until nothing gains
 
   Coordinate ascent finds a local optimum; another key may find another.
 
@@ -59,13 +59,13 @@ def match_weights(spec: Spec, a: Tree, b: Tree, *, key: Array, max_sweeps: int =
 
   def similarity(group: str) -> np.ndarray:
     out = np.zeros((sizes[group], sizes[group]))
-    for path, axis, unit in spec.groups[group]:
+    for path, axis, _ in spec.groups[group]:
       moved = leaves_b[path]
       for other, axes in spec.groups.items():
         for other_path, other_axis, other_unit in axes if other != group else ():
           if other_path == path:
             moved = np.take(moved, entries_of(found[other], other_unit), axis=other_axis)
-      unfold = lambda x: np.moveaxis(x, axis, 0).reshape(sizes[group], -1)
+      unfold = lambda x, axis=axis: np.moveaxis(x, axis, 0).reshape(sizes[group], -1)
       out += unfold(leaves_a[path]) @ unfold(moved).T
     return out
 

@@ -26,8 +26,8 @@ _TOKENIZER_FILES = (
 _STALE = ("added_tokens.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
           "sentencepiece.bpe.model")
 _COPIED = re.compile(r".*\.(json|jinja|txt|model)$")
-_NOT_COPIED = re.compile(r".*\.index\.json|adapter_config\.json|trainer_state\.json|all_results\.json|\w+_results\.json|"
-                         r"requirements.*\.txt|merge\.json|mergekit_config\.yml")
+_NOT_COPIED = re.compile(r".*\.index\.json|adapter_config\.json|trainer_state\.json|all_results\.json|"
+                         r"\w+_results\.json|requirements.*\.txt|merge\.json|mergekit_config\.yml")
 
 
 def write_companions(plan: Plan, folder: Path) -> list[str]:
@@ -75,8 +75,8 @@ def output_config(plan: Plan) -> tuple[dict[str, Any], list[str]]:
   if sizes:
     widest = sizes.most_common(1)[0][0]
     if len(sizes) > 1:
-      notes.append(f"the output has tensors of {', '.join(sorted(sizes))}, as its models do; config.json says {widest}, "
-                   "which most bytes are")
+      notes.append(f"the output has tensors of {', '.join(sorted(sizes))}, as its models do; config.json says "
+                   f"{widest}, which most bytes are")
     for part in parts:
       for key in ("dtype", "torch_dtype"):
         if key in part or part is config and key == "torch_dtype" and "dtype" not in config:
@@ -115,8 +115,8 @@ def _copy(file: Path, target: Path, donor: Path) -> None:
   """
   source, homes = file.resolve(), [donor.resolve(), donor.resolve().parent.parent / "blobs"]
   if not any(source.is_relative_to(home) for home in homes):
-    raise ValueError(f"{file} is a link to {source}, outside of the model's folder; put the file there itself, or take it "
-                     "away")
+    raise ValueError(f"{file} is a link to {source}, outside of the model's folder; put the file there itself, or take "
+                     "it away")
   shutil.copyfile(source, target)
 
 

@@ -1,4 +1,4 @@
-"""Whether a config describes the tensors beside it: which of its keys count which layers, and what it says of shapes."""
+"""Whether a config describes the tensors beside it: which of its keys count which layers, what it says of shapes."""
 
 import json
 import re
@@ -20,7 +20,7 @@ Chosen = Mapping[str, tuple[int, Sequence[int]]]
 
 
 class _Key(NamedTuple):
-  """A key of a config whose value belongs to the layers of a stack: its place, the words of that, and how many layers."""
+  """A key of a config whose value belongs to the layers of a stack: its place, the words of that, how many layers."""
 
   path: tuple[str, ...]
   words: frozenset[str]

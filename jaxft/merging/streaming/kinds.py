@@ -1,4 +1,4 @@
-"""What the configs and names of models tell of their kind: whether their tensors are weights, and of one architecture."""
+"""What configs and names of models tell of their kind: whether their tensors are weights, and of one architecture."""
 
 import re
 from collections.abc import Mapping, Sequence

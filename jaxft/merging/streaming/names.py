@@ -1,4 +1,4 @@
-"""What the names of tensors tell of their part: heads tied to embeddings, buffers, and what has a row for each token."""
+"""What names of tensors tell of their part: heads tied to embeddings, buffers, and what has a row for each token."""
 
 import re
 from collections.abc import Mapping

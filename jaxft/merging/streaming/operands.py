@@ -1,4 +1,4 @@
-"""What a merge reads: tensors where they lie in a checkpoint, with an adapter added, or with their rows in another order.
+"""What a merge reads: tensors where they lie in a checkpoint, with an adapter added, or their rows in another order.
 
 An operand knows its shape, dtype and the bytes it will hold before anything is read.
 """

@@ -1,4 +1,4 @@
-"""From a recipe and open models to the plan: which tensors, out of which, with which parameters, and whether they fit."""
+"""From a recipe and open models to a plan: which tensors, out of which, with which parameters, and whether they fit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -178,7 +178,8 @@ class _Planner:
       else:
         missing.append(model)
     if missing and buffers(name):
-      self.notes.append(f"{name} is left out: {self.models[missing[0]].name} lacks it, and models compute it themselves")
+      self.notes.append(
+          f"{name} is left out: {self.models[missing[0]].name} lacks it, and models compute it themselves")
       return None
     shape = next(iter(found.values())).shape if found else ()
     tied = {model: tied_embedding(name, self.models[model], shape) for model in missing}

@@ -50,8 +50,8 @@ def merge(
   the seed and on the tensor's name alone.
 
   Args:
-    configuration: a YAML file, or its recipes. Of several the last that has no name, or else the last, makes the output;
-      the others are made when it, or what it uses, names them.
+    configuration: a YAML file, or its recipes. Of several the last that has no name, or else the last, makes the
+      output; the others are made when it, or what it uses, names them.
     out: the folder to make.
     seed: of random drops.
     dtype: float32, float16 or bfloat16: of the output, in place of what the configuration says.
@@ -130,7 +130,7 @@ def _run(
 
 
 def _check_written(plan: Plan, folder: Path, config: Mapping[str, Any]) -> None:
-  """Reads back what was written: the headers of all files are those of the plan, and the config is the one decided on."""
+  """Reads back what was written: the headers of all files are those of the plan, the config the one decided on."""
   held = {name: (info.shape, info.dtype) for name, info in open_checkpoint(folder).tensors.items()}
   if held != {tensor.name: tuple(tensor.entry) for tensor in plan.tensors}:
     raise OSError(f"{folder} does not hold the tensors that were written to it")

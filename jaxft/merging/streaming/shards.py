@@ -58,7 +58,8 @@ class ShardWriter:
     self.nbytes = sum(sizes.values())
     free = os.statvfs(stage.out.parent)
     if self.nbytes > free.f_bavail * free.f_frsize:
-      raise OSError(f"{stage.out} takes {self.nbytes / 1e9:.2f} GB; {free.f_bavail * free.f_frsize / 1e9:.2f} GB are free")
+      raise OSError(
+          f"{stage.out} takes {self.nbytes / 1e9:.2f} GB; {free.f_bavail * free.f_frsize / 1e9:.2f} GB are free")
     self._stem = stem
     self._shards = assign_shards(sizes, max_shard_bytes, stem=stem)
     self._files: dict[str, tuple[int, Path | None]] = {}
@@ -79,7 +80,8 @@ class ShardWriter:
     handle, offset = self._places[name]
     _write_all(handle, array.reshape(-1).view(np.uint8).data, offset)
     if array.nbytes >= _SENT_ON and hasattr(os, "posix_fadvise"):
-      os.posix_fadvise(handle, offset, array.nbytes, os.POSIX_FADV_DONTNEED)  # on Linux it begins to write what is dirty
+      # On Linux it begins to write what is dirty.
+      os.posix_fadvise(handle, offset, array.nbytes, os.POSIX_FADV_DONTNEED)
 
   def sync(self) -> None:
     """Waits until all is on disk."""

@@ -1,6 +1,6 @@
 """One vocabulary for models that have different ones: rows of embeddings aligned by the text of their tokens.
 
-A model that lacks a token takes its row from the base, or from the only model that has it, or the mean of those that do.
+A model that lacks a token takes its row from the base, the only model that has it, or the mean of those that do.
 """
 
 import filecmp
@@ -149,16 +149,17 @@ def _check_named(model: InputModel, moved: Mapping[int, int | None], size: int) 
   """Raises ValueError where a config names a row of its embedding that is no token, and would be cut off."""
   rows = model.vocab_size or 0
   if cut := [i for i in token_ids(model.config) if i not in moved and size <= i < rows]:
-    raise ValueError(f"{model.name}: config.json names the token id {cut[0]}, of which its tokenizer knows no token: the "
-                     f"vocabulary of the output ends at {size - 1}; add the token to {TOKENIZER}, or take its id out")
+    raise ValueError(f"{model.name}: config.json names the token id {cut[0]}, of which its tokenizer knows no token: "
+                     f"the vocabulary of the output ends at {size - 1}; "
+                     f"add the token to {TOKENIZER}, or take its id out")
 
 
 def _check_ids(vocabulary: Vocabulary, ids: Mapping[str, int]) -> None:
   """Raises ValueError where the tokenizer, once tokens are added to it, gives one another id than its row."""
   tokenizer = vocabulary.tokenizer()
   if wrong := [text for text, i in ids.items() if tokenizer.token_to_id(text) != i]:
-    raise ValueError(f"tokens cannot be added to {vocabulary.folder / TOKENIZER}: {wrong[0]!r} has the row {ids[wrong[0]]} "
-                     f"and would get the id {tokenizer.token_to_id(wrong[0])}; its ids have a gap")
+    raise ValueError(f"tokens cannot be added to {vocabulary.folder / TOKENIZER}: {wrong[0]!r} has the row "
+                     f"{ids[wrong[0]]} and would get the id {tokenizer.token_to_id(wrong[0])}; its ids have a gap")
 
 
 def conflicting_tokens(models: Sequence[InputModel]) -> str | None:
@@ -207,8 +208,8 @@ def _read(folder: Path) -> _Tokens:
 def _beside(folder: Path, ids: Mapping[str, int]) -> dict[str, tuple[int, bool]]:
   """Tokens that only the files beside `tokenizer.json` have, in the order of their ids: `text -> (id, special)`.
 
-  As transformers reads them: those with an id first, then the special tokens that are named without one, each at the end
-  of the vocabulary.
+  As transformers reads them: those with an id first, then the special tokens that are named without one, each at the
+  end of the vocabulary.
   """
   file = folder / "tokenizer_config.json"
   config = read_json(file) if file.is_file() else {}

@@ -77,7 +77,8 @@ def _together(
       connection, process = _fork(tensors, job)
       workers[connection] = process
     for i, tensor in enumerate(tensors):
-      yield from finish(lambda: len(running) < processes and _held(running) + tensor.held <= plan.budget)
+      fits = lambda held=tensor.held: len(running) < processes and _held(running) + held <= plan.budget
+      yield from finish(fits)
       connection = next(c for c in workers if c not in running)
       connection.send(i)
       running[connection] = tensor

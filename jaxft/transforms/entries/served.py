@@ -76,7 +76,8 @@ class ServedDeltas:
 def serve(params: Tree, deltas: Sequence[Mapping[str, RowDelta]], adapter: Int[Array, " batch"]) -> Tree:
   """The base with a delta of its own for each example of a batch: params for `hidden_states`, `logits`, `generate`.
 
-      {'down': W [m, n]}, [{'down': RowDelta([k], [k, n])}, ..]  ->  {'down': ServedDeltas(W, [A, k, n], [A, k], adapter)}
+      {'down': W [m, n]}, [{'down': RowDelta([k], [k, n])}, ..]
+          ->  {'down': ServedDeltas(W, [A, k, n], [A, k], adapter)}
 
   The result is that of running each example with its own merged params. Each product costs, over the base's,
   `2 k n` FLOPs a token for rows and `2 m k` for columns, in one batched matmul. Deltas need not change the same leaves
@@ -134,7 +135,7 @@ def _served(w: Any, given: list[RowDelta | None], adapter: Array, axis: int) -> 
     indices = jnp.pad(strips.indices, [(0, 0)] * len(layers) + [missing[axis]], constant_values=w.shape[axis])
     return indices.astype(jnp.int32), jnp.pad(strips.values.astype(dtype), missing)
 
-  indices, values = zip(*map(padded, given))
+  indices, values = zip(*map(padded, given), strict=True)
   return ServedDeltas(
       w, jnp.stack(values, axis=len(layers)), jnp.stack(indices, axis=len(layers)),
       jnp.broadcast_to(adapter, (*layers, *adapter.shape)), axis)

@@ -140,7 +140,8 @@ def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Arra
   Raises:
     ValueError: the sides are of another transform; `submatrix_delta` is for `submatrix`.
   """
-  pairs = zip(leaves_with_paths(frozen), jax.tree.structure(frozen, is_leaf=is_leaf).flatten_up_to(trainable))
+  sides = jax.tree.structure(frozen, is_leaf=is_leaf).flatten_up_to(trainable)
+  pairs = zip(leaves_with_paths(frozen), sides, strict=True)
   found = {path: (getattr(leaf, "note", None), values) for (path, leaf), values in pairs if values is not None}
   for path, (indices, values) in found.items():
     if not isinstance(indices, (np.ndarray, jax.Array)) or np.shape(values) != indices.shape:

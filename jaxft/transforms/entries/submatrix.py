@@ -4,10 +4,9 @@
     ...                                                      # some steps
     delta = submatrix_delta(frozen, trainable)               # by path: indices, values, axis
     fused, old = fuse(params, delta)                         # `jaxft.merging`; unfuse(fused, old) is params, bit by bit
-    served = serve(params, [delta, other], adapter)          # `jaxft.transforms.entries.served`: many of them in one batch
+    served = serve(params, [delta, other], adapter)          # many of them in one batch
 """
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from jaxtyping import Array, Int
 
 from jaxft.choices.rows import packed_indices, whole_rows
 from jaxft.leaves.annotated import Annotated
+from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, check_axis, delta_product, delta_rows
@@ -28,8 +28,7 @@ from jaxft.tree.depth import layer_of
 from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, unzip_with_path
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["w", "d", "indices"], meta_fields=["axis"])
-@dataclasses.dataclass(frozen=True)
+@leaf_class(meta=("axis",))
 class Submatrix:
   """`w` with `d` added to the rows (axis -2) or columns (axis -1) at `indices`.
 
@@ -46,18 +45,6 @@ class Submatrix:
   d: Any
   indices: Any
   axis: int = -2
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.w.shape
-
-  @property
-  def dtype(self) -> jnp.dtype:
-    return self.w.dtype
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
 
   def materialize(self) -> Array:
     w = unrounded(self.w) if is_structured(self.w) else self.w

@@ -60,8 +60,9 @@ def eva_directions(covariances: Tree, *, rank: int = 8, rho: float = 2.0) -> Tre
   places = jnp.argsort(-everything)[:budget]
   kept = jnp.zeros(everything.size, bool).at[places].set(True)
   masks = jnp.split(kept, list(_ends(parts)))
-  return structure.unflatten(
-      [vectors * mask.reshape(explained.shape)[..., None, :] for (explained, vectors), mask in zip(parts, masks)])
+  return structure.unflatten([
+      vectors * mask.reshape(explained.shape)[..., None, :]
+      for (explained, vectors), mask in zip(parts, masks, strict=True)])
 
 
 def _ends(parts: list[tuple[Array, Array]]) -> Iterator[int]:

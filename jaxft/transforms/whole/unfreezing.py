@@ -16,6 +16,7 @@ step, never a mask inside it, which would cost what full tuning costs:
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -80,7 +81,7 @@ def gradual_unfreezing(depths: Sequence[int], *, first: Choice = EMBEDDINGS) -> 
   Source: Howard and Ruder 2018 (arXiv 1801.06146).
   """
   depths = list(depths)
-  if not depths or any(a <= b for a, b in zip(depths, depths[1:])):
+  if not depths or any(a <= b for a, b in pairwise(depths)):
     raise ValueError(f"depths must decrease strictly, from the first stage's to the last's; got {depths}")
   return [freeze_below(depth, first=first) for depth in depths]
 

@@ -19,8 +19,8 @@ from jaxft.merging.streaming.recipe_files.yaml_documents import read_yaml
 DTYPES = ("float32", "float16", "bfloat16")
 
 _RECIPE = (
-    "name", "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype", "tokenizer",
-    "tokenizer_source", "chat_template",
+    "name", "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype",
+    "tokenizer", "tokenizer_source", "chat_template",
 )
 _PARAMETERS = {name for method in METHODS.values() for name in (*method.per_model, *method.parameters)}
 
@@ -201,7 +201,8 @@ class _Reader:
     parameters = self.parameters(entry.get("parameters"), f"{where}.parameters")
     for name in sorted(set(parameters) - set(METHODS[self.method].per_model)):
       if name in METHODS[self.method].parameters:
-        self.notes.append(f"{where}.parameters.{name} is not read: {name} belongs to the whole merge, in its parameters")
+        self.notes.append(
+            f"{where}.parameters.{name} is not read: {name} belongs to the whole merge, in its parameters")
     return Source(parse_reference(entry["model"], f"{where}.model"), layers, parameters)
 
   def parameters(self, value: Any, where: str) -> Settings:

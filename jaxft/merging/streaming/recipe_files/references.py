@@ -28,7 +28,8 @@ def parse_reference(value: Any, where: str) -> Reference:
     parts = [_path(value.get(key), f"{where}.{key}") for key in ("model", "lora")]
   else:
     parts = str(value).split("+") if isinstance(value, str) else [value]
-  if not all(isinstance(part, str) and part for part in parts if part is not None) or parts[0] is None or len(parts) > 2:
+  named = all(isinstance(part, str) and part for part in parts if part is not None)
+  if not named or parts[0] is None or len(parts) > 2:
     raise ValueError(f"{where} must be path or path+adapter; got {value!r}")
   for part in parts:
     if part is not None and re.search(r"@[^/@]+$", part) and not Path(part).exists():
@@ -61,5 +62,5 @@ def locate(name: str, where: str) -> Path:
   if name in PRESETS:
     return fetch(name)
   raise ValueError(
-      f"{where}: {name!r} is neither an existing path nor a preset ({', '.join(PRESETS)}); nothing is downloaded from a "
-      "hub here")
+      f"{where}: {name!r} is neither an existing path nor a preset ({', '.join(PRESETS)}); nothing is downloaded from "
+      "a hub here")

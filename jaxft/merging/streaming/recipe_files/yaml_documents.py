@@ -1,4 +1,4 @@
-"""YAML from people and from the net: no key twice, nothing that contains itself, and no more of it than a merge can mean."""
+"""YAML from people and the net: no key twice, nothing that contains itself, no more of it than a merge can mean."""
 
 from typing import Any
 

@@ -19,8 +19,8 @@ def describe(plan: Plan, *, max_shard_bytes: int = 5 * 10**9) -> str:
   for stack, (depth, layers) in plan.depths.items():
     lines.append(f"  {stack}: {len(layers)} layers (the first model has {depth}): {', '.join(map(str, layers))}")
   if plan.vocabulary is not None:
-    lines.append(f"  vocabulary: {plan.vocabulary.size} rows, {len(plan.vocabulary.added)} tokens added to the tokenizer "
-                 f"of {plan.vocabulary.folder}")
+    lines.append(f"  vocabulary: {plan.vocabulary.size} rows, {len(plan.vocabulary.added)} tokens added to the "
+                 f"tokenizer of {plan.vocabulary.folder}")
   dtypes = sorted({tensor.entry.dtype.name for tensor in plan.tensors})
   files = len(assign_shards({t.name: t.entry.nbytes for t in plan.tensors}, max_shard_bytes, stem=plan.first.stem))
   lines.append(f"  reads {_size(plan.bytes_read)}, writes {_size(plan.bytes_written)} ({', '.join(dtypes)}, {files} "
@@ -68,7 +68,8 @@ def _label(tensors: Sequence[TensorPlan]) -> str:
 
 def _common(names: Sequence[str]) -> str:
   first, last = min(names), max(names)
-  same = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
+  pairs = enumerate(zip(first, last, strict=False))
+  same = next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
   return first[:same]
 
 

@@ -44,8 +44,8 @@ def write_report(plan: Plan, folder: Path, path: Path) -> None:
   _add_layers(report, plan, measured, models, short, based)
   if len(models) > 1:
     report.heading("What they have in common")
-    report.text("Share of the entries in which both moved that moved in one direction (two unrelated task vectors: 0.5), "
-                "and the cosine between the task vectors.")
+    report.text("Share of the entries in which both moved that moved in one direction (two unrelated task vectors: "
+                "0.5), and the cosine between the task vectors.")
     report.table(
         ("pair", "signs that agree", "cosine"),
         [(f"{short[a]}, {short[b]}", whole.agreement(a, b), whole.cosine(a, b))
@@ -59,7 +59,8 @@ def write_report(plan: Plan, folder: Path, path: Path) -> None:
 
 
 def _add_layers(
-    report: Any, plan: Plan, measured: Mapping[str, Distances], models: Sequence[str], short: Mapping[str, str], based: bool
+    report: Any, plan: Plan, measured: Mapping[str, Distances], models: Sequence[str], short: Mapping[str, str],
+    based: bool,
 ) -> None:
   layers: dict[int | None, Distances] = {}
   for tensor in plan.tensors:
@@ -99,7 +100,8 @@ def _matrix_figure(whole: Distances, models: Sequence[str], short: Mapping[str, 
     axes.imshow(cells, vmin=low, vmax=high, cmap="RdBu_r" if low < 0 else "Blues")
     for i, row in enumerate(cells):
       for j, cell in enumerate(row):
-        axes.text(j, i, f"{cell:.2f}", ha="center", va="center", fontsize=8, color="white" if abs(cell) > 0.6 else "black")
+        color = "white" if abs(cell) > 0.6 else "black"
+        axes.text(j, i, f"{cell:.2f}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(len(models)), [short[m] for m in models], rotation=30, ha="right")
     axes.set_yticks(range(len(models)), [short[m] for m in models])
     axes.set_title(title)
