@@ -132,7 +132,7 @@ def test_errors():
     road(variant=3)
   with pytest.raises(ValueError, match="block must be even where factors > 1; got block=3"):
     boft(block=3, factors=2)
-  with pytest.raises(ValueError, match="ia3 takes a filter"):
+  with pytest.raises(ValueError, match="ia3 takes a choice"):
     ia3(None, None)
   with pytest.raises(ValueError, match="axis must be 'in' or 'out'; got 'rows'"):
     learned_scale("**", axis="rows")
