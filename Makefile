@@ -6,19 +6,22 @@ PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST  = $(PY) -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all test-share contracts bench bench-merging table clean
+.PHONY: demo test test-all test-share contracts lint bench bench-merging table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments
 	$(PY) -m experiments.demo --report report
 
-# The quick tier: of every contract what catches each kind of fault.
-test: $(VENV)/.parity
+# The quick tier: of every contract what catches each kind of fault; the linter before it, which takes a second.
+test: lint
 	$(PYTEST) --durations 15 -m "not exhaustive" tests
 	$(PY) -m experiments.table --check
 
+lint: $(VENV)/.parity
+	$(PY) -m ruff check .
+
 # Both tiers: every pair and every variant; fails where a test file takes more than a minute of one core.
-test-all: $(VENV)/.parity
+test-all: lint
 	$(PYTEST) --durations 30 --file-seconds 60 tests
 	$(PY) -m experiments.table --check
 
