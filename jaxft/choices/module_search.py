@@ -35,6 +35,10 @@ def tree_search(
 ) -> Search[Node]:
   """Tries all nodes of a level, expands the best one, and goes on while it has children.
 
+  >>> search = tree_search([(0, 2), (2, 4)], lambda node: [], lambda node: node[0])
+  >>> search.best, search.scores
+  ((2, 4), {(0, 2): 0.0, (2, 4): 2.0})
+
   Args:
     roots: the first level, such as `layer_ranges(n)`.
     expand: a node's children, such as the module types within its layers; none ends the search.
@@ -64,6 +68,9 @@ def tree_search(
 def layer_ranges(num_layers: int) -> list[tuple[int, int]]:
   """The seven ranges `(start, stop)` of the source: the four quarters, and the lower, middle and upper half.
 
+  >>> layer_ranges(8)
+  [(0, 2), (2, 4), (4, 6), (6, 8), (0, 4), (2, 6), (4, 8)]
+
   Raises:
     ValueError: there are fewer than four layers.
   """
@@ -79,6 +86,10 @@ def within_layers(start: int, stop: int, select: Choice = True) -> Callable[[Tre
       transform = train(within_layers(8, 16, "**/mlp/{up,down}/*"))
 
   It has a vector of booleans for a stacked leaf of which a part is in the range; see `jaxft.tree.choice`.
+
+  >>> import jax.numpy as jnp
+  >>> within_layers(1, 3)({"layers": {"w": jnp.ones((4, 2))}, "head": jnp.ones(2)})
+  {'head': False, 'layers': {'w': array([False,  True,  True, False])}}
   """
 
   def choose(params: Tree) -> Tree:

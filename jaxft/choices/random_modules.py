@@ -61,6 +61,11 @@ def random_module_mask(
   category is not whole, it is rounded up in some layers, drawn at random, and down in the others, so that the total
   over all layers is exact: of three matrices two train in half of the layers and one in the other half.
 
+  >>> params = {"layers": {"mlp": {name: {"kernel": np.ones((2, 3, 3))} for name in ("up", "down")}}}
+  >>> chosen = random_module_mask(jax.random.key(0), params, ["**/mlp/*/*"])
+  >>> chosen_fraction(params, chosen)  # one of the two in each layer
+  0.5
+
   Args:
     key: concrete.
     params: arrays or shapes; stacked, cut or unrolled layers give the same choice.
@@ -115,6 +120,10 @@ def cut_at_changes(params: Tree, choice: Choice, *, stack: str = "layers") -> Tr
 
   Consecutive layers with the same choice stay one scan. See `random_module_mask` for why stacks are cut.
 
+  >>> choice = {"layers": {"w": np.array([True, False, False])}}
+  >>> cut_at_changes({"layers": {"w": np.arange(3)}}, choice)
+  {'layers': {'0:1': {'w': array([0])}, '1:3': {'w': array([1, 2])}}}
+
   Args:
     params: a nested dict with stacked layers.
     choice: of leaves and layers, from `random_module_mask` or `within_layers`.
@@ -134,7 +143,11 @@ def cut_at_changes(params: Tree, choice: Choice, *, stack: str = "layers") -> Tr
 
 
 def chosen_fraction(params: Tree, choice: Choice) -> float:
-  """The share of parameters that a choice has: what `fraction` came to."""
+  """The share of parameters that a choice has: what `fraction` came to.
+
+  >>> chosen_fraction({"a": np.ones(6), "b": np.ones(2)}, "b")
+  0.25
+  """
   share = lambda path, leaf, flags: 0 if leaf is None else math.prod(leaf.shape) * float(np.mean(flags))
   leaves = jax.tree.leaves(map_with_path(share, params, as_choice(choice, params, name="choice")))
   return sum(leaves) / sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(params) if leaf is not None)
@@ -199,6 +212,9 @@ def select_units(
 ) -> list[Int[np.ndarray, " chosen"]]:
   """Chooses units (heads, channels) of each layer: at random, or by a score.
 
+  >>> select_units(None, [2, 3], fraction=0.4, scores=[np.array([5, 1]), np.array([2, 4, 3])])
+  [array([0]), array([1])]
+
   Args:
     key: concrete; not read where scores are given.
     sizes: how many units each layer has.
@@ -236,6 +252,10 @@ def select_units(
 
 def unit_indices(units: Sequence[Int[np.ndarray, " chosen"]], unit: int = 1) -> Int[np.ndarray, "layers entries"]:
   """The rows or columns of chosen units, each `unit` wide, as one array: unequal counts are filled with -1.
+
+  >>> unit_indices([np.array([0, 2]), np.array([1])], unit=2)
+  array([[ 0,  1,  4,  5],
+         [ 2,  3, -1, -1]], dtype=int32)
 
   Args:
     units: from `select_units`.

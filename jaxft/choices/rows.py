@@ -20,6 +20,11 @@ def choose_rows(
 
       {'down': W [m, n]}, {'**/down': [1, 4]}  ->  {'down': booleans [m, n], True in rows 1 and 4}
 
+  >>> choose_rows({"w": np.ones((3, 2))}, {"w": np.array([1])})
+  {'w': array([[False, False],
+         [ True,  True],
+         [False, False]])}
+
   Args:
     params: arrays or shapes; layers stacked, cut or unrolled.
     indices: by glob, `[k]` for all layers or `[L, k]` for each one, where -1 stands for none: from `unit_indices`.
@@ -58,6 +63,9 @@ def choose_rows(
 def chosen_rows(choice: Choice, params: Tree, *, axis: int = -2) -> dict[str, Int[np.ndarray, "*layers k"]]:
   """A choice as indices: for each path the rows (or columns) that are chosen whole.
 
+  >>> chosen_rows(choose_rows({"w": np.ones((3, 2))}, {"w": np.array([1])}), {"w": np.ones((3, 2))})
+  {'w': array([1], dtype=int32)}
+
   Args:
     choice: see `jaxft.tree.choice`; a leaf or layer that is chosen whole has all of its rows.
     params: arrays or shapes.
@@ -92,14 +100,24 @@ def chosen_rows(choice: Choice, params: Tree, *, axis: int = -2) -> dict[str, In
 
 
 def whole_rows(flag: Any, path: str, leaf: Any, axis: int) -> Bool[np.ndarray, "*layers size"] | None:
-  """Which rows (or columns) of a matrix a choice has, None where it has some in part."""
+  """Which rows (or columns) of a matrix a choice has, None where it has some in part.
+
+  >>> flags = np.array([[True, True], [False, False]])
+  >>> whole_rows(flags, "w", np.ones((2, 2)), -2), whole_rows(flags, "w", np.ones((2, 2)), -1)
+  (array([ True, False]), None)
+  """
   flags = np.moveaxis(np.asarray(entries(flag, path, leaf)), axis, -1)
   rows = flags.any(axis=-2)
   return rows if (rows == flags.all(axis=-2)).all() else None
 
 
 def packed_indices(rows: Bool[np.ndarray, "*layers size"], fill: int) -> Int[np.ndarray, "*layers k"]:
-  """The indices of what is True in each row, the shorter ones filled up."""
+  """The indices of what is True in each row, the shorter ones filled up.
+
+  >>> packed_indices(np.array([[True, True, False], [False, False, True]]), fill=3)
+  array([[0, 1],
+         [2, 3]], dtype=int32)
+  """
   found = [np.flatnonzero(row) for row in rows.reshape(-1, rows.shape[-1])]
   width = max(map(len, found))
   filled = np.stack([np.pad(row, (0, width - len(row)), constant_values=fill) for row in found])
@@ -108,6 +126,9 @@ def packed_indices(rows: Bool[np.ndarray, "*layers size"], fill: int) -> Int[np.
 
 def head_units(heads: Int[np.ndarray, "k 2"], num_layers: int) -> list[Int[np.ndarray, " chosen"]]:
   """Heads as pairs `(layer, head)`, from `top_heads`, as the units of each layer, for `unit_indices`.
+
+  >>> head_units(np.array([[0, 1], [2, 0], [2, 3]]), 3)
+  [array([1]), array([], dtype=int64), array([0, 3])]
 
   Raises:
     ValueError: a layer out of range.

@@ -33,6 +33,13 @@ def s2ft_units(
   source puts its budget there. Which units train decides shapes, so they are drawn from a key that is seen here, and
   not from that of `split`: a plan counts what the run will train.
 
+  >>> import jax.numpy as jnp
+  >>> block = {"attention": {"out": jnp.ones((1, 4, 4))}, "mlp": {"down": jnp.ones((1, 4, 4))}}
+  >>> params = jax.tree.map(lambda w: {"kernel": w}, {"layers": block})
+  >>> choice = s2ft_units(jax.random.key(0), params, head_dim=2, heads=0.5, channels=0.25)
+  >>> jax.tree.map(lambda rows: int(rows.any(-1).sum()), choice["layers"])  # one head of two rows, one channel
+  {'attention': {'out': {'kernel': 2}}, 'mlp': {'down': {'kernel': 1}}}
+
   Args:
     key: concrete.
     params: arrays or shapes; stacked, cut or unrolled layers give the same choice.
@@ -92,6 +99,10 @@ def unit_norms(
     tree: Tree, select: Choice, *, axis: int = -2, unit: int = 1
 ) -> list[Float[np.ndarray, " units"]]:
   """The Euclidean norm of each unit's rows or columns: scores of weights, or of gradients, for `s2ft_units`.
+
+  >>> import jax.numpy as jnp
+  >>> unit_norms({"layers": {"w": jnp.array([[[3.0, 4.0], [0.0, 1.0]]])}}, "**/w")  # of the rows of one layer
+  [array([5., 1.], dtype=float32)]
 
   Args:
     tree: params or gradients, stacked, cut or unrolled.

@@ -12,17 +12,29 @@ Gradient = Callable[[Tree, Any], Tree]
 
 
 def magnitude_scores(params: Tree) -> Tree:
-  """`|w|`, float32."""
+  """`|w|`, float32.
+
+  >>> magnitude_scores({"w": jnp.array([1.0, -2.0])})
+  {'w': Array([1., 2.], dtype=float32)}
+  """
   return jax.tree.map(lambda w: jnp.abs(w.astype(jnp.float32)), params)
 
 
 def change_scores(base: Tree, tuned: Tree) -> Tree:
-  """`|tuned - base|`, subtracted in float32."""
+  """`|tuned - base|`, subtracted in float32.
+
+  >>> change_scores({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([1.5, -1.0])})
+  {'w': Array([0.5, 3. ], dtype=float32)}
+  """
   return jax.tree.map(lambda b, t: jnp.abs(t.astype(jnp.float32) - b.astype(jnp.float32)), base, tuned)
 
 
 def gradient_scores(gradient: Gradient, params: Tree, batches: Iterable[Any]) -> Tree:
   """`|mean over batches of the gradient|`: the first-order change of the loss per unit of each weight.
+
+  >>> gradient = jax.grad(lambda params, batch: params["w"] * batch)
+  >>> gradient_scores(gradient, {"w": jnp.array(2.0)}, [1.0, -3.0])
+  {'w': Array(1., dtype=float32)}
 
   Args:
     gradient: `(params, batch) -> gradients`, such as `jax.jit(jax.grad(loss))`.
@@ -39,6 +51,10 @@ def fisher_scores(gradient: Gradient, params: Tree, batches: Iterable[Any]) -> T
   """The diagonal of the empirical Fisher information, `mean over batches of gradient ** 2`.
 
   A batch of one example gives the definition; larger batches average gradients before they are squared.
+
+  >>> gradient = jax.grad(lambda params, batch: params["w"] * batch)
+  >>> fisher_scores(gradient, {"w": jnp.array(2.0)}, [1.0, -3.0])
+  {'w': Array(5., dtype=float32)}
 
   Args, Raises: see `gradient_scores`.
   """

@@ -29,6 +29,9 @@ def top_k_mask(
 
   Runs once, before training and outside `jit`.
 
+  >>> top_k_mask({"a": jnp.array([1.0, 4.0]), "b": jnp.array([3.0, 2.0])}, 2)
+  {'a': Array([False,  True], dtype=bool), 'b': Array([ True, False], dtype=bool)}
+
   Args:
     scores: a tree of arrays, holes allowed; a NaN counts as the lowest score.
     k: how many to take of all that compete, or, as a float in (0, 1], which fraction of them, rounded down.
@@ -86,6 +89,10 @@ def lottery_ticket_mask(
     base: Tree, tuned: Tree, k: int | float, *, where: Choice = True, previous: Tree | None = None
 ) -> Tree:
   """The k coordinates that dense training moved most, `|tuned - base|`, over all leaves together.
+
+  >>> base, tuned = {"w": jnp.array([1.0, 2.0, 3.0])}, {"w": jnp.array([1.5, -1.0, 3.0])}
+  >>> lottery_ticket_mask(base, tuned, 1)
+  {'w': Array([False,  True, False], dtype=bool)}
 
   Args:
     base, tuned: params at the start and at the end of the dense phase.

@@ -14,6 +14,10 @@ Scope = Literal["leaf", "row"]
 def slerp(a: Tree, b: Tree, t: float, *, linear_above: float = 0.9995) -> Tree:
   """`sin((1-t) omega) / sin(omega) a + sin(t omega) / sin(omega) b`, with omega the angle between the two leaves.
 
+  >>> import numpy as np
+  >>> slerp({"w": np.float32([1, 0])}, {"w": np.float32([0, 1])}, 1 / 3)["w"].round(3)
+  array([0.866, 0.5  ], dtype=float32)
+
   Args:
     a, b: checkpoints with the same leaves; each leaf, and each layer, has an angle of its own.
     t: 0 gives a, 1 gives b.
@@ -36,6 +40,11 @@ def nuslerp(
     axis: int = -1,
 ) -> Tree:
   """`slerp` of two models with `t = w_2 / (w_1 + w_2)`, of their task vectors where a base is given.
+
+  >>> import numpy as np
+  >>> models = [{"w": np.float32([1, 0])}, {"w": np.float32([0, 1])}]
+  >>> nuslerp(models, weights=[2, 1])["w"].round(3)
+  array([0.866, 0.5  ], dtype=float32)
 
   Args:
     models: two checkpoints.
@@ -60,6 +69,11 @@ def karcher_mean(
     tolerance: float = 1e-5,
 ) -> Tree:
   """The weighted mean on the sphere of the directions of the models, at the weighted mean of their norms.
+
+  >>> import numpy as np
+  >>> models = [{"w": np.float32([1, 0])}, {"w": np.float32([0, 3])}]
+  >>> karcher_mean(models)["w"].round(3)  # at 45 degrees, of norm 2
+  array([1.414, 1.414], dtype=float32)
 
   Args:
     models: checkpoints with the same leaves.
@@ -86,6 +100,11 @@ def mean_direction(
   It is what mergekit's `multislerp` computes: that projects to the tangent space at this very mean, where what is left
   to add up is zero. The mean on the sphere is `karcher_mean`.
 
+  >>> import numpy as np
+  >>> models = [{"w": np.float32([1, 0])}, {"w": np.float32([0, 3])}]
+  >>> mean_direction(models, weights=[2, 1])["w"].round(3)
+  array([1.491, 0.745], dtype=float32)
+
   Args, Returns, Raises: see `karcher_mean`; also where the directions of more than two models add up to zero.
   """
   weights = model_weights(weights, len(models))
@@ -98,6 +117,11 @@ def model_stock(models: Sequence[Tree], base: Tree, *, scope: Scope = "leaf", ax
   """`base + t (mean of the models - base)`, `t = N cos / (1 + (N - 1) cos)`, cos the mean cosine of two task vectors.
 
   The models scatter around a center that lies nearer to the base than each of them; their angles tell how near.
+
+  >>> import numpy as np
+  >>> base, a, b = ({"w": np.float32(w)} for w in ([0, 0], [1, 0], [1, 1]))
+  >>> model_stock([a, b], base)["w"].round(3)
+  array([0.828, 0.414], dtype=float32)
 
   Args:
     models: N >= 2 fine-tunes of the base that differ in their seeds or hyper-parameters.

@@ -19,6 +19,9 @@ def average(models: Iterable[Tree], *, weights: Sequence[float] | None = None, n
   Taken of the differences from the first model, so that equal models give themselves back bit for bit. Leaves that are
   not floating point are the first model's.
 
+  >>> average([{"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 6.0])}], weights=[3, 1])
+  {'w': Array([1.5, 3. ], dtype=float32)}
+
   Args:
     models: checkpoints with the same leaves. Anything but a sequence is read one at a time, with three trees in memory
       however many there are; the result is then the same to rounding.
@@ -39,6 +42,9 @@ def average(models: Iterable[Tree], *, weights: Sequence[float] | None = None, n
 
 def model_weights(weights: Sequence[float] | None, models: int) -> list[float]:
   """One weight for each model, 1 where none are given.
+
+  >>> model_weights(None, 2)
+  [1.0, 1.0]
 
   Raises:
     ValueError: there is no model, or their number is another.

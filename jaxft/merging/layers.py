@@ -20,6 +20,9 @@ def take_layers(params: Tree, layers: Sequence[int], *, stack: str = "layers") -
 
   The config's number of layers is to be changed with them: `dataclasses.replace(config, num_layers=len(layers))`.
 
+  >>> take_layers({"layers": {"w": jnp.arange(3.0)}}, [0, 1, 1, 2])
+  {'layers': {'w': Array([0., 1., 1., 2.], dtype=float32)}}
+
   Args:
     params: a nested dict with its layers stacked or unrolled under `stack`; all else stays.
     layers: indices, 0 the first; at least one.
@@ -49,6 +52,9 @@ def take_layers(params: Tree, layers: Sequence[int], *, stack: str = "layers") -
 
 def repeated_block(num_layers: int, start: int, stop: int) -> list[int]:
   """The layers of a depth up-scaled model: all, with those from `start` to `stop - 1` once more after their own.
+
+  >>> repeated_block(4, 1, 3)
+  [0, 1, 2, 1, 2, 3]
 
   Raises:
     ValueError: the block is empty or lies outside of the layers.

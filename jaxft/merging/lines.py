@@ -19,6 +19,9 @@ from jaxft.tree.paths import Tree, map_with_path
 def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "linear") -> Float[np.ndarray, " layers"]:
   """Coefficients of the layers 0 to L-1, from `first` to `last`.
 
+  >>> depth_schedule(5, first=0.2, last=1.0)
+  array([0.2, 0.4, 0.6, 0.8, 1. ])
+
   Args:
     num_layers: L >= 1. A single layer gets `last`, as the limit of a network whose only block is its last.
     first: coefficient of the first layer.
@@ -43,6 +46,12 @@ def scale_by_depth(
     layer_of: Callable[[str, Any], int | np.ndarray | None] = default_layer_of,
 ) -> Tree:
   """Multiplies each leaf of a task vector by the coefficient of its layer.
+
+  >>> delta = {"layers": {"w": jnp.ones((3, 2))}, "embed": jnp.ones(2)}
+  >>> scale_by_depth(delta, jnp.array([0.0, 0.5, 1.0]), outside=2.0)["layers"]["w"]
+  Array([[0. , 0. ],
+         [0.5, 0.5],
+         [1. , 1. ]], dtype=float32)
 
   Args:
     delta: a task vector of any origin.
@@ -82,6 +91,11 @@ def lines(
 ) -> Tree:
   """LiNeS: layer l of L is scaled by `alpha + beta * l / (L - 1)`, l = 0 .. L-1.
 
+  >>> lines({"layers": {"w": jnp.ones((3, 2))}}, alpha=0.5, beta=0.5)
+  {'layers': {'w': Array([[0.5 , 0.5 ],
+         [0.75, 0.75],
+         [1.  , 1.  ]], dtype=float32)}}
+
   Args:
     delta: a task vector, merged or not.
     alpha: factor of the first layer. For one task the source takes `beta = 1 - alpha`: the last layer is kept whole.
@@ -104,6 +118,9 @@ def lines_alpha(summed: Tree, merged: Tree, *, num_models: int, ord: int = 1) ->
   """The source's alpha for merging: the first layer then gets an update of the size of the plain average's.
 
       alpha = ||sum_i tau_i|| / (N ||tau_merged||)
+
+  >>> lines_alpha({"w": jnp.array([4.0, 2.0])}, {"w": jnp.array([3.0, 0.0])}, num_models=2)
+  Array(1., dtype=float32)
 
   Args:
     summed: the sum of the task vectors.

@@ -12,6 +12,10 @@ from jaxft.tree.task_vectors import check_same_leaves
 def reset(base: Tree, tuned: Tree, keep: Choice) -> Tree:
   """`keep * tuned + (1 - keep) * base`, entry by entry a choice and never a sum.
 
+  >>> base, tuned = {"a": jnp.zeros(2), "b": jnp.zeros(2)}, {"a": jnp.ones(2), "b": jnp.ones(2)}
+  >>> reset(base, tuned, keep="b")
+  {'a': Array([0., 0.], dtype=float32), 'b': Array([1., 1.], dtype=float32)}
+
   Args:
     base: the checkpoint that was tuned.
     tuned: the fine-tuned one.

@@ -21,6 +21,10 @@ def greedy_soup(
   it is scored and returned; two checkpoints are in memory at a time beside it, where they are loaded lazily. Leaves
   that are not floating point are those of the first.
 
+  >>> checkpoints = [{"w": jnp.array(w)} for w in (0.0, 2.0, 9.0)]
+  >>> greedy_soup(checkpoints, lambda params: -abs(params["w"] - 1.5))
+  ({'w': Array(1., dtype=float32)}, [1, 0])
+
   Args:
     checkpoints: k checkpoints with the same leaves, or functions without arguments that load one. Arrays of logits
       count as checkpoints: their soup is the greedy ensemble.

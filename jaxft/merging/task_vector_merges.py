@@ -39,6 +39,10 @@ def task_arithmetic(
 
   A negative weight takes a skill away, and `weights=[1, 1, -1]` is the analogy b + c - a.
 
+  >>> base, a, b = ({"w": jnp.array(w)} for w in ([1.0, 1.0], [2.0, 1.0], [1.0, 4.0]))
+  >>> task_arithmetic([a, b], base, scale=0.5)
+  {'w': Array([1.5, 2.5], dtype=float32)}
+
   Args:
     models: N fine-tuned checkpoints.
     base: what they were tuned from.
@@ -63,6 +67,10 @@ def ties(
     zero: Literal["positive", "majority"] = "majority", normalize: bool = True,
 ) -> Tree:
   """Trim the task vectors, elect a sign for each entry, average the models that agree with it.
+
+  >>> base, a, b = ({"w": jnp.array(w)} for w in ([0.0, 0.0, 0.0], [4.0, 3.0, 0.5], [2.0, -1.0, 0.0]))
+  >>> ties([a, b], base, density=0.7)
+  {'w': Array([3., 3., 0.], dtype=float32)}
 
   Args:
     models, base, weights: see `task_arithmetic`. Weights count in the election and in the mean.
@@ -97,6 +105,10 @@ def dare(
 ) -> Tree:
   """Drop entries of the task vectors at random and rescale the rest, then sum, or elect signs as `ties` does.
 
+  >>> base, tuned = {"w": jnp.zeros(6)}, {"w": jnp.ones(6)}
+  >>> dare([tuned], base, density=0.5, key=1)  # each entry 0, or 1 / density
+  {'w': Array([0., 2., 0., 0., 0., 2.], dtype=float32)}
+
   Args:
     models, base, weights, scale, normalize: see `task_arithmetic`.
     density: the probability to keep an entry, 1 - p; one for all, or `[N]`.
@@ -118,6 +130,10 @@ def della(
     consensus: Election | None = "sum", rescale: trims.Rescale = "inverse_probability", axis: int = -1,
 ) -> Tree:
   """DARE with a probability to stay that grows with the rank of an entry's magnitude in its row.
+
+  >>> base, tuned = {"w": jnp.zeros(6)}, {"w": jnp.arange(6.0)}
+  >>> della([tuned], base, density=0.6, epsilon=0.3, key=0, rescale=None)
+  {'w': Array([0., 0., 2., 0., 0., 5.], dtype=float32)}
 
   Args:
     models, base, weights, scale: see `task_arithmetic`.
@@ -148,6 +164,10 @@ def breadcrumbs(
 ) -> Tree:
   """Keep a band of magnitudes of each task vector: neither its outliers nor its small entries.
 
+  >>> base, tuned = {"w": jnp.zeros((1, 5))}, {"w": jnp.array([[9.0, 0.1, -2.0, 1.0, 0.2]])}
+  >>> breadcrumbs([tuned], base, density=0.4, gamma=0.2)
+  {'w': Array([[ 0.,  0., -2.,  1.,  0.]], dtype=float32)}
+
   Args:
     models, base, weights, scale, normalize: see `task_arithmetic`.
     density: the share of entries kept; one for all, or `[N]`.
@@ -174,6 +194,10 @@ def breadcrumbs(
 def sce(models: Sequence[Tree], base: Tree, *, density: float = 1.0) -> Tree:
   """Select the entries in which the models vary most, weigh each model by its energy there, erase minority signs.
 
+  >>> base, a, b = ({"w": jnp.array(w)} for w in ([0.0, 0.0, 0.0], [2.0, 1.0, 1.0], [1.0, -1.0, 0.0]))
+  >>> sce([a, b], base)
+  {'w': Array([1.75, 1.  , 1.  ], dtype=float32)}
+
   Args:
     models, base: see `task_arithmetic`.
     density: the share, of the entries of a leaf and layer in which the models differ at all, that is selected.
@@ -189,6 +213,10 @@ def ram(
     models: Sequence[Tree], base: Tree, *, epsilon: float = 1e-5, r: float = 0.0, alpha: float = 0.2
 ) -> Tree:
   """What one model alone changed is kept, what several changed is averaged.
+
+  >>> base, a, b = ({"w": jnp.array(w)} for w in ([0.0, 0.0, 0.0], [2.0, 2.0, 0.0], [4.0, 0.0, 0.0]))
+  >>> ram([a, b], base)
+  {'w': Array([3., 2., 0.], dtype=float32)}
 
   Args:
     models, base: see `task_arithmetic`.
@@ -207,7 +235,11 @@ def ram(
 
 
 def keep_largest(model: Tree, base: Tree, density: float) -> Tree:
-  """The model with all entries put back to the base's but the share that moved most, of all leaves together."""
+  """The model with all entries put back to the base's but the share that moved most, of all leaves together.
+
+  >>> keep_largest({"w": jnp.array([1.0, 5.0, -3.0, 0.5])}, {"w": jnp.zeros(4)}, 0.5)
+  {'w': Array([ 0.,  5., -3.,  0.], dtype=float32)}
+  """
   check_same_leaves("model", model, "base", base)
   is_float = lambda x: x is not None and jnp.issubdtype(x.dtype, jnp.floating)
   change = lambda m, b: abs(m.astype(np.float32) - b.astype(np.float32)) if is_float(b) else None

@@ -20,6 +20,12 @@ def grow_vocabulary(
   With zeros in both bases, the rows of a fine-tuned model's new tokens are its task vector's, and so are carried over
   unchanged: the special tokens of a chat model survive the transfer.
 
+  >>> small, large = ({"embed": {"tokens": {"embedding": jnp.ones((n, 2))}}} for n in (2, 3))
+  >>> grow_vocabulary([small, large])[0]["embed"]["tokens"]["embedding"]
+  Array([[1., 1.],
+         [1., 1.],
+         [0., 0.]], dtype=float32)
+
   Args:
     checkpoints: trees with the same leaves, whose first tokens are the same.
     axes: glob over paths -> the axis that counts tokens.

@@ -63,6 +63,10 @@ def by_path(predicate: Callable[[str, Any], Any]) -> Callable[[Tree], Tree]:
   """The choice of the leaves for which `predicate(path, leaf)` is true, as a function of the params; holes never are.
 
       train(by_path(lambda path, leaf: leaf.ndim == 1))
+
+  >>> params = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+  >>> by_path(lambda path, leaf: leaf.ndim == 1)(params)
+  {'up': {'bias': True, 'kernel': False}}
   """
   return lambda params: map_with_path(lambda path, leaf: leaf is not None and predicate(path, leaf), params)
 
@@ -73,6 +77,9 @@ EMBEDDINGS = by_path(lambda path, leaf: "embed" in path)
 
 def as_choice(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: bool = False) -> Tree:
   """The choice as a tree like `tree`: of each leaf True, False, booleans over its layers, or booleans of its shape.
+
+  >>> as_choice({"up": True, "down": False}, {"up": {"kernel": jnp.ones((2, 3))}, "down": jnp.ones(2)})
+  {'down': False, 'up': {'kernel': True}}
 
   Args:
     choice: see the module's docstring.
@@ -95,6 +102,10 @@ def as_choice(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: 
 def mask(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: bool = False) -> Tree:
   """The choice of whole leaves, as a tree of Python booleans, one for each leaf of `tree`; holes are False.
 
+  >>> params = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+  >>> mask("**/kernel", params)
+  {'up': {'bias': False, 'kernel': True}}
+
   Args, Raises: see `as_choice`; and
     ValueError: it chooses layers or entries of a leaf, and not all of it.
   """
@@ -108,18 +119,31 @@ def mask(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: bool 
 
 
 def matching_paths(choice: Choice, tree: Tree, *, name: str = "choice") -> list[str]:
-  """The paths of the leaves that are chosen, in the tree's order."""
+  """The paths of the leaves that are chosen, in the tree's order.
+
+  >>> params = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+  >>> matching_paths("**/kernel", params)
+  ['up/kernel']
+  """
   flags = jax.tree.leaves(mask(choice, tree, name=name))
   return [path for (path, _), flag in zip(leaves_with_paths(tree), flags, strict=True) if flag]
 
 
 def is_function(x: Any) -> bool:
-  """True for a callable that is no tree: an Equinox model, and a tree of booleans like it, can be called as well."""
+  """True for a callable that is no tree: an Equinox model, and a tree of booleans like it, can be called as well.
+
+  >>> is_function(lambda params: True), is_function({"up": True})
+  (True, False)
+  """
   return callable(x) and jax.tree_util.all_leaves([x])
 
 
 def shapes_of(tree: Tree) -> Tree:
-  """A params tree in shapes, each leaf a `jax.ShapeDtypeStruct`, structured ones too; holes stay."""
+  """A params tree in shapes, each leaf a `jax.ShapeDtypeStruct`, structured ones too; holes stay.
+
+  >>> shapes_of({"kernel": jnp.ones((2, 3)), "bias": None})
+  {'bias': None, 'kernel': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
+  """
   return jax.tree.map(lambda leaf: None if leaf is None else _shape(leaf), tree, is_leaf=is_leaf)
 
 
@@ -192,12 +216,22 @@ def _fitted(choice: Tree, tree: Tree, name: str) -> Tree:
 
 
 def over_layers(flag: Any, path: str, leaf: Any) -> bool:
-  """Whether what a choice says of a leaf is a vector over the layers of its stack."""
+  """Whether what a choice says of a leaf is a vector over the layers of its stack.
+
+  >>> kernel = jnp.ones((2, 3, 4))  # of two layers
+  >>> over_layers(np.array([True, False]), "layers/kernel", kernel)
+  True
+  """
   return np.shape(flag) == tuple(leaf.shape[:1]) and bool(np.ndim(layer_of(path, leaf)))
 
 
 def entries(flag: Any, path: str, leaf: Any) -> Bool[Array, "..."]:
-  """What a choice says of a leaf, entry by entry, in the leaf's shape."""
+  """What a choice says of a leaf, entry by entry, in the leaf's shape.
+
+  >>> entries(np.array([True, False]), "layers/bias", jnp.ones((2, 3)))
+  array([[ True,  True,  True],
+         [False, False, False]])
+  """
   library = jnp if isinstance(flag, jax.Array) else np
   return library.broadcast_to(_along_layers(flag, path, leaf), tuple(leaf.shape))
 
@@ -209,7 +243,12 @@ def _along_layers(flag: Any, path: str, leaf: Any) -> Any:
 
 
 def modules(flag: Any, path: str, leaf: Any) -> Any:
-  """What a choice says of a leaf as a bool or as host booleans over its layers; None where it divides a layer."""
+  """What a choice says of a leaf as a bool or as host booleans over its layers; None where it divides a layer.
+
+  >>> of_entries = np.array([[True, True, True], [False, False, False]])
+  >>> modules(of_entries, "layers/bias", jnp.ones((2, 3)))
+  array([ True, False])
+  """
   if isinstance(flag, bool):
     return flag
   flag = np.asarray(flag)
@@ -225,6 +264,10 @@ def choice_scales(
     choice: Choice, trainable: Tree, *, chosen: float = 1.0, others: float = 0.0, name: str = "choice"
 ) -> Tree:
   """A choice as scales for `scale_updates`: another learning rate for what is chosen, or a soft mask.
+
+  >>> params = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+  >>> choice_scales("**/bias", params, chosen=2.0, others=1.0)
+  {'up': {'bias': 2.0, 'kernel': 1.0}}
 
   Args:
     choice: of what trains.

@@ -32,7 +32,11 @@ MLP_CHANNELS = Coupled((("**/mlp/{gate,up}/*", -1, 1), ("**/mlp/down/kernel", -2
 
 
 def key_heads(head_dim: int, queries_per_key: int = 1) -> Coupled:
-  """The key heads of an attention, each with the query heads that it serves."""
+  """The key heads of an attention, each with the query heads that it serves.
+
+  >>> key_heads(64, queries_per_key=2).members[0]
+  ('**/attention/query/*', -1, 128)
+  """
   wide = head_dim * queries_per_key
   return Coupled((
       ("**/attention/query/*", -1, wide), ("**/attention/{key,value}/*", -1, head_dim),
@@ -41,13 +45,23 @@ def key_heads(head_dim: int, queries_per_key: int = 1) -> Coupled:
 
 
 def query_heads(head_dim: int, queries_per_key: int) -> Coupled:
-  """The query heads of an attention, which may change places only among those of the same key head."""
+  """The query heads of an attention, which may change places only among those of the same key head.
+
+  >>> query_heads(64, queries_per_key=2).group
+  2
+  """
   members = (("**/attention/query/*", -1, head_dim), ("**/attention/out/kernel", -2, head_dim))
   return Coupled(members, group=queries_per_key)
 
 
 def permute_coupled(params: Tree, structure: Coupled, order: Int[np.ndarray, "*layers units"]) -> Tree:
   """Reorders coupled units: unit i of the result is unit `order[i]` of the params.
+
+  >>> params = {"mlp": {"up": {"kernel": jnp.array([[1, 2, 3]])}, "down": {"kernel": jnp.array([[4], [5], [6]])}}}
+  >>> jax.tree.leaves(permute_coupled(params, MLP_CHANNELS, [2, 0, 1]))
+  [Array([[6],
+         [4],
+         [5]], dtype=int32), Array([[3, 1, 2]], dtype=int32)]
 
   Args:
     params: arrays, stacked, cut or unrolled.
@@ -78,7 +92,11 @@ def permute_coupled(params: Tree, structure: Coupled, order: Int[np.ndarray, "*l
 
 
 def inverse_order(order: Int[np.ndarray, "*layers units"]) -> Int[np.ndarray, "*layers units"]:
-  """The order that undoes another."""
+  """The order that undoes another.
+
+  >>> inverse_order(np.array([2, 0, 1]))
+  array([1, 2, 0])
+  """
   return np.argsort(order, axis=-1)
 
 

@@ -33,6 +33,9 @@ def _locate(path: str, stacks: Sequence[str]) -> tuple[str, str, str] | None:
 def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | np.ndarray | None:
   """The layer that a leaf belongs to.
 
+  >>> layer_of("layers/3/w", np.ones(2)), layer_of("layers/w", np.ones((3, 2))), layer_of("head/w", np.ones(2))
+  (3, array([0, 1, 2]), None)
+
   Args:
     path: the leaf's path.
     leaf: the leaf; only its shape is read, and only where layers are stacked.
@@ -54,7 +57,11 @@ def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | n
 
 
 def shared_path(path: str, *, stacks: Sequence[str] = STACKS) -> str:
-  """The path without its layer: `layers/3/mlp/w` and a stacked `layers/mlp/w` are both `layers/*/mlp/w`."""
+  """The path without its layer: `layers/3/mlp/w` and a stacked `layers/mlp/w` are both `layers/*/mlp/w`.
+
+  >>> shared_path("layers/3/mlp/w"), shared_path("embed/w")
+  ('layers/*/mlp/w', 'embed/w')
+  """
   found = _locate(path, stacks)
   return path if found is None else f"{found[0]}/*/{found[2]}"
 
@@ -63,6 +70,9 @@ def leaf_keys(key: jax.Array, path: str, leaf: Any, *, stacks: Sequence[str] = S
   """A random key for a leaf: one, or a vector of one per layer where layers are stacked.
 
   Folded from the path and the layer index, so that a stacked leaf and its unrolled layers draw the same numbers.
+
+  >>> leaf_keys(jax.random.key(0), "layers/w", np.ones((3, 2))).shape
+  (3,)
   """
   layer = layer_of(path, leaf, stacks=stacks)
   key = fold_in_path(key, shared_path(path, stacks=stacks))
@@ -74,13 +84,20 @@ def leaf_keys(key: jax.Array, path: str, leaf: Any, *, stacks: Sequence[str] = S
 
 
 def num_layers(tree: Tree, *, layer_of: Callable[[str, Any], int | np.ndarray | None] = layer_of) -> int:
-  """The number of layers in a params tree: one more than the largest layer index, 0 where no leaf is in a layer."""
+  """The number of layers in a params tree: one more than the largest layer index, 0 where no leaf is in a layer.
+
+  >>> num_layers({"layers": {"w": np.ones((3, 2))}, "head": np.ones(2)})
+  3
+  """
   layers = [layer_of(path, leaf) for path, leaf in leaves_with_paths(tree) if leaf is not None]
   return max((int(np.max(layer)) + 1 for layer in layers if layer is not None), default=0)
 
 
 def unstack_layers(params: Tree, *, stack: str = "layers") -> Tree:
   """`{'layers': {'w': [L, ...]}}` -> `{'layers': {'0': {'w': [...]}, '1': ...}}`, for a nested dict.
+
+  >>> unstack_layers({"layers": {"w": np.array([[1], [2]])}})
+  {'layers': {'0': {'w': array([1])}, '1': {'w': array([2])}}}
 
   Raises:
     ValueError: there is no such stack, its layers are unrolled or cut already, or its arrays have no one leading axis.
@@ -91,6 +108,10 @@ def unstack_layers(params: Tree, *, stack: str = "layers") -> Tree:
 
 def stack_layers(params: Tree, *, stack: str = "layers") -> Tree:
   """The inverse of `unstack_layers`, also from a cut stack (`cut_layers`).
+
+  >>> stack_layers({"layers": {"0": {"w": np.array([1])}, "1": {"w": np.array([2])}}})
+  {'layers': {'w': Array([[1],
+         [2]], dtype=int32)}}
 
   Raises:
     ValueError: there is no such stack, or its layers are stacked already.
@@ -109,6 +130,9 @@ def cut_layers(params: Tree, at: Sequence[int], *, stack: str = "layers") -> Tre
   """Cuts a stack in consecutive pieces, so that some can be frozen: a per-layer choice saves work only when cut.
 
       {'layers': {'w': [6, ...]}}, at=[2]  ->  {'layers': {'0:2': {'w': [2, ...]}, '2:6': {'w': [4, ...]}}}
+
+  >>> cut_layers({"layers": {"w": np.arange(6)}}, at=[2])
+  {'layers': {'0:2': {'w': array([0, 1])}, '2:6': {'w': array([2, 3, 4, 5])}}}
 
   Raises:
     ValueError: `at` is not strictly increasing inside (0, L); or the layers are not stacked, as in `unstack_layers`.

@@ -8,7 +8,11 @@ import re
 
 
 def glob_to_regex(glob: str) -> re.Pattern[str]:
-  """Compiles a path glob; see the module's docstring for its syntax."""
+  """Compiles a path glob; see the module's docstring for its syntax.
+
+  >>> bool(glob_to_regex("**/{query,value}/*").fullmatch("layers/0/query/kernel"))
+  True
+  """
   parts = re.split(r"(\*\*/|\*\*|\*|\?|\{[^{}]*\})", glob)
   rules = {"**/": r"(?:[^/]+/)*", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
   out = []

@@ -12,6 +12,10 @@ def interpolate(base: Tree, tuned: Tree, t: float) -> Tree:
 
   Leaves that are not floating point are the base's.
 
+  >>> import jax.numpy as jnp
+  >>> interpolate({"w": jnp.array([0.0, 4.0])}, {"w": jnp.array([2.0, 8.0])}, 0.25)
+  {'w': Array([0.5, 5. ], dtype=float32)}
+
   Args:
     base, tuned: checkpoints with the same leaves.
     t: 0 gives base and 1 gives tuned, bit for bit.

@@ -14,6 +14,9 @@ def task_vector(base: Tree, tuned: Tree) -> Tree:
 
   Leaves that are not floating point (buffers such as position ids) have no task vector: their leaf is None.
 
+  >>> task_vector({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([1.5, 1.0])})
+  {'w': Array([ 0.5, -1. ], dtype=float32)}
+
   Raises:
     ValueError: a leaf is missing on one side or has another shape (all are named).
   """
@@ -25,6 +28,9 @@ def apply_task_vector(base: Tree, delta: Tree, *, scale: float = 1.0) -> Tree:
   """`base + scale * delta`, added in float32 and rounded once to the base's dtype.
 
   A None leaf of `delta` leaves the base's leaf as it is.
+
+  >>> apply_task_vector({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([0.5, -1.0])}, scale=2.0)
+  {'w': Array([2., 0.], dtype=float32)}
   """
   add = lambda b, d: b if d is None else (_float32(b) + scale * _float32(d)).astype(b.dtype)
   return jax.tree.map(add, base, delta)

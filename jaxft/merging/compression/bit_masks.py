@@ -25,6 +25,9 @@ class BitMasks(NamedTuple):
 def pack_masks(signs: Int8[Array, " d"], scale: Float[Array, ""] | float = 1.0) -> BitMasks:
   """The masks of a vector of -1, 0 and 1; runs under `jit`.
 
+  >>> pack_masks(jnp.array([1, 0, -1, 1], jnp.int8), 0.5)
+  BitMasks(positive=Array([9], dtype=uint32), negative=Array([4], dtype=uint32), scale=0.5)
+
   Raises:
     ValueError: signs is not a vector, or has 2**31 entries or more, which counts of 32 bits do not hold.
   """
@@ -38,6 +41,9 @@ def pack_masks(signs: Int8[Array, " d"], scale: Float[Array, ""] | float = 1.0) 
 
 def unpack_masks(masks: BitMasks, size: int) -> Int8[Array, " size"]:
   """The signs that were packed; `size` is d.
+
+  >>> unpack_masks(pack_masks(jnp.array([1, 0, -1, 1], jnp.int8)), 4)
+  Array([ 1,  0, -1,  1], dtype=int8)
 
   Raises:
     ValueError: the masks have another number of words than `size` takes.
@@ -54,6 +60,10 @@ def ternary_dot(a: BitMasks, b: BitMasks) -> Float[Array, ""]:
 
   The bracket is an exact integer; one rounding follows.
 
+  >>> a, b = pack_masks(jnp.array([1, 0, -1, 1], jnp.int8), 0.5), pack_masks(jnp.array([1, 1, -1, -1], jnp.int8), 2.0)
+  >>> ternary_dot(a, b)
+  Array(1., dtype=float32)
+
   Raises:
     ValueError: the vectors differ in their number of words.
 
@@ -68,6 +78,10 @@ def ternary_distance(a: BitMasks, b: BitMasks) -> Float[Array, ""]:
 
   For any scales `|s_a - s_b|` where the signs agree, `s_a + s_b` where they are opposite, and the scale of the one that
   is not 0 elsewhere.
+
+  >>> a, b = pack_masks(jnp.array([1, 0, -1, 1], jnp.int8), 0.5), pack_masks(jnp.array([1, 1, -1, -1], jnp.int8), 2.0)
+  >>> ternary_distance(a, b)
+  Array(7.5, dtype=float32)
 
   Args:
     a, b: of scales >= 0.

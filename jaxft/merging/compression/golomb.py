@@ -17,6 +17,9 @@ MAX_BITS = 48  # of b: gaps are shorter
 def rice_parameter(density: float) -> int:
   """The best b for entries kept independently: `max(0, 1 + floor(log2(log(phi - 1) / log(1 - density))))`.
 
+  >>> [rice_parameter(density) for density in (0.5, 0.1, 0.01)]
+  [0, 3, 6]
+
   Args:
     density: share of the entries that are kept, in [0, 1]; at 0 nothing is coded.
 
@@ -32,6 +35,9 @@ def rice_parameter(density: float) -> int:
 
 def golomb_encode(signs: Int8[np.ndarray, " d"], *, b: int | None = None) -> bytes:
   """The code of a vector of -1, 0 and 1; `golomb_decode` also needs d, b and the number of entries kept.
+
+  >>> golomb_encode(np.array([0, 0, 1, 0, -1], np.int8), b=1).hex()
+  '96'
 
   Args:
     signs: the vector.
@@ -55,6 +61,10 @@ def golomb_encode(signs: Int8[np.ndarray, " d"], *, b: int | None = None) -> byt
 
 def golomb_decode(data: bytes, size: int, *, b: int, count: int) -> Int8[np.ndarray, " size"]:
   """The vector that was encoded.
+
+  >>> code = golomb_encode(np.array([0, 0, 1, 0, -1], np.int8), b=1)
+  >>> golomb_decode(code, 5, b=1, count=2)
+  array([ 0,  0,  1,  0, -1], dtype=int8)
 
   Args:
     data: what `golomb_encode` gave, no longer and no shorter.
@@ -86,7 +96,11 @@ def golomb_decode(data: bytes, size: int, *, b: int, count: int) -> Int8[np.ndar
 
 
 def golomb_bits(signs: Int8[np.ndarray, " d"], *, b: int | None = None) -> int:
-  """The length of the code in bits, without making it: `sum over kept entries of (gap >> b) + 1 + b + 1`."""
+  """The length of the code in bits, without making it: `sum over kept entries of (gap >> b) + 1 + b + 1`.
+
+  >>> golomb_bits(np.array([0, 0, 1, 0, -1], np.int8), b=1)
+  7
+  """
   kept = np.flatnonzero(signs)
   b = rice_parameter(len(kept) / max(1, np.size(signs))) if b is None else _check_b(b)
   return int(((np.diff(kept, prepend=-1) - 1) >> b).sum() + len(kept) * (b + 2))

@@ -30,6 +30,10 @@ SparseDelta = Mapping[str, Entries | RowDelta]
 def sparse_difference(base: Tree, tuned: Tree, *, eps: float = 1e-7) -> dict[str, Entries]:
   """`tuned - base` in float32, without the entries of `|.| <= eps`.
 
+  >>> params, tuned = {"w": jnp.zeros(3)}, {"w": jnp.array([0.0, 2.0, 0.0])}
+  >>> sparse_difference(params, tuned)["w"]
+  Entries(indices=Array([1], dtype=int32), values=Array([2.], dtype=float32))
+
   Args:
     base, tuned: checkpoints with the same leaves; those that are not floating point have no difference.
     eps: of absolute size; the source's value. 0 keeps every entry that differs.
@@ -61,6 +65,9 @@ def apply_delta(params: Tree, delta: SparseDelta, *, sign: int = 1, scale: float
 
   Adding and then subtracting gives the params back to rounding; `fuse` and `unfuse` to the last bit.
 
+  >>> apply_delta({"w": jnp.ones(3)}, {"w": Entries(jnp.array([1]), jnp.array([2.0]))}, scale=0.5)
+  {'w': Array([1., 2., 1.], dtype=float32)}
+
   Args:
     params: a checkpoint.
     delta: its entries must be leaves of the checkpoint; a repeated index counts once.
@@ -81,6 +88,10 @@ def apply_delta(params: Tree, delta: SparseDelta, *, sign: int = 1, scale: float
 def compose(base: Tree, deltas: Sequence[SparseDelta]) -> Tree:
   """`base + sum of deltas`, without weights: a language's difference with a task's, in any order.
 
+  >>> delta = {"w": Entries(jnp.array([1]), jnp.array([2.0]))}
+  >>> compose({"w": jnp.ones(3)}, [delta, delta])
+  {'w': Array([1., 5., 1.], dtype=float32)}
+
   Raises:
     ValueError: see `apply_delta`.
   """
@@ -89,6 +100,10 @@ def compose(base: Tree, deltas: Sequence[SparseDelta]) -> Tree:
 
 def fuse(params: Tree, delta: SparseDelta) -> tuple[Tree, dict[str, Entries | RowDelta]]:
   """Adds a delta and keeps what stood there.
+
+  >>> fused, old = fuse({"w": jnp.ones(3)}, {"w": Entries(jnp.array([1]), jnp.array([2.0]))})
+  >>> fused, old["w"].values
+  ({'w': Array([1., 3., 1.], dtype=float32)}, Array([1.], dtype=float32))
 
   Returns:
     The fused params, and the old entries: `unfuse(fused, old)` gives the params back to the last bit in any dtype,
@@ -103,13 +118,22 @@ def fuse(params: Tree, delta: SparseDelta) -> tuple[Tree, dict[str, Entries | Ro
 
 
 def unfuse(fused: Tree, old: SparseDelta) -> Tree:
-  """Puts back the entries that `fuse` kept."""
+  """Puts back the entries that `fuse` kept.
+
+  >>> unfuse(*fuse({"w": jnp.ones(3)}, {"w": Entries(jnp.array([1]), jnp.array([2.0]))}))
+  {'w': Array([1., 1., 1.], dtype=float32)}
+  """
   _check(fused, old)
   return _at_entries(fused, old, lambda _, values: values)
 
 
 def switch(fused: Tree, old: SparseDelta, delta: SparseDelta) -> tuple[Tree, dict[str, Entries | RowDelta]]:
-  """From one fused delta to another: `fuse(unfuse(fused, old), delta)`, touching only their entries."""
+  """From one fused delta to another: `fuse(unfuse(fused, old), delta)`, touching only their entries.
+
+  >>> one, other = ({"w": Entries(jnp.array([i]), jnp.array([2.0]))} for i in (1, 2))
+  >>> switch(*fuse({"w": jnp.ones(3)}, one), other)[0]
+  {'w': Array([1., 1., 3.], dtype=float32)}
+  """
   return fuse(unfuse(fused, old), delta)
 
 

@@ -52,6 +52,10 @@ def ternarize(
   Runs once, outside `jit`. Of equal magnitudes exactly as many are kept as the density asks for, the first in the
   tree's order; zeros stay zero.
 
+  >>> ternary = ternarize({"w": jnp.array([4.0, -2.0, 0.5, 0.0])}, density=0.5, scale="lstsq")
+  >>> ternary.signs, ternary.scale
+  ({'w': Array([ 1, -1,  0,  0], dtype=int8)}, Array(3., dtype=float32))
+
   Args:
     delta: a task vector; for LoRA the source takes the factors' own values, for (IA)^3 the values less 1.
     density: share of the entries that are kept, in [0, 1], rounded down to a number of entries.
@@ -118,6 +122,12 @@ def search_ternary(
 ) -> tuple[Ternary, list[Trial]]:
   """The ternary task vector with the best score on validation data; of equal ones the sparsest, then the smallest.
 
+  >>> base, delta = {"w": jnp.zeros(4)}, {"w": jnp.array([3.0, -3.0, 0.1, 0.0])}
+  >>> score = lambda params: -jnp.abs(params["w"] - delta["w"]).sum()
+  >>> best, trials = search_ternary(base, delta, score, densities=[0.5, 1.0], alphas=[1, 2], scale=1.5)
+  >>> best.dense(), len(trials)
+  ({'w': Array([ 3., -3.,  0.,  0.], dtype=float32)}, 4)
+
   Args:
     base: what the task vector is added to.
     delta: a task vector.
@@ -145,12 +155,21 @@ def search_ternary(
 
 
 def flat_signs(ternary: Ternary) -> Int8[np.ndarray, " d"]:
-  """All signs in the tree's order, on the host: what `golomb_encode` and `pack_masks` take."""
+  """All signs in the tree's order, on the host: what `golomb_encode` and `pack_masks` take.
+
+  >>> flat_signs(ternarize({"a": jnp.array([3.0, 0.1]), "b": jnp.array([-2.0])}, density=0.7))
+  array([ 1,  0, -1], dtype=int8)
+  """
   return np.concatenate([np.asarray(s).ravel() for s in jax.tree.leaves(ternary.signs)])
 
 
 def compression_report(ternary: Ternary) -> dict[str, float]:
   """What a ternary task vector takes, in bits: by its entropy, its Golomb code, two masks, and 16 bits an entry.
+
+  >>> ternary = ternarize({"w": jnp.arange(-50.0, 50.0)}, density=0.1)
+  >>> report = compression_report(ternary)
+  >>> report["golomb_bits"], report["mask_bits"], report["dense_bits"]
+  (93, 232, 1600)
 
   Returns:
     "size" d; "density" k; "entropy_bits" `d H`, `H = -(1 - k) log2(1 - k) - k log2(k / 2)`, below which no code of
