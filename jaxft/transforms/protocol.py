@@ -48,6 +48,11 @@ def on(select: Choice, transform: ParamTransform) -> ParamTransform:
   The choice is read again in `join`, of what is frozen by then: a function of the params sees shapes alone, so that
   one that reads values raises in `split` already, and the second time None in place of what trains.
 
+  >>> import jax.numpy as jnp
+  >>> from jaxft.transforms import full
+  >>> on("up", full()).split(jax.random.key(0), {"up": jnp.ones(2), "down": jnp.ones(2)})
+  ({'down': Array([1., 1.], dtype=float32), 'up': None}, {'down': None, 'up': Array([1., 1.], dtype=float32)})
+
   Args:
     select: a choice of whole leaves (`jaxft.tree.choice`).
     transform: of these leaves; it sees holes in place of the others.
@@ -73,6 +78,13 @@ def on(select: Choice, transform: ParamTransform) -> ParamTransform:
 def chain(*transforms: ParamTransform) -> ParamTransform:
   """Applies each transform to what the ones before it left frozen: QLoRA is
   `chain(lora("**/kernel"), quantize("**/kernel", format="nf4"))`.
+
+  >>> import jax.numpy as jnp
+  >>> from jaxft.transforms import bitfit, lora
+  >>> params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+  >>> _, (biases, factors) = chain(bitfit(), lora("kernel", rank=2)).split(jax.random.key(0), params)
+  >>> jax.tree.map(jnp.shape, (biases, factors))
+  ({'bias': (3,), 'kernel': None}, {'bias': None, 'kernel': {'a': (4, 2), 'b': (2, 3)}})
 
   Raises:
     TypeError: one of them is no `ParamTransform`.

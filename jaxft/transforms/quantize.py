@@ -30,6 +30,9 @@ def nf4_levels() -> Float[np.ndarray, "16"]:
   Eight quantiles of the positive half and seven of the negative one, evenly spaced in probability from the outermost
   to the median, which is left out. The outermost probability is the mean of 1 - 1/32 and 1 - 1/30 (half a step below
   1 for 16 and for 15 levels), so that neither end is infinite.
+
+  >>> [round(float(level), 2) for level in nf4_levels()[:8]]
+  [-1.0, -0.7, -0.53, -0.39, -0.28, -0.18, -0.09, 0.0]
   """
   outermost = 1 - (1 / 32 + 1 / 30) / 2
   half = lambda n: [NormalDist().inv_cdf(p) for p in np.linspace(outermost, 0.5, n + 1)[:-1]]
@@ -132,6 +135,11 @@ def quantize_array(
 ) -> Quantized:
   """Quantizes a matrix, or a stack of them, in blocks of rows by their largest absolute value.
 
+  >>> quantized = quantize_array(jnp.array([[127.0, -254.0], [50.4, 100.0]]), block=2)
+  >>> quantized.materialize()
+  Array([[ 127., -254.],
+         [  50.,  100.]], dtype=float32)
+
   Args:
     w: any float dtype; decoded to the same.
     format: "int8": 255 evenly spaced levels; "nf4": the 16 levels of `nf4_levels`, two a byte.
@@ -187,6 +195,10 @@ def quantize(
       {'up': {'kernel': W}}  ->  frozen {'up': {'kernel': Quantized}},  trainable {'up': {'kernel': None}}
 
   Bytes per parameter at block 64: int8 1.06 (1.02 double), nf4 0.56 (0.52 double).
+
+  >>> frozen, trainable = quantize(block=4).split(jax.random.key(0), {"kernel": jnp.ones((4, 3))})
+  >>> type(frozen["kernel"]).__name__, trainable
+  ('Quantized', {'kernel': None})
 
   Args:
     select: a choice; every leaf it takes must be a float matrix `[m, n]`, or a stack of them `[L, m, n]`.

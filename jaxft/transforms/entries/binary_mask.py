@@ -19,6 +19,10 @@ def straight_through_threshold(scores: Float[Array, "..."], threshold: Float[Arr
   """`1[scores > threshold]` as numbers, with the derivative of the identity in `scores`.
 
   Written as a rule of its own: `hard + x - stop_gradient(x)` is off from 0 and 1 by rounding.
+
+  >>> scores = jnp.array([0.1, 0.7])
+  >>> straight_through_threshold(scores, 0.5), jax.grad(lambda s: straight_through_threshold(s, 0.5).sum())(scores)
+  (Array([0., 1.], dtype=float32), Array([1., 1.], dtype=float32))
   """
   return (scores > threshold).astype(scores.dtype)
 
@@ -33,6 +37,10 @@ def binary_mask(select: Choice = "**/kernel", *, init: float = 1e-2, threshold: 
 
   All weights are kept at the start. The gradient of a score is `dL/dw_masked * w`, also below the threshold, so that a
   weight can come back. Compute is that of full tuning; the result is one bit for each weight (`pack_mask`).
+
+  >>> _, trainable = binary_mask().split(jax.random.key(0), {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)})
+  >>> trainable
+  {'bias': None, 'kernel': Array([[0.01, 0.01]], dtype=float32)}
 
   Args:
     select: a choice of whole leaves.
@@ -68,23 +76,38 @@ def binary_mask(select: Choice = "**/kernel", *, init: float = 1e-2, threshold: 
 
 
 def harden(scores: Tree, *, threshold: float = 5e-3) -> Tree:
-  """The masks of trained scores as booleans, True where a weight is kept; a score at the threshold is not."""
+  """The masks of trained scores as booleans, True where a weight is kept; a score at the threshold is not.
+
+  >>> harden({"kernel": jnp.array([0.01, 0.0])})
+  {'kernel': Array([ True, False], dtype=bool)}
+  """
   return jax.tree.map(lambda s: s > threshold, scores)
 
 
 def masked_fraction(scores: Tree, *, threshold: float = 5e-3) -> Float[Array, ""]:
-  """The fraction of scored weights that are deleted."""
+  """The fraction of scored weights that are deleted.
+
+  >>> float(masked_fraction({"kernel": jnp.array([0.01, 0.0, 0.02, 0.0])}))
+  0.5
+  """
   kept = jax.tree.leaves(harden(scores, threshold=threshold))
   return 1.0 - sum(jnp.sum(m, dtype=jnp.float32) for m in kept) / sum(m.size for m in kept)
 
 
 def pack_mask(kept: Bool[Array, "..."]) -> UInt8[np.ndarray, " bytes"]:
-  """Eight to a byte, in row order, the last byte filled with zeros."""
+  """Eight to a byte, in row order, the last byte filled with zeros.
+
+  >>> pack_mask(np.array([True, False, True]))
+  array([160], dtype=uint8)
+  """
   return np.packbits(np.asarray(kept).ravel())
 
 
 def unpack_mask(packed: UInt8[np.ndarray, " bytes"], shape: tuple[int, ...]) -> Bool[np.ndarray, "..."]:
   """The inverse of `pack_mask`.
+
+  >>> unpack_mask(pack_mask(np.array([True, False, True])), (3,))
+  array([ True, False,  True])
 
   Raises:
     ValueError: there are not as many bytes as the shape takes.

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 def walsh_hadamard(x: Float[Array, "... n"]) -> Float[Array, "... n"]:
   """`H x` with the unnormalized Walsh-Hadamard matrix of order n, in n log2(n) additions; `H H x = n x`.
 
+  >>> walsh_hadamard(jnp.array([1.0, 0.0, 0.0, 2.0]))
+  Array([ 3., -1., -1.,  3.], dtype=float32)
+
   Raises:
     ValueError: n is no power of two.
   """
@@ -37,6 +40,9 @@ def fastfood(key: Array, x: Float[Array, " d"], size: int) -> Float[Array, " siz
 
   with B random signs, Q a random permutation, G Gaussian; x is filled with zeros to n entries. Where n < d, x is cut in
   blocks of n entries, each with a projection of its own, and the results are added.
+
+  >>> fastfood(jax.random.key(0), jnp.ones(4), 10).shape
+  (10,)
 
   Args:
     key: of B, Q and G.
@@ -64,6 +70,9 @@ def fastfood(key: Array, x: Float[Array, " d"], size: int) -> Float[Array, " siz
 def dense_projection(key: Array, x: Float[Array, " d"], size: int) -> Float[Array, " size"]:
   """`P x` with independent entries N(0, 1 / size): forms the `[size, d]` matrix, for tiny models.
 
+  >>> dense_projection(jax.random.key(0), jnp.ones(4), 10).shape
+  (10,)
+
   Source: Li et al. 2018 (arXiv 1804.08838), whose columns have length 1 exactly; here in expectation.
   """
   return jax.random.normal(key, (size, x.shape[0]), x.dtype) @ x / math.sqrt(size)
@@ -71,6 +80,9 @@ def dense_projection(key: Array, x: Float[Array, " d"], size: int) -> Float[Arra
 
 def sparse_projection(key: Array, x: Float[Array, " d"], size: int) -> Float[Array, " size"]:
   """`P x` with about sqrt(size) entries +-size^(-1/4) in each column, O(d sqrt(size)) memory.
+
+  >>> sparse_projection(jax.random.key(0), jnp.ones(4), 10).shape
+  (10,)
 
   Source: the sparse projection of Li et al. 2018 (arXiv 1804.08838), density 1/sqrt(D), after Li et al. 2006. There
   each entry is drawn for itself; here each column has its number of entries, at places drawn with repetition.

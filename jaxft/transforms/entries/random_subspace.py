@@ -34,6 +34,10 @@ def random_subspace(
   `D x d` is kept. v starts at zero and s at one, so that s has no gradient in the first step. Compute is that of full
   tuning and the projections' own; what is saved is the state: d numbers and a seed make the whole checkpoint.
 
+  >>> _, trainable = random_subspace(8).split(jax.random.key(0), {"a": jnp.ones((4, 3)), "b": jnp.ones(5)})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'vector': (8,)}
+
   Args:
     dim: how many numbers train, the scales among them.
     select: what moves, of floating-point leaves; read again in `join`, as that of `on` is. A new head that stays

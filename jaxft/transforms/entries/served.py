@@ -83,6 +83,12 @@ def serve(params: Tree, deltas: Sequence[Mapping[str, RowDelta]], adapter: Int[A
   `2 k n` FLOPs a token for rows and `2 m k` for columns, in one batched matmul. Deltas need not change the same leaves
   or as many rows: the smaller are padded to the largest.
 
+  >>> deltas = [{"w": RowDelta(jnp.array([row]), jnp.ones((1, 3)))} for row in (0, 1)]
+  >>> params = serve({"w": jnp.zeros((2, 3))}, deltas, jnp.array([1, 0]))
+  >>> dot(jnp.array([[1.0, 2.0], [1.0, 2.0]]), params["w"])
+  Array([[2., 2., 2.],
+         [1., 1., 1.]], dtype=float32)
+
   Args:
     params: the base; matrices may be structured leaves, such as quantized ones.
     deltas: of `submatrix_delta`, trained from this base in this layout of layers.

@@ -30,6 +30,11 @@ def sparse_delta(
   What trains and the optimizer's state are O(K). Compute is not saved: the gradient of the whole matrix is formed and
   K entries of it are read, 6 FLOPs per parameter and token as in full tuning. A stacked leaf is one flat space.
 
+  >>> mask = {"w": jnp.array([[True, False], [False, True]])}
+  >>> _, trainable = sparse_delta(mask).split(jax.random.key(0), {"w": jnp.ones((2, 2))})
+  >>> trainable
+  {'w': Array([0., 0.], dtype=float32)}
+
   Args:
     select: a choice of leaves, layers or entries (`jaxft.tree.choice`). It is read on the host, one leaf after the
       other: how many entries it has decides the shape of what trains.
@@ -86,7 +91,12 @@ def sparse_delta(
 
 
 def add_entries(w: Array, indices: Int[Array, " K"], values: Float[Array, " K"]) -> Array:
-  """`w` with `values` added at flat `indices`, summed in float32 and rounded once."""
+  """`w` with `values` added at flat `indices`, summed in float32 and rounded once.
+
+  >>> add_entries(jnp.zeros((2, 2)), jnp.array([0, 3]), jnp.array([5.0, 7.0]))
+  Array([[5., 0.],
+         [0., 7.]], dtype=float32)
+  """
   flat = w.reshape(-1)
   new = flat[indices].astype(jnp.float32) + values.astype(jnp.float32)
   return flat.at[indices].set(new.astype(w.dtype), unique_indices=True).reshape(w.shape)
@@ -94,6 +104,12 @@ def add_entries(w: Array, indices: Int[Array, " K"], values: Float[Array, " K"])
 
 def random_indices(select: Choice, count: Callable[[str, tuple[int, int]], int]) -> Draw:
   """Entries drawn uniformly, without repetition, in each selected matrix: `indices` for `sparse_delta`.
+
+  >>> draw = random_indices("kernel", lambda path, shape: 2)
+  >>> transform = sparse_delta(indices=draw)
+  >>> _, trainable = transform.split(jax.random.key(0), {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)})
+  >>> trainable
+  {'bias': None, 'kernel': Array([0., 0.], dtype=float32)}
 
   Args:
     select: a choice of matrices `[m, n]` or stacks of them.
@@ -121,6 +137,10 @@ def random_indices(select: Choice, count: Callable[[str, tuple[int, int]], int])
 def shira(select: Choice = "**/kernel", *, rank: int = 32, dtype: jnp.dtype = jnp.float32) -> ParamTransform:
   """SHiRA with a random mask: `rank * (m + n)` entries of each matrix, as many as LoRA of that rank would train.
 
+  >>> _, trainable = shira(rank=1).split(jax.random.key(0), {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)})
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'bias': None, 'kernel': (7,)}
+
   Args:
     select: a choice of matrices.
     rank: sets the number of entries.
@@ -136,6 +156,10 @@ def shira(select: Choice = "**/kernel", *, rank: int = 32, dtype: jnp.dtype = jn
 
 def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Array]]:
   """`{path: (indices, values)}` of the two sides of a `sparse_delta`: what to store, add and subtract.
+
+  >>> mask = {"w": jnp.array([[True, False], [False, True]])}
+  >>> chosen_entries(*sparse_delta(mask).split(jax.random.key(0), {"w": jnp.ones((2, 2))}))
+  {'w': (Array([0, 3], dtype=int32), Array([0., 0.], dtype=float32))}
 
   Raises:
     ValueError: the sides are of another transform; `submatrix_delta` is for `submatrix`.

@@ -96,6 +96,11 @@ def submatrix(
 
   One step costs `4 + 2 q` FLOPs per parameter and token, q the fraction of rows or columns that trains.
 
+  >>> params = {"down": jnp.ones((4, 3))}
+  >>> _, trainable = submatrix(indices={"down": np.array([0, 2])}).split(jax.random.key(0), params)
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'down': (2, 3)}
+
   Args:
     select: a choice of whole rows or columns (`jaxft.tree.choice`): `choose_rows`, `s2ft_units`, or whole matrices.
     indices: in place of it, for each glob the rows or columns of the matrices it matches: `[k]`, the same in every
@@ -172,6 +177,10 @@ def submatrix_delta(frozen: Tree, trainable: Tree) -> dict[str, RowDelta]:
   """`{path: RowDelta(indices, values, axis)}` of the two sides of a `submatrix`: what to store, add, fuse and serve.
 
   Exact, whatever the size of the moves: `apply_delta(params, delta)` has the bits of `materialize(join(...))`.
+
+  >>> sides = submatrix(indices={"w": np.array([1])}).split(jax.random.key(0), {"w": jnp.ones((2, 3))})
+  >>> submatrix_delta(*sides)["w"]
+  RowDelta(indices=Array([1], dtype=int32), values=Array([[0., 0., 0.]], dtype=float32), axis=-2)
 
   Args:
     frozen, trainable: both sides, as `split` gave them and training left them.

@@ -55,6 +55,11 @@ def trainable_tokens(
 
       params {'embedding': E [V, n]}  ->  frozen {'embedding': E},  trainable {'embedding': {'rows': E[tokens]}}
 
+  >>> params = {"embed": {"tokens": {"embedding": jnp.ones((9, 3))}}}
+  >>> _, trainable = trainable_tokens([7, 8]).split(jax.random.key(0), params)
+  >>> jax.tree.map(jnp.shape, trainable)
+  {'embed': {'tokens': {'embedding': {'rows': (2, 3)}}}}
+
   Args:
     tokens: the rows, each once.
     select: a choice of tables `[V, n]`.

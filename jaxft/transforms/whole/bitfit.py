@@ -16,6 +16,10 @@ def add_biases(params: Mapping[str, Any], select: Choice = "layers/**/kernel") -
 
       {'layers': {'up': {'kernel': [L, m, n]}}}  ->  {'layers': {'up': {'kernel': [L, m, n], 'bias': [L, n]}}}
 
+  >>> add_biases({"layers": {"up": {"kernel": jnp.ones((2, 3, 2))}}})["layers"]["up"]["bias"]
+  Array([[0., 0.],
+         [0., 0.]], dtype=float32)
+
   Args:
     params: a nested dict; of a model that adds a bias wherever it finds one, as those of `jaxft.models` do.
     select: a choice of kernels.
@@ -45,6 +49,12 @@ def _with_biases(tree: Any, path: str, chosen: Mapping[str, Any]) -> Any:
 
 def bitfit(select: Choice = "**/bias") -> ParamTransform:
   """BitFit: trains the biases, those of norms included, and freezes all else; see `add_biases` for a model without.
+
+  >>> import jax
+  >>> params = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
+  >>> _, trainable = bitfit().split(jax.random.key(0), params)
+  >>> trainable
+  {'up': {'bias': Array([0., 0., 0.], dtype=float32), 'kernel': None}}
 
   Source: Ben Zaken et al. 2021 (arXiv 2106.10199).
   """

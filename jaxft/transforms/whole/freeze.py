@@ -25,6 +25,12 @@ def train(select: Choice) -> ParamTransform:
   In a `chain` it comes before what adapts the same leaves. What follows sees the frozen layers of a divided leaf alone,
   numbered from 0: what goes by layer comes first too, or the stack is cut.
 
+  >>> import jax.numpy as jnp
+  >>> params = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
+  >>> _, trainable = train("**/bias").split(jax.random.key(0), params)
+  >>> trainable
+  {'up': {'bias': Array([0., 0., 0.], dtype=float32), 'kernel': None}}
+
   Args:
     select: a choice of leaves and layers; see `jaxft.tree.choice`.
 
@@ -41,7 +47,14 @@ def train(select: Choice) -> ParamTransform:
 
 
 def freeze(select: Choice) -> ParamTransform:
-  """Freezes what is selected and trains the rest: the complement of `train(select)`."""
+  """Freezes what is selected and trains the rest: the complement of `train(select)`.
+
+  >>> import jax.numpy as jnp
+  >>> params = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
+  >>> _, trainable = freeze("**/kernel").split(jax.random.key(0), params)
+  >>> trainable
+  {'up': {'bias': Array([0., 0., 0.], dtype=float32), 'kernel': None}}
+  """
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     del key
@@ -51,7 +64,12 @@ def freeze(select: Choice) -> ParamTransform:
 
 
 def full() -> ParamTransform:
-  """Trains every leaf: full fine-tuning."""
+  """Trains every leaf: full fine-tuning.
+
+  >>> import jax.numpy as jnp
+  >>> full().split(jax.random.key(0), {"w": jnp.ones(2)})
+  ({'w': None}, {'w': Array([1., 1.], dtype=float32)})
+  """
   return train(True)
 
 

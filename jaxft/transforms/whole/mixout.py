@@ -19,6 +19,10 @@ def mixout(key: Key[Array, ""], params: Tree, reference: Tree, rate: float, *, s
   For use inside a loss, with the step's key; evaluate with the params as they are. A frozen weight stays exactly as it
   is. Stacked, cut and unrolled layers draw the same numbers.
 
+  >>> params, reference = {"kernel": jnp.full(100, 3.0)}, {"kernel": jnp.ones(100)}
+  >>> jnp.unique(mixout(jax.random.key(0), params, reference, 0.5)["kernel"])  # pretrained 1, or 2 * 3 - 1
+  Array([1., 5.], dtype=float32)
+
   Args:
     key: of this step.
     params: joined.

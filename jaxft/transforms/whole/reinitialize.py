@@ -18,6 +18,12 @@ def reinitialize_top(key: jax.Array, params: Tree, layers: int, *, stddev: float
 
   All else, embeddings and heads among it, stays. Stacked, cut and unrolled layers draw the same numbers.
 
+  >>> params = {"layers": {"bias": jnp.full((3, 2), 7.0)}}
+  >>> reinitialize_top(jax.random.key(0), params, 1)["layers"]["bias"]
+  Array([[7., 7.],
+         [7., 7.],
+         [0., 0.]], dtype=float32)
+
   Args:
     key: a typed key.
     params: a tree with its layers in a stack; see `jaxft.tree.depth`.

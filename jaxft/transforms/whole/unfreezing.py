@@ -34,6 +34,11 @@ def freeze_below(depth: int, *, first: Choice = EMBEDDINGS) -> ParamTransform:
 
   FLOPs of a training step: about `(2 L + 4 (L - depth)) / 6 L` of full tuning's in the layers.
 
+  >>> import jax.numpy as jnp
+  >>> params = {"embed": jnp.ones(2), "layers": {str(i): jnp.ones(2) for i in range(3)}}
+  >>> freeze_below(2).split(jax.random.key(0), params)[1]
+  {'embed': None, 'layers': {'0': None, '1': None, '2': Array([1., 1.], dtype=float32)}}
+
   Args:
     depth: K; 0 freezes the embeddings alone, and with them a tied head.
     first: a choice of the leaves below the first layer; what it has inside the layers is passed over.
@@ -70,6 +75,12 @@ def freeze_below(depth: int, *, first: Choice = EMBEDDINGS) -> ParamTransform:
 def gradual_unfreezing(depths: Sequence[int], *, first: Choice = EMBEDDINGS) -> list[ParamTransform]:
   """One transform for each stage, top layers first: stage i trains the layers from `depths[i]` on.
 
+  >>> import jax.numpy as jnp
+  >>> params = {"embed": jnp.ones(2), "layers": {str(i): jnp.ones(2) for i in range(3)}}
+  >>> stages = gradual_unfreezing([2, 0])
+  >>> [len(jax.tree.leaves(stage.split(jax.random.key(0), params)[1])) for stage in stages]
+  [1, 3]
+
   Args:
     depths: strictly decreasing, such as `[11, 10, ..., 0]`, one layer more each epoch; larger stages compile less
       often. After the last, the embeddings are trained by `full()`.
@@ -93,6 +104,10 @@ def carry_over(old: Tree, new: Tree) -> Tree:
   `new`. Training then goes on exactly as if the gradients of what joins had been zero until now: with Adam, whose step
   count goes on too, its first updates are larger than at a fresh start, by `(1 - b1) / sqrt(1 - b2)` (3.2 at the
   defaults) in the first one. Leave `carry_over` out to start all moments and schedules anew instead.
+
+  >>> old, new = {"a": np.ones(2), "b": np.ones(2)}, {"a": np.zeros(2), "b": np.zeros(3)}
+  >>> carry_over(old, new)
+  {'a': array([1., 1.]), 'b': array([0., 0., 0.])}
   """
   known = {path: leaf for path, leaf in leaves_with_paths(old) if leaf is not None}
 
