@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -72,7 +73,7 @@ def fetch_package(name: str, version: str, *, sha256: str, source: bool = False,
     with tempfile.TemporaryDirectory(dir=packages, prefix=".fetching-") as scratch:
       _download(Path(scratch), name, version, sha256, source)
       os.rename(Path(scratch) / "archive", folder)
-    return _cached(folder)
+    return cast(Path, _cached(folder))
 
 
 def _cached(folder: Path) -> Path | None:

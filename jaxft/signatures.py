@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import AbstractArray, Bool, Float, Int, Num
 
 F = TypeVar("F", bound=Callable[..., Any])
+AnyArray = jax.Array | np.ndarray  # in a signature: `Float[AnyArray, "batch dim"]`
 
 _KINDS = {
     Float: (jnp.floating, "floating-point numbers"), Int: (jnp.integer, "integers"), Bool: (jnp.bool_, "booleans"),
@@ -85,11 +86,12 @@ class _Wanted(NamedTuple):
 
 def _wanted(parameter: inspect.Parameter) -> _Wanted | None:
   annotation = parameter.annotation
-  parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+  union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+  parts = typing.get_args(annotation) if union else (annotation,)
   arrays = [part for part in parts if isinstance(part, type) and issubclass(part, AbstractArray)]
   if not arrays:
     return None
-  kinds = tuple(_KINDS[part.dtype] for part in arrays if part.dtype in _KINDS)
+  kinds = tuple(dict.fromkeys(_KINDS[part.dtype] for part in arrays if part.dtype in _KINDS))
   others = tuple(part for part in parts if isinstance(part, type) and part not in arrays)
   axes = tuple(_Axis.of(text) for text in arrays[0].dim_str.split())
   return _Wanted(axes, kinds, others + ((int,) if float in others else ()))

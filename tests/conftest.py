@@ -21,6 +21,15 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 import pytest
 
+if os.environ.get("JAXFT_CHECK_CALLS") == "1":  # `make test-calls`
+  from jaxtyping import install_import_hook
+
+  from tests.runtime_types import checked, leave_out_frequent
+
+  # Every annotated function of the library is checked on every call: what it takes and what it gives.
+  install_import_hook("jaxft", f"{checked.__module__}.{checked.__name__}")
+  leave_out_frequent()
+
 from jaxft.compilation import use_compilation_cache
 from tests.budget import Budget, parse_share
 

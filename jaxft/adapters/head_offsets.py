@@ -19,6 +19,7 @@ from jaxft.adapters.protocol import Adapter
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Add, Scale
 from jaxft.models.stack import segments
+from jaxft.signatures import AnyArray
 
 SITE = "layers/attention/heads"
 
@@ -46,7 +47,7 @@ def head_scores(params: Mapping[str, Any]) -> Float[Array, "layers heads"]:
   return jnp.linalg.norm(params["layers"]["scale"].astype(jnp.float32), axis=-1)
 
 
-def top_heads(scores: Float[Array, "layers heads"], k: int) -> Int[np.ndarray, "k 2"]:
+def top_heads(scores: Float[AnyArray, "layers heads"], k: int) -> Int[np.ndarray, "k 2"]:
   """The (layer, head) pairs of the k largest scores, the largest first.
 
   Raises:

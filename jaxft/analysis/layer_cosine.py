@@ -1,11 +1,11 @@
 """How much each layer changes what it is given: the cosine of its input and its output."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Shaped
 
 
 def layer_cosines(
-    states: Float[Array, "states batch time dim"], mask: Num[Array, "batch time"] | None = None
+    states: Float[Array, "states batch time dim"], mask: Shaped[Array, "batch time"] | None = None
 ) -> Float[Array, " layers"]:
   """The mean over real tokens of `cos(x_l, x_{l+1})` for each layer; near 1, the layer hardly does anything.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Shaped
 
 
 class LayerProbe(NamedTuple):
@@ -39,7 +39,7 @@ class LayerProbe(NamedTuple):
 
   def accuracy(
       self, states: Float[Array, "layers *items dim"], labels: Int[Array, " *items"],
-      mask: Num[Array, " *items"] | None = None,
+      mask: Shaped[Array, " *items"] | None = None,
   ) -> float:
     """The share of items whose label has the highest logit; items where the mask is 0 do not count."""
     right = jnp.argmax(self.logits(states), axis=-1) == labels
@@ -51,8 +51,9 @@ class LayerProbe(NamedTuple):
 
 
 def layer_mixture_probe(
-    states: Float[Array, "layers *items dim"], labels: Int[Array, " *items"], mask: Num[Array, " *items"] | None = None,
-    *, classes: int, per_item: bool = False, penalty: float = 1e-3, steps: int = 300, learning_rate: float = 0.05,
+    states: Float[Array, "layers *items dim"], labels: Int[Array, " *items"],
+    mask: Shaped[Array, " *items"] | None = None, *, classes: int, per_item: bool = False, penalty: float = 1e-3,
+    steps: int = 300, learning_rate: float = 0.05,
 ) -> LayerProbe:
   """Fits a softmax mixture of the layers and a linear classifier on it, together.
 

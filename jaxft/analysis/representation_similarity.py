@@ -6,16 +6,17 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Shaped
 
 from jaxft.checks import nearest
+from jaxft.signatures import AnyArray
 
 KERNELS = ("cosine", "linear")
 COMPARISONS = ("pearson", "spearman", "cka")
 
 
 def pooled_states(
-    states: Float[Array, "layers batch time dim"], mask: Num[Array, "batch time"] | None = None
+    states: Float[AnyArray, "layers batch time dim"], mask: Shaped[AnyArray, "batch time"] | None = None
 ) -> Float[Array, "layers batch dim"]:
   """The mean of each layer's states over the real tokens of each text, in float32.
 
@@ -29,7 +30,7 @@ def pooled_states(
 
 
 def representation_similarity(
-    first: Float[Array, "*layers items dim"], second: Float[Array, "*layers items other"], *,
+    first: Float[AnyArray, "*layers items dim"], second: Float[AnyArray, "*layers items other"], *,
     kernel: Literal["cosine", "linear"] = "cosine", compare: Literal["pearson", "spearman", "cka"] = "pearson",
     diagonal: bool = False,
 ) -> Float[np.ndarray, " *layers"]:

@@ -68,7 +68,7 @@ def singular_overlap(
 def intruder_dimensions(
     base: Tree, tuned: Tree, *, k: int = 10, eps: float = 0.5, side: Literal["out", "in"] = "out",
     select: Choice = "**/kernel",
-) -> dict[str, Bool[Array, "*layers k"]]:
+) -> dict[str, Bool[Array, "... _"]]:
   """Which of the k leading singular vectors of each tuned matrix are like none of the base: `max |cosine| < eps`.
 
   Args:

@@ -105,7 +105,7 @@ def combine_importance(*importances: Tree) -> Tree:
   return jax.tree.map(lambda *xs: jnp.max(jnp.stack(xs), axis=0), *importances)
 
 
-def damping(trainable: Tree, importances: Mapping[str, Float[Array, "layers units"]]) -> Tree:
+def damping(trainable: Tree, importances: Mapping[str, Float[Array, "layers _"]]) -> Tree:
   """Factors `1 - I` for `scale_updates`: what a unit owns, its columns of kernels `[in, out]` and biases, slows down.
 
   Args:

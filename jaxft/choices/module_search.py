@@ -1,8 +1,9 @@
 """Where to fine-tune: a search over layer ranges and modules, by trying them."""
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ from jaxft.tree.paths import Tree, map_with_path
 Node = TypeVar("Node", bound=Hashable)
 
 
-class Search(NamedTuple, Generic[Node]):
+@dataclass(frozen=True)
+class Search(Generic[Node]):
   """What a search found.
 
   Attributes:

@@ -208,8 +208,8 @@ def _round(x: float) -> int:
 
 def select_units(
     key: Array | None, sizes: Sequence[int], *, fraction: float, scope: Literal["global", "layer"] = "global",
-    scores: Sequence[Float[np.ndarray, " units"]] | None = None, largest: bool = True,
-) -> list[Int[np.ndarray, " chosen"]]:
+    scores: Sequence[Float[np.ndarray, " _"]] | None = None, largest: bool = True,
+) -> list[Int[np.ndarray, " _"]]:
   """Chooses units (heads, channels) of each layer: at random, or by a score.
 
   >>> select_units(None, [2, 3], fraction=0.4, scores=[np.array([5, 1]), np.array([2, 4, 3])])
@@ -250,7 +250,7 @@ def select_units(
   return [flat[(flat >= a) & (flat < b)] - a for a, b in pairwise(ends)]
 
 
-def unit_indices(units: Sequence[Int[np.ndarray, " chosen"]], unit: int = 1) -> Int[np.ndarray, "layers entries"]:
+def unit_indices(units: Sequence[Int[np.ndarray, " _"]], unit: int = 1) -> Int[np.ndarray, "layers entries"]:
   """The rows or columns of chosen units, each `unit` wide, as one array: unequal counts are filled with -1.
 
   >>> unit_indices([np.array([0, 2]), np.array([1])], unit=2)

@@ -1,6 +1,6 @@
 """Rows and columns of matrices as a choice of entries, and such a choice as indices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
 def choose_rows(
-    params: Tree, indices: Mapping[str, Int[np.ndarray, "*layers k"]], *, axis: int = -2
+    params: Tree, indices: Mapping[str, Int[np.ndarray, "... _"] | Sequence[int]], *, axis: int = -2
 ) -> Tree:
   """The choice of rows (axis -2) or columns (axis -1) of matrices.
 

@@ -20,7 +20,7 @@ from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 def s2ft_units(
     key: jax.Array, params: Tree, *, head_dim: int, heads: float = 0.052, channels: float = 0.02,
     value_heads: float = 0.0, up_channels: float = 0.0, scope: Literal["global", "layer"] = "global",
-    scores: Mapping[str, Sequence[Float[np.ndarray, " units"]]] | None = None, largest: bool = True,
+    scores: Mapping[str, Sequence[Float[np.ndarray, " _"]]] | None = None, largest: bool = True,
     out: str = "**/attention/out/kernel", down: str = "**/mlp/down/kernel",
     value: str = "**/attention/value/kernel", up: str = "**/mlp/up/kernel",
 ) -> Tree:

@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": ("jaxft.cli.generate", "text from a decoder, for prompts or a chat"),
     "run": ("jaxft.cli.run", "an experiment: jaxft run EXPERIMENT [--smoke] [overrides of its config]"),
     "list": ("jaxft.cli.listing", "the experiments and their committed results"),
+    "cite": ("jaxft.cli.cite", "BibTeX of the papers behind functions, a run's folder or an experiment"),
     "fetch": ("jaxft.cli.fetch", "presets and data sets into the cache folder"),
     "merge": ("jaxft.cli.merge", "many checkpoints to one, as a mergekit configuration says; from disk to disk"),
     "convert": ("jaxft.cli.convert", "a GGUF file or a Hugging Face folder to a Hugging Face folder in safetensors"),

@@ -8,7 +8,7 @@ alone, on any process count that divides the batch, and its batches are the same
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -21,6 +21,7 @@ Record = dict[str, Any]
 ONE_PROCESS = grain.sharding.ShardOptions(shard_index=0, shard_count=1)
 
 
+@runtime_checkable
 class Source(Protocol):
   """Records at random: what `jaxft.data.source` gives; a list is one too."""
 

@@ -50,8 +50,9 @@ def _words(text: str) -> set[str]:
 
 
 def per_group_split(
-    groups: Sequence[Any], clusters: Sequence[Any], sizes: Mapping[str, float], *, seed: int, by: str = "random",
-) -> dict[str, Int[np.ndarray, " rows"]]:
+    groups: Sequence[Any] | np.ndarray, clusters: Sequence[Any] | np.ndarray, sizes: Mapping[str, float], *, seed: int,
+    by: str = "random",
+) -> dict[str, Int[np.ndarray, " _"]]:
   """Splits the records of every group into parts, whole clusters of near-duplicates at a time.
 
   A cluster that reaches over several groups is kept in one group, the one that comes first, and dropped from the

@@ -10,18 +10,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.checks import one_of
 from jaxft.evaluation.finite import or_nan, require_finite
+from jaxft.signatures import AnyArray
 
 Scheme = Literal["uniform", "mass"]
 
 
 def calibration_error(
-    probs: Float[Array, "items classes"],
-    labels: Int[Array, " items"],
+    probs: Float[AnyArray, "items classes"],
+    labels: Int[AnyArray, " items"],
     *,
     bins: int = 15,
     norm: float = 1,
     scheme: Scheme = "uniform",
-    where: Bool[Array, " items"] | None = None,
+    where: Bool[AnyArray, " items"] | None = None,
 ) -> Float[Array, ""]:
   """Expected calibration error of the predicted class; with `norm=inf` the maximum one.
 
@@ -42,6 +43,11 @@ def calibration_error(
   Raises:
     ValueError: bins < 1, another norm, an unknown scheme, or a probability that counts and is not finite.
 
+  Example:
+    >>> probs, labels = jnp.array([[0.75, 0.25], [0.75, 0.25]]), jnp.array([0, 1])
+    >>> float(calibration_error(probs, labels))  # says 3/4, is right in 1/2
+    0.25
+
   Source: Guo et al. 2017 (arXiv 1706.04599); Nixon et al. 2019 (arXiv 1904.01685) for bins of equal mass.
   """
   fine = require_finite(where, probs=probs)
@@ -51,16 +57,21 @@ def calibration_error(
 
 
 def classwise_calibration_error(
-    probs: Float[Array, "items classes"],
-    labels: Int[Array, " items"],
+    probs: Float[AnyArray, "items classes"],
+    labels: Int[AnyArray, " items"],
     *,
     bins: int = 15,
     scheme: Scheme = "uniform",
-    where: Bool[Array, " items"] | None = None,
+    where: Bool[AnyArray, " items"] | None = None,
 ) -> Float[Array, ""]:
   """Mean over classes of the calibration error of "is it class k", at every probability and not only the largest.
 
   Args, Raises: see `calibration_error`.
+
+  Example:
+    >>> probs, labels = jnp.array([[0.75, 0.25], [0.75, 0.25]]), jnp.array([0, 1])
+    >>> float(classwise_calibration_error(probs, labels))
+    0.25
 
   Source: Kull et al. 2019 (arXiv 1910.12656).
   """
@@ -93,11 +104,15 @@ def _binned_error(confidence, correct, *, bins, norm, scheme, where):
   return jnp.max(gap / jnp.maximum(total(jnp.ones_like(confidence)), 1))
 
 
-def brier_score(probs: Float[Array, "items classes"], labels: Int[Array, " items"]) -> Float[Array, " items"]:
+def brier_score(probs: Float[AnyArray, "items classes"], labels: Int[AnyArray, " items"]) -> Float[Array, " items"]:
   """`sum_k (p_k - [k = label])^2` of each item, in [0, 2].
 
   Raises:
     ValueError: a probability is not finite.
+
+  Example:
+    >>> brier_score(jnp.array([[0.5, 0.5], [1.0, 0.0]]), jnp.array([0, 0]))
+    Array([0.5, 0. ], dtype=float32)
 
   Source: Brier 1950, in its multi-class form (as lm-eval has it, not halved).
   """
@@ -106,13 +121,13 @@ def brier_score(probs: Float[Array, "items classes"], labels: Int[Array, " items
 
 
 def fit_temperature(
-    logits: Float[Array, "items classes"],
-    labels: Int[Array, " items"],
+    logits: Float[AnyArray, "items classes"],
+    labels: Int[AnyArray, " items"],
     *,
     low: float = 0.01,
     high: float = 100.0,
     steps: int = 60,
-    where: Bool[Array, " items"] | None = None,
+    where: Bool[AnyArray, " items"] | None = None,
 ) -> Float[Array, ""]:
   """The temperature T that minimizes the negative log-likelihood of `softmax(logits / T)`; fit it on held-out items.
 
@@ -128,6 +143,11 @@ def fit_temperature(
   Raises:
     ValueError: not 0 < low < high, or a logit that counts and is not finite.
 
+  Example:
+    >>> logits, labels = jnp.array([[8.0, 0.0]] * 4), jnp.array([0, 0, 0, 1])
+    >>> round(float(fit_temperature(logits, labels)), 2)  # 8 / T is then log 3
+    7.28
+
   Source: Guo et al. 2017 (arXiv 1706.04599).
   """
   if not 0 < low < high:
@@ -137,7 +157,7 @@ def fit_temperature(
   where = jnp.ones(labels.shape, bool) if where is None else where
   logits = jnp.where(where[:, None], logits, 0)
 
-  def loss(inverse: Float[Array, ""]) -> Float[Array, ""]:
+  def loss(inverse: Float[AnyArray, ""]) -> Float[Array, ""]:
     return jnp.sum(jnp.where(where, optax.softmax_cross_entropy_with_integer_labels(logits * inverse, labels), 0))
 
   def halve(_, bounds):

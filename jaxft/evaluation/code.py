@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxft.signatures import AnyArray
+
 
 def pass_at_k(
-    n: Int[np.ndarray, " problems"], c: Int[np.ndarray, " problems"], k: int
+    n: Int[AnyArray, " problems"], c: Int[AnyArray, " problems"], k: int
 ) -> Float[np.ndarray, " problems"]:
   """Unbiased estimate from n samples of which c pass: `1 - C(n - c, k) / C(n, k)`, for each problem.
 
@@ -21,6 +23,10 @@ def pass_at_k(
 
   Raises:
     ValueError: k < 1, a problem with fewer than k samples (undefined there), or c outside [0, n].
+
+  Example:
+    >>> pass_at_k(np.array([4, 4]), np.array([1, 0]), k=2)
+    array([0.5, 0. ])
 
   Source: Chen et al. 2021 (arXiv 2107.03374).
   """
@@ -58,6 +64,10 @@ def exact_match_at_k(
 
   Raises:
     ValueError: k < 1, no problem, or lengths that differ.
+
+  Example:
+    >>> exact_match_at_k([["a  b", "c"], ["d", "e"]], ["a b", "e"], k=1)
+    array([1., 0.])
 
   Source: Weyssow et al. 2023 (arXiv 2308.10462).
   """

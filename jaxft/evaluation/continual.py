@@ -4,10 +4,11 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxft.evaluation.finite import require_finite
+from jaxft.signatures import AnyArray
 
 
 def transfer_metrics(
-    scores: Float[np.ndarray, "tasks tasks"], untrained: Float[np.ndarray, " tasks"] | None = None
+    scores: Float[AnyArray, "tasks tasks"], untrained: Float[AnyArray, " tasks"] | None = None
 ) -> dict[str, float]:
   """Continual-learning metrics of `scores[t, j]`, the score on task j after training on tasks 0..t in turn.
 
@@ -25,6 +26,11 @@ def transfer_metrics(
   Raises:
     ValueError: the matrix is not square, the lengths differ, or a score that is used is not finite: those of tasks
       up to the stage's own, and where `untrained` is given those of the next.
+
+  Example:
+    >>> metrics = transfer_metrics(np.array([[0.9, 0.2], [0.7, 0.8]]))
+    >>> {name: round(value, 3) for name, value in metrics.items()}
+    {'average': 0.75, 'backward_transfer': -0.2, 'forgetting': 0.2}
 
   Sources: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), GEM; Chaudhry et al. 2018 (arXiv 1801.10112), forgetting.
   """
@@ -47,21 +53,29 @@ def transfer_metrics(
   return out
 
 
-def retention(after: Float[np.ndarray, " tasks"], before: Float[np.ndarray, " tasks"]) -> Float[np.ndarray, " tasks"]:
+def retention(after: Float[AnyArray, " tasks"], before: Float[AnyArray, " tasks"]) -> Float[np.ndarray, " tasks"]:
   """`after / before` for each benchmark: what a fine-tuned model kept of the skills it was not tuned for.
 
   Raises:
     ValueError: a score before is not > 0, or one is not finite.
+
+  Example:
+    >>> retention(np.array([0.4, 0.9]), np.array([0.5, 0.9]))
+    array([0.8, 1. ])
   """
   require_finite(after=after, before=before)
   return _ratio("before", np.asarray(after, np.float64), np.asarray(before, np.float64))
 
 
-def normalized_accuracy(merged: Float[np.ndarray, " tasks"], experts: Float[np.ndarray, " tasks"]) -> float:
+def normalized_accuracy(merged: Float[AnyArray, " tasks"], experts: Float[AnyArray, " tasks"]) -> float:
   """Mean over tasks of merged over expert; report the absolute mean beside it, for the ratio hides weak experts.
 
   Raises:
     ValueError: an expert's score is not > 0, or one is not finite.
+
+  Example:
+    >>> normalized_accuracy(np.array([0.4, 0.9]), np.array([0.8, 0.9]))
+    0.75
   """
   require_finite(merged=merged, experts=experts)
   return float(np.mean(_ratio("experts", np.asarray(merged, np.float64), np.asarray(experts, np.float64))))
@@ -82,6 +96,10 @@ def harmonic_mean(a: float, b: float) -> float:
 
   Raises:
     ValueError: one is not finite.
+
+  Example:
+    >>> round(harmonic_mean(0.8, 0.6), 3)
+    0.686
   """
   require_finite(a=a, b=b)
   return 2 * a * b / (a + b) if a + b else 0.0

@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from jaxft.signatures import AnyArray
+
 
 def embed_texts(
-    embed: Callable[[Int[Array, "batch time"], Int[Array, "batch time"]], Float[Array, "batch dim"]],
+    embed: Callable[[Int[AnyArray, "batch time"], Int[AnyArray, "batch time"]], Float[AnyArray, "batch dim"]],
     texts: Sequence[str],
     tokenizer: Tokenizer,
     *,

@@ -5,7 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool
+
+from jaxft.signatures import AnyArray
 
 
 def require_finite(where: Any | None = None, **arrays: Any) -> Bool[Array, ""] | bool:
@@ -33,7 +36,7 @@ def require_finite(where: Any | None = None, **arrays: Any) -> Bool[Array, ""] |
     finite = on.isfinite(x)
     if counts is not None:
       finite |= ~on.asarray(counts, bool).reshape(counts.shape + (1,) * (x.ndim - counts.ndim))
-    if isinstance(finite, jax.core.Tracer):
+    if isinstance(finite, Tracer):
       fine = fine & on.all(finite)
     elif not on.all(finite):
       raise ValueError(f"{name} must be finite; got {int(on.sum(~finite))} of {finite.size} values that are not")
@@ -44,10 +47,10 @@ def _readable(x: Any) -> Any:
   """An array where it is cheapest to look at: on the host what lies there (memory-mapped, too), else on its devices."""
   if not isinstance(x, jax.Array):
     return np.asarray(x)
-  traced = isinstance(x, jax.core.Tracer)
+  traced = isinstance(x, Tracer)
   return x if traced or any(d.platform != "cpu" for d in x.devices()) or not x.is_fully_addressable else np.asarray(x)
 
 
-def or_nan(fine: Bool[Array, ""] | bool, value: Any) -> Any:
+def or_nan(fine: Bool[AnyArray, ""] | bool, value: Any) -> Any:
   """A tree of arrays as it is where `require_finite` said True, and NaN throughout where it did not."""
   return value if fine is True else jax.tree.map(lambda x: jnp.where(fine, x, jnp.nan), value)

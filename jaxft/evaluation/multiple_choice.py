@@ -5,14 +5,15 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxft.evaluation.finite import or_nan, require_finite
 from jaxft.losses.reduction import Mean
+from jaxft.signatures import AnyArray
 
 
 def predict_choice(
-    log_likelihoods: Float[Array, "items choices"],
+    log_likelihoods: Float[AnyArray, "items choices"],
     *,
-    lengths: Num[Array, "items choices"] | None = None,
-    unconditional: Float[Array, "items choices"] | None = None,
-    valid: Bool[Array, "items choices"] | None = None,
+    lengths: Num[AnyArray, "items choices"] | None = None,
+    unconditional: Float[AnyArray, "items choices"] | None = None,
+    valid: Bool[AnyArray, "items choices"] | None = None,
 ) -> Int[Array, " items"]:
   """The most likely choice of each item; the first on ties.
 
@@ -27,6 +28,10 @@ def predict_choice(
   Raises:
     ValueError: both `lengths` and `unconditional` are given, or a valid choice has a number that is not finite. Under
       `jax.jit` such a batch gives -1 for every item, which is right nowhere.
+
+  Example:
+    >>> predict_choice(jnp.array([[-3.0, -1.0], [-1.0, -2.0]]))
+    Array([1, 0], dtype=int32)
   """
   if lengths is not None and unconditional is not None:
     raise ValueError("lengths and unconditional are two different normalizations; give one")
@@ -42,12 +47,12 @@ def predict_choice(
 
 
 def multiple_choice_accuracy(
-    log_likelihoods: Float[Array, "items choices"],
-    gold: Int[Array, " items"],
+    log_likelihoods: Float[AnyArray, "items choices"],
+    gold: Int[AnyArray, " items"],
     *,
-    lengths: Num[Array, "items choices"] | None = None,
-    unconditional: Float[Array, "items choices"] | None = None,
-    valid: Bool[Array, "items choices"] | None = None,
+    lengths: Num[AnyArray, "items choices"] | None = None,
+    unconditional: Float[AnyArray, "items choices"] | None = None,
+    valid: Bool[AnyArray, "items choices"] | None = None,
 ) -> Float[Array, " items"]:
   """1 where `predict_choice` gives the gold choice, else 0; an item without a valid choice gives 0.
 
@@ -55,6 +60,10 @@ def multiple_choice_accuracy(
 
   Raises:
     ValueError: see `predict_choice`; under `jax.jit` what is not finite gives NaN throughout.
+
+  Example:
+    >>> multiple_choice_accuracy(jnp.array([[-3.0, -1.0], [-1.0, -2.0]]), jnp.array([1, 1]))
+    Array([1., 0.], dtype=float32)
   """
   fine = require_finite(valid, log_likelihoods=log_likelihoods, lengths=lengths, unconditional=unconditional)
   predicted = predict_choice(log_likelihoods, lengths=lengths, unconditional=unconditional, valid=valid)
@@ -63,13 +72,13 @@ def multiple_choice_accuracy(
 
 
 def multiple_choice_metrics(
-    log_likelihoods: Float[Array, "items choices"],
-    gold: Int[Array, " items"],
+    log_likelihoods: Float[AnyArray, "items choices"],
+    gold: Int[AnyArray, " items"],
     *,
-    characters: Int[Array, "items choices"] | None = None,
-    n_bytes: Int[Array, "items choices"] | None = None,
-    unconditional: Float[Array, "items choices"] | None = None,
-    valid: Bool[Array, "items choices"] | None = None,
+    characters: Int[AnyArray, "items choices"] | None = None,
+    n_bytes: Int[AnyArray, "items choices"] | None = None,
+    unconditional: Float[AnyArray, "items choices"] | None = None,
+    valid: Bool[AnyArray, "items choices"] | None = None,
 ) -> dict[str, Mean]:
   """lm-eval's `acc`, and `acc_norm`, `acc_bytes`, `acc_mutual_info` where what they need is given.
 
@@ -80,6 +89,12 @@ def multiple_choice_metrics(
     n_bytes: length of each choice in UTF-8 bytes.
     unconditional: log-likelihood of each choice without its context.
     valid: choices that exist; items without any do not count.
+
+  Example:
+    >>> lengths = jnp.array([[2, 8]])  # -2 for two characters is less likely by the character than -3 for eight
+    >>> metrics = multiple_choice_metrics(jnp.array([[-2.0, -3.0]]), jnp.array([1]), characters=lengths)
+    >>> {name: float(value[0]) for name, value in metrics.items()}
+    {'acc': 0.0, 'acc_norm': 1.0}
   """
   where = None if valid is None else jnp.any(valid, axis=-1)
   variants = {"acc": {}}

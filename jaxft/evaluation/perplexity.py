@@ -3,14 +3,15 @@
 import math
 from collections.abc import Iterator, Sequence
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.core import Tracer
+from jaxtyping import Array, Float, Num
 
 from jaxft.evaluation.finite import or_nan, require_finite
+from jaxft.signatures import AnyArray
 
 
-def perplexity(nll_sum: float | Float[Array, ""], count: float | Float[Array, ""]) -> Float[Array, ""]:
+def perplexity(nll_sum: float | Float[AnyArray, ""], count: float | Num[AnyArray, ""]) -> Float[Array, ""]:
   """`exp(nll_sum / count)`: per token, per word (lm-eval's `word_perplexity`: split on whitespace) or per byte.
 
   Args:
@@ -20,12 +21,16 @@ def perplexity(nll_sum: float | Float[Array, ""], count: float | Float[Array, ""
 
   Raises:
     ValueError: a number is not finite, or the count is not > 0.
+
+  Example:
+    >>> round(float(perplexity(3 * float(np.log(8)), 3)), 3)
+    8.0
   """
   fine = require_finite(nll_sum=nll_sum, count=count) & _positive(count=count)
   return or_nan(fine, jnp.exp(jnp.asarray(nll_sum) / jnp.asarray(count)))
 
 
-def bits_per_byte(nll_sum: float | Float[Array, ""], n_bytes: float | Float[Array, ""]) -> Float[Array, ""]:
+def bits_per_byte(nll_sum: float | Float[AnyArray, ""], n_bytes: float | Float[AnyArray, ""]) -> Float[Array, ""]:
   """`nll_sum / (n_bytes ln 2)`, comparable between tokenizers.
 
   Args:
@@ -34,6 +39,10 @@ def bits_per_byte(nll_sum: float | Float[Array, ""], n_bytes: float | Float[Arra
 
   Raises:
     ValueError: a number is not finite, or the length is not > 0.
+
+  Example:
+    >>> round(float(bits_per_byte(3 * float(np.log(8)), 9)), 3)
+    1.0
   """
   fine = require_finite(nll_sum=nll_sum, n_bytes=n_bytes) & _positive(n_bytes=n_bytes)
   return or_nan(fine, jnp.asarray(nll_sum) / (jnp.asarray(n_bytes) * math.log(2)))
@@ -42,7 +51,7 @@ def bits_per_byte(nll_sum: float | Float[Array, ""], n_bytes: float | Float[Arra
 def _positive(**numbers):
   (name, x), = numbers.items()
   positive = jnp.asarray(x) > 0
-  if isinstance(positive, jax.core.Tracer):
+  if isinstance(positive, Tracer):
     return jnp.all(positive)
   if not positive.all():
     raise ValueError(f"{name} must be > 0: nothing was counted; got {x}")
@@ -65,6 +74,12 @@ def rolling_windows(
 
   Raises:
     ValueError: context_length out of range.
+
+  Example:
+    >>> for context, continuation in rolling_windows([1, 2, 3, 4, 5], max_length=3, prefix_token=0):
+    ...   print(context, continuation)
+    [0] [1, 2, 3]
+    [2, 3] [4, 5]
 
   Source: lm-evaluation-harness, `get_rolling_token_windows` and `make_disjoint_window`.
   """

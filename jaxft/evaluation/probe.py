@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.evaluation.correlation import pearson, r_squared
 from jaxft.evaluation.finite import or_nan, require_finite
+from jaxft.signatures import AnyArray
 
 PENALTIES = tuple(10.0**e for e in range(-3, 6))
 
@@ -50,6 +51,12 @@ def fit_ridge(features: np.ndarray, targets: np.ndarray, *, penalties: Sequence[
     ValueError: fewer than two items, lengths that differ, values that are not finite, or penalties not > 0.
 
   Computed on the host in float64: a probe is solved once, and the smallest penalties ask for the precision.
+
+  Example:
+    >>> x = np.arange(6.0)[:, None]
+    >>> model = fit_ridge(x, 2 * x[:, 0] + 1)
+    >>> np.round(model.predict(np.array([[10.0]])), 1)
+    array([[21.]])
   """
   x, y = np.asarray(features, np.float64), np.asarray(targets, np.float64)
   y = y[:, None] if y.ndim == 1 else y
@@ -70,7 +77,7 @@ def fit_ridge(features: np.ndarray, targets: np.ndarray, *, penalties: Sequence[
     residual = (y - y_mean) - u @ (shrink * uy)
     leverage = (u**2) @ shrink + 1 / len(x)
     errors[float(penalty)] = float(np.mean((residual / np.maximum(1 - leverage, 1e-12)) ** 2))
-  best = min(errors, key=errors.get)
+  best = min(errors, key=errors.__getitem__)
   weights = vt.T @ ((s / (s**2 + best))[:, None] * uy)
   return Ridge(weights, y_mean - x_mean @ weights, best, errors)
 
@@ -98,14 +105,20 @@ def ridge_probe(
 
   Raises:
     ValueError: see `fit_ridge`; targets that are not vectors; or test values that are not finite.
+
+  Example:
+    >>> x = np.arange(8.0)[:, None]
+    >>> score = ridge_probe(x[:6], 2 * x[:6, 0], x[6:], 2 * x[6:, 0])
+    >>> round(score.r2, 2), round(score.pearson, 2), score.penalty
+    (1.0, 1.0, 0.001)
   """
   if np.ndim(targets) != 1 or np.ndim(test_targets) != 1:
     raise ValueError(f"targets must be vectors; got shapes {np.shape(targets)} and {np.shape(test_targets)}")
   require_finite(test_features=test_features, test_targets=test_targets)
   ridge = fit_ridge(features, targets, penalties=penalties)
-  predictions, test_targets = jnp.asarray(ridge.predict(test_features)[:, 0]), jnp.asarray(np.asarray(test_targets))
+  predictions, wanted = jnp.asarray(ridge.predict(test_features)[:, 0]), jnp.asarray(np.asarray(test_targets))
   return RidgeScore(
-      float(r_squared(predictions, test_targets)), float(pearson(predictions, test_targets)), ridge.penalty
+      float(r_squared(predictions, wanted)), float(pearson(predictions, wanted)), ridge.penalty
   )
 
 
@@ -115,14 +128,14 @@ class Logistic(NamedTuple):
   weights: Float[Array, "features classes"]
   bias: Float[Array, " classes"]
 
-  def logits(self, features: Float[Array, "items features"]) -> Float[Array, "items classes"]:
+  def logits(self, features: Float[AnyArray, "items features"]) -> Float[Array, "items classes"]:
     """Unnormalized log-probabilities."""
     return jnp.matmul(features.astype(jnp.float32), self.weights, precision=jax.lax.Precision.HIGHEST) + self.bias
 
 
 def fit_logistic(
-    features: Float[Array, "items features"],
-    labels: Int[Array, " items"],
+    features: Float[AnyArray, "items features"],
+    labels: Int[AnyArray, " items"],
     *,
     classes: int,
     penalty: float = 1.0,
@@ -144,6 +157,11 @@ def fit_logistic(
 
   Raises:
     ValueError: a feature is not finite; under jit the fit is NaN then.
+
+  Example:
+    >>> model = fit_logistic(jnp.array([[0.0], [1.0]]), jnp.array([0, 1]), classes=2)
+    >>> jnp.argmax(model.logits(jnp.array([[-1.0], [3.0]])), axis=-1)
+    Array([0, 1], dtype=int32)
   """
   fine = require_finite(features=features)
   count = features.shape[0]
@@ -168,10 +186,10 @@ def fit_logistic(
 
 
 def few_shot_accuracy(
-    features: Float[Array, "items features"],
-    labels: Int[Array, " items"],
-    test_features: Float[Array, "test features"],
-    test_labels: Int[Array, " test"],
+    features: Float[AnyArray, "items features"],
+    labels: Int[AnyArray, " items"],
+    test_features: Float[AnyArray, "test features"],
+    test_labels: Int[AnyArray, " test"],
     key: jax.Array,
     *,
     shots: int = 8,
@@ -192,6 +210,11 @@ def few_shot_accuracy(
 
   Raises:
     ValueError: a class has fewer than `shots` examples, or a feature is not finite.
+
+  Example:
+    >>> x, y = jnp.array([[0.0], [0.1], [1.0], [0.9]]), jnp.array([0, 0, 1, 1])
+    >>> few_shot_accuracy(x, y, x, y, jax.random.key(0), shots=1, draws=3)
+    Array([1., 1., 1.], dtype=float32)
 
   Source: mteb's classification protocol (Muennighoff et al. 2022, arXiv 2210.07316).
   """

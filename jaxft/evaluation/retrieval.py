@@ -12,16 +12,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxft.evaluation.finite import or_nan, require_finite
+from jaxft.signatures import AnyArray
 
 KS = (1, 3, 5, 10, 20, 100, 1000)  # mteb's cut-offs
 
 
 def retrieval_metrics(
-    scores: Float[Array, "queries corpus"],
-    relevance: Num[Array, "queries corpus"],
+    scores: Float[AnyArray, "queries corpus"],
+    relevance: Num[AnyArray, "queries corpus"],
     *,
     ks: Sequence[int] = KS,
-    exclude: Bool[Array, "queries corpus"] | None = None,
+    exclude: Bool[AnyArray, "queries corpus"] | None = None,
 ) -> dict[str, Float[Array, " queries"]]:
   """nDCG, recall, precision, MAP, MRR, hit rate and capped recall at each k, for each query.
 
@@ -39,6 +40,11 @@ def retrieval_metrics(
   Raises:
     ValueError: a cut-off below 1, or a score or judgement that is not finite; `exclude` is how to leave documents out.
       Under `jax.jit` every metric is NaN where a number is not finite.
+
+  Example:
+    >>> metrics = retrieval_metrics(jnp.array([[0.9, 0.8, 0.1]]), jnp.array([[0, 1, 0]]), ks=(1, 3))
+    >>> round(float(metrics["ndcg@3"][0]), 3)
+    0.631
   """
   _check_ks(ks)
   fine = require_finite(None if exclude is None else ~exclude, scores=scores, relevance=relevance)
@@ -52,9 +58,9 @@ def retrieval_metrics(
 
 
 def ranking_metrics(
-    ranked: Num[Array, "queries retrieved"],
-    ideal: Num[Array, "queries judged"],
-    relevant: Int[Array, " queries"],
+    ranked: Num[AnyArray, "queries retrieved"],
+    ideal: Num[AnyArray, "queries judged"],
+    relevant: Int[AnyArray, " queries"],
     *,
     ks: Sequence[int] = KS,
 ) -> dict[str, Float[Array, " queries"]]:
@@ -76,6 +82,11 @@ def ranking_metrics(
 
   Raises:
     ValueError: a cut-off below 1, or a relevance that is not finite.
+
+  Example:
+    >>> metrics = ranking_metrics(jnp.array([[0, 1, 0]]), jnp.array([[1]]), jnp.array([1]), ks=(1, 3))
+    >>> {name: float(metrics[name][0]) for name in ("recall@1", "recall@3", "mrr@3")}
+    {'recall@1': 0.0, 'recall@3': 1.0, 'mrr@3': 0.5}
   """
   _check_ks(ks)
   fine = require_finite(ranked=ranked, ideal=ideal)
@@ -101,7 +112,7 @@ def ranking_metrics(
   return or_nan(fine, out)
 
 
-def _dcg(gain: Float[Array, "queries ranks"]) -> Float[Array, " queries"]:
+def _dcg(gain: Float[AnyArray, "queries ranks"]) -> Float[Array, " queries"]:
   return jnp.sum(gain / jnp.log2(jnp.arange(2, gain.shape[1] + 2, dtype=jnp.float32)), axis=1)
 
 
@@ -111,12 +122,12 @@ def _check_ks(ks: Sequence[int]) -> None:
 
 
 def streaming_top_k(
-    queries: Float[Array, "queries dim"],
-    corpus: Float[Array, "corpus dim"] | np.ndarray,
+    queries: Float[AnyArray, "queries dim"],
+    corpus: Float[AnyArray, "corpus dim"] | np.ndarray,
     *,
     k: int = 1000,
     chunk: int = 16384,
-    exclude: Int[Array, " queries"] | None = None,
+    exclude: Int[AnyArray, " queries"] | None = None,
 ) -> tuple[Float[Array, "queries kept"], Int[Array, "queries kept"]]:
   """The k documents of largest inner product, holding only `queries x (k + chunk)` scores at a time.
 
@@ -134,6 +145,12 @@ def streaming_top_k(
   Raises:
     ValueError: k or chunk < 1, the dims differ, the corpus is empty, or a number is not finite; under `jax.jit` the
       scores are NaN then.
+
+  Example:
+    >>> scores, rows = streaming_top_k(jnp.eye(2), jnp.array([[0.1, 0.9], [0.7, 0.2], [0.5, 0.5]]), k=2)
+    >>> rows
+    Array([[1, 2],
+           [0, 2]], dtype=int32)
   """
   if k < 1 or chunk < 1:
     raise ValueError(f"k and chunk must be >= 1; got k = {k}, chunk = {chunk}")
@@ -168,9 +185,9 @@ def _merge_chunk(best, queries, documents, start, exclude):
 
 
 def judged_relevance(
-    retrieved: Int[Array, "queries retrieved"],
-    judged: Int[Array, "queries judged"],
-    grades: Num[Array, "queries judged"],
+    retrieved: Int[AnyArray, "queries retrieved"],
+    judged: Int[AnyArray, "queries judged"],
+    grades: Num[AnyArray, "queries judged"],
 ) -> Num[Array, "queries retrieved"]:
   """Relevances of retrieved documents from a short list of judgements for each query (a qrels file).
 
@@ -185,6 +202,10 @@ def judged_relevance(
 
   Raises:
     ValueError: the grade of a judged document is not finite.
+
+  Example:
+    >>> judged_relevance(jnp.array([[7, 3, 5]]), jnp.array([[3, 7]]), jnp.array([[2, 1]]))
+    Array([[1, 2, 0]], dtype=int32)
   """
   fine = require_finite(judged >= 0, grades=grades)
   # A loop over the judgements, few for each query, keeps the memory at queries x retrieved.

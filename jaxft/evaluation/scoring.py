@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxft.evaluation.finite import require_finite
+from jaxft.signatures import AnyArray
 
 Pair = tuple[Sequence[int], Sequence[int]]
 BUCKETS = tuple(2**i for i in range(5, 16))
@@ -29,6 +30,10 @@ def encode_pair(
 
   Raises:
     ValueError: an empty context without a prefix token, or a continuation that has no token of its own.
+
+  Example:
+    >>> encode_pair(lambda text: [ord(c) for c in text], "ab", "c")
+    ([97, 98], [99])
   """
   if not context and prefix_token is None:
     raise ValueError("context is empty: give prefix_token, the token to condition on")
@@ -47,7 +52,7 @@ def encode_pair(
 
 
 def score_choices(
-    token_values: Callable[[Int[np.ndarray, "batch time"], Bool[np.ndarray, "batch time"]], Any],
+    token_values: Callable[[Int[AnyArray, "batch time"], Bool[AnyArray, "batch time"]], Any],
     pairs: Sequence[Pair],
     *,
     max_length: int,
@@ -73,6 +78,11 @@ def score_choices(
   Raises:
     ValueError: a pair with an empty part, or whose continuation leaves no room for a token of context; or
       `token_values` gives a continuation a value that is not finite.
+
+  Example:
+    >>> values = lambda ids, mask: mask * -1.0  # a model that gives each token a log-probability of -1
+    >>> score_choices(values, [([1, 2], [3]), ([1], [4, 5])], max_length=32)
+    array([-1., -2.])
   """
   if not pairs:
     raise ValueError("pairs must not be empty")

@@ -4,9 +4,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxft.evaluation.finite import require_finite
+from jaxft.signatures import AnyArray
 
 
-def overall_performance(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, " stages"]:
+def overall_performance(scores: Float[AnyArray, "stages tasks"]) -> Float[np.ndarray, " stages"]:
   """`OP_t = mean_{i <= t} R[t, i]`, after each stage.
 
   Args:
@@ -14,18 +15,26 @@ def overall_performance(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.n
 
   Raises:
     ValueError: the matrix is not square, or a score that is used is not finite.
+
+  Example:
+    >>> overall_performance(np.array([[0.9, 0.2], [0.7, 0.8]]))
+    array([0.9 , 0.75])
   """
   scores = _square(scores)
   return np.array([scores[t, : t + 1].mean() for t in range(len(scores))])
 
 
-def backward_transfer(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.ndarray, " stages"]:
+def backward_transfer(scores: Float[AnyArray, "stages tasks"]) -> Float[np.ndarray, " stages"]:
   """`BWT_t = mean_{i <= t} (R[t, i] - R[i, i])`, after each stage; negative for forgetting.
 
   The last task counts with its zero, as in TRACE and HFT (arXiv 2404.18466); `transfer_metrics` leaves it out, as GEM
   does, and is T / (T - 1) times as large.
 
   Args, Raises: see `overall_performance`.
+
+  Example:
+    >>> backward_transfer(np.array([[0.9, 0.2], [0.7, 0.8]]))
+    array([ 0. , -0.1])
   """
   scores = _square(scores)
   own = np.diag(scores)
@@ -33,7 +42,7 @@ def backward_transfer(scores: Float[np.ndarray, "stages tasks"]) -> Float[np.nda
 
 
 def forward_transfer(
-    scores: Float[np.ndarray, "stages tasks"], untrained: Float[np.ndarray, " tasks"]
+    scores: Float[AnyArray, "stages tasks"], untrained: Float[AnyArray, " tasks"]
 ) -> Float[np.ndarray, " stages"]:
   """`FWT_t = mean_{1 <= i <= t} (R[i - 1, i] - untrained_i)`: what earlier stages gave to tasks before their own.
 
@@ -47,6 +56,10 @@ def forward_transfer(
   Raises:
     ValueError: the matrix is not square, the lengths differ, or a score that is used is not finite.
 
+  Example:
+    >>> forward_transfer(np.array([[0.9, 0.2], [0.7, 0.8]]), np.array([0.1, 0.1]))
+    array([0. , 0.1])
+
   Source: Lopez-Paz and Ranzato 2017 (arXiv 1706.08840).
   """
   scores = _square(scores, ahead=1)
@@ -57,7 +70,7 @@ def forward_transfer(
   return np.array([gains[:t].mean() if t else 0.0 for t in range(len(scores))])
 
 
-def _square(scores: Float[np.ndarray, "stages tasks"], *, ahead: int = 0) -> Float[np.ndarray, "stages tasks"]:
+def _square(scores: Float[AnyArray, "stages tasks"], *, ahead: int = 0) -> Float[np.ndarray, "stages tasks"]:
   """The scores as float64; those of tasks further ahead than the stage's own plus `ahead` are read by nobody."""
   scores = np.asarray(scores, np.float64)
   if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or not len(scores):

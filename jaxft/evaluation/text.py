@@ -4,7 +4,7 @@ import collections
 import re
 import string
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 References = Sequence[str | Sequence[str]]
 
@@ -29,6 +29,10 @@ def rouge(
     ValueError: the lengths differ, or a prediction has no reference.
 
   By `rouge-score`, whose tokenizer keeps only a-z and 0-9: text in any other script scores 0.
+
+  Example:
+    >>> [round(score, 3) for score in rouge(["the cat sat"], ["the cat ran away"])]
+    [0.571]
   """
   try:
     from rouge_score.rouge_scorer import RougeScorer
@@ -48,6 +52,10 @@ def bleu(predictions: Sequence[str], references: References) -> float:
   Raises:
     ImportError: the extra `text-metrics` is not installed.
     ValueError: the lengths differ, or a prediction has no reference.
+
+  Example:
+    >>> round(bleu(["the cat sat on the mat"], ["the cat sat on a mat"]), 2)
+    53.73
   """
   try:
     import sacrebleu
@@ -55,7 +63,7 @@ def bleu(predictions: Sequence[str], references: References) -> float:
     raise ImportError("BLEU needs sacrebleu: pip install 'jaxft[text-metrics]'") from e
   lists = _as_lists(predictions, references)
   # sacrebleu takes one list for each number of reference, None where a text has fewer.
-  streams = [[refs[i] if i < len(refs) else None for refs in lists] for i in range(max(map(len, lists)))]
+  streams: Any = [[refs[i] if i < len(refs) else None for refs in lists] for i in range(max(map(len, lists)))]
   return float(sacrebleu.corpus_bleu(list(predictions), streams).score)
 
 
@@ -71,6 +79,10 @@ def exact_match(predictions: Sequence[str], references: References) -> list[floa
   Raises:
     ValueError: the lengths differ, or a prediction has no reference.
 
+  Example:
+    >>> exact_match(["The Cat.", "a dog"], ["cat", ["cat", "mouse"]])
+    [1.0, 0.0]
+
   Source: Rajpurkar et al. 2016 (arXiv 1606.05250).
   """
   return _best(predictions, references, lambda p, r: float(normalize_answer(p) == normalize_answer(r)))
@@ -83,6 +95,10 @@ def token_f1(predictions: Sequence[str], references: References) -> list[float]:
 
   Raises:
     ValueError: the lengths differ, or a prediction has no reference.
+
+  Example:
+    >>> [round(score, 3) for score in token_f1(["a red cat"], ["the red dog"])]
+    [0.5]
 
   Source: Rajpurkar et al. 2016 (arXiv 1606.05250), with version 2's rule for empty answers.
   """

@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
 
 from jaxft.evaluation.finite import require_finite
+from jaxft.signatures import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,9 @@ class PairedTest:
     return f"{self.mean_difference:+.4f} (p = {self.p_value:.2g})"
 
 
-def paired_test(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> PairedTest:
+def paired_test(
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, confidence: float = 0.95
+) -> PairedTest:
   """Compares two arms that ran with the same seeds, one value a seed.
 
   Args:
@@ -57,6 +61,11 @@ def paired_test(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> Pair
 
   Raises:
     ValueError: the shapes differ, there is no pair, or a value is not finite.
+
+  Example:
+    >>> test = paired_test([0.9, 0.8, 0.7, 0.9], [0.8, 0.6, 0.6, 0.8])
+    >>> test.wins, test.n, round(test.mean_difference, 3), round(test.p_value, 3)
+    (4, 4, 0.125, 0.015)
   """
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   if a.shape != b.shape or a.ndim != 1 or not a.size:
@@ -74,7 +83,7 @@ def paired_test(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> Pair
   half = float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1)) * stderr(difference)
   # From the statistic and not from scipy's `ttest_rel`, which warns where all differences are equal: then p is 0.
   p = 0.0 if half == 0 else float(2 * scipy.stats.t.sf(abs(mean) / stderr(difference), n - 1))
-  return PairedTest(mean, mean - half, mean + half, p, float(scipy.stats.wilcoxon(difference).pvalue), wins, n)
+  return PairedTest(mean, mean - half, mean + half, p, _wilcoxon(difference), wins, n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +114,10 @@ def paired_comparison(a: np.ndarray, b: np.ndarray, *, tolerance: float = 0.0) -
   Raises:
     ValueError: the shapes differ, there is no pair, a value is not finite, or the tolerance is negative.
 
+  Example:
+    >>> paired_comparison(np.array([3.0, 2.0, 1.0]), np.array([1.0, 2.0, 0.0]))
+    PairedComparison(wins=2, ties=1, losses=0, p_value=0.5)
+
   Source: Wilcoxon 1945; by scipy, whose p value is no smaller than 2^(1-n) for n pairs without ties.
   """
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -117,15 +130,24 @@ def paired_comparison(a: np.ndarray, b: np.ndarray, *, tolerance: float = 0.0) -
   difference = a - b
   decided = difference[np.abs(difference) > tolerance]
   wins, losses = int((decided > 0).sum()), int((decided < 0).sum())
-  p = float(scipy.stats.wilcoxon(decided).pvalue) if decided.size else 1.0
+  p = _wilcoxon(decided) if decided.size else 1.0
   return PairedComparison(wins, len(a) - wins - losses, losses, p)
 
 
-def stderr(values: np.ndarray) -> float:
+def _wilcoxon(difference: np.ndarray) -> float:
+  result: Any = scipy.stats.wilcoxon(difference)  # to its annotations a bare tuple
+  return float(result.pvalue)
+
+
+def stderr(values: Sequence[float] | np.ndarray) -> float:
   """Standard error of a mean: sample standard deviation (ddof 1) over sqrt(n); 0 for a single value.
 
   Raises:
     ValueError: not a vector of at least one value, or a value is not finite.
+
+  Example:
+    >>> round(stderr([1.0, 2.0, 3.0]), 3)
+    0.577
   """
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not values.size:
@@ -153,7 +175,8 @@ class Bootstrap:
 
 
 def paired_bootstrap(
-    a: Float[Array, " items"], b: Float[Array, " items"], key: jax.Array, *, draws: int = 1000, confidence: float = 0.95
+    a: Float[AnyArray, " items"], b: Float[AnyArray, " items"], key: jax.Array, *, draws: int = 1000,
+    confidence: float = 0.95,
 ) -> Bootstrap:
   """Compares two models on the same items by resampling the items.
 
@@ -168,6 +191,12 @@ def paired_bootstrap(
 
   Raises:
     ValueError: the shapes differ, there is no item, a value is not finite, or draws < 1.
+
+  Example:
+    >>> a, b = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([0.0, 0.0, 1.0, 0.0])
+    >>> result = paired_bootstrap(a, b, jax.random.key(0))
+    >>> result.mean_difference, result.n
+    (0.5, 4)
 
   Source: Efron and Tibshirani 1993. This is the uncertainty over items; the one over seeds is `paired_test`'s.
   """
@@ -186,7 +215,7 @@ def paired_bootstrap(
 
 
 @jax.jit
-def _resampled_means(values: Float[Array, " items"], keys: jax.Array) -> Float[Array, " draws"]:
+def _resampled_means(values: Float[AnyArray, " items"], keys: jax.Array) -> Float[Array, " draws"]:
   draw = lambda key: jnp.mean(values[jax.random.randint(key, values.shape, 0, values.shape[0])])
   # One draw after the other: all at once would hold draws x items indices.
   return jax.lax.map(draw, keys)

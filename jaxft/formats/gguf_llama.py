@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
 from jaxft.formats.families import LLAMA
@@ -79,7 +80,7 @@ def config_of(file: GGUF) -> DecoderConfig:
 
 
 def load_gguf(
-    file: GGUF, *, dtype: jnp.dtype = jnp.float32, stacked: bool = True
+    file: GGUF, *, dtype: DTypeLike = jnp.float32, stacked: bool = True
 ) -> tuple[dict[str, Any], DecoderConfig]:
   """The params and the config of an open GGUF file of the llama architecture.
 

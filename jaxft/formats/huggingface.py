@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
 from jaxft.formats.families import family_of
@@ -31,7 +32,7 @@ _IGNORED = re.compile(r"(bert\.)?(embeddings\.position_ids|pooler\..*)|.*\.rotar
 
 
 def load_directory(
-    path: str | os.PathLike, *, dtype: jnp.dtype = jnp.float32, stacked: bool = True
+    path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, stacked: bool = True
 ) -> tuple[dict[str, Any], Config]:
   """Loads the params and the config of a Hugging Face folder.
 
@@ -60,7 +61,7 @@ def load_directory(
 
 
 def build_params(
-    tensors: Tensors, read: Callable[[Rule, int | None], np.ndarray], *, dtype: jnp.dtype = jnp.float32,
+    tensors: Tensors, read: Callable[[Rule, int | None], np.ndarray], *, dtype: DTypeLike = jnp.float32,
     stacked: bool = True,
 ) -> dict[str, Any]:
   """A params tree from a function that reads one layer's tensor, in our layout.
@@ -82,7 +83,7 @@ def build_params(
   return params
 
 
-def _filled(shape: tuple[int, ...], parts: Any, dtype: jnp.dtype) -> jax.Array:
+def _filled(shape: tuple[int, ...], parts: Any, dtype: DTypeLike) -> jax.Array:
   out = np.empty(shape, dtype)
   for index, tensor in parts:
     out[index] = tensor

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
 from jaxft.checks import nearest
@@ -52,7 +53,7 @@ class Pretrained:
     return family_of(self.config).kind
 
 
-def load(name_or_path: str | os.PathLike, *, dtype: jnp.dtype = jnp.float32, stacked: bool = True) -> Pretrained:
+def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Pretrained:
   """Loads a pretrained model.
 
   Args:
@@ -102,7 +103,7 @@ def _checked(model: Pretrained) -> Pretrained:
   return model
 
 
-def _tiny(preset: str, *, dtype: jnp.dtype, stacked: bool) -> Pretrained:
+def _tiny(preset: str, *, dtype: DTypeLike, stacked: bool) -> Pretrained:
   """A model of a preset's architecture with few, random weights; of the preset's files its weights are not read."""
   path = fetch(preset)
   config = tiny_config(read_config(path))

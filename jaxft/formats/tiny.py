@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxft.formats.families import family_of
 from jaxft.formats.huggingface_config import Config
@@ -27,7 +28,7 @@ def tiny_config(config: Config) -> Config:
   return dataclasses.replace(family_of(config).shrink(config, HEADS, DIM), num_layers=LAYERS)
 
 
-def init_tiny(config: Config, *, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+def init_tiny(config: Config, *, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
   """Random params for a `tiny_config`, stacked, the same at every call."""
   rng = np.random.default_rng(0)  # not the model's own init: what XLA compiles for it takes longer than all else here
 

@@ -9,6 +9,7 @@ from jaxtyping import Array
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
+from jaxft.signatures import AnyArray
 from jaxft.tree.paths import is_structured
 
 
@@ -31,7 +32,7 @@ class Annotated:
   def dot_transposed(self, x: Array) -> Array:
     return dot_transposed(x, self.w)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     return lookup(self.w, ids)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
+from jaxft.signatures import AnyArray
 
 
 @leaf_class(meta=("scale",))
@@ -29,7 +30,7 @@ class Sum:
   def dot_transposed(self, x: Array) -> Array:
     return dot_transposed(x, self.w) + self.scale * dot_transposed(x, self.delta)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     return lookup(self.w, ids) + self.scale * lookup(self.delta, ids).astype(self.dtype)
 
 
@@ -59,5 +60,5 @@ class Formed:
   def dot_transposed(self, x: Array) -> Array:
     return jax.checkpoint(lambda x, leaf: dot_transposed(x, leaf.materialize()))(x, self)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     return jnp.take(self.materialize(), ids, axis=0)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.losses.reduction import count_of
-from jaxft.signatures import check_arrays
+from jaxft.signatures import AnyArray, check_arrays
 
 
 @check_arrays
 def entropy(
-    logits: Float[Array, "batch classes"], where: Bool[Array, " batch"] | None = None
+    logits: Float[AnyArray, "batch classes"], where: Bool[AnyArray, " batch"] | None = None
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """`-sum_c p_c log p_c` of `p = softmax(logits)`, in nats: minimized at test time, it makes predictions certain.
 
@@ -22,6 +22,11 @@ def entropy(
 
   Returns:
     `(values, weights)`, float32: values in [0, log classes].
+
+  Example:
+    >>> values, weights = entropy(jnp.zeros((2, 4)), where=jnp.array([True, False]))
+    >>> np.array(values).round(3), weights
+    (array([1.386, 0.   ], dtype=float32), Array([1., 0.], dtype=float32))
 
   Source: as an objective at test time Wang et al. 2021, Tent (arXiv 2006.10726); of merging coefficients Yang et al.
   2024, AdaMerging (arXiv 2310.02575).
@@ -35,13 +40,13 @@ def entropy(
 
 @check_arrays
 def pseudo_label(
-    weak_logits: Float[Array, "batch classes"],
-    strong_logits: Float[Array, "batch classes"],
+    weak_logits: Float[AnyArray, "batch classes"],
+    strong_logits: Float[AnyArray, "batch classes"],
     *,
-    threshold: float | Float[Array, ""] = 0.95,
+    threshold: float | Float[AnyArray, ""] = 0.95,
     power: float | None = None,
     mean_over: Literal["batch", "certain"] = "batch",
-    where: Bool[Array, " batch"] | None = None,
+    where: Bool[AnyArray, " batch"] | None = None,
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """Cross-entropy of a strongly augmented view on what the model predicts of a weak one, where it is certain.
 
@@ -63,6 +68,12 @@ def pseudo_label(
   Raises:
     ValueError: threshold, power or mean_over out of range.
 
+  Example:
+    >>> weak, strong = jnp.array([[9.0, 0.0], [0.1, 0.0]]), jnp.zeros((2, 2))
+    >>> values, weights = pseudo_label(weak, strong)  # the second example is not certain enough
+    >>> np.array(values).round(3), weights
+    (array([0.693, 0.   ], dtype=float32), Array([1., 1.], dtype=float32))
+
   Source: Sohn et al. 2020, FixMatch (arXiv 2001.07685); soft targets as in UFM, Zhang et al. 2024 (arXiv 2407.02880),
   appendix E, whose code halves the probabilities in place of taking their root and so changes nothing.
   """
@@ -83,6 +94,6 @@ def pseudo_label(
   return jnp.where(certain, values, 0.0), count_of(kept if mean_over == "batch" else certain, values.shape)
 
 
-def _float32(logits: Float[Array, "batch classes"], kept: Bool[Array, " batch"]) -> Float[Array, "batch classes"]:
+def _float32(logits: Float[AnyArray, "batch classes"], kept: Bool[AnyArray, " batch"]) -> Float[Array, "batch classes"]:
   """What does not count is replaced before it is read: NaN and infinity then reach neither value nor gradient."""
   return jnp.where(kept[:, None], logits, 0).astype(jnp.float32)

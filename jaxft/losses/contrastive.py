@@ -8,29 +8,42 @@ the values of its rows and what they weigh, 0 for padding: `Mean.of(*info_nce(..
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.losses.reduction import count_of
-from jaxft.signatures import check_arrays
+from jaxft.signatures import AnyArray, check_arrays
 
 _NORM_FLOOR = 1e-8
 
 
 @check_arrays
-def normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-  """Unit vectors `x / max(|x|, 1e-8)` in float32; a zero vector stays zero, with a finite gradient."""
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def normalize(x: Float[AnyArray, "*batch dim"]) -> Float[Array, "*batch dim"]:
+  """Unit vectors `x / max(|x|, 1e-8)` in float32; a zero vector stays zero, with a finite gradient.
+
+  Example:
+    >>> normalize(jnp.array([[3.0, 4.0]]))
+    Array([[0.6, 0.8]], dtype=float32)
+  """
+  x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
   square = jnp.sum(x * x, axis=-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(square, _NORM_FLOOR**2))
 
 
 @check_arrays
-def cosine_similarity(a: Float[Array, "rows dim"], b: Float[Array, "columns dim"]) -> Float[Array, "rows columns"]:
-  """All pairs `<a_i, b_j> / (|a_i| |b_j|)`, in float32."""
+def cosine_similarity(
+    a: Float[AnyArray, "rows dim"], b: Float[AnyArray, "columns dim"]
+) -> Float[Array, "rows columns"]:
+  """All pairs `<a_i, b_j> / (|a_i| |b_j|)`, in float32.
+
+  Example:
+    >>> cosine_similarity(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))
+    Array([[ 1.,  0., -1.]], dtype=float32)
+  """
   return _products(normalize(a), normalize(b))
 
 
-def _products(a: Float[Array, "rows dim"], b: Float[Array, "columns dim"]) -> Float[Array, "rows columns"]:
+def _products(a: Float[AnyArray, "rows dim"], b: Float[AnyArray, "columns dim"]) -> Float[Array, "rows columns"]:
   # Accelerators round float32 factors to bfloat16 unless told otherwise: 4e-3 in a cosine is 0.4 in a logit at
   # temperature 0.01, and makes ties of what a guide tells apart.
   return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
@@ -38,12 +51,12 @@ def _products(a: Float[Array, "rows dim"], b: Float[Array, "columns dim"]) -> Fl
 
 @check_arrays
 def info_nce(
-    similarity: Float[Array, "batch candidates"],
-    positive: Int[Array, " batch"],
+    similarity: Float[AnyArray, "batch candidates"],
+    positive: Int[AnyArray, " batch"],
     *,
-    temperature: float | Float[Array, ""],
-    drop: Bool[Array, "batch candidates"] | None = None,
-    where: Bool[Array, " batch"] | None = None,
+    temperature: float | Float[AnyArray, ""],
+    drop: Bool[AnyArray, "batch candidates"] | None = None,
+    where: Bool[AnyArray, " batch"] | None = None,
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """InfoNCE: how far each row's positive is from winning the softmax over its candidates.
 
@@ -63,6 +76,12 @@ def info_nce(
   Raises:
     ValueError: temperature <= 0.
 
+  Example:
+    >>> similarity = cosine_similarity(jnp.eye(2), jnp.eye(2))
+    >>> values, weights = info_nce(similarity, jnp.arange(2), temperature=1.0)
+    >>> round(float(Mean.of(values, weights).value), 3)
+    0.313
+
   Source: van den Oord et al. 2018 (arXiv 1807.03748), with cosine similarities and a temperature in place of the
   bilinear score.
   """
@@ -72,7 +91,7 @@ def info_nce(
     drop = drop & ~jax.nn.one_hot(positive, similarity.shape[1], dtype=bool)
   known = (positive >= 0) & (positive < similarity.shape[1])
 
-  def loss(logits: Float[Array, "batch candidates"]) -> Float[Array, " batch"]:
+  def loss(logits: Float[AnyArray, "batch candidates"]) -> Float[Array, " batch"]:
     values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, positive, 0))
     return jnp.where(known, values, jnp.nan)
 
@@ -81,12 +100,12 @@ def info_nce(
 
 @check_arrays
 def supervised_contrastive(
-    similarity: Float[Array, "batch candidates"],
-    positives: Bool[Array, "batch candidates"],
+    similarity: Float[AnyArray, "batch candidates"],
+    positives: Bool[AnyArray, "batch candidates"],
     *,
-    temperature: float | Float[Array, ""] = 0.07,
-    drop: Bool[Array, "batch candidates"] | None = None,
-    where: Bool[Array, " batch"] | None = None,
+    temperature: float | Float[AnyArray, ""] = 0.07,
+    drop: Bool[AnyArray, "batch candidates"] | None = None,
+    where: Bool[AnyArray, " batch"] | None = None,
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """SupCon: InfoNCE with several positives in a row, averaged outside the logarithm.
 
@@ -106,6 +125,12 @@ def supervised_contrastive(
   Raises:
     ValueError: temperature <= 0.
 
+  Example:
+    >>> positives = jnp.array([[True, True, False]])
+    >>> values, weights = supervised_contrastive(jnp.zeros((1, 3)), positives)
+    >>> np.array(values).round(3)  # log 3
+    array([1.099], dtype=float32)
+
   Source: Khosla et al. 2020 (arXiv 2004.11362), equation 2 (`L_out`), without its base temperature. The source's code
   counts the 0 of a row without a positive in its mean.
   """
@@ -115,7 +140,7 @@ def supervised_contrastive(
     positives = positives & ~drop
   count = jnp.sum(positives, axis=-1)
 
-  def loss(logits: Float[Array, "batch candidates"]) -> Float[Array, " batch"]:
+  def loss(logits: Float[AnyArray, "batch candidates"]) -> Float[Array, " batch"]:
     log_probs = jnp.where(positives, jax.nn.log_softmax(logits), 0)
     return -jnp.sum(log_probs, axis=-1) / jnp.maximum(count, 1)
 
@@ -137,20 +162,20 @@ def _row_losses(loss, similarity, temperature, drop, where):
   return values if where is None else jnp.where(where, values, 0), count_of(where, values.shape)
 
 
-def _check_temperature(temperature: float | Float[Array, ""]) -> None:
-  if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+def _check_temperature(temperature: float | Float[AnyArray, ""]) -> None:
+  if not isinstance(temperature, Tracer) and not temperature > 0:
     raise ValueError(f"temperature must be > 0; got {temperature}")
 
 
 @check_arrays
 def contrastive_blocks(
-    query: Float[Array, "batch dim"],
-    positive: Float[Array, "batch dim"],
-    negative: Float[Array, "batch negatives dim"] | None = None,
+    query: Float[AnyArray, "batch dim"],
+    positive: Float[AnyArray, "batch dim"],
+    negative: Float[AnyArray, "batch negatives dim"] | None = None,
     *,
     queries: bool = True,
     positives: bool = True,
-    where: Bool[Array, " batch"] | None = None,
+    where: Bool[AnyArray, " batch"] | None = None,
 ) -> tuple[Float[Array, "batch candidates"], Int[Array, " batch"], Bool[Array, "batch candidates"]]:
   """Cosine similarities of each row with every candidate of the batch, side by side in one layout.
 
@@ -169,6 +194,11 @@ def contrastive_blocks(
     similarity: as laid out above.
     positive_index: the column of each row's positive, which is i.
     drop: True at self pairs (the diagonals of the last two blocks) and at the candidates of padding rows.
+
+  Example:
+    >>> similarity, positive, same = contrastive_blocks(jnp.eye(2), jnp.eye(2), positives=False)
+    >>> similarity.shape, positive  # candidates: the two positives, then the other queries
+    ((2, 4), Array([0, 1], dtype=int32))
   """
   if where is not None:
     # Zeroed here, not only dropped below: a NaN in a padding row would come back through the gradient as 0 * NaN.
@@ -194,14 +224,14 @@ def contrastive_blocks(
 
 @check_arrays
 def multiple_negatives_ranking(
-    query: Float[Array, "batch dim"],
-    positive: Float[Array, "batch dim"],
-    negative: Float[Array, "batch negatives dim"] | None = None,
+    query: Float[AnyArray, "batch dim"],
+    positive: Float[AnyArray, "batch dim"],
+    negative: Float[AnyArray, "batch negatives dim"] | None = None,
     *,
-    temperature: float | Float[Array, ""] = 0.05,
+    temperature: float | Float[AnyArray, ""] = 0.05,
     queries: bool = False,
     positives: bool = False,
-    where: Bool[Array, " batch"] | None = None,
+    where: Bool[AnyArray, " batch"] | None = None,
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """InfoNCE against every other example of the batch; with `queries` and `positives`, GTE's extended form.
 
@@ -220,6 +250,11 @@ def multiple_negatives_ranking(
   Raises:
     ValueError: temperature <= 0.
 
+  Example:
+    >>> values, weights = multiple_negatives_ranking(jnp.eye(3), jnp.eye(3), temperature=1.0)
+    >>> np.array(values).round(3), weights
+    (array([0.551, 0.551, 0.551], dtype=float32), Array([1., 1., 1.], dtype=float32))
+
   Source: Henderson et al. 2017 (arXiv 1705.00652); Li et al. 2023 (arXiv 2308.03281) for the extended form.
   """
   similarity, index, drop = contrastive_blocks(
@@ -230,11 +265,11 @@ def multiple_negatives_ranking(
 
 @check_arrays
 def clip(
-    a: Float[Array, "batch dim"],
-    b: Float[Array, "batch dim"],
+    a: Float[AnyArray, "batch dim"],
+    b: Float[AnyArray, "batch dim"],
     *,
-    temperature: float | Float[Array, ""] = 0.07,
-    where: Bool[Array, " batch"] | None = None,
+    temperature: float | Float[AnyArray, ""] = 0.07,
+    where: Bool[AnyArray, " batch"] | None = None,
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """CLIP's symmetric InfoNCE: row i of `a` must find row i of `b`, and the other way around; the mean of the two.
 
@@ -249,6 +284,11 @@ def clip(
 
   Raises:
     ValueError: temperature <= 0.
+
+  Example:
+    >>> values, weights = clip(jnp.eye(3), jnp.eye(3), temperature=1.0)
+    >>> np.array(values).round(3), weights
+    (array([0.551, 0.551, 0.551], dtype=float32), Array([1., 1., 1.], dtype=float32))
 
   Source: Radford et al. 2021 (arXiv 2103.00020), where the temperature is trained from 0.07.
   """

@@ -1,6 +1,7 @@
 """GISTEmbed: contrastive learning in which a frozen guide says which candidates are false negatives."""
 
 import math
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -9,20 +10,20 @@ from jaxtyping import Array, Bool, Float
 
 from jaxft.checks import one_of
 from jaxft.losses.contrastive import contrastive_blocks, info_nce
-from jaxft.signatures import check_arrays
+from jaxft.signatures import AnyArray, check_arrays
 
 MarginStrategy = Literal["absolute", "relative"]
 
 
 @check_arrays
 def false_negative_mask(
-    guide_similarity: Float[Array, "batch candidates"],
-    guide_positive: Float[Array, " batch"],
+    guide_similarity: Float[AnyArray, "batch candidates"],
+    guide_positive: Float[AnyArray, " batch"],
     *,
     margin: float = 0.0,
     strategy: MarginStrategy = "absolute",
     inclusive: bool = False,
-    protect: Bool[Array, "batch candidates"] | None = None,
+    protect: Bool[AnyArray, "batch candidates"] | None = None,
 ) -> Bool[Array, "batch candidates"]:
   """True where a guide finds a candidate closer to the row than the row's own positive: likely a false negative.
 
@@ -41,35 +42,40 @@ def false_negative_mask(
   Raises:
     ValueError: an unknown strategy, or a margin that is not finite.
 
+  Example:
+    >>> false_negative_mask(jnp.array([[0.8, 0.9, 0.1]]), jnp.array([0.8]))
+    Array([[False,  True, False]], dtype=bool)
+
   Source: GISTEmbed, Solatorio 2024 (arXiv 2402.16829), which has the strict comparison and margin 0; margins as in
   sentence-transformers.
   """
   one_of("strategy", strategy, get_args(MarginStrategy))
   if isinstance(margin, (int, float)) and not math.isfinite(margin):
     raise ValueError(f"margin must be finite; got {margin}")
+  similarity = jnp.asarray(guide_similarity)
   slack = margin if strategy == "absolute" else margin * jnp.abs(guide_positive)
   threshold = (guide_positive - slack)[:, None]
-  drop = guide_similarity >= threshold if inclusive else guide_similarity > threshold
+  drop = similarity >= threshold if inclusive else similarity > threshold
   return drop if protect is None else drop & ~protect
 
 
 @check_arrays
 def guided_info_nce(
-    query: Float[Array, "batch dim"],
-    positive: Float[Array, "batch dim"],
-    negative: Float[Array, "batch negatives dim"] | None,
-    guide_query: Float[Array, "batch guide_dim"],
-    guide_positive: Float[Array, "batch guide_dim"],
-    guide_negative: Float[Array, "batch negatives guide_dim"] | None,
+    query: Float[AnyArray, "batch dim"],
+    positive: Float[AnyArray, "batch dim"],
+    negative: Float[AnyArray, "batch negatives dim"] | None,
+    guide_query: Float[AnyArray, "batch guide_dim"],
+    guide_positive: Float[AnyArray, "batch guide_dim"],
+    guide_negative: Float[AnyArray, "batch negatives guide_dim"] | None,
     *,
-    temperature: float | Float[Array, ""] = 0.01,
+    temperature: float | Float[AnyArray, ""] = 0.01,
     margin: float = 0.0,
     strategy: MarginStrategy = "absolute",
     queries: bool = True,
     positives: bool = True,
     inclusive: bool = False,
     hard: bool = False,
-    where: Bool[Array, " batch"] | None = None,
+    where: Bool[AnyArray, " batch"] | None = None,
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """GISTEmbed: in-batch InfoNCE without the candidates that a frozen guide ranks above the row's own positive.
 
@@ -89,6 +95,12 @@ def guided_info_nce(
   Raises:
     ValueError: only one of `negative` and `guide_negative` is given, temperature <= 0, or see `false_negative_mask`.
 
+  Example:
+    >>> texts, guide = jnp.eye(3), jnp.ones((3, 2))  # to the guide all texts are alike
+    >>> values, weights = guided_info_nce(texts, texts, None, guide, guide, None, temperature=1.0)
+    >>> values.shape, weights
+    ((3,), Array([1., 1., 1.], dtype=float32))
+
   Source: Solatorio 2024 (arXiv 2402.16829). Departures: self pairs are dropped explicitly, where the source relies on
   the guide's similarity with itself exceeding the threshold (false for a row whose positive is a copy of its query);
   any number of negatives; on a mesh the query-query block spans all devices, where sentence-transformers keeps it
@@ -97,10 +109,10 @@ def guided_info_nce(
   if (negative is None) != (guide_negative is None):
     given, missing = ("negative", "guide_negative") if guide_negative is None else ("guide_negative", "negative")
     raise ValueError(f"{missing} must be given with {given}; got None")
-  layout = dict(queries=queries, positives=positives, where=where)
-  similarity, index, drop = contrastive_blocks(query, positive, negative, **layout)
+  blocks = partial(contrastive_blocks, queries=queries, positives=positives, where=where)
+  similarity, index, drop = blocks(query, positive, negative)
   guide = jax.tree.map(jax.lax.stop_gradient, (guide_query, guide_positive, guide_negative))
-  guide_similarity, _, _ = contrastive_blocks(*guide, **layout)
+  guide_similarity, _, _ = blocks(*guide)
   rows = jnp.arange(query.shape[0])
   drop |= false_negative_mask(
       guide_similarity, guide_similarity[rows, index], margin=margin, strategy=strategy, inclusive=inclusive

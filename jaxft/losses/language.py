@@ -16,18 +16,18 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxft.checks import one_of
 from jaxft.losses.reduction import Mean
-from jaxft.signatures import check_arrays
+from jaxft.signatures import AnyArray, check_arrays
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
 
 
 @check_arrays
 def token_weights(
-    tokens: Int[Array, "batch time"],
-    where: Bool[Array, "batch time"] | Num[Array, "batch time"] | None = None,
+    tokens: Int[AnyArray, "batch time"],
+    where: Bool[AnyArray, "batch time"] | Num[AnyArray, "batch time"] | None = None,
     *,
-    mask: Bool[Array, "batch time"] | Num[Array, "batch time"] | None = None,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    mask: Bool[AnyArray, "batch time"] | Num[AnyArray, "batch time"] | None = None,
+    segment_ids: Int[AnyArray, "batch time"] | None = None,
 ) -> Float[Array, "batch time"]:
   """How much each token counts: nothing where nothing before it in its own sequence predicts it.
 
@@ -39,6 +39,10 @@ def token_weights(
 
   Returns:
     The weights, float32.
+
+  Example:
+    >>> token_weights(jnp.array([[5, 6, 7, 0]]), where=jnp.array([[1, 1, 1, 0]]), mask=jnp.array([[0, 1, 1, 0]]))
+    Array([[0., 0., 1., 0.]], dtype=float32)
   """
   predicted = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) > 0, tokens.shape)
   if mask is not None:
@@ -51,11 +55,11 @@ def token_weights(
 
 @check_arrays
 def token_log_probs(
-    logits: Float[Array, "batch time vocab"],
-    tokens: Int[Array, "batch time"],
-    where: Bool[Array, "batch time"] | Num[Array, "batch time"] | None = None,
+    logits: Float[AnyArray, "batch time vocab"],
+    tokens: Int[AnyArray, "batch time"],
+    where: Bool[AnyArray, "batch time"] | Num[AnyArray, "batch time"] | None = None,
     *,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[AnyArray, "batch time"] | None = None,
 ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
   """Log-probability of each token given those before it: `log softmax(logits[:, t-1])[tokens[:, t]]`, in float32.
 
@@ -68,6 +72,11 @@ def token_log_probs(
 
   Returns:
     `(values, weights)`, float32: values in nats; both are 0 where nothing is wanted or predicted.
+
+  Example:
+    >>> values, weights = token_log_probs(jnp.zeros((1, 3, 4)), jnp.array([[1, 2, 3]]))
+    >>> np.array(values).round(3), weights  # no token predicts the first
+    (array([[ 0.   , -1.386, -1.386]], dtype=float32), Array([[0., 1., 1.]], dtype=float32))
   """
   weights = token_weights(tokens, where, segment_ids=segment_ids)
   log_probs, _ = _score(logits, tokens, weights != 0)
@@ -76,12 +85,12 @@ def token_log_probs(
 
 @check_arrays
 def sequence_log_probs(
-    logits: Float[Array, "batch time vocab"],
-    tokens: Int[Array, "batch time"],
-    mask: Bool[Array, "batch time"] | Int[Array, "batch time"],
+    logits: Float[AnyArray, "batch time vocab"],
+    tokens: Int[AnyArray, "batch time"],
+    mask: Bool[AnyArray, "batch time"] | Int[AnyArray, "batch time"],
     *,
     normalize: Literal["tokens"] | None = None,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[AnyArray, "batch time"] | None = None,
 ) -> tuple[Float[Array, "batch *segments"], Float[Array, "batch *segments"]]:  # noqa: F821
   """Log-probability of the masked tokens of each sequence: multiple choice, GRAPE, DPO and its kin rest on it.
 
@@ -99,6 +108,12 @@ def sequence_log_probs(
 
   Raises:
     ValueError: an unknown `normalize`.
+
+  Example:
+    >>> logits, tokens = jnp.zeros((1, 3, 4)), jnp.array([[1, 2, 3]])
+    >>> values, weights = sequence_log_probs(logits, tokens, jnp.array([[0, 1, 1]]))
+    >>> np.array(values).round(3), weights  # 2 log 1/4
+    (array([-2.773], dtype=float32), Array([1.], dtype=float32))
   """
   if normalize not in (None, "tokens"):
     raise ValueError(f"normalize must be None or 'tokens'; got {normalize!r}")
@@ -111,13 +126,13 @@ def sequence_log_probs(
 
 @check_arrays
 def weighted_nll(
-    logits: Float[Array, "batch time vocab"],
-    tokens: Int[Array, "batch time"],
-    weights: Bool[Array, "batch time"] | Num[Array, "batch time"],
+    logits: Float[AnyArray, "batch time vocab"],
+    tokens: Int[AnyArray, "batch time"],
+    weights: Bool[AnyArray, "batch time"] | Num[AnyArray, "batch time"],
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[AnyArray, "batch time"] | None = None,
 ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
   """Next-token cross-entropy and the weights it counts with: `Mean.of(*weighted_nll(...))` is the usual loss.
 
@@ -138,6 +153,11 @@ def weighted_nll(
   Raises:
     ValueError: label_smoothing or z_loss out of range.
 
+  Example:
+    >>> values, weights = weighted_nll(jnp.zeros((1, 3, 4)), jnp.array([[1, 2, 3]]), jnp.array([[0, 1, 1]]))
+    >>> round(float(Mean.of(values, weights).value), 3)  # log 4
+    1.386
+
   Sources: Szegedy et al. 2015 (arXiv 1512.00567), label smoothing; Chowdhery et al. 2022 (arXiv 2204.02311), z-loss.
   """
   if not 0 <= label_smoothing < 1:
@@ -156,12 +176,12 @@ def weighted_nll(
 
 @check_arrays
 def aggregate_tokens(
-    values: Float[Array, "batch time"],
-    weights: Bool[Array, "batch time"] | Num[Array, "batch time"],
+    values: Float[AnyArray, "batch time"],
+    weights: Bool[AnyArray, "batch time"] | Num[AnyArray, "batch time"],
     *,
     mode: Aggregation = "token-mean",
     max_length: int | None = None,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[AnyArray, "batch time"] | None = None,
 ) -> Mean:
   """Reduces values per token in one of the four ways that post-training losses differ by.
 
@@ -181,6 +201,11 @@ def aggregate_tokens(
 
   Raises:
     ValueError: an unknown mode, `max_length` with another mode, below 1, or missing for packed rows.
+
+  Example:
+    >>> values, weights = jnp.array([[1.0, 1.0, 1.0], [4.0, 0.0, 0.0]]), jnp.array([[1, 1, 1], [1, 0, 0]])
+    >>> [float(aggregate_tokens(values, weights, mode=m).value) for m in ("token-mean", "seq-mean-token-mean")]
+    [1.75, 2.5]
 
   Sources: mode names as in verl; Yu et al. 2025 (arXiv 2503.14476), DAPO; Liu et al. 2025 (arXiv 2503.20783), Dr. GRPO.
   """
@@ -206,7 +231,7 @@ def aggregate_tokens(
 
 
 def _sequence_sums(
-    x: Float[Array, "batch time"], segment_ids: Int[Array, "batch time"] | None
+    x: Float[AnyArray, "batch time"], segment_ids: Int[AnyArray, "batch time"] | None
 ) -> Float[Array, "batch *segments"]:  # noqa: F821
   """Sums over rows, or over the sequences of packed rows, `[batch, time]`: entry k is the row's sequence number k."""
   if segment_ids is None:

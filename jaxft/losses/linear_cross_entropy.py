@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,16 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from jaxft.leaves import dot
 from jaxft.leaves.products import dot_transposed
 from jaxft.losses.reduction import count_of
-from jaxft.signatures import check_arrays
+from jaxft.signatures import AnyArray, check_arrays
 
 
 @check_arrays
 def linear_cross_entropy(
-    hidden: Float[Array, "*batch time dim"],
+    hidden: Float[AnyArray, "*batch time dim"],
     head: Any,
-    labels: Int[Array, "*batch time"],
+    labels: Int[AnyArray, "*batch time"],
     *,
-    where: Bool[Array, "*batch time"] | Num[Array, "*batch time"] | None = None,
+    where: Bool[AnyArray, "*batch time"] | Num[AnyArray, "*batch time"] | None = None,
     transposed: bool = False,
     chunk: int = 256,
 ) -> tuple[Float[Array, "*batch time"], Float[Array, "*batch time"]]:
@@ -48,6 +48,12 @@ def linear_cross_entropy(
 
   Raises:
     ValueError: shapes that do not fit, or a chunk below 1.
+
+  Example:
+    >>> hidden, head = jnp.ones((2, 3)), jnp.zeros((3, 5))
+    >>> values, weights = linear_cross_entropy(hidden, head, jnp.array([0, 4]))
+    >>> np.array(values).round(3), weights  # log 5
+    (array([1.609, 1.609], dtype=float32), Array([1., 1.], dtype=float32))
   """
   if not hasattr(head, "shape") or len(head.shape) != 2:
     raise ValueError(f"head must be a matrix, an array or a structured leaf; got {getattr(head, 'shape', type(head))}")
@@ -57,15 +63,15 @@ def linear_cross_entropy(
   if chunk < 1:
     raise ValueError(f"chunk must be at least 1; got {chunk}")
   weights = count_of(where, labels.shape)
-  if where is not None:
-    counts = weights != 0
+  counts = None if where is None else weights != 0
+  if counts is not None:
     hidden = jnp.where(counts[..., None], hidden, 0)  # garbage at masked positions must not reach the products
     labels = jnp.where(counts, labels, 0)
   leaves, structure = jax.tree.flatten(head)
   pieces = math.ceil(labels.shape[-1] / chunk)
   contract = dot_transposed if transposed else dot
-  nll = _nll(_Head(structure, contract, pieces), hidden, leaves, labels)
-  return nll if where is None else jnp.where(counts, nll, 0.0), weights
+  nll = cast(Array, _nll(_Head(structure, contract, pieces), hidden, leaves, labels))
+  return nll if counts is None else jnp.where(counts, nll, 0.0), weights
 
 
 class _Head:

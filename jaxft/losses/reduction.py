@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from jaxft.signatures import AnyArray
+
 
 class Mean(NamedTuple):
   """A weighted mean kept as its two sums, so that parts add up to the whole.
@@ -30,8 +32,8 @@ class Mean(NamedTuple):
   @classmethod
   def of(
       cls,
-      values: Float[Array, " *shape"],
-      where: Bool[Array, "*#shape"] | Int[Array, "*#shape"] | Float[Array, "*#shape"] | None = None,
+      values: Float[AnyArray, " *shape"],
+      where: Bool[AnyArray, "*#shape"] | Int[AnyArray, "*#shape"] | Float[AnyArray, "*#shape"] | None = None,
   ) -> "Mean":
     """Sums values and weights in float32 (float64 stays float64).
 
@@ -75,7 +77,7 @@ class Mean(NamedTuple):
 
 
 def count_of(
-    where: Bool[Array, " *shape"] | Num[Array, " *shape"] | None, shape: tuple[int, ...]
+    where: Bool[AnyArray, " *shape"] | Num[AnyArray, " *shape"] | None, shape: tuple[int, ...]
 ) -> Float[Array, " *shape"]:
   """A mask, or weights, as the weights that a loss gives beside its values; ones where there is none."""
-  return jnp.ones(shape, jnp.float32) if where is None else where.astype(jnp.float32)
+  return jnp.ones(shape, jnp.float32) if where is None else jnp.asarray(where, jnp.float32)

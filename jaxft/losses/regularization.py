@@ -28,6 +28,10 @@ def l1_to_reference(
   Raises:
     ValueError: the trees or shapes differ.
 
+  Example:
+    >>> float(l1_to_reference({"w": jnp.array([1.0, -2.0])}, {"w": jnp.zeros(2)}))
+    1.5
+
   Source: Ansell et al. 2022, LT-SFT (arXiv 2110.07560), with a weight of 0.1 for language modelling.
   """
   # |x| as x sign(x): the derivative of jnp.abs at 0 is 1 in some versions of JAX.
@@ -47,6 +51,10 @@ def l2_to_reference(
   Raises:
     ValueError: the trees or shapes differ.
 
+  Example:
+    >>> float(l2_to_reference({"w": jnp.array([1.0, -2.0])}, {"w": jnp.zeros(2)}))
+    2.5
+
   Source: Li et al. 2018 (arXiv 1802.01483).
   """
   return _distance(jnp.square, params, reference, where, normalizer)
@@ -59,6 +67,10 @@ def sum_of_norms(tree: Tree, *, leading: int = 0, eps: float = 1e-12) -> Float[A
     tree: a tree of arrays, such as the scores of a learned mask; holes are passed over.
     leading: axes in front that count tensors, 1 for stacked layers, so that the penalty is that of unrolled ones.
     eps: added under the root, for the gradient at zero.
+
+  Example:
+    >>> float(sum_of_norms({"w": jnp.array([3.0, 4.0]), "b": jnp.array([2.0])}))
+    7.0
 
   Source: the penalty of Zheng et al. 2023, R-AMT (arXiv 2307.15049), with a weight of 1e-4.
   """

@@ -9,6 +9,7 @@ import numpy as np
 from jaxft.merging.kernels.methods import WEIGHTED, linear_settings
 from jaxft.merging.kernels.namespace import float32
 from jaxft.merging.trees import merge_trees
+from jaxft.signatures import AnyArray
 from jaxft.tree.paths import Tree, is_leaf
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -81,5 +82,5 @@ def _running(models: Iterable[Tree], weights: Sequence[float] | None, normalize:
   return jax.tree.map(finish, first, moved, is_leaf=is_leaf)
 
 
-def _zeros(x: jax.Array | None) -> jax.Array | None:
+def _zeros(x: AnyArray | None) -> jax.Array | None:
   return None if x is None or not jnp.issubdtype(x.dtype, jnp.floating) else jnp.zeros(x.shape, jnp.float32)

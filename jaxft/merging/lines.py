@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxft.signatures import AnyArray
 from jaxft.tree.depth import layer_of as default_layer_of, num_layers
 from jaxft.tree.paths import Tree, map_with_path
 
@@ -40,7 +41,7 @@ def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "l
 
 def scale_by_depth(
     delta: Tree,
-    coefficients: Float[Array, " layers"],
+    coefficients: Float[AnyArray, " layers"],
     *,
     outside: float | Array,
     layer_of: Callable[[str, Any], int | np.ndarray | None] = default_layer_of,

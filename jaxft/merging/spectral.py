@@ -58,7 +58,9 @@ def reduce_intruders(
   return map_with_path(edit, tuned)
 
 
-def truncated_factors(delta: Float[Array, "m n"], rank: int) -> tuple[Float[Array, "m rank"], Float[Array, "rank n"]]:
+def truncated_factors(
+    delta: Float[Array, "*stack m n"], rank: int
+) -> tuple[Float[Array, "*stack m rank"], Float[Array, "*stack rank n"]]:
   """The best factors `a [m, rank]`, `b [rank, n]` of a matrix, the singular values shared evenly: a LoRA of an update.
 
   Exact where the matrix has no more than that rank.

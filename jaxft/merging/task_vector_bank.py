@@ -7,13 +7,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from jaxft.signatures import AnyArray
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
 def rank_by_feature(
-    features: Float[Array, "n dim"], target: Float[Array, " dim"], budget: int
+    features: Float[AnyArray, "n dim"], target: Float[AnyArray, " dim"], budget: int
 ) -> Int[np.ndarray, " budget"]:
   """The tasks whose mean feature has the largest cosine with the target's, best first.
 

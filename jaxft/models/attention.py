@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxft.signatures import AnyArray
+
 
 def attend(
     query: Float[Array, "batch time heads head_dim"],
     key: Float[Array, "batch slots kv_heads head_dim"],
     value: Float[Array, "batch slots kv_heads head_dim"],
-    mask: Bool[Array, "#batch #time seen"] | None = None,
+    mask: Bool[AnyArray, "#batch #time seen"] | None = None,
     *,
     causal: bool = False,
     implementation: str | None = None,
@@ -60,12 +62,12 @@ def _attend(query, key, value, mask):
   return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, head_dim)
 
 
-def same_segment(segment_ids: Int[Array, "batch time"]) -> Bool[Array, "batch time time"]:
+def same_segment(segment_ids: Int[AnyArray, "batch time"]) -> Bool[Array, "batch time time"]:
   """Positions of a packed row see only their own segment."""
-  return segment_ids[:, :, None] == segment_ids[:, None, :]
+  return jnp.equal(segment_ids[:, :, None], segment_ids[:, None, :])
 
 
-def packed_positions(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
+def packed_positions(segment_ids: Int[AnyArray, "batch time"]) -> Int[Array, "batch time"]:
   """Positions of a packed row, starting from zero in each segment: `[1, 1, 1, 2, 2]` -> `[0, 1, 2, 0, 1]`."""
   index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
   starts = jnp.concatenate(

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.leaves import lookup
+from jaxft.signatures import AnyArray
 
 
 def rows(
-    table: Any, ids: Int[Array, "batch time"], real: Bool[Array, "batch time"] | None = None
+    table: Any, ids: Int[AnyArray, "batch time"], real: Bool[AnyArray, "batch time"] | None = None
 ) -> Float[Array, "batch time dim"]:
   """Rows of a table `[n, dim]`, an array or a structured leaf; NaN for an index outside [0, n).
 

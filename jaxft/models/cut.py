@@ -25,6 +25,7 @@ from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.sites import Edits, Replace
 from jaxft.models.stack import segments
+from jaxft.signatures import AnyArray
 from jaxft.tree.paths import Tree
 
 Config = DecoderConfig | EncoderConfig
@@ -73,8 +74,8 @@ def join_parts(lower: Part, upper: Part) -> Tree:
 
 
 def cached_features(
-    hidden_states: Callable[..., Any], lower: Part, ids: Int[Array, "examples time"],
-    mask: Shaped[Array, "examples time"], *, batch_size: int = 64,
+    hidden_states: Callable[..., Any], lower: Part, ids: Int[AnyArray, "examples time"],
+    mask: Shaped[AnyArray, "examples time"], *, batch_size: int = 64,
 ) -> Float[np.ndarray, "examples time dim"]:
   """The states that leave the lower part, for every example, on the host.
 

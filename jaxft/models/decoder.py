@@ -32,7 +32,7 @@ from jaxft.models.remat import Policy
 from jaxft.models.rope import rotate, rotation
 from jaxft.models.sites import LAYER_SITES, Edits, Tap, check_sites
 from jaxft.models.stack import run_layers
-from jaxft.signatures import check_arrays
+from jaxft.signatures import AnyArray, check_arrays
 
 SITES = ("embed", *LAYER_SITES, "norm")
 
@@ -131,11 +131,11 @@ def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Any = jnp.
 def hidden_states(
     params: dict[str, Any],
     config: DecoderConfig,
-    ids: Int[Array, "batch time"],
+    ids: Int[AnyArray, "batch time"],
     *,
-    mask: Shaped[Array, "batch time"] | None = None,
-    positions: Int[Array, "#batch time"] | None = None,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    mask: Shaped[AnyArray, "batch time"] | None = None,
+    positions: Int[AnyArray, "#batch time"] | None = None,
+    segment_ids: Int[AnyArray, "batch time"] | None = None,
     cache: Cache | None = None,
     dtype: Any = jnp.float32,
     remat: Policy = "dots",
@@ -288,11 +288,11 @@ def logits(
 def token_nll(
     params: dict[str, Any],
     config: DecoderConfig,
-    ids: Int[Array, "batch time"],
+    ids: Int[AnyArray, "batch time"],
     *,
     where: Bool[Array, "batch time"] | Num[Array, "batch time"] | None = None,
-    mask: Bool[Array, "batch time"] | Num[Array, "batch time"] | None = None,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    mask: Bool[AnyArray, "batch time"] | Num[AnyArray, "batch time"] | None = None,
+    segment_ids: Int[AnyArray, "batch time"] | None = None,
     chunk: int = 256,
     **options: Any,
 ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:

@@ -25,6 +25,7 @@ from jaxft.models.norms import layer_norm
 from jaxft.models.remat import Policy
 from jaxft.models.sites import LAYER_SITES, Edits, Tap, check_sites
 from jaxft.models.stack import run_layers
+from jaxft.signatures import AnyArray
 
 SITES = ("embed", "embed/out", *LAYER_SITES)
 
@@ -84,11 +85,11 @@ def init(key: Key[Array, ""], config: EncoderConfig, *, stddev: float = 0.02) ->
 def hidden_states(
     params: dict[str, Any],
     config: EncoderConfig,
-    ids: Int[Array, "batch time"],
-    mask: Shaped[Array, "batch time"] | None = None,
+    ids: Int[AnyArray, "batch time"],
+    mask: Shaped[AnyArray, "batch time"] | None = None,
     *,
     types: Int[Array, "batch time"] | None = None,
-    segment_ids: Int[Array, "batch time"] | None = None,
+    segment_ids: Int[AnyArray, "batch time"] | None = None,
     dtype: Any = jnp.float32,
     remat: Policy = "dots",
     edits: Edits | None = None,
@@ -192,8 +193,8 @@ def _gelu(x):
 def embed(
     params: dict[str, Any],
     config: EncoderConfig,
-    ids: Int[Array, "batch time"],
-    mask: Shaped[Array, "batch time"] | None = None,
+    ids: Int[AnyArray, "batch time"],
+    mask: Shaped[AnyArray, "batch time"] | None = None,
     **options: Any,
 ) -> Float[Array, "batch dim"]:
   """One float32 vector per text: its states pooled, of unit length if `config.normalize`.
@@ -212,8 +213,8 @@ def embed(
 def embed_packed(
     params: dict[str, Any],
     config: EncoderConfig,
-    ids: Int[Array, "rows time"],
-    segment_ids: Int[Array, "rows time"],
+    ids: Int[AnyArray, "rows time"],
+    segment_ids: Int[AnyArray, "rows time"],
     texts: int,
     **options: Any,
 ) -> Float[Array, "texts dim"]:
@@ -235,7 +236,7 @@ def embed_packed(
 
 def pool(
     hidden: Float[Array, "batch time dim"],
-    mask: Shaped[Array, "batch time"] | None = None,
+    mask: Shaped[AnyArray, "batch time"] | None = None,
     *,
     pooling: str = "mean",
     normalize: bool = True,

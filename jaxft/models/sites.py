@@ -125,7 +125,7 @@ def _trailing(where: Array, x: Array) -> Array:
   return where.reshape(where.shape + (1,) * (x.ndim - where.ndim))
 
 
-def _as_list(edits: Edit | Sequence[Edit]) -> Sequence[Edit]:
+def _as_list(edits: Any) -> Sequence[Any]:
   return edits if isinstance(edits, (list, tuple)) else (edits,)
 
 

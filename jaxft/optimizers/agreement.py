@@ -17,6 +17,10 @@ def agreement(
   """`P = (1 + sign(g) (g + r) / (|g| + |r| + eps)) / 2`: the probability that each coordinate of g survives.
 
   1 where the signs agree or r is zero; `|g| / (|g| + |r|)` where they differ; 1/2 where g is zero.
+
+  Example:
+    >>> agreement(jnp.array([1.0, 1.0]), jnp.array([2.0, -1.0]))
+    Array([1. , 0.5], dtype=float32)
   """
   g, r = gradient.astype(jnp.float32), reference.astype(jnp.float32)
   return 0.5 * (1.0 + jnp.sign(g) * (g + r) / (jnp.abs(g) + jnp.abs(r) + eps))
@@ -41,6 +45,11 @@ def agreement_dropout(
 
   Raises:
     ValueError: strength outside [0, 1].
+
+  Example:
+    >>> kept = agreement_dropout(jax.random.key(0), {"w": jnp.ones(4)}, {"w": jnp.array([1.0, 1.0, -1.0, -1.0])})
+    >>> kept["w"]
+    Array([1., 1., 0., 0.], dtype=float32)
 
   Source: Zheng et al. 2023, R-AMT (arXiv 2307.15049), there lambda; after Chen et al. 2020 (arXiv 2010.06808).
   """

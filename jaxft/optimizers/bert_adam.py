@@ -18,6 +18,13 @@ def scale_by_bert_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) ->
     b1, b2: decay of the two means.
     eps: BERT's.
 
+  Example:
+    >>> optimizer = optax.chain(scale_by_bert_adam(), optax.scale(-1e-3))
+    >>> params = {"w": jnp.ones(2)}
+    >>> updates, state = optimizer.update({"w": jnp.array([1.0, -1.0])}, optimizer.init(params), params)
+    >>> np.round(updates["w"], 5)
+    Array([-0.00316,  0.00316], dtype=float32)
+
   Source: the released optimizer of Devlin et al. 2018 (arXiv 1810.04805); its effect in Zhang et al. 2020
   (arXiv 2006.05987) and Tinn et al. 2021 (arXiv 2112.07869).
   """
@@ -26,7 +33,7 @@ def scale_by_bert_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) ->
     zeros = jax.tree.map(jnp.zeros_like, params)
     return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
 
-  def update(updates: Tree, state: optax.ScaleByAdamState, params: Tree | None = None):
+  def update(updates: Tree, state: Tree, params: Tree | None = None):
     del params
     mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
     nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)

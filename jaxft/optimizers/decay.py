@@ -24,12 +24,19 @@ def decay_to_reference(rate: float, reference: Tree) -> optax.GradientTransforma
   Raises:
     ValueError: rate is negative; when updating, params are not given or have other shapes than the reference.
 
+  Example:
+    >>> reference, params = {"w": jnp.zeros(2)}, {"w": jnp.array([1.0, -2.0])}
+    >>> optimizer = decay_to_reference(0.1, reference)
+    >>> updates, state = optimizer.update({"w": jnp.zeros(2)}, optimizer.init(params), params)
+    >>> updates["w"]
+    Array([ 0.1, -0.2], dtype=float32)
+
   Source: Wiese et al. 2017 (arXiv 1706.03610); in fine-tuning BERT, Zhang et al. 2020 (arXiv 2006.05987).
   """
   if not rate >= 0.0:
     raise ValueError(f"rate must be at least 0; got {rate}")
 
-  def update(updates: Tree, state: optax.EmptyState, params: Tree | None = None) -> tuple[Tree, optax.EmptyState]:
+  def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
     if params is None:
       raise ValueError("params must be given to update: decay_to_reference reads them")
 

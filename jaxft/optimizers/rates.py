@@ -23,11 +23,18 @@ def scale_updates(scales: Tree) -> optax.GradientTransformation:
 
   Raises:
     ValueError: a scale is boolean, which may mean layers or entries; from `update`: it does not fit its leaf.
+
+  Example:
+    >>> optimizer = optax.chain(optax.sgd(1.0), scale_updates({"w": 0.1, "b": 1.0}))
+    >>> gradients = {"w": jnp.ones(1), "b": jnp.ones(1)}
+    >>> updates, state = optimizer.update(gradients, optimizer.init(gradients))
+    >>> updates
+    {'b': Array([-1.], dtype=float32), 'w': Array([-0.1], dtype=float32)}
   """
   if any(jnp.result_type(s) == bool for s in jax.tree.leaves(scales)):
     raise ValueError("scales must be numbers; got booleans: choice_scales(choice, trainable) makes scales of a choice")
 
-  def update(updates: Tree, state: optax.EmptyState, params: Tree | None = None) -> tuple[Tree, optax.EmptyState]:
+  def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
     del params
 
     def scale(u: Any, s: Any) -> Any:
@@ -64,6 +71,12 @@ def layerwise_decay(
   Raises:
     ValueError: rate outside (0, 1], or offset negative.
 
+  Example:
+    >>> params = {"tokens": {"embedding": jnp.ones((5, 2))}, "layers": {"kernel": jnp.ones((3, 2, 2))}}
+    >>> scales = layerwise_decay(0.5, params)
+    >>> scales["layers"]["kernel"].ravel(), scales["tokens"]["embedding"]
+    (array([0.125, 0.25 , 0.5  ], dtype=float32), np.float32(0.0625))
+
   Sources: Howard and Ruder 2018 (arXiv 1801.06146); in this form Clark et al. 2020 (arXiv 2003.10555).
   """
   if not 0.0 < rate <= 1.0:
@@ -72,7 +85,7 @@ def layerwise_decay(
     raise ValueError(f"offset must be at least 0; got {offset}")
   depth = num_layers(trainable) if layers is None else layers
 
-  def scale(path: str, leaf: Any, below: bool) -> np.ndarray | None:
+  def scale(path: str, leaf: Any, below: bool) -> np.ndarray | np.floating | None:
     if leaf is None:
       return None
     layer = layer_of(path, leaf)
@@ -97,6 +110,10 @@ def lora_plus(trainable: Tree, *, ratio: float = 16.0, faster: Choice = "**/b") 
 
   Raises:
     ValueError: ratio below 1, or `faster` matches nothing.
+
+  Example:
+    >>> lora_plus({"kernel": {"a": jnp.ones((4, 2)), "b": jnp.ones((2, 4))}}, ratio=4.0)
+    {'kernel': {'a': 1.0, 'b': 4.0}}
 
   Source: Hayou et al. 2024 (arXiv 2402.12354).
   """

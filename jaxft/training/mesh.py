@@ -143,7 +143,7 @@ def cut_rows(batch: Any, n: int, mesh: Mesh | None = None) -> Any:
   Taking every n-th row leaves each row on its device: contiguous parts would each lie on a few devices only.
   """
 
-  def cut(x: jax.Array) -> jax.Array | None:
+  def cut(x: Any) -> jax.Array | None:
     if not np.ndim(x):
       return None
     x = x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1)

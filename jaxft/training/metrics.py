@@ -7,9 +7,10 @@ step twice) and `close()`.
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Writer(Protocol):
   """What the training loop asks of a writer."""
 

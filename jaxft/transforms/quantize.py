@@ -14,6 +14,7 @@ from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.products import dot, dot_transposed
+from jaxft.signatures import AnyArray
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask
@@ -95,7 +96,7 @@ class Quantized:
   def dot_transposed(self, x: Array) -> Array:
     return _recomputed(dot_transposed)(x, self)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     block = self.shape[-2] // self.scales.shape[-2]
     codes = jnp.take(self.codes, ids // self._per_byte, axis=0)
     if self._per_byte == 2:

@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from jaxft.signatures import AnyArray
 from jaxft.tree.paths import Tree
 from jaxft.tree.task_vectors import check_same_leaves
 
 
-def interpolate(base: Tree, tuned: Tree, t: float) -> Tree:
+def interpolate(base: Tree, tuned: Tree, t: float | Float[Array, ""]) -> Tree:
   """`(1 - t) base + t tuned`, in float32, rounded once to the dtype of base; beyond [0, 1] it extrapolates.
 
   Leaves that are not floating point are the base's.
@@ -27,7 +29,7 @@ def interpolate(base: Tree, tuned: Tree, t: float) -> Tree:
   """
   check_same_leaves("base", base, "tuned", tuned)
 
-  def mix(x: jax.Array, y: jax.Array) -> jax.Array:
+  def mix(x: AnyArray, y: AnyArray) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       return x
     return ((1 - t) * x.astype(jnp.float32) + t * y.astype(jnp.float32)).astype(x.dtype)

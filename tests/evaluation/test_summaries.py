@@ -26,12 +26,12 @@ def test_transfer_metrics_by_hand():
 
 
 def test_ratios_and_the_published_harmonic_row():
-  assert normalized_accuracy([0.4, 0.9], [0.8, 0.9]) == pytest.approx(0.75)
-  np.testing.assert_allclose(retention([0.4, 0.9], [0.5, 0.9]), [0.8, 1.0])
+  assert normalized_accuracy(np.array([0.4, 0.9]), np.array([0.8, 0.9])) == pytest.approx(0.75)
+  np.testing.assert_allclose(retention(np.array([0.4, 0.9]), np.array([0.5, 0.9])), [0.8, 1.0])
   assert harmonic_mean(80.47, 71.69) == pytest.approx(75.83, abs=0.005)
   assert harmonic_mean(0.0, 0.0) == 0
   with pytest.raises(ValueError, match="experts must be > 0"):
-    normalized_accuracy([0.4], [0.0])
+    normalized_accuracy(np.array([0.4]), np.array([0.0]))
 
 
 @pytest.mark.parametrize("n", [1, 3, 5, 8])

@@ -28,7 +28,7 @@ EXACT = W.astype(jnp.float32) * 1.7
 class Foreign:
   """A leaf of another library: what `materialize` and the products need, and no pytree."""
 
-  shape, dtype, ndim = (M, N), jnp.bfloat16, 2
+  shape, dtype, ndim = (M, N), jnp.dtype(jnp.bfloat16), 2
 
   def materialize(self):
     return EXACT.astype(jnp.bfloat16)
@@ -47,7 +47,7 @@ class Cast:
     return (self.w.astype(jnp.float32) * 1.7).astype(self.dtype)
 
 
-@pytest.mark.parametrize("w", [Foreign(), Cast(W, jnp.bfloat16)], ids=["no_pytree", "own_dtype"])
+@pytest.mark.parametrize("w", [Foreign(), Cast(W, jnp.dtype(jnp.bfloat16))], ids=["no_pytree", "own_dtype"])
 def test_a_leaf_that_cannot_be_widened_counts_as_it_forms(w):
   low = EXACT.astype(jnp.bfloat16).astype(jnp.float32)
   np.testing.assert_array_equal(unrounded(w), low)

@@ -206,9 +206,9 @@ def test_a_merge_that_is_stopped_leaves_nothing(how, processes, tmp_path):
   family(tmp_path)
   configure(tmp_path / "merge.yaml", recipe("ties", per_model={"weight": [1.0] * 3, "density": [0.5] * 3}))
   before = entries(tmp_path)
-  process = slow_merge(tmp_path, 60 if how != signal.SIGINT else 2, processes)
-  process.send_signal(how)
-  assert process.wait(timeout=30) != 0
+  with slow_merge(tmp_path, 60 if how != signal.SIGINT else 2, processes) as process:
+    process.send_signal(how)
+    assert process.wait(timeout=30) != 0
   assert entries(tmp_path) == before
   merge(tmp_path / "merge.yaml", tmp_path / "out")
   assert len(read(tmp_path / "out")) == len(decoder(0))

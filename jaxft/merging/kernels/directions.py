@@ -98,7 +98,7 @@ def mean_direction_coefficients(
 
 
 def karcher_coefficients(
-    gram: Float[np.ndarray, "*rows K K"], weights: Sequence[float] | None = None, *, iterations: int = 10,
+    gram: Float[np.ndarray, "*rows K K"], weights: Sequence[float] | np.ndarray | None = None, *, iterations: int = 10,
     tolerance: float = 1e-5,
 ) -> Float[np.ndarray, "*rows K"]:
   """The mean on the sphere, by steps along the mean of the logarithms, at the weighted mean of the norms.

@@ -79,7 +79,7 @@ def ram_leaf(
 
 
 def ram_boosts(
-    contributions: Sequence[int], *, r: float = 0.1, alpha: float = 0.2, epsilon: float = 1e-5
+    contributions: Sequence[ArrayLike], *, r: float = 0.1, alpha: float = 0.2, epsilon: float = 1e-5
 ) -> list[np.float32]:
   """`1 + r clip(shared / unique, 0, alpha)` for each model: the more it shares, the more its own changes count.
 

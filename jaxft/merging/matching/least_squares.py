@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from jaxft.merging.matching.partial_merge import MERGED, ONLY_A, Block
+from jaxft.signatures import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +19,14 @@ class GramState:
     zy: `Z^T Y`, `[in + 1, out]`.
   """
 
-  zz: Float[np.ndarray, "in+1 in+1"]
-  zy: Float[np.ndarray, "in+1 out"]
+  zz: Float[np.ndarray, "columns columns"]
+  zy: Float[np.ndarray, "columns out"]
 
   @classmethod
   def zero(cls, n_in: int, n_out: int) -> "GramState":
     return cls(np.zeros((n_in + 1, n_in + 1)), np.zeros((n_in + 1, n_out)))
 
-  def add(self, inputs: Float[Array, "items in"], outputs: Float[Array, "items out"]) -> "GramState":
+  def add(self, inputs: Float[AnyArray, "items in"], outputs: Float[AnyArray, "items out"]) -> "GramState":
     """With more items; the order of batches does not matter but for rounding."""
     z = np.asarray(inputs, np.float64)
     z = np.concatenate([z, np.ones((len(z), 1))], axis=1)
@@ -33,7 +34,7 @@ class GramState:
 
 
 def merged_features(
-    block: Block | None, of_a: Float[Array, "items units"], of_b: Float[Array, "items units"]
+    block: Block | None, of_a: Float[AnyArray, "items units"], of_b: Float[AnyArray, "items units"]
 ) -> Float[np.ndarray, "items merged_units"]:
   """What the units of the merged network should compute: the mean of a pair, or a private unit's own."""
   x, y = np.asarray(of_a, np.float64), np.asarray(of_b, np.float64)

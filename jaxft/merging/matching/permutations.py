@@ -36,7 +36,7 @@ class Spec(NamedTuple):
   outputs: tuple[Axis, ...] = ()
 
 
-Permutations = Mapping[str, Int[np.ndarray, " units"]]
+Permutations = Mapping[str, Int[np.ndarray, " _"]]
 
 
 def mlp_spec(layers: Sequence[str]) -> Spec:
@@ -130,17 +130,17 @@ def group_sizes(spec: Spec, params: Tree) -> dict[str, int]:
   return sizes
 
 
-def identity(spec: Spec, params: Tree) -> dict[str, Int[np.ndarray, " units"]]:
+def identity(spec: Spec, params: Tree) -> dict[str, Int[np.ndarray, " _"]]:
   """Permutations that change nothing."""
   return {group: np.arange(n) for group, n in group_sizes(spec, params).items()}
 
 
-def random_permutations(spec: Spec, params: Tree, rng: np.random.Generator) -> dict[str, Int[np.ndarray, " units"]]:
+def random_permutations(spec: Spec, params: Tree, rng: np.random.Generator) -> dict[str, Int[np.ndarray, " _"]]:
   """Permutations drawn at random."""
   return {group: rng.permutation(n) for group, n in group_sizes(spec, params).items()}
 
 
-def inverse(permutations: Permutations) -> dict[str, Int[np.ndarray, " units"]]:
+def inverse(permutations: Permutations) -> dict[str, Int[np.ndarray, " _"]]:
   """What undoes them."""
   return {group: np.argsort(p) for group, p in permutations.items()}
 

@@ -28,8 +28,8 @@ class Matching(NamedTuple):
     scores: of each pair, `[units]`, higher is closer; what partial merging keeps apart first are the lowest.
   """
 
-  permutations: dict[str, Int[np.ndarray, " units"]]
-  scores: dict[str, Float[np.ndarray, " units"]]
+  permutations: dict[str, Int[np.ndarray, " _"]]
+  scores: dict[str, Float[np.ndarray, " _"]]
 
 
 def match_weights(spec: Spec, a: Tree, b: Tree, *, key: Array, max_sweeps: int = 100) -> Matching:
@@ -83,7 +83,7 @@ def match_weights(spec: Spec, a: Tree, b: Tree, *, key: Array, max_sweeps: int =
   return Matching(found, pairs)
 
 
-Features = Mapping[str, Float[Array, "items units"]]
+Features = Mapping[str, Float[Array, "items _"]]
 
 
 def match_activations(

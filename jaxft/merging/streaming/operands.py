@@ -4,7 +4,7 @@ An operand knows its shape, dtype and the bytes it will hold before anything is 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from jaxft.merging.kernels.blocks import blocks
 from jaxft.merging.kernels.namespace import float32
 
 
+@runtime_checkable
 class Operand(Protocol):
   """A tensor of an input.
 

@@ -15,7 +15,7 @@ from jaxft.tree.paths import Tree, is_leaf, unzip_with_path
 
 
 @jax.custom_jvp
-def straight_through_threshold(scores: Float[Array, "..."], threshold: Float[Array, ""]) -> Float[Array, "..."]:
+def straight_through_threshold(scores: Float[Array, "..."], threshold: float | Float[Array, ""]) -> Float[Array, "..."]:
   """`1[scores > threshold]` as numbers, with the derivative of the identity in `scores`.
 
   Written as a rule of its own: `hard + x - stop_gradient(x)` is off from 0 and 1 by rounding.

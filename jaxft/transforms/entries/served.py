@@ -17,6 +17,7 @@ from jaxft.checks import nearest
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.leaves.row_delta import RowDelta, check_axis, delta_product, delta_rows
+from jaxft.signatures import AnyArray
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -56,7 +57,7 @@ class ServedDeltas:
     return dot_transposed(x, self.w) + self._own(x, partial(
         delta_product, product=dot_transposed, contracted=self.axis == -1, n_out=self.shape[-2]))
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     rows = lookup(self.w, ids)
     return rows + self._own(ids, partial(delta_rows, axis=self.axis, shape=self.shape)).astype(rows.dtype)
 
@@ -73,7 +74,7 @@ class ServedDeltas:
     return jax.vmap(contribution)(x, d, indices)
 
 
-def serve(params: Tree, deltas: Sequence[Mapping[str, RowDelta]], adapter: Int[Array, " batch"]) -> Tree:
+def serve(params: Tree, deltas: Sequence[Mapping[str, RowDelta]], adapter: Int[AnyArray, " batch"]) -> Tree:
   """The base with a delta of its own for each example of a batch: params for `hidden_states`, `logits`, `generate`.
 
       {'down': W [m, n]}, [{'down': RowDelta([k], [k, n])}, ..]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxft.leaves.annotated import Annotated, map_weight
@@ -20,7 +21,7 @@ Draw = Callable[[jax.Array, Tree], Tree]
 
 
 def sparse_delta(
-    select: Choice | None = None, *, indices: Tree | Draw | None = None, dtype: jnp.dtype = jnp.float32
+    select: Choice | None = None, *, indices: Tree | Draw | None = None, dtype: DTypeLike = jnp.float32
 ) -> ParamTransform:
   """Trains chosen entries: `w + scatter(indices, values)`, values zero at the start.
 
@@ -134,7 +135,7 @@ def random_indices(select: Choice, count: Callable[[str, tuple[int, int]], int])
   return draw
 
 
-def shira(select: Choice = "**/kernel", *, rank: int = 32, dtype: jnp.dtype = jnp.float32) -> ParamTransform:
+def shira(select: Choice = "**/kernel", *, rank: int = 32, dtype: DTypeLike = jnp.float32) -> ParamTransform:
   """SHiRA with a random mask: `rank * (m + n)` entries of each matrix, as many as LoRA of that rank would train.
 
   >>> _, trainable = shira(rank=1).split(jax.random.key(0), {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)})

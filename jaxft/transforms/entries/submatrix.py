@@ -7,14 +7,15 @@
     served = serve(params, [delta, other], adapter)          # many of them in one batch
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from jaxft.choices.rows import packed_indices, whole_rows
 from jaxft.leaves.annotated import Annotated
@@ -22,6 +23,7 @@ from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, check_axis, delta_product, delta_rows
+from jaxft.signatures import AnyArray
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, as_choice, matching_paths
 from jaxft.tree.depth import layer_of
@@ -56,7 +58,7 @@ class Submatrix:
   def dot_transposed(self, x: Array) -> Array:
     return self._contract(x, dot_transposed, contracted=self.axis == -1)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     rows = lookup(self.w, ids)
     return rows + delta_rows(ids, self.d, self.indices, axis=self.axis, shape=self.shape).astype(rows.dtype)
 
@@ -87,8 +89,8 @@ def _(product, contracted, n_out, primals, tangents):
 
 
 def submatrix(
-    select: Choice | None = None, *, indices: Mapping[str, Int[np.ndarray, "*layers k"]] | None = None,
-    axis: int | Mapping[str, int] | None = None, dtype: jnp.dtype = jnp.float32,
+    select: Choice | None = None, *, indices: Mapping[str, np.ndarray | Sequence[int]] | None = None,
+    axis: int | Mapping[str, int] | None = None, dtype: DTypeLike = jnp.float32,
 ) -> ParamTransform:
   """Trains chosen rows or columns of matrices; they start where they are.
 

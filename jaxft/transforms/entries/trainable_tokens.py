@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.products import dot, dot_transposed, lookup
+from jaxft.signatures import AnyArray
 from jaxft.transforms.matrices import adapt_matrices, chosen_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -40,14 +42,14 @@ class RowsReplaced:
   def dot_transposed(self, x: Array) -> Array:
     return dot_transposed(x, self.w).at[..., self.rows].set(dot_transposed(x, self.values))
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     same = ids[..., None] == self.rows
     own = lookup(self.values, jnp.argmax(same, axis=-1)).astype(self.dtype)
     return jnp.where(same.any(-1, keepdims=True), own, lookup(self.w, ids))
 
 
 def trainable_tokens(
-    tokens: Sequence[int], select: Choice = "**/tokens/embedding", *, dtype: jnp.dtype | None = None
+    tokens: Sequence[int], select: Choice = "**/tokens/embedding", *, dtype: DTypeLike | None = None
 ) -> ParamTransform:
   """Trains the embeddings of some tokens, such as ones just added, and freezes the table: k rows `[k, n]`.
 

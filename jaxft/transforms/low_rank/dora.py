@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.leaves.annotated import Annotated
@@ -11,6 +12,7 @@ from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.materialize import materialize, unrounded
 from jaxft.leaves.products import dot, lookup
+from jaxft.signatures import AnyArray
 from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_dtype, check_rank
 from jaxft.transforms.protocol import ParamTransform
@@ -41,7 +43,7 @@ class ColumnNormalized:
   def dot_transposed(self, x: Array) -> Array:
     return self.v.dot_transposed(x * self._factors().astype(x.dtype))
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     y = lookup(self.v, ids)
     return y * self._factors().astype(y.dtype)
 
@@ -68,7 +70,7 @@ def column_squares(v: LowRank, squares: Float[Array, "... n"]) -> Float[Array, "
 
 def dora(
     select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """DoRA: `magnitude * v / |v|` by column, with `v = w + alpha / r * a @ b` and |v| constant to the gradient.
 

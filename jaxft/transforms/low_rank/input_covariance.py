@@ -15,12 +15,13 @@ from jaxtyping import Array, Bool, Float
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.products import dot, dot_transposed, lookup
+from jaxft.signatures import AnyArray
 from jaxft.transforms.matrices import adapt_matrices
 from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree
 
 
-def _gram(x: Float[Array, "batch ... m"], where: Bool[Array, "batch ..."] | None, by_example: bool) -> Array:
+def _gram(x: Float[Array, "batch ... m"], where: Bool[AnyArray, "batch ..."] | None, by_example: bool) -> Array:
   x = x.astype(jnp.float32)
   if where is not None and where.shape != x.shape[:-1]:
     raise ValueError(f"where must have the shape of the positions of the inputs, {x.shape[:-1]}; got {where.shape}")
@@ -35,7 +36,8 @@ def _gram(x: Float[Array, "batch ... m"], where: Bool[Array, "batch ..."] | None
 
 
 def add_inputs(
-    covariances: Tree | None, inputs: Tree, *, where: Bool[Array, "batch ..."] | None = None, by_example: bool = False
+    covariances: Tree | None, inputs: Tree, *, where: Bool[AnyArray, "batch ..."] | None = None,
+    by_example: bool = False,
 ) -> Tree:
   """Adds `x^T x` of a batch of layer inputs to running sums, in float32; not centered.
 
@@ -118,7 +120,7 @@ class Probed:
   def dot_transposed(self, x: Array) -> Array:
     return dot_transposed(x, self.w)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     return lookup(self.w, ids)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated
@@ -36,7 +37,7 @@ def lora(
     dropout: float = 0.0,
     rank_stabilized: bool = False,
     train: Literal["ab", "a", "b"] = "ab",
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """LoRA: `w + alpha / r * a @ b`; rsLoRA divides by sqrt(r), so that the update keeps its size as r grows.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
@@ -46,7 +47,7 @@ class Reflections:
     return x - ((x @ u) @ t.astype(x.dtype)) @ u.T
 
 
-def hra(select: Choice = "**/kernel", *, rank: int = 8, dtype: jnp.dtype | None = None) -> ParamTransform:
+def hra(select: Choice = "**/kernel", *, rank: int = 8, dtype: DTypeLike | None = None) -> ParamTransform:
   """HRA: `H_r ... H_1 @ w`, each H_j = I - 2 u_j u_j^T / |u_j|^2 a reflection of the input space.
 
   >>> _, trainable = hra("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})

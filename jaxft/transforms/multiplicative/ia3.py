@@ -3,6 +3,7 @@
 from typing import Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxft.leaves.scaled import Scaled
 from jaxft.transforms.multiplicative.multiplied import adapt_shapes
@@ -11,7 +12,7 @@ from jaxft.tree.choice import Choice
 
 
 def learned_scale(
-    select: Choice, *, axis: Literal["in", "out"] = "out", dtype: jnp.dtype | None = None
+    select: Choice, *, axis: Literal["in", "out"] = "out", dtype: DTypeLike | None = None
 ) -> ParamTransform:
   """Trains a factor for each output (`w * s`, s `[1, n]`) or input (s `[m, 1]`) of matching matrices; it starts at 1.
 
@@ -38,7 +39,7 @@ def ia3(
     outputs: Choice | None = "**/attention/{key,value}/kernel",
     inputs: Choice | None = "**/mlp/down/kernel",
     *,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """(IA)^3: keys, values and hidden units of the MLP, each times a learned factor: `w * s`.
 

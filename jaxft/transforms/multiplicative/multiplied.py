@@ -15,6 +15,7 @@ from jaxtyping import Array
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
+from jaxft.signatures import AnyArray
 from jaxft.transforms.matrices import adapt_matrices, chosen_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -43,7 +44,7 @@ class Multiplied:
       return self.by.transposed(dot_transposed(x, self.w))
     return dot_transposed(self.by.transposed(x), self.w)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     if self.side == "out":
       return self.by(lookup(self.w, ids))
     return self.dot(jax.nn.one_hot(ids, self.shape[-2], dtype=self.dtype))  # a row of M @ w mixes all rows of w

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.transforms.matrices import in_float32
@@ -37,7 +38,7 @@ class Rotations:
 
 
 def road(
-    select: Choice = "**/kernel", *, variant: Literal[1, 2, 4] = 1, group: int = 64, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, variant: Literal[1, 2, 4] = 1, group: int = 64, dtype: DTypeLike | None = None
 ) -> ParamTransform:
   """RoAd: `w @ R`, outputs j and j + g/2 of each group of g turned together.
 

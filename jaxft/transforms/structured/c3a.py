@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.sums import Sum
+from jaxft.signatures import AnyArray
 from jaxft.transforms.matrices import adapt_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -38,7 +39,7 @@ class CirculantBlocks:
   def dot_transposed(self, x: Array) -> Array:
     return self._convolve(x, "tqf,qpf->tpf", lambda spectrum: spectrum)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     return jnp.take(self.materialize(), ids, axis=0)
 
   def _convolve(self, x: Array, contraction: str, turn: Any) -> Array:

@@ -10,6 +10,7 @@ from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.products import dot, dot_transposed
 from jaxft.leaves.sums import Formed, Sum
+from jaxft.signatures import AnyArray
 from jaxft.transforms.matrices import adapt_matrices, in_float32, join_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -46,10 +47,10 @@ class PlaneWaves:
     a, b = self._waves()
     return dot_transposed(dot_transposed(x, b) * self._sizes().astype(x.dtype), a)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     return jnp.take(self.materialize(), ids, axis=0)
 
-  def _waves(self) -> tuple[Float[Array, "... m 2k"], Float[Array, "... 2k n"]]:
+  def _waves(self) -> tuple[Float[Array, "... m waves"], Float[Array, "... waves n"]]:
     def angles(frequency: Array, size: int) -> Array:
       turns = (frequency[..., None, :] * jnp.arange(size)[:, None]) % size
       return 2 * jnp.pi / size * turns.astype(jnp.float32)
@@ -59,7 +60,7 @@ class PlaneWaves:
     a = jnp.concatenate([jnp.cos(row), -jnp.sin(row)], axis=-1)
     return a, jnp.swapaxes(jnp.concatenate([jnp.cos(column), jnp.sin(column)], axis=-1), -1, -2)
 
-  def _sizes(self) -> Float[Array, "... 2k"]:
+  def _sizes(self) -> Float[Array, "... waves"]:
     return jnp.concatenate([self.spectrum, self.spectrum], axis=-1).astype(jnp.float32)
 
 

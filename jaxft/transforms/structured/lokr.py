@@ -11,6 +11,7 @@ from jaxtyping import Array
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.sums import Sum
+from jaxft.signatures import AnyArray
 from jaxft.transforms.matrices import adapt_matrices, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -42,7 +43,7 @@ class Kronecker:
   def dot_transposed(self, x: Array) -> Array:
     return _apply(x, self.left.T, tuple(factor.T for factor in reversed(self.right)))
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     rows = self.right[0].shape[-2]
     left = jnp.take(self.left, ids // rows, axis=0)
     right = reduce(jnp.matmul, self.right[1:], jnp.take(self.right[0], ids % rows, axis=0))

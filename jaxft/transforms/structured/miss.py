@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.low_rank import LowRank
+from jaxft.signatures import AnyArray
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -38,7 +39,7 @@ class Cycle:
   def dot_transposed(self, x: Array) -> Array:
     return jnp.tile(x, (1,) * (x.ndim - 1) + (-(-self.rows // self.rank),))[..., : self.rows]
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     return jax.nn.one_hot(ids % self.rank, self.rank)
 
 

@@ -1,0 +1,50 @@
+"""The type checker of the test session: beartype over the shapes of jaxtyping.
+
+A call that breaks its signature must not return. The library's own error comes first, because the tests of errors ask
+for it; a call that returns nevertheless is refused here, for its arguments and for its result.
+"""
+
+import functools
+import importlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from beartype import BeartypeConf, FrozenDict, beartype
+
+# As PEP 484 takes an int for a float, so NumPy's numbers for Python's, and for arrays without axes.
+_CONF = BeartypeConf(hint_overrides=FrozenDict({
+    int: int | np.integer,
+    float: float | int | np.floating | np.integer,
+    np.ndarray: np.ndarray | np.generic,
+}))
+
+
+# Called for every leaf of every tree, without an array in the signature: most of the checked calls, to no purpose.
+FREQUENT = {
+    "jaxft.tree.paths": ("is_structured", "is_leaf", "path_of"),
+    "jaxft.merging.kernels.namespace": ("is_numpy",),
+}
+
+
+def leave_out_frequent() -> None:
+  for module, names in FREQUENT.items():
+    for name in names:
+      getattr(importlib.import_module(module), name).__no_type_check__ = True
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+  """What jaxtyping's import hook wraps around both functions that it makes of each function of the library.
+
+  One takes the arguments before the call and one takes them with the result after it. The second checks all there is.
+  It is made at the first call: a process imports nearly all of the library and calls a part.
+  """
+  if not any(re.fullmatch(r"ret\d+", name) for name in function.__code__.co_varnames):
+    return lambda *args, **kwargs: None
+
+  @functools.cache
+  def with_result() -> Callable[..., Any]:
+    return beartype(conf=_CONF)(function)
+
+  return lambda *args, **kwargs: with_result()(*args, **kwargs)
