@@ -2,22 +2,32 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
-def write_text(path: str | Path, text: str) -> None:
-  """Writes a file through a temporary one beside it, so that a kill or a full disk leaves the old content."""
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
+  """Lets `write(part)` fill a file beside `path`, then moves it to `path` in one step; leaves nothing on failure."""
+  path = Path(path)
+  part = path.with_name(f".{path.name}.{os.getpid()}.part")
+  try:
+    part.touch()
+    mode = part.stat().st_mode
+    write(part)
+    part.chmod(mode)  # what wrote it may have made it private to the user, as safetensors does
+    with open(part, "rb") as f:
+      os.fsync(f.fileno())
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a text, its folder made where it is missing, so that a kill or a full disk leaves the old content."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "w") as f:
-      f.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+  write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def check_writable(folder: Path) -> None:

@@ -19,10 +19,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
+from jaxft.files import write_text
 from jaxft.formats.families import family_of
 from jaxft.formats.huggingface_config import Config, from_huggingface, sizes_json
 from jaxft.formats.names import HEAD, STACK, Rule, Tensors, misfits
-from jaxft.formats.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards, write_atomically
+from jaxft.formats.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards
 from jaxft.formats.tokenizers import check_tokenizer
 from jaxft.leaves import materialize
 from jaxft.tree import layer_of, leaves_with_paths
@@ -241,9 +242,7 @@ def save_directory(
     if family.kind == "encoder":
       files |= _sentence_transformers(config, max_length)
     for name, content in files.items():
-      (part / name).parent.mkdir(exist_ok=True)
-      text = json.dumps(content, indent=2) + "\n"
-      write_atomically(part / name, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+      write_text(part / name, json.dumps(content, indent=2) + "\n")
     os.replace(part, path)
   finally:
     shutil.rmtree(part, ignore_errors=True)

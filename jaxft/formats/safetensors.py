@@ -11,7 +11,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from jaxft.files import write_atomically
 
 SINGLE = "model.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -233,22 +235,6 @@ def save_file(
       raise OSError(f"{path} cannot be written: {e}") from None
 
   write_atomically(path, write)
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
-  """Lets `write(part)` fill a file beside `path`, then moves it to `path` in one step; leaves nothing on failure."""
-  path = Path(path)
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
-  try:
-    part.touch()
-    mode = part.stat().st_mode
-    write(part)
-    part.chmod(mode)  # safetensors makes its files private to the user
-    with open(part, "rb") as f:
-      os.fsync(f.fileno())
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def save_shards(

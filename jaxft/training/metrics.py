@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxft.files import write_text
+
 
 @runtime_checkable
 class Writer(Protocol):
@@ -37,10 +39,8 @@ class JsonLines:
     """Drops the lines of later steps, and a last line that a kill cut short."""
     self._file.close()
     kept = "".join(json.dumps(line) + "\n" for line in read_json_lines(self.path) if line["step"] <= step)
-    # Replaced in one move: a kill during the rewind must not lose the lines that were to stay.
-    draft = self.path.with_name(self.path.name + ".draft")
-    draft.write_text(kept, encoding="utf-8")
-    os.replace(draft, self.path)
+    # In one move: a kill during the rewind must not lose the lines that were to stay.
+    write_text(self.path, kept)
     self._file = open(self.path, "a", encoding="utf-8")
 
   def close(self) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.formats.safetensors import PICKLED, open_checkpoint, read_json, save_file, write_atomically
+from jaxft.files import write_text
+from jaxft.formats.safetensors import PICKLED, open_checkpoint, read_json, save_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 VERSION = "0.21.2"  # of PEFT, whose files these are
@@ -45,6 +46,5 @@ def write_folder(folder: str | os.PathLike, settings: Mapping[str, Any], tensors
   if taken := [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]:
     raise FileExistsError(f"{folder} holds {' and '.join(taken)}; saving does not replace an adapter")
   folder.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
   save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-  write_atomically(folder / CONFIG, lambda part: part.write_text(text, encoding="utf-8"))
+  write_text(folder / CONFIG, json.dumps(settings, indent=2, sort_keys=True) + "\n")

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.formats.safetensors import write_atomically
+from jaxft.files import write_atomically
 from jaxft.merging.compression.golomb import golomb_decode, golomb_encode, rice_parameter
 from jaxft.merging.compression.ternary import Ternary, flat_signs
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
