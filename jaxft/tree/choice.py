@@ -45,9 +45,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from jaxft.checks import nearest
+from jaxft.signatures import AnyArray
 from jaxft.tree.depth import layer_of, shared_path
 from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, map_with_path
@@ -225,7 +226,7 @@ def over_layers(flag: Any, path: str, leaf: Any) -> bool:
   return np.shape(flag) == tuple(leaf.shape[:1]) and bool(np.ndim(layer_of(path, leaf)))
 
 
-def entries(flag: Any, path: str, leaf: Any) -> Bool[Array, "..."]:
+def entries(flag: Any, path: str, leaf: Any) -> Bool[AnyArray, "..."]:
   """What a choice says of a leaf, entry by entry, in the leaf's shape.
 
   >>> entries(np.array([True, False]), "layers/bias", jnp.ones((2, 3)))
