@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.checks import nearest
@@ -23,7 +24,7 @@ def adapt_matrices(
     apply: Callable[[Any, Any], Any],
     *,
     statistics: Tree | None = None,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """Adapts each matching matrix on its own, the layers of a stack one by one.
 

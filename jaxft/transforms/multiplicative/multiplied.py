@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
@@ -56,7 +56,7 @@ def adapt_shapes(
     leaf: Callable[[Any, dict[str, Array]], Any],
     *,
     problem: Callable[[int, int], str] = lambda m, n: "",
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """`adapt_matrices` for methods that leave the weights as they are and look at nothing but their shapes.
 

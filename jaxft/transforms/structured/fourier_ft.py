@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.leaves.annotated import Annotated
@@ -66,7 +67,7 @@ class PlaneWaves:
 
 def fourier_ft(
     select: Choice = "**/kernel", *, frequencies: int = 1000, scale: float = 150.0, deviation: float = 0.0,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """FourierFT: `w + scale * Re ifft2(S)`, S zero but at k random places, the same for equal shapes.
 
