@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxft.leaves.products import lookup
+from jaxft.signatures import AnyArray
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["indices", "values"], meta_fields=["axis"])
@@ -69,7 +70,7 @@ def change_row_delta(w: Array, strips: RowDelta, change: Callable[[Array, Array]
   return _over_layers(put, w.ndim)(w, strips.indices, strips.values)
 
 
-def _at(w: Array, indices: Array, axis: int) -> Any:
+def _at(w: Array, indices: AnyArray, axis: int) -> Any:
   return w.at[indices] if axis == -2 else w.at[:, indices]
 
 
