@@ -212,7 +212,7 @@ def select_units(
 ) -> list[Int[np.ndarray, " _"]]:
   """Chooses units (heads, channels) of each layer: at random, or by a score.
 
-  >>> select_units(None, [2, 3], fraction=0.4, scores=[np.array([5, 1]), np.array([2, 4, 3])])
+  >>> select_units(None, [2, 3], fraction=0.4, scores=[np.array([5.0, 1.0]), np.array([2.0, 4.0, 3.0])])
   [array([0]), array([1])]
 
   Args:

@@ -58,7 +58,7 @@ def permute_coupled(params: Tree, structure: Coupled, order: Int[np.ndarray, "*l
   """Reorders coupled units: unit i of the result is unit `order[i]` of the params.
 
   >>> params = {"mlp": {"up": {"kernel": jnp.array([[1, 2, 3]])}, "down": {"kernel": jnp.array([[4], [5], [6]])}}}
-  >>> jax.tree.leaves(permute_coupled(params, MLP_CHANNELS, [2, 0, 1]))
+  >>> jax.tree.leaves(permute_coupled(params, MLP_CHANNELS, np.array([2, 0, 1])))
   [Array([[6],
          [4],
          [5]], dtype=int32), Array([[3, 1, 2]], dtype=int32)]

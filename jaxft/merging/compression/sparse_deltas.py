@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.checks import nearest
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, read_row_delta
+from jaxft.signatures import AnyArray
 from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -24,7 +25,7 @@ class Entries(NamedTuple):
 
 # By path. `jaxft.transforms.chosen_entries` gives one of a trained `sparse_delta`, `submatrix_delta` of a `submatrix`:
 # whole rows or columns, with an index for each of them and not for each entry.
-SparseDelta = Mapping[str, Entries | RowDelta]
+SparseDelta = Mapping[str, Entries | RowDelta | tuple[AnyArray, AnyArray]]
 
 
 def sparse_difference(base: Tree, tuned: Tree, *, eps: float = 1e-7) -> dict[str, Entries]:
