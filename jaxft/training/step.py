@@ -141,19 +141,22 @@ def make_train_step(recipe: Recipe, *, donate: bool = True) -> TrainStep:
 
   gradient = whole if accumulate == 1 else scanned
 
+  def update(state: TrainState, grads: Tree) -> tuple[Tree, Tree, Float[Array, ""]]:
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    return optax.apply_updates(state.trainable, updates), opt_state, norm(updates)
+
+  def keep(state: TrainState, grads: Tree) -> tuple[Tree, Tree, Float[Array, ""]]:
+    as_updated = jax.eval_shape(update, state, grads)
+    held = (state.trainable, state.opt_state, jnp.zeros((), jnp.float32))
+    return jax.tree.map(lambda old, new: jnp.asarray(old, new.dtype), held, as_updated)
+
   def step(state: TrainState, frozen: Tree, batch: Any) -> tuple[TrainState, Metrics]:
     mean, metrics, grads = gradient(state, frozen, batch, jax.random.fold_in(state.key, state.step))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
-    counted = mean.weight != 0  # NaN counts, and shows
-    # A select and not a `cond`, which would hold a copy of the state: it is fused into the update, which reads the old
-    # values anyway and writes in place, and is no operation at all where the weight does not depend on the batch.
-    trainable, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(counted, new, jnp.asarray(old, jnp.result_type(new))),
-        (trainable, opt_state), (state.trainable, state.opt_state))
+    # A `cond` and not a select of each array, which reads and writes what the update made once more: 13% of a full
+    # step's time on a CPU, and a quarter more memory for temporaries on a TPU.
+    trainable, opt_state, moved = jax.lax.cond(mean.weight != 0, update, keep, state, grads)  # NaN counts, and shows
     values = {k: v.value if isinstance(v, Mean) else v for k, v in metrics.items()}
     values |= {"loss": mean.value, "weight": mean.weight, "grad_norm": norm(grads)}
-    moved = jnp.where(counted, norm(updates), 0.0)
     values["update_norm"] = jnp.where(_in_range((trainable, opt_state)), moved, jnp.nan)
     values = {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
     return TrainState(state.step + 1, trainable, opt_state, state.key), values
