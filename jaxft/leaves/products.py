@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxft.signatures import AnyArray
 from jaxft.tree.paths import is_structured
 
 
@@ -40,7 +41,7 @@ def thin_dot(x: Float[Array, "... n_in"], a: Any) -> Float[Array, "... rank"]:
   return dot_transposed(x, jax.lax.optimization_barrier(a.T))
 
 
-def lookup(w: Any, ids: Int[Array, "..."]) -> Float[Array, "... dim"]:
+def lookup(w: Any, ids: Int[AnyArray, "..."]) -> Float[Array, "... dim"]:
   """Rows of w, an array or a structured leaf `[vocab, dim]`."""
   if is_structured(w):
     return w.lookup(ids)

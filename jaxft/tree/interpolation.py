@@ -29,7 +29,7 @@ def interpolate(base: Tree, tuned: Tree, t: float | Float[Array, ""]) -> Tree:
   """
   check_same_leaves("base", base, "tuned", tuned)
 
-  def mix(x: AnyArray, y: AnyArray) -> jax.Array:
+  def mix(x: AnyArray, y: AnyArray) -> AnyArray:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       return x
     return ((1 - t) * x.astype(jnp.float32) + t * y.astype(jnp.float32)).astype(x.dtype)

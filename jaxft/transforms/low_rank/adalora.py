@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxft.leaves.low_rank import LowRank
@@ -22,7 +23,7 @@ from jaxft.tree.paths import Tree
 
 def adalora(
     select: Choice = "**/kernel", *, rank: int = 12, alpha: float = 16.0, deviation: float = 0.02,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """AdaLoRA: `w + alpha / r * a @ diag(e) @ b`, a and b kept near orthogonal, e from zero.
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.leaves.annotated import Annotated
@@ -18,7 +19,7 @@ SMALLEST_NORM = 1e-4  # below it the norm of a component counts as this, so that
 
 
 def delora(
-    select: Choice = "**/kernel", *, rank: int = 8, strength: float = 15.0, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, rank: int = 8, strength: float = 15.0, dtype: DTypeLike | None = None
 ) -> ParamTransform:
   """DeLoRA: `w + diag(|w|) @ a @ diag(strength / (r |a_k| |b_k|)) @ b`, |w| the norms of the rows of w at the start.
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.annotated import Annotated
@@ -14,7 +15,7 @@ from jaxft.tree.choice import Choice
 
 
 def rand_lora(
-    select: Choice = "**/kernel", *, rank: int = 32, alpha: float = 640.0, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, rank: int = 32, alpha: float = 640.0, dtype: DTypeLike | None = None
 ) -> ParamTransform:
   """RandLoRA: `w + alpha / r * sum_i wide_i^T @ diag(scales_i) @ narrow @ diag(weights_i)`, or its transpose.
 

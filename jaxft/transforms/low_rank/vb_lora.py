@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.leaves.low_rank import LowRank
@@ -24,7 +25,7 @@ def mix_vectors(logits: Float[Array, "... h"], bank: Float[Array, "h b"], *, top
 
 def vb_lora(
     select: Choice = "**/kernel", *, rank: int = 4, vectors: int = 256, length: int = 256, top: int = 2,
-    bound: float = 0.02, deviation: float = 0.1, dtype: jnp.dtype | None = None,
+    bound: float = 0.02, deviation: float = 0.1, dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """VB-LoRA: `w + a @ b`, each piece of length b of each column of a and row of b mixed from one trained bank.
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.low_rank import LowRank
@@ -14,7 +15,7 @@ from jaxft.tree.choice import Choice
 
 
 def vera(
-    select: Choice = "**/kernel", *, rank: int = 256, start: float = 0.1, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, rank: int = 256, start: float = 0.1, dtype: DTypeLike | None = None
 ) -> ParamTransform:
   """VeRA: `w + a @ diag(d) @ b @ diag(s)`, with a and b random, frozen, cut from one pair for all matrices.
 

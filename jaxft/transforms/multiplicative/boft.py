@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.scaled import Scaled
@@ -15,7 +16,7 @@ from jaxft.tree.choice import Choice
 
 
 def boft(
-    select: Choice = "**/kernel", *, block: int = 4, factors: int = 1, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, block: int = 4, factors: int = 1, dtype: DTypeLike | None = None
 ) -> ParamTransform:
   """BOFT: `(G_m ... G_1) @ w * s`: block rotations between butterfly permutations, and a factor for each output.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
@@ -31,10 +31,10 @@ class Multiplied:
   side: Literal["in", "out"] = "in"
 
   def materialize(self) -> Array:
-    if self.ndim > 2:
+    if self.w.ndim > 2:
       return jax.vmap(Multiplied.materialize)(self)
     w = unrounded(self.w)
-    return (self.by.transposed(w.T).T if self.side == "in" else self.by(w)).astype(self.dtype)
+    return (self.by.transposed(w.T).T if self.side == "in" else self.by(w)).astype(self.w.dtype)
 
   def dot(self, x: Array) -> Array:
     return dot(self.by(x), self.w) if self.side == "in" else self.by(dot(x, self.w))
@@ -47,7 +47,7 @@ class Multiplied:
   def lookup(self, ids: AnyArray) -> Array:
     if self.side == "out":
       return self.by(lookup(self.w, ids))
-    return self.dot(jax.nn.one_hot(ids, self.shape[-2], dtype=self.dtype))  # a row of M @ w mixes all rows of w
+    return self.dot(jax.nn.one_hot(ids, self.w.shape[-2], dtype=self.w.dtype))  # a row of M @ w mixes all rows of w
 
 
 def adapt_shapes(
@@ -56,7 +56,7 @@ def adapt_shapes(
     leaf: Callable[[Any, dict[str, Array]], Any],
     *,
     problem: Callable[[int, int], str] = lambda m, n: "",
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """`adapt_matrices` for methods that leave the weights as they are and look at nothing but their shapes.
 

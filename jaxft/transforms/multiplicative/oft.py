@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.transforms.matrices import in_float32
@@ -19,7 +20,7 @@ from jaxft.tree.choice import Choice
 
 
 def oft(
-    select: Choice = "**/kernel", *, block: int = 32, terms: int | None = None, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, block: int = 32, terms: int | None = None, dtype: DTypeLike | None = None
 ) -> ParamTransform:
   """OFT: `blkdiag(R_1, ..., R_{m/b}) @ w`, each R a rotation that starts at the identity; row by row, `(x R) w`.
 

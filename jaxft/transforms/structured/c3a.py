@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
@@ -51,7 +52,7 @@ class CirculantBlocks:
     return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
 
 
-def c3a(select: Choice = "**/kernel", *, block: int = 256, dtype: jnp.dtype | None = None) -> ParamTransform:
+def c3a(select: Choice = "**/kernel", *, block: int = 256, dtype: DTypeLike | None = None) -> ParamTransform:
   """C3A: `w + 1/m * delta`, delta made of circulant blocks `[b, b]`, multiplied through their spectra.
 
   >>> _, trainable = c3a("up", block=2).split(jax.random.key(0), {"up": jnp.ones((4, 6))})

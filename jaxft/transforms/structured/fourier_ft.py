@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.leaves.annotated import Annotated
@@ -66,7 +67,7 @@ class PlaneWaves:
 
 def fourier_ft(
     select: Choice = "**/kernel", *, frequencies: int = 1000, scale: float = 150.0, deviation: float = 0.0,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """FourierFT: `w + scale * Re ifft2(S)`, S zero but at k random places, the same for equal shapes.
 
@@ -106,7 +107,7 @@ def fourier_ft(
     return adapt_matrices(select, start, adapt, dtype=dtype).split(key, params)
 
   def adapt(frozen: Annotated, t: Any) -> Any:
-    m, n = frozen.shape[-2:]
+    m, n = frozen.w.shape[-2:]
     parts = {"places": frozen.note["places"], "spectrum": scale / (m * n) * in_float32(t["spectrum"])}
     if 4 * frequencies * (m + n) < m * n:
       return Sum(frozen.w, PlaneWaves(**parts, rows=m, columns=n))

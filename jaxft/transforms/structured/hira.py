@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.sums import Formed
@@ -13,7 +13,7 @@ from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
 
 
-def hira(select: Choice = "**/kernel", *, rank: int = 32, dtype: jnp.dtype | None = None) -> ParamTransform:
+def hira(select: Choice = "**/kernel", *, rank: int = 32, dtype: DTypeLike | None = None) -> ParamTransform:
   """HiRA: `w * (1 + a @ b)`, an update of high rank from LoRA's parameters, at the cost of full tuning.
 
   >>> _, trainable = hira("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.leaves.low_rank import LowRank
@@ -19,7 +20,7 @@ def khatri_rao(x: Float[Array, "... m r"], y: Float[Array, "... m q"]) -> Float[
 
 
 def loha(
-    select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 8.0, dtype: jnp.dtype | None = None
+    select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 8.0, dtype: DTypeLike | None = None
 ) -> ParamTransform:
   """LoHa: `w + alpha / r * (a1 @ b1) * (a2 @ b2)`, an update of rank up to r^2 from twice LoRA's parameters.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
@@ -35,7 +36,7 @@ class Kronecker:
   def materialize(self) -> Array:
     right = reduce(jnp.matmul, map(unrounded, self.right))
     whole = jnp.einsum("...ac,...bd->...abcd", unrounded(self.left), right)
-    return whole.reshape(self.shape).astype(self.dtype)
+    return whole.reshape(self.shape).astype(self.left.dtype)
 
   def dot(self, x: Array) -> Array:
     return _apply(x, self.left, self.right)
@@ -73,7 +74,7 @@ def divisors_near_root(size: int, most: int | None = None) -> tuple[int, int]:
 
 def lokr(
     select: Choice = "**/kernel", *, rank: int | None = None, alpha: float = 8.0, factor: int | None = None,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> ParamTransform:
   """LoKr: `w + scale * kron(left, right)`; with a rank, right is `a @ b` wherever that is smaller.
 

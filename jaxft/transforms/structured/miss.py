@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
@@ -43,7 +44,7 @@ class Cycle:
     return jax.nn.one_hot(ids % self.rank, self.rank)
 
 
-def miss(select: Choice = "**/kernel", *, rank: int = 64, dtype: jnp.dtype | None = None) -> ParamTransform:
+def miss(select: Choice = "**/kernel", *, rank: int = 64, dtype: DTypeLike | None = None) -> ParamTransform:
   """MiSS: `w + delta`, row i of delta being row `i mod r` of the one matrix that trains, `[r, n]` from zero.
 
   >>> _, trainable = miss("up", rank=2).split(jax.random.key(0), {"up": jnp.ones((4, 3))})
