@@ -13,7 +13,7 @@ from jaxtyping import Array, Int8
 
 from jaxft.choices.top_k import top_k_mask
 from jaxft.merging.compression.golomb import golomb_bits
-from jaxft.tree.depth import layer_of
+from jaxft.tree.depth import layer_axes
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
 from jaxft.tree.task_vectors import apply_task_vector
 
@@ -82,7 +82,7 @@ def ternarize(
   blocks = {}
   for i, (path, leaf) in enumerate(named):
     if leaf is not None:
-      stacked = scope == "leaf" and np.ndim(layer_of(path, leaf)) == 1
+      stacked = scope == "leaf" and layer_axes(path, leaf) == 1
       blocks |= {(i, j): leaf[j] for j in range(leaf.shape[0])} if stacked else {(i, -1): leaf}
   if not sum(x.size for x in blocks.values()):
     raise ValueError("delta must have at least one entry; got none")
@@ -143,7 +143,8 @@ def search_ternary(
   """
   if not len(densities) or not len(alphas):
     raise ValueError(f"densities and alphas must hold at least one value; got {densities} and {alphas}")
-  best, trials = None, []
+  best: Any = None  # its score and itself
+  trials = []
   for density in sorted(densities):
     unit = ternarize(delta, density=density, scale=scale, scope=scope)
     for alpha in sorted(alphas):
