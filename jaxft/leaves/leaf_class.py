@@ -29,6 +29,7 @@ def leaf_class(*, meta: Sequence[str] = (), like: str = "w") -> Callable[[type[T
       ...                                        # and dot_transposed, lookup: see `jaxft.leaves`
 
   It is a convenience and no base class: any class with those methods and properties is a structured leaf.
+  Type checkers do not see what it gives: inside the class, read the dtype and shape of the field.
 
   Args:
     meta: fields that are no arrays, and part of what a program is compiled for; all others are data.
