@@ -6,7 +6,7 @@ PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST  = $(PY) -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-calls docs test-all test-share contracts lint bench bench-merging table clean
+.PHONY: demo test docs test-all test-share contracts lint bench bench-merging table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments
@@ -25,12 +25,6 @@ lint: $(VENV)/.parity
 # The API reference from the docstrings, in build/docs; fails at a link, there or in a Markdown file, that leads nowhere.
 docs: $(VENV)/.docs
 	$(PY) -m tools.docs build/docs
-
-# The quick tier with each call of the library checked against its annotations, and warnings as errors. ResourceWarning is
-# raised in another test than the one that left a file open; mergekit reads numpy.core, which moved.
-test-calls: $(VENV)/.parity
-	JAXFT_CHECK_CALLS=1 $(PYTEST) -W error -W ignore::ResourceWarning \
-	  -W "ignore:numpy.core is deprecated:DeprecationWarning" -m "not exhaustive" tests
 
 # Both tiers: every pair and every variant; fails where a test file takes more than a minute of one core.
 test-all: lint

@@ -21,7 +21,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 import pytest
 
-if os.environ.get("JAXFT_CHECK_CALLS") == "1":  # `make test-calls`
+if os.environ.get("JAXFT_CHECK_CALLS") != "0":
   from jaxtyping import install_import_hook
 
   from tests.runtime_types import checked, leave_out_frequent

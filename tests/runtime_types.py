@@ -8,14 +8,18 @@ import functools
 import importlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
+from beartype.vale import Is
 
-# As PEP 484 takes an int for a float, so NumPy's numbers for Python's, and for arrays without axes.
+# As PEP 484 takes an int for a float, so NumPy's and JAX's numbers for Python's, and NumPy's for arrays without axes.
+_JAX_INTEGER = Annotated[jax.Array, Is[lambda x: x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer)]]
 _CONF = BeartypeConf(hint_overrides=FrozenDict({
-    int: int | np.integer,
+    int: int | np.integer | _JAX_INTEGER,
     float: float | int | np.floating | np.integer,
     np.ndarray: np.ndarray | np.generic,
 }))

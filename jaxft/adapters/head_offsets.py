@@ -61,7 +61,7 @@ def top_heads(scores: Float[AnyArray, "layers heads"], k: int) -> Int[np.ndarray
 
 
 def head_offsets(
-    config: Config, heads: Sequence[tuple[int, int]] | None = None, *, stddev: float = 1e-3
+    config: Config, heads: Sequence[tuple[int, int]] | Int[AnyArray, "k 2"] | None = None, *, stddev: float = 1e-3
 ) -> Adapter:
   """A trained offset for the output of each chosen head: LoFiT's second step. Params `{'offsets': [k, head_dim]}`.
 

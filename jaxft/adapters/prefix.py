@@ -13,6 +13,7 @@ from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.rope import rotate, rotation
 from jaxft.models.sites import Prepend
+from jaxft.signatures import AnyArray
 
 Config = DecoderConfig | EncoderConfig
 
@@ -72,7 +73,7 @@ def collapse_prefix(params: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def prefix_from_tokens(
-    hidden_states: Callable[..., Any], params: dict[str, Any], config: Config, ids: Int[Array, " length"]
+    hidden_states: Callable[..., Any], params: dict[str, Any], config: Config, ids: Int[AnyArray, " length"]
 ) -> dict[str, Any]:
   """The params of `prefix(config, length)` that stand for real tokens: their own keys and values in every layer.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.checks import nearest
+from jaxft.signatures import AnyArray
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.paths import Tree, leaves_with_paths
 
@@ -24,7 +25,7 @@ class Overlap(NamedTuple):
 
 
 def singular_overlap(
-    base: Float[Array, "*layers m n"], tuned: Float[Array, "*checkpoints_and_layers m n"], *,
+    base: Float[AnyArray, "*layers m n"], tuned: Float[AnyArray, "*checkpoints_and_layers m n"], *,
     side: Literal["out", "in"] = "out",
 ) -> Overlap:
   """`max_i |<u_j, u0_i>|` for each singular vector u_j of the tuned matrix, over all u0_i of the base.

@@ -46,7 +46,7 @@ class PairedTest:
 
 
 def paired_test(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, confidence: float = 0.95
+    a: Sequence[float] | AnyArray, b: Sequence[float] | AnyArray, *, confidence: float = 0.95
 ) -> PairedTest:
   """Compares two arms that ran with the same seeds, one value a seed.
 
@@ -139,7 +139,7 @@ def _wilcoxon(difference: np.ndarray) -> float:
   return float(result.pvalue)
 
 
-def stderr(values: Sequence[float] | np.ndarray) -> float:
+def stderr(values: Sequence[float] | AnyArray) -> float:
   """Standard error of a mean: sample standard deviation (ddof 1) over sqrt(n); 0 for a single value.
 
   Raises:

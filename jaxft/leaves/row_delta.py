@@ -71,7 +71,7 @@ def change_row_delta(w: Array, strips: RowDelta, change: Callable[[Array, Array]
   return _over_layers(put, w.ndim)(w, strips.indices, strips.values)
 
 
-def _at(w: Array, indices: Array, axis: int) -> Any:
+def _at(w: Array, indices: AnyArray, axis: int) -> Any:
   return w.at[indices] if axis == -2 else w.at[:, indices]
 
 

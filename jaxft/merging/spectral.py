@@ -6,12 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.analysis.spectra import intruder_dimensions
+from jaxft.signatures import AnyArray
 from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree, map_with_path
 
 
 def scale_singular_components(
-    w: Float[Array, "*layers m n"], chosen: Bool[Array, "*layers k"], factor: float
+    w: Float[AnyArray, "*layers m n"], chosen: Bool[AnyArray, "*layers k"], factor: float
 ) -> Float[Array, "*layers m n"]:
   """`w + (factor - 1) sum_{i chosen} s_i u_i v_i^T`: some of the leading components scaled, all others as they are.
 
@@ -27,7 +28,7 @@ def scale_singular_components(
   u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
   k = chosen.shape[-1]
   edit = jnp.matmul(u[..., :k] * (s[..., :k] * chosen * (factor - 1.0))[..., None, :], vt[..., :k, :])
-  return (w.astype(jnp.float32) + edit).astype(w.dtype)
+  return (edit + w.astype(jnp.float32)).astype(w.dtype)
 
 
 def reduce_intruders(

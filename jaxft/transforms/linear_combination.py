@@ -14,6 +14,7 @@ from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated, map_weight, noted
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.sums import Formed
+from jaxft.signatures import AnyArray
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask, shapes_of
 from jaxft.tree.depth import layer_axes, layer_of, leaf_keys, num_layers
@@ -189,7 +190,7 @@ def _lead(path: str, leaf: Any) -> tuple[int, ...]:
   return tuple(leaf.shape[: layer_axes(path, leaf)])
 
 
-def _banks(trees: Sequence[Tree], params: Tree, *, fill: bool) -> dict[str, list[Array]]:
+def _banks(trees: Sequence[Tree], params: Tree, *, fill: bool) -> dict[str, list[AnyArray]]:
   """The n arrays of each leaf that takes part, by path; what a tree lacks is zero, or the params' own leaf (`fill`)."""
   known = [dict(leaves_with_paths(tree)) for tree in trees]
   own = {path: leaf for path, leaf in leaves_with_paths(params) if leaf is not None}

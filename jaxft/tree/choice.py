@@ -187,6 +187,8 @@ def _ask(choice: Callable[[Tree], Tree], tree: Tree, name: str) -> Tree:
 
 def _fitted(choice: Tree, tree: Tree, name: str) -> Tree:
   """A tree of booleans spread over what it is a prefix of, each held to its leaf."""
+  if choice is None:  # as a tree it would be one hole, and choose nothing
+    raise TypeError(f"{name} must be {FORMS}; got None")
   is_flag = lambda x: x is None or isinstance(x, _FLAGS)
   try:
     spread = jax.tree.map(

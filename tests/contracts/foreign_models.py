@@ -60,7 +60,7 @@ class NnxModel(nnx.Module):
   def __init__(self, layers, dim, hidden, scan):
     self.scan = scan
     if scan:
-      self.layers = nnx.vmap(lambda rngs: NnxBlock(dim, hidden, rngs))(nnx.Rngs(0).fork(split=layers))
+      self.layers = nnx.vmap(lambda rngs: NnxBlock(dim, hidden, rngs))(nnx.Rngs(0).split(layers))
     else:
       self.layers = nnx.List([NnxBlock(dim, hidden, nnx.Rngs(i)) for i in range(layers)])
 

@@ -44,7 +44,7 @@ def test_gradient_is_that_of_the_masked_weight_times_the_weight():
 
 @pytest.mark.parametrize("shape", [(5, 7), (8,), (3,), ()])
 def test_packing(shape):
-  kept = np.random.default_rng(0).random(shape) < 0.5
+  kept = np.asarray(np.random.default_rng(0).random(shape) < 0.5)
   np.testing.assert_array_equal(unpack_mask(pack_mask(kept), shape), kept)
   with pytest.raises(ValueError, match="packed must have"):
     unpack_mask(pack_mask(kept), (*shape, 99))

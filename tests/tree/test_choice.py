@@ -178,6 +178,7 @@ def test_what_trains_by_layers_composes_with_what_adapts_the_rest():
     (lambda: train(jax.tree.map(lambda x: np.ones(2, bool), STACKED)).split(KEY, STACKED), ValueError,
      "select must have"),
     (lambda: train(3).split(KEY, STACKED), TypeError, "select must be a glob, .* or a function"),
+    (lambda: train(lambda params: None).split(KEY, STACKED), TypeError, "select must be .*; got None"),
     (lambda: train({"embed": True}).split(KEY, STACKED), TypeError, "select must be a glob, .* or a function"),
     (lambda: lora(within_layers(1, 3, "**/up/*")).split(KEY, STACKED), ValueError, "must choose whole leaves"),
     (lambda: scale_updates({"w": np.ones(3, bool)}), ValueError, "choice_scales"),

@@ -205,6 +205,12 @@ def test_every_user_refuses_a_bare_predicate(user):
     USERS[user](lambda path, leaf: True)
 
 
+@pytest.mark.parametrize("user", USERS)
+def test_every_user_refuses_a_function_that_returns_nothing(user):
+  with pytest.raises(TypeError, match="; got None"):
+    USERS[user](lambda params: None)
+
+
 def test_a_format_is_no_choice():
   with pytest.raises(ValueError, match=r"select must choose matrices; got 'nf4', a format: quantize\(format='nf4'\)"):
     t.quantize("nf4")

@@ -203,7 +203,7 @@ def _filled(
   adapted = {place.module for group, _ in groups for place in group}
   for place in whole:
     x = tensors[whole_name(place, place.module in adapted)]
-    layers.setdefault(place.path, []).append({"whole": whole_array(place._replace(index=None), x)})
+    layers.setdefault(place.path, []).append({"whole": whole_array(place._replace(row=None), x)})
   for place in tokens:
     layers[place.path] = [{"rows": tensors[token_name(place)]}]
   stacked = {place.path for group, _ in groups for place in group if place.row is not None}

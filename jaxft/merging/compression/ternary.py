@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int8
+from jaxtyping import Int8
 
 from jaxft.choices.top_k import top_k_mask
 from jaxft.merging.compression.golomb import golomb_bits
+from jaxft.signatures import AnyArray
 from jaxft.tree.depth import layer_axes
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
 from jaxft.tree.task_vectors import apply_task_vector
@@ -188,7 +189,7 @@ def compression_report(ternary: Ternary) -> dict[str, float]:
   }
 
 
-def _sigma(kind: str, blocks: list[Array], signs: list[Array]) -> float:
+def _sigma(kind: str, blocks: Sequence[AnyArray], signs: Sequence[AnyArray]) -> float:
   """The scale of some blocks together; sums of blocks are in float32, of all of them in float64."""
   total = lambda f: sum(float(jnp.sum(f(x.astype(jnp.float32), s))) for x, s in zip(blocks, signs, strict=True))
   count = sum(x.size for x in blocks)

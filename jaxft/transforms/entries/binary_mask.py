@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxft.leaves.annotated import map_weight
+from jaxft.signatures import AnyArray
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.paths import Tree, is_leaf, unzip_with_path
@@ -94,7 +95,7 @@ def masked_fraction(scores: Tree, *, threshold: float = 5e-3) -> Float[Array, ""
   return 1.0 - sum((jnp.sum(m, dtype=jnp.float32) for m in kept), jnp.zeros(())) / sum(m.size for m in kept)
 
 
-def pack_mask(kept: Bool[Array, "..."]) -> UInt8[np.ndarray, " bytes"]:
+def pack_mask(kept: Bool[AnyArray, "..."]) -> UInt8[np.ndarray, " bytes"]:
   """Eight to a byte, in row order, the last byte filled with zeros.
 
   >>> pack_mask(np.array([True, False, True]))

@@ -61,7 +61,7 @@ def add_inputs(
 
 def input_covariances(
     apply: Callable[[Tree], Any], params: Tree, select: Choice = "**/kernel", *,
-    where: Bool[Array, "batch ..."] | None = None, by_example: bool = False,
+    where: Bool[AnyArray, "batch ..."] | None = None, by_example: bool = False,
 ) -> Tree:
   """`x^T x` of what a model multiplies each chosen matrix with, over one batch, in float32; not centered.
 
