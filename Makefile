@@ -17,7 +17,7 @@ test: lint
 	$(PYTEST) --durations 15 -m "not exhaustive" tests
 	$(PY) -m experiments.table --check
 
-# Ruff, and the types of the areas that pyproject.toml names.
+# Ruff, and the types of the library.
 lint: $(VENV)/.parity
 	$(PY) -m ruff check .
 	$(PY) -m basedpyright

@@ -33,23 +33,29 @@ class Sequential:
   activation: Activation
 
   def __call__(self, x: Array) -> Array:
-    return x + self._change(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
-
-  def _change(self, x: Array) -> Array:
-    return self.scale.astype(x.dtype) * affine(self.activation(affine(x, self.down)), self.up)
+    return x + _change(self, x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
 
 @partial(
     jax.tree_util.register_dataclass, data_fields=["down", "up", "scale"], meta_fields=["activation"],
 )
 @dataclasses.dataclass(frozen=True)
-class Parallel(Sequential):
+class Parallel:
   """`h + scale * activation(x @ down) @ up`, x the input of the sub-module."""
+
+  down: Dense
+  up: Dense
+  scale: Any
+  activation: Activation
 
   reads_input = True
 
   def __call__(self, x: Array, source: Array) -> Array:
-    return x + self._change(source).reshape(x.shape)
+    return x + _change(self, source).reshape(x.shape)
+
+
+def _change(edit: Sequential | Parallel, x: Array) -> Array:
+  return edit.scale.astype(x.dtype) * affine(edit.activation(affine(x, edit.down)), edit.up)
 
 
 def bottleneck(
@@ -115,7 +121,7 @@ def bottleneck(
       params["scale"] = jnp.full(layers, scale)
     return {"layers": {"adapter": params}}
 
-  def edits(params: dict[str, Any]) -> dict[str, Sequential]:
+  def edits(params: dict[str, Any]) -> dict[str, Sequential | Parallel]:
     p = params["layers"]["adapter"]
     cls = Parallel if insertion == "parallel" else Sequential
     return {site: cls(p["down"], p["up"], p["scale"] if learn_scale else jnp.full(layers, scale), activation)}

@@ -48,12 +48,12 @@ def text_prompt(embedding: Any, ids: Sequence[int]) -> PromptInit:
   Raises:
     ValueError: no token, or one outside the table.
   """
-  ids = np.asarray(ids)
-  if not (ids.ndim == 1 and ids.size and np.issubdtype(ids.dtype, np.integer)):
+  text = np.asarray(ids)
+  if not (text.ndim == 1 and text.size and np.issubdtype(text.dtype, np.integer)):
     raise ValueError(f"ids must be a sequence of at least one token; got {ids!r}")
-  if ids.min() < 0 or ids.max() >= embedding.shape[0]:
-    raise ValueError(f"ids must lie in [0, {embedding.shape[0]}); got {ids.min()} to {ids.max()}")
-  return lambda key, length, dim: lookup(embedding, jnp.asarray(np.resize(ids, length))).astype(jnp.float32)
+  if text.min() < 0 or text.max() >= embedding.shape[0]:
+    raise ValueError(f"ids must lie in [0, {embedding.shape[0]}); got {text.min()} to {text.max()}")
+  return lambda key, length, dim: lookup(embedding, jnp.asarray(np.resize(text, length))).astype(jnp.float32)
 
 
 _RANDOM = random_prompt()

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxft.checks import nearest
 from jaxft.tree.choice import Choice, mask
-from jaxft.tree.depth import layer_of, num_layers
+from jaxft.tree.depth import layer_axes, layer_of, num_layers
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 METHODS = ("frozen", "full", "lora", "rows", "columns", "entries")
@@ -65,8 +65,9 @@ def selection_flops(params: Tree, select: Choice, *, backward_from_embeddings: b
     if chosen:
       below = 0 if "embed" in path and backward_from_embeddings else depth
       lowest = min(lowest, below if layer is None else int(np.min(layer)))
-    if leaf.ndim - np.ndim(layer) != 2 or "embed" in path:
+    if leaf.ndim - layer_axes(path, leaf) != 2 or "embed" in path:
       continue
-    np.add.at(sizes, depth if layer is None else layer, leaf.size / max(1, np.size(layer)))
+    places = np.asarray(depth if layer is None else layer)
+    np.add.at(sizes, places, leaf.size / max(1, places.size))
     trained += leaf.size * chosen
   return float(2 + 2 * (sizes[lowest:].sum() + trained) / sizes.sum())

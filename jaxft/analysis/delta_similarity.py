@@ -41,7 +41,8 @@ def delta_similarity(first: Tree, second: Tree) -> dict[str, Similarity]:
       raise ValueError(f"{path} must have one shape in both; got {tuple(a.shape)} and {tuple(b.shape)}")
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     sums[path] = float(jnp.vdot(a, b)), float(jnp.vdot(a, a)), float(jnp.vdot(b, b))
-  sums[""] = tuple(sum(column) for column in zip(*sums.values(), strict=True)) if sums else (0.0, 0.0, 0.0)
+  total = lambda i: sum(part[i] for part in sums.values())
+  sums[""] = total(0), total(1), total(2)
 
   def of(dot: float, aa: float, bb: float) -> Similarity:
     return Similarity(dot / (aa * bb) ** 0.5 if aa and bb else 0.0, (aa / bb) ** 0.5 if bb else float("inf"))

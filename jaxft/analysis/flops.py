@@ -63,8 +63,8 @@ def jaxpr_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
 
 def count_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> Flops:
   """Counts a jaxpr; see `jaxpr_flops`."""
-  jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-  return _count(jaxpr, [True] * len(jaxpr.outvars))
+  open_jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+  return _count(open_jaxpr, [True] * len(open_jaxpr.outvars))
 
 
 def _count(jaxpr: Jaxpr, used: list[bool]) -> Flops:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +39,7 @@ def intrinsic_dimension(
     raise ValueError(f"target must lie in (0, 1]; got {target}")
   threshold = baseline + target * (full - baseline)
   dims = sorted(scores)
-  for below, dim in pairwise([None, *dims]):
+  for below, dim in zip([None, *dims], dims, strict=False):
     if scores[dim] < threshold:
       continue
     if not interpolate or below is None:

@@ -1,7 +1,7 @@
 """Which layer knows a property: a linear classifier on a learned mixture of all layers of a frozen model."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +111,7 @@ def _fit(start, x, labels, share, per_item, penalty, steps, learning_rate):
     nll = optax.softmax_cross_entropy_with_integer_labels(probe.logits(x), labels)
     return jnp.sum(nll * share) + penalty * (jnp.sum(jnp.square(probe.kernel)) + jnp.sum(jnp.square(probe.query)))
 
-  def step(carry, _):
+  def step(carry, _) -> Any:
     trained, state = carry
     updates, state = optimizer.update(jax.grad(loss)(trained), state)
     return (optax.apply_updates(trained, updates), state), None

@@ -43,11 +43,11 @@ def barrier(losses: Float[np.ndarray, " points"], ts: Sequence[float] | None = N
   Source: Frankle et al. 2020 (arXiv 1912.05671).
   """
   losses = np.asarray(losses, np.float64)
-  ts = np.linspace(0, 1, losses.size) if ts is None else np.asarray(ts, np.float64)
-  if losses.ndim != 1 or losses.size < 2 or ts.shape != losses.shape or ts[0] != 0 or ts[-1] != 1:
+  at = np.linspace(0, 1, losses.size) if ts is None else np.asarray(ts, np.float64)
+  if losses.ndim != 1 or losses.size < 2 or at.shape != losses.shape or at[0] != 0 or at[-1] != 1:
     raise ValueError(
-        f"losses must be a vector of at least 2 values at ts from 0 to 1; got shape {losses.shape} at {ts}")
-  return float(np.max(losses - ((1 - ts) * losses[0] + ts * losses[-1])))
+        f"losses must be a vector of at least 2 values at ts from 0 to 1; got shape {losses.shape} at {at}")
+  return float(np.max(losses - ((1 - at) * losses[0] + at * losses[-1])))
 
 
 class SoupGap(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxft.checks import nearest
@@ -34,7 +35,7 @@ def host_rng(key: Array) -> np.random.Generator:
   Raises:
     ValueError: the key is traced.
   """
-  if isinstance(key, jax.core.Tracer):
+  if isinstance(key, Tracer):
     raise ValueError("key must be concrete, for the choice shapes the program; got a traced key (inside jit or vmap)")
   with jax.ensure_compile_time_eval():
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
@@ -227,7 +228,7 @@ def select_units(
     For each layer the sorted indices of its chosen units.
 
   Raises:
-    ValueError: fraction outside [0, 1], an unknown scope, or scores of other lengths.
+    ValueError: fraction outside [0, 1], an unknown scope, scores of other lengths, or neither scores nor a key.
 
   Source: Yang et al. 2024, S2FT (arXiv 2412.06289), whose released code draws globally.
   """
@@ -238,6 +239,8 @@ def select_units(
   if scores is not None and [len(s) for s in scores] != list(sizes):
     raise ValueError(f"scores must have the lengths of sizes, {list(sizes)}; got {[len(s) for s in scores]}")
   if scores is None:
+    if key is None:
+      raise ValueError("key must be given where scores are not; got None for both")
     rng = host_rng(key)
     values = [rng.random(n) for n in sizes]
   else:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 
 from jaxft.leaves.row_delta import check_axis
 from jaxft.tree.choice import Choice, as_choice, entries, matching_paths
-from jaxft.tree.depth import layer_of
+from jaxft.tree.depth import layer_axes, layer_of
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -54,7 +54,7 @@ def choose_rows(
     rows = np.zeros((*given.shape[:-1], size + 1), bool)
     np.put_along_axis(rows, given, True, axis=-1)  # -1 is the place beyond the last
     rows = rows[..., :size]
-    rows = rows.reshape(*rows.shape[:-1], *([1] * (leaf.ndim - np.ndim(layer) - 2)), size)
+    rows = rows.reshape(*rows.shape[:-1], *([1] * (leaf.ndim - layer_axes(path, leaf) - 2)), size)
     return np.broadcast_to(rows[..., None] if axis == -2 else rows[..., None, :], tuple(leaf.shape))
 
   return map_with_path(choose, params)
@@ -80,15 +80,15 @@ def chosen_rows(choice: Choice, params: Tree, *, axis: int = -2) -> dict[str, In
   for (path, leaf), flag in zip(leaves_with_paths(params), flags, strict=True):
     if leaf is None or not np.any(flag):
       continue
-    layer = layer_of(path, leaf)
-    if leaf.ndim - np.ndim(layer) != 2:
+    if leaf.ndim - layer_axes(path, leaf) != 2:
       raise ValueError(f"choice must be of matrices [m, n] or stacks of them [L, m, n]; {path} is {tuple(leaf.shape)}")
     rows = whole_rows(flag, path, leaf, axis)
     if rows is None:
       raise ValueError(
           f"choice must have whole {'rows' if axis == -2 else 'columns'}; of {path} {tuple(leaf.shape)} it has some in "
           "part, which is for sparse_delta")
-    if not np.ndim(layer):
+    layer = layer_of(path, leaf)
+    if not isinstance(layer, np.ndarray):
       found[path] = np.flatnonzero(rows).astype(np.int32)
       continue
     packed = packed_indices(rows, -1)
@@ -107,7 +107,7 @@ def whole_rows(flag: Any, path: str, leaf: Any, axis: int) -> Bool[np.ndarray, "
   (array([ True, False]), None)
   """
   flags = np.moveaxis(np.asarray(entries(flag, path, leaf)), axis, -1)
-  rows = flags.any(axis=-2)
+  rows = np.asarray(flags.any(axis=-2))
   return rows if (rows == flags.all(axis=-2)).all() else None
 
 

@@ -56,7 +56,7 @@ def top_k_mask(
     layer = layer_of(path, leaf) if scope == "layer" and leaf is not None else None
     if leaf is None or allowed[i] is False:
       continue
-    if np.ndim(layer):
+    if isinstance(layer, np.ndarray):
       for row, index in enumerate(layer):
         groups.setdefault(int(index), []).append((i, row))
     else:
@@ -78,8 +78,8 @@ def top_k_mask(
       return None
     if (i, None) in found:
       return found[i, None]
-    rows = [found.get((i, row)) for row in range(leaf.shape[0])] if leaf.ndim else []
-    return jnp.stack(rows) if rows and rows[0] is not None else jnp.zeros(leaf.shape, bool)
+    rows = [found[i, row] for row in range(leaf.shape[0]) if (i, row) in found] if leaf.ndim else []
+    return jnp.stack(rows) if rows else jnp.zeros(leaf.shape, bool)
 
   structure = jax.tree.structure(scores, is_leaf=is_leaf)
   return structure.unflatten([assemble(i, leaf) for i, (_, leaf) in enumerate(named)])

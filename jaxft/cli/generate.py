@@ -65,18 +65,16 @@ def generate(options: Generate) -> list[dict[str, Any]]:
   dtype = pick("dtype", options.dtype, DTYPES)
   _check(options)
   model = load(options.model)
-  if model.kind != "decoder" or model.tokenizer is None:
-    what = "an encoder" if model.kind != "decoder" else "a decoder without a tokenizer"
-    raise ValueError(f"generate takes a decoder with a tokenizer; {options.model} is {what}")
+  config, tokenizer = model.text_decoder()
   rows = [_encode(options, model, prompt) for prompt in options.prompts]
-  ids, mask = _left_padded(rows, model.config.pad_id or 0, model.config.max_length)
+  ids, mask = _left_padded(rows, config.pad_id or 0, config.max_length)
   out = run(
-      model.params, model.config, ids, jax.random.key(options.seed), mask=mask, max_new_tokens=options.max_new_tokens,
+      model.params, config, ids, jax.random.key(options.seed), mask=mask, max_new_tokens=options.max_new_tokens,
       temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p, dtype=dtype)
   answers = []
   for prompt, tokens, kept, log_probs in zip(options.prompts, *jax.device_get(out), strict=True):
     tokens, log_probs = tokens[kept].tolist(), log_probs[kept].tolist()
-    text = model.tokenizer.decode(tokens, skip_special_tokens=True)
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
     answers.append({"prompt": prompt, "text": text, "tokens": tokens, "log_probs": log_probs})
   return answers
 

@@ -102,7 +102,8 @@ def _mesh(compute: Compute, topology: str | None) -> Any:
   wanted = math.prod((compute.data_parallel or 1, compute.fsdp, compute.tensor))
   if wanted > 1:
     try:
-      jax.config.update("jax_num_cpu_devices", max(wanted, jax.config.jax_num_cpu_devices))
+      now = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]: JAX adds it as it starts
+      jax.config.update("jax_num_cpu_devices", max(wanted, now))
     except RuntimeError:  # devices exist already; the mesh says so if they are too few
       pass
   devices = jax.devices()

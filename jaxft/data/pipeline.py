@@ -22,11 +22,14 @@ ONE_PROCESS = grain.sharding.ShardOptions(shard_index=0, shard_count=1)
 
 
 @runtime_checkable
-class Source(Protocol):
-  """Records at random: what `jaxft.data.source` gives; a list is one too."""
+class RandomAccess(Protocol):
+  """Records by their index."""
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> Any: ...
+
+
+Source = Sequence[Any] | RandomAccess  # records at random: what `jaxft.data.source` gives; a list is one too
 
 
 def stream(
@@ -71,8 +74,8 @@ class _Part:
   def __len__(self) -> int:
     return min(len(self._order) // self._batch_size * self._local, sys.maxsize)
 
-  def __getitem__(self, i: int) -> Any:
-    block, offset = divmod(i, self._local)
+  def __getitem__(self, index: int) -> Any:
+    block, offset = divmod(index, self._local)
     record = self._order[block * self._batch_size + self._index * self._local + offset]
     if record is None:
       raise ValueError("batches need a record at every place of the stream; a filter left a hole. Filter the source "
@@ -208,15 +211,15 @@ def mix(
   Raises:
     ValueError: neither or both ways are given, the numbers do not fit the streams, or a stream ends.
   """
-  if (weights is None) == (sizes is None) or (sizes is None) != (temperature is None):
-    raise ValueError("mix takes either weights, or sizes and temperature")
-  if temperature is not None:
+  if weights is None and sizes is not None and temperature is not None:
     if not temperature > 0:
       raise ValueError(f"temperature must be positive; got {temperature}")
     if any(size <= 0 for size in sizes):
       raise ValueError(f"sizes must be positive; got {list(sizes)}")
     # Relative to the largest, as size ** (1 / temperature) itself overflows at low temperatures.
     weights = [(size / max(sizes)) ** (1 / temperature) for size in sizes]
+  elif weights is None or sizes is not None or temperature is not None:
+    raise ValueError("mix takes either weights, or sizes and temperature")
   if len(weights) != len(streams) or not streams:
     raise ValueError(f"mix takes one number per stream; got {len(weights)} for {len(streams)} streams")
   if not all(math.isfinite(weight) and weight > 0 for weight in weights):

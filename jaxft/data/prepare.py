@@ -57,6 +57,17 @@ def is_prepared(
   return _complete(_make(builder, data_dir, kwargs))
 
 
+def config_of(builder: tfds.core.DatasetBuilder) -> Any:
+  """The config of a builder that has no default one.
+
+  Raises:
+    ValueError: the builder was made without.
+  """
+  if builder.builder_config is None:
+    raise ValueError(f"config must be given to the builder of {builder.name}; got None")
+  return builder.builder_config
+
+
 def _root(data_dir: str | os.PathLike | None) -> Path:
   return Path(data_dir) if data_dir is not None else home() / "datasets"
 
@@ -109,19 +120,21 @@ class Records(Sequence):
         f"split must be one of {', '.join(known)} or made of them; got {split!r}; {nearest(named, known)}"
       )
     try:
-      self._source = builder.as_data_source(split=split)
+      # TFDS wraps this method so that its arguments are lost to a type checker.
+      self._source: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
     except (ValueError, KeyError) as e:
       reason = str(e).splitlines()[0]
       raise ValueError(
         f"split must be made of {', '.join(known)} as train[:10%] or train+test; got {split!r}: {reason}"
       ) from None
-    self.features = builder.info.features
+    self.features: Any = builder.info.features
     self.builder_name = builder.info.full_name
 
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+  # No slices: a record is read when it is asked for.
+  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
     index = int(index)
     if not -len(self) <= index < len(self):
       raise IndexError(f"index must lie in [{-len(self)}, {len(self)}); got {index}")

@@ -1,7 +1,6 @@
 """`source(name, split)`: any data set by name, as a sequence of records read at random."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -15,7 +14,7 @@ from jaxft.data.builders.reasoning import reasoning_builder
 from jaxft.data.builders.sentiment import Sentiment
 from jaxft.data.prepare import Records, prepare
 
-_BUILDERS: dict[str, Callable] = {
+_BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
   "digits": Digits,
   "docstrings": Docstrings,
   "humaneval": HumanEval,

@@ -55,9 +55,12 @@ def checked_prompt(
         f"prompt may have at most max_length = {config.max_length} positions, padding and prepended ones included; got "
         f"{length}")
   counts = None if mask is None else values_of(mask)
-  if counts is not None and not (real := (counts != 0).sum(1)).all():
-    raise ValueError(f"mask must leave every row of the prompt a real token; row {int(real.argmin())} has none")
-  longest = length if mask is None else None if counts is None else length - prompt.shape[1] + int(real.max())
+  longest = length if mask is None else None
+  if counts is not None:
+    real = (counts != 0).sum(1)
+    if not real.all():
+      raise ValueError(f"mask must leave every row of the prompt a real token; row {int(real.argmin())} has none")
+    longest = length - prompt.shape[1] + int(real.max())
   # The last new token is drawn but never read.
   if longest is not None and longest + max_new_tokens - 1 > config.max_length:
     raise ValueError(
@@ -67,7 +70,7 @@ def checked_prompt(
   return Prompt(mask, stop)
 
 
-def prompt_length(config: DecoderConfig, shape: tuple[int, int], edits: Edits, dtype: Any) -> int:
+def prompt_length(config: DecoderConfig, shape: tuple[int, ...], edits: Edits, dtype: Any) -> int:
   """Positions of the prompt's pass, those included that an edit of `embed` prepends."""
   embedded = jax.ShapeDtypeStruct((*shape, config.dim), dtype)
   return jax.eval_shape(lambda x: Tap(edits, ())("embed", x), embedded).shape[1]

@@ -55,7 +55,8 @@ def _bert_special_tokens(config: EncoderConfig, tokenizer: Tokenizer) -> dict[st
 
 def _llama_special_tokens(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, str]:
   ids = {"bos_token": config.bos_id, "eos_token": config.eos_id, "pad_token": config.pad_id}
-  return {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+  tokens = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+  return {name: token for name, token in tokens.items() if token is not None}
 
 
 def _shrunk_llama(config: DecoderConfig, heads: int, dim: int) -> DecoderConfig:

@@ -26,6 +26,7 @@ from jaxft.formats.names import HEAD, STACK, Rule, Tensors, misfits
 from jaxft.formats.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards
 from jaxft.formats.tokenizers import check_tokenizer
 from jaxft.leaves import materialize
+from jaxft.models.encoder import EncoderConfig
 from jaxft.tree import layer_of, leaves_with_paths
 
 # Buffers that old versions saved, and BERT's next-sentence head, which embeddings do not use.
@@ -186,10 +187,10 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
       continue
     rule, where = rules[template], layer_of(path, leaf) if path.startswith(f"{STACK}/") else None
     array = np.asarray(leaf)
-    if np.ndim(where) and len(array) > len(where):
+    if isinstance(where, np.ndarray) and len(array) > len(where):
       problems.append(f"{path} holds {len(array)} layers and its name says {len(where)}")
     # A piece with fewer rows than its name says lacks layers, which are named below.
-    for layer, one in zip(where, array, strict=False) if np.ndim(where) else [(where, array)]:
+    for layer, one in zip(where, array, strict=False) if isinstance(where, np.ndarray) else [(where, array)]:
       if one.shape != (wanted := tensors.shape(rule)):
         problems.append(f"{path} has shape {one.shape} in one layer, the config wants {wanted}")
         break
@@ -239,7 +240,7 @@ def save_directory(
     if tokenizer is not None:
       tokenizer.save(str(part / "tokenizer.json"))
       files["tokenizer_config.json"] = _tokenizer_config(tokenizer, config, chat_template, max_length)
-    if family.kind == "encoder":
+    if isinstance(config, EncoderConfig):
       files |= _sentence_transformers(config, max_length)
     for name, content in files.items():
       write_text(part / name, json.dumps(content, indent=2) + "\n")
@@ -259,7 +260,7 @@ def _tokenizer_config(
   return out | ({"chat_template": chat_template} if chat_template else {})
 
 
-def _sentence_transformers(config: Config, max_length: int | None) -> dict[str, Any]:
+def _sentence_transformers(config: EncoderConfig, max_length: int | None) -> dict[str, Any]:
   kinds = [("Transformer", ""), ("Pooling", "1_Pooling")] + ([("Normalize", "2_Normalize")] if config.normalize else [])
   modules = [
     {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}

@@ -64,7 +64,9 @@ class _Reader:
   """Reads keys with their checks, remembers which were read, and gathers what is wrong."""
 
   def __init__(self, config: Mapping[str, Any]):
-    self.config, self.seen, self.problems = config, set(_HARMLESS), []
+    self.config = config
+    self.seen: set[str] = set(_HARMLESS)
+    self.problems: list[str] = []
 
   def __call__(self, key: str, kind: type, default: Any = None) -> Any:
     self.seen.add(key)
@@ -74,7 +76,8 @@ class _Reader:
     if kind is bool and isinstance(value, bool):
       return value
     # bool counts as int in Python; 1e12 bounds what a hostile file can make the shapes multiply to.
-    if kind is not bool and isinstance(value, (int, kind)) and not isinstance(value, bool) and 0 < value < 10**12:
+    number = (int, float) if kind is float else int
+    if kind is not bool and isinstance(value, number) and not isinstance(value, bool) and 0 < value < 10**12:
       return kind(value)
     self.problems.append(f"{key} must be a {'boolean' if kind is bool else f'positive {kind.__name__}'}; got {value!r}")
     return default if default is not None else kind(1)

@@ -24,6 +24,8 @@ from jaxft.formats.presets import PRESETS, fetch
 from jaxft.formats.tiny import init_tiny, tiny_config
 from jaxft.formats.tokenizers import check_tokenizer, read_tokenizer
 from jaxft.models.cut import cut_model
+from jaxft.models.decoder import DecoderConfig
+from jaxft.models.encoder import EncoderConfig
 from jaxft.tree import unstack_layers
 
 
@@ -51,6 +53,29 @@ class Pretrained:
   @property
   def kind(self) -> Literal["encoder", "decoder"]:
     return family_of(self.config).kind
+
+  def text_encoder(self, argument: str = "model") -> tuple[EncoderConfig, Tokenizer]:
+    """The config and the tokenizer of an encoder of text; errors name it as the argument.
+
+    Raises:
+      ValueError: it is a decoder, or has no tokenizer.
+    """
+    if not isinstance(self.config, EncoderConfig) or self.tokenizer is None:
+      raise ValueError(f"{argument} must be an encoder with a tokenizer; {self.name} is {self._words()}")
+    return self.config, self.tokenizer
+
+  def text_decoder(self, argument: str = "model") -> tuple[DecoderConfig, Tokenizer]:
+    """The config and the tokenizer of a decoder of text; errors name it as the argument.
+
+    Raises:
+      ValueError: it is an encoder, or has no tokenizer.
+    """
+    if not isinstance(self.config, DecoderConfig) or self.tokenizer is None:
+      raise ValueError(f"{argument} must be a decoder with a tokenizer; {self.name} is {self._words()}")
+    return self.config, self.tokenizer
+
+  def _words(self) -> str:
+    return f"{'an encoder' if self.kind == 'encoder' else 'a decoder'} {'with' if self.tokenizer else 'without'} one"
 
 
 def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Pretrained:

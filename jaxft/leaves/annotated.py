@@ -42,7 +42,7 @@ def note_outermost(leaf: Any) -> Any:
   Where two transforms adapt one leaf, the second takes what the first left frozen, note included, for its weight. Once
   the second has been joined, the first must find its note where it put it.
   """
-  if isinstance(leaf, Annotated) or not (is_structured(leaf) and dataclasses.is_dataclass(leaf)):
+  if isinstance(leaf, Annotated) or not (is_structured(leaf) and dataclasses.is_dataclass(type(leaf))):
     return leaf
   for field in dataclasses.fields(leaf):
     part = getattr(leaf, field.name)

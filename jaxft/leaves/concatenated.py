@@ -8,6 +8,7 @@ from jaxtyping import Array
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.products import dot, dot_transposed, lookup
+from jaxft.signatures import AnyArray
 
 
 @leaf_class(meta=("axis",), like="frozen")
@@ -31,7 +32,7 @@ class Concatenated:
     return tuple(shape)
 
   def materialize(self) -> Array:
-    parts = (materialize(self.frozen), materialize(self.trained).astype(self.dtype))
+    parts = (materialize(self.frozen), materialize(self.trained).astype(self.frozen.dtype))
     w = jnp.concatenate(parts, axis=self.axis)
     return w if self.order is None else _take_along(w, self.order, self.axis)
 
@@ -41,9 +42,9 @@ class Concatenated:
   def dot_transposed(self, x: Array) -> Array:
     return self._contract(x, self.axis == -1, dot_transposed)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     if self.axis == -1:
-      rows = jnp.concatenate([lookup(self.frozen, ids), lookup(self.trained, ids).astype(self.dtype)], axis=-1)
+      rows = jnp.concatenate([lookup(self.frozen, ids), lookup(self.trained, ids).astype(self.frozen.dtype)], axis=-1)
       return rows if self.order is None else jnp.take(rows, self.order, axis=-1)
     ids = ids if self.order is None else jnp.take(self.order, ids)
     n = self.frozen.shape[-2]

@@ -17,7 +17,7 @@ def seed_dropout(params: Tree, key: Array) -> Tree:
   """
 
   def seed(path: str, leaf: Any) -> Any:
-    if not (is_structured(leaf) and dataclasses.is_dataclass(leaf)):
+    if not (is_structured(leaf) and dataclasses.is_dataclass(type(leaf))):
       return leaf
     within = {f.name: getattr(leaf, f.name) for f in dataclasses.fields(leaf)}
     new = {name: seed(f"{path}/{name}", part) for name, part in within.items() if is_structured(part)}

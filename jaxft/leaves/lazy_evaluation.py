@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import eval_jaxpr
 from jax.extend.core import Literal
 
 from jaxft.leaves.lazy_views import View
@@ -68,7 +69,7 @@ def bind(eqn: Any, arrays: Sequence[Any]) -> list[Any]:
   """The equation itself, on arrays."""
   given = {v: x for v, x in zip(eqn.invars, arrays, strict=True) if not isinstance(v, Literal)}
   alone = _empty_jaxpr().replace(invars=list(given), outvars=eqn.outvars, eqns=[eqn])
-  return list(jax.core.eval_jaxpr(alone, (), *given.values()))
+  return list(eval_jaxpr(alone, (), *given.values()))
 
 
 @functools.cache

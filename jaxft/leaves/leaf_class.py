@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 
@@ -29,6 +29,7 @@ def leaf_class(*, meta: Sequence[str] = (), like: str = "w") -> Callable[[type[T
       ...                                        # and dot_transposed, lookup: see `jaxft.leaves`
 
   It is a convenience and no base class: any class with those methods and properties is a structured leaf.
+  Type checkers do not see what it gives: inside the class, read the dtype and shape of the field.
 
   Args:
     meta: fields that are no arrays, and part of what a program is compiled for; all others are data.
@@ -39,8 +40,8 @@ def leaf_class(*, meta: Sequence[str] = (), like: str = "w") -> Callable[[type[T
   """
 
   def make(cls: type[T]) -> type[T]:
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    leaf: Any = dataclasses.dataclass(frozen=True)(cls)
+    names = [field.name for field in dataclasses.fields(leaf)]
     if unknown := [name for name in meta if name not in names]:
       raise TypeError(f"meta must name fields of {cls.__name__}; got {unknown[0]!r}; {nearest(unknown[0], names)}")
     for name in ("shape", "dtype", "ndim"):
@@ -49,7 +50,7 @@ def leaf_class(*, meta: Sequence[str] = (), like: str = "w") -> Callable[[type[T
       if name != "ndim" and like not in names:
         raise TypeError(f"like must name a field of {cls.__name__}, which has no {name} of its own; got {like!r}")
       setattr(cls, name, _ndim if name == "ndim" else _of_field(like, name))
-    return jax.tree_util.register_dataclass(cls, [name for name in names if name not in meta], list(meta))
+    return jax.tree_util.register_dataclass(leaf, [name for name in names if name not in meta], list(meta))
 
   return make
 

@@ -9,6 +9,7 @@ from jaxtyping import Array
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup, thin_dot
+from jaxft.signatures import AnyArray
 
 
 @leaf_class(meta=("scale", "dropout"))
@@ -26,7 +27,7 @@ class LowRank:
   key: Any = None
 
   def materialize(self) -> Array:
-    return (unrounded(self.w) + self.scale * (unrounded(self.a) @ unrounded(self.b))).astype(self.dtype)
+    return (unrounded(self.w) + self.scale * (unrounded(self.a) @ unrounded(self.b))).astype(self.w.dtype)
 
   def dot(self, x: Array) -> Array:
     return dot(x, self.w) + self.scale * dot(thin_dot(self._drop(x), self.a), self.b)
@@ -34,8 +35,8 @@ class LowRank:
   def dot_transposed(self, x: Array) -> Array:
     return dot_transposed(x, self.w) + self.scale * dot_transposed(dot_transposed(self._drop(x), self.b), self.a)
 
-  def lookup(self, ids: Array) -> Array:
-    return lookup(self.w, ids) + self.scale * dot(lookup(self.a, ids), self.b).astype(self.dtype)
+  def lookup(self, ids: AnyArray) -> Array:
+    return lookup(self.w, ids) + self.scale * dot(lookup(self.a, ids), self.b).astype(self.w.dtype)
 
   def _drop(self, x: Array) -> Array:
     if self.key is None or self.dropout == 0.0:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxft.leaves.products import lookup
@@ -41,7 +42,7 @@ class RowDelta:
       return f"has shape {shape}: {self.indices.shape} indices and {self.values.shape} values do not fit it"
     if not jnp.issubdtype(self.indices.dtype, jnp.integer):
       return f"takes integer indices; got {self.indices.dtype}"
-    if isinstance(self.indices, jax.core.Tracer) or not self.indices.size:
+    if isinstance(self.indices, Tracer) or not self.indices.size:
       return ""
     known = np.asarray(self.indices)  # on the host: inside jit an operation on a constant would be traced
     low, high, size = int(known.min()), int(known.max()), shape[self.axis]
@@ -87,7 +88,7 @@ def delta_product(x: Array, d: Array, indices: Array, product: Any, contracted: 
   return jnp.zeros((*x.shape[:-1], n_out), x.dtype).at[..., indices].add(product(x, d), mode="drop")
 
 
-def delta_rows(ids: Array, d: Array, indices: Array, *, axis: int, shape: tuple[int, int]) -> Array:
+def delta_rows(ids: AnyArray, d: Array, indices: Array, *, axis: int, shape: tuple[int, int]) -> Array:
   """Rows `ids` of d alone, put into a matrix of zeros of this shape."""
   if axis == -1:
     rows = lookup(d, ids)

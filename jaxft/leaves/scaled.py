@@ -7,6 +7,7 @@ from jaxtyping import Array
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
+from jaxft.signatures import AnyArray
 
 
 @leaf_class()
@@ -17,7 +18,7 @@ class Scaled:
   s: Any
 
   def materialize(self) -> Array:
-    return (unrounded(self.w) * self.s).astype(self.dtype)
+    return (unrounded(self.w) * self.s).astype(self.w.dtype)
 
   def dot(self, x: Array) -> Array:
     rows, columns = self._sides()
@@ -29,7 +30,7 @@ class Scaled:
     y = dot_transposed(x if columns is None else x * columns.astype(x.dtype), self.w)
     return y if rows is None else y * rows.astype(y.dtype)
 
-  def lookup(self, ids: Array) -> Array:
+  def lookup(self, ids: AnyArray) -> Array:
     rows, columns = self._sides()
     y = lookup(self.w, ids)
     y = y if rows is None else y * (rows[ids] if rows.shape[0] > 1 else rows)[..., None].astype(y.dtype)

@@ -22,7 +22,7 @@ class Sum:
   scale: float = 1.0
 
   def materialize(self) -> Array:
-    return (unrounded(self.w) + self.scale * unrounded(self.delta)).astype(self.dtype)
+    return (unrounded(self.w) + self.scale * unrounded(self.delta)).astype(self.w.dtype)
 
   def dot(self, x: Array) -> Array:
     return dot(x, self.w) + self.scale * dot(x, self.delta)
@@ -31,7 +31,7 @@ class Sum:
     return dot_transposed(x, self.w) + self.scale * dot_transposed(x, self.delta)
 
   def lookup(self, ids: AnyArray) -> Array:
-    return lookup(self.w, ids) + self.scale * lookup(self.delta, ids).astype(self.dtype)
+    return lookup(self.w, ids) + self.scale * lookup(self.delta, ids).astype(self.w.dtype)
 
 
 @leaf_class(meta=("form",))
@@ -52,7 +52,7 @@ class Formed:
   form: Callable[[Array, Any], Array]
 
   def materialize(self) -> Array:
-    return self.form(unrounded(self.w), self.parts).astype(self.dtype)
+    return self.form(unrounded(self.w), self.parts).astype(self.w.dtype)
 
   def dot(self, x: Array) -> Array:
     return jax.checkpoint(lambda x, leaf: dot(x, leaf.materialize()))(x, self)

@@ -59,7 +59,8 @@ def regmean(models: Sequence[Tree], grams: Sequence[Tree], *, alpha: float = 0.9
     if all(g is None for g in gs):
       return mean
     for i, g in enumerate(gs):
-      wanted = None if mean is None or mean.ndim < 2 else (*mean.shape[:-1], mean.shape[-2])
+      shape = getattr(mean, "shape", ())
+      wanted = None if len(shape) < 2 else (*shape[:-1], shape[-2])
       if g is None or tuple(g.shape) != wanted:
         raise ValueError(f"grams[{i}] must be {wanted} for {path}, which is {getattr(mean, 'shape', None)}; "
                          f"got {None if g is None else tuple(g.shape)}")

@@ -52,7 +52,7 @@ def greedy_soup(
   elif not len(order) or len(set(order)) != len(order) or not set(order) <= set(range(k)):
     raise ValueError(f"order must hold distinct indices in 0..{k - 1}; got {list(order)}")
   first = _load(checkpoints[order[0]])
-  best = known.get(order[0]) if known else float(score(first))
+  best = known[order[0]] if known else float(score(first))
   soup, taken = jax.tree.map(_widen, first), [int(order[0])]
   first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first)
   for i in order[1:]:

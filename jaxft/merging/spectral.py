@@ -28,7 +28,7 @@ def scale_singular_components(
   u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
   k = chosen.shape[-1]
   edit = jnp.matmul(u[..., :k] * (s[..., :k] * chosen * (factor - 1.0))[..., None, :], vt[..., :k, :])
-  return (w.astype(jnp.float32) + edit).astype(w.dtype)
+  return (edit + w.astype(jnp.float32)).astype(w.dtype)
 
 
 def reduce_intruders(

@@ -311,7 +311,8 @@ def _densities(density: Density, models: int) -> list[float]:
 
 
 def _each(name: str, value: float | Sequence[float], models: int) -> list[float]:
-  values = [value] * models if np.ndim(value) == 0 else list(value)
+  given = np.asarray(value, np.float64)
+  values = np.repeat(given, models) if given.ndim == 0 else given
   if len(values) != models:
     raise ValueError(f"{name} must be one number, or one for each of {models} models; got {len(values)}")
   return [float(v) for v in values]

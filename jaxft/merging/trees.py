@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxft.merging.kernels.leafwise import Leafwise, measure_leaf, merge_leaf, turned
 from jaxft.merging.kernels.namespace import is_numpy
@@ -118,7 +119,7 @@ def _one(method: Leafwise, models: Sequence[Any], base: Any, settings: Settings)
     return merge_leaf(method, models, base, settings)
   if not models[0].size:
     return models[0] if base is None else base
-  if method.statistics is not None:
+  if method.measured:
     settings = _decided(method, _measured(method, models, base, settings), settings)
   return _combined(method, models, base, settings, stacked=False)
 
@@ -127,7 +128,7 @@ def _stacked(method: Leafwise, models: Sequence[Any], base: Any, settings: Seque
   """Layers along the first axis: what is static is the same for all, what is traced is stacked along."""
   if not models[0].size:
     return models[0] if base is None else base
-  if method.statistics is not None:
+  if method.measured:
     measured = _measured(method, models, base, _stack(settings), stacked=True)
     settings = [_decided(method, jax.tree.map(lambda x, i=i: x[i], measured), s) for i, s in enumerate(settings)]
   return _combined(method, models, base, _stack(settings), stacked=True)
@@ -138,7 +139,7 @@ def _measured(method: Leafwise, models: Sequence[Any], base: Any, settings: Sett
     return measure_leaf(method, models, base, settings)
   static, traced = _split(settings)
   measure = _statistics(method, static, stacked, base is None, _mesh(models[0]))
-  with jax.enable_x64(method.wide or jax.config.jax_enable_x64):
+  with jax.enable_x64(method.wide or jax.config.read("jax_enable_x64")):
     return jax.device_get(measure(list(models), base, traced))
 
 
@@ -150,7 +151,7 @@ def _decided(method: Leafwise, measured: Any, settings: Settings) -> Settings:
 def _combined(method: Leafwise, models: Sequence[Any], base: Any, settings: Settings, *, stacked: bool) -> Any:
   like = models[0] if base is None else base
   static, traced = _split(settings)
-  sharding = None if isinstance(like, jax.core.Tracer) or not like.committed else like.sharding
+  sharding = None if isinstance(like, Tracer) or not like.committed else like.sharding
   merged = _merge(method, static, stacked, base is None, like.dtype, sharding)
   return merged(list(models), base, traced)
 
@@ -180,14 +181,15 @@ def _merge(
   return jax.jit(f, out_shardings=sharding)
 
 
-def _mesh(x: Any) -> Mesh | None:
+def _mesh(x: Any) -> Mesh | AbstractMesh | None:
   return x.sharding.mesh if isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) else None
 
 
-def _partitioned(f: Callable[..., Any], mesh: Mesh | None, spec: PartitionSpec) -> Callable[..., Any]:
+def _partitioned(f: Callable[..., Any], mesh: Mesh | AbstractMesh | None, spec: PartitionSpec) -> Callable[..., Any]:
   """Leaves the shardings inside to the compiler, also on a mesh that would have them in the types."""
-  explicit = mesh is not None and AxisType.Explicit in mesh.axis_types
-  return jax.sharding.auto_axes(f, out_sharding=NamedSharding(mesh, spec)) if explicit else f
+  if mesh is None or AxisType.Explicit not in mesh.axis_types:
+    return f
+  return jax.sharding.auto_axes(f, out_sharding=NamedSharding(mesh, spec))
 
 
 def _over_layers(f: Callable[..., Any], stacked: bool, without_base: bool) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
 """Scaled dot-product attention over per-head arrays, and the masks that say who sees whom."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -14,7 +16,7 @@ def attend(
     mask: Bool[AnyArray, "#batch #time seen"] | None = None,
     *,
     causal: bool = False,
-    implementation: str | None = None,
+    implementation: Literal["xla", "cudnn"] | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
   """`softmax(query key^T / sqrt(head_dim)) value` per head, each key head serving heads / kv_heads query heads.
 
@@ -37,7 +39,7 @@ def attend(
   if causal:
     before = jnp.tril(jnp.ones((1, time, time), bool))
     mask = before if mask is None else before & mask
-  if prefix:
+  if mask is not None and prefix:
     mask = jnp.pad(mask, ((0, 0), (0, 0), (prefix, 0)), constant_values=True)
   if implementation is not None:
     mask = None if mask is None else mask[:, None]

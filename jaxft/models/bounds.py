@@ -6,9 +6,9 @@ model would compute on, with another token's vector. Here the state is NaN inste
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.leaves import lookup
@@ -32,7 +32,7 @@ def rows(
 
 def values_of(x: Any) -> np.ndarray | None:
   """An array's numbers where this process has them; None for a tracer or an array that spans several processes."""
-  if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+  if isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
     return None
   return np.asarray(x)
 

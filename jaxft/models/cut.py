@@ -58,10 +58,9 @@ def cut_model(params: Tree, config: Config, boundary: int) -> tuple[Part, Part]:
         name = f"{low - offset}:{high - offset}" if stacked else f"{low - offset}"
         rows = slice(low - start, high - start)
         sides[side][name] = jax.tree.map(itemgetter(rows), piece) if stacked else piece
-  sizes = boundary, config.num_layers - boundary
-  return tuple(
-      Part({**params, "layers": _plain(side, size)}, dataclasses.replace(config, num_layers=size))
-      for side, size in zip(sides, sizes, strict=True))
+  part = lambda side, size: Part(
+      {**params, "layers": _plain(side, size)}, dataclasses.replace(config, num_layers=size))
+  return part(sides[0], boundary), part(sides[1], config.num_layers - boundary)
 
 
 def join_parts(lower: Part, upper: Part) -> Tree:

@@ -85,12 +85,12 @@ class Output(NamedTuple):
 
   Attributes:
     hidden: states after the final norm, `[batch, time, dim]`, longer by what an edit prepended.
-    cache: the extended cache; None where none was given.
+    cache: a `Cache`, the extended one; None where none was given.
     recorded: the recorded sites by name.
   """
 
   hidden: Float[Array, "batch length dim"]
-  cache: Cache | None
+  cache: Any
   recorded: dict[str, Array]
 
 
@@ -175,7 +175,8 @@ def hidden_states(
   added = x.shape[1] - ids.shape[1]
   _check_layout(added, x.shape[1], config, positions, segment_ids, cache)
   if added and mask is not None:
-    mask, real = (jnp.pad(y, ((0, 0), (added, 0)), constant_values=1) for y in (mask, real))
+    mask = jnp.pad(mask, ((0, 0), (added, 0)), constant_values=1)
+    real = mask.astype(bool)
   turn = _turn(config, x.shape[1], mask, real, positions, segment_ids, cache)
   cache, visible = _visible(x.shape[:2], mask, segment_ids, cache)
 

@@ -153,7 +153,8 @@ def _embed(params, config, ids, mask, types, segment_ids, dtype, tap):
   if added and segment_ids is not None:
     raise ValueError(f"an edit of 'embed' added {added} positions: then segment_ids must be None")
   if added and mask is not None:
-    mask, real = (jnp.pad(y, ((0, 0), (added, 0)), constant_values=1) for y in (mask, real))
+    mask = jnp.pad(mask, ((0, 0), (added, 0)), constant_values=1)
+    real = mask.astype(bool)
   types = jnp.zeros_like(ids[:1]) if types is None else types
   types = jnp.pad(types, ((0, 0), (added, 0)))
   x = x + _positions(params["positions"]["embedding"], config, length, real, segment_ids).astype(dtype)

@@ -34,7 +34,9 @@ def rematerialize(layer: Callable[..., Any], policy: Policy, *, in_scan: bool) -
     if policy not in POLICIES:
       raise ValueError(f"remat must be a policy of jax.checkpoint or one of {list(POLICIES)}; got {policy!r}; "
                        f"{nearest(policy, list(POLICIES))}")
-    policy = POLICIES[policy]
-    if policy is None:
+    keep = POLICIES[policy]
+    if keep is None:
       return layer
-  return jax.checkpoint(layer, policy=policy, prevent_cse=not in_scan)
+  else:
+    keep = policy
+  return jax.checkpoint(layer, policy=keep, prevent_cse=not in_scan)

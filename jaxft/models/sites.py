@@ -26,7 +26,7 @@ from jaxtyping import Array
 
 from jaxft.checks import nearest
 
-Edit = Callable[[Array], Array]
+Edit = Callable[[Array], Array] | Callable[[Array, Array], Array]  # of x, or of x and the input of its sub-module
 Edits = Mapping[str, Edit | Sequence[Edit]]
 
 # Sites with this prefix are met once per layer.
@@ -189,7 +189,7 @@ def split_edits(edits: Edits) -> tuple[list[Array], Callable[[list[Array]], Edit
   is_array = [not callable(leaf) for leaf in leaves]
 
   def rebuild(arrays: list[Array]) -> Edits:
-    arrays = iter(arrays)
-    return structure.unflatten([next(arrays) if flag else leaf for flag, leaf in zip(is_array, leaves, strict=True)])
+    left = iter(arrays)
+    return structure.unflatten([next(left) if flag else leaf for flag, leaf in zip(is_array, leaves, strict=True)])
 
   return [leaf for flag, leaf in zip(is_array, leaves, strict=True) if flag], rebuild

@@ -1,6 +1,6 @@
 """From a data set's records to the batches of a run: which records, tokenized how, in which order."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -30,13 +30,14 @@ BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 class Subset(Sequence):
   """Some of the records of a sequence."""
 
-  def __init__(self, records: Records, indices: Sequence[int]):
+  def __init__(self, records: Records, indices: Iterable[int]):
     self._records, self._indices = records, [int(i) for i in indices]
 
   def __len__(self) -> int:
     return len(self._indices)
 
-  def __getitem__(self, i: int) -> Mapping[str, Any]:
+  # No slices, as of the records themselves.
+  def __getitem__(self, i: int) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
     return self._records[self._indices[i]]
 
 
@@ -84,7 +85,8 @@ class Guided(Sequence):
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, i: int) -> dict[str, Any]:
+  # No slices, as of the records themselves.
+  def __getitem__(self, i: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
     return {**self._records[i], **{f"guide/{key}": vectors[i] for key, vectors in self._vectors.items()}}
 
 
@@ -110,10 +112,11 @@ def lengths_up_to(longest: int) -> list[int]:
 
 def pair_collate(model: Pretrained, keys: Sequence[str], *, max_length: int) -> Collate:
   """Records of pairs to `{key: {ids, mask}}`, and their `guide` vectors where they have them."""
-  lengths, pad = lengths_up_to(max_length), model.tokenizer.token_to_id("[PAD]") or 0
+  _, tokenizer = model.text_encoder()
+  lengths, pad = lengths_up_to(max_length), tokenizer.token_to_id("[PAD]") or 0
 
   def collate(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    out = tokenize_pairs(records, model.tokenizer, lengths=lengths, keys=tuple(keys), pad_id=pad)
+    out = tokenize_pairs(records, tokenizer, lengths=lengths, keys=tuple(keys), pad_id=pad)
     for key in keys:
       if f"guide/{key}" in records[0]:
         out[key] = {**out[key], "guide": np.stack([r[f"guide/{key}"] for r in records])}
@@ -133,24 +136,23 @@ def language_collate(model: Pretrained, first: Mapping[str, Any], *, max_length:
   Raises:
     ValueError: none of these, a chat for a model without a chat template, or texts longer than the model's context.
   """
-  config, fields = model.config, dict(first)
+  (config, tokenizer), template, fields = model.text_decoder(), model.chat_template, dict(first)
   if max_length > model.max_length:
     raise ValueError(f"max_length may be at most the context of {model.name}, {model.max_length}; got {max_length}")
   shared = {"lengths": lengths_up_to(max_length), "pad_id": config.pad_id or 0}
-  completions = lambda records: tokenize_completions(records, model.tokenizer, eos_id=config.eos_id, **shared)
-  chats = lambda records: tokenize_chats(
-      records, model.tokenizer, model.chat_template, **special_tokens(model), **shared)
+  completions = lambda records: tokenize_completions(records, tokenizer, eos_id=config.eos_id, **shared)
+  chats = lambda records, template: tokenize_chats(records, tokenizer, template, **special_tokens(model), **shared)
   if "messages" in fields:
-    if model.chat_template is None:
+    if template is None:
       raise ValueError(f"{model.name} has no chat template, and the data are chats")
-    return lambda records: chats([{"messages": turns_of(r["messages"])} for r in records])
+    return lambda records: chats([{"messages": turns_of(r["messages"])} for r in records], template)
   if "prompt" in fields and "completion" in fields:
     return completions
   if "question" in fields and "answer" in fields:
-    if model.chat_template is None:
+    if template is None:
       return lambda records: completions([{"prompt": r["question"], "completion": r["answer"]} for r in records])
-    return lambda records: chats([{"messages": [
-        {"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}]} for r in records])
+    turns = lambda r: [{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}]
+    return lambda records: chats([{"messages": turns(r)} for r in records], template)
   if "text" in fields:
     return lambda records: completions([{"prompt": "", "completion": r["text"]} for r in records])
   raise ValueError("a decoder learns from chats (field messages), from prompt and completion, question and answer, or "
@@ -166,8 +168,10 @@ def turns_of(messages: Any) -> list[dict[str, Any]]:
 
 def special_tokens(model: Pretrained) -> dict[str, str]:
   """The special tokens by the names that chat templates use, such as `bos_token`."""
-  ids = {"bos_token": model.config.bos_id, "eos_token": model.config.eos_id}
-  return {name: model.tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+  config, tokenizer = model.text_decoder()
+  ids = {"bos_token": config.bos_id, "eos_token": config.eos_id}
+  tokens = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+  return {name: token for name, token in tokens.items() if token is not None}
 
 
 def training_batches(

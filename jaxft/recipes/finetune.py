@@ -79,7 +79,8 @@ def _train(options: Finetune) -> dict[str, Any]:
   records, collate, validate = _prepare(options, model, splits, recipe.objective, mesh)
   model = dataclasses.replace(model, params={})  # frozen and the state hold them from here on
   batches = training_batches(records, collate, options.examples, optimization)
-  evaluate = validate and (lambda state, frozen: validate(recipe.transform.join(frozen, state.trainable)))
+  evaluate = None if validate is None else (
+      lambda state, frozen: validate(recipe.transform.join(frozen, state.trainable)))
 
   writers: list[Any] = [JsonLines(out / run_folder.METRICS)]
   if options.output.tensorboard:
@@ -122,18 +123,19 @@ def _prepare(
     collate = language_collate(light, records[0], max_length=options.examples.max_length)
     _check_scored(records, collate, options.examples.max_length)
     size = options.optimization.batch_size
-    return records, collate, held and measure.perplexity(objective, held, collate, size, mesh)
+    validate = None if held is None else measure.perplexity(objective, held, collate, size, mesh)
+    return records, collate, validate
   if options.examples.pack:
     raise ValueError("--pack is for decoders; an encoder needs one vector a row")
   keys, length = keys_of(records), min(options.examples.max_length, model.max_length)
   if loss == "gist":
     guide = load(options.loss.guide) if options.loss.guide else model
-    if guide.kind != "encoder":
-      raise ValueError(f"guide must be an encoder; {options.loss.guide} is a {guide.kind}")
+    config, tokenizer = guide.text_encoder("guide")
     records = Guided(
-        records, guide.tokenizer, tasks.embedder(guide.params, guide.config), max_length=min(length, guide.max_length))
-  return records, pair_collate(light, keys, max_length=length), held and measure.retrieval(
-      light, held, max_length=length, dtype=DTYPES[options.compute.dtype])
+        records, tokenizer, tasks.embedder(guide.params, config), max_length=min(length, guide.max_length))
+  dtype = DTYPES[options.compute.dtype]
+  validate = None if held is None else measure.retrieval(light, held, max_length=length, dtype=dtype)
+  return records, pair_collate(light, keys, max_length=length), validate
 
 
 def _check_scored(records: Records, collate: Collate, max_length: int) -> None:

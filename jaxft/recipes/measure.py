@@ -19,8 +19,8 @@ Measure = Callable[[Any], dict[str, float]]
 
 def retrieval(model: Pretrained, records: Records, *, max_length: int, dtype: Any) -> Measure:
   """How well an encoder finds each record's positive, from its anchor, among the positives of all records."""
-  embed = tasks.embedding_function(model.config, dtype=dtype)
-  tokenizer = model.tokenizer
+  config, tokenizer = model.text_encoder()
+  embed = tasks.embedding_function(config, dtype=dtype)
 
   def measure(params: Any) -> dict[str, float]:
     scores = tasks.retrieval(

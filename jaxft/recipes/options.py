@@ -146,7 +146,7 @@ class Finetune:
   output: Output = Output()
 
 
-def parse(args: list[str], *, command: str, description: str) -> Finetune:
+def parse(args: list[str], *, command: str, description: str | None) -> Finetune:
   """The options of a command line; `--help` and faults end the process as argparse does."""
   return tyro.cli(
       Finetune, args=args, prog=f"jaxft {command}", description=description, config=(tyro.conf.OmitArgPrefixes,)

@@ -56,7 +56,8 @@ def check_options(options: Finetune) -> None:
 def _check_finite(options: Finetune) -> None:
   """Raises ValueError for the first option of any group that is NaN or infinite."""
   for group in dataclasses.fields(options):
-    if dataclasses.is_dataclass(values := getattr(options, group.name)):
+    values: Any = getattr(options, group.name)
+    if dataclasses.is_dataclass(type(values)):
       for name, value in dataclasses.asdict(values).items():
         if isinstance(value, float) and not math.isfinite(value):
           raise ValueError(f"{name} must be finite; got {value}")
@@ -70,7 +71,10 @@ def loss_name(name: str | None, kind: str) -> str:
   return name or known[0]
 
 
-def mesh_of(compute: Compute, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+def mesh_of(
+    compute: Compute,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: jaxlib has no stub of it
+) -> Mesh | None:
   """The mesh of the options; None where it would be a single device."""
   mesh = make_mesh(data=compute.data_parallel, fsdp=compute.fsdp, tensor=compute.tensor, devices=devices)
   # The single device that JAX would take by itself needs no mesh.

@@ -15,8 +15,9 @@ from jaxft.evaluation.probe import ridge_probe
 from jaxft.evaluation.retrieval import judged_relevance, ranking_metrics, streaming_top_k
 from jaxft.losses import Mean
 from jaxft.models import encoder
+from jaxft.signatures import AnyArray
 
-Embed = Callable[[Int[Array, "batch time"], Int[Array, "batch time"]], Float[Array, "batch dim"]]
+Embed = Callable[[Int[AnyArray, "batch time"], Int[AnyArray, "batch time"]], Float[AnyArray, "batch dim"]]
 Records = Sequence[Mapping[str, Any]]
 
 CUTOFFS = (1, 10, 100)

@@ -44,4 +44,4 @@ class Ledger:
 def _imported(package: str) -> list[Path]:
   """The files of a package's modules that this process has imported, and of the one that it runs."""
   modules = [m for name, m in sorted(sys.modules.items()) if name.split(".")[0] in (package, "__main__")]
-  return [Path(m.__file__) for m in modules if getattr(m, "__file__", None)]
+  return [Path(file) for m in modules if (file := getattr(m, "__file__", None))]

@@ -81,5 +81,5 @@ def choose_rate(
   scores = {rate: float(score(rate)) for rate in rates}
   if diverged := {rate: value for rate, value in scores.items() if not math.isfinite(value)}:
     raise ValueError(f"rates must give finite scores; got {diverged}")
-  best = (max if higher_is_better else min)(scores, key=scores.get)
+  best = max(scores, key=lambda rate: scores[rate] if higher_is_better else -scores[rate])
   return best, {f"{rate:g}": value for rate, value in scores.items()}

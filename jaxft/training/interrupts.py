@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -49,7 +50,7 @@ def interrupts() -> Iterator[Interrupts]:
   if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
     yield caught
     return
-  before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+  before: dict[int, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
   def handle(signum: int, frame: object) -> None:
     del frame

@@ -18,7 +18,8 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(
-    *, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None,
+    *, data: int | None = None, fsdp: int = 1, tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: jaxlib has no stub of it
 ) -> Mesh:
   """A mesh with axes `data`, `fsdp` and `tensor`.
 

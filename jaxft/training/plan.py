@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxft.analysis.flops import Flops, count_jaxpr
 from jaxft.training.mesh import place_batch
@@ -99,6 +100,7 @@ def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> P
 
   Raises:
     TypeError: `recipe` is no `Recipe`.
+    ValueError: the backend's compiler does not say what a program takes, and `compile` is True.
   """
   params, batch = jax.tree.map(_shape, (params, batch))
   state, frozen = abstract_state(params, recipe)
@@ -106,9 +108,11 @@ def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> P
   compiled = None
   if compile:
     executable = step.lower(state, frozen, batch).compile()
-    memory = executable.memory_analysis()
+    memory, cost = executable.memory_analysis(), executable.cost_analysis()
+    if memory is None or cost is None:
+      raise ValueError("compile must be False on this backend, whose compiler gives no analysis; got True")
     compiled = Compiled(
-        float(executable.cost_analysis().get("flops", math.nan)),
+        float(cost.get("flops", math.nan)),
         memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes,
         memory.alias_size_in_bytes)
   return Plan(
@@ -137,7 +141,7 @@ def bytes_per_device(tree: Tree) -> int:
 
 def _bits(dtype: Any) -> int:
   """Bits of one element: two int4 share a byte, and a typed key is as wide as its words."""
-  if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+  if jnp.issubdtype(dtype, jax.dtypes.extended):
     return 8 * dtype.itemsize
   return jax.dtypes.itemsize_bits(dtype)
 

@@ -11,11 +11,10 @@ from itertools import combinations
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from jaxft.checks import nearest
-from jaxft.tree.depth import layer_of
+from jaxft.tree.depth import layer_axes
 from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.paths import array_paths, path_of
 
@@ -56,7 +55,7 @@ def _fit(path: str, leaf: Any, glob: str, spec: P, mesh: Mesh | None) -> P:
   if not isinstance(spec, P):
     raise TypeError(f"rule {glob!r} must give a PartitionSpec; got {spec!r}")
   where = f"rule {glob!r} gives {spec} to {path} {tuple(leaf.shape)}"
-  stacked = leaf.ndim > 0 and np.ndim(layer_of(path, leaf)) == 1
+  stacked = leaf.ndim > 0 and layer_axes(path, leaf) == 1
   if stacked and len(spec) < leaf.ndim:
     spec = P(None, *spec)
   if len(spec) > leaf.ndim:

@@ -100,7 +100,10 @@ def abstract_state(params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
   state, frozen = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)), params)
   if mesh is None:
     return state, frozen
-  with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+
+  def with_sharding(x: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
   place = lambda tree: jax.tree.map(with_sharding, tree, _shardings(tree, params, specs, mesh))
   whole = lambda x: with_sharding(x, NamedSharding(mesh, PartitionSpec()))
   return TrainState(whole(state.step), place(state.trainable), place(state.opt_state), whole(state.key)), place(frozen)

@@ -66,7 +66,7 @@ class TrainStep:
                            "make the state with init_state of the same recipe")
     if shardings not in self._compiled:
       out = {}
-      if shardings is not None:
+      if self.mesh is not None and shardings is not None:
         out["out_shardings"] = (jax.tree.unflatten(*shardings), NamedSharding(self.mesh, PartitionSpec()))
       self._compiled[shardings] = jax.jit(self._step, donate_argnums=donate, **out)
     return self._compiled[shardings]

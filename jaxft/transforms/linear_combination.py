@@ -17,7 +17,7 @@ from jaxft.leaves.sums import Formed
 from jaxft.signatures import AnyArray
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask, shapes_of
-from jaxft.tree.depth import layer_of, leaf_keys, num_layers
+from jaxft.tree.depth import layer_axes, layer_of, leaf_keys, num_layers
 from jaxft.tree.paths import Tree, fold_in_path, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 
 GRANULARITIES = ("model", "layer", "leaf")
@@ -187,7 +187,7 @@ def _mixture(c: Array, parts: dict[str, Array]) -> Array:
 
 def _lead(path: str, leaf: Any) -> tuple[int, ...]:
   """The layer axis of a stacked leaf."""
-  return tuple(leaf.shape[: np.ndim(layer_of(path, leaf))])
+  return tuple(leaf.shape[: layer_axes(path, leaf)])
 
 
 def _banks(trees: Sequence[Tree], params: Tree, *, fill: bool) -> dict[str, list[AnyArray]]:

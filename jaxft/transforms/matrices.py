@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -14,7 +13,7 @@ from jaxft.checks import nearest
 from jaxft.leaves.annotated import restore_notes, strip_notes
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask
-from jaxft.tree.depth import layer_of, leaf_keys
+from jaxft.tree.depth import layer_axes, leaf_keys
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, unzip_with_path
 
 
@@ -98,7 +97,7 @@ def chosen_matrices(select: Choice, params: Tree) -> list[tuple[str, Any]]:
 def check_matrices(params: Tree, flags: Tree) -> None:
   wrong = []
   for (path, leaf), chosen in zip(leaves_with_paths(params), jax.tree.leaves(flags), strict=True):
-    if chosen and leaf.ndim - np.ndim(layer_of(path, leaf)) != 2:
+    if chosen and leaf.ndim - layer_axes(path, leaf) != 2:
       wrong.append(f"{path} {tuple(leaf.shape)}")
   if wrong:
     raise ValueError(

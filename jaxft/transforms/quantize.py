@@ -18,7 +18,7 @@ from jaxft.signatures import AnyArray
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask
-from jaxft.tree.depth import layer_of
+from jaxft.tree.depth import layer_axes
 from jaxft.tree.paths import is_structured, map_with_path
 
 FORMATS = ("int8", "nf4")
@@ -123,7 +123,7 @@ def _decode(codes: Array) -> Float[Array, "... m n"]:
 
 
 def _decode_scales(scales: Array, step: Array | None, offset: Array | None) -> Float[Array, "... blocks n"]:
-  if step is None:
+  if step is None or offset is None:
     return scales
   *batch, blocks, n = scales.shape
   each = jnp.repeat(step, SCALES_PER_STEP, axis=-1)[..., : blocks * n]
@@ -219,7 +219,7 @@ def quantize(
     wrong: list[str] = []
 
     def check(path: str, leaf: Any, chosen: bool) -> None:
-      problem = chosen and _problem(leaf, format, block, layers=np.ndim(layer_of(path, leaf)))
+      problem = chosen and _problem(leaf, format, block, layers=layer_axes(path, leaf))
       if problem:
         wrong.append(f"{path} {problem}")
 

@@ -40,16 +40,17 @@ what trains; it says the same of the leaves that are still there if it goes by t
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool
 
 from jaxft.checks import nearest
 from jaxft.signatures import AnyArray
-from jaxft.tree.depth import layer_of, shared_path
+from jaxft.tree.depth import layer_axes, shared_path
 from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, map_with_path
 
@@ -130,7 +131,7 @@ def matching_paths(choice: Choice, tree: Tree, *, name: str = "choice") -> list[
   return [path for (path, _), flag in zip(leaves_with_paths(tree), flags, strict=True) if flag]
 
 
-def is_function(x: Any) -> bool:
+def is_function(x: Any) -> TypeGuard[Callable[..., Any]]:
   """True for a callable that is no tree: an Equinox model, and a tree of booleans like it, can be called as well.
 
   >>> is_function(lambda params: True), is_function({"up": True})
@@ -203,7 +204,7 @@ def _fitted(choice: Tree, tree: Tree, name: str) -> Tree:
       raise TypeError(f"{name} must be {FORMS}; got {flag!r:.80} for {path}")
     if isinstance(flag, bool):
       return flag
-    if flag.dtype == bool and not flag.shape and not isinstance(flag, jax.core.Tracer):
+    if flag.dtype == bool and not flag.shape and not isinstance(flag, Tracer):
       return bool(flag)
     if flag.dtype != bool or (flag.shape != tuple(leaf.shape) and not over_layers(flag, path, leaf)):
       problems.append(f"{path} {tuple(leaf.shape)} got {flag.dtype} {flag.shape}")
@@ -225,7 +226,7 @@ def over_layers(flag: Any, path: str, leaf: Any) -> bool:
   >>> over_layers(np.array([True, False]), "layers/kernel", kernel)
   True
   """
-  return np.shape(flag) == tuple(leaf.shape[:1]) and bool(np.ndim(layer_of(path, leaf)))
+  return np.shape(flag) == tuple(leaf.shape[:1]) and layer_axes(path, leaf) == 1
 
 
 def entries(flag: Any, path: str, leaf: Any) -> Bool[AnyArray, "..."]:
@@ -256,7 +257,7 @@ def modules(flag: Any, path: str, leaf: Any) -> Any:
     return flag
   flag = np.asarray(flag)
   if not over_layers(flag, path, leaf):
-    by_layer = flag.reshape(len(flag), -1) if np.ndim(layer_of(path, leaf)) else flag.reshape(1, -1)
+    by_layer = flag.reshape(len(flag), -1) if layer_axes(path, leaf) else flag.reshape(1, -1)
     if (by_layer != by_layer[:, :1]).any():
       return None
     flag = by_layer[:, 0]
@@ -284,9 +285,9 @@ def choice_scales(
   Raises:
     ValueError: the choice does not fit, or a scale is negative.
   """
-  for which, scale in (("chosen", chosen), ("others", others)):
-    if not scale >= 0:
-      raise ValueError(f"{which} must be >= 0; got {scale}")
+  for which, value in (("chosen", chosen), ("others", others)):
+    if not value >= 0:
+      raise ValueError(f"{which} must be >= 0; got {value}")
 
   def scale(path: str, leaf: Any, flag: Any) -> Any:
     if leaf is None:

@@ -56,6 +56,15 @@ def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | n
   return np.arange(leaf.shape[0])
 
 
+def layer_axes(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int:
+  """How many leading axes of a leaf are over layers: 1 where its layers are stacked, else 0.
+
+  >>> layer_axes("layers/w", np.ones((3, 2))), layer_axes("layers/3/w", np.ones(2))
+  (1, 0)
+  """
+  return int(isinstance(layer_of(path, leaf, stacks=stacks), np.ndarray))
+
+
 def shared_path(path: str, *, stacks: Sequence[str] = STACKS) -> str:
   """The path without its layer: `layers/3/mlp/w` and a stacked `layers/mlp/w` are both `layers/*/mlp/w`.
 
@@ -78,7 +87,7 @@ def leaf_keys(key: jax.Array, path: str, leaf: Any, *, stacks: Sequence[str] = S
   key = fold_in_path(key, shared_path(path, stacks=stacks))
   if layer is None:
     return key
-  if np.ndim(layer) == 0:
+  if isinstance(layer, int):
     return jax.random.fold_in(key, layer)
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(np.asarray(layer, np.uint32))
 

@@ -227,6 +227,7 @@ def test_within_layers():
     (lambda: random_module_mask(KEY, scores(), ["layers/*"], level="module"), "level must be one of"),
     (lambda: jax.jit(host_rng)(KEY), "key must be concrete"),
     (lambda: select_units(None, [3], fraction=0.5, scores=[np.ones(2)]), "scores must have the lengths of sizes"),
+    (lambda: select_units(None, [3], fraction=0.5), "key must be given where scores are not"),
     (lambda: layer_ranges(3), "num_layers must be >= 4"),
     (lambda: within_layers(9, 11)(scores()), "match a leaf in layers 9 to 10"),
 ])

@@ -264,6 +264,13 @@ def word_tokenizer(size, *, template=None):
   return out
 
 
+def test_a_special_token_that_the_tokenizer_lacks_is_not_written(tmp_path):
+  config = dataclasses.replace(DECODER_CONFIG, bos_id=1, eos_id=49)
+  save_directory(params_of(config), config, tmp_path / "a", tokenizer=word_tokenizer(20))
+  written = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
+  assert written["bos_token"] == "w1" and "eos_token" not in written
+
+
 def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(tmp_path):
   params, path = params_of(DECODER_CONFIG), tmp_path / "a"
   save_directory(params, DECODER_CONFIG, path, tokenizer=word_tokenizer(50))

@@ -1,5 +1,7 @@
 """`digits`: 1,797 real 8x8 images of handwritten digits, from the files that scikit-learn ships."""
 
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -32,7 +34,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       from sklearn.datasets import load_digits
     except ImportError:
       raise ImportError("the data set digits needs scikit-learn: pip install 'jaxft[experiments]'") from None
-    data = load_digits()
+    data: Any = load_digits()
     images, labels = (data.images / 16.0).astype(np.float32)[..., None], data.target
     cut = {"train": slice(0, 1197), "validation": slice(1197, 1497), "test": slice(1497, None)}
     return {split: self._generate_examples(images[part], labels[part]) for split, part in cut.items()}

@@ -7,6 +7,7 @@ import json
 import tensorflow_datasets as tfds
 
 from jaxft.data.builders.mining import STANDARD_LIBRARY, Function, mine_functions, package_version
+from jaxft.data.prepare import config_of
 
 # No package is in two splits. Packages that copy each other's sentences (jax.numpy and NumPy) are on one side, and
 # those of validation and test are dependencies of jaxft itself, so that these splits exist wherever it is installed.
@@ -54,10 +55,10 @@ class Docstrings(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     text = tfds.features.Text
     return tfds.core.DatasetInfo(
       builder=self,
-      description=f"{self.__doc__}\n\n{self.builder_config.description}",
+      description=f"{self.__doc__}\n\n{config_of(self).description}",
       disable_shuffling=True,
       supervised_keys=("anchor", "positive"),
-      metadata=tfds.core.MetadataDict(versions=self.builder_config.versions),
+      metadata=tfds.core.MetadataDict(versions=config_of(self).versions),
       features=tfds.features.FeaturesDict({
         "anchor": text(doc="qualified name and signature"),
         "positive": text(doc="first sentence of the docstring"),
@@ -69,7 +70,7 @@ class Docstrings(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager):
     del dl_manager  # the sources are on this machine
     seen: set[str] = set()
-    versions = self.builder_config.versions
+    versions = config_of(self).versions
     mined = {split: _mine(PACKAGES[split], versions, seen) for split in ("test", "validation", "train")}
     return {split: self._generate_examples(mined[split]) for split in PACKAGES}
 

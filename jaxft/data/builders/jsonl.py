@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from jaxft.checks import nearest, one_of
-from jaxft.data.prepare import is_prepared, prepare
+from jaxft.data.prepare import config_of, is_prepared, prepare
 
 # The keys of each format's lines: they tell the format. All hold text but `messages`; only a prompt may be empty.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -41,7 +41,7 @@ class Jsonl(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    config = self.builder_config
+    config = config_of(self)
     text = tfds.features.Text()
     one = tfds.features.Sequence({"role": text, "content": text}) if config.format == "chat" else text
     return tfds.core.DatasetInfo(
@@ -57,8 +57,8 @@ class Jsonl(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {"train": self._generate_examples()}
 
   def _generate_examples(self):
-    keys = FORMATS[self.builder_config.format]
-    records = (value for _, value, _ in _lines(Path(self.builder_config.path)))
+    keys = FORMATS[config_of(self).format]
+    records = (value for _, value, _ in _lines(Path(config_of(self).path)))
     yield from enumerate({key: record[key] for key in keys} for record in records)
 
 

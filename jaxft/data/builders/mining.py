@@ -73,8 +73,8 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
     spec = importlib.util.find_spec(package)
     if spec is None:
       raise ValueError(f"package must be installed; got {package!r}")
-    folders = spec.submodule_search_locations
-    places = [(Path(folder), package) for folder in folders] if folders else [(Path(spec.origin), package)]
+    found = spec.submodule_search_locations or [spec.origin]
+    places = [(Path(place), package) for place in found if place]
   for place, name in places:
     if place.is_file():
       yield name, place

@@ -9,11 +9,12 @@ import math
 import re
 import tarfile
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxft.data.prepare import config_of
 from jaxft.fetch import fetch_package
 
 _ARCHIVE = ("vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
@@ -44,6 +45,11 @@ class SentimentConfig(tfds.core.BuilderConfig):
   neighbours: bool = False
 
 
+def _read(archive: tarfile.TarFile, name: str) -> bytes:
+  member: Any = archive.extractfile(name)  # None for a folder: the archive is known by its hash
+  return member.read()
+
+
 def read_domain(domain: str) -> list[Sentence]:
   """The sentences of a domain in the order of the source; one that occurs again word for word is left out.
 
@@ -52,10 +58,10 @@ def read_domain(domain: str) -> list[Sentence]:
   """
   name, version, sha256 = _ARCHIVE
   with tarfile.open(fetch_package(name, version, sha256=sha256, source=True)) as outer:
-    inner = outer.extractfile(f"{name}-{version}/additional_resources/hutto_ICWSM_2014.tar.gz").read()
+    inner = _read(outer, f"{name}-{version}/additional_resources/hutto_ICWSM_2014.tar.gz")
   with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
     def read(part: str) -> list[list[str]]:
-      text = archive.extractfile(f"hutto_ICWSM_2014/{DOMAINS[domain]}_{part}.txt").read().decode("utf-8-sig")
+      text = _read(archive, f"hutto_ICWSM_2014/{DOMAINS[domain]}_{part}.txt").decode("utf-8-sig")
       return [line.split("\t") for line in text.splitlines()]
 
     rows, single = read("GroundTruth"), {row[0]: json.loads(row[3]) for row in read("anonDataRatings")}
@@ -130,7 +136,7 @@ class Sentiment(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text()
-    if self.builder_config.neighbours:
+    if config_of(self).neighbours:
       features = {"anchor": text, "positive": text, "document": np.int32}
     else:
       features = {
@@ -142,13 +148,13 @@ class Sentiment(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       description=self.__doc__,
       citation=_CITATION,
       disable_shuffling=True,
-      supervised_keys=("anchor", "positive") if self.builder_config.neighbours else ("text", "rating"),
+      supervised_keys=("anchor", "positive") if config_of(self).neighbours else ("text", "rating"),
       features=tfds.features.FeaturesDict(features),
     )
 
   def _split_generators(self, dl_manager):
     del dl_manager  # pip fetches the archive, from wherever the user's pip is set up to fetch
-    config = self.builder_config
+    config = config_of(self)
     sentences = read_domain(config.domain)
     if config.neighbours:
       records = [

@@ -87,7 +87,7 @@ def to_tensors(
     _check_place(place, method, config)
     if place.path not in cache:
       cache[place.path] = _numbers(method, leaf, moved.get(place.path), place)
-    x = {k: v if place.index is None else v[place.index] for k, v in cache[place.path].items()}
+    x = {k: v if place.row is None else v[place.row] for k, v in cache[place.path].items()}
     x |= {k: np.asarray(v) for k, v in leaf.shared.items()}
     if extra := [name for name in x if name in method.tensors and name not in method.tensors_of(place)]:
       raise ValueError(f"PEFT's file has no {extra[0]} for an embedding; got one for {place.path}")
@@ -218,5 +218,5 @@ def whole_name(place: Place, adapted: bool) -> str:
 
 def whole_array(place: Place, leaf: Any) -> np.ndarray:
   """A module's own parameter in PyTorch's layout; its own inverse."""
-  x = np.asarray(leaf if place.index is None else leaf[place.index])
+  x = np.asarray(leaf if place.row is None else leaf[place.row])
   return x.T if place.matrix and not place.embedding else x

@@ -203,11 +203,11 @@ def _filled(
   adapted = {place.module for group, _ in groups for place in group}
   for place in whole:
     x = tensors[whole_name(place, place.module in adapted)]
-    layers.setdefault(place.path, []).append({"whole": whole_array(place._replace(index=None), x)})
+    layers.setdefault(place.path, []).append({"whole": whole_array(place._replace(row=None), x)})
   for place in tokens:
     layers[place.path] = [{"rows": tensors[token_name(place)]}]
-  stacked = {place.path for group, _ in groups for place in group if place.index is not None}
-  stacked |= {place.path for place in whole if place.index is not None}
+  stacked = {place.path for group, _ in groups for place in group if place.row is not None}
+  stacked |= {place.path for place in whole if place.row is not None}
   new_frozen, new_trained = {}, {}
   for path, xs in layers.items():
     join = np.stack if path in stacked else lambda parts: parts[0]

@@ -4,11 +4,11 @@ A row says how to build the transform from the settings of `adapter_config.json`
 they lie, and which settings can be read off a trained adapter. Saving and loading are the same loop for all.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from jaxft.checks import nearest
+from jaxft.checks import nearest, pick
 from jaxft.formats.peft_files import layouts, projections
 from jaxft.formats.peft_files.method import Method
 from jaxft.formats.peft_files.modules import matches
@@ -58,6 +58,7 @@ from jaxft.transforms.structured.miss import miss
 from jaxft.transforms.whole.freeze import train
 
 RANK = {"r": "rank_pattern"}
+ROAD_VARIANTS: dict[str, Literal[1, 2, 4]] = {"road_1": 1, "road_2": 2, "road_4": 4}
 LYCORIS = {"r": "rank_pattern", "alpha": "alpha_pattern"}
 LORA_VARIANTS = (
     "fan_in_fan_out", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "target_parameters",
@@ -165,7 +166,7 @@ METHODS = {
                    # PEFT has the key, and makes every module of rank r.
                    reads=("rank_pattern",)),
     "ROAD": Method(
-        lambda select, s: road(select, variant=int(s["variant"].removeprefix("road_")), group=s["group_size"]),
+        lambda select, s: road(select, variant=pick("variant", s["variant"], ROAD_VARIANTS), group=s["group_size"]),
         {"theta": layouts.same("road_theta"), "alpha": layouts.same("road_alpha")},
         {"variant": "road_1", "group_size": 64},
         lambda x, leaf, place, s: {"variant": f"road_{2 * len(x['theta']) // place.shape[1]}",

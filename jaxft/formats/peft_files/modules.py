@@ -23,14 +23,14 @@ class Place(NamedTuple):
     module: its module there, such as `model.layers.0.self_attn.q_proj`.
     parameter: "weight" or "bias".
     path: the leaf here, `layers/attention/query/kernel`.
-    index: the layer within the leaf, None where the leaf holds one layer.
+    row: of the layer within the leaf, None where the leaf holds one layer.
     shape: here, of one layer.
   """
 
   module: str
   parameter: str
   path: str
-  index: int | None
+  row: int | None
   shape: tuple[int, ...]
 
   @property
@@ -51,10 +51,9 @@ def places(params: Tree, config: Any) -> list[Place]:
     if rule is None or leaf is None:
       continue
     where = layer_of(path, leaf) if rule.layered else None
-    layers = enumerate(where.tolist()) if np.ndim(where) else [(None, where)]
-    for index, layer in layers:
+    for row, layer in enumerate(where.tolist()) if isinstance(where, np.ndarray) else [(None, where)]:
       module, _, parameter = rule.name.format(layer=layer).rpartition(".")
-      out.append(Place(module, parameter, path, index, tuple(leaf.shape[np.ndim(where):])))
+      out.append(Place(module, parameter, path, row, tuple(leaf.shape if row is None else leaf.shape[1:])))
   return out
 
 
@@ -95,7 +94,7 @@ def targeted(settings: Mapping[str, Any], candidates: Sequence[Place]) -> list[P
     layers, stacks = [layers] if isinstance(layers, int) else layers, settings.get("layers_pattern") or [r"[^.]*"]
     ways = [rf"(?:^|.*?\.){stack}\.(\d+)\." for stack in ([stacks] if isinstance(stacks, str) else stacks)]
     number = lambda p: next((found for way in ways if (found := re.match(way, p.module))), None)
-    chosen = [p for p in chosen if number(p) and int(number(p)[1]) in layers]
+    chosen = [p for p in chosen if (found := number(p)) and int(found[1]) in layers]
   if not chosen:
     raise ValueError(f"target_modules {targets!r} and its exceptions leave no module of the model")
   return chosen

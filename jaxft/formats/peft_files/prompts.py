@@ -48,7 +48,8 @@ def save_peft_prompt(
     flat = prefix_to_peft(dict(params), config)
   elif "mlp" in params:
     length, hidden = params["rows"].shape[0], params["mlp"]["0"]["kernel"].shape[1]
-    flat = p_tuning(length, dim, hidden=hidden).edits(dict(params))["embed"].values
+    prompt: Any = p_tuning(length, dim, hidden=hidden).edits(dict(params))["embed"]
+    flat = prompt.values
   else:
     flat = params["prompt"]
   prefix = peft_type == "PREFIX_TUNING"

@@ -19,7 +19,7 @@ def randperm(size: int, count: int, seed: int) -> np.ndarray:
   out = np.empty(count, np.int64)
   draws = bits.random_raw(count) if count else []
   for i, draw in enumerate(np.asarray(draws, np.uint64).tolist()):
-    j = i + (draw & 0xFFFFFFFF) % (size - i)
+    j: int = i + (draw & 0xFFFFFFFF) % (size - i)
     out[i] = moved.get(j, j)
     moved[j] = moved.get(i, i)
   return out

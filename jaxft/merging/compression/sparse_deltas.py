@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxft.checks import nearest
@@ -142,9 +142,10 @@ def _at_entries(params: Tree, delta: SparseDelta, change: Any) -> Tree:
   def at(path: str, leaf: Any) -> Any:
     if path not in delta:
       return leaf
-    if isinstance(delta[path], RowDelta):
-      return change_row_delta(leaf, delta[path], change)
-    indices, values = delta[path]
+    entries = delta[path]
+    if isinstance(entries, RowDelta):
+      return change_row_delta(leaf, entries, change)
+    indices, values = entries
     flat = leaf.reshape(-1)
     return flat.at[indices].set(change(flat[indices], values)).reshape(leaf.shape)
 
@@ -171,7 +172,7 @@ def _check(params: Tree, delta: SparseDelta) -> None:
         raise ValueError(f"delta does not fit the params: {path} {problem}")
       continue
     indices, _ = entries
-    if isinstance(indices, jax.core.Tracer) or not len(indices):
+    if isinstance(indices, Tracer) or not len(indices):
       continue
     known = np.asarray(indices)  # on the host: inside jit an operation on a constant would be traced
     low, high = int(known.min()), int(known.max())

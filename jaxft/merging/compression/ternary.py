@@ -14,7 +14,7 @@ from jaxtyping import Int8
 from jaxft.choices.top_k import top_k_mask
 from jaxft.merging.compression.golomb import golomb_bits
 from jaxft.signatures import AnyArray
-from jaxft.tree.depth import layer_of
+from jaxft.tree.depth import layer_axes
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
 from jaxft.tree.task_vectors import apply_task_vector
 
@@ -83,7 +83,7 @@ def ternarize(
   blocks = {}
   for i, (path, leaf) in enumerate(named):
     if leaf is not None:
-      stacked = scope == "leaf" and np.ndim(layer_of(path, leaf)) == 1
+      stacked = scope == "leaf" and layer_axes(path, leaf) == 1
       blocks |= {(i, j): leaf[j] for j in range(leaf.shape[0])} if stacked else {(i, -1): leaf}
   if not sum(x.size for x in blocks.values()):
     raise ValueError("delta must have at least one entry; got none")
@@ -144,7 +144,8 @@ def search_ternary(
   """
   if not len(densities) or not len(alphas):
     raise ValueError(f"densities and alphas must hold at least one value; got {densities} and {alphas}")
-  best, trials = None, []
+  best: Any = None  # its score and itself
+  trials = []
   for density in sorted(densities):
     unit = ternarize(delta, density=density, scale=scale, scope=scope)
     for alpha in sorted(alphas):
@@ -188,7 +189,7 @@ def compression_report(ternary: Ternary) -> dict[str, float]:
   }
 
 
-def _sigma(kind: str, blocks: list[AnyArray], signs: list[AnyArray]) -> float:
+def _sigma(kind: str, blocks: Sequence[AnyArray], signs: Sequence[AnyArray]) -> float:
   """The scale of some blocks together; sums of blocks are in float32, of all of them in float64."""
   total = lambda f: sum(float(jnp.sum(f(x.astype(jnp.float32), s))) for x, s in zip(blocks, signs, strict=True))
   count = sum(x.size for x in blocks)

@@ -39,7 +39,7 @@ def base_fingerprint(params: Tree) -> str:
     if leaf is not None:
       array = np.asarray(leaf, order="C")
       digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-      digest.update(array.reshape(-1).view(np.uint8))
+      digest.update(array.reshape(-1).view(np.uint8).data)
   return digest.hexdigest()
 
 

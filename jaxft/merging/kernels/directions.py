@@ -70,7 +70,7 @@ def slerp_coefficients(
 
 
 def mean_direction_coefficients(
-    gram: Float[np.ndarray, "*rows K K"], weights: Sequence[float], *, normalize: bool = True
+    gram: Float[np.ndarray, "*rows K K"], weights: Sequence[float] | np.ndarray, *, normalize: bool = True
 ) -> Float[np.ndarray, "*rows K"]:
   """The direction of the weighted mean of the unit vectors, at the weighted mean of the norms.
 

@@ -4,6 +4,8 @@ Their own differ in the last bits from each other and from one processor to the 
 relative (exp) and below 2e-7 of max(1, |log x|) (log).
 """
 
+import math
+
 import numpy as np
 
 from jaxft.merging.kernels.namespace import ArrayLike, is_numpy, namespace, rounded
@@ -18,7 +20,7 @@ def exp(x: ArrayLike) -> ArrayLike:
   x = xp.clip(x, np.float32(-87), np.float32(88))
   n = xp.floor(rounded(x * _LOG2_E) + np.float32(0.5))
   r = x - rounded(n * _LN2_HIGH) - rounded(n * _LN2_LOW)
-  return rounded(polynomial(r, [1 / np.prod(np.arange(1.0, k + 1)) for k in range(8)]) * _power_of_two(n))
+  return rounded(polynomial(r, [1 / math.factorial(k) for k in range(8)]) * _power_of_two(n))
 
 
 def log(x: ArrayLike) -> ArrayLike:

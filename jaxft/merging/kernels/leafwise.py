@@ -8,6 +8,14 @@ import numpy as np
 from jaxft.merging.kernels.blocks import LeafMerge, blocks
 
 
+def _nothing(models: Any, base: Any, **settings: Any) -> None:
+  """The statistics of a method that is one function."""
+
+
+def _as_given(statistics: Any, **settings: Any) -> Mapping[str, Any]:
+  return settings
+
+
 class Leafwise(NamedTuple):
   """A method that makes one leaf out of those of several models.
 
@@ -23,10 +31,15 @@ class Leafwise(NamedTuple):
   """
 
   leaf: Callable[..., LeafMerge]
-  statistics: Callable[..., Any] | None = None
-  decide: Callable[..., Mapping[str, Any]] | None = None
+  statistics: Callable[..., Any] = _nothing
+  decide: Callable[..., Mapping[str, Any]] = _as_given
   wide: bool = False
   remark: Callable[[Any], str | None] | None = None
+
+  @property
+  def measured(self) -> bool:
+    """Whether it has statistics."""
+    return self.statistics is not _nothing
 
 
 def merge_leaf(
@@ -51,12 +64,12 @@ def merge_leaf(
   if not first.size:
     return out
   settings, axis = dict(settings), settings.get("axis", -1)
-  if method.statistics is not None:
+  if method.measured:
     measured = measure_leaf(method, models, base, settings)
     if method.remark is not None and (remark := method.remark(measured)) is not None:
       say(remark)
     settings = method.decide(measured, **_without_axis(settings))
-  models, base = [_in_rows(m, axis) for m in models], _in_rows(base, axis)
+  models, base = [_in_rows(m, axis) for m in models], None if base is None else _in_rows(base, axis)
   merge = method.leaf(models, base, **_without_axis(settings))
   into = out if first.ndim < 2 or axis in (-1, first.ndim - 1) else np.empty(models[0].shape, out.dtype)
   flat = into.reshape(-1)
@@ -73,7 +86,7 @@ def measure_leaf(
 ) -> Any:
   """The statistics of NumPy arrays; arguments as those of `merge_leaf`."""
   axis = settings.get("axis", -1)
-  models, base = [_in_rows(m, axis) for m in models], _in_rows(base, axis)
+  models, base = [_in_rows(m, axis) for m in models], None if base is None else _in_rows(base, axis)
   return method.statistics(models, base, **_without_axis(settings))
 
 
@@ -82,8 +95,8 @@ def turned(x: Any, axis: int) -> Any:
   return x.swapaxes(axis, -1) if x.ndim > 1 else x
 
 
-def _in_rows(x: np.ndarray | None, axis: int) -> np.ndarray | None:
-  return None if x is None else np.ascontiguousarray(turned(x.reshape(1) if not x.ndim else x, axis))
+def _in_rows(x: np.ndarray, axis: int) -> np.ndarray:
+  return np.ascontiguousarray(turned(x.reshape(1) if not x.ndim else x, axis))
 
 
 def _without_axis(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,13 +158,13 @@ def linear_settings(weights: Sequence[float], *, normalize: bool) -> dict[str, A
   Raises:
     ValueError: the weights add up to zero where they are to be normalized.
   """
-  weights = np.asarray(weights, np.float64)
+  coefficients = np.asarray(weights, np.float64)
+  total = coefficients.sum()
   if normalize:
-    if not weights.sum():
-      raise ValueError(f"weights must not add up to zero where they are normalized; got {weights.tolist()}")
-    weights = weights / weights.sum()
-  total = 1.0 if normalize else weights.sum()
-  return {"coefficients": list(weights.astype(np.float32)), "total": np.float32(total)}
+    if not total:
+      raise ValueError(f"weights must not add up to zero where they are normalized; got {coefficients.tolist()}")
+    coefficients, total = coefficients / total, 1.0
+  return {"coefficients": list(coefficients.astype(np.float32)), "total": np.float32(total)}
 
 
 def _task_vectors(

@@ -56,7 +56,9 @@ def trimmed_standings(
   return standings(models, base, trims=trims, weights=weights, method=consensus)
 
 
-def sum_coefficients(weights: Sequence[float], *, scale: float = 1.0, normalize: bool = False) -> list[np.float32]:
+def sum_coefficients(
+    weights: Sequence[float] | np.ndarray, *, scale: float = 1.0, normalize: bool = False
+) -> list[np.float32]:
   """`scale * w_i`, divided by the sum of the weights where asked to (by 1 where that is below 1e-8)."""
   weights = np.asarray(weights, np.float64)
   total = weights.sum() if normalize else 1.0

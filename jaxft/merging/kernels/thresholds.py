@@ -65,7 +65,7 @@ def largest(
   first = next(x for x in arrays if x is not None)
   if not isinstance(k, (int, np.integer)):
     return _by_bits(f(0, *arrays), k, rows, from_end)
-  competing = first.shape[-1] if rows else first.size
+  k, competing = int(k), first.shape[-1] if rows else first.size
   if k <= 0:
     return Threshold(np.float32(np.nan), None)
   if k >= competing:

@@ -156,7 +156,8 @@ def _assigned(keys: Sequence[_Key], held: Mapping[str, int]) -> list[tuple[_Key,
 
 
 def _words(name: str) -> frozenset[str]:
-  return frozenset(_SAME.get(word, word) for word in re.findall(r"[a-z]+", name.lower())) - _EMPTY
+  words: list[str] = re.findall(r"[a-z]+", name.lower())
+  return frozenset(_SAME.get(word, word) for word in words) - _EMPTY
 
 
 def _holder(config: Mapping[str, Any], path: Sequence[str]) -> Any:
@@ -167,7 +168,9 @@ def _holder(config: Mapping[str, Any], path: Sequence[str]) -> Any:
 
 
 def _known(config: Mapping[str, Any]) -> Tensors | None:
-  size = lambda key, default=None: config.get(key) if config.get(key) is not None else default
+  def size(key: str, default: Any = None) -> Any:
+    return default if config.get(key) is None else config[key]
+
   sizes = [size(key) for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")]
   heads = size("num_attention_heads")
   if not all(type(x) is int and x > 0 for x in (*sizes, heads)):

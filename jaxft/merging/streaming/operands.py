@@ -33,6 +33,7 @@ class Operand(Protocol):
 
   def array(self) -> np.ndarray:
     """The contiguous array."""
+    ...
 
   def prefetch(self) -> None:
     """Has it read ahead of its use."""
@@ -67,7 +68,7 @@ class Promised:
   def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype):
     self.shape, self.dtype = shape, dtype
     self.stored = self.held = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    self.position = "", 0
+    self.position: tuple[str, int] = "", 0
     self._name = name
 
   def array(self) -> np.ndarray:

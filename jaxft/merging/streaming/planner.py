@@ -158,7 +158,7 @@ class _Planner:
     layer = None if place is None else place.layer
     if not floating[0]:
       named = {self.models[m].name: x for m, x in operands.items() if m != piece.base}
-      base = operands.get(piece.base)
+      base = None if piece.base is None else operands.get(piece.base)
       self.tensors.append(TensorPlan(name, Entry(first.shape, (base or first).dtype), named, base, None, {}, layer))
       return
     models = {m: x for m, x in operands.items() if base is None or m != piece.base}
@@ -182,8 +182,14 @@ class _Planner:
           f"{name} is left out: {self.models[missing[0]].name} lacks it, and models compute it themselves")
       return None
     shape = next(iter(found.values())).shape if found else ()
-    tied = {model: tied_embedding(name, self.models[model], shape) for model in missing}
-    if lacking := [f"{sources[model]} is missing in {self.models[model].name}" for model in missing if not tied[model]]:
+    tied: dict[Reference, str] = {}
+    lacking = []
+    for model in missing:
+      if embedding := tied_embedding(name, self.models[model], shape):
+        tied[model] = embedding
+      else:
+        lacking.append(f"{sources[model]} is missing in {self.models[model].name}")
+    if lacking:
       have = self.models[next(iter(found))].name if found else "none"
       self.problems.append(f"{', '.join(lacking)} (it is in {have})")
       return None

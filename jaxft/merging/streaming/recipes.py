@@ -69,6 +69,7 @@ def merge(
   recipes = in_order(_recipes(configuration))
   plans: list[Plan] = []
   notes: list[str] = []
+  files: list[str] = []
   made: dict[str, Path] = {}
   with staging(Path(out), overwrite=overwrite) as stage:
     for recipe in recipes:
@@ -81,8 +82,9 @@ def merge(
           plan, stage, "output" if last else f"merge-{recipe.name}", max_shard_bytes, processes, progress(plan))
       notes += more
       made[recipe.name or ""] = folder
-    finish(plans[-1], folder)
-    stage.commit(folder)
+    output = made[recipes[-1].name or ""]
+    finish(plans[-1], output)
+    stage.commit(output)
   return Merged(plans, [stage.out / file for file in files], list(dict.fromkeys(notes)))
 
 

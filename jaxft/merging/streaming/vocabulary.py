@@ -87,8 +87,8 @@ def align_vocabularies(
   """
   first = base if base is not None else next(iter(models))
   held = {reference: _tokens(model) for reference, model in models.items()}
-  own_source = choice.source in ("union", "base")
-  folder = models[first].folder if own_source else locate(choice.source.model, "tokenizer.source")
+  source = choice.source
+  folder = locate(source.model, "tokenizer.source") if isinstance(source, Reference) else models[first].folder
   given = _read(folder)
   text_ids, new = dict(given.ids), {}
   for reference in models if choice.source == "union" else ():
@@ -267,19 +267,19 @@ def _sources(
   place = {text: i for i, text in enumerate(texts)}
   for text, token in listed.items():
     if isinstance(token.source, Reference):
-      parts.append(_listed(text, token, int(ids[place[text]]), held))
+      parts.append(_listed(text, token, token.source, int(ids[place[text]]), held))
   return parts
 
 
-def _listed(text: str, token: Token, into: int, held: Mapping[Reference, _Tokens]) -> Borrowed:
+def _listed(text: str, token: Token, source: Reference, into: int, held: Mapping[Reference, _Tokens]) -> Borrowed:
   where = f"tokenizer.tokens[{text!r}]"
-  if token.source not in held:
-    raise ValueError(f"{where}: {token.source} is not one of the models, {', '.join(map(str, held))}")
-  ids = held[token.source].ids
+  if source not in held:
+    raise ValueError(f"{where}: {source} is not one of the models, {', '.join(map(str, held))}")
+  ids = held[source].ids
   row = token.token if isinstance(token.token, int) else ids.get(text if token.token is None else token.token, -1)
   if not 0 <= row <= max(ids.values()):
-    raise ValueError(f"{where}: {token.source} has no token {text if token.token is None else token.token!r}")
-  return Borrowed(np.array([into]), token.source, np.array([row]))
+    raise ValueError(f"{where}: {source} has no token {text if token.token is None else token.token!r}")
+  return Borrowed(np.array([into]), source, np.array([row]))
 
 
 def _restrict(part: Borrowed | Averaged, wanted: np.ndarray) -> Any:

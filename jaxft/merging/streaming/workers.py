@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from jaxft.merging.streaming.plan import Plan, TensorPlan
@@ -58,12 +59,13 @@ def for_each(
 def _together(
     plan: Plan, tensors: Sequence[TensorPlan], job: Job, processes: int
 ) -> Iterator[tuple[TensorPlan, Any]]:
-  workers: dict[Connection, multiprocessing.Process] = {}
+  workers: dict[Connection, BaseProcess] = {}
   running: dict[Connection, TensorPlan] = {}
 
   def finish(until: Callable[[], bool]) -> Iterator[tuple[TensorPlan, Any]]:
     while running and not until():
-      for connection in wait(list(running)):
+      ready = wait(list(running))
+      for connection in [c for c in running if c in ready]:
         try:
           result, error = connection.recv()
         except (EOFError, ConnectionError):
@@ -95,7 +97,7 @@ def _held(running: dict[Connection, TensorPlan]) -> int:
   return sum(tensor.held for tensor in running.values())
 
 
-def _fork(tensors: Sequence[TensorPlan], job: Job) -> tuple[Connection, multiprocessing.Process]:
+def _fork(tensors: Sequence[TensorPlan], job: Job) -> tuple[Connection, BaseProcess]:
   context = multiprocessing.get_context("fork")
   ours, theirs = context.Pipe()
   process = context.Process(target=_serve, args=(theirs, tensors, job), daemon=True)

@@ -92,7 +92,7 @@ def masked_fraction(scores: Tree, *, threshold: float = 5e-3) -> Float[Array, ""
   0.5
   """
   kept = jax.tree.leaves(harden(scores, threshold=threshold))
-  return 1.0 - sum(jnp.sum(m, dtype=jnp.float32) for m in kept) / sum(m.size for m in kept)
+  return 1.0 - sum((jnp.sum(m, dtype=jnp.float32) for m in kept), jnp.zeros(())) / sum(m.size for m in kept)
 
 
 def pack_mask(kept: Bool[AnyArray, "..."]) -> UInt8[np.ndarray, " bytes"]:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxft.checks import nearest
@@ -46,22 +47,22 @@ class ServedDeltas:
 
   def materialize(self) -> Array:
     raise ValueError(
-        f"params of `serve` hold a matrix {self.shape} for each example and cannot be formed as one; merge a single "
+        f"params of `serve` hold a matrix {self.w.shape} for each example and cannot be formed as one; merge a single "
         "delta with jaxft.merging.apply_delta(base, delta)")
 
   def dot(self, x: Array) -> Array:
     return dot(x, self.w) + self._own(x, partial(
-        delta_product, product=dot, contracted=self.axis == -2, n_out=self.shape[-1]))
+        delta_product, product=dot, contracted=self.axis == -2, n_out=self.w.shape[-1]))
 
   def dot_transposed(self, x: Array) -> Array:
     return dot_transposed(x, self.w) + self._own(x, partial(
-        delta_product, product=dot_transposed, contracted=self.axis == -1, n_out=self.shape[-2]))
+        delta_product, product=dot_transposed, contracted=self.axis == -1, n_out=self.w.shape[-2]))
 
   def lookup(self, ids: AnyArray) -> Array:
     rows = lookup(self.w, ids)
-    return rows + self._own(ids, partial(delta_rows, axis=self.axis, shape=self.shape)).astype(rows.dtype)
+    return rows + self._own(ids, partial(delta_rows, axis=self.axis, shape=self.w.shape)).astype(rows.dtype)
 
-  def _own(self, x: Array, contribution: Any) -> Array:
+  def _own(self, x: AnyArray, contribution: Any) -> Array:
     """`contribution(x_b, d_b, indices_b)` of each example and its own delta."""
     batch = self.adapter.shape[0]
     if not x.ndim or x.shape[0] != batch:
@@ -70,7 +71,7 @@ class ServedDeltas:
     known = (self.adapter >= 0) & (self.adapter < adapters)
     place = jnp.where(known, self.adapter, adapters)  # beyond the last: filled with an empty delta
     d = jnp.take(self.d, place, axis=0, mode="fill", fill_value=0)
-    indices = jnp.take(self.indices, place, axis=0, mode="fill", fill_value=self.shape[self.axis])
+    indices = jnp.take(self.indices, place, axis=0, mode="fill", fill_value=self.w.shape[self.axis])
     return jax.vmap(contribution)(x, d, indices)
 
 
@@ -108,7 +109,7 @@ def serve(params: Tree, deltas: Sequence[Mapping[str, RowDelta]], adapter: Int[A
     raise ValueError(
         f"adapter must be a vector of integers, one for each example; got {jnp.result_type(adapter)} of shape "
         f"{np.shape(adapter)}")
-  if not isinstance(adapter, jax.core.Tracer):
+  if not isinstance(adapter, Tracer):
     low, high = (int(f(np.asarray(adapter), initial=-1)) for f in (np.min, np.max))
     if low < -1 or high >= len(deltas):
       raise ValueError(f"adapter must lie in 0..{len(deltas) - 1}, or be -1 for none; got {low}..{high}")

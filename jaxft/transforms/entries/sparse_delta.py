@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -68,7 +69,7 @@ def sparse_delta(
       if leaf is None or here is None or here is False:
         return leaf, None
       large = f"has {math.prod(leaf.shape)} entries, beyond int32: cut its stack with cut_layers"
-      found, problem = (None, large) if math.prod(leaf.shape) >= 1 << 31 else find(path, leaf, here)
+      found, problem = (np.zeros(0), large) if math.prod(leaf.shape) >= 1 << 31 else find(path, leaf, here)
       if problem:
         problems.append(f"{path} {problem}")
       if problem or not found.size:
@@ -167,7 +168,8 @@ def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Arra
   """
   sides = jax.tree.structure(frozen, is_leaf=is_leaf).flatten_up_to(trainable)
   pairs = zip(leaves_with_paths(frozen), sides, strict=True)
-  found = {path: (getattr(leaf, "note", None), values) for (path, leaf), values in pairs if values is not None}
+  found: dict[str, Any] = {
+      path: (getattr(leaf, "note", None), values) for (path, leaf), values in pairs if values is not None}
   for path, (indices, values) in found.items():
     if not isinstance(indices, (np.ndarray, jax.Array)) or np.shape(values) != indices.shape:
       raise ValueError(
@@ -178,7 +180,7 @@ def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Arra
 
 def _chosen(path: str, leaf: Any, flag: Any) -> tuple[Any, str]:
   """Flat indices of the chosen entries of a leaf, and what is wrong with the choice."""
-  if isinstance(flag, jax.core.Tracer):
+  if isinstance(flag, Tracer):
     return None, "has a traced mask: how many entries train must be known; pass indices"
   return np.flatnonzero(np.asarray(entries(flag, path, leaf))), ""
 
@@ -189,7 +191,7 @@ def _checked(path: str, leaf: Any, indices: Any) -> tuple[Any, str]:
   if np.ndim(indices) != 1 or not jnp.issubdtype(jnp.result_type(indices), jnp.integer):
     return None, (f"takes flat int32 indices [K]; got {jnp.result_type(indices)} {np.shape(indices)}"
                   + ": a mask is a choice, sparse_delta(mask)" * (jnp.result_type(indices) == bool))
-  if not isinstance(indices, jax.core.Tracer):
+  if not isinstance(indices, Tracer):
     sure, size = np.asarray(indices), math.prod(leaf.shape)
     if sure.size and (sure.min() < 0 or sure.max() >= size):
       return None, f"takes indices in 0..{size - 1}; got {sure.min()}..{sure.max()}"

@@ -26,8 +26,8 @@ from jaxft.leaves.row_delta import RowDelta, change_row_delta, check_axis, delta
 from jaxft.signatures import AnyArray
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, as_choice, matching_paths
-from jaxft.tree.depth import layer_of
-from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, unzip_with_path
+from jaxft.tree.depth import layer_axes, layer_of
+from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, map_with_path, unzip_with_path
 
 
 @leaf_class(meta=("axis",))
@@ -50,7 +50,7 @@ class Submatrix:
 
   def materialize(self) -> Array:
     w = unrounded(self.w) if is_structured(self.w) else self.w
-    return change_row_delta(w, RowDelta(self.indices, self.d, self.axis), _add).astype(self.dtype)
+    return change_row_delta(w, RowDelta(self.indices, self.d, self.axis), _add).astype(self.w.dtype)
 
   def dot(self, x: Array) -> Array:
     return self._contract(x, dot, contracted=self.axis == -2)
@@ -60,10 +60,10 @@ class Submatrix:
 
   def lookup(self, ids: AnyArray) -> Array:
     rows = lookup(self.w, ids)
-    return rows + delta_rows(ids, self.d, self.indices, axis=self.axis, shape=self.shape).astype(rows.dtype)
+    return rows + delta_rows(ids, self.d, self.indices, axis=self.axis, shape=self.w.shape).astype(rows.dtype)
 
   def _contract(self, x: Array, product: Any, contracted: bool) -> Array:
-    n_out = self.shape[-1 if product is dot else -2]
+    n_out = self.w.shape[-1 if product is dot else -2]
     if is_structured(self.w):
       return product(x, self.w) + delta_product(x, self.d, self.indices, product, contracted, n_out)
     # Formed again for the backward pass: kept from the forward pass, the sums of all layers are a copy of the model.
@@ -124,18 +124,22 @@ def submatrix(
   """
   if (select is None) == (indices is None):
     raise TypeError(f"submatrix takes select or indices; got {'neither' if select is None else 'both'}")
-  if indices is not None and not indices:
-    raise ValueError("indices must have at least one glob, for otherwise nothing trains; got {}")
-  if isinstance(axis, Mapping):
-    if missing := [glob for glob in indices or axis if indices is None or glob not in axis]:
+  if select is None:
+    if not indices:
+      raise ValueError("indices must have at least one glob, for otherwise nothing trains; got {}")
+    if isinstance(axis, Mapping) and (missing := [glob for glob in indices if glob not in axis]):
       raise ValueError(f"axis must have an entry for each glob of indices; it lacks {', '.join(map(repr, missing))}")
+    name, find = "indices", partial(_by_glob, indices, axis)
+  else:
+    if isinstance(axis, Mapping):
+      raise ValueError(f"axis must be -2, -1 or None beside select, which names no globs of indices; got {axis}")
+    name, find = "select", partial(_by_choice, select, axis)
   for a in axis.values() if isinstance(axis, Mapping) else () if axis is None else (axis,):
     check_axis(a)
-  name = "select" if indices is None else "indices"
 
   def split(key: jax.Array, params: Tree):
     del key
-    found = _by_glob(indices, axis, params) if select is None else _by_choice(select, axis, params)
+    found = find(params)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(params) if leaf is not None}
     if wrong := [f"{path} {shapes[path]} {problem}" for path, (_, _, problem) in found.items() if problem]:
       raise ValueError(f"{name} must fit the leaves; {len(wrong)} differ: " + "; ".join(wrong[:8]))
@@ -153,13 +157,13 @@ def submatrix(
     return unzip_with_path(hold, params)
 
   def join(frozen: Tree, trainable: Tree):
-    def take(w: Any, d: Any) -> Any:
+    def take(path: str, w: Any, d: Any) -> Any:
       if d is None:
         return w
-      chosen, a = _noted(w)
+      chosen, a = _noted(path, w)
       return Submatrix(w.w, d, chosen, axis=a)
 
-    return jax.tree.map(take, frozen, trainable, is_leaf=is_leaf)
+    return map_with_path(take, frozen, trainable)
 
   return ParamTransform(split, join)
 
@@ -168,11 +172,13 @@ def submatrix(
 _NOTES = {-2: "row_indices", -1: "column_indices"}
 
 
-def _noted(held: Any) -> tuple[Any, int] | None:
-  """The indices and the axis that `split` noted beside a leaf, None where it did not."""
+def _noted(path: str, held: Any) -> tuple[Any, int]:
+  """The indices and the axis that `split` noted beside a leaf."""
   note = held.note if isinstance(held, Annotated) else None
   found = [(note[name], axis) for axis, name in _NOTES.items() if isinstance(note, dict) and name in note]
-  return found[0] if found else None
+  if not found:
+    raise ValueError(f"frozen and trainable must be the two sides of a submatrix; {path} is of another transform")
+  return found[0]
 
 
 def submatrix_delta(frozen: Tree, trainable: Tree) -> dict[str, RowDelta]:
@@ -197,10 +203,8 @@ def submatrix_delta(frozen: Tree, trainable: Tree) -> dict[str, RowDelta]:
   for (path, held), values in zip(leaves_with_paths(frozen), sides, strict=True):
     if values is None:
       continue
-    noted = _noted(held)
-    if noted is None:
-      raise ValueError(f"frozen and trainable must be the two sides of a submatrix; {path} is of another transform")
-    delta[path] = RowDelta(noted[0], values, noted[1])
+    indices, axis = _noted(path, held)
+    delta[path] = RowDelta(indices, values, axis)
   return delta
 
 
@@ -246,7 +250,7 @@ def _by_choice(select: Choice, axis: int | None, params: Tree) -> dict[str, Foun
 
 
 def _no_matrix(path: str, leaf: Any) -> str:
-  matrix = leaf.ndim - np.ndim(layer_of(path, leaf)) == 2
+  matrix = leaf.ndim - layer_axes(path, leaf) == 2
   return "" if matrix else "is no matrix [m, n] or stack of them [L, m, n]"
 
 

@@ -31,9 +31,9 @@ class RowsReplaced:
   values: Any
 
   def materialize(self) -> Array:
-    if self.ndim > 2:
+    if self.w.ndim > 2:
       return jax.vmap(RowsReplaced.materialize)(self)
-    return materialize(self.w).at[self.rows].set(self.values.astype(self.dtype))
+    return materialize(self.w).at[self.rows].set(self.values.astype(self.w.dtype))
 
   def dot(self, x: Array) -> Array:
     change = self.values - lookup(self.w, self.rows).astype(self.values.dtype)
@@ -44,7 +44,7 @@ class RowsReplaced:
 
   def lookup(self, ids: AnyArray) -> Array:
     same = ids[..., None] == self.rows
-    own = lookup(self.values, jnp.argmax(same, axis=-1)).astype(self.dtype)
+    own = lookup(self.values, jnp.argmax(same, axis=-1)).astype(self.w.dtype)
     return jnp.where(same.any(-1, keepdims=True), own, lookup(self.w, ids))
 
 

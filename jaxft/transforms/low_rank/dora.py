@@ -34,7 +34,7 @@ class ColumnNormalized:
   magnitude: Any
 
   def materialize(self) -> Array:
-    return (unrounded(self.v) * self._factors()[..., None, :]).astype(self.dtype)
+    return (unrounded(self.v) * self._factors()[..., None, :]).astype(self.v.w.dtype)
 
   def dot(self, x: Array) -> Array:
     y = self.v.dot(x)
@@ -61,7 +61,7 @@ def column_squares(v: LowRank, squares: Float[Array, "... n"]) -> Float[Array, "
   a, b = v.a.astype(jnp.float32), v.b.astype(jnp.float32)
   transposed = jnp.swapaxes(a, -1, -2)
   product = dot
-  for _ in range(v.ndim - 2):
+  for _ in range(v.w.ndim - 2):
     product = jax.vmap(product)
   cross = jnp.sum(product(transposed, v.w) * b, axis=-2)
   own = jnp.sum(((transposed @ a) @ b) * b, axis=-2)

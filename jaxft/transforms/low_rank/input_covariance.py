@@ -97,7 +97,8 @@ def input_covariances(
   frozen, sinks = transform.split(jax.random.key(0), params)
 
   def total(sinks: Tree) -> Array:
-    return sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(apply(transform.join(frozen, sinks))))
+    outputs = jax.tree.leaves(apply(transform.join(frozen, sinks)))
+    return sum((jnp.sum(x.astype(jnp.float32)) for x in outputs), jnp.zeros(()))
 
   return jax.grad(total)(sinks)
 

@@ -36,11 +36,14 @@ def loftq(*, format: Literal["int8", "nf4"] = "nf4", block: int = 64, rounds: in
   def init(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tuple[Any, Array, Array]:
     del key, statistic
     exact = plain(w)
-    rest = exact
-    for _ in range(rounds):
+
+    def fit(rest: Array) -> tuple[Any, Array, Array]:
       q = quantize_array(rest, format=format, block=block)
-      a, b = leading_factors(exact - q.materialize(), rank, scale)
-      rest = exact - scale * a @ b
+      return q, *leading_factors(exact - q.materialize(), rank, scale)
+
+    q, a, b = fit(exact)
+    for _ in range(rounds - 1):
+      q, a, b = fit(exact - scale * a @ b)
     return q.astype(w.dtype), a, b
 
   return init

@@ -61,7 +61,11 @@ def ia3(
   scaled, which PEFT does for `outputs`; where there are biases, the same is the edit `Scale` at the sites
   `layers/attention/{key,value}` and `layers/mlp/hidden`.
   """
-  parts = [learned_scale(f, axis=axis, dtype=dtype) for f, axis in ((outputs, "out"), (inputs, "in")) if f is not None]
+  parts = []
+  if outputs is not None:
+    parts.append(learned_scale(outputs, axis="out", dtype=dtype))
+  if inputs is not None:
+    parts.append(learned_scale(inputs, axis="in", dtype=dtype))
   if not parts:
     raise ValueError("ia3 takes a choice for outputs, inputs or both; got None for each")
   return chain(*parts)

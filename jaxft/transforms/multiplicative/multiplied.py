@@ -31,10 +31,10 @@ class Multiplied:
   side: Literal["in", "out"] = "in"
 
   def materialize(self) -> Array:
-    if self.ndim > 2:
+    if self.w.ndim > 2:
       return jax.vmap(Multiplied.materialize)(self)
     w = unrounded(self.w)
-    return (self.by.transposed(w.T).T if self.side == "in" else self.by(w)).astype(self.dtype)
+    return (self.by.transposed(w.T).T if self.side == "in" else self.by(w)).astype(self.w.dtype)
 
   def dot(self, x: Array) -> Array:
     return dot(self.by(x), self.w) if self.side == "in" else self.by(dot(x, self.w))
@@ -47,7 +47,7 @@ class Multiplied:
   def lookup(self, ids: AnyArray) -> Array:
     if self.side == "out":
       return self.by(lookup(self.w, ids))
-    return self.dot(jax.nn.one_hot(ids, self.shape[-2], dtype=self.dtype))  # a row of M @ w mixes all rows of w
+    return self.dot(jax.nn.one_hot(ids, self.w.shape[-2], dtype=self.w.dtype))  # a row of M @ w mixes all rows of w
 
 
 def adapt_shapes(

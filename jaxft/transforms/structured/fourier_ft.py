@@ -107,7 +107,7 @@ def fourier_ft(
     return adapt_matrices(select, start, adapt, dtype=dtype).split(key, params)
 
   def adapt(frozen: Annotated, t: Any) -> Any:
-    m, n = frozen.shape[-2:]
+    m, n = frozen.w.shape[-2:]
     parts = {"places": frozen.note["places"], "spectrum": scale / (m * n) * in_float32(t["spectrum"])}
     if 4 * frequencies * (m + n) < m * n:
       return Sum(frozen.w, PlaneWaves(**parts, rows=m, columns=n))

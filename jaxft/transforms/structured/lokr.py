@@ -36,7 +36,7 @@ class Kronecker:
   def materialize(self) -> Array:
     right = reduce(jnp.matmul, map(unrounded, self.right))
     whole = jnp.einsum("...ac,...bd->...abcd", unrounded(self.left), right)
-    return whole.reshape(self.shape).astype(self.dtype)
+    return whole.reshape(self.shape).astype(self.left.dtype)
 
   def dot(self, x: Array) -> Array:
     return _apply(x, self.left, self.right)

@@ -18,7 +18,7 @@ def read_yaml(text: str) -> list[Any]:
   class Loader(yaml.SafeLoader):
     """Of two values for one key the library keeps the last, in silence."""
 
-    def compose_mapping_node(self, anchor: str | None) -> Any:
+    def compose_mapping_node(self, anchor: Any) -> Any:
       node, lines = super().compose_mapping_node(anchor), {}
       for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":

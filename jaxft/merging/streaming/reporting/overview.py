@@ -40,18 +40,17 @@ def groups(plan: Plan) -> list[Group]:
   """The tensors of a plan by their parameters, in words."""
   found: dict[str, list[TensorPlan]] = {}
   for tensor in plan.tensors:
-    copied = tensor.per_model is None
-    key = repr((copied, None if copied else sorted(tensor.per_model.items()), sorted(tensor.parameters.items()),
-                list(tensor.models), tensor.base is None))
+    per_model = None if tensor.per_model is None else sorted(tensor.per_model.items())
+    key = repr((per_model, sorted(tensor.parameters.items()), list(tensor.models), tensor.base is None))
     found.setdefault(key, []).append(tensor)
   return [_group(tensors) for tensors in found.values()]
 
 
 def _group(tensors: Sequence[TensorPlan]) -> Group:
-  one = tensors[0]
-  if one.per_model is None:
+  one, per_model = tensors[0], tensors[0].per_model
+  if per_model is None:
     return Group(_label(tensors), [], "integers, copied")
-  of = lambda i: ", ".join(f"{name} {_value(xs[i])}" for name, xs in one.per_model.items() if xs[i] is not None)
+  of = lambda i: ", ".join(f"{name} {_value(xs[i])}" for name, xs in per_model.items() if xs[i] is not None)
   parameters = ", ".join(f"{name} {_value(x)}" for name, x in one.parameters.items())
   return Group(_label(tensors), [(model, of(i)) for i, model in enumerate(one.models)], parameters)
 
