@@ -45,7 +45,7 @@ class Recipe:
 
   objective: Objective
   transform: ParamTransform
-  optimizer: optax.GradientTransformation
+  optimizer: optax.GradientTransformation | optax.MultiSteps
   _: dataclasses.KW_ONLY
   mesh: Mesh | None = None
   rules: Rules = ()
