@@ -152,7 +152,7 @@ def _at_entries(params: Tree, delta: SparseDelta, change: Any) -> Tree:
   return map_with_path(at, params)
 
 
-def _standing(leaf: Array, entries: Entries | RowDelta) -> Entries | RowDelta:
+def _standing(leaf: Array, entries: Entries | RowDelta | tuple[AnyArray, AnyArray]) -> Entries | RowDelta:
   """What stands where a delta changes a leaf."""
   if isinstance(entries, RowDelta):
     return RowDelta(entries.indices, read_row_delta(leaf, entries), entries.axis)
