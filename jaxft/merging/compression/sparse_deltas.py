@@ -19,8 +19,8 @@ from jaxft.tree.task_vectors import check_same_leaves
 class Entries(NamedTuple):
   """Entries of one leaf: flat int32 indices, and what is added there or stands there."""
 
-  indices: Int[Array, " K"]
-  values: Float[Array, " K"]
+  indices: Int[AnyArray, " K"]
+  values: Float[AnyArray, " K"]
 
 
 # By path. `jaxft.transforms.chosen_entries` gives one of a trained `sparse_delta`, `submatrix_delta` of a `submatrix`:
