@@ -1,0 +1,216 @@
+"""What a study declares: its arms, what is scored, what must hold first, what it claims. The rest is computed.
+
+    STUDY = Study(
+        slug="hft", arxiv="2404.18466", title="HFT: Half Fine-Tuning for Large Language Models",
+        question="keep old skills", use_when="tasks come one after the other and each forgets the last",
+        setting="a 4-layer transformer on turned digits, then five tasks of two digits each",
+        config=Config, smoke=SMOKE, arms=arms,
+        scores=(Score("op", "accuracy over five tasks after the last"), Score("base", "accuracy on turned digits")),
+        choose_by="op", baseline="full", method="hft",
+        premises=(Premise("full tuning forgets", lambda s: s["start"].base - s["full"].base, at_least=0.1),),
+        claims=(Claim("HFT ends higher than full tuning", higher("op"), smallest=0.01),))
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxft.checks import nearest
+
+# What a practitioner comes with; the index is grouped by it, in this order.
+QUESTIONS = (
+    "few labels", "keep old skills", "merge", "compress", "little memory", "embeddings", "which data", "which layers",
+    "preferences", "vision and language", "generation", "many methods side by side")
+MOST_CLAIMS = 4  # the first is primary; more is exploring
+
+
+class Grid(NamedTuple):
+  """The values of one number that validation chooses from.
+
+  Where the best lies at an end, values beyond it are tried, each three times the last, unless the number ends there.
+
+  Attributes:
+    values: at least four in a committed study, ascending.
+    low, high: the least and the greatest value that have a meaning: 0 and 1 for a share.
+  """
+
+  values: tuple[float, ...]
+  low: float = 0.0
+  high: float = math.inf
+
+
+class Arm(NamedTuple):
+  """One way that a study compares.
+
+  Attributes:
+    run: `(rate, seed, split) -> {score: items}`. The split is "validation" or "test"; the items of a score are one
+      number each (`[items]`), rows for a statistic of them (`[items, ...]`), or a single number. The rate is a float;
+      `{name: value}` where several numbers are chosen; None where none is.
+    rates: what to choose from: numbers, a `Grid`, or `{name: either}` for every combination. Empty: nothing is chosen.
+      Arms of equal grids share one: where one arm needs it wider, it is wider for all.
+    cost: `() -> {what: number}`, once: trained share, operations against full tuning, bytes of state.
+  """
+
+  run: Callable[[Any, int, str], Mapping[str, Any]]
+  rates: Sequence[float] | Grid | Mapping[str, Sequence[float] | Grid] = ()
+  cost: Callable[[], Mapping[str, float]] | None = None
+
+
+class Score(NamedTuple):
+  """What is measured of a run.
+
+  Attributes:
+    name: an identifier: `s["full"].name` in a premise or a contrast.
+    what: with its unit and what it is of, in a few words.
+    of: a statistic of the items in place of their mean, such as a correlation; see `evaluation.influences`.
+    higher_is_better: its direction.
+    shared_items: whether every seed is scored on the same items, in one order. Otherwise a seed's score is one number.
+  """
+
+  name: str
+  what: str
+  of: Callable[[np.ndarray], float] | None = None
+  higher_is_better: bool = True
+  shared_items: bool = True
+
+
+class Premise(NamedTuple):
+  """What must hold in this setting for the claims to mean anything; measured on the tuning seeds, on validation data.
+
+  Attributes:
+    text: what holds.
+    measure: of the means of the scores: `lambda s: s["start"].base - s["full"].base`.
+    at_least: the measure from which on it holds.
+  """
+
+  text: str
+  measure: Callable[[Any], float]
+  at_least: float
+
+
+class Contrast(NamedTuple):
+  """What a claim is about: a matrix `[seeds, items]` of differences, and what is said of its mean.
+
+  Attributes:
+    of: `(s, study) -> matrix`, with `s["full"].op` the scores `[seeds, items]` of an arm.
+    says: "higher" than `smallest`, "equal" to 0 within it, or "not lower" than minus it.
+  """
+
+  of: Callable[[Any, Any], np.ndarray]
+  says: str
+
+
+def higher(score: str, arm: str | None = None, than: str | None = None) -> Contrast:
+  """The arm's score is above another's; the method's above the baseline's where they are not named."""
+  return Contrast(_difference(score, arm, than), "higher")
+
+
+def lower(score: str, arm: str | None = None, than: str | None = None) -> Contrast:
+  """The arm's score is below another's."""
+  difference = _difference(score, arm, than)
+  return Contrast(lambda s, study: -difference(s, study), "higher")
+
+
+def equal(score: str, arm: str | None = None, than: str | None = None) -> Contrast:
+  """The two scores are equal within the smallest difference of interest, by two one-sided tests."""
+  return Contrast(_difference(score, arm, than), "equal")
+
+
+def not_lower(score: str, arm: str | None = None, than: str | None = None) -> Contrast:
+  """The arm's score is not below another's by the smallest difference of interest."""
+  return Contrast(_difference(score, arm, than), "not lower")
+
+
+def _difference(score: str, arm: str | None, than: str | None) -> Callable[[Any, Any], np.ndarray]:
+  return lambda s, study: getattr(s[arm or study.method], score) - getattr(s[than or study.baseline], score)
+
+
+class Claim(NamedTuple):
+  """A sentence that the numbers decide.
+
+  Attributes:
+    text: with its unit where it has one.
+    contrast: `higher("op")`, `equal("op", "a", "b")`, or `Contrast(lambda s, study: ..., "higher")`.
+    smallest: the smallest effect of interest: less than this is as good as none.
+  """
+
+  text: str
+  contrast: Contrast
+  smallest: float
+
+
+class Front(NamedTuple):
+  """A plot of two scores against each other, one point an arm."""
+
+  x: str
+  y: str
+
+
+class Bars(NamedTuple):
+  """A plot of one score, one bar an arm."""
+
+  score: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+  """One system's study.
+
+  Attributes:
+    slug, title, arxiv: of the system's card, and of the paper.
+    question: one of `QUESTIONS`: where the index has it.
+    use_when: the premise, as advice, in a few words.
+    setting: model, task, data and sizes, in one or two lines.
+    config: a frozen dataclass type with `seeds` and `tuning_seeds`; its defaults make the committed result.
+    smoke: the same in seconds.
+    arms: `config -> {name: Arm}`; the world is made here, once. It may not open test data: see `jaxft.data.sealed`.
+    scores: what is measured.
+    choose_by: the score that chooses rates on validation data.
+    baseline, method: the arms that a contrast compares by itself.
+    premises: what must hold first.
+    claims: the first is primary.
+    start, best: arms that gains are measured from and against: the untuned model and full tuning, where there are such.
+    plot: what people would look at.
+  """
+
+  slug: str
+  title: str
+  arxiv: str
+  question: str
+  use_when: str
+  setting: str
+  config: type
+  smoke: Any
+  arms: Callable[[Any], dict[str, Arm]]
+  scores: tuple[Score, ...]
+  choose_by: str
+  baseline: str
+  method: str
+  premises: tuple[Premise, ...]
+  claims: tuple[Claim, ...]
+  start: str | None = None
+  best: str | None = None
+  plot: Front | Bars | None = None
+
+  def __post_init__(self) -> None:
+    names = [score.name for score in self.scores]
+    if self.question not in QUESTIONS:
+      raise ValueError(f"question must be one of QUESTIONS; got {self.question!r}; {nearest(self.question, QUESTIONS)}")
+    if self.choose_by not in names:
+      raise ValueError(f"choose_by must be one of the scores {names}; got {self.choose_by!r}")
+    if len(set(names)) != len(names) or not all(name.isidentifier() for name in names):
+      raise ValueError(f"scores must have different identifiers as names; got {names}")
+    if not 1 <= len(self.claims) <= MOST_CLAIMS:
+      raise ValueError(f"claims must be one to {MOST_CLAIMS}, the first primary; got {len(self.claims)}")
+    for claim in self.claims:
+      if claim.contrast.says not in ("higher", "equal", "not lower"):
+        raise ValueError(f"claims must say higher, equal or not lower; {claim.text!r} says {claim.contrast.says!r}")
+      if not (claim.smallest > 0 or claim.smallest == 0 and claim.contrast.says == "higher"):
+        raise ValueError(f"smallest must be > 0 (0 where a claim says higher); {claim.text!r} has {claim.smallest}")
+
+  def score(self, name: str) -> Score:
+    """A score by name."""
+    return next(score for score in self.scores if score.name == name)

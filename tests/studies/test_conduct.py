@@ -1,0 +1,151 @@
+"""A study from its declaration to its verdict: premises first, choices on validation data, test data once."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxft.data import SealedSplitError, check_open
+from jaxft.studies.conduct import conduct
+from jaxft.studies.findings import ABSENT
+from jaxft.studies.study import Arm, Claim, Grid, Score, higher
+from tests.studies.toys import EQUAL, Config, arms, study
+
+
+def wrapped(change):
+  """The toy's arms with each run passed through `change(name, run)`."""
+  return lambda config: {name: arm._replace(run=change(name, arm.run)) for name, arm in arms(config).items()}
+
+
+def test_a_planted_effect_is_found_and_none_is_not():
+  assert conduct(study(), Config(effect=0.6)).verdict == "supported"
+  assert conduct(study(), Config(effect=-0.6)).claims[0].mean < -0.3
+  none = conduct(study(claims=(Claim("better", higher("score"), smallest=0.4), EQUAL)), Config())
+  assert [c.verdict for c in none.claims] == ["equivalent", "supported"] and none.verdict == "mixed 1/2"
+
+
+def test_a_failed_premise_ends_the_study_before_any_other_arm_runs():
+  ran = []
+
+  def noted(name, run):
+    return lambda *call: ran.append((name, call[2])) or run(*call)
+
+  found = conduct(study(arms=wrapped(noted)), Config(gain=0.0))
+  assert found.verdict == ABSENT and not found.arms and not found.claims
+  assert {name for name, _ in ran} == {"start", "full"} and {split for _, split in ran} == {"validation"}
+
+
+def test_the_rate_is_chosen_by_all_tuning_seeds_on_validation_data():
+  found = conduct(study(), Config())
+  assert found.arms["full"].setting == {"rate": 1e-3} and not found.arms["full"].at_edge
+  assert [len(point["scores"]) for point in found.arms["full"].curve] == [3] * 4
+  assert found.arms["start"].setting == {} and found.arms["start"].curve == ()
+  assert found.arms["method"].cost == {"trained share": 0.5}
+  assert found.arms["method"].scores["score"].shape == (10, 60)
+
+
+@pytest.mark.parametrize("best, tried, at_edge", [(1e-2, 6, ()), (1e-5, 7, ()), (1.0, 7, ("rate",))])
+def test_a_grid_grows_where_the_best_is_at_its_end_for_all_arms_that_share_it(best, tried, at_edge):
+  found = conduct(study(premises=()), Config(best_rate=best, gain=9.0))
+  for arm in ("full", "method"):
+    assert (len(found.arms[arm].curve), found.arms[arm].at_edge) == (tried, at_edge), arm
+  if at_edge:
+    assert found.claims[0].at_edge and found.claims[0].verdict == "inconclusive", "an edge decides nothing"
+
+
+def test_a_rate_at_which_any_seed_diverges_is_rejected_and_is_no_edge():
+  found = conduct(study(), Config(best_rate=1e-2, gain=9.0, diverges_above=2e-3))
+  assert found.arms["full"].setting == {"rate": 1e-3} and not found.arms["full"].at_edge
+  assert found.arms["full"].curve[-1]["scores"] == [None] * 3
+  with pytest.raises(ValueError, match="full diverges at every setting tried"):
+    conduct(study(), Config(diverges_above=0.0))
+
+
+def test_numbers_that_end_have_no_edge_there_and_several_are_chosen_together():
+  def run(rates, seed, split):
+    return {"score": np.array(rates["share"] - (rates["rate"] - 0.022) ** 2)}
+
+  grids = {"share": Grid((0.0, 0.5, 0.9, 1.0), high=1.0), "rate": Grid((0.001, 0.003, 0.01, 0.03))}
+  made = lambda config: arms(config) | {"method": Arm(run, grids)}
+  found = conduct(study(arms=made, claims=(EQUAL._replace(contrast=higher("score", "method", "method")),)), Config())
+  assert found.arms["method"].setting == {"share": 1.0, "rate": 0.03} and len(found.arms["method"].curve) >= 16
+  assert "share" not in found.arms["method"].at_edge
+
+
+@pytest.mark.parametrize("where", ["while the world is made", "in a run on validation data"])
+def test_a_study_that_opens_its_test_data_early_fails(where):
+  def early(config):
+    if where == "while the world is made":
+      check_open("test")
+    return {name: Arm(lambda *call, run=arm.run: check_open("test[:5]") or run(*call), arm.rates)
+            for name, arm in arms(config).items()}
+
+  with pytest.raises(SealedSplitError, match="sealed until every choice is made"):
+    conduct(study(arms=early), Config())
+  check_open("test")  # the seal ends with the study
+
+
+def test_test_data_is_open_once_everything_is_chosen():
+  opened = []
+
+  def opening(name, run):
+    return lambda rate, seed, split: (check_open(split), opened.append(split)) and run(rate, seed, split)
+
+  conduct(study(arms=wrapped(opening)), Config())
+  assert opened.count("test") == 3 * 10 and opened.index("test") == len(opened) - 3 * 10
+
+
+@pytest.mark.parametrize("change, error, message", [
+    (dict(arms=lambda c: {"full": arms(c)["full"]}), ValueError, r"arms must have the study's own \['method', 'start'"),
+    (dict(scores=(Score("other", "x"),), choose_by="other"), ValueError, r"full must return the scores \['other'\]"),
+    (dict(arms=wrapped(lambda name, run: lambda *call: {"score": "much"})), ValueError, "score must be numbers"),
+    (dict(arms=wrapped(lambda name, run: lambda *call: {"score": np.ones((3, 2))})), ValueError, "one number for each"),
+    (dict(arms=wrapped(lambda name, run: lambda r, seed, s: {"score": np.ones(seed + 1)}), premises=()), ValueError,
+     "need shared_items=False"),
+    (dict(arms=wrapped(lambda name, run: lambda r, s, split: {"score": np.array([np.nan if split == "test" else 1.0])}),
+          premises=()), ValueError, "start gives a score that is not finite on test data, at the seeds"),
+])
+def test_errors_name_the_arm_and_what_it_returned(change, error, message):
+  with pytest.raises(error, match=message):
+    conduct(study(**change), Config())
+
+
+def test_seeds_never_tune():
+  with pytest.raises(ValueError, match="seeds and tuning_seeds must be different"):
+    conduct(study(), Config(seeds=(1, 2), tuning_seeds=(2, 3, 4)))
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(question="anything"), "question must be one of"), (dict(choose_by="x"), "choose_by must be one of"),
+    (dict(claims=()), "claims must be one to 4"), (dict(claims=(EQUAL,) * 5), "claims must be one to 4"),
+    (dict(claims=(EQUAL._replace(smallest=0.0),)), "smallest must be > 0"),
+    (dict(scores=(Score("a b", ""),), choose_by="a b"), "identifiers"),
+])
+def test_declarations_are_checked(change, message):
+  with pytest.raises(ValueError, match=message):
+    study(**change)
+
+
+def test_a_statistic_of_items_is_compared_by_its_influences():
+  rng = np.random.default_rng(0)
+  ratings = rng.normal(size=80)
+
+  def correlated(noise):
+    def run(rate, seed, split):
+      guess = ratings + noise * np.random.default_rng([seed, int(10 * noise)]).normal(size=80)
+      return {"score": np.stack([ratings, guess], axis=1)}
+    return Arm(run)
+
+  made = lambda config: {"start": correlated(9.0), "full": correlated(1.0), "method": correlated(0.3)}
+  r = Score("score", "Pearson's r", of=lambda rows: float(np.corrcoef(rows.T)[0, 1]))
+  found = conduct(study(arms=made, scores=(r,)), Config())
+  assert found.verdict == "supported" and found.claims[0].items == 80
+  run = made(Config())["method"].run(None, 3, "test")["score"]
+  np.testing.assert_allclose(found.arms["method"].scores["score"][3].mean(), np.corrcoef(run.T)[0, 1], rtol=1e-5)
+
+
+def test_permuted_seeds_give_permuted_values():
+  config = Config(seeds=(3, 1, 2))
+  a = conduct(study(), config).arms["method"].scores["score"]
+  b = conduct(study(), dataclasses.replace(config, seeds=(1, 2, 3))).arms["method"].scores["score"]
+  np.testing.assert_array_equal(a[[1, 2, 0]], b)
