@@ -27,12 +27,24 @@ def main(args: list[str]) -> None:
 def rows(package: str = "experiments") -> list[dict[str, Any]]:
   """One dict an experiment, everything from the module itself and its committed result file.
 
-  `status` is "no result" or, of the committed result, whether it supports the paper: "true", "false" or "partly".
+  `status` is "no result" or, of the committed result, its verdict; of an experiment that is no study yet, whether it
+  supports the paper: "true", "false" or "partly".
   """
-  from jaxft.studies.experiment import committed, discover
+  from jaxft.studies.experiment import committed, committed_findings, discover
+  from jaxft.studies.page import headline
+  from jaxft.studies.study import Study
 
   out = []
   for slug, experiment in discover(package).items():
+    if isinstance(experiment, Study):
+      found = committed_findings(experiment, package)
+      out.append({
+          "slug": slug, "title": experiment.title, "arxiv": experiment.arxiv, "areas": [experiment.question],
+          "status": "no result" if found is None else found.verdict,
+          "metric": None if found is None else experiment.claims[0].text,
+          "headline": None if found is None else headline(experiment, found),
+      })
+      continue
     result = committed(slug, package)
     out.append({
         "slug": slug,
@@ -53,7 +65,8 @@ def as_text(rows: list[dict[str, Any]]) -> str:
   width = max(len(row["slug"]) for row in rows)
   lines = []
   for row in rows:
-    status = row["status"] if row["headline"] is None else f"supports the paper: {row['status']}"
+    of_a_study = row["status"] not in ("true", "false", "partly")
+    status = row["status"] if of_a_study else f"supports the paper: {row['status']}"
     lines.append(f"{row['slug']:<{width}}  {row['title']} (arXiv {row['arxiv']})")
     more = [f"{', '.join(row['areas'])}; {status}"]
     if row["headline"] is not None:

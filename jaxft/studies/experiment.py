@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 from jaxft.checks import nearest
 from jaxft.compilation import use_compilation_cache
 from jaxft.host_memory import keep_freed_memory
+from jaxft.studies import findings
+from jaxft.studies.command import run
+from jaxft.studies.findings import Findings
 from jaxft.studies.result import Result, read, with_environment, write
+from jaxft.studies.study import Study
 
 
 class Experiment(NamedTuple):
@@ -38,8 +42,8 @@ class Experiment(NamedTuple):
   run: Callable[[Any], Result]
 
 
-def discover(package: str = "experiments") -> dict[str, Experiment]:
-  """The experiments of a package by slug: every module of it, in folders too, that defines `EXPERIMENT`.
+def discover(package: str = "experiments") -> dict[str, Experiment | Study]:
+  """The experiments of a package by slug: every module of it, in folders too, that defines `STUDY` or `EXPERIMENT`.
 
   Raises:
     ModuleNotFoundError: there is no such package on the path.
@@ -48,7 +52,7 @@ def discover(package: str = "experiments") -> dict[str, Experiment]:
   return dict(sorted((experiment.slug, experiment) for experiment in declared if experiment is not None))
 
 
-def find(slug: str, package: str = "experiments") -> Experiment:
+def find(slug: str, package: str = "experiments") -> Experiment | Study:
   """One experiment by slug, its module alone imported; ValueError with the nearest slugs where there is none."""
   for module in _modules(package):
     if module.rpartition(".")[2] == slug.replace("-", "_"):
@@ -67,9 +71,10 @@ def _modules(package: str) -> list[str]:
   return [info.name for info in found if not info.ispkg]
 
 
-def _declared(module: str) -> Experiment | None:
-  experiment = getattr(importlib.import_module(module), "EXPERIMENT", None)
-  return experiment if isinstance(experiment, Experiment) else None
+def _declared(module: str) -> Experiment | Study | None:
+  declared = vars(importlib.import_module(module))
+  found = declared.get("STUDY", declared.get("EXPERIMENT"))
+  return found if isinstance(found, Experiment | Study) else None
 
 
 def results_folder(package: str = "experiments") -> Path:
@@ -83,7 +88,13 @@ def committed(slug: str, package: str = "experiments") -> Result | None:
   return read(path) if path.exists() else None
 
 
-def main(experiment: Experiment, args: list[str] | None = None) -> Result:
+def committed_findings(study: Study, package: str = "experiments") -> Findings | None:
+  """The committed result of a study, None where there is none yet."""
+  path = results_folder(package) / f"{study.slug}.json"
+  return findings.read(study, path) if path.exists() else None
+
+
+def main(experiment: Experiment | Study, args: list[str] | None = None) -> Result | Findings:
   """Runs an experiment from the command line: `[--smoke] [--out FILE] [overrides of the config]`.
 
   A run with the default config writes the committed result file; a smoke run or one with overrides writes only where
@@ -107,11 +118,13 @@ def main(experiment: Experiment, args: list[str] | None = None) -> Result:
   config = tyro.cli(experiment.config, default=default, args=rest, prog=command, description=description)
   if out is None and config == experiment.config():
     out = results_folder() / f"{experiment.slug}.json"
+  flags = (["--smoke"] if smoke else []) + rest
+  if isinstance(experiment, Study):
+    return run(experiment, config, flags=flags, out=out)
   keep_freed_memory()
   use_compilation_cache()
   start = time.perf_counter()
   result = experiment.run(config)
-  flags = (["--smoke"] if smoke else []) + rest
   result = dataclasses.replace(result, command=shlex.join(["jaxft", "run", experiment.slug, *flags]))
   result = with_environment(result, seconds=time.perf_counter() - start)
   print(f"{result.slug}: {result.metric}\n  {result.headline}")

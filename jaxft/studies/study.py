@@ -173,6 +173,7 @@ class Study:
     premises: what must hold first.
     claims: the first is primary.
     start, best: arms that gains are measured from and against: the untuned model and full tuning, where there are such.
+    kept: the score of what the model could before, for the index's column of what is forgotten.
     plot: what people would look at.
   """
 
@@ -193,14 +194,16 @@ class Study:
   claims: tuple[Claim, ...]
   start: str | None = None
   best: str | None = None
+  kept: str | None = None
   plot: Front | Bars | None = None
 
   def __post_init__(self) -> None:
     names = [score.name for score in self.scores]
     if self.question not in QUESTIONS:
       raise ValueError(f"question must be one of QUESTIONS; got {self.question!r}; {nearest(self.question, QUESTIONS)}")
-    if self.choose_by not in names:
-      raise ValueError(f"choose_by must be one of the scores {names}; got {self.choose_by!r}")
+    for field in ("choose_by", "kept"):
+      if getattr(self, field) not in (*names, *([None] if field == "kept" else [])):
+        raise ValueError(f"{field} must be one of the scores {names}; got {getattr(self, field)!r}")
     if len(set(names)) != len(names) or not all(name.isidentifier() for name in names):
       raise ValueError(f"scores must have different identifiers as names; got {names}")
     if not 1 <= len(self.claims) <= MOST_CLAIMS:

@@ -1,0 +1,44 @@
+"""Running a study from the command line: `jaxft run SLUG [--smoke] [--out FILE] [overrides of the config]`."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jaxft.compilation import use_compilation_cache
+from jaxft.files import write_text
+from jaxft.host_memory import keep_freed_memory
+from jaxft.studies.conduct import conduct
+from jaxft.studies.findings import Findings, write
+from jaxft.studies.ledger import Ledger
+from jaxft.studies.page import note_of, page
+from jaxft.studies.plot import plot
+from jaxft.studies.study import Study
+
+
+def run(study: Study, config: Any, *, flags: list[str], out: Path | None) -> Findings:
+  """Conducts a study, going on where a killed run was, prints what it found, and writes its files.
+
+  Args:
+    study: what to run.
+    config: how.
+    flags: of the command line, for the result's own.
+    out: the JSON file; its scores, page and plot lie beside it. None writes nothing.
+  """
+  keep_freed_memory()
+  use_compilation_cache()
+  ledger = Ledger(study.slug, config)
+  findings = conduct(study, config, ledger)
+  findings = dataclasses.replace(findings, command=shlex.join(["jaxft", "run", study.slug, *flags]))
+  print(page(study, findings))
+  if out is not None:
+    print(f"written to {write(study, findings, out)}, with its page {write_page(study, findings, out)}")
+    ledger.clear()
+  return findings
+
+
+def write_page(study: Study, findings: Findings, out: Path) -> Path:
+  """The page, and the plot where there is something to draw, beside a result file."""
+  figure = plot(study, findings, out.with_suffix(".svg")) if findings.arms else None
+  write_text(out.with_suffix(".md"), page(study, findings, figure=figure and figure.name, note=note_of(out)))
+  return out.with_suffix(".md")
