@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxft.checks import in_range
+from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
 from jaxft.tree.depth import layer_of as default_layer_of, num_layers
 from jaxft.tree.paths import Tree, map_with_path
@@ -34,6 +36,8 @@ def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "l
     raise ValueError(f"num_layers must be >= 1; got {num_layers}")
   t = np.linspace(0.0, 1.0, num_layers) if num_layers > 1 else np.ones(1)
   ramps = {"linear": t, "cosine": (1 - np.cos(np.pi * t)) / 2, "step": (t >= 0.5) * 1.0, "constant": 0 * t}
+  in_range("first", first)
+  in_range("last", last)
   if kind not in ramps:
     raise ValueError(f"kind must be one of {', '.join(ramps)}; got {kind!r}")
   return first + (last - first) * ramps[kind]
@@ -63,6 +67,7 @@ def scale_by_depth(
   Raises:
     ValueError: a leaf's layer lies beyond the coefficients.
   """
+  require_finite(coefficients=coefficients, outside=outside)
   coefficients = jnp.asarray(coefficients, jnp.float32)
   depth = coefficients.shape[0]
 
@@ -128,6 +133,14 @@ def lines_alpha(summed: Tree, merged: Tree, *, num_models: int, ord: int = 1) ->
     merged: the merged task vector before scaling.
     num_models: N.
     ord: order of the norm over all elements. The paper leaves it open; 1 is what the authors' code takes.
+
+  Raises:
+    ValueError: num_models < 1, or merged is zero or holds NaN.
   """
+  if num_models < 1:
+    raise ValueError(f"num_models must be at least 1; got {num_models}")
   norm = lambda tree: sum(jnp.sum(jnp.abs(x.astype(jnp.float32)) ** ord) for x in jax.tree.leaves(tree)) ** (1 / ord)
-  return norm(summed) / (num_models * norm(merged))
+  size = norm(merged)
+  if not isinstance(size, jax.core.Tracer) and not size > 0:
+    raise ValueError(f"merged must not be zero, nor hold NaN; its norm is {float(size)}")
+  return norm(summed) / (num_models * size)

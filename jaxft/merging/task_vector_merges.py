@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.checks import in_range
 from jaxft.choices.top_k import top_k_mask
 from jaxft.merging.averages import model_weights
 from jaxft.merging.kernels import trims
@@ -20,8 +21,9 @@ from jaxft.merging.kernels.methods import ELECTED, RAM, RAM_PLUS, SCE, TRIMMED
 from jaxft.merging.kernels.random_bits import stream
 from jaxft.merging.kernels.task_vector_sums import TrimOf, elected_trimmed_sum, sum_coefficients, trimmed_standings
 from jaxft.merging.kernels.thresholds import admits, largest
-from jaxft.merging.trees import measure_trees, merge_trees
+from jaxft.merging.trees import check_models, measure_trees, merge_trees
 from jaxft.tree.depth import shared_path
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_leaf
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -54,7 +56,8 @@ def task_arithmetic(
     The merged checkpoint: computed in float32, rounded once to the base's dtypes, placed as the base is.
 
   Raises:
-    ValueError: there is no model, they differ from the base in leaves or shapes, or weights has another length.
+    ValueError: there is no model, they differ from the base in leaves or shapes, weights has another length, a leaf
+      that is not traced holds NaN or infinity, before or after the merge, or a number is not finite.
 
   Source: Ilharco et al. 2023 (arXiv 2212.04089).
   """
@@ -93,6 +96,7 @@ def ties(
     raise ValueError(f"zero must be positive or majority; got {zero!r}")
   trim, each = trims.by_magnitude, [{"density": d, "rows": scope == "row"} for d in densities]
   if scope == "global":
+    check_models(models, base)
     models = [keep_largest(m, base, d) for m, d in zip(models, densities, strict=True)]
     trim, each = None, []
   return _sum(models, base, trim, each, None, weights, scale, normalize, method, zero=zero)
@@ -225,10 +229,12 @@ def ram(
       that it changed with others and alone, in each leaf and layer (mergekit's `ramplus_tl`, r = 0.1).
     alpha: bound of that ratio.
 
-  Returns, Raises: see `task_arithmetic`.
+  Returns, Raises: see `task_arithmetic`; also where epsilon, r or alpha is negative.
 
   Source: arXiv 2601.13572, as in mergekit.
   """
+  for name, value in (("epsilon", epsilon), ("r", r), ("alpha", alpha)):
+    in_range(name, value, "[0, inf)")
   if not r:
     return merge_trees(RAM, models, base, {"epsilon": epsilon}, needs_base=True)
   return merge_trees(RAM_PLUS, models, base, {"epsilon": epsilon, "r": r, "alpha": alpha}, needs_base=True)
@@ -241,6 +247,7 @@ def keep_largest(model: Tree, base: Tree, density: float) -> Tree:
   {'w': Array([ 0.,  5., -3.,  0.], dtype=float32)}
   """
   check_same_leaves("model", model, "base", base)
+  check_finite({"model": model, "base": base})
   is_float = lambda x: x is not None and jnp.issubdtype(x.dtype, jnp.floating)
   change = lambda m, b: abs(m.astype(np.float32) - b.astype(np.float32)) if is_float(b) else None
   magnitudes = jax.tree.map(change, model, base, is_leaf=is_leaf)
@@ -281,6 +288,7 @@ def _sum(
     zero: str = "positive", axis: int = -1,
 ) -> Tree:
   weights = model_weights(weights, len(models))
+  in_range("scale", scale)
   if consensus not in (None, "sum", "count"):
     raise ValueError(f"consensus must be None, sum or count; got {consensus!r}")
   fixed: dict[str, Any] = {"axis": axis, "trim": trim, "trim_settings": each}
