@@ -183,7 +183,8 @@ def test_fisher_average():
       fisher_average(models, scaled, normalize_norms=True, floor=1e-12)["w"],
       fisher_average(models, unit, floor=1e-12)["w"], atol=1e-4)
   for options, message in (
-      ({"weights": [1, 0, 1]}, r"weights\[1\] must lie in \(0, inf\); got 0"), ({"floor": 0.0}, r"floor must lie in \(0, inf\)")):
+      ({"weights": [1, 0, 1]}, r"weights\[1\] must lie in \(0, inf\); got 0"),
+      ({"floor": 0.0}, r"floor must lie in \(0, inf\)")):
     with pytest.raises(ValueError, match=message):
       fisher_average(models, fishers, **options)
   with pytest.raises(ValueError, match="fishers must have one tree for each of 3 models; got 1"):

@@ -174,7 +174,10 @@ def _check(params: Tree, delta: SparseDelta) -> None:
       if problem := entries.problem(tuple(leaves[path].shape)):
         raise ValueError(f"delta does not fit the params: {path} {problem}")
       continue
-    indices, _ = entries
+    indices, values = entries
+    if indices.ndim != 1 or indices.shape != values.shape or not jnp.issubdtype(indices.dtype, jnp.integer):
+      raise ValueError(f"delta must have a vector of integer indices, one for each value; {path} has {indices.dtype} "
+                       f"{indices.shape} and values {values.shape}")
     if isinstance(indices, jax.core.Tracer) or not len(indices):
       continue
     known = np.asarray(indices)  # on the host: inside jit an operation on a constant would be traced
