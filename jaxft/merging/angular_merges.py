@@ -83,7 +83,8 @@ def karcher_mean(
     models: checkpoints with the same leaves.
     weights: one for each; None weighs all alike.
     base: what task vectors are taken from; None takes the checkpoints themselves.
-    iterations, tolerance: see `karcher_coefficients`.
+    iterations, tolerance: see `karcher_coefficients`. Of two models that point in opposite directions, from neither of
+      which a direction leads to the other, the mean has that of the first.
 
   Returns, Raises: see `slerp`; also where there is no model, weights has another length or adds up to zero, or
   tolerance is negative.

@@ -16,7 +16,7 @@ from jaxft.checks import in_range
 from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
 from jaxft.tree.depth import layer_of as default_layer_of, num_layers
-from jaxft.tree.paths import Tree, map_with_path
+from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
 def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "linear") -> Float[np.ndarray, " layers"]:
@@ -65,11 +65,15 @@ def scale_by_depth(
     layer_of: the depth of a leaf: an int, the vector of layers along a stacked leaf's first axis, or None.
 
   Raises:
-    ValueError: a leaf's layer lies beyond the coefficients.
+    ValueError: a leaf's layer lies beyond the coefficients, there are more of them than layers and delta has no holes
+      where these could be, or one is not finite.
   """
   require_finite(coefficients=coefficients, outside=outside)
   coefficients = jnp.asarray(coefficients, jnp.float32)
   depth = coefficients.shape[0]
+  whole = all(leaf is not None for _, leaf in leaves_with_paths(delta))
+  if whole and 0 < (deepest := num_layers(delta, layer_of=layer_of)) < depth:
+    raise ValueError(f"coefficients must have one entry for each of the {deepest} layers of delta; got {depth}")
 
   def scale(path: str, leaf: Any) -> Any:
     if leaf is None:

@@ -40,7 +40,7 @@ def trim(
     rescale: what stays by the inverse of its probability (`random` and `rank`), or to the L1 norm of the leaf.
     key: for `random` and `rank`: a key of JAX, or an integer.
     epsilon: of `rank`: probabilities run from `density - epsilon` to `density + epsilon`.
-    gamma: of `band`.
+    gamma: of `band`, which keeps `int(density * n)` of n entries, and so none of a leaf of one.
     axis: along which a row runs.
 
   Raises:

@@ -124,6 +124,7 @@ def dare(
 
   Source: Yu et al. 2024 (arXiv 2311.03099).
   """
+  seed_of(key)
   each = [{"density": d, "rescale": rescale} for d in _densities(density, len(models))]
   return _sum(models, base, trims.at_random, each, key, weights, scale, normalize, consensus)
 
@@ -154,6 +155,7 @@ def della(
   Source: Deep et al. 2024 (arXiv 2406.11617).
   """
   densities = _densities(density, len(models))
+  seed_of(key)
   epsilons = _each("epsilon", epsilon, len(models))
   for d, e in zip(densities, epsilons, strict=True):
     trims.check_epsilon(d, e)
@@ -245,6 +247,9 @@ def keep_largest(model: Tree, base: Tree, density: float) -> Tree:
 
   >>> keep_largest({"w": jnp.array([1.0, 5.0, -3.0, 0.5])}, {"w": jnp.zeros(4)}, 0.5)
   {'w': Array([ 0.,  5., -3.,  0.], dtype=float32)}
+
+  Raises:
+    ValueError: the two differ in leaves or shapes, have no entries of floating point, or hold NaN or infinity.
   """
   check_same_leaves("model", model, "base", base)
   check_finite({"model": model, "base": base})
@@ -252,6 +257,8 @@ def keep_largest(model: Tree, base: Tree, density: float) -> Tree:
   change = lambda m, b: abs(m.astype(np.float32) - b.astype(np.float32)) if is_float(b) else None
   magnitudes = jax.tree.map(change, model, base, is_leaf=is_leaf)
   total = sum(x.size for x in jax.tree.leaves(magnitudes))
+  if not total:
+    raise ValueError("model must have entries of floating point; got none")
   masks = _largest_of_all(magnitudes, max(1, int(density * total)))
 
   def choose(keep: Any, m: Any, b: Any) -> Any:
@@ -275,9 +282,15 @@ def _largest_of_all(magnitudes: Tree, k: int) -> Tree:
 
 
 def seed_of(key: Any) -> int:
-  """An integer for `stream`: of an integer, or of a key of JAX."""
+  """An integer for `stream`: of an integer, or of a key of JAX.
+
+  Raises:
+    ValueError: it is neither.
+  """
   if isinstance(key, (int, np.integer)):
     return int(key)
+  if not isinstance(key, jax.Array):
+    raise ValueError(f"key must be a key of JAX or an integer; got {key!r}")
   words = np.asarray(jax.random.key_data(key)).reshape(-1)
   return int(words[0]) << 32 | int(words[-1])
 
@@ -304,7 +317,10 @@ def _sum(
     return fixed | sums | {"streams": [stream(seed_of(key), path, i, layer) for i in range(len(models))]}
 
   if zero == "majority":
-    up, down = np.sum([np.sum(x, -1) for x in measure_trees(STANDINGS, models, base, settings)], axis=0, dtype=object)
+    found = measure_trees(STANDINGS, models, base, settings)
+    if not found:
+      raise ValueError("models must have entries of floating point; got none")
+    up, down = np.sum([np.sum(x, -1) for x in found], axis=0, dtype=object)
     sums = sums | {"zero_is_positive": up >= down}
   if consensus is not None:
     sums = sums | {"scale": np.float32(scale), "normalize": normalize}

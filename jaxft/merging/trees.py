@@ -79,7 +79,7 @@ def measure_trees(
   found: list[Any] = []
 
   def measure(path: str, like: Any, *leaves: Any) -> None:
-    if not _is_float(like):
+    if not _is_float(like) or not like.size:
       return
     models, base, layers, at = _of_leaf(path, like, leaves, with_base, settings)
     if np.ndim(layers):

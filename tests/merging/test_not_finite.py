@@ -12,7 +12,7 @@ from jaxft.merging.streaming.recipes import merge
 from tests.merging.checkpoints import configure, family, read, recipe, write
 from tests.merging.test_streaming import settings_of
 
-nan, inf = float("nan"), float("inf")
+nan, inf, f = float("nan"), float("inf"), np.ones(2, np.float32)
 BASE = {"w": np.zeros((2, 4), np.float32)}
 GOOD = {"w": np.float32([[1, 2, 3, 4], [5, -6, 7, 8]])}
 BAD = {"w": np.float32([[1, 2, 3, nan], [5, -6, 7, 8]])}
@@ -153,3 +153,20 @@ def test_a_filter_that_matches_no_tensor_is_told(tmp_path):
   config = configure(tmp_path / "merge.yaml", recipe("slerp", count=1, parameters={"t": t}))
   found = [note for note in merge(config, tmp_path / "out", processes=1).notes if "filter" in note]
   assert found == ["the filter 'nosuch' of t has no effect: it is part of no tensor's name"]
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: m.pack_masks(jnp.array([2, -3, 0], jnp.int8)), "signs must be a vector of -1, 0 and 1"),
+    (lambda: m.golomb_bits(np.array([2, 0], np.int8)), "signs must be a vector of -1, 0 and 1"),
+    (lambda: m.scale_by_depth({"layers": {"w": np.ones((3, 2), np.float32)}}, np.ones(5), outside=1.0),
+     "coefficients must have one entry for each of the 3 layers of delta; got 5"),
+    (lambda: m.scale_by_depth({"w": f}, np.float32([nan]), outside=1.0), "coefficients must be finite"),
+    (lambda: m.ties([{"n": np.arange(2)}], {"n": np.arange(2)}), "must have entries of floating point; got none"),
+    (lambda: m.ties([{"n": f[:0]}], {"n": f[:0]}, scope="leaf"), "must have entries of floating point; got none"),
+    (lambda: m.average([{"w": f}, {"w": np.arange(2)}]), r"w: models\[1\] int64, models\[0\] float32"),
+    (lambda: m.dare([GOOD], BASE, density=0.5, key=None), "key must be a key of JAX or an integer; got None"),
+    (lambda: m.della([GOOD], BASE, density=0.5, key=None), "key must be a key of JAX or an integer; got None"),
+])
+def test_what_a_merge_does_not_take(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()

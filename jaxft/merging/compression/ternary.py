@@ -62,7 +62,8 @@ def ternarize(
   Args:
     delta: a task vector; for LoRA the source takes the factors' own values, for (IA)^3 the values less 1.
     density: share of the entries that are kept, in [0, 1], rounded down to a number of entries.
-    scale: sigma. "std": the unbiased standard deviation of all entries before any is dropped; "mean_abs": the mean
+    scale: sigma. "std": the unbiased standard deviation of all entries before any is dropped, which is 0 where they are
+      equal, or one; "mean_abs": the mean
       magnitude of all entries (BitDelta's, at density 1); "lstsq": the mean magnitude of the kept ones, which minimizes
       the squared error (and is STC's); or a number.
     alpha: a factor on it, to be chosen on validation data: large models take 1, small ones about 3.
