@@ -1,6 +1,8 @@
 """What is wrong with an argument, in words: its name, what it got and what it takes. Imports no JAX."""
 
 import difflib
+import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,3 +25,35 @@ def pick(name: str, value: str, table: Mapping[str, T]) -> T:
   """The entry of a table that an argument names; ValueError, as of `one_of`, where there is none."""
   one_of(name, value, table)
   return table[value]
+
+
+def in_range(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
+  """Raises ValueError where a number is NaN or lies outside an interval, whose brackets say what of its ends belongs.
+
+  >>> in_range("density", 0.5, "(0, 1]")
+  >>> in_range("weights", [1.0, float("nan")])
+  Traceback (most recent call last):
+    ...
+  ValueError: weights[1] must be a finite number; got nan
+
+  Args:
+    name: of the argument.
+    value: a number, or a list or tuple of them, each of which is named; values that JAX traces are not looked at.
+    interval: such as `(0, 1]` or `[0, inf)`; as it stands, any finite number.
+  """
+  if isinstance(value, (list, tuple)):
+    for i, one in enumerate(value):
+      in_range(f"{name}[{i}]", one, interval)
+    return
+  if "jax" in sys.modules and isinstance(value, sys.modules["jax"].core.Tracer):
+    return
+  try:
+    number = float(value)
+  except (TypeError, ValueError):
+    number = math.nan
+  low, high = map(float, interval[1:-1].split(","))
+  above = number > low if interval[0] == "(" else number >= low
+  below = number < high if interval[-1] == ")" else number <= high
+  if not (above and below):
+    takes = "be a finite number" if interval == "(-inf, inf)" else f"lie in {interval}"
+    raise ValueError(f"{name} must {takes}; got {value}")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxft.evaluation import retrieval_metrics
-from jaxft.evaluation.finite import require_finite
+from jaxft.finite import require_finite
 
 
 @partial(jax.jit, static_argnums=1)

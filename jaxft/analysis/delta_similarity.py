@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 
@@ -26,10 +28,11 @@ def delta_similarity(first: Tree, second: Tree) -> dict[str, Similarity]:
     first, second: task vectors of the same leaves; None on either side is passed over.
 
   Raises:
-    ValueError: a leaf is missing on one side or has another shape.
+    ValueError: a leaf is missing on one side or has another shape, or holds NaN or infinity.
 
   Source: Lin et al. 2025 (arXiv 2503.20110), which transfers an update where the one of the other version is near.
   """
+  check_finite({"first": first, "second": second})
   others = {path: leaf for path, leaf in leaves_with_paths(second) if leaf is not None}
   sums: dict[str, tuple[float, float, float]] = {}
   for path, a in leaves_with_paths(first):
@@ -39,12 +42,20 @@ def delta_similarity(first: Tree, second: Tree) -> dict[str, Similarity]:
       continue
     if a.shape != b.shape:
       raise ValueError(f"{path} must have one shape in both; got {tuple(a.shape)} and {tuple(b.shape)}")
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    sums[path] = float(jnp.vdot(a, b)), float(jnp.vdot(a, a)), float(jnp.vdot(b, b))
+    (a, of_a), (b, of_b) = _scaled(a), _scaled(b)
+    sums[path] = (
+        float(jnp.vdot(a, b)) * of_a * of_b, float(jnp.vdot(a, a)) * of_a**2, float(jnp.vdot(b, b)) * of_b**2)
   total = lambda i: sum(part[i] for part in sums.values())
   sums[""] = total(0), total(1), total(2)
 
   def of(dot: float, aa: float, bb: float) -> Similarity:
-    return Similarity(dot / (aa * bb) ** 0.5 if aa and bb else 0.0, (aa / bb) ** 0.5 if bb else float("inf"))
+    return Similarity(dot / (aa**0.5 * bb**0.5) if aa and bb else 0.0, (aa / bb) ** 0.5 if bb else float("inf"))
 
   return {path: of(*parts) for path, parts in sums.items()}
+
+
+def _scaled(x: Array) -> tuple[Array, float]:
+  """An array in float32 and its largest magnitude, by which it is divided: squares neither overflow nor vanish."""
+  x = x.astype(jnp.float32)
+  largest = float(jnp.max(jnp.abs(x), initial=0.0)) or 1.0
+  return x / largest, largest

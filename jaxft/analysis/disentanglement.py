@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree
 from jaxft.tree.task_vectors import apply_task_vector
 
@@ -25,9 +26,13 @@ def disentanglement_error(
     other: the task vector that is added.
     inputs: of one task.
 
+  Raises:
+    ValueError: base or a task vector holds NaN or infinity, or they differ in leaves or shapes.
+
   Source: the error of Ortiz-Jimenez et al. 2023 (arXiv 2305.12827) at one point; as a matrix of pairs in Zhang et al.
   2024 (arXiv 2407.02880).
   """
+  check_finite({"base": base, "own": own, "other": other})
   alone = apply_task_vector(base, own)
   both = apply_task_vector(alone, other)
   return float(np.mean(np.asarray(predict(alone, inputs)) != np.asarray(predict(both, inputs))))

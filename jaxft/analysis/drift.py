@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxft.checks import in_range
 from jaxft.tree.depth import layer_of, num_layers
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -22,9 +24,10 @@ def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, " layers_and_rest"
     L + 1 numbers; NaN for a part without weights.
 
   Raises:
-    ValueError: the checkpoints differ in paths or shapes.
+    ValueError: the checkpoints differ in paths or shapes, or hold NaN or infinity.
   """
   check_same_leaves("base", base, "tuned", tuned)
+  check_finite({"base": base, "tuned": tuned})
   layers = num_layers(base)
   moved, size = np.zeros(layers + 1), np.zeros(layers + 1)
   others = dict(leaves_with_paths(tuned))
@@ -43,9 +46,11 @@ def update_sparsity(base: Tree, tuned: Tree, *, eps: float = 0.0) -> float:
   """The fraction of floating-point weights that moved by no more than `eps`.
 
   Raises:
-    ValueError: the checkpoints differ in paths or shapes, or have no such weights.
+    ValueError: the checkpoints differ in paths or shapes, have no such weights, or hold NaN or infinity.
   """
   check_same_leaves("base", base, "tuned", tuned)
+  check_finite({"base": base, "tuned": tuned})
+  in_range("eps", eps, "[0, inf)")
   others = dict(leaves_with_paths(tuned))
   still = total = 0
   for path, w in leaves_with_paths(base):
@@ -80,4 +85,8 @@ def mask_overlap(first: Tree, second: Tree) -> dict[str, float]:
 
 
 def _squares(x: Array, lead: int) -> Any:
-  return np.asarray(jnp.sum(jnp.square(x), axis=tuple(range(lead, x.ndim))), np.float64)
+  """The sum of squares, of each layer by itself; of a size that float32 holds, whatever that of the entries."""
+  axes = tuple(range(lead, x.ndim))
+  largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
+  shares = jnp.sum(jnp.square(x / jnp.where(largest > 0, largest, 1.0)), axis=axes)
+  return np.asarray(shares, np.float64) * np.square(np.asarray(largest, np.float64)).reshape(shares.shape)

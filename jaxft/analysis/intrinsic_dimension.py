@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
+from jaxft.checks import in_range
 from jaxft.leaves.materialize import materialize
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.paths import Tree
@@ -29,14 +30,15 @@ def intrinsic_dimension(
     The dimension, None where no score reaches the target.
 
   Raises:
-    ValueError: no scores, a dimension < 1, or target outside (0, 1].
+    ValueError: no scores, a dimension < 1, target outside (0, 1], or a score that is not finite.
 
   Source: Li et al. 2018 (arXiv 1804.08838); Aghajanyan et al. 2020 (arXiv 2012.13255).
   """
   if not scores or min(scores) < 1:
     raise ValueError(f"scores must have at least one dimension, each >= 1; got {sorted(scores)}")
-  if not 0.0 < target <= 1.0:
-    raise ValueError(f"target must lie in (0, 1]; got {target}")
+  in_range("target", target, "(0, 1]")
+  for name, value in (*((f"scores[{d}]", s) for d, s in scores.items()), ("full", full), ("baseline", baseline)):
+    in_range(name, value)
   threshold = baseline + target * (full - baseline)
   dims = sorted(scores)
   for below, dim in zip([None, *dims], dims, strict=False):

@@ -20,6 +20,8 @@ def layer_cosines(
   Source: the choice of layers to repeat in Yi, 01.AI 2024 (arXiv 2403.04652).
   """
   x = states.astype(jnp.float32)
+  if mask is not None:  # what is masked may hold anything
+    x = jnp.where((mask != 0)[None, :, :, None], x, 0.0)
   dots = jnp.sum(x[:-1] * x[1:], axis=-1)
   norms = jnp.linalg.norm(x, axis=-1)
   cosines = dots / jnp.maximum(norms[:-1] * norms[1:], 1e-12)

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Shaped
 
+from jaxft.checks import in_range
+from jaxft.finite import require_finite
+
 
 class LayerProbe(NamedTuple):
   """A fitted probe.
@@ -42,7 +45,9 @@ class LayerProbe(NamedTuple):
       mask: Shaped[Array, " *items"] | None = None,
   ) -> float:
     """The share of items whose label has the highest logit; items where the mask is 0 do not count."""
-    right = jnp.argmax(self.logits(states), axis=-1) == labels
+    logits = self.logits(states)
+    require_finite(None if mask is None else mask != 0, logits=logits)
+    right = jnp.argmax(logits, axis=-1) == labels
     return float(jnp.average(right, weights=jnp.ones(labels.shape) if mask is None else mask != 0))
 
   def _mix(self, x: Array) -> Array:
@@ -74,7 +79,8 @@ def layer_mixture_probe(
     learning_rate: at the start.
 
   Raises:
-    ValueError: labels that do not fit the states, labels out of range, fewer than two classes, or no item that counts.
+    ValueError: labels that do not fit the states, labels out of range, fewer than two classes, no item that counts,
+      a state of one that is not finite, or a penalty or learning_rate out of range.
 
   Source: the probes of Shi et al. 2023, Telly (arXiv 2304.05216), of which the model is not released; a mixture of
   layers after Peters et al. 2018 (arXiv 1802.05365).
@@ -90,9 +96,12 @@ def layer_mixture_probe(
   counted = jnp.where(where, labels, 0)
   if int(counted.min()) < 0 or int(counted.max()) >= classes:
     raise ValueError(f"labels must lie in [0, {classes}); got {int(counted.min())} to {int(counted.max())}")
+  in_range("penalty", penalty, "[0, inf)")
+  in_range("learning_rate", learning_rate, "(0, inf)")
   layers, dim = states.shape[0], states.shape[-1]
   # Flat, and with nothing at what does not count: padding may hold anything.
   x = jnp.where(where.reshape(-1, 1), states.reshape(layers, -1, dim).astype(jnp.float32), 0.0)
+  require_finite(states=x)
   share = (where / where.sum()).reshape(-1)
   mean = jnp.einsum("lnd,n->ld", x, share)
   scale = jnp.sqrt(jnp.einsum("lnd,n->l", jnp.square(x - mean[:, None]), share) / dim)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxft.checks import in_range
 from jaxft.tree.interpolation import interpolate
 from jaxft.tree.paths import Tree
 
@@ -38,15 +39,16 @@ def barrier(losses: Float[np.ndarray, " points"], ts: Sequence[float] | None = N
     ts: the points; None takes them evenly spaced.
 
   Raises:
-    ValueError: fewer than two losses, or another number of points, or points that do not run from 0 to 1.
+    ValueError: fewer than two losses, or another number of points, or points that do not rise from 0 to 1.
 
   Source: Frankle et al. 2020 (arXiv 1912.05671).
   """
   losses = np.asarray(losses, np.float64)
   at = np.linspace(0, 1, losses.size) if ts is None else np.asarray(ts, np.float64)
-  if losses.ndim != 1 or losses.size < 2 or at.shape != losses.shape or at[0] != 0 or at[-1] != 1:
+  if losses.ndim != 1 or losses.size < 2 or at.shape != losses.shape or at[0] != 0 or at[-1] != 1 or (
+      not (np.diff(at) > 0).all()):
     raise ValueError(
-        f"losses must be a vector of at least 2 values at ts from 0 to 1; got shape {losses.shape} at {at}")
+        f"losses must be a vector of at least 2 values at ts that rise from 0 to 1; got shape {losses.shape} at {at}")
   return float(np.max(losses - ((1 - at) * losses[0] + at * losses[-1])))
 
 
@@ -91,11 +93,9 @@ def soup_ensemble_gap(
 
   Source: Wortsman et al. 2022, model soups (arXiv 2203.05482), section 4; derived anew.
   """
-  if not 0 <= t <= 1:
-    raise ValueError(f"t must lie in [0, 1]; got {t}")
+  in_range("t", t, "[0, 1]")
   for name, value in (("beta", beta), ("step", 1.0 if step is None else step)):
-    if not value > 0:
-      raise ValueError(f"{name} must be > 0; got {value}")
+    in_range(name, value, "(0, inf)")
 
   def cross_entropy(scores: Float[Array, "batch classes"]) -> Float[Array, ""]:
     log_p = jax.nn.log_softmax(beta * scores.astype(jnp.float32))

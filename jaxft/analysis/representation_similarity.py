@@ -8,7 +8,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Shaped
 
-from jaxft.checks import nearest
+from jaxft.checks import in_range, nearest
+from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
 
 KERNELS = ("cosine", "linear")
@@ -26,6 +27,8 @@ def pooled_states(
   """
   states = states.astype(jnp.float32)
   weights = jnp.ones(states.shape[1:3]) if mask is None else (mask != 0).astype(jnp.float32)
+  if mask is not None:  # what is masked may hold anything
+    states = jnp.where((mask != 0)[None, :, :, None], states, 0.0)
   return jnp.einsum("lbtd,bt->lbd", states, weights) / jnp.maximum(weights.sum(1), 1e-9)[:, None]
 
 
@@ -54,7 +57,8 @@ def representation_similarity(
     similarities of one side are equal.
 
   Raises:
-    ValueError: other layers or items, fewer than three items, an unknown kernel or comparison.
+    ValueError: other layers or items, fewer than three items, an unknown kernel or comparison, or a feature that is not
+      finite.
 
   Source: Shi et al. 2023, Telly (arXiv 2304.05216), after Kriegeskorte et al. 2008; CKA from Kornblith et al. 2019
   (arXiv 1905.00414). The source does not say which correlation it takes.
@@ -62,6 +66,7 @@ def representation_similarity(
   for name, value, known in (("kernel", kernel, KERNELS), ("compare", compare, COMPARISONS)):
     if value not in known:
       raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}; {nearest(str(value), known)}")
+  require_finite(first=first, second=second)
   a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
   if a.ndim < 2 or a.shape[:-1] != b.shape[:-1] or a.shape[-2] < 3:
     raise ValueError(
@@ -81,13 +86,19 @@ def choose_freeze_depth(similarities: Sequence[float], *, threshold: float = 0.9
 
   Returns:
     K for `freeze_below(K)`. This rule is ours; the source tries every K.
+
+  Raises:
+    ValueError: a similarity is not finite, or threshold is outside [-1, 1].
   """
+  require_finite(similarities=np.asarray(similarities))
+  in_range("threshold", threshold, "[-1, 1]")
   low = np.flatnonzero(np.asarray(similarities) < threshold)
   return int(low[0]) if low.size else len(similarities)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-  return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  norms = np.linalg.norm(x, axis=1, keepdims=True)
+  return x / np.where(norms > 0, norms, 1.0)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, ranks: bool, diagonal: bool) -> float:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from jaxft.checks import nearest
 from jaxft.signatures import AnyArray
 from jaxft.tree.choice import Choice, mask
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 
@@ -84,7 +85,7 @@ def intruder_dimensions(
 
   Raises:
     ValueError: eps outside (0, 1), k < 1, a glob that matches nothing, a matrix that tuned lacks or has in another
-      shape.
+      shape, or NaN or infinity in one of them.
 
   Source: Shuttleworth et al. 2024 (arXiv 2410.21228). Vectors of nearly equal singular values are arbitrary among each
   other, so that small noise on a flat spectrum counts too: look at `singular_overlap` beside it.
@@ -102,6 +103,7 @@ def intruder_dimensions(
     if w is None or w.shape != w0.shape:
       got = f"it lacks that path; {nearest(path, list(others))}" if w is None else f"got {tuple(w.shape)}"
       raise ValueError(f"tuned must have the matrices of base; of {path} {tuple(w0.shape)} {got}")
+    check_finite({"base": {path: w0}, "tuned": {path: w}})
     values, cosines = singular_overlap(w0, w, side=side)
     rank_limit = values[..., :1] * max(w0.shape[-2:]) * jnp.finfo(jnp.float32).eps
     found[path] = (cosines[..., :k] < eps) & (values[..., :k] > rank_limit)
@@ -115,12 +117,12 @@ def effective_rank(w: Float[Array, "*layers m n"]) -> Float[Array, " *layers"]:
   """
   s = jnp.linalg.svd(w.astype(jnp.float32), compute_uv=False)
   total = jnp.sum(s, axis=-1, keepdims=True)
-  p = s / jnp.where(total > 0, total, 1.0)
-  entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0), axis=-1)
-  return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0.0)
+  p = s / jnp.where(total == 0, 1.0, total)  # NaN stays NaN
+  entropy = -jnp.sum(jnp.where(p == 0, 0.0, p * jnp.log(jnp.where(p == 0, 1.0, p))), axis=-1)
+  return jnp.where(total[..., 0] == 0, 0.0, jnp.exp(entropy))
 
 
 def stable_rank(w: Float[Array, "*layers m n"]) -> Float[Array, " *layers"]:
   """`|w|_F^2 / |w|_2^2`: at most the rank, and little moved by small singular values; 0 for zeros."""
   s = jnp.linalg.svd(w.astype(jnp.float32), compute_uv=False)
-  return jnp.sum(s**2, axis=-1) / jnp.where(s[..., 0] > 0, s[..., 0] ** 2, 1.0)
+  return jnp.sum(jnp.square(s / jnp.where(s[..., :1] == 0, 1.0, s[..., :1])), axis=-1)

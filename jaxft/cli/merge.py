@@ -31,6 +31,8 @@ class Merge:
   """Larger outputs are cut into several files; as 5GB or 500MB."""
   processes: int | None = None
   """Tensors merged at once, each in its own process. None: the number of processors."""
+  allow_non_finite: bool = False
+  """Merge NaN and infinity like other numbers. Else a tensor that holds them, or overflows, ends the merge."""
   overwrite: bool = False
   """Replace what is in the folder, once the merge is complete."""
   report: Path | None = None
@@ -75,7 +77,8 @@ def main(args: list[str]) -> None:
   start = time.perf_counter()
   merged = merge(
       options.config, options.out, seed=options.seed, dtype=options.dtype, max_shard_bytes=size,
-      overwrite=options.overwrite, processes=options.processes, progress=_bar, finish=finish)
+      overwrite=options.overwrite, processes=options.processes, allow_non_finite=options.allow_non_finite,
+      progress=_bar, finish=finish)
   _say(merged.notes)
   plan = merged.plans[-1]
   print(f"{options.out}: {len(plan.tensors)} tensors, {plan.bytes_written / 1e9:.2f} GB in {len(merged.files)} "

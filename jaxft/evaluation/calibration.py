@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.checks import one_of
-from jaxft.evaluation.finite import or_nan, require_finite
+from jaxft.finite import or_nan, require_finite
 from jaxft.signatures import AnyArray
 
 Scheme = Literal["uniform", "mass"]

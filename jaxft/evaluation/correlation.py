@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from jaxft.evaluation.finite import or_nan, require_finite
+from jaxft.finite import or_nan, require_finite
 from jaxft.signatures import AnyArray
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from jaxft.evaluation.finite import or_nan, require_finite
+from jaxft.finite import or_nan, require_finite
 from jaxft.losses.reduction import Mean
 from jaxft.signatures import AnyArray
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
-from jaxft.evaluation.finite import or_nan, require_finite
+from jaxft.finite import or_nan, require_finite
 from jaxft.signatures import AnyArray
 
 

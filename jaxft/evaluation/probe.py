@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxft.evaluation.correlation import pearson, r_squared
-from jaxft.evaluation.finite import or_nan, require_finite
+from jaxft.finite import or_nan, require_finite
 from jaxft.signatures import AnyArray
 
 PENALTIES = tuple(10.0**e for e in range(-3, 6))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from jaxft.evaluation.finite import or_nan, require_finite
+from jaxft.finite import or_nan, require_finite
 from jaxft.signatures import AnyArray
 
 KS = (1, 3, 5, 10, 20, 100, 1000)  # mteb's cut-offs

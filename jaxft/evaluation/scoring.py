@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxft.evaluation.finite import require_finite
+from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
 
 Pair = tuple[Sequence[int], Sequence[int]]

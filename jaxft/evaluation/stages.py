@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from jaxft.evaluation.finite import require_finite
+from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
 
 

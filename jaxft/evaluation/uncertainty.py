@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float
 
-from jaxft.evaluation.finite import require_finite
+from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
 
 

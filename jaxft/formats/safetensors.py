@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from jaxft.files import write_atomically
 SINGLE = "model.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 INDEX = "model" + INDEX_SUFFIX
+CHECKSUM = "jaxft_crc32"  # of the metadata: the format has no checksum of its own
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack")
 
 _DTYPES = {
@@ -215,7 +217,8 @@ def _first(weight_map: Mapping[str, str], file: str) -> str:
 
 
 def save_file(
-    tensors: Mapping[str, Any], path: str | os.PathLike, *, metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, Any], path: str | os.PathLike, *, metadata: Mapping[str, str] | None = None,
+    checksum: bool = False,
 ) -> None:
   """Writes one safetensors file, seen under its name only when it is complete and on disk.
 
@@ -223,18 +226,50 @@ def save_file(
     tensors: arrays by name.
     path: the file to write or replace; a process that has the old one open keeps the old content.
     metadata: free text for the header.
+    checksum: add one of the content to the metadata, for `check_content`.
   """
   # order="C" and not ascontiguousarray, which turns a scalar into a vector.
   arrays = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-  text = dict(metadata) if metadata else None
+  text = dict(metadata or {})
+  if checksum:
+    text[CHECKSUM] = _content_checksum(arrays, text)
 
   def write(part: Path) -> None:
     try:
-      safetensors.numpy.save_file(arrays, part, metadata=text)
+      safetensors.numpy.save_file(arrays, part, metadata=text or None)
     except safetensors.SafetensorError as e:  # what the library makes of a full disk
       raise OSError(f"{path} cannot be written: {e}") from None
 
   write_atomically(path, write)
+
+
+def check_content(checkpoint: Checkpoint, path: str | os.PathLike, *, required: bool = True) -> None:
+  """Reads one file whole and compares it with the checksum that `save_file` added.
+
+  Args:
+    checkpoint: an open checkpoint of one file.
+    path: the file, for the error.
+    required: whether a file without one, which others may have written, is an error too.
+
+  Raises:
+    ValueError: the content is not what was written, or has no checksum; names the file.
+  """
+  if (said := checkpoint.metadata.get(CHECKSUM)) is None:
+    if required:
+      raise ValueError(f"{path} has no checksum of its content: its metadata lacks {CHECKSUM!r}")
+    return
+  rest = {key: value for key, value in checkpoint.metadata.items() if key != CHECKSUM}
+  if _content_checksum({name: checkpoint.view(name) for name in checkpoint.tensors}, rest) != said:
+    raise ValueError(f"{path} is corrupt: its checksum does not fit its content")
+
+
+def _content_checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+  """CRC-32 of metadata, names, dtypes, shapes and bits."""
+  crc = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+  for name, x in sorted(arrays.items()):
+    crc = zlib.crc32(f"{name} {x.dtype} {x.shape}\n".encode(), crc)
+    crc = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8), crc)
+  return f"{crc:08x}"
 
 
 def save_shards(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from jaxft.checks import in_range
 from jaxft.merging.averages import model_weights
 from jaxft.merging.kernels.methods import KARCHER, MEAN_DIRECTION, SLERP, STOCK
 from jaxft.merging.trees import merge_trees
@@ -27,11 +28,14 @@ def slerp(a: Tree, b: Tree, t: float, *, linear_above: float = 0.9995) -> Tree:
     The merged checkpoint: computed in float32, rounded once to the dtypes of a, placed as a is.
 
   Raises:
-    ValueError: the checkpoints differ in leaves or shapes.
+    ValueError: the checkpoints differ in leaves or shapes or hold NaN or infinity, t is not finite, or linear_above is
+      outside [0, 1].
 
   Source: Shoemake 1985; of weights as in mergekit (Goddard et al. 2024, arXiv 2403.13257). Norms are not made equal
   first, so that of the result lies near, not on, the line between them.
   """
+  in_range("t", t)
+  in_range("linear_above", linear_above, "[0, 1]")
   return merge_trees(SLERP, [a, b], None, {"t": float(t), "linear_above": linear_above})
 
 
@@ -79,15 +83,18 @@ def karcher_mean(
     models: checkpoints with the same leaves.
     weights: one for each; None weighs all alike.
     base: what task vectors are taken from; None takes the checkpoints themselves.
-    iterations, tolerance: see `karcher_coefficients`.
+    iterations, tolerance: see `karcher_coefficients`. Of two models that point in opposite directions, from neither of
+      which a direction leads to the other, the mean has that of the first.
 
-  Returns, Raises: see `slerp`; also where there is no model, or weights has another length or adds up to zero.
+  Returns, Raises: see `slerp`; also where there is no model, weights has another length or adds up to zero, or
+  tolerance is negative.
 
   Source: Karcher 1977; of weights as in mergekit, which leaves weights out.
   """
   weights = model_weights(weights, len(models))
   if not sum(weights):
     raise ValueError(f"weights must not add up to zero; got {weights}")
+  in_range("tolerance", tolerance, "[0, inf)")
   settings = {"weights": weights, "iterations": iterations, "tolerance": tolerance}
   return merge_trees(KARCHER, models, base, settings)
 

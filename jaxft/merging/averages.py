@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.checks import in_range
 from jaxft.merging.kernels.methods import WEIGHTED, linear_settings
 from jaxft.merging.kernels.namespace import float32
-from jaxft.merging.trees import merge_trees
+from jaxft.merging.trees import OVERFLOW, merge_trees
 from jaxft.signatures import AnyArray
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_leaf
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -30,8 +32,8 @@ def average(models: Iterable[Tree], *, weights: Sequence[float] | None = None, n
     normalize: divide by the sum of the weights. Without it, and without weights, this is the sum.
 
   Raises:
-    ValueError: there is no model, they differ in leaves or shapes, or weights has another length or adds up to zero
-      where it is normalized.
+    ValueError: there is no model, they differ in leaves or shapes, weights has another length or adds up to zero where
+      it is normalized; a leaf that is not traced holds NaN or infinity, before or after the merge.
 
   Source: Wortsman et al. 2022, model soups (arXiv 2203.05482).
   """
@@ -48,7 +50,7 @@ def model_weights(weights: Sequence[float] | None, models: int) -> list[float]:
   [1.0, 1.0]
 
   Raises:
-    ValueError: there is no model, or their number is another.
+    ValueError: there is no model, their number is another, or one is not finite.
   """
   if not models:
     raise ValueError("models must hold at least 1 checkpoint; got 0")
@@ -56,7 +58,9 @@ def model_weights(weights: Sequence[float] | None, models: int) -> list[float]:
     return [1.0] * models
   if len(weights) != models:
     raise ValueError(f"weights must have one entry for each of {models} models; got {len(weights)}")
-  return [float(w) for w in weights]
+  weights = [float(w) for w in weights]
+  in_range("weights", weights)
+  return weights
 
 
 def _running(models: Iterable[Tree], weights: Sequence[float] | None, normalize: bool) -> Tree:
@@ -65,6 +69,7 @@ def _running(models: Iterable[Tree], weights: Sequence[float] | None, normalize:
     if weights is not None and i >= len(weights):
       raise ValueError(f"weights must have one entry for each model; got {len(weights)} for more than that")
     used += 1
+    check_finite({f"models[{i}]": model})
     if first is None:
       first, moved = model, jax.tree.map(_zeros, model, is_leaf=is_leaf)
       continue
@@ -79,7 +84,9 @@ def _running(models: Iterable[Tree], weights: Sequence[float] | None, normalize:
     raise ValueError(f"weights must not add up to zero where they are normalized; got {weights}")
   share, whole = (np.float32(1 / total), np.float32(1)) if normalize else (np.float32(1), np.float32(total))
   finish = lambda x, m: x if m is None else (float32(x) * whole + share * m).astype(x.dtype)
-  return jax.tree.map(finish, first, moved, is_leaf=is_leaf)
+  merged = jax.tree.map(finish, first, moved, is_leaf=is_leaf)
+  check_finite({"the merge": merged}, OVERFLOW)
+  return merged
 
 
 def _zeros(x: AnyArray | None) -> jax.Array | None:

@@ -1,5 +1,6 @@
 """Merges of a base with one other model that choose entry by entry. The formulas are in `swaps` and `fusion`."""
 
+from jaxft.checks import in_range
 from jaxft.merging.kernels.methods import FUSION, NEARSWAP
 from jaxft.merging.trees import merge_trees
 from jaxft.tree.paths import Tree
@@ -17,12 +18,11 @@ def nearswap(base: Tree, model: Tree, t: float) -> Tree:
     The merged checkpoint: computed in float32, rounded once to the base's dtypes, placed as the base is.
 
   Raises:
-    ValueError: t is negative, or the checkpoints differ in leaves or shapes.
+    ValueError: t is negative or not finite, or the checkpoints differ in leaves or shapes, or hold NaN or infinity.
 
   Source: mergekit (arXiv 2403.13257).
   """
-  if t < 0:
-    raise ValueError(f"t must not be negative; got {t}")
+  in_range("t", t, "[0, inf)")
   return merge_trees(NEARSWAP, [model], base, {"t": float(t)}, needs_base=True)
 
 

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxft.checks import in_range
 from jaxft.merging.averages import model_weights
 from jaxft.merging.kernels.blocks import LeafMerge
 from jaxft.merging.kernels.leafwise import Leafwise
 from jaxft.merging.kernels.namespace import ArrayLike, float32, namespace, rounded
 from jaxft.merging.kernels.reductions import tree_sums
 from jaxft.merging.trees import measure_trees, merge_trees
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -37,18 +39,19 @@ def fisher_average(
 
   Raises:
     ValueError: there is no model, the trees differ in leaves or shapes, there are not as many fishers as models,
-      weights has another length or an entry that is not positive, or floor is not positive.
+      weights has another length or an entry that is not positive, floor is not positive, or a tree that is not traced
+      holds NaN or infinity.
 
   Source: Matena and Raffel 2022 (arXiv 2111.09832).
   """
   if len(fishers) != len(models):
     raise ValueError(f"fishers must have one tree for each of {len(models)} models; got {len(fishers)}")
   weights = model_weights(weights, len(models))
-  for name, value in (("weights", min(weights, default=1.0)), ("floor", floor)):
-    if value <= 0:
-      raise ValueError(f"{name} must be positive; got {value}")
+  in_range("weights", weights, "(0, inf)")
+  in_range("floor", floor, "(0, inf)")
   for i, fisher in enumerate(fishers):
     check_same_leaves(f"fishers[{i}]", fisher, "models[0]", models[0])
+  check_finite({f"fishers[{i}]": fisher for i, fisher in enumerate(fishers)})
   if normalize_norms:
     squares = [np.sum([np.sum(s[0]) for s in measure_trees(SQUARES, [f], None, {})], dtype=np.float64) for f in fishers]
     weights = [w / np.sqrt(s) if s > 0 else w for w, s in zip(weights, squares, strict=True)]

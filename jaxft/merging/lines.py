@@ -10,11 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxft.checks import in_range
+from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
 from jaxft.tree.depth import layer_of as default_layer_of, num_layers
-from jaxft.tree.paths import Tree, map_with_path
+from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
 def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "linear") -> Float[np.ndarray, " layers"]:
@@ -34,6 +37,8 @@ def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "l
     raise ValueError(f"num_layers must be >= 1; got {num_layers}")
   t = np.linspace(0.0, 1.0, num_layers) if num_layers > 1 else np.ones(1)
   ramps = {"linear": t, "cosine": (1 - np.cos(np.pi * t)) / 2, "step": (t >= 0.5) * 1.0, "constant": 0 * t}
+  in_range("first", first)
+  in_range("last", last)
   if kind not in ramps:
     raise ValueError(f"kind must be one of {', '.join(ramps)}; got {kind!r}")
   return first + (last - first) * ramps[kind]
@@ -61,10 +66,15 @@ def scale_by_depth(
     layer_of: the depth of a leaf: an int, the vector of layers along a stacked leaf's first axis, or None.
 
   Raises:
-    ValueError: a leaf's layer lies beyond the coefficients.
+    ValueError: a leaf's layer lies beyond the coefficients, there are more of them than layers and delta has no holes
+      where these could be, or one is not finite.
   """
+  require_finite(coefficients=coefficients, outside=outside)
   coefficients = jnp.asarray(coefficients, jnp.float32)
   depth = coefficients.shape[0]
+  whole = all(leaf is not None for _, leaf in leaves_with_paths(delta))
+  if whole and 0 < (deepest := num_layers(delta, layer_of=layer_of)) < depth:
+    raise ValueError(f"coefficients must have one entry for each of the {deepest} layers of delta; got {depth}")
 
   def scale(path: str, leaf: Any) -> Any:
     if leaf is None:
@@ -128,6 +138,14 @@ def lines_alpha(summed: Tree, merged: Tree, *, num_models: int, ord: int = 1) ->
     merged: the merged task vector before scaling.
     num_models: N.
     ord: order of the norm over all elements. The paper leaves it open; 1 is what the authors' code takes.
+
+  Raises:
+    ValueError: num_models < 1, or merged is zero or holds NaN.
   """
+  if num_models < 1:
+    raise ValueError(f"num_models must be at least 1; got {num_models}")
   norm = lambda tree: sum(jnp.sum(jnp.abs(x.astype(jnp.float32)) ** ord) for x in jax.tree.leaves(tree)) ** (1 / ord)
-  return norm(summed) / (num_models * norm(merged))
+  size = norm(merged)
+  if not isinstance(size, Tracer) and not size > 0:
+    raise ValueError(f"merged must not be zero, nor hold NaN; its norm is {float(size)}")
+  return norm(summed) / (num_models * size)

@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxft.checks import in_range
 from jaxft.merging.spectral import truncated_factors
 from jaxft.tree.choice import Choice, mask
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
 
 def lora_delta(a: Float[Array, "*layers m r"], b: Float[Array, "*layers r n"], *, scale: float = 1.0) -> Array:
   """`scale * a @ b`, `[*layers, m, n]`, in float32."""
+  in_range("scale", scale)
   return scale * jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
 
 
@@ -63,7 +66,8 @@ def merge_lora(
 
   Raises:
     ValueError: there is no adapter, method is unknown, weights or scales have another length, rank is given for another
-      method than `svd` or is out of range, or the adapters differ in leaves (for `linear`, in shapes).
+      method than `svd` or is out of range, the adapters differ in leaves (for `linear`, in shapes) or hold NaN or
+      infinity, or a weight or scale is not finite.
   """
   if method not in ("cat", "svd", "linear"):
     raise ValueError(f"method must be cat, svd or linear; got {method!r}")
@@ -71,6 +75,7 @@ def merge_lora(
     raise ValueError("adapters must hold at least 1 adapter; got 0")
   if rank is not None and method != "svd":
     raise ValueError(f"rank must be None where method is {method!r}; got {rank}")
+  check_finite({f"adapters[{i}]": adapter for i, adapter in enumerate(adapters)})
   weights, scales = (_one_each(name, x, len(adapters)) for name, x in (("weights", weights), ("scales", scales)))
   factors = [w * s for w, s in zip(weights, scales, strict=True)]
   for i, adapter in enumerate(adapters[1:], 1):
@@ -102,9 +107,10 @@ def extract_lora(base: Tree, tuned: Tree, rank: int, *, select: Choice = "**/ker
     select: a choice of matrices `[..., m, n]`.
 
   Raises:
-    ValueError: the checkpoints differ, a glob matches nothing, or rank is beyond a matrix's.
+    ValueError: the checkpoints differ, hold NaN or infinity, a glob matches nothing, or rank is beyond a matrix's.
   """
   check_same_leaves("base", base, "tuned", tuned)
+  check_finite({"base": base, "tuned": tuned})
 
   def extract(path: str, old: Any, w: Any, chosen: bool) -> Any:
     if not chosen:
@@ -125,4 +131,6 @@ def _is_pair(x: Any) -> bool:
 def _one_each(name: str, values: Sequence[float] | None, count: int) -> list[float]:
   if values is not None and len(values) != count:
     raise ValueError(f"{name} must have one entry for each of {count} adapters; got {len(values)}")
-  return [1.0] * count if values is None else [float(v) for v in values]
+  numbers = [1.0] * count if values is None else [float(v) for v in values]
+  in_range(name, numbers)
+  return numbers

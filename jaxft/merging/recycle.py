@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from jaxft.checks import in_range
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.task_vectors import apply_task_vector, task_vector
 
 Tree = Any
@@ -33,14 +35,18 @@ def recycle(
     `Recycled` of each version, when it is asked for.
 
   Raises:
-    ValueError: a version has other leaves or shapes than the one before; see `jaxft.merging.grow_vocabulary`.
+    ValueError: a version has other leaves or shapes than the one before (see `jaxft.merging.grow_vocabulary`), or holds
+      NaN or infinity, as may what `finetune` gives.
 
   Source: algorithm 1 of Lin et al. 2025 (arXiv 2503.20110).
   """
+  in_range("scale", scale)
   delta = None
   for version, base in enumerate(bases):
     base = base() if callable(base) else base
+    check_finite({f"bases[{version}]": base})
     start = base if delta is None else apply_task_vector(base, delta, scale=scale)
     tuned = finetune(start, version)
+    check_finite({f"what finetune gave for version {version}": tuned})
     delta = task_vector(base, tuned)
     yield Recycled(version, tuned, delta)

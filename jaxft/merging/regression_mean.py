@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxft.checks import in_range
 from jaxft.merging.averages import average
 from jaxft.transforms.low_rank.input_covariance import add_inputs
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, map_with_path
 
 
@@ -44,14 +46,16 @@ def regmean(models: Sequence[Tree], grams: Sequence[Tree], *, alpha: float = 0.9
 
   Raises:
     ValueError: there are not as many grams as models, a Gram matrix is missing in one of the models or has another
-      shape than its matrix asks for, alpha is outside [0, 1], or see `average`.
+      shape than its matrix asks for, alpha is outside [0, 1] or ridge negative, a Gram matrix that is not
+      traced holds NaN or infinity, the system is singular, or see `average`.
 
   Source: Jin et al. 2023 (arXiv 2212.09849); the source takes alpha between 0.1 and 1.
   """
   if len(grams) != len(models):
     raise ValueError(f"grams must have one tree for each of {len(models)} models; got {len(grams)}")
-  if not 0 <= alpha <= 1:
-    raise ValueError(f"alpha must lie in [0, 1]; got {alpha}")
+  in_range("alpha", alpha, "[0, 1]")
+  in_range("ridge", ridge, "[0, inf)")
+  check_finite({f"grams[{i}]": gram for i, gram in enumerate(grams)})
   count = len(models)
 
   def merge(path: str, mean: Any, *rest: Any) -> Any:
@@ -66,7 +70,9 @@ def regmean(models: Sequence[Tree], grams: Sequence[Tree], *, alpha: float = 0.9
                          f"got {None if g is None else tuple(g.shape)}")
     return _solve(jax.tree.map(lambda w: w.astype(jnp.float32), list(ws)), list(gs), alpha, ridge, mean.dtype)
 
-  return map_with_path(merge, average(models), *models, *grams)
+  merged = map_with_path(merge, average(models), *models, *grams)
+  check_finite({"the merge": merged}, ": the system is singular, or it overflows the dtype; raise ridge")
+  return merged
 
 
 @partial(jax.jit, static_argnums=4)

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxft.tree.choice import Choice, as_choice, entries
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -22,11 +23,12 @@ def reset(base: Tree, tuned: Tree, keep: Choice) -> Tree:
     keep: of the tuned one, a choice of leaves, layers or entries (`jaxft.tree.choice`), as from `random_module_mask`.
 
   Raises:
-    ValueError: the checkpoints differ in leaves or shapes, or `keep` does not fit them.
+    ValueError: the checkpoints differ in leaves or shapes or hold NaN or infinity, or `keep` does not fit them.
 
   Source: the pilot experiment of Hui et al. 2024, HFT (arXiv 2404.18466).
   """
   check_same_leaves("base", base, "tuned", tuned)
+  check_finite({"base": base, "tuned": tuned})
 
   def choose(path: str, old: Any, new: Any, flag: Any) -> Any:
     if isinstance(flag, bool):

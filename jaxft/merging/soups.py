@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -38,37 +39,45 @@ def greedy_soup(
     The soup, and the indices of what is in it in the order in which they were taken.
 
   Raises:
-    ValueError: there is no checkpoint, order repeats an index or has one out of range, or the checkpoints differ in
-      leaves or shapes.
+    ValueError: there is no checkpoint, order repeats an index or has one out of range, the checkpoints differ in leaves
+      or shapes or hold NaN or infinity, or a score is NaN.
 
   Source: Wortsman et al. 2022 (arXiv 2203.05482), recipe 1.
   """
+  def scored(params: Tree, i: int) -> float:
+    value = float(score(params))
+    if value != value:
+      raise ValueError(f"score must give a number; got NaN once checkpoints[{i}] is in")
+    return value
+
+  def load(i: int) -> Tree:
+    # A module of some libraries is callable too, but no leaf.
+    one = checkpoints[i]
+    one = one() if callable(one) and jax.tree_util.all_leaves([one]) else one
+    check_finite({f"checkpoints[{i}]": one})
+    return one
+
   k, known = len(checkpoints), {}
   if not k:
     raise ValueError("checkpoints must hold at least one; got none")
   if order is None:
-    known = {i: float(score(_load(checkpoints[i]))) for i in range(k)}
+    known = {i: scored(load(i), i) for i in range(k)}
     order = sorted(known, key=lambda i: -known[i])
   elif not len(order) or len(set(order)) != len(order) or not set(order) <= set(range(k)):
     raise ValueError(f"order must hold distinct indices in 0..{k - 1}; got {list(order)}")
-  first = _load(checkpoints[order[0]])
-  best = known[order[0]] if known else float(score(first))
+  first = load(order[0])
+  best = known[order[0]] if known else scored(first, order[0])
   soup, taken = jax.tree.map(_widen, first), [int(order[0])]
   first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first)
   for i in order[1:]:
-    new = _load(checkpoints[i])
+    new = load(i)
     check_same_leaves(f"checkpoints[{i}]", new, f"checkpoints[{order[0]}]", first)
     wider = jax.tree.map(lambda mean, x: _toward(mean, x, len(taken) + 1), soup, new)
-    value = float(score(_rounded(wider, first)))
+    value = scored(_rounded(wider, first), i)
     if value > best or value == best and not strict:
       soup, best = wider, value
       taken.append(int(i))
   return _rounded(soup, first), taken
-
-
-def _load(checkpoint: Tree | Callable[[], Tree]) -> Tree:
-  # A module of some libraries is callable too, but no leaf.
-  return checkpoint() if callable(checkpoint) and jax.tree_util.all_leaves([checkpoint]) else checkpoint
 
 
 def _is_float(x: Any) -> bool:

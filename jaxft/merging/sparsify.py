@@ -14,6 +14,7 @@ from jaxft.merging.kernels.random_bits import stream
 from jaxft.merging.task_vector_merges import keep_largest, seed_of
 from jaxft.merging.trees import merge_trees
 from jaxft.tree.depth import shared_path
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_leaf
 
 BY = {"magnitude": trims.by_magnitude, "random": trims.at_random, "rank": trims.by_rank, "band": trims.band}
@@ -39,14 +40,15 @@ def trim(
     rescale: what stays by the inverse of its probability (`random` and `rank`), or to the L1 norm of the leaf.
     key: for `random` and `rank`: a key of JAX, or an integer.
     epsilon: of `rank`: probabilities run from `density - epsilon` to `density + epsilon`.
-    gamma: of `band`.
+    gamma: of `band`, which keeps `int(density * n)` of n entries, and so none of a leaf of one.
     axis: along which a row runs.
 
   Raises:
     ValueError: density is outside (0, 1], by is unknown or does not go with scope or rescale, key is missing, or
-      epsilon or gamma is out of range.
+      epsilon or gamma is out of range, or a leaf of delta that is not traced holds NaN or infinity.
   """
   trims.check_density(density)
+  check_finite({"delta": delta})
   if by not in BY:
     raise ValueError(f"by must be one of {', '.join(BY)}; got {by!r}")
   scope = scope or SCOPES[by][0]

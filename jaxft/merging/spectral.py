@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.analysis.spectra import intruder_dimensions
+from jaxft.checks import in_range
 from jaxft.signatures import AnyArray
 from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree, map_with_path
@@ -25,6 +26,7 @@ def scale_singular_components(
     chosen: of its k leading components.
     factor: 1 changes nothing, 0 removes.
   """
+  in_range("factor", factor)
   u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
   k = chosen.shape[-1]
   edit = jnp.matmul(u[..., :k] * (s[..., :k] * chosen * (factor - 1.0))[..., None, :], vt[..., :k, :])

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -24,11 +26,15 @@ def rank_by_feature(
     budget: how many to keep.
 
   Raises:
-    ValueError: budget is not in 1..n.
+    ValueError: budget is not in 1..n, or a feature vector is zero or not finite.
   """
-  features, target = np.asarray(features, np.float32), np.asarray(target, np.float32)
+  require_finite(features=features, target=target)
+  features, target = np.asarray(features, np.float64), np.asarray(target, np.float64)
   _check_budget(budget, len(features))
-  cosine = features @ target / (np.linalg.norm(features, axis=-1) * np.linalg.norm(target))
+  norms = np.linalg.norm(features, axis=-1) * np.linalg.norm(target)
+  if not norms.all():
+    raise ValueError(f"features and target must not be zero, which has no direction; {int(np.sum(norms == 0))} are")
+  cosine = features @ target / norms
   return np.argsort(-cosine, kind="stable")[:budget]
 
 
@@ -49,12 +55,13 @@ def rank_deltas(scores: Tree, *, budget: int, by: Literal["whole", "leaf"] = "le
     For `take_deltas`: indices `[b]`, or a tree like `scores` of `[b]` and `[L, b]`.
 
   Raises:
-    ValueError: `by` is unknown, or budget is not in 1..n.
+    ValueError: `by` is unknown, budget is not in 1..n, or a score is not finite.
 
   Source: Zhang et al. 2024, aTLAS (arXiv 2407.02880), section 5.2.
   """
   if by not in ("whole", "leaf"):
     raise ValueError(f"by must be whole or leaf; got {by!r}")
+  check_finite({"scores": scores})
   best = lambda s: np.argsort(-s, axis=-1, kind="stable")[..., :budget]
   leaves = jax.tree.map(lambda s: np.abs(np.asarray(s, np.float32)), scores)
   _check_budget(budget, jax.tree.leaves(leaves)[0].shape[-1])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.checks import in_range
 from jaxft.choices.top_k import top_k_mask
 from jaxft.merging.averages import model_weights
 from jaxft.merging.kernels import trims
@@ -20,8 +21,9 @@ from jaxft.merging.kernels.methods import ELECTED, RAM, RAM_PLUS, SCE, TRIMMED
 from jaxft.merging.kernels.random_bits import stream
 from jaxft.merging.kernels.task_vector_sums import TrimOf, elected_trimmed_sum, sum_coefficients, trimmed_standings
 from jaxft.merging.kernels.thresholds import admits, largest
-from jaxft.merging.trees import measure_trees, merge_trees
+from jaxft.merging.trees import check_models, measure_trees, merge_trees
 from jaxft.tree.depth import shared_path
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_leaf
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -54,7 +56,8 @@ def task_arithmetic(
     The merged checkpoint: computed in float32, rounded once to the base's dtypes, placed as the base is.
 
   Raises:
-    ValueError: there is no model, they differ from the base in leaves or shapes, or weights has another length.
+    ValueError: there is no model, they differ from the base in leaves or shapes, weights has another length, a leaf
+      that is not traced holds NaN or infinity, before or after the merge, or a number is not finite.
 
   Source: Ilharco et al. 2023 (arXiv 2212.04089).
   """
@@ -93,6 +96,7 @@ def ties(
     raise ValueError(f"zero must be positive or majority; got {zero!r}")
   trim, each = trims.by_magnitude, [{"density": d, "rows": scope == "row"} for d in densities]
   if scope == "global":
+    check_models(models, base)
     models = [keep_largest(m, base, d) for m, d in zip(models, densities, strict=True)]
     trim, each = None, []
   return _sum(models, base, trim, each, None, weights, scale, normalize, method, zero=zero)
@@ -120,6 +124,7 @@ def dare(
 
   Source: Yu et al. 2024 (arXiv 2311.03099).
   """
+  seed_of(key)
   each = [{"density": d, "rescale": rescale} for d in _densities(density, len(models))]
   return _sum(models, base, trims.at_random, each, key, weights, scale, normalize, consensus)
 
@@ -150,6 +155,7 @@ def della(
   Source: Deep et al. 2024 (arXiv 2406.11617).
   """
   densities = _densities(density, len(models))
+  seed_of(key)
   epsilons = _each("epsilon", epsilon, len(models))
   for d, e in zip(densities, epsilons, strict=True):
     trims.check_epsilon(d, e)
@@ -225,10 +231,12 @@ def ram(
       that it changed with others and alone, in each leaf and layer (mergekit's `ramplus_tl`, r = 0.1).
     alpha: bound of that ratio.
 
-  Returns, Raises: see `task_arithmetic`.
+  Returns, Raises: see `task_arithmetic`; also where epsilon, r or alpha is negative.
 
   Source: arXiv 2601.13572, as in mergekit.
   """
+  for name, value in (("epsilon", epsilon), ("r", r), ("alpha", alpha)):
+    in_range(name, value, "[0, inf)")
   if not r:
     return merge_trees(RAM, models, base, {"epsilon": epsilon}, needs_base=True)
   return merge_trees(RAM_PLUS, models, base, {"epsilon": epsilon, "r": r, "alpha": alpha}, needs_base=True)
@@ -239,12 +247,18 @@ def keep_largest(model: Tree, base: Tree, density: float) -> Tree:
 
   >>> keep_largest({"w": jnp.array([1.0, 5.0, -3.0, 0.5])}, {"w": jnp.zeros(4)}, 0.5)
   {'w': Array([ 0.,  5., -3.,  0.], dtype=float32)}
+
+  Raises:
+    ValueError: the two differ in leaves or shapes, have no entries of floating point, or hold NaN or infinity.
   """
   check_same_leaves("model", model, "base", base)
+  check_finite({"model": model, "base": base})
   is_float = lambda x: x is not None and jnp.issubdtype(x.dtype, jnp.floating)
   change = lambda m, b: abs(m.astype(np.float32) - b.astype(np.float32)) if is_float(b) else None
   magnitudes = jax.tree.map(change, model, base, is_leaf=is_leaf)
   total = sum(x.size for x in jax.tree.leaves(magnitudes))
+  if not total:
+    raise ValueError("model must have entries of floating point; got none")
   masks = _largest_of_all(magnitudes, max(1, int(density * total)))
 
   def choose(keep: Any, m: Any, b: Any) -> Any:
@@ -268,9 +282,15 @@ def _largest_of_all(magnitudes: Tree, k: int) -> Tree:
 
 
 def seed_of(key: Any) -> int:
-  """An integer for `stream`: of an integer, or of a key of JAX."""
+  """An integer for `stream`: of an integer, or of a key of JAX.
+
+  Raises:
+    ValueError: it is neither.
+  """
   if isinstance(key, (int, np.integer)):
     return int(key)
+  if not isinstance(key, jax.Array):
+    raise ValueError(f"key must be a key of JAX or an integer; got {key!r}")
   words = np.asarray(jax.random.key_data(key)).reshape(-1)
   return int(words[0]) << 32 | int(words[-1])
 
@@ -281,6 +301,7 @@ def _sum(
     zero: str = "positive", axis: int = -1,
 ) -> Tree:
   weights = model_weights(weights, len(models))
+  in_range("scale", scale)
   if consensus not in (None, "sum", "count"):
     raise ValueError(f"consensus must be None, sum or count; got {consensus!r}")
   fixed: dict[str, Any] = {"axis": axis, "trim": trim, "trim_settings": each}
@@ -296,7 +317,10 @@ def _sum(
     return fixed | sums | {"streams": [stream(seed_of(key), path, i, layer) for i in range(len(models))]}
 
   if zero == "majority":
-    up, down = np.sum([np.sum(x, -1) for x in measure_trees(STANDINGS, models, base, settings)], axis=0, dtype=object)
+    found = measure_trees(STANDINGS, models, base, settings)
+    if not found:
+      raise ValueError("models must have entries of floating point; got none")
+    up, down = np.sum([np.sum(x, -1) for x in found], axis=0, dtype=object)
     sums = sums | {"zero_is_positive": up >= down}
   if consensus is not None:
     sums = sums | {"scale": np.float32(scale), "normalize": normalize}

@@ -6,7 +6,7 @@ leading axis are merged each on its own, so that they give what their unrolled l
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import jax
@@ -18,10 +18,13 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxft.merging.kernels.leafwise import Leafwise, measure_leaf, merge_leaf, turned
 from jaxft.merging.kernels.namespace import is_numpy
 from jaxft.tree.depth import layer_of
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
 Settings = Mapping[str, Any]
+
+OVERFLOW = ": it overflows the dtype; scale it down, or merge in a wider dtype"
 
 
 def merge_trees(
@@ -45,7 +48,9 @@ def merge_trees(
     The merged checkpoint, computed in float32 and rounded once to the dtypes of the base, or of the first model.
 
   Raises:
-    ValueError: there are too few models, they differ in leaves or shapes, or the base is None where it is needed.
+    ValueError: there are too few models, they differ in leaves or shapes, or the base is None where it is needed; a
+      leaf that is not traced holds NaN or infinity, in a model or after the merge, as where it overflows its dtype.
+      In traced leaves the entries where a model is not finite are NaN.
   """
   if needs_base and base is None:
     raise ValueError("base must be the checkpoint that the models were tuned from; got None")
@@ -62,7 +67,9 @@ def merge_trees(
     return _stacked(method, models, base, [at(int(layer)) for layer in layers])
 
   with_base = base is not None
-  return map_with_path(merge, reference, *((base,) if with_base else ()), *models)
+  merged = map_with_path(merge, reference, *((base,) if with_base else ()), *models)
+  check_finite({"the merge": merged}, OVERFLOW)
+  return merged
 
 
 def measure_trees(
@@ -73,7 +80,7 @@ def measure_trees(
   found: list[Any] = []
 
   def measure(path: str, like: Any, *leaves: Any) -> None:
-    if not _is_float(like):
+    if not _is_float(like) or not like.size:
       return
     models, base, layers, at = _of_leaf(path, like, leaves, with_base, settings)
     if np.ndim(layers):
@@ -95,7 +102,13 @@ def _checked(models: Sequence[Tree], base: Tree | None, least: int) -> Tree:
   for i, model in enumerate(models):
     if model is not reference:
       check_same_leaves(f"models[{i}]", model, name, reference)
+  check_models(models, base)
   return reference
+
+
+def check_models(models: Sequence[Tree], base: Tree | None) -> None:
+  """Raises ValueError where a leaf that is not traced holds NaN or infinity."""
+  check_finite({"base": base} | {f"models[{i}]": model for i, model in enumerate(models)})
 
 
 def _is_float(leaf: Any) -> bool:
@@ -152,7 +165,9 @@ def _combined(method: Leafwise, models: Sequence[Any], base: Any, settings: Sett
   like = models[0] if base is None else base
   static, traced = _split(settings)
   sharding = None if isinstance(like, Tracer) or not like.committed else like.sharding
-  merged = _merge(method, static, stacked, base is None, like.dtype, sharding)
+  # A method that drops or ranks entries would make a number of NaN; what is not traced was looked at before.
+  traced_leaf = any(isinstance(x, Tracer) for x in (*models, base))
+  merged = _merge(method, static, stacked, base is None, like.dtype, sharding, traced_leaf)
   return merged(list(models), base, traced)
 
 
@@ -167,13 +182,17 @@ def _statistics(method: Leafwise, static: Any, stacked: bool, without_base: bool
 
 @lru_cache(256)
 def _merge(
-    method: Leafwise, static: Any, stacked: bool, without_base: bool, dtype: Any, sharding: Any
+    method: Leafwise, static: Any, stacked: bool, without_base: bool, dtype: Any, sharding: Any, guarded: bool
 ) -> Callable[..., Any]:
   def merge(models: list[Any], base: Any, traced: Any) -> Any:
     settings, turn = _arguments(static, traced)
     ms, b = [turn(m) for m in models], None if base is None else turn(base)
     merged = method.leaf(ms, b, **settings).combine(0, ms, b)
-    return turn(merged).reshape(models[0].shape).astype(dtype)
+    merged = turn(merged).reshape(models[0].shape).astype(dtype)
+    if not guarded:
+      return merged
+    fine = reduce(jnp.logical_and, [jnp.isfinite(x) for x in (*models, *(() if base is None else (base,)))])
+    return jnp.where(fine, merged, jnp.nan)
 
   f = _over_layers(merge, stacked, without_base)
   if isinstance(sharding, NamedSharding):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxft.checks import in_range
 from jaxft.tree.paths import fold_in_path, path_of
 
 Tree = Any
@@ -53,11 +54,13 @@ def agreement_dropout(
 
   Source: Zheng et al. 2023, R-AMT (arXiv 2307.15049), there lambda; after Chen et al. 2020 (arXiv 2010.06808).
   """
-  if not 0.0 <= strength <= 1.0:
-    raise ValueError(f"strength must lie in [0, 1]; got {strength}")
+  in_range("strength", strength, "[0, 1]")
+  in_range("eps", eps, "[0, inf)")
 
   def drop(keys: tuple[Any, ...], g: Array, r: Array) -> Array:
-    survives = agreement(g, r, eps=eps) > jax.random.uniform(fold_in_path(key, path_of(keys)), g.shape)
-    return jnp.where(survives, g, (1.0 - strength) * g).astype(g.dtype)
+    agreed = agreement(g, r, eps=eps)
+    survives = agreed > jax.random.uniform(fold_in_path(key, path_of(keys)), g.shape)
+    kept = jnp.where(survives, g, (1.0 - strength) * g)
+    return jnp.where(jnp.isnan(agreed), jnp.nan, kept).astype(g.dtype)  # a reference of NaN says nothing
 
   return jax.tree_util.tree_map_with_path(drop, gradients, references)

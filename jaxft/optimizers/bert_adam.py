@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxft.checks import in_range
 from jaxft.optimizers.rates import Tree
 
 
@@ -18,6 +19,9 @@ def scale_by_bert_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) ->
     b1, b2: decay of the two means.
     eps: BERT's.
 
+  Raises:
+    ValueError: b1 or b2 is outside [0, 1), or eps negative.
+
   Example:
     >>> optimizer = optax.chain(scale_by_bert_adam(), optax.scale(-1e-3))
     >>> params = {"w": jnp.ones(2)}
@@ -28,6 +32,10 @@ def scale_by_bert_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) ->
   Source: the released optimizer of Devlin et al. 2018 (arXiv 1810.04805); its effect in Zhang et al. 2020
   (arXiv 2006.05987) and Tinn et al. 2021 (arXiv 2112.07869).
   """
+
+  for name, value in (("b1", b1), ("b2", b2)):
+    in_range(name, value, "[0, 1)")
+  in_range("eps", eps, "[0, inf)")
 
   def init(params: Tree) -> optax.ScaleByAdamState:
     zeros = jax.tree.map(jnp.zeros_like, params)

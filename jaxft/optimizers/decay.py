@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxft.checks import in_range
 from jaxft.optimizers.rates import Tree
 from jaxft.tree.paths import path_of
 
@@ -33,8 +34,7 @@ def decay_to_reference(rate: float, reference: Tree) -> optax.GradientTransforma
 
   Source: Wiese et al. 2017 (arXiv 1706.03610); in fine-tuning BERT, Zhang et al. 2020 (arXiv 2006.05987).
   """
-  if not rate >= 0.0:
-    raise ValueError(f"rate must be at least 0; got {rate}")
+  in_range("rate", rate, "[0, inf)")
 
   def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
     if params is None:

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxft.checks import in_range
+from jaxft.finite import require_finite
 from jaxft.tree.choice import EMBEDDINGS, Choice, choice_scales, mask
 from jaxft.tree.depth import layer_of, num_layers
-from jaxft.tree.paths import map_with_path
+from jaxft.tree.paths import leaves_with_paths, map_with_path
 
 Tree = Any
 
@@ -22,7 +24,8 @@ def scale_updates(scales: Tree) -> optax.GradientTransformation:
       `layerwise_decay`, `lora_plus`, `damping`, or `choice_scales` for a choice of leaves, layers or entries.
 
   Raises:
-    ValueError: a scale is boolean, which may mean layers or entries; from `update`: it does not fit its leaf.
+    ValueError: a scale is NaN or infinite, or boolean, which may mean layers or entries; from `update`: it does not fit
+      its leaf.
 
   Example:
     >>> optimizer = optax.chain(optax.sgd(1.0), scale_updates({"w": 0.1, "b": 1.0}))
@@ -33,6 +36,8 @@ def scale_updates(scales: Tree) -> optax.GradientTransformation:
   """
   if any(jnp.result_type(s) == bool for s in jax.tree.leaves(scales)):
     raise ValueError("scales must be numbers; got booleans: choice_scales(choice, trainable) makes scales of a choice")
+
+  require_finite(**{f"scales at {path}": s for path, s in leaves_with_paths(scales)})
 
   def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
     del params
@@ -69,7 +74,7 @@ def layerwise_decay(
     The tree of scales, for `scale_updates`.
 
   Raises:
-    ValueError: rate outside (0, 1], or offset negative.
+    ValueError: rate outside (0, 1], offset negative, or fewer layers than trainable has.
 
   Example:
     >>> params = {"tokens": {"embedding": jnp.ones((5, 2))}, "layers": {"kernel": jnp.ones((3, 2, 2))}}
@@ -79,11 +84,12 @@ def layerwise_decay(
 
   Sources: Howard and Ruder 2018 (arXiv 1801.06146); in this form Clark et al. 2020 (arXiv 2003.10555).
   """
-  if not 0.0 < rate <= 1.0:
-    raise ValueError(f"rate must lie in (0, 1]; got {rate}")
-  if not offset >= 0:
-    raise ValueError(f"offset must be at least 0; got {offset}")
-  depth = num_layers(trainable) if layers is None else layers
+  in_range("rate", rate, "(0, 1]")
+  in_range("offset", offset, "[0, inf)")
+  deepest = num_layers(trainable)
+  depth = deepest if layers is None else layers
+  if depth < deepest:
+    raise ValueError(f"layers must be at least {deepest}, as trainable has layer {deepest - 1}; got {layers}")
 
   def scale(path: str, leaf: Any, below: bool) -> np.ndarray | np.floating | None:
     if leaf is None:
@@ -117,6 +123,5 @@ def lora_plus(trainable: Tree, *, ratio: float = 16.0, faster: Choice = "**/b") 
 
   Source: Hayou et al. 2024 (arXiv 2402.12354).
   """
-  if not ratio >= 1.0:
-    raise ValueError(f"ratio must be at least 1; got {ratio}")
+  in_range("ratio", ratio, "[1, inf)")
   return choice_scales(faster, trainable, chosen=ratio, others=1.0, name="faster")

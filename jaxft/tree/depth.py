@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.tree.paths import Tree, fold_in_path, leaves_with_paths
+from jaxft.tree.paths import Tree, fold_in_path, leaves_with_paths, map_with_path
 
 STACKS = ("layers", "layer", "blocks", "block", "h")
 _PIECE = re.compile(r"\d+(:\d+)?")  # the name of a layer of its own, or of a piece of a stack that was cut
@@ -43,6 +43,9 @@ def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | n
 
   Returns:
     An int for one layer, the vector of layer indices along the leading axis for stacked layers, None outside a stack.
+
+  Raises:
+    ValueError: a leaf of stacked layers has no axis.
   """
   found = _locate(path, stacks)
   if found is None:
@@ -53,6 +56,8 @@ def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | n
     return np.arange(start, stop)
   if index:
     return int(index)
+  if not leaf.shape:
+    raise ValueError(f"{path} lies under {found[0]} and must have a leading axis, its layers; it has shape ()")
   return np.arange(leaf.shape[0])
 
 
@@ -123,16 +128,29 @@ def stack_layers(params: Tree, *, stack: str = "layers") -> Tree:
          [2]], dtype=int32)}}
 
   Raises:
-    ValueError: there is no such stack, or its layers are stacked already.
+    ValueError: there is no such stack, its layers are stacked already, one is missing, a piece holds other layers than
+      its name says, or they differ in dtypes or leaves.
   """
   layers = _layers(params, stack)
   if not all(map(_PIECE.fullmatch, layers)):
     raise ValueError(f"params[{stack!r}] must hold layers or pieces of a stack, '0' or '0:2'; got {_names(layers)}")
-  pieces = []
+  pieces, depth = [], 0
   for name in sorted(layers, key=lambda n: int(n.split(":")[0])):
-    piece = layers[name]
-    pieces.append(piece if ":" in name else jax.tree.map(lambda x: x[None], piece))
-  return {**params, stack: jax.tree.map(lambda *xs: jax.numpy.concatenate(xs), *pieces)}
+    start, stop = map(int, name.split(":")) if ":" in name else (int(name), int(name) + 1)
+    piece = layers[name] if ":" in name else jax.tree.map(lambda x: x[None], layers[name])
+    held = {x.shape[0] for x in jax.tree.leaves(piece)} - {stop - start}
+    if start != depth or held:
+      what = f"layer {depth} is missing" if start != depth else f"{name!r} holds {held.pop()}"
+      raise ValueError(f"params[{stack!r}] must hold all layers from 0 on; {what}, of {_names(layers)}")
+    pieces.append(piece)
+    depth = stop
+
+  def join(path: str, *xs: Any) -> Any:
+    if len(dtypes := {str(x.dtype) for x in xs}) > 1:
+      raise ValueError(f"params[{stack!r}] must hold layers of one dtype; {path} has {', '.join(sorted(dtypes))}")
+    return None if xs[0] is None else jax.numpy.concatenate(xs)
+
+  return {**params, stack: map_with_path(join, *pieces)}
 
 
 def cut_layers(params: Tree, at: Sequence[int], *, stack: str = "layers") -> Tree:

@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxft.checks import in_range
 from jaxft.signatures import AnyArray
 from jaxft.tree.paths import Tree
 from jaxft.tree.task_vectors import check_same_leaves
@@ -23,15 +25,19 @@ def interpolate(base: Tree, tuned: Tree, t: float | Float[Array, ""]) -> Tree:
     t: 0 gives base and 1 gives tuned, bit for bit.
 
   Raises:
-    ValueError: the checkpoints differ in leaves or shapes.
+    ValueError: the checkpoints differ in leaves or shapes, or t is not finite.
 
   Source: Wortsman et al. 2021, WiSE-FT (arXiv 2109.01903).
   """
   check_same_leaves("base", base, "tuned", tuned)
+  in_range("t", t)
 
   def mix(x: AnyArray, y: AnyArray) -> AnyArray:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       return x
-    return ((1 - t) * x.astype(jnp.float32) + t * y.astype(jnp.float32)).astype(x.dtype)
+    mixed = lambda: ((1 - t) * x.astype(jnp.float32) + t * y.astype(jnp.float32)).astype(x.dtype)
+    if isinstance(t, Tracer):
+      return jnp.where(t == 0, x, jnp.where(t == 1, y.astype(x.dtype), mixed()))
+    return x if t == 0 else y.astype(x.dtype) if t == 1 else mixed()  # 0 times infinity would be NaN
 
   return jax.tree.map(mix, base, tuned)

@@ -88,7 +88,7 @@ def test_ends_have_no_gap():
 def test_errors():
   with pytest.raises(ValueError, match=r"t must lie in \[0, 1\]; got 1.5"):
     soup_ensemble_gap(logits, near(0, 0.1), near(1, 0.1), X, Y, t=1.5)
-  with pytest.raises(ValueError, match="step must be > 0; got 0"):
+  with pytest.raises(ValueError, match=r"step must lie in \(0, inf\); got 0"):
     soup_ensemble_gap(logits, near(0, 0.1), near(1, 0.1), X, Y, step=0)
   with pytest.raises(ValueError, match="at least 2 values at ts from 0 to 1"):
     barrier(np.array([1.0]))

@@ -37,7 +37,7 @@ def test_decay_goes_back_to_the_reference():
 
 
 def test_errors():
-  with pytest.raises(ValueError, match="rate must be at least 0; got -1"):
+  with pytest.raises(ValueError, match=r"rate must lie in \[0, inf\); got -1"):
     decay_to_reference(-1, START)
   optimizer = decay_to_reference(0.1, START)
   with pytest.raises(ValueError, match="params must be given"):

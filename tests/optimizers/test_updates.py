@@ -6,7 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxft.optimizers import layerwise_decay, scale_updates
+from jaxft.optimizers import (
+  agreement_dropout,
+  decay_to_reference,
+  layerwise_decay,
+  lora_plus,
+  scale_by_bert_adam,
+  scale_updates,
+)
 from jaxft.transforms import lora
 
 
@@ -41,7 +48,7 @@ def test_offsets_of_the_two_published_conventions():
   np.testing.assert_allclose(electra["layers"]["up"]["kernel"].ravel(), 0.8 ** np.arange(13, 1, -1.0), rtol=1e-5)
   np.testing.assert_allclose(electra["embed"], 0.8**14, rtol=1e-5)
   assert electra["head"] == 1.0
-  with pytest.raises(ValueError, match="offset must be at least 0; got -1"):
+  with pytest.raises(ValueError, match=r"offset must lie in \[0, inf\); got -1"):
     layerwise_decay(0.8, layers, offset=-1)
 
 
@@ -50,3 +57,21 @@ def test_the_depth_can_be_given_where_the_last_layers_are_frozen():
   assert scales["layers"]["0"]["w"] == 0.0625
   with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\]; got 1.5"):
     layerwise_decay(1.5, tree(stacked=True))
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: lora_plus({"w": {"a": jnp.ones(1), "b": jnp.ones(1)}}, ratio=np.inf), r"ratio must lie in \[1, inf\)"),
+    (lambda: decay_to_reference(np.inf, {"w": jnp.ones(1)}), r"rate must lie in \[0, inf\)"),
+    (lambda: scale_by_bert_adam(b1=1.5), r"b1 must lie in \[0, 1\); got 1.5"),
+    (lambda: scale_by_bert_adam(eps=np.nan), r"eps must lie in \[0, inf\); got nan"),
+    (lambda: scale_updates({"w": np.nan}), "scales at w must be finite"),
+    (lambda: layerwise_decay(0.5, {"layers": {"w": jnp.ones((3, 2))}}, layers=2), "layers must be at least 3"),
+])
+def test_numbers_out_of_their_range_are_refused(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
+
+
+def test_a_reference_of_nan_drops_nothing_in_silence():
+  kept = agreement_dropout(jax.random.key(0), {"w": jnp.ones(2)}, {"w": jnp.array([1.0, np.nan])})
+  np.testing.assert_array_equal(kept["w"], [1, np.nan])

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 import jaxft.transforms
-from jaxft.transforms import loftq, lora, mica, quantize_array, random_subspace
+from jaxft.transforms import (
+  adalora,
+  dora,
+  loftq,
+  loha,
+  lokr,
+  lora,
+  mica,
+  quantize_array,
+  rand_lora,
+  random_subspace,
+)
 from jaxft.transforms.low_rank.lora import INITS
 
 KEY = jax.random.key(0)
@@ -53,3 +64,9 @@ def test_a_name_is_no_function(make, message):
 
 def test_the_inits_that_errors_name_exist():
   assert all(callable(getattr(jaxft.transforms, name)) for name in INITS)
+
+
+@pytest.mark.parametrize("transform", [lora, dora, adalora, rand_lora, loha, lokr])
+def test_alpha_is_a_finite_number(transform):
+  with pytest.raises(ValueError, match="alpha must be a finite number; got nan"):
+    transform(alpha=float("nan"))

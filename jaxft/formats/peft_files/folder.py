@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.files import write_text
-from jaxft.formats.safetensors import PICKLED, open_checkpoint, read_json, save_file
+from jaxft.formats.safetensors import PICKLED, check_content, open_checkpoint, read_json, save_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 VERSION = "0.21.2"  # of PEFT, whose files these are
@@ -33,6 +33,7 @@ def read_folder(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np
           "where it was trained: PeftModel.from_pretrained(base, folder).save_pretrained(new, safe_serialization=True)")
     raise FileNotFoundError(f"no {WEIGHTS} in {folder}")
   checkpoint = open_checkpoint(folder / WEIGHTS)
+  check_content(checkpoint, folder / WEIGHTS, required=False)
   return settings, {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
@@ -46,5 +47,5 @@ def write_folder(folder: str | os.PathLike, settings: Mapping[str, Any], tensors
   if taken := [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]:
     raise FileExistsError(f"{folder} holds {' and '.join(taken)}; saving does not replace an adapter")
   folder.mkdir(parents=True, exist_ok=True)
-  save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+  save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"}, checksum=True)
   write_text(folder / CONFIG, json.dumps(settings, indent=2, sort_keys=True) + "\n")

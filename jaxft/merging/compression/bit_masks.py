@@ -4,7 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Int8, UInt32
+
+from jaxft.checks import in_range
+from jaxft.merging.compression.golomb import check_signs
 
 WORD = 32
 
@@ -29,10 +34,14 @@ def pack_masks(signs: Int8[Array, " d"], scale: Float[Array, ""] | float = 1.0) 
   BitMasks(positive=Array([9], dtype=uint32), negative=Array([4], dtype=uint32), scale=0.5)
 
   Raises:
-    ValueError: signs is not a vector, or has 2**31 entries or more, which counts of 32 bits do not hold.
+    ValueError: signs is not a vector of -1, 0 and 1, scale is not finite, or there are 2**31 entries or more, which
+      counts of 32 bits do not hold.
   """
   if signs.ndim != 1 or signs.shape[0] >= 1 << 31:
     raise ValueError(f"signs must be a vector of fewer than 2**31 entries; got shape {tuple(signs.shape)}")
+  if not isinstance(signs, Tracer):
+    check_signs(np.asarray(signs))
+  in_range("scale", scale)
   words = jnp.pad(signs, (0, -signs.shape[0] % WORD)).reshape(-1, WORD)
   place = jnp.uint32(1) << jnp.arange(WORD, dtype=jnp.uint32)
   pack = lambda bits: jnp.sum(jnp.where(bits, place, jnp.uint32(0)), axis=-1, dtype=jnp.uint32)

@@ -47,8 +47,7 @@ def golomb_encode(signs: Int8[np.ndarray, " d"], *, b: int | None = None) -> byt
     ValueError: signs is not a vector of -1, 0 and 1, or b is out of range.
   """
   signs = np.asarray(signs)
-  if signs.ndim != 1 or signs.size and not np.isin((signs.min(), signs.max()), (-1, 0, 1)).all():
-    raise ValueError(f"signs must be a vector of -1, 0 and 1; got shape {signs.shape} of {signs.dtype}")
+  check_signs(signs)
   kept = np.flatnonzero(signs)
   b = rice_parameter(len(kept) / max(1, signs.size)) if b is None else _check_b(b)
   gaps = np.diff(kept, prepend=-1) - 1
@@ -101,9 +100,17 @@ def golomb_bits(signs: Int8[np.ndarray, " d"], *, b: int | None = None) -> int:
   >>> golomb_bits(np.array([0, 0, 1, 0, -1], np.int8), b=1)
   7
   """
+  check_signs(np.asarray(signs))
   kept = np.flatnonzero(signs)
   b = rice_parameter(len(kept) / max(1, np.size(signs))) if b is None else _check_b(b)
   return int(((np.diff(kept, prepend=-1) - 1) >> b).sum() + len(kept) * (b + 2))
+
+
+def check_signs(signs: np.ndarray) -> None:
+  """Raises ValueError where an array is no vector of -1, 0 and 1."""
+  integers = np.issubdtype(signs.dtype, np.integer)
+  if signs.ndim != 1 or not integers or signs.size and not -1 <= int(signs.min()) <= int(signs.max()) <= 1:
+    raise ValueError(f"signs must be a vector of -1, 0 and 1; got shape {signs.shape} of {signs.dtype}")
 
 
 def _check_b(b: int) -> int:

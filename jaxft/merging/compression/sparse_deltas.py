@@ -9,9 +9,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxft.checks import nearest
+from jaxft.checks import in_range, nearest
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, read_row_delta
 from jaxft.signatures import AnyArray
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
@@ -43,11 +44,14 @@ def sparse_difference(base: Tree, tuned: Tree, *, eps: float = 1e-7) -> dict[str
     The leaves that differ, by path.
 
   Raises:
-    ValueError: a leaf is missing on one side, has another shape, or has 2**31 entries or more.
+    ValueError: a leaf is missing on one side, has another shape, has 2**31 entries or more, or holds NaN or infinity;
+      eps is negative or not finite.
 
   Source: Ansell et al. 2022, LT-SFT (arXiv 2110.07560).
   """
   check_same_leaves("base", base, "tuned", tuned)
+  check_finite({"base": base, "tuned": tuned})
+  in_range("eps", eps, "[0, inf)")
   delta: dict[str, Entries] = {}
   for (path, b), (_, t) in zip(leaves_with_paths(base), leaves_with_paths(tuned), strict=True):
     if b is None or not jnp.issubdtype(b.dtype, jnp.floating):
@@ -76,11 +80,12 @@ def apply_delta(params: Tree, delta: SparseDelta, *, sign: int = 1, scale: float
     scale: a factor.
 
   Raises:
-    ValueError: sign is neither, or delta has a path that the params lack, or an index out of range, or a shape that
-      does not fit; a leaf that is not a plain array.
+    ValueError: sign is neither, scale is not finite, or delta has a path that the params lack, or an index out of
+      range, or a shape that does not fit; a leaf that is not a plain array.
   """
   if sign not in (1, -1):
     raise ValueError(f"sign must be 1 or -1; got {sign!r}")
+  in_range("scale", scale)
   _check(params, delta)
   change = lambda old, values: (old.astype(jnp.float32) + sign * scale * values).astype(old.dtype)
   return _at_entries(params, delta, change)
@@ -171,7 +176,10 @@ def _check(params: Tree, delta: SparseDelta) -> None:
       if problem := entries.problem(tuple(leaves[path].shape)):
         raise ValueError(f"delta does not fit the params: {path} {problem}")
       continue
-    indices, _ = entries
+    indices, values = entries
+    if indices.ndim != 1 or indices.shape != values.shape or not jnp.issubdtype(indices.dtype, jnp.integer):
+      raise ValueError(f"delta must have a vector of integer indices, one for each value; {path} has {indices.dtype} "
+                       f"{indices.shape} and values {values.shape}")
     if isinstance(indices, Tracer) or not len(indices):
       continue
     known = np.asarray(indices)  # on the host: inside jit an operation on a constant would be traced

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int8
 
+from jaxft.checks import in_range
 from jaxft.choices.top_k import top_k_mask
 from jaxft.merging.compression.golomb import golomb_bits
 from jaxft.signatures import AnyArray
 from jaxft.tree.depth import layer_axes
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
 from jaxft.tree.task_vectors import apply_task_vector
 
@@ -60,24 +62,29 @@ def ternarize(
   Args:
     delta: a task vector; for LoRA the source takes the factors' own values, for (IA)^3 the values less 1.
     density: share of the entries that are kept, in [0, 1], rounded down to a number of entries.
-    scale: sigma. "std": the unbiased standard deviation of all entries before any is dropped; "mean_abs": the mean
+    scale: sigma. "std": the unbiased standard deviation of all entries before any is dropped, which is 0 where they are
+      equal, or one; "mean_abs": the mean
       magnitude of all entries (BitDelta's, at density 1); "lstsq": the mean magnitude of the kept ones, which minimizes
       the squared error (and is STC's); or a number.
     alpha: a factor on it, to be chosen on validation data: large models take 1, small ones about 3.
     scope: what competes, and what shares a scale: all entries together, or each leaf, of stacked layers each layer's.
 
   Raises:
-    ValueError: density is outside [0, 1], an unknown scale or scope, or delta has no entries.
+    ValueError: density is outside [0, 1], an unknown scale or scope, scale or alpha is not finite, or delta has no
+      entries, or NaN or infinity among them.
 
   Source: Yadav et al. 2023, ComPEFT (arXiv 2311.13171). The authors' code keeps one entry more and all ties. STC:
   Sattler et al. 2019 (arXiv 1903.02891). BitDelta: Liu et al. 2024 (arXiv 2402.10193).
   """
-  if not 0 <= density <= 1:
-    raise ValueError(f"density must lie in [0, 1]; got {density}")
+  in_range("density", density, "[0, 1]")
+  in_range("alpha", alpha)
   if scope not in SCOPES:
     raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}")
   if scale not in SCALES and not (isinstance(scale, int | float) and not isinstance(scale, bool)):
     raise ValueError(f"scale must be one of {', '.join(SCALES)} or a number; got {scale!r}")
+  if scale not in SCALES:
+    in_range("scale", scale)
+  check_finite({"delta": delta})
   named = leaves_with_paths(delta)
   # Blocks are the leaves of this flat dictionary: whole leaves, or the layers of stacked ones.
   blocks = {}
@@ -140,10 +147,12 @@ def search_ternary(
     The choice, and all trials in the order of the grid, densities and alphas rising.
 
   Raises:
-    ValueError: a grid is empty; see `ternarize`.
+    ValueError: a grid is empty, or a score is NaN; see `ternarize`.
   """
   if not len(densities) or not len(alphas):
     raise ValueError(f"densities and alphas must hold at least one value; got {densities} and {alphas}")
+  in_range("alphas", list(alphas))
+  in_range("densities", list(densities), "[0, 1]")
   best: Any = None  # its score and itself
   trials = []
   for density in sorted(densities):
@@ -151,6 +160,8 @@ def search_ternary(
     for alpha in sorted(alphas):
       candidate = Ternary(unit.signs, jax.tree.map(lambda s, alpha=alpha: alpha * s, unit.scale))
       trials.append(Trial(density, alpha, float(score(apply_task_vector(base, candidate.dense())))))
+      if trials[-1].score != trials[-1].score:
+        raise ValueError(f"score must give a number; got NaN at density {density} and alpha {alpha}")
       if best is None or trials[-1].score > best[0]:
         best = trials[-1].score, candidate
   return best[1], trials

@@ -25,10 +25,12 @@ class LeafMerge(NamedTuple):
   Attributes:
     combine: `(start, models, base) -> float32`, a function of a block of each model and of the base (or None).
     rows: whether blocks must hold whole rows.
+    carries: whether an entry of a model that is not finite leaves one of the result that is not.
   """
 
   combine: Callable[[int, Sequence[ArrayLike], ArrayLike | None], ArrayLike]
   rows: bool = False
+  carries: bool = False
 
 
 def blocks(arrays: Sequence[ArrayLike | None], *, rows: bool = False) -> Iterator[tuple[int, list[Any]]]:

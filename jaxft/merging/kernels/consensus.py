@@ -32,7 +32,8 @@ def sign_election(
   if method == "count":
     votes = xp.sign(votes)
   elected = xp.sign(votes.sum(0))
-  rest = xp.where(elected.sum() < 0, -1.0, 1.0) if zero == "majority" else 1.0
+  most = elected.sum()
+  rest = xp.where(most < 0, -1.0, xp.where(most >= 0, 1.0, most)) if zero == "majority" else 1.0  # NaN stays NaN
   return xp.where(elected == 0, xp.float32(rest), elected)
 
 
@@ -48,7 +49,7 @@ def disjoint_mean(deltas: ArrayLike, sign: ArrayLike, *, weights: ArrayLike | No
   votes = _weighted(deltas, weights)
   agree = xp.sign(votes) == sign
   share = _weighted(agree, weights).sum(0)
-  return xp.where(agree, votes, 0).sum(0) / xp.where(share == 0, 1, share)
+  return xp.where(agree | (votes != votes), votes, 0).sum(0) / xp.where(share == 0, 1, share)  # NaN stays NaN
 
 
 def _weighted(x: ArrayLike, weights: ArrayLike | None) -> ArrayLike:
@@ -87,7 +88,8 @@ def weighted_sum(
         result = result + rounded(trim.apply(start, float32(model) - reference) * part(coefficient))
     return result
 
-  return LeafMerge(combine, any(t.rows for t in trims) or any(np.ndim(c) for c in coefficients))
+  rows = any(t.rows for t in trims) or any(np.ndim(c) for c in coefficients)
+  return LeafMerge(combine, rows, carries=all(trim is WHOLE for trim in trims))
 
 
 def elected_sum(

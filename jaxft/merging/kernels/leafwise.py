@@ -1,11 +1,16 @@
 """A leaf-wise merge method, and how NumPy runs one on the arrays of a leaf: block by block, without JAX."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from jaxft.all_finite import all_finite, count_not_finite
 from jaxft.merging.kernels.blocks import LeafMerge, blocks
+
+
+class NotFinite(ValueError):
+  """A leaf holds NaN or infinity, or will."""
 
 
 def _nothing(models: Any, base: Any, **settings: Any) -> None:
@@ -45,6 +50,7 @@ class Leafwise(NamedTuple):
 def merge_leaf(
     method: Leafwise, models: Sequence[np.ndarray], base: np.ndarray | None, settings: Mapping[str, Any], *,
     dtype: Any = None, out: np.ndarray | None = None, say: Callable[[str], Any] = lambda remark: None,
+    names: Sequence[str] | None = None,
 ) -> np.ndarray:
   """Merges NumPy arrays. Needs, beside inputs and output, no more than one array of their size, and mostly none.
 
@@ -57,28 +63,55 @@ def merge_leaf(
     dtype: of the result, rounded to once; None takes that of the base, or of the first model.
     out: a contiguous array of the result's shape and dtype to write into.
     say: called with what the user should know of this leaf, if there is anything.
+    names: of the models and then of the base, where NaN and infinity are to be refused; None takes them as they are.
+
+  Raises:
+    NotFinite: an array that has a name, or the result, holds NaN or infinity.
   """
   first = models[0] if base is None else base
   if out is None:
     out = np.empty(first.shape, first.dtype if dtype is None else dtype)
   if not first.size:
     return out
-  settings, axis = dict(settings), settings.get("axis", -1)
+  with np.errstate(all="ignore"):  # what is not finite is looked for in the numbers
+    settings, axis = dict(settings), settings.get("axis", -1)
+    return _merged(method, models, base, settings, axis, out, say, names)
+
+
+def _merged(
+    method: Leafwise, models: Sequence[np.ndarray], base: np.ndarray | None, settings: dict[str, Any], axis: int,
+    out: np.ndarray, say: Callable[[str], Any], names: Sequence[str] | None,
+) -> np.ndarray:
   if method.measured:
     measured = measure_leaf(method, models, base, settings)
     if method.remark is not None and (remark := method.remark(measured)) is not None:
       say(remark)
-    settings = method.decide(measured, **_without_axis(settings))
+    settings = dict(method.decide(measured, **_without_axis(settings)))
   models, base = [_in_rows(m, axis) for m in models], None if base is None else _in_rows(base, axis)
   merge = method.leaf(models, base, **_without_axis(settings))
-  into = out if first.ndim < 2 or axis in (-1, first.ndim - 1) else np.empty(models[0].shape, out.dtype)
+  into = out if out.ndim < 2 or axis in (-1, out.ndim - 1) else np.empty(models[0].shape, out.dtype)
   flat = into.reshape(-1)
   for start, (b, *ms) in blocks((base, *models), rows=merge.rows):
     piece = merge.combine(start, ms, b).reshape(-1)
-    flat[start:start + piece.size] = piece
+    done = flat[start:start + piece.size]
+    done[...] = piece
+    if names is not None:  # while the pieces are in cache
+      inputs = () if merge.carries else (*ms, *(() if b is None else (b,)))
+      if not (all_finite(done) and all(map(all_finite, inputs))):
+        _refuse(models, base, out.dtype, names)
   if into is not out:
     out[...] = turned(into, axis)
   return out
+
+
+def _refuse(
+    models: Sequence[np.ndarray], base: np.ndarray | None, dtype: np.dtype, names: Sequence[str]
+) -> NoReturn:
+  """Says which of the inputs is not finite, or that the result overflows."""
+  inputs = [*models, *([] if base is None else [base])]
+  bad = [f"{name} holds {n} of {x.size} values that are not finite"
+         for name, x in zip(names, inputs, strict=True) if (n := count_not_finite(x))]
+  raise NotFinite("; ".join(bad) if bad else f"the merge overflows {dtype}")
 
 
 def measure_leaf(

@@ -27,7 +27,7 @@ def nearswap_leaf(models: Sequence[ArrayLike], base: ArrayLike, *, t: float) -> 
     weight = xp.clip(np.float32(t) / xp.maximum(abs(a - b), np.float32(1e-6)), np.float32(0), np.float32(1))
     return rounded(weight * b) + rounded((1 - weight) * a)
 
-  return LeafMerge(combine)
+  return LeafMerge(combine, carries=True)
 
 
 def contributions(

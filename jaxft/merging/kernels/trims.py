@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxft.checks import in_range
 from jaxft.merging.kernels.blocks import blocks
 from jaxft.merging.kernels.namespace import ArrayLike, float32, is_numpy, masked, namespace, rounded
 from jaxft.merging.kernels.random_bits import ONE, probability, random_integers
@@ -39,12 +40,12 @@ NOTHING = Trim(lambda start, delta: namespace(delta).zeros_like(delta))
 
 def check_density(density: float) -> None:
   """Raises ValueError for a density outside (0, 1]."""
-  if not 0 < density <= 1:
-    raise ValueError(f"density must lie in (0, 1]; got {density}")
+  in_range("density", density, "(0, 1]")
 
 
 def check_epsilon(density: float, epsilon: float) -> None:
   """Raises ValueError where probabilities from `density - epsilon` to `density + epsilon` would leave (0, 1)."""
+  in_range("epsilon", epsilon)
   if density < 1 and not (0 <= epsilon < density and density + epsilon < 1):
     raise ValueError("epsilon must be at least 0 and leave density - epsilon and density + epsilon inside (0, 1); "
                      f"got density {density}, epsilon {epsilon}")

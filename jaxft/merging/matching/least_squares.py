@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxft.checks import in_range
+from jaxft.finite import require_finite
 from jaxft.merging.matching.partial_merge import MERGED, ONLY_A, Block
 from jaxft.signatures import AnyArray
 
@@ -28,6 +30,7 @@ class GramState:
 
   def add(self, inputs: Float[AnyArray, "items in"], outputs: Float[AnyArray, "items out"]) -> "GramState":
     """With more items; the order of batches does not matter but for rounding."""
+    require_finite(inputs=inputs, outputs=outputs)
     z = np.asarray(inputs, np.float64)
     z = np.concatenate([z, np.ones((len(z), 1))], axis=1)
     return GramState(self.zz + z.T @ z, self.zy + z.T @ np.asarray(outputs, np.float64))
@@ -59,6 +62,7 @@ def least_squares_merge(
 
   Source: Nasery et al. 2024, PLeaS (arXiv 2407.02447), in closed form where the released code takes steps of Adam.
   """
+  in_range("ridge", ridge, "[0, inf)")
   n_in, n_out = len(state.zz) - 1, state.zy.shape[1]
   mask = np.ones((n_in, n_out), bool) if mask is None else np.asarray(mask, bool)
   strength = np.append(np.full(n_in, ridge * np.trace(state.zz[:n_in, :n_in]) / n_in), 0.0)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 
 from jaxft.merging.matching.permutations import Spec, entries_of, group_sizes
 from jaxft.merging.matching.rebasin import Matching
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 MERGED, ONLY_A, ONLY_B = 0, 1, 2
@@ -70,7 +71,8 @@ def partial_merge(
     apart; what `least_squares_merge` needs.
 
   Raises:
-    ValueError: ratios outside [0, 1] or not of all groups, an unknown `outputs`, a leaf of three axes that a group has.
+    ValueError: ratios outside [0, 1] or not of all groups, an unknown `outputs`, a leaf of three axes that a group has,
+      or NaN or infinity in a or b.
 
   Source: Nasery et al. 2024, PLeaS (arXiv 2407.02447). There a ratio of 1 still merges one pair; here the number of
   merged units is `round((1 - ratio) d)`. Where a normalization runs over a group (the residual stream of a
@@ -79,6 +81,7 @@ def partial_merge(
   if outputs not in ("average", "both"):
     raise ValueError(f"outputs must be average or both; got {outputs!r}")
   ratios, sizes = _check_ratios(spec, ratios), group_sizes(spec, a)
+  check_finite({"a": a, "b": b})
   blocks: dict[tuple[str, int], Block] = {}
   for group, axes in spec.groups.items():
     d, order = sizes[group], np.argsort(-matching.scores[group], kind="stable")

@@ -9,6 +9,7 @@ import scipy.optimize
 from jaxtyping import Array, Float, Int
 
 from jaxft.choices.random_modules import host_rng
+from jaxft.finite import require_finite
 from jaxft.merging.matching.permutations import (
   Permutations,
   Spec,
@@ -17,6 +18,7 @@ from jaxft.merging.matching.permutations import (
   group_sizes,
   identity,
 )
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 
@@ -46,10 +48,11 @@ def match_weights(spec: Spec, a: Tree, b: Tree, *, key: Array, max_sweeps: int =
     max_sweeps: over all groups.
 
   Raises:
-    ValueError: see `group_sizes`.
+    ValueError: a or b holds NaN or infinity; see `group_sizes`.
 
   Source: Ainsworth et al. 2022, Git Re-Basin (arXiv 2209.04836).
   """
+  check_finite({"a": a, "b": b})
   rng = host_rng(key)
   leaves_a = {path: np.asarray(x, np.float64) for path, x in leaves_with_paths(a) if x is not None}
   leaves_b = {path: np.asarray(x, np.float64) for path, x in leaves_with_paths(b) if x is not None}
@@ -99,7 +102,7 @@ def match_activations(
     metric: see above.
 
   Raises:
-    ValueError: no batch, an unknown metric, or features that differ in groups or shapes.
+    ValueError: no batch, an unknown metric, or features that differ in groups or shapes, or are not finite.
 
   Source: the activation matching of Nasery et al. 2024, PLeaS (arXiv 2407.02447), summed over all batches, where the
   released code keeps the last.
@@ -114,6 +117,7 @@ def match_activations(
       x, y = (np.asarray(of[group], np.float64) for of in (of_a, of_b))
       if x.shape != y.shape:
         raise ValueError(f"features of {group} must have one shape; got {x.shape} and {y.shape}")
+      require_finite(**{f"features of {group}": np.stack([x, y])})
       by_unit = lambda z: np.moveaxis(z, 1, 0).reshape(z.shape[1], -1)
       x, y = by_unit(x), by_unit(y)
       score = x @ y.T
@@ -132,5 +136,6 @@ def match_activations(
 
 def rebasin(spec: Spec, a: Tree, b: Tree, permutations: Permutations) -> Tree:
   """The mean of a and the permuted b: Git Re-Basin."""
+  check_finite({"a": a, "b": b})
   moved = apply_permutations(permutations, spec, b)
   return jax.tree.map(lambda x, y: ((x.astype(np.float32) + y.astype(np.float32)) / 2).astype(x.dtype), a, moved)

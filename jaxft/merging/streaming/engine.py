@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.merging.kernels.leafwise import merge_leaf
+from jaxft.merging.kernels.leafwise import NotFinite, merge_leaf
 from jaxft.merging.kernels.methods import METHODS, streams
 from jaxft.merging.streaming.plan import Plan, TensorPlan
 from jaxft.merging.streaming.shards import ShardWriter
@@ -20,7 +20,7 @@ _KEPT = 1 << 24
 
 
 def run_plan(
-    plan: Plan, writer: ShardWriter, *, processes: int | None = None,
+    plan: Plan, writer: ShardWriter, *, processes: int | None = None, allow_non_finite: bool = False,
     progress: Callable[[int], Any] = lambda nbytes: None,
 ) -> list[str]:
   """Merges all tensors of a plan.
@@ -29,12 +29,14 @@ def run_plan(
     plan: the plan.
     writer: takes the tensors of the plan.
     processes: see `for_each`.
+    allow_non_finite: merge NaN and infinity like other numbers.
     progress: called with the bytes that were read and written for a tensor.
 
   Returns:
     What the user should know.
 
   Raises:
+    ValueError: a tensor of a model holds NaN or infinity, or the merge overflows its dtype; names both.
     OSError: the output cannot be written, or a process has died.
   """
   kept = np.empty(0, np.uint8)
@@ -45,11 +47,11 @@ def run_plan(
     if tensor.per_model is None:
       array = _copied(tensor, remarks.append)
     elif entry.nbytes > _KEPT:
-      array = merge_tensor(plan, tensor, say=remarks.append)
+      array = merge_tensor(plan, tensor, say=remarks.append, allow_non_finite=allow_non_finite)
     else:
       kept = kept if kept.nbytes >= entry.nbytes else np.empty(entry.nbytes, np.uint8)
       out = kept[:entry.nbytes].view(entry.dtype).reshape(entry.shape)
-      array = merge_tensor(plan, tensor, out=out, say=remarks.append)
+      array = merge_tensor(plan, tensor, out=out, say=remarks.append, allow_non_finite=allow_non_finite)
     writer.write(tensor.name, array)
     return remarks
 
@@ -72,7 +74,7 @@ def _note(remark: str, names: Sequence[str]) -> str:
 
 def merge_tensor(
     plan: Plan, tensor: TensorPlan, *, out: np.ndarray | None = None,
-    say: Callable[[str], Any] = lambda remark: None,
+    say: Callable[[str], Any] = lambda remark: None, allow_non_finite: bool = False,
 ) -> np.ndarray:
   """One tensor of a plan, in memory; `say` is called with what the user should know of it."""
   method = METHODS[plan.recipe.method]
@@ -80,7 +82,16 @@ def merge_tensor(
   settings = method.settings(tensor.per_model, tensor.parameters, **drawn)
   base = None if tensor.base is None else tensor.base.array()
   models = [operand.array() for operand in tensor.models.values()]
-  return merge_leaf(method.leafwise, models, base, settings, dtype=tensor.entry.dtype, out=out, say=say)
+  names = None if allow_non_finite else [*tensor.models, *([] if base is None else [_base_name(plan)])]
+  try:
+    return merge_leaf(method.leafwise, models, base, settings, dtype=tensor.entry.dtype, out=out, say=say, names=names)
+  except NotFinite as e:
+    raise ValueError(f"tensor {tensor.name}: {e}; allow_non_finite merges it all the same") from None
+
+
+def _base_name(plan: Plan) -> str:
+  bases = {piece.base for module in plan.recipe.modules for piece in module.slices if piece.base is not None}
+  return plan.models[bases.pop()].name if len(bases) == 1 else "the base_model"
 
 
 def _copied(tensor: TensorPlan, say: Callable[[str], Any]) -> np.ndarray:

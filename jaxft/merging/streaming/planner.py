@@ -14,7 +14,7 @@ from jaxft.merging.streaming.operands import Operand
 from jaxft.merging.streaming.plan import Plan, TensorPlan
 from jaxft.merging.streaming.recipe_files.configuration import Module, Recipe, Slice, Source
 from jaxft.merging.streaming.recipe_files.references import Reference
-from jaxft.merging.streaming.recipe_files.settings import resolve_all
+from jaxft.merging.streaming.recipe_files.settings import filters, resolve_all
 from jaxft.merging.streaming.shards import Entry
 from jaxft.merging.streaming.stacks import Place, Stacks, before_layers, find_stacks
 from jaxft.merging.streaming.vocabulary import Aligned, Vocabulary, align_vocabularies, conflicting_tokens
@@ -253,8 +253,17 @@ class _Planner:
     names = [tensor.name for tensor in self.tensors]
     if len(names) != len(set(names)):
       raise ValueError(f"two modules give {next(n for n in names if names.count(n) > 1)}")
+    self._matched({*names, *(name for model in self.models.values() for name in model.operands)})
     if self.recipe.modules[0].prefix or len(self.recipe.modules) > 1:
       self._covered(set(names))
+
+  def _matched(self, names: set[str]) -> None:
+    """A note of each filter that is part of no tensor's name."""
+    pieces = [piece for module in self.recipe.modules for piece in module.slices]
+    holders = [self.recipe, *self.recipe.modules, *pieces, *(source for piece in pieces for source in piece.sources)]
+    for parameter, setting in (item for holder in holders for item in holder.parameters.items()):
+      self.notes += [f"the filter {word!r} of {parameter} has no effect: it is part of no tensor's name"
+                     for word in filters(setting) if not any(word in name for name in names)]
 
   def check_vocabularies(self) -> None:
     """One row must be one token in all models, if any tensor has rows for tokens."""

@@ -39,6 +39,7 @@ class Merged:
 def merge(
     configuration: str | os.PathLike | Sequence[Recipe], out: str | os.PathLike, *, seed: int = 0,
     dtype: str | None = None, max_shard_bytes: int = 5 * 10**9, overwrite: bool = False, processes: int | None = None,
+    allow_non_finite: bool = False,
     progress: Callable[[Plan], Callable[[int], Any]] = lambda plan: lambda nbytes: None,
     finish: Callable[[Plan, Path], Any] = lambda plan, folder: None,
 ) -> Merged:
@@ -58,12 +59,14 @@ def merge(
     max_shard_bytes: upper bound of a file's tensor bytes.
     overwrite: replace what is in `out`, once the merge is complete.
     processes: tensors merged at once, each in a forked process; None takes the number of processors, or one beside JAX.
+    allow_non_finite: merge NaN and infinity like other numbers, in place of refusing them.
     progress: called with each plan; what it returns is called with bytes as they are done.
     finish: called with the last plan and the complete folder before that is moved to its place.
 
   Raises:
     FileExistsError: `out` is not empty, and not to be overwritten.
-    ValueError: the configuration or a checkpoint is malformed, or they do not fit.
+    ValueError: the configuration or a checkpoint is malformed, or they do not fit; a tensor of a model holds NaN or
+      infinity, or the merge overflows its dtype.
     OSError: a file cannot be read or written.
   """
   recipes = in_order(_recipes(configuration))
@@ -79,7 +82,8 @@ def merge(
       plans.append(plan)
       notes += [*plan.notes, *far_from_base(plan)]
       folder, files, more = _run(
-          plan, stage, "output" if last else f"merge-{recipe.name}", max_shard_bytes, processes, progress(plan))
+          plan, stage, "output" if last else f"merge-{recipe.name}", max_shard_bytes, processes, allow_non_finite,
+          progress(plan))
       notes += more
       made[recipe.name or ""] = folder
     output = made[recipes[-1].name or ""]
@@ -109,7 +113,8 @@ def _recipes(configuration: str | os.PathLike | Sequence[Recipe]) -> Sequence[Re
 
 
 def _run(
-    plan: Plan, stage: Staging, name: str, max_shard_bytes: int, processes: int | None, progress: Callable[[int], Any]
+    plan: Plan, stage: Staging, name: str, max_shard_bytes: int, processes: int | None, allow_non_finite: bool,
+    progress: Callable[[int], Any],
 ) -> tuple[Path, list[str], list[str]]:
   """Runs a plan into a new folder of that name: the folder, its files of tensors, and what the user should know."""
   config, said = output_config(plan)  # a fault shows before the work
@@ -119,7 +124,7 @@ def _run(
       stage, {tensor.name: tensor.entry for tensor in plan.tensors}, max_shard_bytes=max_shard_bytes,
       stem=plan.first.stem, metadata={"format": "pt"})
   try:
-    notes = run_plan(plan, writer, processes=processes, progress=progress)
+    notes = run_plan(plan, writer, processes=processes, allow_non_finite=allow_non_finite, progress=progress)
     writer.sync()
     folder = stage.scratch / name
     folder.mkdir()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxft.checks import in_range
 from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32
 from jaxft.transforms.protocol import ParamTransform
@@ -44,6 +45,7 @@ def adalora(
   Source: Zhang et al. 2023 (arXiv 2303.10512); PEFT divides by r + 1e-5.
   """
   rank = check_rank(rank)
+  in_range("alpha", alpha)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
     del statistic

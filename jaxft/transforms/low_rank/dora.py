@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxft.checks import in_range
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.low_rank import LowRank
@@ -92,6 +93,7 @@ def dora(
   PEFT; the norm comes from Gram matrices of the factors, not from the product.
   """
   rank = check_rank(rank)
+  in_range("alpha", alpha)
   check_dropout(dropout)
   dtype = check_dtype(dtype)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxft.checks import nearest
+from jaxft.checks import in_range, nearest
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.low_rank.inits import FactorInit, uniform_then_zero
@@ -66,14 +66,15 @@ def lora(
 
   Raises (the last from `split`):
     TypeError: init is no such function, but the name of one, or a function that makes one and was not called.
-    ValueError: rank, dropout, train or dtype is out of range; the choice matches nothing, or a leaf that is not a
-      matrix (all are named), or one without statistics.
+    ValueError: rank, alpha, dropout, train or dtype is out of range; the choice matches nothing, or a leaf that is not
+      a matrix (all are named), or one without statistics.
 
   Sources: Hu et al. 2021 (arXiv 2106.09685); Kalajdzievski 2023 (arXiv 2312.03732) for rsLoRA; Zhang et al. 2023 (arXiv
   2308.03303) for LoRA-FA. The factors are in JAX layout: a is the transpose of PEFT's `lora_A`, b of `lora_B`.
   """
   rank = check_rank(rank)
   check_dropout(dropout)
+  in_range("alpha", alpha)
   if train not in ("ab", "a", "b"):
     raise ValueError(f"train must be 'ab', 'a' or 'b'; got {train!r}")
   _check_init(init)

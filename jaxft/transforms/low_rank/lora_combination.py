@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.checks import in_range
 from jaxft.leaves.annotated import Annotated, noted
 from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.protocol import ParamTransform
@@ -51,6 +52,8 @@ def lora_combination(
   factors = [1.0] * n if scales is None else [float(s) for s in scales]
   if len(factors) != n:
     raise ValueError(f"scales must have one entry for each of the {n} adapters; got {len(factors)}")
+  in_range("scales", factors)
+  in_range("init", init)
   if granularity not in ("model", "leaf"):
     raise ValueError(f"granularity must be model or leaf; got {granularity!r}")
 

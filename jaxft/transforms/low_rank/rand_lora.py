@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from jaxft.checks import in_range
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, in_float32, join_matrices
@@ -42,6 +43,7 @@ def rand_lora(
   from 1 / max(terms, p), as in PEFT.
   """
   rank = check_rank(rank)
+  in_range("alpha", alpha)
 
   def split(key: jax.Array, params: Any) -> tuple[Any, Any]:
     shapes = [leaf.shape[-2:] for _, leaf in chosen_matrices(select, params)]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxft.checks import in_range
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.sums import Formed
 from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32, kaiming_uniform
@@ -43,6 +44,7 @@ def loha(
   a2 starts at zero and the others Kaiming-uniform.
   """
   rank = check_rank(rank)
+  in_range("alpha", alpha)
   scale = alpha / rank
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from jaxft.checks import in_range
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.sums import Sum
@@ -100,6 +101,7 @@ def lokr(
   for name, value in (("rank", rank), ("factor", factor)):
     if value is not None and not (isinstance(value, int) and value >= 1):
       raise ValueError(f"{name} must be None or an integer >= 1; got {value!r}")
+  in_range("alpha", alpha)
 
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
     del statistic

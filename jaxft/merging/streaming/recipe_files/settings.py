@@ -96,6 +96,13 @@ def _typed(name: str, value: Any, default: Any) -> Any:
   return int(number) if isinstance(default, int) else number
 
 
+def filters(setting: Any) -> list[str]:
+  """The filters of a setting that are to match tensors."""
+  entries = [entry for entry in (setting if isinstance(setting, list) else [setting]) if isinstance(entry, dict)]
+  own = [entry["filter"] for entry in entries if entry.get("filter") not in (None, "*")]
+  return own + [word for entry in entries for word in filters(entry["value"])]
+
+
 def check_setting(setting: Any, where: str) -> None:
   """Raises ValueError where a parameter is no number, truth value or word, no gradient of them, and no filters."""
   scalar = (bool, int, float, str)

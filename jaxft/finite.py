@@ -1,4 +1,4 @@
-"""No metric of numbers that are not finite: NaN sorts, compares and ranks somewhere, and gives a plausible value."""
+"""Nothing is computed of numbers that are not finite: NaN sorts, compares and ranks somewhere, plausible in the end."""
 
 from typing import Any
 

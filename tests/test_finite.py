@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxft.evaluation import calibration, continual, correlation, multiple_choice, probe, retrieval, stages, uncertainty
 from jaxft.evaluation.embed import embed_texts
-from jaxft.evaluation.finite import require_finite
 from jaxft.evaluation.perplexity import bits_per_byte, perplexity
 from jaxft.evaluation.scoring import score_choices
+from jaxft.finite import require_finite
 from jaxft.losses import Mean
 
 ROWS = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], np.float32)
