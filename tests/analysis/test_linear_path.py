@@ -90,7 +90,7 @@ def test_errors():
     soup_ensemble_gap(logits, near(0, 0.1), near(1, 0.1), X, Y, t=1.5)
   with pytest.raises(ValueError, match=r"step must lie in \(0, inf\); got 0"):
     soup_ensemble_gap(logits, near(0, 0.1), near(1, 0.1), X, Y, step=0)
-  with pytest.raises(ValueError, match="at least 2 values at ts from 0 to 1"):
+  with pytest.raises(ValueError, match="at least 2 values at ts that rise from 0 to 1"):
     barrier(np.array([1.0]))
   with pytest.raises(ValueError, match="must have the same leaves"):
     linear_path(lambda p: 0.0, {"x": jnp.ones(2)}, {"x": jnp.ones(3)})
