@@ -14,6 +14,7 @@ from jaxft.models import decoder
 from jaxft.models.cache import Cache
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Edits
+from jaxft.signatures import AnyArray
 
 UNREACHED = -1e9  # of a beam that does not exist: finite, so that sums and quotients stay finite
 
@@ -53,11 +54,11 @@ class _Search(NamedTuple):
 def beam_search(
     params: dict[str, Any],
     config: DecoderConfig,
-    prompt: Int[Array, "batch time"],
+    prompt: Int[AnyArray, "batch time"],
     *,
     beams: int,
     max_new_tokens: int,
-    mask: Shaped[Array, "batch time"] | None = None,
+    mask: Shaped[AnyArray, "batch time"] | None = None,
     length_penalty: float = 1.0,
     stop: Sequence[int] | None = None,
     dtype: Any = jnp.float32,

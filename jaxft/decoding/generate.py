@@ -13,6 +13,7 @@ from jaxft.decoding.prompts import checked_prompt, prompt_length
 from jaxft.models import decoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Edits
+from jaxft.signatures import AnyArray
 
 
 class Generated(NamedTuple):
@@ -33,11 +34,11 @@ class Generated(NamedTuple):
 def generate(
     params: dict[str, Any],
     config: DecoderConfig,
-    prompt: Int[Array, "batch time"],
+    prompt: Int[AnyArray, "batch time"],
     key: Key[Array, ""],
     *,
     max_new_tokens: int,
-    mask: Shaped[Array, "batch time"] | None = None,
+    mask: Shaped[AnyArray, "batch time"] | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
