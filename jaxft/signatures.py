@@ -26,11 +26,13 @@ def check_arrays(function: F) -> F:
 
   Axes of one name have one size throughout a call, and none is empty. A parameter that is not annotated as an array is
   left to the function, and so is an argument of another type that the annotation allows (`float | Float[Array, ""]`).
-  Only shapes and dtypes are read: under `jax.jit` the check costs nothing after tracing.
+  Only shapes and dtypes are read, and of NumPy's 64-bit integers their range, as JAX would wrap what int32 does not
+  hold: under `jax.jit` the check costs nothing after tracing.
 
   Raises (the function that it gives):
     TypeError: an argument is no array, or not one of the kind of numbers that it is annotated with.
-    ValueError: it has another number of axes, an empty one, or one of another size than an earlier argument's.
+    ValueError: it has another number of axes, an empty one, or one of another size than an earlier argument's; or an
+      integer does not fit JAX's.
   """
   signature = inspect.signature(function)
   wanted = {name: _wanted(parameter) for name, parameter in signature.parameters.items()}
@@ -49,6 +51,18 @@ def check_arrays(function: F) -> F:
     return function(*args, **kwargs)
 
   return typing.cast(F, checked)
+
+
+def check_integers(name: str, x: Any) -> None:
+  """Raises ValueError where NumPy's integers do not fit the type that JAX gives them, int32 unless 64 bits are enabled.
+
+  JAX wraps them without a word: 2**32 + 1 becomes 1, another token, label or grade. Other arrays pass.
+  """
+  if not isinstance(x, (np.ndarray, np.generic)) or x.dtype.kind not in "iu" or not x.size:
+    return
+  taken = jax.dtypes.canonicalize_dtype(x.dtype)
+  if taken != x.dtype and not (np.iinfo(taken).min <= x.min() and x.max() <= np.iinfo(taken).max):
+    raise ValueError(f"{name} must hold integers that fit {taken}; got {x.min()} to {x.max()}")
 
 
 class _Axis(NamedTuple):
@@ -111,6 +125,7 @@ def _check(name: str, value: Any, wanted: _Wanted, sizes: dict[str, tuple[Any, s
     raise ValueError(f"{name} must be {wanted}; got {got}")
   if 0 in shape:
     raise ValueError(f"{name} must be {wanted}, no axis of it empty; got {got}")
+  check_integers(name, value)
   if several is not None:
     stop = several + len(shape) - fixed
     shape = (*shape[:several], shape[several:stop], *shape[stop:])

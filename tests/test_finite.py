@@ -45,7 +45,7 @@ METRICS = {
         dict(features=ROWS, test_features=ROWS),
         dict(labels=LABELS, test_labels=LABELS, key=jax.random.key(0), shots=1)),
     retrieval.retrieval_metrics: (dict(scores=ROWS, relevance=SCORES), dict(ks=(1,))),
-    retrieval.ranking_metrics: (dict(ranked=SCORES, ideal=SCORES), dict(relevant=LABELS, ks=(1,))),
+    retrieval.ranking_metrics: (dict(ranked=SCORES, ideal=SCORES), dict(relevant=np.full(3, 2), ks=(1,))),
     retrieval.streaming_top_k: (dict(queries=ROWS, corpus=ROWS), dict(k=1, chunk=2)),
     retrieval.judged_relevance: (dict(grades=SCORES), dict(retrieved=LABELS[:, None], judged=SCORES.astype(np.int32))),
     stages.overall_performance: (dict(scores=SQUARE), {}),
@@ -116,6 +116,10 @@ def test_what_does_not_count_may_be_anything():
 def test_the_count_of_a_perplexity_must_be_positive():
   with pytest.raises(ValueError, match="count must be > 0: nothing was counted; got 0"):
     perplexity(1.0, 0)
+  # Counts of a large corpus, as Python's integers, are more than int32 holds.
+  assert float(perplexity(6e9, 3_000_000_000)) == pytest.approx(np.exp(2))
+  assert float(bits_per_byte(7, 2**40)) == pytest.approx(7 / (2**40 * np.log(2)))
+  assert float(perplexity(jnp.float32(6e9), 3_000_000_000)) == pytest.approx(np.exp(2), rel=1e-6)
 
 
 def test_vectors_and_token_values_are_held_to_it():
@@ -131,6 +135,15 @@ def test_vectors_and_token_values_are_held_to_it():
   assert score_choices(values, [([7, 1], [2, 3])], max_length=8)["log_probs"] == [-2]  # of the context nothing counts
   with pytest.raises(ValueError, match=r"token_values\['log_probs'\] must be finite; got 1 of "):
     score_choices(values, [([1], [2, 7])], max_length=8)
+
+
+def test_scored_tokens_are_ids_and_their_values_aligned():
+  values = lambda tokens, mask: np.zeros((len(tokens), 3))
+  with pytest.raises(ValueError, match=r"token_values must be aligned with the tokens, \[32, 8\]; got \[32, 3\]"):
+    score_choices(values, [([1], [2])], max_length=8)
+  for token in (-1, 1.7, 2**32 + 1):
+    with pytest.raises(ValueError, match="pair 1 must hold token ids, integers >= 0 that fit int32; got "):
+      score_choices(values, [([1], [2]), ([1], [token])], max_length=8)
 
 
 def test_the_command_s_perplexity_is_not_of_nan():

@@ -35,6 +35,7 @@ from experiments.tasks.sentiment_rating import (
   objective,
   with_head,
 )
+from jaxft.evaluation import pearson
 from jaxft.evaluation.uncertainty import paired_test
 from jaxft.formats import load
 from jaxft.merging import average, greedy_soup
@@ -75,7 +76,7 @@ ENSEMBLE, GREEDY_ENSEMBLE = "ensemble", "greedy ensemble"
 
 def correlation(predicted: np.ndarray, data: Sentences) -> float:
   """Pearson's r; 0 for a constant."""
-  return float(np.corrcoef(predicted, data.ratings)[0, 1]) if np.std(predicted) else 0.0
+  return float(pearson(predicted, data.ratings))
 
 
 def trained(tree: Any) -> Any:

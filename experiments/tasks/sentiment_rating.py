@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from jaxft.adapters import Adapter
 from jaxft.data import source
 from jaxft.data.tokenization import tokenize_texts
+from jaxft.evaluation import pearson
 from jaxft.formats import Pretrained
 from jaxft.losses import Mean
 from jaxft.models import encoder
@@ -163,7 +164,4 @@ class Scorer:
     return SCALE * np.concatenate(out)
 
   def __call__(self, params: dict[str, Any], data: Sentences) -> float:
-    predicted = self.predictions(params, data)
-    if np.std(predicted) == 0:  # the head before training
-      return 0.0
-    return float(np.corrcoef(predicted, data.ratings)[0, 1])
+    return float(pearson(self.predictions(params, data), data.ratings))  # 0 for the head before training

@@ -35,7 +35,7 @@ from jaxft.analysis import damping, dropout_consistency, layer_drift, normalize_
 from jaxft.choices import layer_ranges, tree_search
 from jaxft.data import source
 from jaxft.data.tokenization import tokenize_texts
-from jaxft.evaluation import PairedTest, paired_test
+from jaxft.evaluation import PairedTest, paired_test, pearson
 from jaxft.evaluation.probe import Logistic, fit_logistic
 from jaxft.formats import Pretrained, load
 from jaxft.losses import Mean, l2_to_reference, normalize
@@ -168,7 +168,7 @@ class Judge:
   def __call__(self, params: Any, texts: Texts) -> Scores:
     rated, *pairs, probed = self._parts(params, texts)
     predicted = rated @ np.asarray(params["head"]["kernel"])[:, 0]
-    r = float(np.corrcoef(predicted, texts.ratings)[0, 1]) if np.std(predicted) else 0.0
+    r = float(pearson(predicted, texts.ratings))
 
     retrieval = lambda queries, documents: rank_own(cosines(queries, documents))["ndcg"]
     right = np.argmax(self._probe.logits(probed), axis=-1) == texts.domains

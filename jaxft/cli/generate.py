@@ -53,7 +53,8 @@ def generate(options: Generate) -> list[dict[str, Any]]:
   """One dict a prompt: `prompt`, `text`, `tokens` and their `log_probs`.
 
   Raises:
-    ValueError: an option is out of its range, the model is no decoder, or a chat is asked of one without a template.
+    ValueError: an option is out of its range, the model is no decoder or gives scores that are not finite, or a chat is
+      asked of one without a template.
   """
   import jax
 
@@ -74,6 +75,8 @@ def generate(options: Generate) -> list[dict[str, Any]]:
   answers = []
   for prompt, tokens, kept, log_probs in zip(options.prompts, *jax.device_get(out), strict=True):
     tokens, log_probs = tokens[kept].tolist(), log_probs[kept].tolist()
+    if -1 in tokens:
+      raise ValueError(f"model must give finite scores; {options.model} gave others after the prompt {prompt[-40:]!r}")
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     answers.append({"prompt": prompt, "text": text, "tokens": tokens, "log_probs": log_probs})
   return answers

@@ -53,11 +53,14 @@ def render_with_spans(messages: Sequence[Mapping[str, Any]], template: str, **va
   generation starts. It ends after the end-of-turn mark, without the white space that follows: there generation stops.
 
   Raises:
-    ValueError: the template renders an earlier message differently once later ones follow, so that no span is sure; or
-      it has no such start or end: it ignores `add_generation_prompt` and prints a header that the assistant would learn
-      to write, or it closes the turn with nothing of its own (the next turn's mark does, or one that is printed later),
-      so that the assistant would never learn to stop.
+    ValueError: a message has no role or, without `tool_calls`, no content, or its role is "assistant" but for case and
+      spaces, so that its turn would not be learnt; the template renders an earlier message differently once later ones
+      follow, so that no span is sure; or it has no such start or end: it ignores `add_generation_prompt` and prints a
+      header that the assistant would learn to write, or it closes the turn with nothing of its own (the next turn's
+      mark does, or one that is printed later), so that the assistant would never learn to stop.
   """
+  for i, message in enumerate(messages):
+    _check_message(i, message)
   text = render_chat(messages, template, **variables)
   spans = []
   for i, message in enumerate(messages):
@@ -72,6 +75,15 @@ def render_with_spans(messages: Sequence[Mapping[str, Any]], template: str, **va
       _check_turn(messages[:i], before, template, variables)
       spans.append((len(before), len(upto.rstrip())))
   return Rendered(text, tuple(spans))
+
+
+def _check_message(i: int, message: Mapping[str, Any]) -> None:
+  """Refuses what a template prints as `None` or as nothing, or what it takes for no turn of the assistant."""
+  role = message.get("role")
+  if not isinstance(role, str) or role != "assistant" and role.strip().lower() == "assistant":
+    raise ValueError(f"messages[{i}] must have a role such as 'user' or 'assistant'; got {role!r}")
+  if message.get("content") is None and not message.get("tool_calls"):
+    raise ValueError(f"messages[{i}] must have content (or tool_calls); got None, which templates print as a word")
 
 
 def _check_turn(

@@ -16,7 +16,8 @@ def collate(records: Sequence[Any]) -> Any:
     records: trees of one structure, of arrays of one shape per leaf, numbers or str.
 
   Raises:
-    ValueError: records differ in structure or a leaf in shape, or an integer does not fit int32 (the leaf is named).
+    ValueError: records differ in structure, or a leaf (it is named) in shape or kind: text, booleans or numbers; or a
+      number does not fit int32 or float32.
   """
   structures = {jax.tree.structure(record) for record in records}
   if len(structures) != 1:
@@ -29,8 +30,16 @@ def collate(records: Sequence[Any]) -> Any:
   return jax.tree.unflatten(structures.pop(), stacked)
 
 
+def _kind(value: Any) -> str:
+  if isinstance(value, str | bytes):
+    return "text"
+  return "booleans" if np.asarray(value).dtype == bool else "numbers"
+
+
 def _stack(name: str, column: Sequence[Any]) -> np.ndarray:
-  if isinstance(column[0], str | bytes):
+  if len(kinds := {_kind(value) for value in column}) > 1:
+    raise ValueError(f"{name}: records of a batch must have one kind of value; got {' and '.join(sorted(kinds))}")
+  if kinds == {"text"}:
     out = np.empty(len(column), object)
     out[:] = column
     return out
@@ -42,6 +51,8 @@ def _stack(name: str, column: Sequence[Any]) -> np.ndarray:
     )
   array = np.stack(arrays)
   if array.dtype == np.float64:
+    if (too_large := np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max)).any():
+      raise ValueError(f"{name}: numbers must fit float32; got {array[too_large][0]}")
     return array.astype(np.float32)
   if array.dtype in (np.int64, np.uint64):
     if array.size and (array.max() > np.iinfo(np.int32).max or array.min() < np.iinfo(np.int32).min):

@@ -21,11 +21,14 @@ def retrieve_demonstrations(
       that the demonstrations of a query differ. None takes them all.
 
   Raises:
-    ValueError: the dims differ, or the bank holds fewer than n examples (labels, where given).
+    ValueError: the dims differ, a vector is zero or not finite, and so has no direction, or the bank holds fewer than n
+      examples (labels, where given).
+
+  Computed in float64, whatever the lengths.
 
   Source: Liu et al. 2021 (arXiv 2101.06804).
   """
-  queries, bank = np.asarray(queries, np.float32), np.asarray(bank, np.float32)
+  queries, bank = np.asarray(queries, np.float64), np.asarray(bank, np.float64)
   if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
     raise ValueError(f"queries and bank must be two matrices of one width; got shapes {queries.shape} and {bank.shape}")
   labels = np.arange(len(bank)) if distinct is None else np.asarray(distinct)
@@ -33,7 +36,16 @@ def retrieve_demonstrations(
     raise ValueError(f"distinct must hold one label for each of {len(bank)} examples; got shape {labels.shape}")
   if not 1 <= n <= len(np.unique(labels)):
     raise ValueError(f"n must lie in [1, {len(np.unique(labels))}], the bank's examples; got {n}")
-  unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-  order = np.argsort(-(unit(queries) @ unit(bank).T), axis=1, kind="stable")
+  order = np.argsort(-(_unit("queries", queries) @ _unit("bank", bank).T), axis=1, kind="stable")
   first = lambda row: np.sort(np.unique(labels[row], return_index=True)[1])[:n]  # where each label comes first
   return np.stack([row[first(row)] for row in order])
+
+
+def _unit(name: str, x: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
+  largest = np.abs(x).max(axis=1, keepdims=True)
+  if not (good := np.isfinite(largest) & (largest > 0)).all():  # a largest of NaN where one is NaN
+    row = int(good.argmin())
+    got = largest[row, 0]
+    raise ValueError(f"{name} must be finite vectors other than zero; got a largest entry of {got} in row {row}")
+  x = x / largest
+  return x / np.linalg.norm(x, axis=1, keepdims=True)

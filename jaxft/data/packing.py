@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.checks import one_of
+from jaxft.data.tokenization import token_ids
 
 _PACKERS = {
   "first_fit": grain.experimental.FirstFitPackIterDataset,
@@ -33,12 +34,13 @@ def pack(
     seed: of the order in which a group of full rows comes out.
 
   Returns:
-    Dicts of int32 (or the key's dtype) arrays [length]: the keys, `segment_ids` (1, 2, ...; 0 for padding) and
-    `positions` (from 0 in each segment). In `loss_mask` the first token of each segment is 0: nothing before it in
-    its own sequence predicts it.
+    Dicts of int32 (or the key's dtype) arrays [length]: the keys, `segment_ids` (1, 2, ...; 0 for padding; an empty
+    sequence uses one up) and `positions` (from 0 in each segment). In `loss_mask` the first token of each segment is 0:
+    nothing before it in its own sequence predicts it.
 
   Raises:
-    ValueError: arguments are out of range; or, while iterating, a sequence is longer than a row.
+    ValueError: arguments are out of range; or, while iterating, a sequence is longer than a row or holds an id that is
+      none.
   """
   one_of("algorithm", algorithm, _PACKERS)
   if length < 1 or bins < 1:
@@ -50,6 +52,7 @@ def pack(
     sizes = {key: len(example[key]) for key in keys}
     if len(set(sizes.values())) > 1 or sizes["ids"] > length:
       raise ValueError(f"a sequence to pack must have one length of at most {length} under all keys; got {sizes}")
+    token_ids("ids", example["ids"])
     return {key: np.asarray(example[key]) for key in keys}
 
   def name(row):
@@ -89,11 +92,17 @@ def pack_texts(
     `ids` (0 at padding) and `segment_ids` (text i is segment start + i + 1; 0 at padding), int32.
 
   Raises:
-    ValueError: a text is empty or longer than a row, or the rows do not suffice.
+    ValueError: a text is empty, longer than a row or holds what is no token id, the rows do not suffice, or multiple or
+      start is out of range.
   """
+  if multiple < 1:
+    raise ValueError(f"multiple must be at least 1; got {multiple}")
+  if not 0 <= start <= np.iinfo(np.int32).max - len(texts):  # segment 0 is padding
+    raise ValueError(f"start must be at least 0, and start + {len(texts)} texts fit int32; got {start}")
   sizes = [len(text) for text in texts]
   if not sizes or min(sizes) < 1 or max(sizes) > length:
     raise ValueError(f"texts must have 1 to {length} tokens each (length={length}); got {sorted(set(sizes))}")
+  checked = [token_ids(f"texts[{i}]", text) for i, text in enumerate(texts)]
   filled: list[list[int]] = []
   with_room: list[list[int]] = [[] for _ in range(length + 1)]  # numbers of rows, by how many tokens still fit
   for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -113,6 +122,6 @@ def pack_texts(
     at = 0
     for i in members:
       here = slice(at, at + sizes[i])
-      ids[row, here], segment_ids[row, here] = texts[i], start + i + 1
+      ids[row, here], segment_ids[row, here] = checked[i], start + i + 1
       at += sizes[i]
   return {"ids": ids, "segment_ids": segment_ids}

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.data.collate import collate as stack
+from jaxft.signatures import check_integers
 
 Record = dict[str, Any]
 ONE_PROCESS = grain.sharding.ShardOptions(shard_index=0, shard_count=1)
@@ -242,7 +243,8 @@ def to_global(batch: Any, sharding: jax.sharding.Sharding) -> Any:
     The tree of `jax.Array` [global batch, ...], process p's rows before those of p + 1.
 
   Raises:
-    ValueError: a leaf is no number (its path is named), or its global batch does not divide among the devices.
+    ValueError: a leaf is no number (its path is named) or an integer that int32 does not hold, or its global batch does
+      not divide among the devices.
   """
 
   def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
@@ -250,6 +252,7 @@ def to_global(batch: Any, sharding: jax.sharding.Sharding) -> Any:
     leaf = np.asarray(leaf)
     if leaf.dtype.kind in "OUSV" and leaf.dtype.name not in ("bfloat16",):
       raise ValueError(f"{name}: only numbers go to devices; got {leaf.dtype} (drop it from the batch first)")
+    check_integers(name, leaf)
     shape = (leaf.shape[0] * jax.process_count(), *leaf.shape[1:]) if leaf.ndim else ()
     try:
       sharding.shard_shape(shape)

@@ -11,7 +11,8 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.n
   """Clusters of texts that say nearly the same: linked where their sets of words overlap.
 
   Two texts are linked where `|A & B| / |A | B| >= threshold`, with A and B their lower-case words (runs of letters or
-  digits), and a cluster is what links connect. Compares all pairs: for thousands of texts, not for millions.
+  digits), and a cluster is what links connect; texts without a word are one cluster, as empty sets are equal. Compares
+  all pairs: for thousands of texts, not for millions.
 
   Args:
     texts: any strings.
@@ -21,8 +22,11 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.n
     The number of each text's cluster, counted from 0 in the order of first texts.
 
   Raises:
+    TypeError: texts is one str.
     ValueError: threshold outside (0, 1].
   """
+  if isinstance(texts, str):
+    raise TypeError(f"texts must be a sequence of str, whose characters would be texts; got the str {texts[:40]!r}")
   if not 0 < threshold <= 1:
     raise ValueError(f"threshold must lie in (0, 1]; got {threshold}")
   words = [_words(text) for text in texts]
@@ -75,7 +79,7 @@ def per_group_split(
   """
   if len(groups) != len(clusters):
     raise ValueError(f"groups and clusters must have one length; got {len(groups)} and {len(clusters)}")
-  if not sizes or min(sizes.values()) < 0 or sum(sizes.values()) > 1 + 1e-9:
+  if not sizes or not all(size >= 0 for size in sizes.values()) or not sum(sizes.values()) <= 1 + 1e-9:
     raise ValueError(f"sizes must be shares >= 0 that sum to at most 1; got {dict(sizes)}")
   if by not in ("random", "order"):
     raise ValueError(f"by must be random or order; got {by!r}")

@@ -104,6 +104,9 @@ def tokenize_spans(
 ) -> Tokens:
   """Texts as they are (no special tokens added), the loss on the tokens that start within given character spans.
 
+  A token that starts before a span is not learnt, even where it reaches into it: byte-level tokenizers join a word
+  with the space before it, so give the span with that space.
+
   Args:
     texts: the batch, with all special tokens written out, as chat templates give it. A long text loses its end.
     spans: of each text the (start, end) in characters that are to be learned, as `jaxft.data.render_chat` gives them.
@@ -159,6 +162,8 @@ def _leading(tokenizer: Tokenizer) -> list[int]:
 
 
 def _texts(texts: Sequence[str]) -> list[str]:
+  if isinstance(texts, str):
+    raise TypeError(f"texts must be a sequence of str, whose characters would be texts; got the str {texts[:40]!r}")
   texts = list(texts)
   if not texts:
     raise ValueError("texts must hold at least one; got an empty batch")
@@ -185,6 +190,19 @@ def _token(name: str, token: int) -> int:
   if token < 0:
     raise ValueError(f"{name} must be a token id, at least 0; got {token}")
   return token
+
+
+def token_ids(name: str, row: Any) -> Int[np.ndarray, " tokens"]:
+  """A sequence of token ids as int32; ValueError where an entry is no integer from 0 to int32's end.
+
+  NumPy would cut 1.7 to 1 and wrap 2**32 + 1 to 1 where the row is written into an array of int32.
+  """
+  ids = np.asarray(row)
+  if ids.ndim != 1 or ids.size and (
+      ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
+    shown = np.array2string(ids, threshold=8)
+    raise ValueError(f"{name} must hold token ids, integers >= 0 that fit int32; got {shown}")
+  return ids.astype(np.int32)
 
 
 def _fitting(rows: Sequence[Sequence[int]], lengths: Lengths) -> int:

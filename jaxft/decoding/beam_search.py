@@ -1,5 +1,6 @@
 """Beam search on the decoder's cache: the likeliest continuations that a search of fixed width finds."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jaxft.models import decoder
 from jaxft.models.cache import Cache
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Edits
+from jaxft.signatures import AnyArray
 
 UNREACHED = -1e9  # of a beam that does not exist: finite, so that sums and quotients stay finite
 
@@ -23,7 +25,8 @@ class Beams(NamedTuple):
   Attributes:
     tokens: the new tokens of each beam, its stop token included; the pad id after it.
     mask: True at the tokens of the beam.
-    scores: `log p / length ** length_penalty`; -inf where there are fewer beams than asked for.
+    scores: `log p / length ** length_penalty`; -inf where there are fewer beams than asked for; NaN in a row where the
+      model gave a running beam no distribution (NaN from a broken checkpoint, say), whose search ends there.
   """
 
   tokens: Int[Array, "batch beams max_new_tokens"]
@@ -44,17 +47,18 @@ class _Search(NamedTuple):
   running: _Found  # scores are plain sums of log-probabilities
   finished: _Found  # scores carry the length penalty
   going: Bool[Array, " batch"]  # False once no running beam of the row can enter the finished ones
+  broken: Bool[Array, " batch"]  # True once the logits of a running beam were no distribution
   cache: Cache
 
 
 def beam_search(
     params: dict[str, Any],
     config: DecoderConfig,
-    prompt: Int[Array, "batch time"],
+    prompt: Int[AnyArray, "batch time"],
     *,
     beams: int,
     max_new_tokens: int,
-    mask: Shaped[Array, "batch time"] | None = None,
+    mask: Shaped[AnyArray, "batch time"] | None = None,
     length_penalty: float = 1.0,
     stop: Sequence[int] | None = None,
     dtype: Any = jnp.float32,
@@ -80,7 +84,7 @@ def beam_search(
     edits, prompt_edits: as of `jaxft.decoding.generate`.
 
   Raises:
-    ValueError: beams below 1, or a prompt that `generate` refuses.
+    ValueError: beams below 1, a length_penalty that is not finite, or a prompt that `generate` refuses.
 
   The rules are those of transformers' `generate(num_beams=beams, num_return_sequences=beams, early_stopping=False)`,
   which this is tested against. With a length penalty above 0 the rule for a row's end is a heuristic: a longer beam
@@ -88,6 +92,8 @@ def beam_search(
   """
   if beams < 1:
     raise ValueError(f"beams must be at least 1; got {beams}")
+  if not math.isfinite(length_penalty):
+    raise ValueError(f"length_penalty must be finite; got {length_penalty}")
   edits = {} if edits is None else edits
   prompt_edits = edits if prompt_edits is None else prompt_edits
   mask, stop = checked_prompt(
@@ -109,6 +115,7 @@ def _beam_search(
   def extend(search: _Search, logits: Float[Array, "batch beams vocab"]) -> tuple[_Search, Int[Array, "batch beams"]]:
     """One step of the search, and the beam that each of the new running beams continues."""
     sums = search.running.scores[..., None] + jax.nn.log_softmax(logits)
+    broken = search.broken | jnp.isnan(sums).any((1, 2)) & search.going
     vocab = sums.shape[-1]
     sums, flat = jax.lax.top_k(sums.reshape(batch, -1), min(beams * (1 + max(1, len(stop))), beams * vocab))
     parents, tokens = flat // vocab, flat % vocab
@@ -125,8 +132,9 @@ def _beam_search(
 
     onward, chosen = jax.lax.top_k(jnp.where(ends, sums + UNREACHED, sums), beams)
     running = _take(new, chosen)._replace(scores=onward)
-    going = search.going & (onward[:, 0] / length**length_penalty > finished.scores[:, -1])
-    return search._replace(step=length, running=running, finished=finished, going=going), _gather(parents, chosen)
+    going = search.going & ~broken & (onward[:, 0] / length**length_penalty > finished.scores[:, -1])
+    search = search._replace(step=length, running=running, finished=finished, going=going, broken=broken)
+    return search, _gather(parents, chosen)
 
   def one_more(search: _Search) -> _Search:
     token = search.running.tokens[:, :, search.step - 1].reshape(-1, 1)
@@ -146,12 +154,14 @@ def _beam_search(
   first = jnp.where(jnp.arange(beams) == 0, 0.0, UNREACHED) * jnp.ones((batch, 1))
   search = _Search(
       jnp.zeros((), jnp.int32), empty(first), empty(jnp.full((batch, beams), UNREACHED)), jnp.ones(batch, bool),
+      jnp.zeros(batch, bool),
       _rows(cache, jnp.repeat(jnp.arange(batch), beams)))
   search, _ = extend(search, jnp.broadcast_to(logits[:, None], (batch, beams, logits.shape[-1])))
   search = jax.lax.while_loop(lambda s: (s.step < max_new_tokens) & s.going.any(), one_more, search)
   tokens, lengths, scores = search.finished
   real = jnp.arange(max_new_tokens) < lengths[..., None]
-  return Beams(jnp.where(real, tokens, pad), real, jnp.where(scores > UNREACHED / 2, scores, -jnp.inf))
+  scores = jnp.where(scores > UNREACHED / 2, scores, -jnp.inf)
+  return Beams(jnp.where(real, tokens, pad), real, jnp.where(search.broken[:, None], jnp.nan, scores))
 
 
 def _gather(x: Array, index: Int[Array, "batch k"]) -> Array:

@@ -13,15 +13,17 @@ from jaxft.decoding.prompts import checked_prompt, prompt_length
 from jaxft.models import decoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Edits
+from jaxft.signatures import AnyArray
 
 
 class Generated(NamedTuple):
   """What `generate` returns.
 
   Attributes:
-    tokens: the new tokens, without the prompt; the pad id after a row's end.
-    mask: True at the tokens of the row, its stop token included.
-    log_probs: of each token under the model itself, before temperature and filters; 0 after the end.
+    tokens: the new tokens, without the prompt; the pad id after a row's end. A row whose logits are no distribution
+      (NaN from a broken checkpoint, say) ends with -1, which is no token.
+    mask: True at the tokens of the row, its stop token or -1 included.
+    log_probs: of each token under the model itself, before temperature and filters; NaN at -1; 0 after the end.
   """
 
   tokens: Int[Array, "batch max_new_tokens"]
@@ -32,11 +34,11 @@ class Generated(NamedTuple):
 def generate(
     params: dict[str, Any],
     config: DecoderConfig,
-    prompt: Int[Array, "batch time"],
+    prompt: Int[AnyArray, "batch time"],
     key: Key[Array, ""],
     *,
     max_new_tokens: int,
-    mask: Shaped[Array, "batch time"] | None = None,
+    mask: Shaped[AnyArray, "batch time"] | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -64,9 +66,11 @@ def generate(
     prompt_edits: edits of the prompt's pass in place of `edits`: what has a time axis, such as a soft prompt.
 
   Raises:
-    ValueError: max_new_tokens below 1; a mask of another shape; a row without a real token; a real token or a stop
-      token outside the vocabulary; prompt and new tokens that reach beyond `config.max_length`.
+    ValueError: a temperature, top_k, top_p or min_p out of range; max_new_tokens below 1; a mask of another shape; a
+      row without a real token; a real token or a stop token outside the vocabulary; prompt and new tokens that reach
+      beyond `config.max_length`.
   """
+  sampling.check_limits(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
   edits = {} if edits is None else edits
   prompt_edits = edits if prompt_edits is None else prompt_edits
   mask, stop = checked_prompt(
@@ -94,6 +98,7 @@ def _generate(
     logits = decoder.logits(params, config, hidden)
     token = sampling.sample(jax.random.fold_in(key, step), logits, temperature=temperature, filters=filters)
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
+    log_probs = jnp.where(token < 0, jnp.nan, log_probs)
     return jnp.where(done, pad, token), jnp.where(done, 0.0, log_probs)
 
   def put(out, step, token, log_prob, done):
@@ -101,7 +106,7 @@ def _generate(
     return Generated(column(out.tokens, token), column(out.mask, ~done), column(out.log_probs, log_prob))
 
   def stopped(token):
-    return jnp.isin(token, jnp.array(stop, jnp.int32))
+    return jnp.isin(token, jnp.array(stop, jnp.int32)) | (token < 0)
 
   def one_more(state):
     step, token, done, cache, out = state

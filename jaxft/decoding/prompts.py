@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int, Shaped
 from jaxft.models.bounds import check_range, values_of
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Edits, Tap
+from jaxft.signatures import AnyArray
 
 
 class Prompt(NamedTuple):
@@ -25,7 +26,7 @@ class Prompt(NamedTuple):
 
 
 def checked_prompt(
-    config: DecoderConfig, prompt: Int[Array, "batch time"], mask: Shaped[Array, "batch time"] | None,
+    config: DecoderConfig, prompt: Int[AnyArray, "batch time"], mask: Shaped[AnyArray, "batch time"] | None,
     stop: Sequence[int] | None, *, max_new_tokens: int, edits: Edits, dtype: Any,
 ) -> Prompt:
   """The mask and the stop tokens of a prompt that the model can continue.

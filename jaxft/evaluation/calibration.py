@@ -9,12 +9,15 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.checks import one_of
+from jaxft.evaluation.ranges import require_labels, require_range
 from jaxft.finite import or_nan, require_finite
-from jaxft.signatures import AnyArray
+from jaxft.models.bounds import values_of
+from jaxft.signatures import AnyArray, check_arrays
 
 Scheme = Literal["uniform", "mass"]
 
 
+@check_arrays
 def calibration_error(
     probs: Float[AnyArray, "items classes"],
     labels: Int[AnyArray, " items"],
@@ -34,14 +37,15 @@ def calibration_error(
     bins: number of bins.
     norm: 1 or `math.inf`.
     scheme: "uniform" bins of equal width, (low, high] with 0 in the first; "mass" bins of equal size, by rank
-      (adaptive ECE).
+      (adaptive ECE); there equal confidences rank by row, so that the order of the rows can move them between bins.
     where: items that count.
 
   Returns:
-    The error in [0, 1]; 0 for no items.
+    The error in [0, 1]; 0 where no item counts.
 
   Raises:
-    ValueError: bins < 1, another norm, an unknown scheme, or a probability that counts and is not finite.
+    ValueError: bins < 1, another norm, an unknown scheme, shapes that differ; or, of what counts, a probability that is
+      not in [0, 1] or a label that is no class. Under `jax.jit`, where numbers are not known, the error is NaN then.
 
   Example:
     >>> probs, labels = jnp.array([[0.75, 0.25], [0.75, 0.25]]), jnp.array([0, 1])
@@ -50,12 +54,13 @@ def calibration_error(
 
   Source: Guo et al. 2017 (arXiv 1706.04599); Nixon et al. 2019 (arXiv 1904.01685) for bins of equal mass.
   """
-  fine = require_finite(where, probs=probs)
+  fine = _require_forecasts(probs, labels, where)
   correct = (jnp.argmax(probs, axis=-1) == labels).astype(jnp.float32)
   error = _binned_error(jnp.max(probs, axis=-1), correct, bins=bins, norm=norm, scheme=scheme, where=where)
   return or_nan(fine, error)
 
 
+@check_arrays
 def classwise_calibration_error(
     probs: Float[AnyArray, "items classes"],
     labels: Int[AnyArray, " items"],
@@ -75,10 +80,16 @@ def classwise_calibration_error(
 
   Source: Kull et al. 2019 (arXiv 1910.12656).
   """
-  fine = require_finite(where, probs=probs)
+  fine = _require_forecasts(probs, labels, where)
   one_hot = jax.nn.one_hot(labels, probs.shape[-1])
   error = lambda p, correct: _binned_error(p, correct, bins=bins, norm=1, scheme=scheme, where=where)
   return or_nan(fine, jnp.mean(jax.vmap(error, in_axes=1)(probs, one_hot)))
+
+
+def _require_forecasts(probs, labels, where=None):
+  """Whether what counts are probabilities, to rounding, and classes; see `require_finite`."""
+  fine = require_finite(where, probs=probs) & require_range(0, 1, where, slack=1e-5, probs=probs)
+  return fine & require_labels(probs.shape[-1], where, labels=labels)
 
 
 def _binned_error(confidence, correct, *, bins, norm, scheme, where):
@@ -104,11 +115,13 @@ def _binned_error(confidence, correct, *, bins, norm, scheme, where):
   return jnp.max(gap / jnp.maximum(total(jnp.ones_like(confidence)), 1))
 
 
+@check_arrays
 def brier_score(probs: Float[AnyArray, "items classes"], labels: Int[AnyArray, " items"]) -> Float[Array, " items"]:
   """`sum_k (p_k - [k = label])^2` of each item, in [0, 2].
 
   Raises:
-    ValueError: a probability is not finite.
+    ValueError: shapes that differ, a probability that is not in [0, 1], or a label that is no class; under `jax.jit`
+      the scores are NaN then.
 
   Example:
     >>> brier_score(jnp.array([[0.5, 0.5], [1.0, 0.0]]), jnp.array([0, 0]))
@@ -116,10 +129,11 @@ def brier_score(probs: Float[AnyArray, "items classes"], labels: Int[AnyArray, "
 
   Source: Brier 1950, in its multi-class form (as lm-eval has it, not halved).
   """
-  require_finite(probs=probs)
-  return jnp.sum(jnp.square(probs.astype(jnp.float32) - jax.nn.one_hot(labels, probs.shape[-1])), axis=-1)
+  fine = _require_forecasts(probs, labels)
+  return or_nan(fine, jnp.sum(jnp.square(probs.astype(jnp.float32) - jax.nn.one_hot(labels, probs.shape[-1])), axis=-1))
 
 
+@check_arrays
 def fit_temperature(
     logits: Float[AnyArray, "items classes"],
     labels: Int[AnyArray, " items"],
@@ -141,7 +155,9 @@ def fit_temperature(
     where: items that count.
 
   Raises:
-    ValueError: not 0 < low < high, or a logit that counts and is not finite.
+    ValueError: not 0 < low < high, steps < 1, shapes that differ; of what counts, a logit that is not finite or a label
+      that is no class; or no item that counts has logits that differ, so that every temperature does. Under `jax.jit`,
+      where numbers are not known, the temperature is NaN then.
 
   Example:
     >>> logits, labels = jnp.array([[8.0, 0.0]] * 4), jnp.array([0, 0, 0, 1])
@@ -150,12 +166,19 @@ def fit_temperature(
 
   Source: Guo et al. 2017 (arXiv 1706.04599).
   """
-  if not 0 < low < high:
-    raise ValueError(f"low and high must satisfy 0 < low < high; got {low} and {high}")
-  fine = require_finite(where, logits=logits)
+  if not 0 < low < high < math.inf:
+    raise ValueError(f"low and high must satisfy 0 < low < high, finite; got {low} and {high}")
+  if steps < 1:
+    raise ValueError(f"steps must be >= 1; got {steps}")
+  fine = require_finite(where, logits=logits) & require_labels(logits.shape[-1], where, labels=labels)
   logits = logits.astype(jnp.float32)
   where = jnp.ones(labels.shape, bool) if where is None else where
   logits = jnp.where(where[:, None], logits, 0)
+  decided = jnp.any(jnp.max(logits, axis=-1) > jnp.min(logits, axis=-1))
+  if values_of(decided) is None:
+    fine = fine & decided
+  elif not decided:
+    raise ValueError("logits must differ between classes in an item that counts; got none: any temperature fits")
 
   def loss(inverse: Float[AnyArray, ""]) -> Float[Array, ""]:
     return jnp.sum(jnp.where(where, optax.softmax_cross_entropy_with_integer_labels(logits * inverse, labels), 0))

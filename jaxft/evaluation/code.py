@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, check_arrays
 
 
+@check_arrays
 def pass_at_k(
     n: Int[AnyArray, " problems"], c: Int[AnyArray, " problems"], k: int
 ) -> Float[np.ndarray, " problems"]:
@@ -22,7 +23,8 @@ def pass_at_k(
     k: samples that one may try.
 
   Raises:
-    ValueError: k < 1, a problem with fewer than k samples (undefined there), or c outside [0, n].
+    TypeError: n, c or k does not count: they are integers.
+    ValueError: k < 1, a problem with fewer than k samples (undefined there), c outside [0, n], or lengths that differ.
 
   Example:
     >>> pass_at_k(np.array([4, 4]), np.array([1, 0]), k=2)
@@ -30,9 +32,9 @@ def pass_at_k(
 
   Source: Chen et al. 2021 (arXiv 2107.03374).
   """
-  n, c = np.atleast_1d(np.asarray(n)), np.atleast_1d(np.asarray(c))
-  if n.shape != c.shape:
-    raise ValueError(f"n and c must have one shape; got {n.shape} and {c.shape}")
+  n, c = np.asarray(n), np.asarray(c)
+  if not isinstance(k, (int, np.integer)):
+    raise TypeError(f"k must be an integer; got {k!r}")
   if k < 1 or (n < k).any():
     raise ValueError(f"k must lie in [1, n] for every problem; got k = {k}, smallest n = {n.min()}")
   if (c < 0).any() or (c > n).any():
@@ -63,6 +65,7 @@ def exact_match_at_k(
     normalize: applied to both sides before they are compared.
 
   Raises:
+    TypeError: a problem's candidates are one str, whose characters would be taken for candidates.
     ValueError: k < 1, no problem, or lengths that differ.
 
   Example:
@@ -76,5 +79,7 @@ def exact_match_at_k(
   if not len(candidates) or len(candidates) != len(references):
     raise ValueError(
         f"candidates and references must have one length >= 1; got {len(candidates)} and {len(references)}")
+  if (at := next((i for i, ranked in enumerate(candidates) if isinstance(ranked, str)), None)) is not None:
+    raise TypeError(f"candidates must be sequences of str, one for each problem; got {candidates[at]!r} at {at}")
   found = [normalize(ref) in map(normalize, ranked[:k]) for ranked, ref in zip(candidates, references, strict=True)]
   return np.array(found, np.float64)

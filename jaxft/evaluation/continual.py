@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, check_arrays
 
 
 def transfer_metrics(
@@ -53,11 +53,12 @@ def transfer_metrics(
   return out
 
 
+@check_arrays
 def retention(after: Float[AnyArray, " tasks"], before: Float[AnyArray, " tasks"]) -> Float[np.ndarray, " tasks"]:
   """`after / before` for each benchmark: what a fine-tuned model kept of the skills it was not tuned for.
 
   Raises:
-    ValueError: a score before is not > 0, or one is not finite.
+    ValueError: a score before is not > 0, one is not finite, there is none, or the lengths differ.
 
   Example:
     >>> retention(np.array([0.4, 0.9]), np.array([0.5, 0.9]))
@@ -67,11 +68,12 @@ def retention(after: Float[AnyArray, " tasks"], before: Float[AnyArray, " tasks"
   return _ratio("before", np.asarray(after, np.float64), np.asarray(before, np.float64))
 
 
+@check_arrays
 def normalized_accuracy(merged: Float[AnyArray, " tasks"], experts: Float[AnyArray, " tasks"]) -> float:
   """Mean over tasks of merged over expert; report the absolute mean beside it, for the ratio hides weak experts.
 
   Raises:
-    ValueError: an expert's score is not > 0, or one is not finite.
+    ValueError: an expert's score is not > 0, one is not finite, there is none, or the lengths differ.
 
   Example:
     >>> normalized_accuracy(np.array([0.4, 0.9]), np.array([0.8, 0.9]))
@@ -82,8 +84,6 @@ def normalized_accuracy(merged: Float[AnyArray, " tasks"], experts: Float[AnyArr
 
 
 def _ratio(name: str, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-  if numerator.shape != denominator.shape:
-    raise ValueError(f"the two must have one shape; got {numerator.shape} and {denominator.shape}")
   if not (denominator > 0).all():
     raise ValueError(f"{name} must be > 0; got {denominator.tolist()}")
   return numerator / denominator
@@ -95,11 +95,13 @@ def harmonic_mean(a: float, b: float) -> float:
   Published rows of averages are the harmonic mean of the two averages, not the average of harmonic means.
 
   Raises:
-    ValueError: one is not finite.
+    ValueError: one is not finite or negative: the mean of numbers of two signs lies anywhere.
 
   Example:
     >>> round(harmonic_mean(0.8, 0.6), 3)
     0.686
   """
   require_finite(a=a, b=b)
+  if a < 0 or b < 0:
+    raise ValueError(f"a and b must be >= 0; got {a} and {b}")
   return 2 * a * b / (a + b) if a + b else 0.0

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Num
 
-from jaxft.evaluation.finite import require_finite
+from jaxft.finite import require_finite
 
 
 @dataclasses.dataclass(frozen=True)

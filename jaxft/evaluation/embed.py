@@ -41,6 +41,8 @@ def embed_texts(
   Raises:
     ValueError: there is no text, or `embed` gives a vector that is not finite.
   """
+  if isinstance(texts, str):
+    raise TypeError(f"texts must be a sequence of str, whose characters would be texts; got the str {texts[:40]!r}")
   if not texts:
     raise ValueError("texts must hold at least one string; got none")
   encoded = [e.ids for e in _plain(tokenizer).encode_batch(list(texts))]

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
@@ -27,7 +29,7 @@ def perplexity(nll_sum: float | Float[AnyArray, ""], count: float | Num[AnyArray
     8.0
   """
   fine = require_finite(nll_sum=nll_sum, count=count) & _positive(count=count)
-  return or_nan(fine, jnp.exp(jnp.asarray(nll_sum) / jnp.asarray(count)))
+  return or_nan(fine, jnp.exp(_share(nll_sum, count)))
 
 
 def bits_per_byte(nll_sum: float | Float[AnyArray, ""], n_bytes: float | Float[AnyArray, ""]) -> Float[Array, ""]:
@@ -45,12 +47,20 @@ def bits_per_byte(nll_sum: float | Float[AnyArray, ""], n_bytes: float | Float[A
     1.0
   """
   fine = require_finite(nll_sum=nll_sum, n_bytes=n_bytes) & _positive(n_bytes=n_bytes)
-  return or_nan(fine, jnp.asarray(nll_sum) / (jnp.asarray(n_bytes) * math.log(2)))
+  return or_nan(fine, _share(nll_sum, n_bytes) / math.log(2))
+
+
+def _share(total, count):
+  """`total / count`, on the host in float64 for what is no JAX array: counts of a corpus may exceed int32."""
+  if isinstance(total, jax.Array) or isinstance(count, jax.Array):
+    as_float = lambda x: x if isinstance(x, jax.Array) else jnp.asarray(np.float64(x), jnp.float32)
+    return as_float(total) / as_float(count)
+  return jnp.asarray(np.float64(total) / np.float64(count), jnp.float32)
 
 
 def _positive(**numbers):
   (name, x), = numbers.items()
-  positive = jnp.asarray(x) > 0
+  positive = (x if isinstance(x, jax.Array) else np.asarray(x)) > 0
   if isinstance(positive, Tracer):
     return jnp.all(positive)
   if not positive.all():

@@ -1,5 +1,6 @@
 """Linear probes on frozen features: ridge regression with its own choice of penalty, and logistic regression."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxft.evaluation.correlation import pearson, r_squared
+from jaxft.evaluation.ranges import require_labels, require_range
 from jaxft.finite import or_nan, require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, check_arrays
 
 PENALTIES = tuple(10.0**e for e in range(-3, 6))
 
@@ -48,7 +51,7 @@ def fit_ridge(features: np.ndarray, targets: np.ndarray, *, penalties: Sequence[
     penalties: those to choose from; one entry fixes it.
 
   Raises:
-    ValueError: fewer than two items, lengths that differ, values that are not finite, or penalties not > 0.
+    ValueError: fewer than two items, lengths that differ, values that are not finite, or penalties not > 0 and finite.
 
   Computed on the host in float64: a probe is solved once, and the smallest penalties ask for the precision.
 
@@ -66,8 +69,8 @@ def fit_ridge(features: np.ndarray, targets: np.ndarray, *, penalties: Sequence[
         f"{np.shape(features)} and {np.shape(targets)}"
     )
   require_finite(features=x, targets=y)
-  if not penalties or any(not p > 0 for p in penalties):
-    raise ValueError(f"penalties must be > 0, at least one; got {penalties!r}")
+  if not penalties or any(not 0 < p < math.inf for p in penalties):
+    raise ValueError(f"penalties must be > 0 and finite, at least one; got {penalties!r}")
   x_mean, y_mean = x.mean(0), y.mean(0)
   u, s, vt = np.linalg.svd(x - x_mean, full_matrices=False)
   uy = u.T @ (y - y_mean)
@@ -104,7 +107,8 @@ def ridge_probe(
     penalties: see `fit_ridge`.
 
   Raises:
-    ValueError: see `fit_ridge`; targets that are not vectors; or test values that are not finite.
+    ValueError: see `fit_ridge`; targets that are not vectors; no test data, or of other shapes; or test values that
+      are not finite.
 
   Example:
     >>> x = np.arange(8.0)[:, None]
@@ -114,9 +118,13 @@ def ridge_probe(
   """
   if np.ndim(targets) != 1 or np.ndim(test_targets) != 1:
     raise ValueError(f"targets must be vectors; got shapes {np.shape(targets)} and {np.shape(test_targets)}")
+  wanted = (len(test_targets), *np.shape(features)[1:])
+  if not len(test_targets) or np.shape(test_features) != wanted:
+    raise ValueError(f"test_features must be [test items >= 1, features], with test_targets {np.shape(test_targets)} "
+                     f"and features {np.shape(features)}; got {np.shape(test_features)}")
   require_finite(test_features=test_features, test_targets=test_targets)
   ridge = fit_ridge(features, targets, penalties=penalties)
-  predictions, wanted = jnp.asarray(ridge.predict(test_features)[:, 0]), jnp.asarray(np.asarray(test_targets))
+  predictions, wanted = ridge.predict(test_features)[:, 0], np.asarray(test_targets)
   return RidgeScore(
       float(r_squared(predictions, wanted)), float(pearson(predictions, wanted)), ridge.penalty
   )
@@ -133,6 +141,7 @@ class Logistic(NamedTuple):
     return jnp.matmul(features.astype(jnp.float32), self.weights, precision=jax.lax.Precision.HIGHEST) + self.bias
 
 
+@check_arrays
 def fit_logistic(
     features: Float[AnyArray, "items features"],
     labels: Int[AnyArray, " items"],
@@ -146,7 +155,7 @@ def fit_logistic(
 
   Args:
     features: features.
-    labels: classes from 0.
+    labels: classes, 0 to `classes` - 1.
     classes: number of classes.
     penalty: scikit-learn's 1/C.
     max_steps: L-BFGS steps at most (mteb's 100).
@@ -156,14 +165,21 @@ def fit_logistic(
     The fit; runs under jit and vmap.
 
   Raises:
-    ValueError: a feature is not finite; under jit the fit is NaN then.
+    ValueError: a feature is not finite or a label is no class, under jit the fit is NaN then; lengths that differ,
+      classes or max_steps < 1, penalty or tolerance that is not >= 0 and finite.
 
   Example:
     >>> model = fit_logistic(jnp.array([[0.0], [1.0]]), jnp.array([0, 1]), classes=2)
     >>> jnp.argmax(model.logits(jnp.array([[-1.0], [3.0]])), axis=-1)
     Array([0, 1], dtype=int32)
   """
-  fine = require_finite(features=features)
+  for name, value in {"classes": classes, "max_steps": max_steps}.items():
+    if value < 1:
+      raise ValueError(f"{name} must be >= 1; got {value}")
+  for name, value in {"penalty": penalty, "tolerance": tolerance}.items():
+    if not isinstance(value, Tracer) and not 0 <= value < math.inf:
+      raise ValueError(f"{name} must be >= 0 and finite; got {value}")
+  fine = require_finite(features=features) & require_labels(classes, labels=labels)
   count = features.shape[0]
   features = features.astype(jnp.float32)
 
@@ -185,6 +201,7 @@ def fit_logistic(
   return or_nan(fine, jax.lax.while_loop(lambda c: (c[2] > tolerance) & (c[3] < max_steps), step, carry)[0])
 
 
+@check_arrays
 def few_shot_accuracy(
     features: Float[AnyArray, "items features"],
     labels: Int[AnyArray, " items"],
@@ -209,7 +226,8 @@ def few_shot_accuracy(
     penalty: see `fit_logistic`.
 
   Raises:
-    ValueError: a class has fewer than `shots` examples, or a feature is not finite.
+    ValueError: a class has fewer than `shots` examples, a test label is no class of the pool, a label is negative, a
+      feature is not finite, shapes that differ, shots or draws < 1, or a penalty that `fit_logistic` refuses.
 
   Example:
     >>> x, y = jnp.array([[0.0], [0.1], [1.0], [0.9]]), jnp.array([0, 0, 1, 1])
@@ -218,11 +236,16 @@ def few_shot_accuracy(
 
   Source: mteb's classification protocol (Muennighoff et al. 2022, arXiv 2210.07316).
   """
+  if shots < 1 or draws < 1:
+    raise ValueError(f"shots and draws must be >= 1; got {shots} and {draws}")
   require_finite(features=features, test_features=test_features)
+  require_range(0, math.inf, labels=labels)
   counts = np.bincount(np.asarray(labels))
   if counts.min() < shots:
     raise ValueError(f"class {int(counts.argmin())} has {int(counts.min())} examples; shots = {shots} needs as many")
   classes = len(counts)
+  require_labels(classes, test_labels=test_labels)
+  features, labels = jnp.asarray(features), jnp.asarray(labels)
 
   def accuracy(key: jax.Array) -> Float[Array, ""]:
     order = jnp.lexsort((jax.random.uniform(key, labels.shape), labels))  # by class, shuffled within each

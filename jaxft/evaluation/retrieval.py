@@ -8,15 +8,17 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from jaxft.evaluation.ranges import require_range
 from jaxft.finite import or_nan, require_finite
-from jaxft.signatures import AnyArray
+from jaxft.models.bounds import values_of
+from jaxft.signatures import AnyArray, check_arrays
 
 KS = (1, 3, 5, 10, 20, 100, 1000)  # mteb's cut-offs
 
 
+@check_arrays
 def retrieval_metrics(
     scores: Float[AnyArray, "queries corpus"],
     relevance: Num[AnyArray, "queries corpus"],
@@ -38,7 +40,8 @@ def retrieval_metrics(
     over queries counts it, as trec_eval does where the query is in the run.
 
   Raises:
-    ValueError: a cut-off below 1, or a score or judgement that is not finite; `exclude` is how to leave documents out.
+    ValueError: a cut-off below 1, shapes that differ, a judgement that does not fit int32, or a score or judgement that
+      is not finite; `exclude` is how to leave documents out.
       Under `jax.jit` every metric is NaN where a number is not finite.
 
   Example:
@@ -53,10 +56,12 @@ def retrieval_metrics(
   size = min(max(ks), scores.shape[1])
   _, indices = jax.lax.top_k(scores, size)
   ranked = jnp.take_along_axis(relevance, indices, axis=1)
-  out = ranking_metrics(ranked, jax.lax.top_k(relevance, size)[0], jnp.sum(relevance > 0, axis=1), ks=ks)
+  gain, ideal = _gain(ranked), _gain(jax.lax.top_k(jnp.asarray(relevance), size)[0])
+  out = _metrics(gain, ideal, jnp.sum(relevance > 0, axis=1), ks)
   return or_nan(fine, out)
 
 
+@check_arrays
 def ranking_metrics(
     ranked: Num[AnyArray, "queries retrieved"],
     ideal: Num[AnyArray, "queries judged"],
@@ -81,7 +86,9 @@ def ranking_metrics(
     One array for each metric and k, as `ndcg@10`.
 
   Raises:
-    ValueError: a cut-off below 1, or a relevance that is not finite.
+    ValueError: a cut-off below 1, shapes that differ, a relevance that is not finite, or inputs that contradict each
+      other: `ideal` is not in descending order, lacks relevant documents, or falls behind what was retrieved, or
+      `relevant` counts fewer than there are. Under `jax.jit`, where numbers are not known, all is NaN then.
 
   Example:
     >>> metrics = ranking_metrics(jnp.array([[0, 1, 0]]), jnp.array([[1]]), jnp.array([1]), ks=(1, 3))
@@ -90,7 +97,36 @@ def ranking_metrics(
   """
   _check_ks(ks)
   fine = require_finite(ranked=ranked, ideal=ideal)
-  gain, ideal_gain = (jnp.maximum(x, 0).astype(jnp.float32) for x in (ranked, ideal))
+  gain, ideal_gain, relevant = _gain(ranked), _gain(ideal), jnp.asarray(relevant)
+  for contradiction, rows in _contradictions(gain, ideal_gain, relevant, max(ks)).items():
+    found = values_of(rows)
+    if found is None:
+      fine = fine & ~jnp.any(rows)
+    elif found.any():
+      raise ValueError(f"{contradiction} in query {int(found.argmax())}")
+  return or_nan(fine, _metrics(gain, ideal_gain, relevant, ks))
+
+
+def _gain(relevance: Num[AnyArray, "queries documents"]) -> Float[Array, "queries documents"]:
+  return jnp.maximum(jnp.asarray(relevance), 0).astype(jnp.float32)
+
+
+def _contradictions(gain, ideal, relevant, largest_k) -> dict[str, Bool[Array, " queries"]]:
+  """What three inputs that belong together cannot say, and of which queries they do."""
+  listed = jnp.sum(ideal > 0, axis=1)
+  both = min(gain.shape[1], ideal.shape[1])
+  best = jnp.sort(gain, axis=1, descending=True)[:, :both]
+  return {
+      "ideal must be in descending order; it is not": jnp.any(ideal[:, 1:] > ideal[:, :-1], axis=1),
+      "relevant must count all documents with a relevance > 0; ranked or ideal has more":
+          relevant < jnp.maximum(listed, jnp.sum(gain > 0, axis=1)),
+      "ideal must hold min(max(ks), relevant) relevances > 0; there are fewer":
+          listed < jnp.minimum(relevant, largest_k),
+      "ideal must hold the largest relevances; ranked has larger ones": jnp.any(best > ideal[:, :both], axis=1),
+  }
+
+
+def _metrics(gain, ideal_gain, relevant, ks):
   hits = (gain > 0).astype(jnp.float32)
   ranks = jnp.arange(1, hits.shape[1] + 1, dtype=jnp.float32)
   found = jnp.cumsum(hits, axis=1)
@@ -109,7 +145,7 @@ def ranking_metrics(
         f"hit_rate@{k}": (hits_k > 0).astype(jnp.float32),
         f"recall_cap@{k}": hits_k / jnp.minimum(total, k),
     }
-  return or_nan(fine, out)
+  return out
 
 
 def _dcg(gain: Float[AnyArray, "queries ranks"]) -> Float[Array, " queries"]:
@@ -121,9 +157,10 @@ def _check_ks(ks: Sequence[int]) -> None:
     raise ValueError(f"ks must be integers >= 1, at least one; got {ks!r}")
 
 
+@check_arrays
 def streaming_top_k(
     queries: Float[AnyArray, "queries dim"],
-    corpus: Float[AnyArray, "corpus dim"] | np.ndarray,
+    corpus: Float[AnyArray, "corpus dim"],
     *,
     k: int = 1000,
     chunk: int = 16384,
@@ -143,8 +180,8 @@ def streaming_top_k(
     has the score -inf and the position -1.
 
   Raises:
-    ValueError: k or chunk < 1, the dims differ, the corpus is empty, or a number is not finite; under `jax.jit` the
-      scores are NaN then.
+    ValueError: k or chunk < 1, the dims differ, the corpus is empty, a number is not finite, or `exclude` names no
+      document; under `jax.jit` the scores are NaN where that lies in numbers.
 
   Example:
     >>> scores, rows = streaming_top_k(jnp.eye(2), jnp.array([[0.1, 0.9], [0.7, 0.2], [0.5, 0.5]]), k=2)
@@ -154,9 +191,7 @@ def streaming_top_k(
   """
   if k < 1 or chunk < 1:
     raise ValueError(f"k and chunk must be >= 1; got k = {k}, chunk = {chunk}")
-  if corpus.ndim != 2 or corpus.shape[0] == 0 or corpus.shape[1] != queries.shape[1]:
-    raise ValueError(f"corpus must be [documents >= 1, {queries.shape[1]}]; got shape {corpus.shape}")
-  fine = require_finite(queries=queries)
+  fine = require_finite(queries=queries) & require_range(-1, corpus.shape[0] - 1, exclude=exclude)
   count = queries.shape[0]
   exclude = jnp.full((count,), -1, jnp.int32) if exclude is None else exclude
   kept = min(k, corpus.shape[0])
@@ -184,6 +219,7 @@ def _merge_chunk(best, queries, documents, start, exclude):
   return scores, jnp.take_along_axis(positions, kept, axis=1)
 
 
+@check_arrays
 def judged_relevance(
     retrieved: Int[AnyArray, "queries retrieved"],
     judged: Int[AnyArray, "queries judged"],
@@ -201,13 +237,21 @@ def judged_relevance(
     the grades in descending order.
 
   Raises:
-    ValueError: the grade of a judged document is not finite.
+    ValueError: the grade of a judged document is not finite, a query's document is judged twice, shapes that differ, or
+      integers that do not fit int32. Under `jax.jit` floating-point grades are NaN where that lies in numbers.
 
   Example:
     >>> judged_relevance(jnp.array([[7, 3, 5]]), jnp.array([[3, 7]]), jnp.array([[2, 1]]))
     Array([[1, 2, 0]], dtype=int32)
   """
   fine = require_finite(judged >= 0, grades=grades)
+  ordered = jnp.sort(judged, axis=1)
+  twice = jnp.any((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0), axis=1)
+  found = values_of(twice)
+  if found is not None and found.any():
+    raise ValueError(f"judged must hold each document at most once; it does not in query {int(found.argmax())}")
+  if found is None and jnp.issubdtype(grades.dtype, jnp.inexact):  # integers have no NaN
+    fine = fine & ~jnp.any(twice)
   # A loop over the judgements, few for each query, keeps the memory at queries x retrieved.
   add = lambda out, pair: (out + jnp.where(retrieved == pair[0][:, None], pair[1][:, None], 0), None)
   grades = jnp.where(judged >= 0, grades, 0)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jaxft.data.tokenization import token_ids
 from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
 
@@ -76,8 +77,9 @@ def score_choices(
     The structure that `token_values` returns, each leaf a float64 numpy array `[pairs]` in the order given.
 
   Raises:
-    ValueError: a pair with an empty part, or whose continuation leaves no room for a token of context; or
-      `token_values` gives a continuation a value that is not finite.
+    ValueError: a pair with an empty part or a token that is no id, or whose continuation leaves no room for a token of
+      context; batch_size or a bucket below 1; or `token_values` gives values of another shape than the tokens', or a
+      continuation a value that is not finite.
 
   Example:
     >>> values = lambda ids, mask: mask * -1.0  # a model that gives each token a log-probability of -1
@@ -86,13 +88,18 @@ def score_choices(
   """
   if not pairs:
     raise ValueError("pairs must not be empty")
+  if batch_size < 1 or any(b < 1 for b in buckets):
+    raise ValueError(f"batch_size and buckets must be >= 1; got {batch_size} and {tuple(buckets)}")
   for i, (head, tail) in enumerate(pairs):
     if not len(head) or not len(tail):
       raise ValueError(f"pair {i} must have a context and a continuation; got {len(head)} and {len(tail)} tokens")
     if len(tail) >= max_length:
       raise ValueError(f"pair {i} has a continuation of {len(tail)} tokens; max_length = {max_length} leaves no room "
                        "for a token of context")
-  rows = [([*context, *continuation][-max_length:], len(continuation)) for context, continuation in pairs]
+  rows = [
+      (token_ids(f"pair {i}", [*context, *continuation][-max_length:]), len(continuation))
+      for i, (context, continuation) in enumerate(pairs)
+  ]
   widths = sorted({b for b in buckets if b < max_length} | {max_length})
   order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))  # the widest first: memory runs out at once or never
   sums = []
@@ -106,7 +113,10 @@ def score_choices(
       tokens[row, : len(ids)], mask[row, : len(ids)], counted[row, len(ids) - tail : len(ids)] = ids, True, True
     values = jax.tree.map(lambda v: np.asarray(v, np.float64), token_values(tokens, mask))
     for keys, value in jax.tree_util.tree_flatten_with_path(values)[0]:
-      require_finite(counted, **{f"token_values{jax.tree_util.keystr(keys)}": value})
+      name = f"token_values{jax.tree_util.keystr(keys)}"
+      if value.shape != tokens.shape:
+        raise ValueError(f"{name} must be aligned with the tokens, {list(tokens.shape)}; got {list(value.shape)}")
+      require_finite(counted, **{name: value})
     sums.append(_row_sums(values, counted, len(chosen)))
   position = np.argsort(order)
   return jax.tree.map(lambda *parts: np.concatenate(parts)[position], *sums)

@@ -119,6 +119,9 @@ def _best(predictions, references, score) -> list[float]:
 
 
 def _as_lists(predictions: Sequence[str], references: References) -> list[list[str]]:
+  for name, texts in (("predictions", predictions), ("references", references)):
+    if isinstance(texts, str):
+      raise TypeError(f"{name} must be a sequence with one entry for each text; got the str {texts[:40]!r}")
   sizes = len(predictions), len(references)
   if sizes[0] == 0 or sizes[0] != sizes[1]:
     raise ValueError(f"predictions and references must have one length >= 1; got {sizes[0]} and {sizes[1]}")

@@ -112,7 +112,7 @@ def paired_comparison(a: np.ndarray, b: np.ndarray, *, tolerance: float = 0.0) -
     tolerance: differences up to this size are ties.
 
   Raises:
-    ValueError: the shapes differ, there is no pair, a value is not finite, or the tolerance is negative.
+    ValueError: the shapes differ, there is no pair, a value is not finite, or the tolerance is negative or not finite.
 
   Example:
     >>> paired_comparison(np.array([3.0, 2.0, 1.0]), np.array([1.0, 2.0, 0.0]))
@@ -125,8 +125,8 @@ def paired_comparison(a: np.ndarray, b: np.ndarray, *, tolerance: float = 0.0) -
     raise ValueError(f"a and b must be two vectors of one length >= 1; got shapes {a.shape} and {b.shape}")
   if not (np.isfinite(a).all() and np.isfinite(b).all()):
     raise ValueError(f"a and b must be finite; got a = {a.tolist()}, b = {b.tolist()}")
-  if tolerance < 0:
-    raise ValueError(f"tolerance must be >= 0; got {tolerance}")
+  if not 0 <= tolerance < math.inf:
+    raise ValueError(f"tolerance must be >= 0 and finite; got {tolerance}")
   difference = a - b
   decided = difference[np.abs(difference) > tolerance]
   wins, losses = int((decided > 0).sum()), int((decided < 0).sum())
@@ -190,7 +190,9 @@ def paired_bootstrap(
     confidence: of the interval.
 
   Raises:
-    ValueError: the shapes differ, there is no item, a value is not finite, or draws < 1.
+    ValueError: the shapes differ, there is no item, a value is not finite, draws < 1, or confidence outside (0, 1).
+
+  The differences are taken in float64, their resampled means in float32 and in units of the largest difference.
 
   Example:
     >>> a, b = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([0.0, 0.0, 1.0, 0.0])
@@ -200,18 +202,22 @@ def paired_bootstrap(
 
   Source: Efron and Tibshirani 1993. This is the uncertainty over items; the one over seeds is `paired_test`'s.
   """
-  a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   if a.shape != b.shape or a.ndim != 1 or not a.size:
     raise ValueError(f"a and b must be two vectors of one length >= 1; got shapes {a.shape} and {b.shape}")
   require_finite(a=a, b=b)
   if draws < 1:
     raise ValueError(f"draws must be >= 1; got {draws}")
+  if not 0 < confidence < 1:
+    raise ValueError(f"confidence must lie in (0, 1); got {confidence}")
   difference = a - b
-  resampled = np.asarray(_resampled_means(difference, jax.random.split(key, draws)), np.float64)
+  unit = np.abs(difference).max() or 1.0
+  means = _resampled_means(jnp.asarray(difference / unit, jnp.float32), jax.random.split(key, draws))
+  resampled = unit * np.asarray(means, np.float64)
   tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
   low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
   p = min(1.0, 2 * (tail + 1) / (draws + 1))
-  return Bootstrap(float(jnp.mean(difference)), float(low), float(high), float(p), a.size)
+  return Bootstrap(float(difference.mean()), float(low), float(high), float(p), a.size)
 
 
 @jax.jit

@@ -268,7 +268,7 @@ def _content_checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
   crc = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
   for name, x in sorted(arrays.items()):
     crc = zlib.crc32(f"{name} {x.dtype} {x.shape}\n".encode(), crc)
-    crc = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8), crc)
+    crc = zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, crc)
   return f"{crc:08x}"
 
 

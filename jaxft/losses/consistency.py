@@ -1,9 +1,11 @@
 """Losses between two passes over one example, and on the certainty of one: training without labels."""
 
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from jaxft.losses.reduction import count_of
@@ -63,7 +65,8 @@ def pseudo_label(
     where: examples that count; the others give 0 and weigh 0.
 
   Returns:
-    `(values, weights)`, float32: values in nats, 0 where the target is not certain.
+    `(values, weights)`, float32: values in nats, 0 where the target is not certain, NaN where the weak logits are or a
+      traced threshold is out of range.
 
   Raises:
     ValueError: threshold, power or mean_over out of range.
@@ -77,20 +80,24 @@ def pseudo_label(
   Source: Sohn et al. 2020, FixMatch (arXiv 2001.07685); soft targets as in UFM, Zhang et al. 2024 (arXiv 2407.02880),
   appendix E, whose code halves the probabilities in place of taking their root and so changes nothing.
   """
-  if power is not None and not power > 0:
-    raise ValueError(f"power must be > 0, or None for the predicted class; got {power}")
-  if isinstance(threshold, (int, float)) and not 0 <= threshold <= 1:
+  if power is not None and not 0 < power < math.inf:
+    raise ValueError(f"power must be > 0 and finite, or None for the predicted class; got {power}")
+  if not isinstance(threshold, Tracer) and not 0 <= threshold <= 1:
     raise ValueError(f"threshold must lie in [0, 1]; got {threshold}")
   if mean_over not in ("batch", "certain"):
     raise ValueError(f"mean_over must be 'batch' or 'certain'; got {mean_over!r}")
   kept = jnp.ones(weak_logits.shape[0], bool) if where is None else where
   log_weak = jax.nn.log_softmax(jax.lax.stop_gradient(_float32(weak_logits, kept)))
   target = jax.nn.softmax((1.0 if power is None else power) * log_weak)
-  certain = kept & (jnp.max(target, axis=-1) > threshold)
+  peak = jnp.max(target, axis=-1)
+  # No comparison holds with NaN: what is unknown would pass for uncertain, and cost nothing.
+  unknown = kept & (jnp.isnan(peak) | jnp.logical_not((threshold >= 0) & (threshold <= 1)))
+  certain = kept & (peak > threshold) | unknown
   if power is None:
     target = jax.nn.one_hot(jnp.argmax(target, axis=-1), target.shape[-1])
   log_strong = jax.nn.log_softmax(_float32(strong_logits, kept))
   values = -jnp.sum(target * jnp.where(target > 0, log_strong, 0.0), axis=-1)
+  values = jnp.where(unknown, jnp.nan, values)
   return jnp.where(certain, values, 0.0), count_of(kept if mean_over == "batch" else certain, values.shape)
 
 

@@ -5,6 +5,8 @@ partitioner gathers what it needs. Similarities are products of unit vectors in 
 the values of its rows and what they weigh, 0 for padding: `Mean.of(*info_nce(...))`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,20 +23,25 @@ _NORM_FLOOR = 1e-8
 def normalize(x: Float[AnyArray, "*batch dim"]) -> Float[Array, "*batch dim"]:
   """Unit vectors `x / max(|x|, 1e-8)` in float32; a zero vector stays zero, with a finite gradient.
 
+  Any finite length will do: squares are summed in units of the largest entry, and neither overflow nor vanish.
+
   Example:
     >>> normalize(jnp.array([[3.0, 4.0]]))
     Array([[0.6, 0.8]], dtype=float32)
   """
   x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+  # The unit divides out, so no gradient has to flow through it.
+  unit = jnp.maximum(jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True), _NORM_FLOOR)
+  x = x / unit
   square = jnp.sum(x * x, axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.maximum(square, _NORM_FLOOR**2))
+  return x * jax.lax.rsqrt(jnp.maximum(square, jnp.square(_NORM_FLOOR / unit)))
 
 
 @check_arrays
 def cosine_similarity(
     a: Float[AnyArray, "rows dim"], b: Float[AnyArray, "columns dim"]
 ) -> Float[Array, "rows columns"]:
-  """All pairs `<a_i, b_j> / (|a_i| |b_j|)`, in float32.
+  """All pairs `<a_i, b_j> / (|a_i| |b_j|)`, in float32; a norm below 1e-8 counts as 1e-8, see `normalize`.
 
   Example:
     >>> cosine_similarity(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))
@@ -74,7 +81,7 @@ def info_nce(
     `(values, weights)` of the rows, float32.
 
   Raises:
-    ValueError: temperature <= 0.
+    ValueError: temperature <= 0 or not finite; a traced one gives NaN.
 
   Example:
     >>> similarity = cosine_similarity(jnp.eye(2), jnp.eye(2))
@@ -123,7 +130,7 @@ def supervised_contrastive(
     `(values, weights)` of the rows, float32.
 
   Raises:
-    ValueError: temperature <= 0.
+    ValueError: temperature <= 0 or not finite; a traced one gives NaN.
 
   Example:
     >>> positives = jnp.array([[True, True, False]])
@@ -154,6 +161,8 @@ def _row_losses(loss, similarity, temperature, drop, where):
     similarity = jnp.where(drop, 0, similarity)
   if where is not None:
     similarity = jnp.where(where[:, None], similarity, 0)
+  if isinstance(temperature, Tracer):
+    temperature = jnp.where(temperature > 0, temperature, jnp.nan)
   logits = similarity / temperature
   if drop is not None:
     # Finite, unlike -inf: a row that has lost every candidate must not turn into NaN.
@@ -163,8 +172,8 @@ def _row_losses(loss, similarity, temperature, drop, where):
 
 
 def _check_temperature(temperature: float | Float[AnyArray, ""]) -> None:
-  if not isinstance(temperature, Tracer) and not temperature > 0:
-    raise ValueError(f"temperature must be > 0; got {temperature}")
+  if not isinstance(temperature, Tracer) and not 0 < temperature < math.inf:
+    raise ValueError(f"temperature must be > 0 and finite; got {temperature}")
 
 
 @check_arrays
@@ -248,7 +257,7 @@ def multiple_negatives_ranking(
     `(values, weights)` of the rows, float32.
 
   Raises:
-    ValueError: temperature <= 0.
+    ValueError: temperature <= 0 or not finite; a traced one gives NaN.
 
   Example:
     >>> values, weights = multiple_negatives_ranking(jnp.eye(3), jnp.eye(3), temperature=1.0)
@@ -283,7 +292,7 @@ def clip(
     `(values, weights)` of the rows, float32.
 
   Raises:
-    ValueError: temperature <= 0.
+    ValueError: temperature <= 0 or not finite; a traced one gives NaN.
 
   Example:
     >>> values, weights = clip(jnp.eye(3), jnp.eye(3), temperature=1.0)

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from jaxft.checks import one_of
@@ -40,7 +41,8 @@ def false_negative_mask(
     protect: entries that are never dropped.
 
   Raises:
-    ValueError: an unknown strategy, or a margin that is not finite.
+    ValueError: an unknown strategy, a margin that is not finite, or a similarity that is NaN. A traced one drops
+      nothing, as no comparison holds with NaN; `guided_info_nce` gives NaN then.
 
   Example:
     >>> false_negative_mask(jnp.array([[0.8, 0.9, 0.1]]), jnp.array([0.8]))
@@ -52,6 +54,9 @@ def false_negative_mask(
   one_of("strategy", strategy, get_args(MarginStrategy))
   if isinstance(margin, (int, float)) and not math.isfinite(margin):
     raise ValueError(f"margin must be finite; got {margin}")
+  for name, x in (("guide_similarity", guide_similarity), ("guide_positive", guide_positive)):
+    if not isinstance(x, Tracer) and (count := int(jnp.isnan(x).sum())):
+      raise ValueError(f"{name} must not be NaN, which is above nothing; got {count} of {x.size} values that are")
   similarity = jnp.asarray(guide_similarity)
   slack = margin if strategy == "absolute" else margin * jnp.abs(guide_positive)
   threshold = (guide_positive - slack)[:, None]
@@ -90,10 +95,10 @@ def guided_info_nce(
     where: rows that are not padding; padding is a candidate for nobody, gives 0 and weighs 0.
 
   Returns:
-    `(values, weights)` of the rows, float32.
+    `(values, weights)` of the rows, float32; NaN for a row that a traced guide gives a similarity of NaN.
 
   Raises:
-    ValueError: only one of `negative` and `guide_negative` is given, temperature <= 0, or see `false_negative_mask`.
+    ValueError: only one of `negative` and `guide_negative` is given, see `info_nce` or `false_negative_mask`.
 
   Example:
     >>> texts, guide = jnp.eye(3), jnp.ones((3, 2))  # to the guide all texts are alike
@@ -117,6 +122,8 @@ def guided_info_nce(
   drop |= false_negative_mask(
       guide_similarity, guide_similarity[rows, index], margin=margin, strategy=strategy, inclusive=inclusive
   )
+  # A guide of NaN would find no false negative. Added, so that the gradient is NaN too.
+  similarity += jnp.where(jnp.isnan(guide_similarity).any(axis=1), jnp.nan, 0.0)[:, None]
   if hard:
     drop |= similarity < similarity[rows, index][:, None]
   return info_nce(similarity, index, temperature=temperature, drop=drop, where=where)

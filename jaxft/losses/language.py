@@ -5,9 +5,11 @@ position t - 1. The first token of a row, or of a segment of a packed row, has n
 never counts, whatever the mask says there. So each function gives its values with what they weigh:
 `Mean.of(*weighted_nll(...))`.
 
-`segment_ids` are those of `jaxft.data.pack`: a run of equal numbers is a sequence, 0 is padding.
+`segment_ids` are those of `jaxft.data.pack`: a run of equal numbers is a sequence, of a negative one such as -1 too; 0
+alone is padding.
 """
 
+import math
 from typing import Literal, get_args
 
 import jax
@@ -162,8 +164,8 @@ def weighted_nll(
   """
   if not 0 <= label_smoothing < 1:
     raise ValueError(f"label_smoothing must lie in [0, 1); got {label_smoothing}")
-  if not z_loss >= 0:
-    raise ValueError(f"z_loss must be >= 0; got {z_loss}")
+  if not 0 <= z_loss < math.inf:
+    raise ValueError(f"z_loss must be >= 0 and finite; got {z_loss}")
   weights = token_weights(tokens, weights, segment_ids=segment_ids)
   log_probs, (mean_log_probs, log_normalizer) = _score(logits, tokens, weights != 0)
   values = -log_probs
@@ -212,8 +214,8 @@ def aggregate_tokens(
   one_of("mode", mode, get_args(Aggregation))
   if max_length is not None and mode != "seq-mean-token-sum-norm":
     raise ValueError(f"max_length belongs to mode 'seq-mean-token-sum-norm'; got it with {mode!r}")
-  if max_length is not None and max_length < 1:
-    raise ValueError(f"max_length must be at least 1; got {max_length}")
+  if max_length is not None and not 1 <= max_length < math.inf:
+    raise ValueError(f"max_length must be at least 1 and finite; got {max_length}")
   if mode == "seq-mean-token-sum-norm" and max_length is None and segment_ids is not None:
     raise ValueError("max_length must be given with segment_ids: a packed row's columns are no length of a sequence")
   weights = weights.astype(jnp.float32)

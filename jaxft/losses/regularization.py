@@ -1,11 +1,13 @@
 """Penalties on weights: how far they are from a reference. One number each, to be added to a reduced loss."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 Tree = Any
@@ -26,7 +28,7 @@ def l1_to_reference(
       frozen ones included.
 
   Raises:
-    ValueError: the trees or shapes differ.
+    ValueError: the trees or shapes differ, or normalizer is not > 0 and finite.
 
   Example:
     >>> float(l1_to_reference({"w": jnp.array([1.0, -2.0])}, {"w": jnp.zeros(2)}))
@@ -49,7 +51,7 @@ def l2_to_reference(
     normalizer: 2 for L2-SP; None takes the number of entries of `params`.
 
   Raises:
-    ValueError: the trees or shapes differ.
+    ValueError: the trees or shapes differ, or normalizer is not > 0 and finite.
 
   Example:
     >>> float(l2_to_reference({"w": jnp.array([1.0, -2.0])}, {"w": jnp.zeros(2)}))
@@ -68,12 +70,17 @@ def sum_of_norms(tree: Tree, *, leading: int = 0, eps: float = 1e-12) -> Float[A
     leading: axes in front that count tensors, 1 for stacked layers, so that the penalty is that of unrolled ones.
     eps: added under the root, for the gradient at zero.
 
+  Raises:
+    ValueError: eps is not >= 0 and finite.
+
   Example:
     >>> float(sum_of_norms({"w": jnp.array([3.0, 4.0]), "b": jnp.array([2.0])}))
     7.0
 
   Source: the penalty of Zheng et al. 2023, R-AMT (arXiv 2307.15049), with a weight of 1e-4.
   """
+  if not 0 <= eps < math.inf:
+    raise ValueError(f"eps must be >= 0 and finite; got {eps}")
   square = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(leading, x.ndim)))
   return sum((jnp.sum(jnp.sqrt(s + eps)) for s in map(square, jax.tree.leaves(tree))), jnp.zeros(()))
 
@@ -81,6 +88,8 @@ def sum_of_norms(tree: Tree, *, leading: int = 0, eps: float = 1e-12) -> Float[A
 def _distance(
     f: Callable[[Array], Array], params: Tree, reference: Tree, where: Tree | None, normalizer: float | None
 ) -> Float[Array, ""]:
+  if normalizer is not None and not isinstance(normalizer, Tracer) and not 0 < normalizer < math.inf:
+    raise ValueError(f"normalizer must be > 0 and finite, or None for the number of entries; got {normalizer}")
   for name, tree in (("reference", reference), ("where", where)):
     if tree is not None and (got := jax.tree.structure(tree)) != jax.tree.structure(params):
       raise ValueError(f"{name} must be a tree like params, {jax.tree.structure(params)}; got {got}")

@@ -88,6 +88,12 @@ def test_pack_texts_wastes_little():
   ([[1], []], {}, "texts must have 1 to 8 tokens"),
   ([[1] * 9], {}, r"length=8.*got \[9\]"),
   ([[1] * 8] * 3, {"rows": 2}, "rows must be at least 3"),
+  ([[1]], {"start": -1}, "start must be at least 0, .*; got -1"),
+  ([[1]], {"start": 2**31 - 1}, "start must be at least 0, and start . 1 texts fit int32; got 2147483647"),
+  ([[1]], {"multiple": 0}, "multiple must be at least 1; got 0"),
+  ([[1], [1.7, 2]], {}, r"texts\[1\] must hold token ids, .*; got \[1.7 2. \]"),
+  ([[1, -1]], {}, r"texts\[0\] must hold token ids, .*; got \[ 1 -1\]"),
+  ([[2**32 + 1]], {}, r"texts\[0\] must hold token ids, .*; got \[4294967297\]"),
 ])
 def test_pack_texts_errors(texts, kwargs, message):
   with pytest.raises(ValueError, match=message):

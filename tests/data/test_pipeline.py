@@ -150,6 +150,9 @@ def test_collate_gives_dtypes_of_the_device():
   (lambda: data.collate([{"x": np.zeros(2)}, {"x": np.zeros(3)}]), r"x: .* one shape; got \(2,\), \(3,\); pad"),
   (lambda: data.collate([{"x": 1}, {"y": 1}]), "one structure; got 2"),
   (lambda: data.collate([{"x": 2**40}]), "x: integers must fit int32"),
+  (lambda: data.collate([{"x": 1.0}, {"x": 1e300}]), r"x: numbers must fit float32; got 1e\+300"),
+  (lambda: data.collate([{"x": "a"}, {"x": 1}]), "x: records of a batch must have one kind .* got numbers and text"),
+  (lambda: data.collate([{"x": 1}, {"x": True}]), "x: records .* must have one kind .* got booleans and numbers"),
 ])
 def test_errors_name_the_argument(call, message):
   with pytest.raises(ValueError, match=message):
@@ -164,5 +167,7 @@ def test_to_global_puts_rows_in_order_and_names_what_does_not_fit():
   jax.tree.map(np.testing.assert_array_equal, out, batch)
   with pytest.raises(ValueError, match=r"y: the global batch \(12,\) does not divide"):
     data.to_global({"y": np.arange(12)}, sharding)
+  with pytest.raises(ValueError, match="y must hold integers that fit int32; got 4294967296 to 4294967303"):
+    data.to_global({"y": 2**32 + np.arange(8)}, sharding)
   with pytest.raises(ValueError, match="a/text: only numbers go to devices"):
     data.to_global({"a": {"text": np.asarray(["x"] * 8, object)}}, sharding)

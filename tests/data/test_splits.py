@@ -12,6 +12,9 @@ def test_near_duplicates_are_what_links_connect():
   assert near_duplicates(texts, threshold=0.6).tolist() == [0, 0, 1, 0, 0, 2]
   with pytest.raises(ValueError, match=r"threshold must lie in \(0, 1\]; got 0"):
     near_duplicates(texts, threshold=0)
+  assert near_duplicates(["", "a", "..."]).tolist() == [0, 1, 0]
+  with pytest.raises(TypeError, match="texts must be a sequence of str, .*; got the str 'abc'"):
+    near_duplicates("abc")
 
 
 @pytest.mark.parametrize("by", ["random", "order"])
@@ -50,6 +53,8 @@ def test_the_seed_decides_and_shares_below_one_leave_records_over():
 @pytest.mark.parametrize("arguments, message", [
     ({"clusters": [0]}, "groups and clusters must have one length; got 2 and 1"),
     ({"sizes": {"train": 0.8, "test": 0.3}}, "sizes must be shares >= 0 that sum to at most 1"),
+    ({"sizes": {"train": float("nan")}}, "sizes must be shares >= 0 .*; got {'train': nan}"),
+    ({"sizes": {"train": 0.5, "test": -0.1}}, "sizes must be shares >= 0"),
     ({"by": "time"}, "by must be random or order; got 'time'"),
 ])
 def test_errors_name_the_argument(arguments, message):

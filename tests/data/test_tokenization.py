@@ -126,6 +126,25 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
     data.render_with_spans(CHAT, last_only)
 
 
+@pytest.mark.parametrize(("message", "error"), [
+  ({"role": "assistant", "content": None}, r"messages\[1\] must have content \(or tool_calls\); got None"),
+  ({"role": "assistant"}, r"messages\[1\] must have content \(or tool_calls\); got None"),
+  ({"role": "user", "content": None}, r"messages\[1\] must have content"),
+  ({"role": "Assistant", "content": "x"}, r"messages\[1\] must have a role .*; got 'Assistant'"),
+  ({"content": "x"}, r"messages\[1\] must have a role .*; got None"),
+])
+def test_what_a_template_would_print_as_none_or_pass_over_is_refused(message, error):
+  with pytest.raises(ValueError, match=error):
+    data.render_with_spans([CHAT[1], message], CHATML)
+
+
+def test_a_turn_that_calls_tools_may_have_no_content():
+  template = CHATML.replace("message['content']", "(message['content'] or message['tool_calls'])")
+  text, ((start, end),) = data.render_with_spans(
+    [CHAT[1], {"role": "assistant", "content": None, "tool_calls": "call()"}], template)
+  assert text[start:end] == "call()<|im_end|>"
+
+
 def turns(open_, close, prompt=True):
   """A template of marks around each turn; `close` may read the loop."""
   return (
@@ -165,6 +184,7 @@ def test_turns_that_need_no_header_and_marks_that_every_turn_has_are_learned():
 @pytest.mark.parametrize(("call", "error", "message"), [
   (lambda t: data.tokenize_texts([], t, lengths=8), ValueError, "texts must hold at least one"),
   (lambda t: data.tokenize_texts([b"x"], t, lengths=8), TypeError, "texts must be str; got bytes"),
+  (lambda t: data.tokenize_texts("xy", t, lengths=8), TypeError, "texts must be a sequence of str, .* the str 'xy'"),
   (lambda t: data.tokenize_texts(["x"], t, lengths=(8, 8)), ValueError, "in rising order"),
   (lambda t: data.tokenize_texts(["x"], t, lengths=2), ValueError, "leave room beside 2 special tokens"),
   (lambda t: data.tokenize_pairs([{"anchor": "x"}], t, lengths=8), ValueError, "must have the key 'positive'; got"),

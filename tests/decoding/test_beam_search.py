@@ -86,7 +86,20 @@ def test_structured_leaves_and_a_soft_prompt(params):
 def test_errors_name_the_argument(params):
   with pytest.raises(ValueError, match="beams must be at least 1; got 0"):
     beam_search(params, CONFIG, PROMPT, beams=0, max_new_tokens=1)
+  for wrong in (jnp.nan, jnp.inf):
+    with pytest.raises(ValueError, match=f"length_penalty must be finite; got {wrong}"):
+      beam_search(params, CONFIG, PROMPT, beams=1, max_new_tokens=1, length_penalty=wrong)
   with pytest.raises(ValueError, match="max_new_tokens must be at least 1; got 0"):
     beam_search(params, CONFIG, PROMPT, beams=1, max_new_tokens=0)
   with pytest.raises(ValueError, match=r"mask must have the prompt's shape \(2, 4\); got \(2, 3\)"):
     beam_search(params, CONFIG, PROMPT, beams=1, max_new_tokens=1, mask=jnp.ones((2, 3)))
+
+
+def test_a_broken_model_has_no_scores_in_the_rows_that_it_breaks(params):
+  run = lambda **edits: beam_search(params, CONFIG, PROMPT, beams=3, max_new_tokens=NEW, **edits)
+  spoil = {"embed": jax.tree_util.Partial(lambda x: x.at[1].set(jnp.nan))}
+  whole, prompt, later = run(), run(prompt_edits=spoil), run(edits={"embed": jax.tree_util.Partial(
+      lambda x: x.at[3:].set(jnp.nan))}, prompt_edits={})  # rows 3 to 5 are the beams of the second prompt
+  for out in (prompt, later):
+    assert np.isnan(out.scores[1]).all()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b[0], rtol=1e-5), out, whole)

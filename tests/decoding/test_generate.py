@@ -101,7 +101,7 @@ def test_filters():
   kept = lambda x: jnp.isfinite(x).tolist()
   assert kept(sampling.top_k(logits, 2)) == [False, True, True, False]
   assert kept(sampling.top_k(logits, 9)) == [True] * 4
-  for p, want in ((0.0, [False, True, False, False]), (0.5, [False, True, False, False]),
+  for p, want in ((1e-9, [False, True, False, False]), (0.5, [False, True, False, False]),
                   (0.7, [False, True, True, False]), (0.8, [False, True, True, True]), (1.0, [True] * 4)):
     assert kept(sampling.top_p(logits, p)) == want
   assert kept(sampling.min_p(logits, 0.4)) == [False, True, True, False]
@@ -110,7 +110,7 @@ def test_filters():
 
 def test_a_filter_of_one_token_is_greedy(params):
   run = lambda **k: generate(params, CONFIG, PROMPT, jax.random.key(4), max_new_tokens=NEW, **k).tokens.tolist()
-  assert run(top_k=1) == run(top_p=0.0) == run(min_p=1.0) == run(temperature=0.0)
+  assert run(top_k=1) == run(top_p=1e-9) == run(min_p=1.0) == run(temperature=0.0)
 
 
 def test_errors_name_the_argument(params):
@@ -118,10 +118,48 @@ def test_errors_name_the_argument(params):
     generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=0)
   with pytest.raises(ValueError, match="mask must have the prompt's shape \\(2, 5\\); got \\(2, 4\\)"):
     generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=1, mask=jnp.ones((2, 4)))
-  with pytest.raises(ValueError, match="temperature must be >= 0; got -1"):
+  with pytest.raises(ValueError, match="temperature must be >= 0 and finite; got -1"):
     generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=1, temperature=-1)
   with pytest.raises(ValueError, match="k must be at least 1; got 0"):
     sampling.top_k(jnp.zeros(3), 0)
+  with pytest.raises(TypeError, match="k must be an integer; got 1.5"):
+    sampling.top_k(jnp.zeros(3), 1.5)
+
+
+@pytest.mark.parametrize("name, filter, wrong", [
+    ("top_p", sampling.top_p, (np.nan, -1.0, 0.0, 1.5)), ("min_p", sampling.min_p, (np.nan, -1.0, 2.0))])
+def test_limits_out_of_range_are_refused_and_nan_where_traced(params, name, filter, wrong):
+  logits = jnp.log(jnp.array([0.1, 0.5, 0.4]))
+  for p in wrong:
+    with pytest.raises(ValueError, match=rf"^p must lie in [\[(]0, 1\]; got {p}"):
+      filter(logits, p)
+    with pytest.raises(ValueError, match=rf"^{name} must lie in [\[(]0, 1\]; got {p}"):
+      generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=1, **{name: p})
+    assert np.isnan(jax.jit(filter)(logits, p)).all()
+  assert np.array_equal(jax.jit(filter)(logits, 0.5), filter(logits, 0.5))
+
+
+BROKEN = jnp.array([[0.0, 1.0, 2.0], [0.0, jnp.nan, 2.0], [-jnp.inf] * 3, [0.0, jnp.inf, 0.0]])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_without_a_distribution_gives_no_token(temperature):
+  draw = lambda logits: sampling.sample(jax.random.key(0), logits, temperature=temperature)
+  for row in (1, 2, 3):
+    with pytest.raises(ValueError, match="logits, .* must have a finite maximum .*; that of row 1 is (nan|inf|-inf)"):
+      draw(BROKEN[jnp.array([0, row])])
+  assert (jax.jit(draw)(BROKEN)[1:] == -1).all() and jax.jit(draw)(BROKEN)[0] == draw(BROKEN[:1])[0]
+  for wrong in (np.nan, np.inf, -1.0):
+    with pytest.raises(ValueError, match=f"temperature must be >= 0 and finite; got {wrong}"):
+      sampling.sample(jax.random.key(0), BROKEN[:1], temperature=wrong)
+
+
+def test_a_broken_model_ends_its_row_with_no_token_and_nan(params):
+  key, embed = jax.random.key(0), params["embed"]["tokens"]["embedding"]
+  broken = {**params, "embed": {"tokens": {"embedding": embed.at[PROMPT[1, 0]].set(jnp.nan)}}}
+  out = generate(broken, CONFIG, PROMPT[1:], key, max_new_tokens=2)
+  assert out.tokens.tolist() == [[-1, 0]] and out.mask.tolist() == [[True, False]]
+  assert np.isnan(out.log_probs[0, 0]) and out.log_probs[0, 1] == 0
 
 
 def test_what_the_model_has_no_row_or_no_place_for(params):

@@ -105,6 +105,41 @@ def test_temperature_of_a_model_that_is_always_right_is_the_lower_bound():
   assert float(fit_temperature(5 * jnp.eye(3), jnp.arange(3), low=0.05)) == pytest.approx(0.05, rel=1e-3)
 
 
+OFF = [np.array([0, 1, label]) for label in (-100, -1, 2, 2**32 + 1)]
+
+
+@pytest.mark.parametrize("metric", [calibration_error, classwise_calibration_error, brier_score, fit_temperature])
+def test_labels_are_classes_probabilities_are_and_shapes_do_not_broadcast(metric):
+  forecasts = np.array([[0.25, 0.75]] * 3, np.float32)
+  for labels in OFF:
+    with pytest.raises(ValueError, match=r"labels must (lie in 0\.\.1; got (-100|-1|2) at \[2\]|hold integers that)"):
+      metric(forecasts, labels)
+  assert np.isnan(jax.jit(metric)(forecasts, OFF[0])).all()
+  assert np.isfinite(jax.jit(metric)(forecasts, np.array([0, 1, 1]))).all()
+  if metric is not brier_score:
+    where = np.array([True, True, False])
+    assert float(metric(forecasts, OFF[0], where=where)) == float(metric(forecasts[:2], OFF[0][:2]))
+  with pytest.raises(ValueError, match="labels must be .* with items = 3 as in (probs|logits)"):
+    metric(forecasts, np.array([0]))
+  if metric is not fit_temperature:
+    with pytest.raises(ValueError, match=r"probs must lie in 0\.\.1; got 5.0 at \[1, 0\]"):
+      metric(np.array([[0.5, 0.5], [5, -3]], np.float32), np.array([0, 0]))
+    assert np.isnan(jax.jit(metric)(2 * forecasts, np.array([0, 1, 1]))).all()
+
+
+def test_no_temperature_follows_from_nothing():
+  logits, labels = np.array([[2.0, 0.0]] * 3, np.float32), np.array([0, 0, 1])
+  for nothing in (dict(where=np.zeros(3, bool)), dict(logits=0 * logits)):
+    arguments = dict(logits=logits, labels=labels) | nothing
+    with pytest.raises(ValueError, match="logits must differ between classes in an item that counts"):
+      fit_temperature(**arguments)
+    assert np.isnan(jax.jit(fit_temperature)(**arguments))
+  with pytest.raises(ValueError, match="no axis of it empty"):
+    fit_temperature(logits[:0], labels[:0])
+  with pytest.raises(ValueError, match="low and high must satisfy 0 < low < high, finite; got 1 and inf"):
+    fit_temperature(logits, labels, low=1, high=math.inf)
+
+
 def test_errors_name_the_argument():
   probs, labels = binary([0.5]), jnp.array([0])
   with pytest.raises(ValueError, match="bins must be >= 1"):

@@ -1,5 +1,6 @@
 """Multiple choice: the normalizations disagree where they should, and masks do what they say."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,6 +41,22 @@ def test_splitting_the_items_changes_nothing():
   whole = multiple_choice_metrics(ll, gold)["acc"]
   parts = multiple_choice_metrics(ll[:2], gold[:2])["acc"] + multiple_choice_metrics(ll[2:], gold[2:])["acc"]
   assert whole == parts
+
+
+def test_golds_are_choices_and_lengths_count():
+  ll, valid = jnp.tile(LL, (2, 1)), jnp.array([[True, True, True], [False, False, False]])
+  for gold in (-100, 3):
+    with pytest.raises(ValueError, match=rf"gold must lie in 0\.\.2; got {gold} at \[1\]"):
+      multiple_choice_accuracy(ll, jnp.array([0, gold]))
+    assert multiple_choice_accuracy(ll, jnp.array([0, gold]), valid=valid).tolist() == [1, 0]  # an item of padding
+    assert np.isnan(jax.jit(multiple_choice_accuracy)(ll, jnp.array([0, gold]))).all()
+  with pytest.raises(ValueError, match="gold must be .*, with items = 2 as in log_likelihoods"):
+    multiple_choice_metrics(ll, jnp.array([0]))
+  with pytest.raises(ValueError, match="lengths must be .*, with items = 2 as in log_likelihoods"):
+    predict_choice(ll, lengths=jnp.array([[0, 1, 2]]))
+  with pytest.raises(ValueError, match=r"lengths must be >= 0; got -1 at \[0, 1\]"):
+    predict_choice(LL, lengths=jnp.array([[1, -1, 1]]))
+  assert jax.jit(lambda n: predict_choice(LL, lengths=n))(jnp.array([[1, -1, 1]])) == -1
 
 
 def test_two_normalizations_at_once_are_refused():

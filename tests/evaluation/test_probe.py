@@ -66,6 +66,33 @@ def test_few_shot_accuracy_on_digits(shots, low, high):
   assert low < score.mean() < high
 
 
+X2, Y2 = np.array([[0.0], [0.1], [1.0], [0.9]], np.float32), np.array([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("shift", [1, -1, 2**32])
+def test_labels_are_classes(shift):
+  of_labels = r"must (lie in 0\.\.1|be >= 0|hold integers that fit int32); got "
+  with pytest.raises(ValueError, match=f"^labels {of_labels}"):
+    fit_logistic(X2, Y2 + shift, classes=2)
+  with pytest.raises(ValueError, match=f"^test_labels {of_labels}"):
+    few_shot_accuracy(X2, Y2, X2, Y2 + shift, jax.random.key(0), shots=1)
+  if shift != 2**32:
+    fit = jax.jit(lambda labels: fit_logistic(X2, labels, classes=2, max_steps=2))
+    assert np.isnan(jax.tree.leaves(fit(Y2 + shift))[0]).all() and np.isfinite(jax.tree.leaves(fit(Y2))[0]).all()
+
+
+def test_few_shots_of_numpy_s_arrays_and_one_length_of_features_and_labels():
+  assert few_shot_accuracy(X2, Y2, X2, Y2, jax.random.key(0), shots=1, draws=2).tolist() == [1, 1]
+  with pytest.raises(ValueError, match=r"labels must be >= 0; got -1 at \[0\]"):
+    few_shot_accuracy(X2, Y2 - 1, X2, Y2, jax.random.key(0), shots=1)
+  with pytest.raises(ValueError, match="labels must be .*, with items = 4 as in features"):
+    fit_logistic(X2, Y2[:1], classes=2)
+
+
+def test_a_constant_target_explains_nothing():
+  assert ridge_probe(X2, X2[:, 0], X2, np.full(4, 0.1))[:2] == (0, 0)
+
+
 def test_errors_name_the_argument():
   x, y = regression()
   with pytest.raises(ValueError, match="features must be .* got shapes"):
@@ -74,6 +101,16 @@ def test_errors_name_the_argument():
     fit_ridge(x, np.where(np.arange(60) == 3, np.nan, y))
   with pytest.raises(ValueError, match="penalties must be > 0"):
     fit_ridge(x, y, penalties=(0.0,))
+  for penalty in (-1.0, np.nan, np.inf):
+    with pytest.raises(ValueError, match=f"penalties must be > 0 and finite, at least one; got .{penalty}"):
+      fit_ridge(x, y, penalties=(penalty,))
+    with pytest.raises(ValueError, match=f"penalty must be >= 0 and finite; got {penalty}"):
+      fit_logistic(X2, Y2, classes=2, penalty=penalty)
+  with pytest.raises(ValueError, match="tolerance must be >= 0 and finite; got nan"):  # NaN would stop at the start
+    fit_logistic(X2, Y2, classes=2, tolerance=np.nan)
+  for test in ((x[:0], y[:0]), (x[:2], y[:3]), (x[:2, :3], y[:2])):
+    with pytest.raises(ValueError, match=r"test_features must be \[test items >= 1, features\]"):
+      ridge_probe(x, y, *test)
   with pytest.raises(ValueError, match="class 1 has 1 examples; shots = 2"):
     few_shot_accuracy(jnp.ones((3, 2)), jnp.array([0, 0, 1]), jnp.ones((1, 2)), jnp.array([0]), jax.random.key(0),
                       shots=2)

@@ -80,8 +80,43 @@ def test_judgement_lists_give_the_dense_metrics():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, dense)
 
 
+@pytest.mark.parametrize("ranked, ideal, relevant, message", [
+    ([[0, 2, 1]], [[1, 2]], [2], "ideal must be in descending order; it is not in query 0"),
+    ([[1, 1, 1]], [[1, 0]], [1], "relevant must count all .* ranked or ideal has more in query 0"),  # recall 3
+    ([[0, 0, 1]], [[1, 1]], [1], "relevant must count all"),
+    ([[1, 0, 0]], [[1, 0]], [2], r"ideal must hold min\(max\(ks\), relevant\) relevances > 0; there are fewer"),
+    ([[3, 0, 0]], [[2, 1]], [2], "ideal must hold the largest relevances; ranked has larger ones"),  # nDCG 1.63
+])
+def test_inputs_that_contradict_each_other_are_refused_and_nan_where_traced(ranked, ideal, relevant, message):
+  arrays = [np.array(x, np.float32) for x in (ranked, ideal)] + [np.array(relevant)]
+  good = [np.concatenate([np.float32([[0, 1, 0]]), arrays[0]]), np.concatenate([np.float32([[1, 0]]), arrays[1]])]
+  both = [*good, np.array([1, *relevant])]
+  with pytest.raises(ValueError, match=message.replace("query 0", "query 1")):
+    ranking_metrics(*map(jnp.asarray, both), ks=(3,))
+  assert all(np.isnan(v).all() for v in jax.jit(lambda *a: ranking_metrics(*a, ks=(3,)))(*arrays).values())
+
+
+def test_integers_beyond_int32_do_not_wrap_and_shapes_do_not_broadcast():
+  far = np.array([[2**32 + 7, 3]])
+  with pytest.raises(ValueError, match="relevance must hold integers that fit int32; got 0 to 4294967296"):
+    retrieval_metrics(jnp.ones((1, 2)), np.array([[2**32, 0]]))
+  with pytest.raises(ValueError, match="judged must hold integers that fit int32"):
+    judged_relevance(jnp.array([[7, 3]]), far, jnp.array([[1, 1]]))
+  with pytest.raises(ValueError, match="relevance must be .*, with queries = 2 as in scores; got int32"):
+    retrieval_metrics(jnp.ones((2, 2)), jnp.ones((1, 2), jnp.int32))
+  with pytest.raises(ValueError, match=r"exclude must lie in -1\.\.2; got 3 at \[1\]"):
+    streaming_top_k(jnp.ones((2, 4)), np.ones((3, 4), "f"), exclude=np.array([0, 3]))
+
+
+def test_a_document_is_judged_once():
+  twice = jnp.array([[1, 2, -1, -1], [3, 0, 3, -1]])
+  with pytest.raises(ValueError, match="judged must hold each document at most once; it does not in query 1"):
+    judged_relevance(jnp.array([[1], [3]]), twice, jnp.ones((2, 4)))
+  assert np.isnan(jax.jit(judged_relevance)(jnp.array([[1], [3]]), twice, jnp.ones((2, 4)))).all()
+
+
 def test_errors_name_the_argument():
   with pytest.raises(ValueError, match="ks must be integers >= 1"):
     retrieval_metrics(jnp.ones((1, 2)), jnp.ones((1, 2)), ks=(0,))
-  with pytest.raises(ValueError, match=r"corpus must be \[documents >= 1, 4\]; got shape \(3, 5\)"):
+  with pytest.raises(ValueError, match=r"corpus must be .*, with dim = 4 as in queries; got float32 \[3, 5\]"):
     streaming_top_k(jnp.ones((2, 4)), np.ones((3, 5), "f"))

@@ -32,6 +32,13 @@ def test_ratios_and_the_published_harmonic_row():
   assert harmonic_mean(0.0, 0.0) == 0
   with pytest.raises(ValueError, match="experts must be > 0"):
     normalized_accuracy(np.array([0.4]), np.array([0.0]))
+  for a, b in ((-1.0, 1.0), (-0.5, 0.6)):
+    with pytest.raises(ValueError, match=f"a and b must be >= 0; got {a} and {b}"):
+      harmonic_mean(a, b)
+  with pytest.raises(ValueError, match="merged must be .*, no axis of it empty"):
+    normalized_accuracy(np.zeros(0), np.zeros(0))
+  with pytest.raises(ValueError, match="before must be .*, with tasks = 2 as in after"):
+    retention(np.array([0.4, 0.9]), np.array([0.5]))
 
 
 @pytest.mark.parametrize("n", [1, 3, 5, 8])
@@ -50,6 +57,12 @@ def test_pass_at_k_is_not_the_biased_estimate_and_refuses_what_is_undefined():
     pass_at_k(np.array([5, 2]), np.array([2, 1]), 3)
   with pytest.raises(ValueError, match=r"c must lie in \[0, n\]"):
     pass_at_k(np.array([5]), np.array([6]), 3)
+  for n, c, k, message in (
+      (np.array([4.5]), np.array([1]), 2, "n must be .* of integers; got float64"),
+      (np.array([4]), np.array([1.0]), 2, "c must be .* of integers; got float64"),
+      (np.array([4]), np.array([1]), 2.5, "k must be an integer; got 2.5")):
+    with pytest.raises(TypeError, match=message):
+      pass_at_k(n, c, k)
 
 
 def test_exact_match_at_k_grows_with_k_up_to_the_rank_of_the_reference():
@@ -62,6 +75,8 @@ def test_exact_match_at_k_grows_with_k_up_to_the_rank_of_the_reference():
     exact_match_at_k(candidates, references, 0)
   with pytest.raises(ValueError, match="candidates and references must have one length >= 1; got 3 and 1"):
     exact_match_at_k(candidates, ["x"], 1)
+  with pytest.raises(TypeError, match="candidates must be sequences of str, one for each problem; got 'abc' at 1"):
+    exact_match_at_k([["a"], "abc"], ["a", "a"], 1)
 
 
 def test_correlations_ignore_what_they_should_and_survive_constants():
@@ -92,3 +107,5 @@ def test_text_metrics():
   assert 50 < corpus < 100
   with pytest.raises(ValueError, match=r"every prediction needs a reference; there is none at \[1\]"):
     exact_match(["a", "b"], ["a", []])
+  with pytest.raises(TypeError, match="predictions must be a sequence with one entry for each text; got the str 'abc'"):
+    exact_match("abc", ["a", "b", "c"])

@@ -51,8 +51,9 @@ def test_paired_comparison_counts_and_agrees_with_scipy():
   assert (coarse.wins, coarse.ties, coarse.losses) == (2, 2, 1)
   assert paired_comparison(a, a) == paired_comparison(b, b) and paired_comparison(a, a).p_value == 1
   assert paired_comparison(np.arange(6) + 0.5, np.arange(6)).p_value == pytest.approx(2 / 2**6)
-  with pytest.raises(ValueError, match="tolerance must be >= 0; got -1"):
-    paired_comparison(a, b, tolerance=-1)
+  for tolerance in (-1, math.nan, math.inf):  # with NaN or infinity all would be ties
+    with pytest.raises(ValueError, match=f"tolerance must be >= 0 and finite; got {tolerance}"):
+      paired_comparison(a, b, tolerance=tolerance)
 
 
 def test_stderr():
@@ -71,6 +72,19 @@ def test_bootstrap_interval_agrees_with_the_normal_one_and_is_reproducible():
   assert got.p_value < 0.01 and got.n == 400
   assert got == paired_bootstrap(jnp.asarray(a), jnp.asarray(b), jax.random.key(0), draws=2000)
   assert paired_bootstrap(jnp.asarray(b), jnp.asarray(b), jax.random.key(0)).p_value == 1
+
+
+@pytest.mark.parametrize("offset, scale", [(1e8, 1.0), (0.0, 1e-60), (0.0, 1e60)])
+def test_bootstrap_differences_are_those_of_float64(offset, scale):
+  rng = np.random.default_rng(0)
+  a, b = rng.normal(size=(2, 50))
+  plain = paired_bootstrap(a, b, jax.random.key(0), draws=200)
+  got = paired_bootstrap(scale * a + offset, scale * b + offset, jax.random.key(0), draws=200)
+  assert plain.mean_difference == pytest.approx((a - b).mean(), rel=1e-12)
+  assert got.mean_difference / scale == pytest.approx(plain.mean_difference, rel=1e-6)
+  assert (got.low / scale, got.high / scale, got.p_value) == pytest.approx((plain.low, plain.high, plain.p_value), 1e-5)
+  with pytest.raises(ValueError, match=r"confidence must lie in \(0, 1\); got 1.5"):
+    paired_bootstrap(a, b, jax.random.key(0), confidence=1.5)
 
 
 def test_bootstrap_of_equal_models_rejects_about_as_often_as_it_says():

@@ -61,9 +61,22 @@ def test_no_gradient_through_the_target_and_none_where_nothing_is_certain():
   np.testing.assert_array_equal(jax.grad(nothing)(LOGITS), 0.0)
 
 
+@pytest.mark.parametrize("mean_over", ["batch", "certain"])
+def test_what_is_unknown_is_nan_and_not_uncertain(mean_over):
+  mean = lambda **a: Mean.of(*pseudo_label(**(dict(strong_logits=LOGITS, mean_over=mean_over) | a))).value
+  assert np.isnan(mean(weak_logits=LOGITS.at[1, 0].set(jnp.nan)))
+  where = jnp.array([True, False, True])
+  assert np.isfinite(mean(weak_logits=LOGITS.at[1, 0].set(jnp.nan), where=where))
+  for wrong in (np.nan, 1.5):
+    with pytest.raises(ValueError, match=rf"threshold must lie in \[0, 1\]; got {wrong}"):
+      pseudo_label(LOGITS, LOGITS, threshold=jnp.float32(wrong))
+    assert np.isnan(jax.jit(lambda t: mean(weak_logits=LOGITS, threshold=t))(jnp.float32(wrong)))
+
+
 def test_errors_name_the_argument():
-  with pytest.raises(ValueError, match="power must be > 0"):
-    pseudo_label(LOGITS, LOGITS, power=0.0)
+  for power in (0.0, np.nan, np.inf):
+    with pytest.raises(ValueError, match=f"power must be > 0 and finite, .* got {power}"):
+      pseudo_label(LOGITS, LOGITS, power=power)
   with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\]; got nan"):
     pseudo_label(LOGITS, LOGITS, threshold=float("nan"))
   with pytest.raises(ValueError, match="mean_over must be 'batch' or 'certain'; got 'all'"):

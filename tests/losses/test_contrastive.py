@@ -203,14 +203,51 @@ def test_supervised_contrastive_with_one_positive_is_info_nce_and_averages_over_
   np.testing.assert_allclose(several(positives.at[:, 1].set(True)), (one(first) + one(second)) / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-7, 1e-3, 1e20, 1e30])
+def test_unit_vectors_of_any_length(scale):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8)), jnp.float32)
+  exact = np.asarray(x, np.float64) / np.linalg.norm(np.asarray(x, np.float64), axis=-1, keepdims=True)
+  np.testing.assert_allclose(normalize(x * scale), exact, rtol=1e-5)
+  slope = jax.grad(lambda x: normalize(x)[0, 0])
+  np.testing.assert_allclose(slope(x * scale) * scale, slope(x), rtol=1e-4, atol=1e-6)
+  plain = jax.grad(lambda x: (x / jnp.sqrt(jnp.sum(x * x, -1, keepdims=True)))[0, 0])
+  np.testing.assert_allclose(slope(x), plain(x), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(slope(jnp.eye(2)), plain(jnp.eye(2)), atol=1e-6)  # where the square is 1 exactly
+
+
+def test_below_the_floor_vectors_shrink_and_zero_has_a_finite_gradient():
+  np.testing.assert_allclose(normalize(jnp.array([[3e-9, 4e-9], [0.0, 0.0]])), [[0.3, 0.4], [0, 0]], rtol=1e-6)
+  assert np.isfinite(jax.grad(lambda x: normalize(x).sum())(jnp.zeros((1, 2)))).all()
+
+
+def test_a_guide_of_nan_is_not_switched_off():
+  student, guide = embeddings()
+  spoilt = (guide[0].at[1].set(jnp.nan), *guide[1:])
+  with pytest.raises(ValueError, match="guide_similarity must not be NaN, .* got 29 of 180 values"):
+    guided_info_nce(*student, *spoilt, positives=True)
+  values, _ = guided(*student, *spoilt)
+  assert np.isnan(values).all()  # each row has its query for a candidate
+  where = jnp.arange(6) != 1
+  values, weights = guided(*student, *spoilt, where=where)
+  assert np.isfinite(values).all() and weights.tolist() == where.astype(float).tolist()
+  with pytest.raises(ValueError, match="guide_positive must not be NaN"):
+    false_negative_mask(jnp.array([[0.1, 0.9]]), jnp.array([jnp.nan]))
+
+
+def test_a_traced_temperature_out_of_range_is_nan():
+  student, _ = embeddings()
+  mean = jax.jit(lambda t: Mean.of(*multiple_negatives_ranking(*student, temperature=t)).value)
+  assert np.isfinite(mean(0.1)) and np.isnan(mean(-0.1)) and np.isnan(mean(jnp.nan))
+
+
 def test_errors_name_the_argument():
   student, guide = embeddings()
   with pytest.raises(ValueError, match="strategy must be .*'relativ'.*nearest: relative"):
     guided_info_nce(*student, *guide, strategy="relativ")
   with pytest.raises(ValueError, match="guide_negative must be given with negative"):
     guided_info_nce(*student, *guide[:2], None)
-  for temperature in (0, jnp.float32(-1)):
-    with pytest.raises(ValueError, match="temperature must be > 0; got"):
+  for temperature in (0, jnp.float32(-1), float("inf")):
+    with pytest.raises(ValueError, match="temperature must be > 0 and finite; got"):
       multiple_negatives_ranking(*student, temperature=temperature)
   with pytest.raises(ValueError, match="margin must be finite; got nan"):
     guided_info_nce(*student, *guide, margin=float("nan"))

@@ -179,13 +179,20 @@ def test_errors_name_the_argument():
     aggregate_tokens(logits[..., 0], mask, mode="token_mean")
   with pytest.raises(ValueError, match="max_length belongs to mode"):
     aggregate_tokens(logits[..., 0], mask, max_length=3)
-  with pytest.raises(ValueError, match="max_length must be at least 1; got 0"):
+  with pytest.raises(ValueError, match="max_length must be at least 1 and finite; got 0"):
     aggregate_tokens(logits[..., 0], mask, mode="seq-mean-token-sum-norm", max_length=0)
+  with pytest.raises(ValueError, match="max_length must be at least 1 and finite; got nan"):
+    aggregate_tokens(logits[..., 0], mask, mode="seq-mean-token-sum-norm", max_length=float("nan"))
   with pytest.raises(ValueError, match="max_length must be given with segment_ids"):
     aggregate_tokens(logits[..., 0], mask, mode="seq-mean-token-sum-norm", segment_ids=tokens)
   with pytest.raises(ValueError, match=r"segment_ids must be .*with time = 6 as in logits; got int32 \[3, 5\]"):
     token_log_probs(logits, tokens, segment_ids=tokens[:, 1:])
   with pytest.raises(ValueError, match="label_smoothing must lie in"):
     weighted_nll(logits, tokens, mask, label_smoothing=1.0)
-  with pytest.raises(ValueError, match="z_loss must be >= 0"):
+  with pytest.raises(ValueError, match="z_loss must be >= 0 and finite"):
     weighted_nll(logits, tokens, mask, z_loss=-1.0)
+  with pytest.raises(ValueError, match="z_loss must be >= 0 and finite; got inf"):
+    weighted_nll(logits, tokens, mask, z_loss=float("inf"))
+  far = np.asarray(tokens, np.int64) + 2**32  # JAX would take the ids themselves from it
+  with pytest.raises(ValueError, match="tokens must hold integers that fit int32; got 42949"):
+    weighted_nll(logits, far, mask)

@@ -44,6 +44,13 @@ def test_computed_in_float32_and_shapes_are_checked():
     l2_to_reference(PARAMS, REFERENCE, where={"a": jnp.ones(2, bool), "b": None, "c": True})
 
 
+@pytest.mark.parametrize("normalizer", [0, -2, float("nan"), float("inf")])
+def test_the_normalizer_is_positive(normalizer):
+  for penalty in (l1_to_reference, l2_to_reference):
+    with pytest.raises(ValueError, match=f"normalizer must be > 0 and finite, .*; got {normalizer}"):
+      penalty(PARAMS, REFERENCE, normalizer=normalizer)
+
+
 def test_sum_of_norms_of_stacked_layers_is_that_of_unrolled_ones():
   stacked = {"w": jnp.array([[[3.0, 4.0]], [[0.0, 5.0]]])}
   np.testing.assert_allclose(sum_of_norms(stacked, leading=1), 10.0)
