@@ -175,6 +175,13 @@ def test_a_parallel_adapter_without_activation_is_a_linear_branch_of_its_sub_mod
   assert out.shape == (B, T, D)
 
 
+def test_mam_is_a_prefix_and_a_parallel_adapter_of_its_scale(models):
+  method = mam(DECODER, length=2, rank=4, scale=3.0, hidden=8)
+  front, beside = off = moved(method.init(KEY))
+  want = prefix(DECODER, 2, hidden=8).edits(front) | bottleneck(DECODER, 4, scale=3.0).edits(beside)
+  close(states(models[DECODER], DECODER, method.edits(off)), states(models[DECODER], DECODER, want))
+
+
 def test_a_parallel_adapter_with_the_mlps_activation_merges_into_it(models):
   params = models[ENCODER]
   gelu = partial(jax.nn.gelu, approximate=False)

@@ -1,4 +1,4 @@
-"""Drift between checkpoints that do not match, or of nothing."""
+"""Drift between checkpoints that do not match, or of nothing; what counts as not having moved."""
 
 import jax.numpy as jnp
 import pytest
@@ -23,3 +23,10 @@ def test_other_leaves(measure, tuned, message):
 def test_no_weights(nothing):
   with pytest.raises(ValueError, match="base must have floating-point weights; got none"):
     update_sparsity(nothing, nothing)
+
+
+def test_sparsity_counts_what_moved_by_no_more_than_eps():
+  base = {"w": jnp.ones(4), "b": jnp.zeros((2, 2))}
+  tuned = {"w": jnp.array([1.0, 1.125, 0.5, 3.0]), "b": jnp.array([[0.0, -0.25], [0.25, -1.0]])}
+  shares = [update_sparsity(base, tuned, eps=eps) for eps in (0.0, 0.125, 0.25, 1.0)]
+  assert shares == [2 / 8, 3 / 8, 5 / 8, 7 / 8]

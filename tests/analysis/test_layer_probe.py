@@ -1,8 +1,9 @@
-"""The layer probe finds the layer that labels were planted in."""
+"""The layer probe finds the layer that labels were planted in, and minimizes what it says."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxft.analysis import layer_mixture_probe
@@ -43,6 +44,34 @@ def test_what_the_mask_leaves_out_has_no_effect():
   jax.tree.map(np.testing.assert_array_equal, a, b)
   kept = np.flatnonzero(mask.ravel())
   assert a.accuracy(tokens, labels, mask) == pytest.approx(a.accuracy(STATES[:, kept], LABELS[kept]))
+
+
+@pytest.mark.parametrize("per_item", [False, True])
+def test_the_fit_minimizes_the_mean_cross_entropy_and_the_squares_of_classifier_and_queries(per_item):
+  """A few steps of Adam on the loss as the docstring has it, over the items that count alone."""
+  states, labels, mask = STATES[:, :40], LABELS[:40], jnp.arange(40) % 4 != 0
+  penalty, steps, rate = 0.5, 8, 0.1
+  got = layer_mixture_probe(
+      states, labels, mask, classes=CLASSES, per_item=per_item, penalty=penalty, steps=steps, learning_rate=rate)
+  kept = states[:, np.flatnonzero(mask)]
+  centred = kept - kept.mean(1, keepdims=True)
+  h = centred / jnp.sqrt(jnp.square(centred).mean((1, 2), keepdims=True))
+
+  def loss(p):
+    mixture = jax.nn.softmax(p["bias"][:, None] + per_item * jnp.einsum("lnd,ld->ln", h, p["query"]), axis=0)
+    log_probs = jax.nn.log_softmax(jnp.einsum("ln,lnd->nd", mixture, h) @ p["kernel"] + p["intercept"])
+    nll = -jnp.take_along_axis(log_probs, labels[np.flatnonzero(mask)][:, None], axis=1).mean()
+    return nll + penalty * (jnp.sum(p["kernel"] ** 2) + jnp.sum(p["query"] ** 2))
+
+  p = {"bias": jnp.zeros(LAYERS), "query": jnp.zeros((LAYERS, DIM)), "kernel": jnp.zeros((DIM, CLASSES)),
+       "intercept": jnp.zeros(CLASSES)}
+  optimizer = optax.adam(lambda step: rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps)))
+  state, gradient = optimizer.init(p), jax.jit(jax.grad(loss))
+  for _ in range(steps):
+    updates, state = optimizer.update(gradient(p), state)
+    p = optax.apply_updates(p, updates)
+  for name in p:
+    np.testing.assert_allclose(getattr(got, name), p[name], rtol=1e-3, atol=2e-4, err_msg=name)
 
 
 def test_errors():

@@ -104,6 +104,16 @@ def test_scores_of_a_linear_model():
     fisher_scores(gradient, params, [])
 
 
+def test_scores_add_bfloat16_gradients_up_in_float32():
+  """In bfloat16 a sum of ones stops at 256, and squares lose their last digits."""
+  gradient = lambda params, batch: {"w": jnp.full(2, batch, jnp.bfloat16)}
+  for batch, square in ((1.0, 1.0), (1.0078125, 1.0078125**2)):
+    for score, want in ((gradient_scores, batch), (fisher_scores, square)):
+      got = score(gradient, {"w": jnp.zeros(2, jnp.bfloat16)}, [batch] * 300)["w"]
+      assert got.dtype == jnp.float32
+      np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
 def test_half_of_each_category():
   params = unstack_layers(decoder.init(KEY, CONFIG))
   choice = random_module_mask(KEY, params)

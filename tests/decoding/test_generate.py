@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,15 @@ def test_filters():
     assert kept(sampling.top_p(logits, p)) == want
   assert kept(sampling.min_p(logits, 0.4)) == [False, True, True, False]
   assert sampling.sample(jax.random.key(0), logits[None], temperature=0.0).tolist() == [1]
+
+
+def test_the_temperature_comes_before_the_filters():
+  logits = jnp.log(jnp.array([0.7, 0.2, 0.1]))
+  # At temperature 0.5 the likeliest has 0.49 / 0.54, at 1 it has less than 0.8 and would bring the next along.
+  draw = lambda temperature: sampling.sample(
+      jax.random.key(0), jnp.tile(logits, (300, 1)), temperature=temperature, filters=(partial(sampling.top_p, p=0.8),))
+  assert set(draw(0.5).tolist()) == {0}
+  assert set(draw(1.0).tolist()) == {0, 1}
 
 
 def test_a_filter_of_one_token_is_greedy(params):

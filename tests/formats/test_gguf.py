@@ -10,7 +10,7 @@ import pytest
 gguf = pytest.importorskip("gguf")
 
 from jaxft.formats.gguf import open_gguf
-from jaxft.formats.gguf_llama import load_gguf, tokenizer_of
+from jaxft.formats.gguf_llama import config_of, load_gguf, tokenizer_of
 
 DIM, HEADS, KV_HEADS, MLP, LAYERS, VOCAB = 64, 4, 2, 96, 2, 260
 TOKENS = ["<|end|>", "<user>", "ab", "a", "b", *map(chr, range(0x100, 0x100 + VOCAB - 5))]
@@ -84,6 +84,15 @@ def test_a_quantized_llama_is_read_with_its_rotary_pairs_half_a_head_apart(tmp_p
   assert config.tie_embeddings and "head" not in params
   assert (config.norm_eps, config.rope_theta, config.head_dim, config.eos_id, config.bos_id) == (1e-5, 5e4, 16, 0, None)
   assert sum(x.size for x in jax.tree.leaves(params)) == sum(w.size for w in expected.values())
+
+
+def test_what_the_metadata_leave_out_is_what_llama_cpp_takes(tmp_path):
+  write(tmp_path / "m.gguf", weights())
+  file = open_gguf(tmp_path / "m.gguf")
+  for key in ("rope.freq_base", "attention.head_count_kv"):
+    del file.metadata[f"llama.{key}"]
+  config = config_of(file)
+  assert (config.rope_theta, config.num_kv_heads, config.head_dim) == (10000.0, HEADS, DIM // HEADS)
 
 
 def test_an_untied_head(tmp_path):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxft.formats import load
 from jaxft.formats.families import family_of
-from jaxft.formats.huggingface import load_directory, save_directory, to_named
+from jaxft.formats.huggingface import load_directory, read_config, save_directory, to_named
 from jaxft.formats.names import DECODER, ENCODER, huggingface_name
 from jaxft.formats.safetensors import open_checkpoint, save_file
 from jaxft.leaves import materialize
@@ -231,6 +231,23 @@ def test_a_config_that_says_the_same_otherwise_is_read(folder, change):
   config = json.loads((path / "config.json").read_text())
   (path / "config.json").write_text(json.dumps(config | change))
   assert load_directory(path)[1] == DECODER_CONFIG
+
+
+@pytest.mark.parametrize("config, absent, want", [
+    (DECODER_CONFIG, "rms_norm_eps", {"norm_eps": 1e-6}), (DECODER_CONFIG, "rope_theta", {"rope_theta": 10000.0}),
+    (DECODER_CONFIG, "num_key_value_heads", {"num_kv_heads": 4}),
+    (DECODER_CONFIG, "tie_word_embeddings", {"tie_embeddings": False}),
+    (ENCODER_CONFIG, "layer_norm_eps", {"norm_eps": 1e-12}),
+    (ENCODER_CONFIG, "max_position_embeddings", {"max_length": 512}),
+    (ENCODER_CONFIG, "type_vocab_size", {"type_vocab_size": 2}),
+])
+def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path, config, absent, want):
+  config = dataclasses.replace(config, norm_eps=3e-4, **({"type_vocab_size": 5} if config is ENCODER_CONFIG else {}))
+  save_directory(params_of(config), config, tmp_path / "a")
+  written = json.loads((tmp_path / "a/config.json").read_text())
+  del written[absent]
+  (tmp_path / "a/config.json").write_text(json.dumps(written))
+  assert read_config(tmp_path / "a") == dataclasses.replace(config, **want)
 
 
 @pytest.mark.parametrize(("file", "content", "message"), [

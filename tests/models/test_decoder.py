@@ -186,6 +186,17 @@ def test_a_frozen_head_is_multiplied_twice_in_a_training_step():
   assert 2 * product < flops < 2.7 * product
 
 
+def test_init_scales_down_what_writes_to_the_residual_stream():
+  config = DecoderConfig(vocab_size=64, dim=32, num_layers=8, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
+  layers = decoder.init(jax.random.key(0), config, stddev=0.1)["layers"]
+  spread = {name: np.std(layers[part][name]["kernel"]) for part, name in (
+      ("attention", "query"), ("attention", "key"), ("attention", "value"), ("attention", "out"), ("mlp", "gate"),
+      ("mlp", "up"), ("mlp", "down"))}
+  # Of 4096 entries or more a spread is off by a hundredth; 1 / sqrt(2 * 8) is a quarter.
+  want = {name: 0.025 if name in ("out", "down") else 0.1 for name in spread}
+  assert spread == pytest.approx(want, rel=0.06)
+
+
 def test_bfloat16_stays_bfloat16_and_close(params):
   hidden = states(params, dtype=jnp.bfloat16)
   assert hidden.dtype == jnp.bfloat16

@@ -96,6 +96,14 @@ def test_position_and_type_are_read(params):
   assert not np.allclose(embed(IDS, 0 * IDS + 1), plain, atol=1e-3)
 
 
+def test_prepended_positions_are_of_type_0_and_the_types_stay_with_their_tokens(params):
+  types = jnp.array([[1, 1, 0, 1, 0, 0]])
+  edits = {"embed": Prepend(params["embed"]["tokens"]["embedding"][IDS[0, :3]])}
+  got = encoder.hidden_states(params, CONFIG, IDS[:1, 3:], types=types, edits=edits)[0]
+  whole = jnp.concatenate([jnp.zeros((1, 3), int), types], axis=1)
+  close(got, encoder.hidden_states(params, CONFIG, IDS[:1], types=whole)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_structured_leaves_equal_the_materialized_model(params):
   transform = lora(["layers/**/kernel", "embed/tokens/embedding"], rank=3)
   frozen, trainable = transform.split(jax.random.key(2), params)

@@ -25,6 +25,15 @@ def test_bert_adam_is_adam_without_its_correction():
   assert int(states[1].count) == 39
 
 
+def test_bert_adam_adds_eps_outside_of_the_root():
+  """Where the gradient is as small as eps, the two places of eps differ by a factor of hundreds."""
+  optimizer = scale_by_bert_adam(b1=0.9, b2=0.99, eps=1e-6)
+  params = {"w": jnp.zeros(2)}
+  updates, _ = optimizer.update({"w": jnp.array([1e-6, -1e-5])}, optimizer.init(params), params)
+  # m = 0.1 g and sqrt(v) = 0.1 |g|.
+  np.testing.assert_allclose(updates["w"], [1e-7 / (1e-7 + 1e-6), -1e-6 / (1e-6 + 1e-6)], rtol=1e-4)
+
+
 def test_decay_goes_back_to_the_reference():
   optimizer = optax.chain(
       optax.scale_by_adam(), decay_to_reference(0.1, START), optax.scale_by_learning_rate(0.5))
