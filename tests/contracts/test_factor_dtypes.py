@@ -50,7 +50,8 @@ def matrix_methods():
 
 def test_every_matrix_method_offers_a_dtype():
   found = dict(matrix_methods())
-  assert found.keys() == SIZES.keys()
+  differing = sorted(found.keys() ^ SIZES.keys())
+  assert not differing, f"SIZES must have the sizes of every matrix method, and no others; see {', '.join(differing)}"
   for f in found.values():
     assert inspect.signature(f).parameters["dtype"].default is None
 

@@ -156,7 +156,8 @@ def check_a_step_by_its_shapes(case, blocks=PLAIN_BLOCKS):
   assert kinds((trainable, state)) == kinds(args[:2]), "a second step would compile again"
   # The first block's gradients to what goes in, which the compiler leaves out and a scan does not.
   most = case.flops + (0 if case.by_layer else 2 / BIG["layers"])
-  assert count_jaxpr(jaxpr).matmul / (size(BIG["layers"]) * TOKENS) <= most
+  cost = count_jaxpr(jaxpr).matmul / (size(BIG["layers"]) * TOKENS)
+  assert cost <= most, f"{case.name} declares {case.flops} FLOPs, so its jaxpr may have {most}; it has {cost:.3f}"
   joined = jax.eval_shape(case.transform.join, args[2], trainable)
   assert classes_within(joined) <= KINDS.keys(), "a kind of leaf without a case in KINDS"
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
