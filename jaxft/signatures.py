@@ -65,6 +65,19 @@ def check_integers(name: str, x: Any) -> None:
     raise ValueError(f"{name} must hold integers that fit {taken}; got {x.min()} to {x.max()}")
 
 
+def token_ids(name: str, row: Any) -> Int[np.ndarray, " tokens"]:
+  """A sequence of token ids as int32; ValueError where an entry is no integer from 0 to int32's end.
+
+  NumPy would cut 1.7 to 1 and wrap 2**32 + 1 to 1 where the row is written into an array of int32.
+  """
+  ids = np.asarray(row)
+  if ids.ndim != 1 or ids.size and (
+      ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
+    shown = np.array2string(ids, threshold=8)
+    raise ValueError(f"{name} must hold token ids, integers >= 0 that fit int32; got {shown}")
+  return ids.astype(np.int32)
+
+
 class _Axis(NamedTuple):
   """An axis of an annotation: `batch`, `*batch` (any number of axes), `#batch` (or of size 1), `...` (any, unnamed)."""
 

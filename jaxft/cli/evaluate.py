@@ -46,6 +46,9 @@ def evaluate(options: Evaluate) -> list[dict[str, Any]]:
   from jaxft.recipes.run import DTYPES
 
   one_of("dtype", options.dtype, DTYPES)
+  for name, value in (("max_length", options.max_length), ("batch_size", options.batch_size)):
+    if value is not None and value < 1:
+      raise ValueError(f"{name} must be at least 1; got {value}")
   if options.task is not None:
     one_of("task", options.task, {**TASKS["encoder"], **TASKS["decoder"]})
   model = load(options.model)
@@ -83,7 +86,7 @@ def _embed(options: Evaluate, model: Any) -> tuple[Any, int]:
   from jaxft.recipes import tasks
   from jaxft.recipes.run import DTYPES
 
-  length = min(options.max_length or 128, model.max_length)
+  length = min(128 if options.max_length is None else options.max_length, model.max_length)
   return tasks.embedder(model.params, model.config, dtype=DTYPES[options.dtype]), length
 
 
@@ -95,7 +98,7 @@ def _perplexity(options: Evaluate, model: Any, data: str) -> dict[str, float]:
   from jaxft.recipes.run import DTYPES
 
   records = source(data, options.split)
-  length = min(options.max_length or 512, model.max_length)
+  length = min(512 if options.max_length is None else options.max_length, model.max_length)
   collate = language_collate(model, records[0], max_length=length)
   objective = language(model.config, dtype=DTYPES[options.dtype], remat="none")
   score = measure.perplexity(objective, records, collate, options.batch_size, None)(model.params)

@@ -91,6 +91,9 @@ def _check(options: Generate) -> None:
   ):
     if value is not None and not good(value):
       raise ValueError(f"{name} must be {takes}; got {value}")
+  filters = [name for name in ("top_k", "top_p", "min_p") if getattr(options, name) is not None]
+  if filters and options.temperature == 0:
+    raise ValueError(f"{', '.join(filters)} needs a temperature above 0: at 0 the likeliest token is taken")
   if options.system is not None and not options.chat:
     raise ValueError("--system needs --chat")
 

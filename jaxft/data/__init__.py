@@ -15,7 +15,6 @@ from jaxft.data.pipeline import (
 )
 from jaxft.data.position import fingerprint, position, restore
 from jaxft.data.prepare import Records, prepare
-from jaxft.data.seal import SealedSplitError, check_open, sealed
 from jaxft.data.sources import builder, names, source
 from jaxft.data.splits import near_duplicates, per_group_split
 from jaxft.data.tokenization import (

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.checks import one_of
-from jaxft.data.tokenization import token_ids
+from jaxft.signatures import token_ids
 
 _PACKERS = {
   "first_fit": grain.experimental.FirstFitPackIterDataset,

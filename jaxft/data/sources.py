@@ -13,7 +13,7 @@ from jaxft.data.builders.jsonl import jsonl_builder
 from jaxft.data.builders.reasoning import reasoning_builder
 from jaxft.data.builders.sentiment import Sentiment
 from jaxft.data.prepare import Records, prepare
-from jaxft.data.seal import check_open
+from jaxft.seal import check_open
 
 _BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
   "digits": Digits,
@@ -44,7 +44,7 @@ def source(name: str | os.PathLike, split: str, *, data_dir: str | os.PathLike |
   Raises:
     ValueError: no such data set or split (the nearest are named), or a JSONL file with a broken line.
     OSError: an archive cannot be fetched, or the folder not written.
-    SealedSplitError: the split is sealed; see `jaxft.data.sealed`.
+    SealedSplitError: the split is sealed; see `jaxft.seal`.
   """
   check_open(split)
   return Records(builder(name, data_dir=data_dir), split)

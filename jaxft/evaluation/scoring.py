@@ -7,9 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxft.data.tokenization import token_ids
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, token_ids
 
 Pair = tuple[Sequence[int], Sequence[int]]
 BUCKETS = tuple(2**i for i in range(5, 16))

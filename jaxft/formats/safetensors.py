@@ -239,8 +239,22 @@ def save_file(
       safetensors.numpy.save_file(arrays, part, metadata=text or None)
     except safetensors.SafetensorError as e:  # what the library makes of a full disk
       raise OSError(f"{path} cannot be written: {e}") from None
+    _sort_metadata(part)
 
   write_atomically(path, write)
+
+
+def _sort_metadata(path: Path) -> None:
+  """Orders the metadata of a file, which the library writes in another order each time: equal content, equal bytes."""
+  with path.open("r+b") as file:
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    if len(header.get("__metadata__", ())) > 1:
+      header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+      text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+      if len(text) <= size:  # the rest is room, as the library leaves it to align what follows
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def check_content(checkpoint: Checkpoint, path: str | os.PathLike, *, required: bool = True) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import resource
+import shutil
 import sys
 from typing import Any
 
@@ -30,7 +31,7 @@ from jaxft.recipes.methods import METHODS
 from jaxft.recipes.options import Finetune, defining
 from jaxft.recipes.quiet import quiet_threads
 from jaxft.recipes.run import DTYPES, check_options, loss_name, mesh_of, recipe_of
-from jaxft.training import Checkpoints, JsonLines, TensorBoard, fit, init_state, make_train_step
+from jaxft.training import Checkpoints, JsonLines, TensorBoard, checksum, fit, init_state, make_train_step
 from jaxft.training.mesh import check_rows
 from jaxft.training.recipe import Objective
 from jaxft.tree import count
@@ -51,9 +52,6 @@ def finetune(options: Finetune) -> dict[str, Any]:
   check_options(options)
   resumed = run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
   try:
-    if resumed and (out / run_folder.SUMMARY).exists():
-      print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
-      return json.loads((out / run_folder.SUMMARY).read_text())
     return _train(options)
   except (ValueError, TypeError):
     # A run that was refused before it began must not stand in the way of the corrected command.
@@ -71,6 +69,11 @@ def _train(options: Finetune) -> dict[str, Any]:
     check_rows(optimization.batch_size, mesh, optimization.accumulate)
   splits = read_splits(options.data, options.examples)
   model = load(options.model)
+  inputs = {"data version": splits.version, "records": len(splits.train)}
+  run_folder.check_inputs(out, {**inputs, "model's weights": checksum(model.params)})
+  if (out / run_folder.SUMMARY).exists():
+    print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
+    return json.loads((out / run_folder.SUMMARY).read_text())
   steps = optimization.steps or max(1, math.ceil(optimization.epochs * len(splits.train) / optimization.batch_size))
   recipe = recipe_of(options, model.config, steps, mesh)
   step = make_train_step(recipe)
@@ -89,7 +92,7 @@ def _train(options: Finetune) -> dict[str, Any]:
     if evaluate and not run_folder.validations(out):
       for writer in writers:
         writer.write(0, {f"eval/{name}": v for name, v in evaluate(state, frozen).items()})
-    fingerprint = {**defining(options), "data version": splits.version, "records": len(records)}
+    fingerprint = {**defining(options), **inputs}
     with quiet_threads(), Checkpoints(
         out / run_folder.CHECKPOINTS, max_to_keep=options.output.keep, configuration=defining(options),
         fingerprint=fingerprint) as saved:
@@ -117,8 +120,6 @@ def _prepare(
     raise ValueError(f"{model.name} has no tokenizer.json, which tuning on text needs")
   light = dataclasses.replace(model, params={})  # what the functions below keep must not keep the weights alive
   loss = loss_name(options.loss.loss, model.kind)
-  if options.loss.guide and loss != "gist":
-    raise ValueError(f"--guide is for the loss gist; the loss is {loss}")
   if model.kind == "decoder":
     collate = language_collate(light, records[0], max_length=options.examples.max_length)
     _check_scored(records, collate, options.examples.max_length)
@@ -150,13 +151,13 @@ def _check_scored(records: Records, collate: Collate, max_length: int) -> None:
 def _finish(options: Finetune, model: Pretrained, params: Any, facts: dict[str, Any]) -> dict[str, Any]:
   """Saves the tuned model and the summary."""
   out = options.output.out
-  if not (out / run_folder.MODEL).exists():  # it appears complete or not at all
-    try:
-      save_directory(
-          params, model.config, out / run_folder.MODEL, tokenizer=model.tokenizer, chat_template=model.chat_template,
-          max_length=model.max_length)
-    except OSError as e:
-      raise OSError(f"{e}; {run_folder.last_checkpoint(out)}") from e
+  shutil.rmtree(out / run_folder.MODEL, ignore_errors=True)  # of a run that was killed before its summary
+  try:
+    save_directory(  # it appears complete or not at all
+        params, model.config, out / run_folder.MODEL, tokenizer=model.tokenizer, chat_template=model.chat_template,
+        max_length=model.max_length)
+  except OSError as e:
+    raise OSError(f"{e}; {run_folder.last_checkpoint(out)}") from e
   scores, loss = run_folder.validations(out), loss_name(options.loss.loss, model.kind)
   summary = {
       "model": options.model, "data": options.data, "method": options.method.method, "loss": loss, **facts,

@@ -3,9 +3,10 @@
 The texts of the command line are made from it. It imports no JAX: transforms are made when they are asked for.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from jaxft.checks import pick
 
@@ -27,6 +28,7 @@ class Method(NamedTuple):
     select: the globs that it takes where none are given, and what they choose; None: they must be given; "": the
       method's own default.
     arxiv: of its sources.
+    reads_select: False where it has no choice to make.
   """
 
   kind: str
@@ -34,10 +36,11 @@ class Method(NamedTuple):
   learning_rate: float
   select: str | None
   arxiv: tuple[str, ...] = ()
+  reads_select: bool = True
 
 
-def _whole(make: Make, select: str | None, *arxiv: str) -> Method:
-  return Method("whole weights", make, 2e-5, select, arxiv)
+def _whole(make: Make, select: str | None, *arxiv: str, reads_select: bool = True) -> Method:
+  return Method("whole weights", make, 2e-5, select, arxiv, reads_select)
 
 
 def _adapter(kind: str, make: Make, *arxiv: str) -> Method:
@@ -62,10 +65,10 @@ def _half(t: Any, m: "Adaptation", select: Any) -> "ParamTransform":
 
 
 METHODS: dict[str, Method] = {
-    "full": _whole(lambda t, m, s: t.full(), ""),
+    "full": _whole(lambda t, m, s: t.full(), "", reads_select=False),
     "freeze": _whole(lambda t, m, s: t.freeze(s), "embed/**"),
     "train": _whole(lambda t, m, s: t.train(s), None),
-    "hft": _whole(_half, "", "2404.18466"),
+    "hft": _whole(_half, "", "2404.18466", reads_select=False),
     "bitfit": Method("whole weights", lambda t, m, s: t.bitfit(s), 2e-4, "**/bias", ("2106.10199",)),
     "norm_tuning": Method(
         "whole weights", lambda t, m, s: t.norm_tuning(*([s] if s else [])), 2e-4, "", ("2312.11420",)),
@@ -99,14 +102,34 @@ def make_transform(options: "Adaptation") -> "ParamTransform":
   """The transform of the options.
 
   Raises:
-    ValueError: an unknown method, or one that needs `select` without it.
+    ValueError: an unknown method, one that needs `select` without it, or an option given that the method does not read.
   """
   method = pick("method", options.method, METHODS)
   if not options.select and method.select is None:
     raise ValueError(f"method {options.method} needs --select; got none")
   from jaxft import transforms
 
-  return method.make(transforms, options, list(options.select) or method.select and [method.select])
+  seen = _Seen(options)
+  select = list(options.select) or method.select and [method.select]
+  transform = method.make(transforms, cast("Adaptation", seen), select)
+  read = seen.read | {"method"} | ({"select"} if method.reads_select else set())
+  ignored = [f.name for f in dataclasses.fields(options)
+             if f.name not in read and getattr(options, f.name) != f.default]
+  if ignored:
+    raise ValueError(f"method {options.method} does not read {', '.join(f'--{name}' for name in ignored)}; it reads "
+                     f"{', '.join(f'--{name}' for name in sorted(read - {'method'})) or 'no option'}")
+  return transform
+
+
+class _Seen:
+  """The options as a method sees them, and which of them it looks at."""
+
+  def __init__(self, options: "Adaptation"):
+    self._options, self.read = options, set()
+
+  def __getattr__(self, name: str) -> Any:
+    self.read.add(name)
+    return getattr(self._options, name)
 
 
 def usual_rate(name: str) -> float:

@@ -14,7 +14,7 @@ from jaxft.recipes.methods import names_by_kind, rates_by_method, selected_by_de
 _METHODS = f"What trains; {names_by_kind()}"
 _SELECT = (
     "Path globs. freeze: what stays fixed; train: what trains; bitfit, norm_tuning: which biases or norms; ia3: "
-    "matrices whose outputs are scaled; hft: not read; all others: matrices to adapt. "
+    "matrices whose outputs are scaled; full, hft: not read; all others: matrices to adapt. "
     f"None given: {selected_by_default()}.")
 _RATE = f"Peak learning rate. None: the method's usual one, {rates_by_method()}."
 

@@ -15,12 +15,13 @@ from jaxft.models.remat import POLICIES
 from jaxft.recipes.methods import METHODS, make_transform, usual_rate
 from jaxft.recipes.objectives import language, text_pairs
 from jaxft.recipes.optimizers import SCHEDULES, adamw
-from jaxft.recipes.options import Compute, Finetune
+from jaxft.recipes.options import Compute, Examples, Finetune, Loss, Optimization
 from jaxft.training import DECODER_RULES, ENCODER_RULES, Recipe, make_mesh
 from jaxft.training.recipe import Objective
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 LOSSES = {"encoder": ("gist", "mnrl"), "decoder": ("sft",)}  # by kind of model; the first where none is named
+READ_BY_LOSS = {"gist": ("guide", "temperature", "margin"), "mnrl": ("temperature",), "sft": ()}
 RULES = {"encoder": ENCODER_RULES, "decoder": DECODER_RULES}
 
 
@@ -31,6 +32,8 @@ def check_options(options: Finetune) -> None:
   one_of("dtype", options.compute.dtype, DTYPES)
   one_of("remat", options.compute.remat, POLICIES)
   _check_finite(options)
+  make_transform(options.method)
+  _check_contradictions(options)
   for name, value in (
       ("steps", options.optimization.steps), ("batch_size", options.optimization.batch_size),
       ("accumulate", options.optimization.accumulate), ("checkpoint_every", options.output.checkpoint_every),
@@ -53,6 +56,18 @@ def check_options(options: Finetune) -> None:
     raise ValueError("--pack needs --steps: how many rows an epoch takes is not known before packing")
 
 
+def _check_contradictions(options: Finetune) -> None:
+  """Raises ValueError for two options of which one leaves the other unread."""
+  default = {f.name: f.default for group in (Optimization, Examples) for f in dataclasses.fields(group)}
+  optimization, examples = options.optimization, options.examples
+  if optimization.steps is not None and optimization.epochs != default["epochs"]:
+    raise ValueError(
+        f"steps and epochs both say how long: give one; got {optimization.steps} and {optimization.epochs}")
+  if examples.validation is not None and examples.holdout != default["holdout"]:
+    raise ValueError(f"holdout is not read where there is a validation split; got {examples.holdout} and "
+                     f"{examples.validation!r}")
+
+
 def _check_finite(options: Finetune) -> None:
   """Raises ValueError for the first option of any group that is NaN or infinite."""
   for group in dataclasses.fields(options):
@@ -61,6 +76,15 @@ def _check_finite(options: Finetune) -> None:
       for name, value in dataclasses.asdict(values).items():
         if isinstance(value, float) and not math.isfinite(value):
           raise ValueError(f"{name} must be finite; got {value}")
+
+
+def check_loss(loss: Loss, name: str) -> None:
+  """Raises ValueError for an option of the loss that the loss of this name does not read."""
+  ignored = [f"--{f.name}" for f in dataclasses.fields(loss)
+             if f.name not in ("loss", *READ_BY_LOSS[name]) and getattr(loss, f.name) != f.default]
+  if ignored:
+    reads = ", ".join(f"--{option}" for option in READ_BY_LOSS[name]) or "no option"
+    raise ValueError(f"loss {name} does not read {', '.join(ignored)}; it reads {reads}")
 
 
 def loss_name(name: str | None, kind: str) -> str:
@@ -102,7 +126,9 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Reci
 
 
 def _objective(run: Finetune, config: Any, kind: str, mesh: Mesh | None) -> Objective:
-  loss, compute = loss_name(run.loss.loss, kind), {"dtype": DTYPES[run.compute.dtype], "remat": run.compute.remat}
+  loss = loss_name(run.loss.loss, kind)
+  check_loss(run.loss, loss)
+  compute = {"dtype": DTYPES[run.compute.dtype], "remat": run.compute.remat}
   if kind == "decoder":
     return language(config, **compute)
   guided = {"guided": True, "margin": run.loss.margin} if loss == "gist" else {}

@@ -6,11 +6,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from jaxft.files import check_writable
+from jaxft.files import check_writable, write_text
 from jaxft.training.metrics import read_json_lines
 
-CONFIG, METRICS, CHECKPOINTS, MODEL, SUMMARY, TENSORBOARD = (
-    "config.json", "metrics.jsonl", "checkpoints", "model", "summary.json", "tensorboard")
+CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, SUMMARY, TENSORBOARD = (
+    "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "summary.json", "tensorboard")
 
 
 def open_run(out: Path, defining: dict[str, Any], *, overwrite: bool) -> bool:
@@ -38,8 +38,31 @@ def open_run(out: Path, defining: dict[str, Any], *, overwrite: bool) -> bool:
   if left := [name for name in (CHECKPOINTS, MODEL, METRICS) if (out / name).exists()]:
     raise ValueError(f"{out} holds {', '.join(left)} but no {CONFIG}: it is no run that can be resumed; choose another "
                      "--out, or --overwrite it")
-  path.write_text(json.dumps(defining, indent=1) + "\n")
+  (out / INPUTS).unlink(missing_ok=True)  # of a run that was refused before it began
+  write_text(path, json.dumps(defining, indent=1) + "\n")
   return False
+
+
+def check_inputs(out: Path, inputs: dict[str, Any]) -> None:
+  """Writes what a run reads, weights and data, to `inputs.json`; of a run that is there, compares it.
+
+  Options name a model and data by where they lie; what lies there may have changed since.
+
+  Raises:
+    ValueError: the run that is there read something else; all that differs is named.
+  """
+  path = out / INPUTS
+  if not path.exists():
+    write_text(path, json.dumps(inputs, indent=1) + "\n")
+    return
+  try:
+    saved = dict(json.loads(path.read_text()))
+  except (ValueError, TypeError) as e:
+    raise ValueError(f"{path} does not say what a run reads: {e}") from None
+  if differ := [key for key in {**saved, **inputs} if saved.get(key) != inputs.get(key)]:
+    shown = "; ".join(f"{key}: {saved.get(key)!r} there, {inputs.get(key)!r} here" for key in differ)
+    raise ValueError(f"{out} holds a run whose inputs have changed since: {shown}. Give it what it began with, choose "
+                     "another --out, or --overwrite to start anew")
 
 
 def _check_same(path: Path, defining: dict[str, Any]) -> None:
@@ -58,7 +81,7 @@ def _check_same(path: Path, defining: dict[str, Any]) -> None:
 
 def _delete_run(out: Path) -> None:
   """Deletes what a run writes, and nothing else that the folder may hold."""
-  for name in (CONFIG, METRICS, SUMMARY):
+  for name in (CONFIG, INPUTS, METRICS, SUMMARY):
     (out / name).unlink(missing_ok=True)
   for name in (CHECKPOINTS, MODEL, TENSORBOARD):
     shutil.rmtree(out / name, ignore_errors=True)

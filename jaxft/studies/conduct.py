@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxft.data.seal import sealed
+from jaxft.seal import sealed
 from jaxft.studies.findings import Findings, FoundArm, FoundPremise
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.scored import Scored, per_item

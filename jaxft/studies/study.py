@@ -166,7 +166,7 @@ class Study:
     setting: model, task, data and sizes, in one or two lines.
     config: a frozen dataclass type with `seeds` and `tuning_seeds`; its defaults make the committed result.
     smoke: the same in seconds.
-    arms: `config -> {name: Arm}`; the world is made here, once. It may not open test data: see `jaxft.data.sealed`.
+    arms: `config -> {name: Arm}`; the world is made here, once. It may not open test data: see `jaxft.seal`.
     scores: what is measured.
     choose_by: the score that chooses rates on validation data.
     baseline, method: the arms that a contrast compares by itself.

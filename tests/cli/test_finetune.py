@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -64,12 +65,23 @@ def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, min
 
 
 def test_a_complete_run_is_left_alone_and_another_one_refused(jaxft, tiny, pairs, tmp_path):
+  pairs = Path(shutil.copy(pairs, tmp_path / "data.jsonl"))
   args = ["finetune", "--model", tiny, "--data", pairs, "--batch-size", 4, "--max-length", 16, "--steps", 1,
           "--out", tmp_path / "run", "--loss", "mnrl", "--holdout", 0, *ONE]
   first = jaxft(*args)
   assert first.status == 0 and "1705.00652" in first.out
   again = jaxft(*args)
   assert again.status == 0 and again.out == first.out and "complete" in again.err
+  # A run that was killed between its model and its summary saves what it trained, whatever lies there.
+  trained = weights(tmp_path / "run")
+  (tmp_path / "run/summary.json").unlink()
+  (tmp_path / "run/model/model.safetensors").write_bytes(b"another")
+  assert jaxft(*args).status == 0
+  assert all(np.array_equal(x, trained[name]) for name, x in weights(tmp_path / "run").items())
+  text = pairs.read_text()
+  pairs.write_text(text + text.splitlines()[0] + "\n")
+  changed = jaxft(*args)
+  assert changed.status == 2 and "inputs have changed since: data version" in changed.error
   other = jaxft(*args, "--rank", 4, "--seed", 1)
   assert other.status == 2 and "2 options differ: rank: 8 there, 4 here; seed: 0 there, 1 here" in other.error
   assert weights(tmp_path / "run")

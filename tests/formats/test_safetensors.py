@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.formats.safetensors import open_checkpoint, save_file, save_shards
+from jaxft.formats.safetensors import check_content, open_checkpoint, save_file, save_shards
 
 
 def tensors() -> dict[str, np.ndarray]:
@@ -168,3 +168,14 @@ def test_nothing_there(tmp_path):
     open_checkpoint(tmp_path)
   with pytest.raises(FileNotFoundError):
     open_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_equal_content_is_equal_bytes_whatever_the_metadata(tmp_path):
+  tensors, text = {"b": np.arange(3.0), "a": np.ones((2, 2), np.float16)}, {c: "é" + c for c in "fedcba"}
+  for i in range(4):
+    save_file(tensors, tmp_path / f"{i}", metadata=dict(sorted(text.items(), reverse=bool(i % 2))), checksum=True)
+  assert len({(tmp_path / f"{i}").read_bytes() for i in range(4)}) == 1
+  found = open_checkpoint(tmp_path / "0")
+  check_content(found, tmp_path / "0")
+  assert {key: found.metadata[key] for key in text} == text
+  assert all(np.array_equal(found.view(name), x) for name, x in tensors.items())

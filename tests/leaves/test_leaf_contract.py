@@ -55,8 +55,7 @@ LEAVES = {
     "circulant": CirculantBlocks(draw(5, 3, 4, 4)),
     "waves": PlaneWaves(jnp.array([0, 3, 50, 95]), draw(12, 4), M, N),
     "cycle": LowRank(W, Cycle(M, 5), draw(6, 5, N)),
-    "column_normalized": ColumnNormalized(
-        LowRank(W, draw(7, M, 2), draw(8, 2, N), scale=0.5), jnp.sum(W**2, axis=0), 1 + draw(9, N) ** 2),
+    "column_normalized": ColumnNormalized(LowRank(W, draw(7, M, 2), draw(8, 2, N), scale=0.5), 1 + draw(9, N) ** 2),
     "butterfly": Multiplied(W, Butterfly(0.5 * draw(1, 3, 4, 4, 4))),
     "reflections": Multiplied(W, Reflections.along(draw(2, M, 3))),
     "rotations": Multiplied(W, Rotations(draw(3, N), draw(4, N), 6), side="out"),

@@ -31,3 +31,15 @@ def test_a_method_trains_something_and_keeps_the_shapes(name, family):
   assert 0 < count(trainable) <= count(params)
   joined = jax.eval_shape(lambda f, t: materialize(transform.join(f, t)), frozen, trainable)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), joined) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"method": "full", "select": ("layers/**",)}, "method full does not read --select; it reads no option"),
+    ({"method": "vera", "alpha": 9.0, "dropout": 0.5}, "not read --alpha, --dropout; it reads --rank, --select"),
+    ({"method": "lora", "draw": 3}, "lora does not read --draw"), ({"method": "hira", "alpha": 1.0}, "--alpha"),
+    ({"method": "hft", "rank": 4}, "hft does not read --rank; it reads --draw"),
+    ({"method": "train"}, "method train needs --select"),
+])
+def test_an_option_that_the_method_does_not_read_is_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    make_transform(Adaptation(**options))

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxft.data import SealedSplitError, check_open
+from jaxft.seal import SealedSplitError, check_open
 from jaxft.studies.conduct import conduct
 from jaxft.studies.findings import ABSENT
 from jaxft.studies.study import Arm, Claim, Grid, Score, higher

@@ -8,7 +8,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.checks import in_range
-from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.materialize import materialize, unrounded
@@ -26,12 +25,10 @@ class ColumnNormalized:
 
   Attributes:
     v: a `LowRank` leaf `[..., m, n]`.
-    squares: `[..., n]`, the squared norms of the columns of `v.w`, which never change.
     magnitude: `[..., n]`.
   """
 
   v: LowRank
-  squares: Any
   magnitude: Any
 
   def materialize(self) -> Array:
@@ -49,16 +46,19 @@ class ColumnNormalized:
     return y * self._factors().astype(y.dtype)
 
   def _factors(self) -> Float[Array, "... n"]:
-    return self.magnitude / jnp.sqrt(jax.lax.stop_gradient(column_squares(self.v, self.squares)))
+    return self.magnitude / jnp.sqrt(jax.lax.stop_gradient(column_squares(self.v)))
 
 
-def column_squares(v: LowRank, squares: Float[Array, "... n"]) -> Float[Array, "... n"]:
-  """Squared norms of the columns of `w + s a b`: `|w_j|^2 + 2 s (w^T a)_j . b_j + s^2 b_j^T a^T a b_j`, nothing formed.
+def column_squares(v: LowRank) -> Float[Array, "... n"]:
+  """Squared norms of the columns of `w + s a b`: `|w_j|^2 + 2 s (w^T a)_j . b_j + s^2 b_j^T a^T a b_j`.
+
+  The product is not formed. `|w_j|^2` is of the w that stands here, which a later transform may have quantized or
+  trained: once a step it is read, where a number kept from `split` would be of another matrix.
 
   Args:
     v: the low-rank leaf `[..., m, n]`.
-    squares: `|w_j|^2`.
   """
+  squares = jnp.sum(jnp.square(materialize(v.w).astype(jnp.float32)), axis=-2)
   a, b = v.a.astype(jnp.float32), v.b.astype(jnp.float32)
   transposed = jnp.swapaxes(a, -1, -2)
   product = dot
@@ -100,12 +100,11 @@ def dora(
   def start(key: jax.Array, w: Any, statistic: Any) -> tuple[Any, Any]:
     del statistic
     _, a, b = uniform_then_zero(key, w, rank)
-    squares = jnp.sum(jnp.square(materialize(w).astype(jnp.float32)), axis=-2)
-    trained = {"a": a.astype(dtype), "b": b.astype(dtype), "magnitude": jnp.sqrt(squares)}
-    return Annotated(w, {"squares": squares}), trained
+    norms = jnp.linalg.norm(materialize(w).astype(jnp.float32), axis=-2)
+    return w, {"a": a.astype(dtype), "b": b.astype(dtype), "magnitude": norms}
 
-  def adapt(frozen: Annotated, t: Any) -> ColumnNormalized:
-    v = LowRank(frozen.w, t["a"], t["b"], scale=alpha / rank, dropout=dropout)
-    return ColumnNormalized(v, frozen.note["squares"], t["magnitude"])
+  def adapt(w: Any, t: Any) -> ColumnNormalized:
+    v = LowRank(w, t["a"], t["b"], scale=alpha / rank, dropout=dropout)
+    return ColumnNormalized(v, t["magnitude"])
 
   return adapt_matrices(select, start, adapt)

@@ -48,9 +48,11 @@ def leading_factors(w: Float[Array, "m n"], rank: int, scale: float) -> tuple[Ar
   """The factors `a, b` of the best approximation of w / scale of that rank, each with the root of the singular values.
 
   Raises:
-    ValueError: rank exceeds the smaller side of w.
+    ValueError: rank exceeds the smaller side of w, or the scale is not above 0.
   """
   check_rank_fits(rank, w)
+  if not scale > 0:
+    raise ValueError(f"alpha must be above 0 for factors of the weight itself; got a scale of {scale}")
   u, s, v = jnp.linalg.svd(w, full_matrices=False)
   root = jnp.sqrt(s[:rank] / scale)
   return u[:, :rank] * root, root[:, None] * v[:rank]

@@ -20,7 +20,7 @@ def sealed(*splits: str) -> Iterator[None]:
   ...   check_open("test[:10]")
   Traceback (most recent call last):
     ...
-  jaxft.data.seal.SealedSplitError: the split 'test[:10]' is sealed until every choice is made
+  jaxft.seal.SealedSplitError: the split 'test[:10]' is sealed until every choice is made
   """
   token = _SEALED.set(_SEALED.get() | set(splits))
   try:
