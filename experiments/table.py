@@ -1,21 +1,50 @@
-"""Makes experiments/README.md from the result files. `python -m experiments.table [--check]`"""
+"""Makes experiments/README.md, and the page and plot of each study. `python -m experiments.table [--check]`"""
 
 import sys
 from pathlib import Path
 
 from jaxft.files import write_text
-from jaxft.studies.experiment import committed, discover
+from jaxft.studies.command import write_page
+from jaxft.studies.experiment import Experiment, committed, committed_findings, discover, results_folder
+from jaxft.studies.index import index
+from jaxft.studies.page import note_of, page
+from jaxft.studies.study import Study
 
 PAGE = Path(__file__).parent / "README.md"
+HEAD = """# Experiments
+
+One module per system. This page, and each result's own, is made by `python -m experiments.table` from the files in
+`results/`; nothing on it is typed. A verdict is computed: *supported* and *contradicted* by a 95% interval over seeds
+and items that lies beyond the smallest effect of interest, *equivalent* within it, *premise absent* where the setting
+lacks what the claim presupposes; q is the p value of a study's first claim, adjusted for all of this page. A gain is in
+percent of what full tuning gains over the untuned model."""
+OLD = """## Not yet studies
+
+Results of an earlier form: one paired t test over seeds, with settings, grids and conclusions that an audit found
+wanting. They are being run again, one by one."""
+
+
+def studies() -> list[Study]:
+  return [entry for entry in discover().values() if isinstance(entry, Study)]
 
 
 def table() -> str:
-  """The page: one row for each experiment, numbers from its committed result file alone."""
+  """The page, from the committed result files alone."""
+  found = {study.slug: findings for study in studies() if (findings := committed_findings(study)) is not None}
+  modules = {study.slug: _file(study.arms.__module__) for study in studies()}
+  return "\n\n".join([HEAD, index(studies(), found, modules), OLD, _experiments()]) + "\n"
+
+
+def _file(module: str) -> str:
+  return module.removeprefix("experiments.").replace(".", "/") + ".py"
+
+
+def _experiments() -> str:
   rows = []
   for slug, experiment in discover().items():
-    result = committed(slug)
-    module = experiment.run.__module__.removeprefix("experiments.").replace(".", "/")
-    link = f"[{slug}]({module}.py)"
+    if not isinstance(experiment, Experiment):
+      continue
+    result, link = committed(slug), f"[{slug}]({_file(experiment.run.__module__)})"
     if result is None:
       rows.append((link, experiment.title, "no committed result", "", "", "", ""))
       continue
@@ -28,23 +57,34 @@ def table() -> str:
         f"{result.supports_paper}: {result.conclusion}",
     ))
   header = ("experiment", "paper", "metric", "baseline", "method", "paired difference", "supports the paper")
-  lines = ["| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *rows)]
-  return (
-      "# Experiments\n\nOne module per system. This page is made by `python -m experiments.table` from the files in "
-      "`results/`; each file holds the command that made it, a value for each seed, further arms and the paired test "
-      "(mean ± standard deviation over seeds; paired t test).\n\n" + "\n".join(lines) + "\n"
-  )
+  return "\n".join("| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *rows))
+
+
+def stale() -> list[str]:
+  """What is not what the result files say."""
+  wrong = [] if PAGE.exists() and PAGE.read_text() == table() else [PAGE.name]
+  for study in studies():
+    path = results_folder() / f"{study.slug}.json"
+    if path.exists():
+      findings = committed_findings(study)
+      figure = f"{study.slug}.svg" if findings.arms else None
+      want = page(study, findings, figure=figure, note=note_of(path))
+      if not path.with_suffix(".md").exists() or path.with_suffix(".md").read_text() != want:
+        wrong.append(f"{study.slug}.md")
+  return wrong
 
 
 def main() -> None:
-  page = table()
   if "--check" in sys.argv[1:]:
-    if not PAGE.exists() or PAGE.read_text() != page:
-      sys.exit(f"{PAGE.name} is not what the result files say: run `make table` and commit it")
-    print(f"{PAGE.name} is current")
-  else:
-    write_text(PAGE, page)
-    print(f"wrote {PAGE.name}")
+    if wrong := stale():
+      sys.exit(f"{', '.join(wrong)} is not what the result files say: run `make table` and commit it")
+    print(f"{PAGE.name} is current, and so is each result's page")
+    return
+  for study in studies():
+    if (findings := committed_findings(study)) is not None:
+      write_page(study, findings, results_folder() / f"{study.slug}.json")
+  write_text(PAGE, table())
+  print(f"wrote {PAGE.name}, and each result's page")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """HFT: does training a random half of the matrices, another half for each task, forget less than training them all?
 
-    jaxft run hft            four to six minutes on two cores
+    jaxft run hft            five minutes on two cores
     jaxft run hft --smoke    seconds
 
 Five tasks in turn, each to tell two digits apart, learned by a transformer of four blocks on 8x8 images, of Llama's
@@ -12,15 +12,14 @@ part. What is left of the reading of turned digits after all tasks is the contro
 told with its input, as TRACE's prompts tell it: logits of the other digits are masked, so that an arm forgets in the
 weights that tasks share and not by a bias of the head.
 
-A seed draws the base model, the pairs of digits, their order and the batches, the same for all arms. Every arm takes
-its learning rate from the same grid, by OP on validation images, with tuning seeds of their own; the results are on
-test images. As the paper gives all arms one recipe, they are also run at the rate that full tuning chose. Controls:
-other fractions, the same half in every stage, and Half-Reset, which trains everything and after the last task puts a
-random half of the matrices back to the base model.
+A seed draws the base model, the pairs of digits, their order and the batches, the same for all arms; the test images
+are the same for all seeds. As the paper gives all arms one recipe, two arms run at one rate that nobody chose.
+Controls: the same half in every stage, and Half-Reset, which trains everything and after the last task puts a random
+half of the matrices back to the base model.
 """
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,13 +30,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from experiments.tasks.digits_views import Images, load_images
 from jaxft.choices import chosen_fraction, random_module_mask
-from jaxft.evaluation import PairedTest, backward_transfer, overall_performance, paired_test
 from jaxft.merging import reset
 from jaxft.models.attention import attend
 from jaxft.models.linear import linear
 from jaxft.models.norms import rms_norm
-from jaxft.studies.experiment import Experiment, main
-from jaxft.studies.result import Arm, Result
+from jaxft.studies.study import Arm, Claim, Front, Premise, Score, Study, higher
 
 STAGES = 5
 
@@ -53,8 +50,9 @@ class Config:
   steps: int = 50
   batch_size: int = 16
   learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
-  seeds: tuple[int, ...] = tuple(range(16))
-  tuning_seeds: tuple[int, ...] = (100, 101, 102, 103, 104, 105)
+  shared_rate: float = 1e-3
+  seeds: tuple[int, ...] = tuple(range(32))
+  tuning_seeds: tuple[int, ...] = (100, 101, 102, 103)
 
 
 SMOKE = Config(
@@ -68,11 +66,8 @@ ARMS = {
     "layer-level": ({"level": "layer"}, True),
     "model-level": ({"level": "model"}, True),
     "category-level, the same half in all stages": ({}, False),
-    "category-level, a quarter": ({"fraction": 0.25}, True),
-    "category-level, three quarters": ({"fraction": 0.75}, True),
 }
-BASELINE, METHOD, *OTHERS = ARMS
-RESET = "Half-Reset of full"
+METHOD = "HFT, category-level"
 
 
 class Draw(NamedTuple):
@@ -81,14 +76,6 @@ class Draw(NamedTuple):
   pairs: Int[np.ndarray, "stages 2"]
   base_rows: Int[np.ndarray, "base_steps batch"]
   rows: Int[np.ndarray, "stages steps batch"]
-
-
-class Scores(NamedTuple):
-  """Of one run on one split, after all tasks; higher is better."""
-
-  op: float  # mean accuracy over the tasks
-  bwt: float  # mean of that less the accuracy just after each task's own stage
-  base: float  # accuracy on turned digits, all ten
 
 
 def turned(images: Images) -> Images:
@@ -181,37 +168,40 @@ def pretrain(config: Config, images: Images, seed: Int[Array, ""], rows: Int[Arr
   return train(config, params, jax.tree.map(jnp.ones_like, params), turned(images), everything, rows, config.base_rate)
 
 
-def evaluate(config: Config, params: Any, images: Images, pairs: Int[Array, "stages 2"]) -> Float[Array, " stages"]:
-  """The accuracy on each task, among its own two digits."""
+def right(config: Config, params: Any, images: Images, pairs: Int[Array, "stages 2"]) -> Bool[Array, " n"]:
+  """Which images are told right, each among the two digits of its own task."""
   z = logits(params, config, images.pixels)
-
-  def accuracy(pair: Int[Array, "2"]) -> Float[Array, ""]:
-    asked = (images.digits[:, None] == pair).any(-1)
-    right = pair[jnp.argmax(z[:, pair], axis=-1)] == images.digits
-    return jnp.sum(asked & right) / jnp.sum(asked)
-
-  return jax.vmap(accuracy)(pairs)
+  pair = pairs[task_of(pairs, images.digits)]
+  chosen = jnp.take_along_axis(pair, jnp.argmax(jnp.take_along_axis(z, pair, axis=1), axis=1)[:, None], axis=1)
+  return chosen[:, 0] == images.digits
 
 
-def evaluate_base(config: Config, params: Any, images: Images) -> Float[Array, ""]:
-  """The accuracy on turned digits, among all ten."""
-  return jnp.mean(jnp.argmax(logits(params, config, turned(images).pixels), axis=-1) == images.digits)
+def right_turned(config: Config, params: Any, images: Images) -> Bool[Array, " n"]:
+  """Which turned images are told right, among all ten digits."""
+  return jnp.argmax(logits(params, config, turned(images).pixels), axis=-1) == images.digits
+
+
+def task_of(pairs: Int[Array, "stages 2"], digits: Int[Array, " n"]) -> Int[Array, " n"]:
+  """The task that each digit belongs to."""
+  return jnp.argmax((pairs[None] == digits[:, None, None]).any(-1), axis=1)
 
 
 def learn(
     config: Config, images: Images, held_out: Images, base: Any, gates: Any, rate: Float[Array, ""],
     pairs: Int[Array, "stages 2"], rows: Int[Array, "stages steps batch"],
-) -> tuple[Any, Float[Array, "stages stages"], Float[Array, ""]]:
-  """All stages in turn: the final params, after each stage the accuracy on every task, and at last on turned digits."""
+) -> tuple[Any, Bool[Array, " n"]]:
+  """All stages in turn: the final params, and which images were told right just after their own task's stage."""
+  own = task_of(pairs, held_out.digits)
 
-  def stage(params: Any, inputs: Any) -> tuple[Any, Any]:
-    gates, pair, rows = inputs
+  def stage(carry: Any, inputs: Any) -> tuple[Any, None]:
+    params, then = carry
+    t, gates, pair, rows = inputs
     allowed = jnp.zeros(2 * STAGES, bool).at[pair].set(True)
     params = train(config, params, gates, images, allowed, rows, rate)
-    return params, evaluate(config, params, held_out, pairs)
+    return (params, jnp.where(own == t, right(config, params, held_out, pairs), then)), None
 
-  final, tasks = jax.lax.scan(stage, base, (gates, pairs, rows))
-  return final, tasks, evaluate_base(config, final, held_out)
+  start = base, jnp.zeros(len(held_out.digits), bool)
+  return jax.lax.scan(stage, start, (jnp.arange(STAGES), gates, pairs, rows))[0]
 
 
 def choose(arm: str, seed: int, params: Any) -> list[Any]:
@@ -232,115 +222,79 @@ def as_gates(choices: list[Any], params: Any) -> Any:
   return jax.tree.map(gate, params, *choices)
 
 
-def run(config: Config) -> Result:
-  """Pretrains a base model for each seed, tunes every arm on validation images and runs it on test images."""
-  images = {split: load_images(split) for split in ("train", "validation", "test")}
-  compiled = {f: jax.jit(partial(f, config)) for f in (pretrain, learn, evaluate, evaluate_base)}
-  draws = {seed: draw(config, images["train"], seed) for seed in (*config.tuning_seeds, *config.seeds)}
-  bases = {seed: compiled[pretrain](images["train"], seed, d.base_rows) for seed, d in draws.items()}
+class World:
+  """Images, and for each seed its draws and its base model."""
 
-  def sequence(arm: str, rate: float, seed: int, split: str) -> tuple[Scores, Any, np.ndarray]:
-    gates, d = as_gates(choose(arm, seed, bases[seed]), bases[seed]), draws[seed]
-    final, tasks, base = compiled[learn](images["train"], images[split], bases[seed], gates, rate, d.pairs, d.rows)
-    tasks = np.asarray(tasks, np.float64)
-    return Scores(overall_performance(tasks)[-1], backward_transfer(tasks)[-1], float(base)), final, np.diag(tasks)
+  def __init__(self, config: Config):
+    self.config, self.images = config, load_images("train")
+    self._pretrain, self._learn, self._right, self._turned = (
+        jax.jit(partial(f, config)) for f in (pretrain, learn, right, right_turned))
+    self.seed = cache(self._of_seed)
 
-  def held(params: Any, seed: int) -> tuple[np.ndarray, float]:
-    tasks = compiled[evaluate](params, images["test"], draws[seed].pairs)
-    return np.asarray(tasks, np.float64), float(compiled[evaluate_base](params, images["test"]))
+  def _of_seed(self, seed: int) -> tuple[Draw, Any]:
+    d = draw(self.config, self.images, seed)
+    return d, self._pretrain(self.images, seed, d.base_rows)
 
-  def half_reset(seed: int, final: Any, own: np.ndarray) -> Scores:
-    keep = random_module_mask(jax.random.fold_in(jax.random.key(seed), STAGES), final)
-    tasks, base = held(reset(bases[seed], final, keep), seed)
-    return Scores(float(tasks.mean()), float((tasks - own).mean()), base)
+  def start(self, rate: None, seed: int, split: str) -> dict[str, np.ndarray]:
+    """The base model, before all tasks."""
+    d, base = self.seed(seed)
+    held = load_images(split)
+    return self._scores(base, self._right(base, held, d.pairs), seed, held)
 
-  tuning, rates, scores = {}, {}, {}
-  for arm in ARMS:
-    runs = {rate: [sequence(arm, rate, seed, "validation")[0] for seed in config.tuning_seeds]
-            for rate in config.learning_rates}
-    tuning[arm] = {f"{rate:g}": mean_of(at_rate) for rate, at_rate in runs.items()}
-    rates[arm] = max(runs, key=lambda rate: np.mean([s.op for s in runs[rate]]))
-    full = [sequence(arm, rates[arm], seed, "test") for seed in config.seeds]
-    scores[arm] = [s for s, _, _ in full]
-    if arm == BASELINE:
-      scores[RESET] = [
-          half_reset(seed, final, own) for seed, (_, final, own) in zip(config.seeds, full, strict=True)]
-      rates[RESET] = rates[arm]
-  shared = {  # the paper's protocol: one recipe for all
-      arm: scores[arm] if rates[arm] == rates[BASELINE]
-      else [sequence(arm, rates[BASELINE], seed, "test")[0] for seed in config.seeds] for arm in ARMS
-  }
-  before = [held(bases[seed], seed) for seed in config.seeds]
+  def tuned(self, arm: str, rate: float, seed: int, split: str, *, reset_half: bool = False) -> dict[str, np.ndarray]:
+    """All tasks in turn by one arm."""
+    d, base = self.seed(seed)
+    held, gates = load_images(split), as_gates(choose(arm, seed, base), base)
+    final, then = self._learn(self.images, held, base, gates, rate, d.pairs, d.rows)
+    if reset_half:
+      final = reset(base, final, random_module_mask(jax.random.fold_in(jax.random.key(seed), STAGES), final))
+    return self._scores(final, then, seed, held)
 
-  params = bases[config.seeds[0]]
-  fraction = {arm: float(np.mean([chosen_fraction(params, c) for s in config.seeds for c in choose(arm, s, params)]))
-              for arm in ARMS}
-  arms = {arm: Arm(arm, tuple(s.op for s in runs), {"learning_rate": rates[arm]}) for arm, runs in scores.items()}
-  supports, conclusion = conclude(scores, shared, rates)
-  return Result(
-      slug="hft", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
-      metric="OP: accuracy over five tasks after the last, test images", higher_is_better=True,
-      baseline=arms[BASELINE], method=arms[METHOD], arms=tuple(arms[arm] for arm in (*OTHERS, RESET)),
-      seeds=config.seeds, command="", supports_paper=supports, conclusion=conclusion,
-      details={
-          "before": {"tasks": float(np.mean([t for t, _ in before])), "base": float(np.mean([b for _, b in before]))},
-          "mean": {arm: mean_of(runs) for arm, runs in scores.items()},
-          "mean_at_the_rate_of_full": {arm: mean_of(runs) for arm, runs in shared.items()},
-          "against_full": against_full(scores), "against_full_at_its_rate": against_full(shared),
-          "against_the_same_half": compare(scores[METHOD], scores[OTHERS[2]]),
-          "bwt": {arm: [s.bwt for s in runs] for arm, runs in scores.items()},
-          "base": {arm: [s.base for s in runs] for arm, runs in scores.items()},
-          "trained_fraction_of_all_params": fraction, "validation": tuning,
-      })
+  def _scores(self, params: Any, then: Any, seed: int, held: Images) -> dict[str, np.ndarray]:
+    d, _ = self.seed(seed)
+    now, then = (np.asarray(x, np.float64) for x in (self._right(params, held, d.pairs), then))
+    # Tasks count alike, however many images they have.
+    task = np.asarray(task_of(jnp.asarray(d.pairs), held.digits))
+    weight = len(task) / (STAGES * np.bincount(task, minlength=STAGES)[task])
+    return {"op": now * weight, "bwt": (now - then) * weight, "base": np.asarray(self._turned(params, held))}
+
+  def trained_share(self, arm: str) -> dict[str, float]:
+    """Of all numbers, those that train in a stage, in the mean of some draws."""
+    _, params = self.seed(self.config.tuning_seeds[0])
+    shares = [chosen_fraction(params, choice) for seed in range(4) for choice in choose(arm, seed, params)]
+    return {"trained share": float(np.mean(shares))}
 
 
-def mean_of(runs: list[Scores]) -> dict[str, float]:
-  """Each score's mean."""
-  return dict(zip(Scores._fields, np.mean(runs, axis=0).tolist(), strict=True))
+def arms(config: Config) -> dict[str, Arm]:
+  """Arms at rates of their own, and two at one rate."""
+  world, rates = World(config), config.learning_rates
+  tuned = {arm: Arm(partial(world.tuned, arm), rates, partial(world.trained_share, arm)) for arm in ARMS}
+  at_one_rate = {
+      f"{name}, one recipe": Arm(lambda rate, seed, split, arm=arm: world.tuned(arm, config.shared_rate, seed, split))
+      for name, arm in (("full", "full"), ("HFT", METHOD))}
+  return {
+      "start": Arm(world.start), **tuned,
+      "Half-Reset of full": Arm(partial(world.tuned, "full", reset_half=True), rates), **at_one_rate}
 
 
-def compare(runs: list[Scores], others: list[Scores]) -> dict[str, PairedTest]:
-  """A paired test of each score."""
-  return {name: paired_test(*both) for name, *both in zip(
-      Scores._fields, zip(*runs, strict=True), zip(*others, strict=True), strict=True)}
-
-
-def against_full(scores: dict[str, list[Scores]]) -> dict[str, dict[str, PairedTest]]:
-  """Paired tests of each arm against full tuning."""
-  return {arm: compare(runs, scores[BASELINE]) for arm, runs in scores.items() if arm != BASELINE}
-
-
-def conclude(
-    tuned: dict[str, list[Scores]], shared: dict[str, list[Scores]], rates: dict[str, float]
-) -> tuple[str, str]:
-  """Whether the paper is supported, by a rule, and the sentence that says so.
-
-  "true": at rates tuned for each arm OP and BWT are both higher than full tuning's (p < 0.05), and OP is the highest of
-  the three granularities. "partly": at tuned rates or at full tuning's rate one of the two is higher (p < 0.05) and the
-  other is not lower (p < 0.05). Else "false".
-  """
-  tests = {"tuned": compare(tuned[METHOD], tuned[BASELINE]), "shared": compare(shared[METHOD], shared[BASELINE])}
-
-  signs = {rates: (test["op"].sign, test["bwt"].sign) for rates, test in tests.items()}
-  op = {arm: mean_of(tuned[arm])["op"] for arm in (METHOD, *OTHERS[:2])}
-  best = max(op, key=op.get)
-  both = lambda test: f"OP by {test['op']}, BWT by {test['bwt']} and accuracy on the base task by {test['base']}"
-  sentence = (
-      f"At rates tuned for each arm category-level HFT changes {both(tests['tuned'])} over full tuning; at the rate "
-      f"that full tuning chose, {both(tests['shared'])}. "
-      f"Of the granularities {best.removeprefix('HFT, ')} has the highest OP.")
-  if rates[METHOD] > rates[BASELINE] and tests["shared"]["base"].sign > 0 >= tests["tuned"]["base"].sign:
-    sentence += (
-        f" At one rate the frozen half keeps the base, as the paper says; to learn the tasks with half of the weights "
-        f"HFT takes a larger rate, {rates[METHOD]:g} for {rates[BASELINE]:g}, which loses that again.")
-  if signs["tuned"] == (1, 1) and best == METHOD:
-    return "true", sentence
-  return ("partly" if any(max(s) == 1 and min(s) >= 0 for s in signs.values()) else "false"), sentence
-
-
-EXPERIMENT = Experiment(
+STUDY = Study(
     slug="hft", title="HFT: Half Fine-Tuning for Large Language Models", arxiv="2404.18466",
-    areas=("transforms", "merging"), config=Config, smoke=SMOKE, run=run)
-
-if __name__ == "__main__":
-  main(EXPERIMENT)
+    question="keep old skills", use_when="tasks come one after the other, and each forgets what was before",
+    setting="a 4-block transformer that reads turned digits learns five tasks of two upright digits in turn",
+    config=Config, smoke=SMOKE, arms=arms,
+    scores=(
+        Score("op", "accuracy over five tasks after the last (OP)"),
+        Score("bwt", "that less the accuracy just after each task's own stage (BWT)"),
+        Score("base", "accuracy on turned digits, which the base model read")),
+    choose_by="op", baseline="full", method=METHOD, start="start", best="full", kept="base",
+    premises=(
+        Premise("full tuning learns the tasks", lambda s: s["full"].op - s["start"].op, at_least=0.05),
+        Premise("full tuning forgets tasks", lambda s: -s["full"].bwt, at_least=0.05),
+        Premise("full tuning forgets the base", lambda s: s["start"].base - s["full"].base, at_least=0.1)),
+    claims=(
+        Claim("HFT ends higher than full tuning over the tasks", higher("op"), smallest=0.01),
+        Claim("HFT forgets less of the tasks", higher("bwt"), smallest=0.01),
+        Claim("HFT keeps more of the base", higher("base"), smallest=0.01),
+        Claim("at one recipe HFT keeps more of the base",
+              higher("base", "HFT, one recipe", "full, one recipe"), smallest=0.01)),
+    plot=Front("base", "op"))

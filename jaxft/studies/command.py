@@ -16,7 +16,7 @@ from jaxft.studies.plot import plot
 from jaxft.studies.study import Study
 
 
-def run(study: Study, config: Any, *, flags: list[str], out: Path | None) -> Findings:
+def run(study: Study, config: Any, *, flags: list[str], out: Path | None, smoke: bool = False) -> Findings:
   """Conducts a study, going on where a killed run was, prints what it found, and writes its files.
 
   Args:
@@ -24,11 +24,12 @@ def run(study: Study, config: Any, *, flags: list[str], out: Path | None) -> Fin
     config: how.
     flags: of the command line, for the result's own.
     out: the JSON file; its scores, page and plot lie beside it. None writes nothing.
+    smoke: whether it is to try the path, for which no premise need hold.
   """
   keep_freed_memory()
   use_compilation_cache()
   ledger = Ledger(study.slug, config)
-  findings = conduct(study, config, ledger)
+  findings = conduct(study, config, ledger, whole=smoke)
   findings = dataclasses.replace(findings, command=shlex.join(["jaxft", "run", study.slug, *flags]))
   print(page(study, findings))
   if out is not None:

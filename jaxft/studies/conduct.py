@@ -16,13 +16,14 @@ from jaxft.studies.study import Arm, Score, Study
 from jaxft.studies.tuning import Chosen, Setting, Tuning, as_argument, number_names
 
 
-def conduct(study: Study, config: Any, ledger: Ledger | None = None) -> Findings:
-  """Runs a study to its end, or to the first premise that fails.
+def conduct(study: Study, config: Any, ledger: Ledger | None = None, *, whole: bool = False) -> Findings:
+  """Runs a study to its end, or to its premises where one of them fails.
 
   Args:
     study: what to run.
     config: an instance of `study.config`.
     ledger: keeps finished runs, so that a killed study goes on; None keeps nothing.
+    whole: run the arms though a premise fails, as a smoke run does to try all of the path; the verdict is the same.
 
   Raises:
     SealedSplitError: the study opens test data before every choice is made.
@@ -52,7 +53,7 @@ def conduct(study: Study, config: Any, ledger: Ledger | None = None) -> Findings
       premises = tuple(
           FoundPremise(premise.text, float(premise.measure(Scored(arms, tuned))), premise.at_least)
           for premise in study.premises)
-      if not all(premise.holds for premise in premises):
+      if not whole and not all(premise.holds for premise in premises):
         return Findings.of(study, config, premises=premises, arms={}, seconds=runs.seconds)
       chosen = tuning.choose_all()
     # From here on nothing is chosen any more.

@@ -120,7 +120,7 @@ def main(experiment: Experiment | Study, args: list[str] | None = None) -> Resul
     out = results_folder() / f"{experiment.slug}.json"
   flags = (["--smoke"] if smoke else []) + rest
   if isinstance(experiment, Study):
-    return run(experiment, config, flags=flags, out=out)
+    return run(experiment, config, flags=flags, out=out, smoke=smoke)
   keep_freed_memory()
   use_compilation_cache()
   start = time.perf_counter()

@@ -9,15 +9,19 @@ import json
 from importlib.metadata import version
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from experiments import table
-from jaxft.studies import experiment as declared
+from jaxft.studies import experiment as declared, findings
+from jaxft.studies.digest import code_digest
 from jaxft.studies.result import read, write
+from jaxft.studies.study import Study
 from tests.experiments.programs import count_programs
 
 EXPERIMENTS = declared.discover()
-COMMITTED = [slug for slug in EXPERIMENTS if declared.committed(slug) is not None]
+STUDIES = [slug for slug, entry in EXPERIMENTS.items() if isinstance(entry, Study)]
+COMMITTED = [slug for slug in EXPERIMENTS if slug not in STUDIES and declared.committed(slug) is not None]
 
 
 class Budget(NamedTuple):
@@ -67,10 +71,13 @@ def test_smoke_runs(slug, tmp_path, monkeypatch):
   out = tmp_path / "result.json"
   with count_programs() as programs:
     result = smoke(slug, out)
-  again = read(out)
-  assert again.method == result.method and again.headline == result.headline
   assert json.loads(out.read_text())["command"] == f"jaxft run {slug} --smoke"
-  assert result.slug == slug and result.title == entry.title and result.arxiv == entry.arxiv
+  if isinstance(entry, Study):
+    check_study(entry, result, findings.read(entry, out))
+  else:
+    again = read(out)
+    assert again.method == result.method and again.headline == result.headline
+    assert result.slug == slug and result.title == entry.title and result.arxiv == entry.arxiv
 
   if version("jaxlib") >= "0.11":
     return  # the budgets are in instructions of the XLA before
@@ -81,11 +88,24 @@ def test_smoke_runs(slug, tmp_path, monkeypatch):
       f"{slug} --smoke compiled {used}, more than {budget}; large: {large}")
 
 
+def check_study(study, found, again):
+  """A smoke run's method is another than its baseline, and its seeds differ from each other."""
+  assert again.verdict == found.verdict and again.claims == found.claims
+  scores = {name: arm.scores[study.choose_by] for name, arm in found.arms.items()}
+  assert not np.array_equal(scores[study.method], scores[study.baseline]), "the method does what the baseline does"
+  for name in (study.method, study.baseline):
+    rows = [row.tobytes() for matrix in found.arms[name].scores.values() for row in matrix]
+    assert len(set(rows)) > len(found.arms[name].scores), f"the seeds of {name} give the same scores"
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("slug", EXPERIMENTS)
 def test_smoke_runs_repeat(slug, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   first, second = (smoke(slug, tmp_path / f"{name}.json") for name in ("first", "second"))
+  if slug in STUDIES:
+    assert first.claims == second.claims and first.verdict == second.verdict
+    return
   arms = lambda result: (result.baseline, result.method, *result.arms)
   for a, b in zip(arms(first), arms(second), strict=True):
     assert a.name == b.name and a.values == b.values and a.settings == b.settings
@@ -99,8 +119,21 @@ def test_committed_result(slug):
   assert result.seconds > 0 and result.device and result.versions["jax"]
 
 
-def test_table_is_made_from_the_results():
-  assert table.PAGE.read_text() == table.table()
+@pytest.mark.parametrize("slug", STUDIES)
+def test_committed_findings(slug):
+  """Read with everything computed again: claims, verdict and means follow from the scores of the items."""
+  study = EXPERIMENTS[slug]
+  found = declared.committed_findings(study)
+  assert found is not None and found.command == f"jaxft run {slug}"
+  assert found.digest == code_digest(study.arms.__module__), "the study has changed since: run it again"
+  assert len(found.seeds) >= 5 and len(found.tuning_seeds) >= 3
+  assert found.config == json.loads(json.dumps(dataclasses.asdict(study.config())))
+  for name, arm in found.arms.items():
+    assert not arm.curve or len(arm.curve) >= 4, f"{name} chooses from {len(arm.curve)} rates"
+
+
+def test_pages_are_made_from_the_results():
+  assert not table.stale()
 
 
 def test_a_result_that_is_not_valid_is_not_written(tmp_path):

@@ -149,3 +149,8 @@ def test_permuted_seeds_give_permuted_values():
   a = conduct(study(), config).arms["method"].scores["score"]
   b = conduct(study(), dataclasses.replace(config, seeds=(1, 2, 3))).arms["method"].scores["score"]
   np.testing.assert_array_equal(a[[1, 2, 0]], b)
+
+
+def test_a_smoke_run_tries_all_of_the_path_and_decides_the_same():
+  found = conduct(study(), Config(gain=0.0), whole=True)
+  assert found.verdict == ABSENT and not found.claims and set(found.arms) == {"start", "full", "method"}
