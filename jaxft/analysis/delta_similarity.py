@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
+from jaxft.signatures import AnyArray
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths
 
@@ -54,7 +54,7 @@ def delta_similarity(first: Tree, second: Tree) -> dict[str, Similarity]:
   return {path: of(*parts) for path, parts in sums.items()}
 
 
-def _scaled(x: Array) -> tuple[Array, float]:
+def _scaled(x: AnyArray) -> tuple[AnyArray, float]:
   """An array in float32 and its largest magnitude, by which it is divided: squares neither overflow nor vanish."""
   x = x.astype(jnp.float32)
   largest = float(jnp.max(jnp.abs(x), initial=0.0)) or 1.0

@@ -61,17 +61,17 @@ def read_row_delta(w: Array, strips: RowDelta) -> Array:
   return _over_layers(read, w.ndim)(w, strips.indices)
 
 
-def change_row_delta(w: Array, strips: RowDelta, change: Callable[[Array, Array], Array]) -> Array:
+def change_row_delta(w: AnyArray, strips: RowDelta, change: Callable[[Array, Array], Array]) -> Array:
   """The array with `change(what stands there, strips.values)` in those rows or columns."""
 
-  def put(w: Array, indices: Array, values: Array) -> Array:
+  def put(w: Any, indices: Any, values: Any) -> Array:
     at = _at(w, indices, strips.axis)
     return at.set(change(at.get(mode="fill", fill_value=0), values), mode="drop")
 
   return _over_layers(put, w.ndim)(w, strips.indices, strips.values)
 
 
-def _at(w: Array, indices: AnyArray, axis: int) -> Any:
+def _at(w: Any, indices: Any, axis: int) -> Any:  # a constant of a jaxpr is an array of its own class
   return w.at[indices] if axis == -2 else w.at[:, indices]
 
 
@@ -81,14 +81,14 @@ def _over_layers(f: Callable[..., Array], ndim: int) -> Callable[..., Array]:
   return f
 
 
-def delta_product(x: Array, d: Array, indices: Array, product: Any, contracted: bool, n_out: int) -> Array:
+def delta_product(x: Array, d: Array, indices: Any, product: Any, contracted: bool, n_out: int) -> Array:
   """The product of x with d alone, where `contracted` says that d's cut axis is the one summed over."""
   if contracted:
     return product(jnp.take(x, indices, axis=-1, mode="fill", fill_value=0), d)
   return jnp.zeros((*x.shape[:-1], n_out), x.dtype).at[..., indices].add(product(x, d), mode="drop")
 
 
-def delta_rows(ids: AnyArray, d: Array, indices: Array, *, axis: int, shape: tuple[int, int]) -> Array:
+def delta_rows(ids: AnyArray, d: Array, indices: Any, *, axis: int, shape: tuple[int, int]) -> Array:
   """Rows `ids` of d alone, put into a matrix of zeros of this shape."""
   if axis == -1:
     rows = lookup(d, ids)

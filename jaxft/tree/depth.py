@@ -146,7 +146,7 @@ def stack_layers(params: Tree, *, stack: str = "layers") -> Tree:
     depth = stop
 
   def join(path: str, *xs: Any) -> Any:
-    if len(dtypes := {str(x.dtype) for x in xs}) > 1:
+    if len(dtypes := {str(x.dtype) for x in xs if x is not None}) > 1:
       raise ValueError(f"params[{stack!r}] must hold layers of one dtype; {path} has {', '.join(sorted(dtypes))}")
     return None if xs[0] is None else jax.numpy.concatenate(xs)
 
