@@ -27,6 +27,12 @@ def pick(name: str, value: str, table: Mapping[str, T]) -> T:
   return table[value]
 
 
+def not_one_str(name: str, texts: Any) -> None:
+  """Raises TypeError for a str in place of a sequence of them, whose characters would pass for texts."""
+  if isinstance(texts, str):
+    raise TypeError(f"{name} must be a sequence of str, whose characters would be texts; got the str {texts[:40]!r}")
+
+
 def in_range(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
   """Raises ValueError where a number is NaN or lies outside an interval, whose brackets say what of its ends belongs.
 

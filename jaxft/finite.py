@@ -1,5 +1,6 @@
 """Nothing is computed of numbers that are not finite: NaN sorts, compares and ranks somewhere, plausible in the end."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,21 +26,37 @@ def require_finite(where: Any | None = None, **arrays: Any) -> Bool[Array, ""] |
   Raises:
     ValueError: an array that is not traced holds a value that is not finite.
   """
+  says = lambda x, finite: f"be finite; got {int((~finite).sum())} of {finite.size} values that are not"
+  return require(lambda on, x: on.isfinite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else None, says, where, **arrays)
+
+
+def require(
+    holds: Callable[[Any, Any], Any], says: Callable[[Any, Any], str], where: Any | None = None, **arrays: Any
+) -> Bool[Array, ""] | bool:
+  """Refuses arrays of which not all that counts holds, by the name of the argument.
+
+  Args:
+    holds: `(numpy or jax.numpy, array) -> booleans of its shape`, None where the array is to be passed over.
+    says: `(array, those booleans) -> "be ...; got ..."`, for the error.
+    where, arrays: as of `require_finite`.
+
+  Returns, Raises: as `require_finite`.
+  """
   fine: Any = True
   for name, x in arrays.items():
     if x is None:
       continue
     x, counts = _readable(x), None if where is None else _readable(where)
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-      continue
     on = np if isinstance(x, np.ndarray) and not isinstance(counts, jax.Array) else jnp
-    finite = on.isfinite(x)
+    good = holds(on, x)
+    if good is None:
+      continue
     if counts is not None:
-      finite |= ~on.asarray(counts, bool).reshape(counts.shape + (1,) * (x.ndim - counts.ndim))
-    if isinstance(finite, Tracer):
-      fine = fine & on.all(finite)
-    elif not on.all(finite):
-      raise ValueError(f"{name} must be finite; got {int(on.sum(~finite))} of {finite.size} values that are not")
+      good |= ~on.asarray(counts, bool).reshape(counts.shape + (1,) * (x.ndim - counts.ndim))
+    if isinstance(good, Tracer):
+      fine = fine & on.all(good)
+    elif not on.all(good):
+      raise ValueError(f"{name} must {says(x, good)}")
   return fine
 
 

@@ -86,7 +86,7 @@ def _embed(options: Evaluate, model: Any) -> tuple[Any, int]:
   from jaxft.recipes import tasks
   from jaxft.recipes.run import DTYPES
 
-  length = min(128 if options.max_length is None else options.max_length, model.max_length)
+  length = min(options.max_length or 128, model.max_length)
   return tasks.embedder(model.params, model.config, dtype=DTYPES[options.dtype]), length
 
 
@@ -98,7 +98,7 @@ def _perplexity(options: Evaluate, model: Any, data: str) -> dict[str, float]:
   from jaxft.recipes.run import DTYPES
 
   records = source(data, options.split)
-  length = min(512 if options.max_length is None else options.max_length, model.max_length)
+  length = min(options.max_length or 512, model.max_length)
   collate = language_collate(model, records[0], max_length=length)
   objective = language(model.config, dtype=DTYPES[options.dtype], remat="none")
   score = measure.perplexity(objective, records, collate, options.batch_size, None)(model.params)

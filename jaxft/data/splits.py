@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from jaxft.checks import not_one_str
+
 
 def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.ndarray, " texts"]:
   """Clusters of texts that say nearly the same: linked where their sets of words overlap.
@@ -25,8 +27,7 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.n
     TypeError: texts is one str.
     ValueError: threshold outside (0, 1].
   """
-  if isinstance(texts, str):
-    raise TypeError(f"texts must be a sequence of str, whose characters would be texts; got the str {texts[:40]!r}")
+  not_one_str("texts", texts)
   if not 0 < threshold <= 1:
     raise ValueError(f"threshold must lie in (0, 1]; got {threshold}")
   words = [_words(text) for text in texts]

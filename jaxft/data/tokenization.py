@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
+from jaxft.checks import not_one_str
+
 Tokens = dict[str, Int[np.ndarray, "batch length"]]
 Lengths = int | Sequence[int]
 
@@ -162,8 +164,7 @@ def _leading(tokenizer: Tokenizer) -> list[int]:
 
 
 def _texts(texts: Sequence[str]) -> list[str]:
-  if isinstance(texts, str):
-    raise TypeError(f"texts must be a sequence of str, whose characters would be texts; got the str {texts[:40]!r}")
+  not_one_str("texts", texts)
   texts = list(texts)
   if not texts:
     raise ValueError("texts must hold at least one; got an empty batch")

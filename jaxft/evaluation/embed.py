@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from jaxft.checks import not_one_str
 from jaxft.signatures import AnyArray
 
 
@@ -41,8 +42,7 @@ def embed_texts(
   Raises:
     ValueError: there is no text, or `embed` gives a vector that is not finite.
   """
-  if isinstance(texts, str):
-    raise TypeError(f"texts must be a sequence of str, whose characters would be texts; got the str {texts[:40]!r}")
+  not_one_str("texts", texts)
   if not texts:
     raise ValueError("texts must hold at least one string; got none")
   encoded = [e.ids for e in _plain(tokenizer).encode_batch(list(texts))]

@@ -3,12 +3,10 @@
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool
 
-from jaxft.models.bounds import values_of
+from jaxft.finite import require
 from jaxft.signatures import check_integers
 
 
@@ -29,25 +27,14 @@ def require_range(
   Raises:
     ValueError: a value that counts, and is not traced, lies outside.
   """
-  fine: Any = True
   for name, array in arrays.items():
-    if array is None:
-      continue
     check_integers(name, array)
-    x: Any = values_of(array)
-    counts: Any = None if where is None else values_of(where)
-    on: Any = np
-    if x is None or where is not None and counts is None:
-      on, x, counts = jnp, array, where
-    inside = (x >= low - slack) & (x <= high + slack)
-    if counts is not None:
-      inside |= ~on.asarray(counts, bool).reshape(counts.shape + (1,) * (x.ndim - counts.ndim))
-    if isinstance(inside, Tracer):
-      fine = fine & jnp.all(inside)
-    elif not on.all(inside):
-      at = np.argwhere(~np.asarray(inside))[0].tolist()
-      raise ValueError(f"{name} must {_range(low, high)}; got {x[tuple(at)]} at {at}")
-  return fine
+
+  def says(x: Any, inside: Any) -> str:
+    at = np.argwhere(~np.asarray(inside))[0].tolist()
+    return f"{_range(low, high)}; got {x[tuple(at)]} at {at}"
+
+  return require(lambda on, x: (x >= low - slack) & (x <= high + slack), says, where, **arrays)
 
 
 def require_labels(classes: int, where: Any | None = None, **labels: Any) -> Bool[Array, ""] | bool:

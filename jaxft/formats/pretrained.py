@@ -8,7 +8,7 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -27,6 +27,8 @@ from jaxft.models.cut import cut_model
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.tree import unstack_layers
+
+C = TypeVar("C", EncoderConfig, DecoderConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +62,7 @@ class Pretrained:
     Raises:
       ValueError: it is a decoder, or has no tokenizer.
     """
-    if not isinstance(self.config, EncoderConfig) or self.tokenizer is None:
-      raise ValueError(f"{argument} must be an encoder with a tokenizer; {self.name} is {self._words()}")
-    return self.config, self.tokenizer
+    return self._of_text(EncoderConfig, "an encoder", argument)
 
   def text_decoder(self, argument: str = "model") -> tuple[DecoderConfig, Tokenizer]:
     """The config and the tokenizer of a decoder of text; errors name it as the argument.
@@ -70,12 +70,14 @@ class Pretrained:
     Raises:
       ValueError: it is an encoder, or has no tokenizer.
     """
-    if not isinstance(self.config, DecoderConfig) or self.tokenizer is None:
-      raise ValueError(f"{argument} must be a decoder with a tokenizer; {self.name} is {self._words()}")
-    return self.config, self.tokenizer
+    return self._of_text(DecoderConfig, "a decoder", argument)
 
-  def _words(self) -> str:
-    return f"{'an encoder' if self.kind == 'encoder' else 'a decoder'} {'with' if self.tokenizer else 'without'} one"
+  def _of_text(self, kind: type[C], words: str, argument: str) -> tuple[C, Tokenizer]:
+    if not isinstance(self.config, kind) or self.tokenizer is None:
+      own = "an encoder" if self.kind == "encoder" else "a decoder"
+      raise ValueError(f"{argument} must be {words} with a tokenizer; {self.name} is {own} "
+                       f"{'with' if self.tokenizer else 'without'} one")
+    return self.config, self.tokenizer
 
 
 def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Pretrained:

@@ -34,7 +34,7 @@ def run(study: Study, config: Any, *, flags: list[str], out: Path | None, smoke:
   print(page(study, findings))
   if out is not None:
     print(f"written to {write(study, findings, out)}, with its page {write_page(study, findings, out)}")
-    ledger.clear()
+  ledger.clear()
   return findings
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,20 +26,21 @@ class Ledger:
     digest = hashlib.sha256(json.dumps([slug, dataclasses.asdict(config)], sort_keys=True, default=str).encode())
     for path in [*sorted(Path(jaxft.__path__[0]).rglob("*.py")), *_imported("experiments")]:
       digest.update(path.read_bytes())
-    self.path = home() / "experiments" / f"{slug}-{digest.hexdigest()[:16]}.json"
-    self._values: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+    self.path = home() / "experiments" / f"{slug}-{digest.hexdigest()[:16]}"
 
   def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
-    """The value of a run: from disk if it was done, otherwise computed and kept."""
-    if name not in self._values:
-      self._values[name] = compute()
-      write_text(self.path, json.dumps(self._values))
-    return self._values[name]
+    """The value of a run: from disk if it was done, otherwise computed and kept in a file of its own."""
+    path = self.path / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    if path.exists():
+      return json.loads(path.read_text())
+    value = compute()
+    self.path.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(value))
+    return value
 
   def clear(self) -> None:
     """Forgets everything."""
-    self.path.unlink(missing_ok=True)
-    self._values = {}
+    shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _imported(package: str) -> list[Path]:

@@ -201,9 +201,9 @@ class Study:
     names = [score.name for score in self.scores]
     if self.question not in QUESTIONS:
       raise ValueError(f"question must be one of QUESTIONS; got {self.question!r}; {nearest(self.question, QUESTIONS)}")
-    for field in ("choose_by", "kept"):
-      if getattr(self, field) not in (*names, *([None] if field == "kept" else [])):
-        raise ValueError(f"{field} must be one of the scores {names}; got {getattr(self, field)!r}")
+    for field, name in (("choose_by", self.choose_by), ("kept", self.kept or self.choose_by)):
+      if name not in names:
+        raise ValueError(f"{field} must be one of the scores {names}; got {name!r}")
     if len(set(names)) != len(names) or not all(name.isidentifier() for name in names):
       raise ValueError(f"scores must have different identifiers as names; got {names}")
     if not 1 <= len(self.claims) <= MOST_CLAIMS:

@@ -23,6 +23,7 @@ from jaxft.tree import path_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension"),
+    pytest.mark.filterwarnings("ignore:Setting boft_n_butterfly_factor to 1"),   # what peft says after it
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
 ]
 

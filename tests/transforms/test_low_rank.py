@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxft.leaves import lazy, materialize
+from jaxft.leaves.dropout import seed_dropout
 from jaxft.optimizers.rates import lora_plus, scale_updates
 from jaxft.transforms import chain, full, learned_scale, lora, quantize, quantize_array
 from jaxft.transforms.low_rank.adalora import adalora, keep_triplets, top_triplets
@@ -205,6 +206,16 @@ def test_dora_normalizes_the_weight_that_a_later_transform_made(after):
   leaf = transform.join(frozen, moved)["up"]["kernel"]
   np.testing.assert_allclose(
       jnp.linalg.norm(materialize(leaf), axis=0), jnp.abs(moved[0]["up"]["kernel"]["magnitude"]), rtol=1e-5)
+
+
+def test_the_norm_of_dora_knows_no_dropout_of_the_weight_below():
+  transform = chain(dora(rank=3), lora("**/kernel", rank=2, dropout=0.5))
+  frozen, start = transform.split(KEY, PARAMS)
+  moved = jax.tree.map(lambda x: x + 0.3 * draw(6, *x.shape), start)
+  joined = transform.join(frozen, moved)
+  plain, seeded = (tree["up"]["kernel"] for tree in (joined, seed_dropout(joined, jax.random.key(1))))
+  assert seeded.v.w.key is not None
+  np.testing.assert_array_equal(column_squares(seeded.v), column_squares(plain.v))
 
 
 def test_dora_columns_have_the_trained_magnitude_and_no_gradient_through_the_norm():

@@ -1,5 +1,6 @@
 """DoRA: a low-rank update of the direction of each column of a weight, and its magnitude trained apart."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -58,13 +59,18 @@ def column_squares(v: LowRank) -> Float[Array, "... n"]:
   Args:
     v: the low-rank leaf `[..., m, n]`.
   """
-  squares = jnp.sum(jnp.square(materialize(v.w).astype(jnp.float32)), axis=-2)
+  w = v.w
+  if isinstance(w, LowRank):
+    w = dataclasses.replace(w, key=None)  # dropout is of what is multiplied, not of the weight
+    squares = column_squares(w)
+  else:
+    squares = jnp.sum(jnp.square(materialize(w).astype(jnp.float32)), axis=-2)
   a, b = v.a.astype(jnp.float32), v.b.astype(jnp.float32)
   transposed = jnp.swapaxes(a, -1, -2)
   product = dot
-  for _ in range(v.w.ndim - 2):
+  for _ in range(a.ndim - 2):
     product = jax.vmap(product)
-  cross = jnp.sum(product(transposed, v.w) * b, axis=-2)
+  cross = jnp.sum(product(transposed, w) * b, axis=-2)
   own = jnp.sum(((transposed @ a) @ b) * b, axis=-2)
   return squares + 2 * v.scale * cross + v.scale**2 * own
 
