@@ -119,8 +119,15 @@ GA_CASES = [(d, s) for d in ("ArB2r", "A2rBr", "ArBr") for s in ("stable", "gd_s
     ("ArB2r", "weight_svd"), ("ArB2r", "unit")]
 
 
+def exact_svd(matrix, q, niter):
+  """In place of peft's randomized decomposition, whose error hangs on how close singular values lie."""
+  u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+  return u[:, :q], s[:q], vh[:q].T
+
+
 @pytest.mark.parametrize("direction, scale", tiers(GA_CASES, [("ArB2r", "stable")]))
-def test_lora_ga_is_pefts(direction, scale, base):
+def test_lora_ga_is_pefts(direction, scale, base, monkeypatch):
+  monkeypatch.setattr(torch, "svd_lowrank", exact_svd)
   params, config = base
   grads = gradients(small_llama())
   transform = lora(SELECT, rank=4, alpha=4 * SCALE, statistics=grads, init=lora_ga(
@@ -135,19 +142,17 @@ def test_lora_ga_is_pefts(direction, scale, base):
   assert relative_error(our_logits(transform.join(frozen, trainable), config), our_logits(params, config)) < 1e-4
   assert relative_error(their_logits(adapted), our_logits(params, config)) < 1e-4
 
-  # peft's decomposition is randomized; its leading singular value of w, from a sketch of r, is coarser still.
-  within, of_b = 2e-3, 0.03 if scale == "weight_svd" else 2e-3
   for name, path in PATHS.items():
     for i, module in enumerate(modules(adapted, name)):
       w, left = np.asarray(leaf_at(params, path)[i]), np.asarray(leaf_at(frozen, path)[i])
       ours = jax.tree.map(lambda x: np.asarray(x[i]), leaf_at(trainable, path))
       want_a, want_b = factors(module)
       a, b = aligned(ours["a"], want_a, 0), aligned(ours["b"], want_b, 1)
-      assert relative_error(a, want_a) < within and relative_error(b, want_b) < of_b
+      assert relative_error(a, want_a) < 2e-4 and relative_error(b, want_b) < 2e-4
       np.testing.assert_allclose(left, w - SCALE * ours["a"] @ ours["b"], atol=1e-5 * np.abs(left).max())
       rest = module.get_base_layer().weight.detach().numpy().T
       assert relative_error(rest - w, -SCALE * want_a @ want_b) < 1e-5
-      assert relative_error(rest - w, -SCALE * a @ b) < of_b
+      assert relative_error(rest - w, -SCALE * a @ b) < 2e-4
       assert relative_error(rest, w) > 1e-3
 
 

@@ -18,6 +18,7 @@ from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_dtype, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
+from jaxft.tree.paths import is_structured
 
 
 @leaf_class(like="v")
@@ -62,6 +63,7 @@ def column_squares(v: LowRank) -> Float[Array, "... n"]:
   w = v.w
   if isinstance(w, LowRank):
     w = dataclasses.replace(w, key=None)  # dropout is of what is multiplied, not of the weight
+  if isinstance(w, LowRank) and not (is_structured(w.a) or is_structured(w.b)):
     squares = column_squares(w)
   else:
     squares = jnp.sum(jnp.square(materialize(w).astype(jnp.float32)), axis=-2)
