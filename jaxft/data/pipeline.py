@@ -265,8 +265,8 @@ def to_global(batch: Any, sharding: jax.sharding.Sharding) -> Any:
 
   >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
   >>> batch = to_global({"ids": np.zeros((16, 4), np.int64)}, jax.NamedSharding(mesh, jax.P("data")))
-  >>> batch["ids"].shape, batch["ids"].sharding.spec
-  ((16, 4), P('data',))
+  >>> batch["ids"].shape, tuple(batch["ids"].sharding.spec)
+  ((16, 4), ('data',))
 
   Args:
     batch: a tree of arrays [local batch, ...].

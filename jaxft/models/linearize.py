@@ -18,8 +18,8 @@ def linearize(apply: Callable[..., Any], params: Tree) -> Callable[..., Any]:
 
   >>> apply = lambda params, x: x * params["w"] ** 2
   >>> linear = linearize(apply, {"w": jnp.array(3.0)})
-  >>> linear({"w": jnp.array(1.0)}, 10.0), apply({"w": jnp.array(4.0)}, 10.0)  # 10 * (9 + 2 * 3 * 1), and 10 * 4**2
-  (Array(150., dtype=float32, weak_type=True), Array(160., dtype=float32, weak_type=True))
+  >>> float(linear({"w": jnp.array(1.0)}, 10.0)), float(apply({"w": jnp.array(4.0)}, 10.0))  # 10 * (9 + 6), 10 * 16
+  (150.0, 160.0)
 
   Args:
     apply: `(params, *inputs) -> array or tree of arrays`.
