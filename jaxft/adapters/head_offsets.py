@@ -64,6 +64,10 @@ def top_heads(scores: Float[AnyArray, "layers heads"], k: int) -> Int[np.ndarray
   array([[1, 1],
          [0, 0]])
 
+  Args:
+    scores: of `head_scores`.
+    k: how many heads.
+
   Raises:
     ValueError: k is not in [1, layers * heads].
   """

@@ -78,6 +78,10 @@ def collapse_prefix(params: dict[str, Any], config: Config) -> dict[str, Any]:
   {'mlp': {'0': {'bias': (6,), 'kernel': (2, 6)}, '1': {'bias': (12,), 'kernel': (6, 12)}}, 'rows': (5, 2)}
   >>> jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda params: collapse_prefix(params, config), params))
   {'layers': {'prefix': {'key': (3, 5, 1, 2), 'value': (3, 5, 1, 2)}}}
+
+  Args:
+    params: of `prefix`, with or without an MLP.
+    config: of the model.
   """
   if "mlp" not in params:
     return params
@@ -132,6 +136,10 @@ def prefix_from_peft(prompt_embeddings: Float[Array, "length flat"], config: Con
   >>> pair["key"].ravel(), pair["value"].ravel()  # the key is turned by -1 to (cos 1, -sin 1)
   (Array([ 0.5403023 , -0.84147096], dtype=float32), Array([5., 6.], dtype=float32))
 
+  Args:
+    prompt_embeddings: the one tensor of the file.
+    config: of the model.
+
   Raises:
     ValueError: a file for other sizes.
   """
@@ -150,6 +158,10 @@ def prefix_to_peft(params: dict[str, Any], config: Config) -> Float[Array, "leng
   >>> file = jnp.array([[1.0, 0.0, 5.0, 6.0]])  # a key and a value
   >>> np.asarray(prefix_to_peft(prefix_from_peft(file, config), config)).round(3)
   array([[1., 0., 5., 6.]], dtype=float32)
+
+  Args:
+    params: of `prefix`, with or without an MLP.
+    config: of the model.
   """
   params = collapse_prefix(params, config)
   length = params["layers"]["prefix"]["key"].shape[1]

@@ -54,6 +54,10 @@ def update_sparsity(base: Tree, tuned: Tree, *, eps: float = 0.0) -> float:
   >>> update_sparsity(base, tuned), update_sparsity(base, tuned, eps=0.2)
   (0.5, 0.75)
 
+  Args:
+    base, tuned: checkpoints; leaves that are not floating point are passed over.
+    eps: of absolute size; 0 counts what did not move at all.
+
   Raises:
     ValueError: the checkpoints differ in paths or shapes, have no such weights, or hold NaN or infinity.
   """

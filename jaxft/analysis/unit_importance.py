@@ -103,6 +103,10 @@ def normalize_importance(importance: Tree, *, axis: int = -1) -> Tree:
   Array([[0.52, 0.52, 0.52, 0.94],
          [0.  , 0.  , 0.  , 0.  ]], dtype=float32)
 
+  Args:
+    importance: of `unit_importance`.
+    axis: along which the units of a layer lie.
+
   Source: Zhang et al. 2024, CoFiTune (arXiv 2404.10306).
   """
 

@@ -64,6 +64,9 @@ def render_with_spans(messages: Sequence[Mapping[str, Any]], template: str, **va
   >>> text, [text[start:end] for start, end in spans]  # what is to be learned
   ('<user>Hi</><assistant>Hello</>', ['Hello</>'])
 
+  Args:
+    messages, template, **variables: see `render_chat`.
+
   Raises:
     ValueError: a message has no role or, without `tool_calls`, no content, or its role is "assistant" but for case and
       spaces, so that its turn would not be learnt; the template renders an earlier message differently once later ones

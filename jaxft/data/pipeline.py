@@ -174,6 +174,9 @@ def batch_indices(
     step: from 0.
     n: the source's length.
     batch_size, seed, shard: as in `batches`.
+
+  Raises:
+    ValueError: step is below 0; see `batches`.
   """
   if step < 0:
     raise ValueError(f"step must be at least 0; got {step}")

@@ -42,6 +42,10 @@ def position(iterator: Any, config: Any) -> dict[str, Any]:
   >>> saved = position(iterator, {"seed": 0})
   >>> saved["state"], saved["config"]
   ({'next_index': 2}, {'seed': 0})
+
+  Args:
+    iterator: any with `get_state()`, as those of Grain.
+    config: of its pipeline; see `fingerprint`.
   """
   return {"state": iterator.get_state(), "config": _plain(config, "config"), "fingerprint": fingerprint(config)}
 

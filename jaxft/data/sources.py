@@ -64,6 +64,14 @@ def builder(name: str | os.PathLike, *, data_dir: str | os.PathLike | None = Non
   >>> info = builder("digits").info
   >>> {name: split.num_examples for name, split in info.splits.items()}
   {'train': 1197, 'validation': 300, 'test': 300}
+
+  Args:
+    name, data_dir: see `source`.
+
+  Raises:
+    ValueError: no such data set (the nearest are named), a JSONL file with a broken line, or a folder that TFDS has not
+      prepared.
+    OSError: an archive cannot be fetched, or the folder not written.
   """
   text = os.fspath(name)
   if text in _BUILDERS:

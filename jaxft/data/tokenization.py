@@ -123,6 +123,10 @@ def tokenize_preferences(
   >>> tokens = tokenize_preferences(records, tokenizer, lengths=4, eos_id=9)
   >>> tokens["chosen"]["ids"], tokens["rejected"]["ids"]
   (array([[1, 2, 3, 9]], dtype=int32), array([[1, 2, 2, 9]], dtype=int32))
+
+  Args:
+    records: dicts with `prompt`, `chosen` and `rejected`.
+    tokenizer, lengths, eos_id, pad_id: as in `tokenize_completions`; chosen and rejected take their own lengths.
   """
   return {
     key: tokenize_completions(records, tokenizer, lengths=lengths, eos_id=eos_id, keys=("prompt", key), pad_id=pad_id)

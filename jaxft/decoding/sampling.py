@@ -21,6 +21,10 @@ def top_k(logits: Float[Array, "... vocab"], k: int) -> Float[Array, "... vocab"
   >>> top_k(jnp.array([1.0, 3.0, 2.0, 3.0]), 2)
   Array([-inf,   3., -inf,   3.], dtype=float32)
 
+  Args:
+    logits: scores.
+    k: how many to keep; all of them where there are no more.
+
   Raises:
     TypeError: k is no integer.
     ValueError: k below 1.
@@ -39,6 +43,10 @@ def top_p(logits: Float[Array, "... vocab"], p: float | Float[Array, ""]) -> Flo
 
   >>> jnp.isfinite(top_p(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), 0.7))  # 0.5 is too little, 0.5 + 0.3 enough
   Array([ True,  True, False, False], dtype=bool)
+
+  Args:
+    logits: scores, whose softmax is taken.
+    p: the probability to reach.
 
   Raises:
     ValueError: p outside (0, 1].
@@ -60,6 +68,10 @@ def min_p(logits: Float[Array, "... vocab"], p: float | Float[Array, ""]) -> Flo
 
   >>> jnp.isfinite(min_p(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), 0.2))  # at least 0.2 * 0.5
   Array([ True,  True,  True, False], dtype=bool)
+
+  Args:
+    logits: scores.
+    p: a share of the largest probability.
 
   Raises:
     ValueError: p outside [0, 1].

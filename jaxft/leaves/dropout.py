@@ -19,6 +19,10 @@ def seed_dropout(params: Tree, key: Array) -> Tree:
   >>> values = lambda leaf: sorted(set(dot(jnp.ones((100, 1)), leaf).ravel().tolist()))
   >>> values(leaf), values(seed_dropout({"up": leaf}, jax.random.key(0))["up"])
   ([1.0], [0.0, 2.0])
+
+  Args:
+    params: what `join` gave.
+    key: of this step.
   """
 
   def seed(path: str, leaf: Any) -> Any:

@@ -20,6 +20,10 @@ def dot(x: Float[Array, "... n_in"], w: Any) -> Float[Array, "... n_out"]:
   >>> x = jnp.array([[3.0, 4.0]])
   >>> dot(x, leaf.w), dot(x, leaf)  # 7 each, and 10 * 3 * b on top
   (Array([[7., 7.]], dtype=float32), Array([[37., 67.]], dtype=float32))
+
+  Args:
+    x: what is multiplied.
+    w: an array `[n_in, n_out]`, or a leaf that stands for one.
   """
   if is_structured(w):
     return w.dot(x)
@@ -52,6 +56,10 @@ def lookup(w: Any, ids: Int[AnyArray, "..."]) -> Float[Array, "... dim"]:
   >>> lookup(jnp.array([[0.0, 1.0], [10.0, 11.0], [20.0, 21.0]]), jnp.array([2, 0]))
   Array([[20., 21.],
          [ 0.,  1.]], dtype=float32)
+
+  Args:
+    w: the table.
+    ids: the rows to read.
   """
   if is_structured(w):
     return w.lookup(ids)

@@ -27,6 +27,10 @@ def lora_delta(a: Float[Array, "*layers m r"], b: Float[Array, "*layers r n"], *
   Array([[  0.5,   5. ,  50. ],
          [  1. ,  10. , 100. ]], dtype=float32)
 
+  Args:
+    a, b: the factors, of one matrix or of a stack.
+    scale: alpha / r.
+
   Raises:
     ValueError: scale is not finite.
   """

@@ -275,6 +275,9 @@ def fingerprint_of(state: TrainState, frozen: Tree) -> Json:
   >>> before, after = (fingerprint_of(state, {"down": jnp.full(2, x)}) for x in (1.0, 2.0))
   >>> before["state/trainable/up"], before["frozen"] == after["frozen"]
   ('float32[2, 3]', False)
+
+  Args:
+    state, frozen: of `init_state`.
   """
   shapes = {f"state/{path_of(keys)}": f"{x.dtype}{list(x.shape)}"
             for keys, x in jax.tree_util.tree_flatten_with_path(state)[0]}

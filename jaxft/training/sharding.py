@@ -159,5 +159,9 @@ def shardings_for(specs: Tree, mesh: Mesh) -> Tree:
   >>> mesh = make_mesh(data=1)
   >>> shardings_for({"up": P("fsdp")}, mesh)["up"] == NamedSharding(mesh, P("fsdp"))
   True
+
+  Args:
+    specs: of `specs_for` or `inherit_specs`.
+    mesh: whose axes they name.
   """
   return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))

@@ -100,6 +100,10 @@ def abstract_state(params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
   >>> jax.tree.map(lambda x: x.shape, state.trainable)  # nothing of these 40 GB was allocated
   {'kernel': {'a': (100000, 2), 'b': (2, 100000)}}
 
+  Args:
+    params: arrays or `jax.ShapeDtypeStruct`s.
+    recipe: see `init_state`.
+
   Raises:
     TypeError: `recipe` is no `Recipe`.
   """

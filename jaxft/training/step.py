@@ -194,6 +194,10 @@ def cast_floating(params: Tree, dtype: Any) -> Tree:
   >>> params = {"kernel": jnp.ones(2), "ids": jnp.arange(2)}
   >>> jax.tree.map(lambda x: x.dtype.name, cast_floating(params, jnp.bfloat16))
   {'ids': 'int32', 'kernel': 'bfloat16'}
+
+  Args:
+    params: a tree of arrays and structured leaves.
+    dtype: a floating one.
   """
 
   def cast(x: Any) -> Any:

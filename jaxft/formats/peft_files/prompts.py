@@ -85,6 +85,10 @@ def load_peft_prompt(folder: str | os.PathLike, config: Any) -> dict[str, Any]:
   ...   load_peft_prompt(at, config)
   {'prompt': Array([[1., 2.]], dtype=float32)}
 
+  Args:
+    folder: with `adapter_config.json` and `adapter_model.safetensors`.
+    config: of the model.
+
   Returns:
     Those of `soft_prompt` for PROMPT_TUNING and P_TUNING, of `prefix` for PREFIX_TUNING.
 

@@ -116,6 +116,9 @@ def plan_merge(
   ...   planned = plan_merge(parse_recipes(json.dumps({"merge_method": "linear", "models": models})))
   >>> [(plan.bytes_read, plan.bytes_written) for plan in planned.plans]
   [(64, 32)]
+
+  Args:
+    configuration, seed, dtype: see `merge`.
   """
   recipes = in_order(_recipes(configuration))
   made: dict[str, Plan] = {}

@@ -112,6 +112,9 @@ def parse_recipes(text: str) -> list[Recipe]:
   >>> (recipe,) = parse_recipes("{merge_method: ties, base_model: base, models: [{model: a}, {model: b}]}")
   >>> recipe.method, [str(model) for model in recipe.models]
   ('ties', ['base', 'a', 'b'])
+
+  Raises:
+    ValueError: as `load_recipes`, without the name of a file.
   """
   documents = [document for document in read_yaml(text) if document is not None]
   if not documents:
