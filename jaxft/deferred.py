@@ -12,6 +12,11 @@ def defer(package: str, names: Mapping[str, Sequence[str]]) -> list[str]:
 
       __all__ = defer(__name__, {"sites": (), "pretrained": ("Pretrained", "load")})
 
+  >>> sys.modules["zoo"] = types.ModuleType("zoo")
+  >>> defer("zoo", {"cat": ("purr",), "dog": ("bark", "fetch")})  # nothing of it is imported yet
+  ['bark', 'cat', 'dog', 'fetch', 'purr']
+  >>> del sys.modules["zoo"]
+
   Args:
     package: the name of the package that is being imported.
     names: submodule -> its functions and types that the package has too. Where one of them has the submodule's own

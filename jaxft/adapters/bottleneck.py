@@ -76,6 +76,11 @@ def bottleneck(
   Pfeiffer's is the latter alone. Params: `{'layers': {'adapter': {'down', 'up'}}}`, kernels `[L, d, rank]` and
   `[L, rank, out]`, and `scale [L]` where it trains.
 
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> params = jax.eval_shape(bottleneck(config, rank=2).init, jax.random.key(0))["layers"]["adapter"]
+  >>> jax.tree.map(lambda x: x.shape, params)
+  {'down': {'bias': (3, 2), 'kernel': (3, 4, 2)}, 'up': {'bias': (3, 4), 'kernel': (3, 2, 4)}}
+
   Args:
     config: of the model.
     rank: width r of the bottleneck.
@@ -134,6 +139,11 @@ def mam(
 ) -> Adapter:
   """The mix-and-match adapter: a short prefix at the attention, and a wide scaled parallel adapter at the MLP.
 
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> adapter = mam(config, length=5, rank=2, hidden=None)
+  >>> sorted(adapter.edits(adapter.init(jax.random.key(0))))
+  ['layers/attention/key', 'layers/attention/value', 'layers/mlp/out']
+
   Args:
     config: of the model.
     length, hidden: of the prefix and its MLP.
@@ -148,6 +158,12 @@ def merge_into_mlp(mlp: dict[str, Any], params: dict[str, Any], *, scale: float 
   """The MLP with a parallel adapter's units added to its own: exact where it has no gate and the same activation.
 
       up [L, d, f] -> [L, d, f + r],   down [L, f, d] -> [L, f + r, d] with s * up of the adapter below
+
+  >>> mlp = {"up": {"kernel": jnp.ones((1, 1, 2))}, "down": {"kernel": jnp.ones((1, 2, 1))}}
+  >>> adapter = {"down": {"kernel": jnp.full((1, 1, 1), 5.0)}, "up": {"kernel": jnp.full((1, 1, 1), 7.0)}}
+  >>> merged = merge_into_mlp(mlp, {"layers": {"adapter": adapter}}, scale=2.0)
+  >>> merged["up"]["kernel"].ravel(), merged["down"]["kernel"].ravel()  # a third hidden unit
+  (Array([1., 1., 5.], dtype=float32), Array([ 1.,  1., 14.], dtype=float32))
 
   Args:
     mlp: `{'up': {'kernel', 'bias'}, 'down': {...}}`, arrays, stacked as the adapter's are.

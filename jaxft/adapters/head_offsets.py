@@ -29,6 +29,12 @@ def head_scales(config: Config, *, stddev: float = 1e-3) -> Adapter:
 
   The paper adds `lambda * sum |A|` to the loss, a plain sum, with lambda from 5e-4 to 5e-3.
 
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> edits = head_scales(config).edits({"layers": {"scale": jnp.array([[[0.0, 0.5], [-1.0, 0.0]]])}})
+  >>> edits["layers/attention/heads"].factor[0]  # what each head is multiplied with
+  Array([[1. , 1.5],
+         [0. , 1. ]], dtype=float32)
+
   Args:
     config: of the model; heads are query heads.
     stddev: of A at the start.
@@ -43,12 +49,24 @@ def head_scales(config: Config, *, stddev: float = 1e-3) -> Adapter:
 
 
 def head_scores(params: Mapping[str, Any]) -> Float[Array, "layers heads"]:
-  """How much a task asks of each head: the Euclidean norm of its row of A, from the params of `head_scales`."""
+  """How much a task asks of each head: the Euclidean norm of its row of A, from the params of `head_scales`.
+
+  >>> head_scores({"layers": {"scale": jnp.array([[[3.0, 4.0], [0.0, 1.0]]])}})
+  Array([[5., 1.]], dtype=float32)
+  """
   return jnp.linalg.norm(params["layers"]["scale"].astype(jnp.float32), axis=-1)
 
 
 def top_heads(scores: Float[AnyArray, "layers heads"], k: int) -> Int[np.ndarray, "k 2"]:
   """The (layer, head) pairs of the k largest scores, the largest first.
+
+  >>> top_heads(np.array([[5.0, 1.0], [0.0, 7.0]]), k=2)
+  array([[1, 1],
+         [0, 0]])
+
+  Args:
+    scores: of `head_scores`.
+    k: how many heads.
 
   Raises:
     ValueError: k is not in [1, layers * heads].
@@ -64,6 +82,11 @@ def head_offsets(
     config: Config, heads: Sequence[tuple[int, int]] | Int[AnyArray, "k 2"] | None = None, *, stddev: float = 1e-3
 ) -> Adapter:
   """A trained offset for the output of each chosen head: LoFiT's second step. Params `{'offsets': [k, head_dim]}`.
+
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> edits = head_offsets(config, [(1, 0)]).edits({"offsets": jnp.array([[5.0, 6.0]])})
+  >>> edits["layers/attention/heads"].offset.tolist()  # [layers, heads, head_dim]
+  [[[0.0, 0.0], [0.0, 0.0]], [[5.0, 6.0], [0.0, 0.0]]]
 
   Args:
     config: of the model.
@@ -95,6 +118,12 @@ def merge_head_offsets(params: dict[str, Any], config: Config, edits: Mapping[st
   """The model with its head scales or offsets inside the output projection, where both are exact.
 
       kernel' = (1 + A) kernel, row by row;    bias' = bias + v kernel, added where the model has none
+
+  >>> config = DecoderConfig(vocab_size=8, dim=2, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> params = {"layers": {"attention": {"out": {"kernel": jnp.ones((1, 4, 2))}}}}
+  >>> edits = head_offsets(config, [(0, 1)]).edits({"offsets": jnp.array([[5.0, 6.0]])})
+  >>> merge_head_offsets(params, config, edits)["layers"]["attention"]["out"]["bias"]  # (5 + 6) * 1
+  Array([[11., 11.]], dtype=float32)
 
   Args:
     params: of the model, its layers stacked, cut or unrolled.

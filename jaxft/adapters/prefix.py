@@ -28,6 +28,11 @@ def prefix(config: Config, length: int, *, hidden: int | None = None, stddev: fl
   The keys of a prefix are met as they are, unrotated, whatever the position of the query; they are prepended in every
   pass and stay out of a decoder's cache, so that one prefix serves a prompt and all tokens generated after it.
 
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> params = jax.eval_shape(prefix(config, 5).init, jax.random.key(0))
+  >>> jax.tree.map(lambda x: x.shape, params)  # [layers, length, kv_heads, head_dim]
+  {'layers': {'prefix': {'key': (3, 5, 1, 2), 'value': (3, 5, 1, 2)}}}
+
   Args:
     config: of the model.
     length: positions of the prefix.
@@ -65,7 +70,19 @@ def prefix(config: Config, length: int, *, hidden: int | None = None, stddev: fl
 
 
 def collapse_prefix(params: dict[str, Any], config: Config) -> dict[str, Any]:
-  """The keys and values of a prefix, its MLP evaluated; the params of a prefix without one are returned as they are."""
+  """The keys and values of a prefix, its MLP evaluated; the params of a prefix without one are returned as they are.
+
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> params = jax.eval_shape(prefix(config, 5, hidden=6).init, jax.random.key(0))
+  >>> jax.tree.map(lambda x: x.shape, params)
+  {'mlp': {'0': {'bias': (6,), 'kernel': (2, 6)}, '1': {'bias': (12,), 'kernel': (6, 12)}}, 'rows': (5, 2)}
+  >>> jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda params: collapse_prefix(params, config), params))
+  {'layers': {'prefix': {'key': (3, 5, 1, 2), 'value': (3, 5, 1, 2)}}}
+
+  Args:
+    params: of `prefix`, with or without an MLP.
+    config: of the model.
+  """
   if "mlp" not in params:
     return params
   flat = affine(jnp.tanh(affine(params["rows"], params["mlp"]["0"])), params["mlp"]["1"])
@@ -79,6 +96,15 @@ def prefix_from_tokens(
 
   A start for training that changes little, and a way to read a text once: with it a decoder computes for any text what
   it computes for that text after these tokens. An encoder's tokens, which would see the text as well, see each other.
+
+  >>> from jaxft.models import decoder
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> def change(params, ids):  # of the last state, where the tokens before it stand in the prefix
+  ...   edits = prefix(config, 2).edits(prefix_from_tokens(decoder.hidden_states, params, config, ids[0, :2]))
+  ...   last = decoder.hidden_states(params, config, ids[:, 2:], edits=edits).hidden[:, -1]
+  ...   return abs(decoder.hidden_states(params, config, ids).hidden[:, -1] - last).max()
+  >>> bool(jax.jit(change)(decoder.init(jax.random.key(0), config), jnp.array([[1, 2, 3]])) < 1e-5)
+  True
 
   Args:
     hidden_states: of the model, `decoder.hidden_states` or `encoder.hidden_states`.
@@ -105,6 +131,15 @@ def prefix_from_peft(prompt_embeddings: Float[Array, "length flat"], config: Con
   unrotated; here the text starts at 0. Turning the keys back by `length` positions is the same to every query. On the
   encoder, whose positions are learned, drop that many first rows of the position table to get what PEFT computes.
 
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> pair = prefix_from_peft(jnp.array([[1.0, 0.0, 5.0, 6.0]]), config)["layers"]["prefix"]
+  >>> pair["key"].ravel(), pair["value"].ravel()  # the key is turned by -1 to (cos 1, -sin 1)
+  (Array([ 0.5403023 , -0.84147096], dtype=float32), Array([5., 6.], dtype=float32))
+
+  Args:
+    prompt_embeddings: the one tensor of the file.
+    config: of the model.
+
   Raises:
     ValueError: a file for other sizes.
   """
@@ -117,7 +152,17 @@ def prefix_from_peft(prompt_embeddings: Float[Array, "length flat"], config: Con
 
 
 def prefix_to_peft(params: dict[str, Any], config: Config) -> Float[Array, "length flat"]:
-  """PEFT's file of a prefix, with or without an MLP: the inverse of `prefix_from_peft`."""
+  """PEFT's file of a prefix, with or without an MLP: the inverse of `prefix_from_peft`.
+
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> file = jnp.array([[1.0, 0.0, 5.0, 6.0]])  # a key and a value
+  >>> np.asarray(prefix_to_peft(prefix_from_peft(file, config), config)).round(3)
+  array([[1., 0., 5., 6.]], dtype=float32)
+
+  Args:
+    params: of `prefix`, with or without an MLP.
+    config: of the model.
+  """
   params = collapse_prefix(params, config)
   length = params["layers"]["prefix"]["key"].shape[1]
   pair = _turn(params, config, length)["layers"]["prefix"]

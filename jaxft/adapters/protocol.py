@@ -46,6 +46,11 @@ def chain_adapters(*adapters: Adapter) -> Adapter:
 
       chain_adapters(a, b).init(key)  ->  (a's params, b's params)
 
+  >>> both = chain_adapters(soft_prompt(2, 4), soft_prompt(3, 4))
+  >>> params = both.init(jax.random.key(0))
+  >>> jax.tree.map(jnp.shape, params), [edit.values.shape for edit in both.edits(params)["embed"]]
+  (({'prompt': (2, 4)}, {'prompt': (3, 4)}), [(2, 4), (3, 4)])
+
   Raises:
     ValueError: no adapter.
   """

@@ -18,12 +18,23 @@ PromptInit = Callable[[jax.Array, int, int], Float[Array, "length dim"]]
 
 
 def random_prompt(stddev: float = 1.0) -> PromptInit:
-  """Independent normal numbers: PEFT's "random" at its default of 1, PyTorch's start of an embedding."""
+  """Independent normal numbers: PEFT's "random" at its default of 1, PyTorch's start of an embedding.
+
+  >>> prompt = random_prompt(stddev=0.1)(jax.random.key(0), 100, 50)
+  >>> prompt.shape, round(float(prompt.std()), 2)
+  ((100, 50), 0.1)
+  """
   return lambda key, length, dim: stddev * jax.random.normal(key, (length, dim))
 
 
 def vocabulary_prompt(embedding: Any, *, first: int | None = None) -> PromptInit:
   """Embeddings of tokens drawn at random with replacement.
+
+  >>> table = jnp.array([[0.0, 0.5], [1.0, 1.5], [2.0, 2.5], [3.0, 3.5]])  # [vocab, dim]
+  >>> vocabulary_prompt(table, first=2)(jax.random.key(0), 3, 2)
+  Array([[1. , 1.5],
+         [0. , 0.5],
+         [0. , 0.5]], dtype=float32)
 
   Args:
     embedding: the table `[vocab, dim]`, an array or a structured leaf.
@@ -40,6 +51,12 @@ def vocabulary_prompt(embedding: Any, *, first: int | None = None) -> PromptInit
 
 def text_prompt(embedding: Any, ids: Sequence[int]) -> PromptInit:
   """Embeddings of a text, such as the task in words, repeated or cut to the prompt's length.
+
+  >>> table = jnp.array([[0.0, 0.5], [1.0, 1.5], [2.0, 2.5], [3.0, 3.5]])  # [vocab, dim]
+  >>> text_prompt(table, [3, 1])(jax.random.key(0), 3, 2)
+  Array([[3. , 3.5],
+         [1. , 1.5],
+         [3. , 3.5]], dtype=float32)
 
   Args:
     embedding: the table `[vocab, dim]`, an array or a structured leaf.
@@ -64,6 +81,14 @@ def soft_prompt(length: int, dim: int, *, init: PromptInit = _RANDOM) -> Adapter
 
   The model returns the states of the prompt too, in front; `decoder.token_nll` and `encoder.embed` leave them out. In
   `generate` it is an edit of the prompt's pass alone: `prompt_edits=soft_prompt(...).edits(params)`.
+
+  >>> prompt = soft_prompt(2, 3, init=lambda key, length, dim: jnp.ones((length, dim)))
+  >>> edit = prompt.edits(prompt.init(jax.random.key(0)))["embed"]
+  >>> edit(jnp.zeros((1, 2, 3)))  # [batch, time, dim], two positions longer
+  Array([[[1., 1., 1.],
+          [1., 1., 1.],
+          [0., 0., 0.],
+          [0., 0., 0.]]], dtype=float32)
 
   Args:
     length: positions of the prompt.
@@ -92,6 +117,13 @@ def p_tuning(length: int, dim: int, *, hidden: int) -> Adapter:
 
   Params `{'rows': E [length, dim], 'mlp': {'0', '1', '2'}}`. After training the prompt itself is
   `edits(params)["embed"].values`, to be kept as the params of `soft_prompt`.
+
+  >>> prompt = p_tuning(2, 3, hidden=8)
+  >>> params = jax.eval_shape(prompt.init, jax.random.key(0))
+  >>> params["rows"].shape, [dense["kernel"].shape for dense in params["mlp"].values()]
+  ((2, 3), [(3, 8), (8, 8), (8, 3)])
+  >>> jax.eval_shape(prompt.edits, params)["embed"].values.shape
+  (2, 3)
 
   Args:
     length: positions of the prompt.

@@ -24,6 +24,14 @@ class Similarity(NamedTuple):
 def delta_similarity(first: Tree, second: Tree) -> dict[str, Similarity]:
   """Cosine and ratio of norms of two task vectors, by path, and of all leaves together under the path `""`.
 
+  >>> first = {"up": jnp.array([3.0, 0.0]), "down": jnp.array([0.0, 4.0])}
+  >>> second = {"up": jnp.array([3.0, 0.0]), "down": jnp.array([4.0, 0.0])}
+  >>> for path, similarity in delta_similarity(first, second).items():
+  ...   print(repr(path), similarity)
+  'down' Similarity(cosine=0.0, norm_ratio=1.0)
+  'up' Similarity(cosine=1.0, norm_ratio=1.0)
+  '' Similarity(cosine=0.36, norm_ratio=1.0)
+
   Args:
     first, second: task vectors of the same leaves; None on either side is passed over.
 

@@ -19,6 +19,11 @@ def disentanglement_error(
 
   One cell of a matrix over pairs of tasks; 0 where the two are disentangled.
 
+  >>> predict = lambda params, x: (x * params["w"] > 0).astype(int)
+  >>> base, own, other = {"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, {"w": jnp.array([-3.0])}
+  >>> disentanglement_error(predict, base, own, other, jnp.array([1.0, 2.0, 0.0, 0.0]))
+  0.5
+
   Args:
     predict: `(params, inputs) -> classes [batch]`.
     base: the pretrained checkpoint.

@@ -17,6 +17,11 @@ from jaxft.tree.task_vectors import check_same_leaves
 def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, " layers_and_rest"]:
   """`|tuned - base| / |base|` of each layer's weights together, and last of all that lies outside the layers.
 
+  >>> base = {"layers": {"w": jnp.ones((2, 4))}, "head": jnp.ones(4)}
+  >>> tuned = {"layers": {"w": base["layers"]["w"].at[1].set(1.5)}, "head": jnp.full(4, 2.0)}
+  >>> layer_drift(base, tuned)  # of layers 0 and 1, and of the rest
+  array([0. , 0.5, 1. ])
+
   Args:
     base, tuned: checkpoints, stacked, cut or unrolled; leaves that are not floating point are passed over.
 
@@ -45,6 +50,14 @@ def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, " layers_and_rest"
 def update_sparsity(base: Tree, tuned: Tree, *, eps: float = 0.0) -> float:
   """The fraction of floating-point weights that moved by no more than `eps`.
 
+  >>> base, tuned = {"w": jnp.zeros(4)}, {"w": jnp.array([0.0, 0.0, 0.1, 1.0])}
+  >>> update_sparsity(base, tuned), update_sparsity(base, tuned, eps=0.2)
+  (0.5, 0.75)
+
+  Args:
+    base, tuned: checkpoints; leaves that are not floating point are passed over.
+    eps: of absolute size; 0 counts what did not move at all.
+
   Raises:
     ValueError: the checkpoints differ in paths or shapes, have no such weights, or hold NaN or infinity.
   """
@@ -65,6 +78,10 @@ def update_sparsity(base: Tree, tuned: Tree, *, eps: float = 0.0) -> float:
 
 def mask_overlap(first: Tree, second: Tree) -> dict[str, float]:
   """How much two selections have in common, as `jaccard = |A and B| / |A or B|`, 1 where both are empty.
+
+  >>> overlap = mask_overlap({"w": np.array([1, 1, 1, 0], bool)}, {"w": np.array([0, 1, 1, 1], bool)})
+  >>> overlap["jaccard"], overlap["first"], overlap["chance"]  # 2 / 4, 3 / 4, 9 / 15
+  (0.5, 0.75, 0.6)
 
   Args:
     first, second: trees of booleans or boolean arrays of the same structure and shapes.

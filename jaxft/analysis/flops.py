@@ -53,6 +53,9 @@ def jaxpr_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
   What no result depends on is left out, as the compiler leaves it out. Of a `cond` the dearest branch counts; of a
   `while` one turn, which is then named in `uncounted`; the body of a `shard_map` counts once for each device.
 
+  >>> jaxpr_flops(lambda x, w: jax.nn.relu(x @ w), np.ones((4, 8), np.float32), np.ones((8, 16), np.float32))
+  Flops(matmul=1024.0, other=64.0, uncounted=frozenset())
+
   Args:
     fn: any traceable function.
     args: arrays or `jax.ShapeDtypeStruct`s.
@@ -62,7 +65,12 @@ def jaxpr_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
 
 
 def count_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> Flops:
-  """Counts a jaxpr; see `jaxpr_flops`."""
+  """Counts a jaxpr; see `jaxpr_flops`.
+
+  >>> jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, length=10)[0])(np.ones((2, 2)))
+  >>> count_jaxpr(jaxpr).matmul  # 10 * 2 * 2 * 2 * 2
+  160.0
+  """
   open_jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
   return _count(open_jaxpr, [True] * len(open_jaxpr.outvars))
 

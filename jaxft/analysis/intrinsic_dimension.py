@@ -19,6 +19,10 @@ def intrinsic_dimension(
 ) -> float | None:
   """d90: the smallest measured d whose score is at least `baseline + target * (full - baseline)`.
 
+  >>> scores = {10: 0.5, 100: 0.7, 1000: 0.9}
+  >>> intrinsic_dimension(scores, 1.0, target=0.8), intrinsic_dimension(scores, 1.0, target=0.8, interpolate=True)
+  (1000.0, 316.22776601683825)
+
   Args:
     scores: by dimension, the best over learning rates.
     full: the score of full fine-tuning.
@@ -60,6 +64,11 @@ def subspace_alignment(
 
   For a random subspace of d of D dimensions and an update that knows nothing of it, about `d / D`; for LoRA, whose b is
   zero at the start, what its a can see. Forms the `[D, d]` Jacobian: for small models.
+
+  >>> from jaxft.transforms import train
+  >>> params, delta = {"a": jnp.zeros(1), "b": jnp.zeros(1)}, {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+  >>> subspace_alignment(jax.random.key(0), params, delta, train("a"))  # 9 / (9 + 16)
+  Array(0.36, dtype=float32)
 
   Args:
     key: of the transform's draws.

@@ -9,6 +9,10 @@ def layer_cosines(
 ) -> Float[Array, " layers"]:
   """The mean over real tokens of `cos(x_l, x_{l+1})` for each layer; near 1, the layer hardly does anything.
 
+  >>> states = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 5.0]]).reshape(3, 1, 1, 2)  # scaled, then turned
+  >>> layer_cosines(states)
+  Array([1., 0.], dtype=float32)
+
   Args:
     states: the L + 1 states from before the first layer to after the last: what the sites `embed` (`embed/out` of an
       encoder) and `layers/out` record, joined.

@@ -67,6 +67,12 @@ def layer_mixture_probe(
   Where the mixture puts its weight says where a property is easiest to read: compare with the same probe on a model
   with random weights. Give it a few more items than there are features.
 
+  >>> labels, noise = jnp.array([0, 1] * 8), jnp.sin(jnp.arange(16.0))
+  >>> states = jnp.stack([noise, 2.0 * labels - 1])[..., None]  # the second layer holds the label
+  >>> probe = layer_mixture_probe(states, labels, classes=2)
+  >>> jax.nn.softmax(probe.bias) > 0.5
+  Array([False,  True], dtype=bool)
+
   Args:
     states: of a frozen model, all layers of each item: tokens `[layers, batch, time, dim]`, or texts, pooled.
     labels: from 0.

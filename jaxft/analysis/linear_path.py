@@ -18,6 +18,10 @@ def linear_path(
 ) -> Float[np.ndarray, " points"]:
   """`loss((1 - t) a + t b)` for each t: flat where both checkpoints lie in one basin, a hill where they do not.
 
+  >>> loss = lambda params: jnp.sum(jnp.square(params["w"]))
+  >>> linear_path(loss, {"w": jnp.array([1.0])}, {"w": jnp.array([-1.0])}, ts=[0, 0.5, 1])  # one basin
+  array([1., 0., 1.])
+
   Args:
     loss: `params -> scalar`, such as `jax.jit(...)` over a whole split; called once for each point.
     a, b: checkpoints with the same leaves.
@@ -33,6 +37,9 @@ def barrier(losses: Float[np.ndarray, " points"], ts: Sequence[float] | None = N
   """`max_t [L(t) - ((1 - t) L(0) + t L(1))]`: how far the path rises above the chord between its ends.
 
   At least 0, as both ends count. Below about the noise of L the two are linearly connected.
+
+  >>> barrier(np.array([1.0, 5.0, 2.0]))  # 5 - (1 + 2) / 2
+  3.5
 
   Args:
     losses: along a path, its first at t = 0 and its last at t = 1.
@@ -77,6 +84,11 @@ def soup_ensemble_gap(
 
   The losses are cross-entropies of `beta * logits`. The approximation holds for nearby checkpoints: to second order
   the soup's logits differ from the ensemble's by `-t (1 - t) / 2` of their second derivative along the path.
+
+  >>> logits = lambda params, x: x * params["w"]  # linear in the weights: soup and ensemble are one function
+  >>> a, b, x = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 2.0])}, jnp.ones((1, 1))
+  >>> [round(float(gap), 3) for gap in soup_ensemble_gap(logits, a, b, x, jnp.array([0]))]
+  [0.0, 0.0, -0.264, 0.264]
 
   Args:
     logits: `(params, inputs) -> [batch, classes]`.

@@ -21,6 +21,10 @@ def pooled_states(
 ) -> Float[Array, "layers batch dim"]:
   """The mean of each layer's states over the real tokens of each text, in float32.
 
+  >>> states = jnp.array([[[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]]])  # [layers, batch, time, dim]
+  >>> pooled_states(states, jnp.array([[1, 1, 0]]))
+  Array([[[2., 3.]]], dtype=float32)
+
   Args:
     states: of all layers, such as `record=("embed/out", "layers/out")` of a model, joined along the first axis.
     mask: nonzero at real tokens; None where all are. The source's own script takes the mean over padding as well.
@@ -44,6 +48,12 @@ def representation_similarity(
 
   Invariant to rotations of either space. "pearson" and "cka" never form the items x items matrices: all their sums come
   from products of two dim x dim matrices. "spearman" ranks all pairs, 100 MB for 5,000 items.
+
+  >>> items = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # the first two are alike
+  >>> turned = 3 * items @ np.array([[0.0, 1.0], [-1.0, 0.0]])  # they still are
+  >>> other = items[[0, 2, 1]]  # the first and the third are
+  >>> [round(float(representation_similarity(items, x)), 6) for x in (turned, other)]
+  [1.0, -0.5]
 
   Args:
     first, second: features of the same items in the same order, perhaps several layers of each.
@@ -79,6 +89,9 @@ def representation_similarity(
 
 def choose_freeze_depth(similarities: Sequence[float], *, threshold: float = 0.9) -> int:
   """How many of the lowest layers may be frozen: those before the first whose similarity falls below `threshold`.
+
+  >>> choose_freeze_depth([0.99, 0.95, 0.7, 0.98])
+  2
 
   Args:
     similarities: of a pretrained and a tuned model, layer by layer from the lowest; without the embeddings'.

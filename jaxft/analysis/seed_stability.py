@@ -26,6 +26,9 @@ class Stability(NamedTuple):
 def seed_stability(scores: Sequence[float], *, chance: float) -> Stability:
   """Mean, spread and failures of a set of runs that differ in nothing but the seed.
 
+  >>> seed_stability([0.9, 0.8, 0.5, float("nan")], chance=0.5)
+  Stability(mean=0.675, std=0.20615528128088306, worst=0.5, failed=0.5, mean_of_others=0.8500000000000001)
+
   Args:
     scores: one a seed, higher is better. A run that diverged, whose score is not finite, counts as failed and with the
       score of chance.

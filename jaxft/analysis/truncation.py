@@ -11,6 +11,12 @@ def scaled_svd(
 
   With D = diag(scale), `D w = u diag(s) outputs` is a singular value decomposition, and `inputs = D^-1 u`.
 
+  >>> w, scale = jnp.eye(2), jnp.array([1.0, 10.0])  # the second input is ten times as large, and comes first
+  >>> inputs, s, outputs = scaled_svd(w, scale)
+  >>> s, jnp.matmul(inputs * s, outputs).round(3)
+  (Array([10.,  1.], dtype=float32), Array([[1., 0.],
+         [0., 1.]], dtype=float32))
+
   Args:
     w: a kernel `[in, out]`.
     scale: of each input, positive; the source takes the root of its mean magnitude. Ones give the plain decomposition.
@@ -25,6 +31,11 @@ def truncate_components(
     inputs: Float[Array, "*layers m k"], s: Float[Array, "*layers k"], outputs: Float[Array, "*layers k n"], drop: int
 ) -> Float[Array, "*layers m n"]:
   """`w = inputs @ diag(s) @ outputs` without its `drop` last components, the smallest.
+
+  >>> u, s, vt = jnp.linalg.svd(jnp.diag(jnp.array([3.0, 2.0])))
+  >>> truncate_components(u, s, vt, 1)
+  Array([[3., 0.],
+         [0., 0.]], dtype=float32)
 
   Args:
     inputs, s, outputs: of a decomposition in falling order, of one matrix or of a stack: an SVD, `scaled_svd`,

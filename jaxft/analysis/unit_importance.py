@@ -33,6 +33,12 @@ def dropout_consistency(
 
   No pass is held fixed: gradients go through both. Without dropout the passes are one, and every gradient is zero.
 
+  >>> forward = lambda gates, batch, key: gates["units"] * batch * 2 * jax.random.bernoulli(key, 0.5, batch.shape)
+  >>> loss = dropout_consistency(forward, lambda a, b: jnp.abs(a - b))
+  >>> batch, gates = jnp.ones((1000, 2)), {"units": jnp.array([1.0, 3.0])}
+  >>> loss(gates, batch, jax.random.key(0)).value.round()  # half of the entries differ, by 2 or by 6
+  Array(2., dtype=float32)
+
   Args:
     forward: `(gates, batch, key) -> output`, log-probabilities or vectors.
     distance: of two outputs, a value for each token or example. The source's is KL(second || first) of the next token;
@@ -56,6 +62,11 @@ def unit_importance(
   """`I = mean over batches of |dL / dg|` at gates that are all one: how the loss would change if a unit were scaled.
 
   `dL / dg_j = sum over tokens of a_j dL / da_j` for the gated activations a_j; no gradient of a weight is formed.
+
+  >>> loss = lambda gates, batch, key: Mean.of(jnp.square(jnp.sum(gates["units"] * batch, -1)))
+  >>> batches = [jnp.array([[3.0, 0.0, 1.0]])]
+  >>> unit_importance(loss, {"units": jnp.ones(3)}, batches, jax.random.key(0))  # 2 (3 + 0 + 1) a_j
+  {'units': Array([24.,  0.,  8.], dtype=float32)}
 
   Args:
     loss: `(gates, batch, key) -> Mean`: `dropout_consistency(...)`, or the loss of a task for what that task needs.
@@ -88,6 +99,14 @@ def normalize_importance(importance: Tree, *, axis: int = -1) -> Tree:
 
   Units far below the mean count as important too, as in the source. Where all units are equal, all get 0.
 
+  >>> normalize_importance({"units": jnp.array([[0.0, 0.0, 0.0, 4.0], [5.0, 5.0, 5.0, 5.0]])})["units"].round(2)
+  Array([[0.52, 0.52, 0.52, 0.94],
+         [0.  , 0.  , 0.  , 0.  ]], dtype=float32)
+
+  Args:
+    importance: of `unit_importance`.
+    axis: along which the units of a layer lie.
+
   Source: Zhang et al. 2024, CoFiTune (arXiv 2404.10306).
   """
 
@@ -101,12 +120,21 @@ def normalize_importance(importance: Tree, *, axis: int = -1) -> Tree:
 
 
 def combine_importance(*importances: Tree) -> Tree:
-  """The largest importance of each unit, of several sources of knowledge to keep."""
+  """The largest importance of each unit, of several sources of knowledge to keep.
+
+  >>> combine_importance({"units": jnp.array([0.1, 0.9])}, {"units": jnp.array([0.5, 0.2])})
+  {'units': Array([0.5, 0.9], dtype=float32)}
+  """
   return jax.tree.map(lambda *xs: jnp.max(jnp.stack(xs), axis=0), *importances)
 
 
 def damping(trainable: Tree, importances: Mapping[str, Float[Array, "layers _"]]) -> Tree:
   """Factors `1 - I` for `scale_updates`: what a unit owns, its columns of kernels `[in, out]` and biases, slows down.
+
+  >>> trainable = {"layers": {"up": {"kernel": np.ones((1, 3, 4))}, "norm": {"scale": np.ones((1, 3))}}}
+  >>> factors = damping(trainable, {"**/up/kernel": jnp.array([[0.0, 1.0]])})  # two units of two columns each
+  >>> factors["layers"]["up"]["kernel"], factors["layers"]["norm"]["scale"]
+  (Array([[[1., 1., 0., 0.]]], dtype=float32), Array(1., dtype=float32))
 
   Args:
     trainable: what trains, arrays or shapes; layers stacked, cut or unrolled.

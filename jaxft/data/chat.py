@@ -27,6 +27,11 @@ def render_chat(
 
   The template runs in a sandbox: it can neither change its arguments nor reach Python's internals.
 
+  >>> template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+  >>> template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+  >>> render_chat([{"role": "user", "content": "Hi"}], template, add_generation_prompt=True)
+  '<user>Hi</><assistant>'
+
   Args:
     messages: dicts with `role` and `content`.
     template: Jinja, as in a checkpoint's `tokenizer_config.json`.
@@ -51,6 +56,16 @@ def render_with_spans(messages: Sequence[Mapping[str, Any]], template: str, **va
 
   A turn's span begins where the text of the messages before it, with the opening of the assistant's turn, ends: there
   generation starts. It ends after the end-of-turn mark, without the white space that follows: there generation stops.
+
+  >>> template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+  >>> template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+  >>> messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+  >>> text, spans = render_with_spans(messages, template)
+  >>> text, [text[start:end] for start, end in spans]  # what is to be learned
+  ('<user>Hi</><assistant>Hello</>', ['Hello</>'])
+
+  Args:
+    messages, template, **variables: see `render_chat`.
 
   Raises:
     ValueError: a message has no role or, without `tool_calls`, no content, or its role is "assistant" but for case and
@@ -116,6 +131,17 @@ def tokenize_chats(
   """Conversations as `ids`, `mask` and `loss_mask`, int32 [batch, length]; the loss is on the assistant's turns.
 
   A long conversation loses its end, and with it the turns there.
+
+  >>> from tokenizers import models, pre_tokenizers
+  >>> numbers = {"?": 0, "]": 1, "user": 2, "assistant": 3, "hi": 4, "yes": 5}
+  >>> tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="?"))
+  >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  >>> template = "{% for m in messages %}{{ m.role }} {{ m.content }} ] {% endfor %}"
+  >>> template += "{% if add_generation_prompt %}assistant {% endif %}"
+  >>> messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+  >>> tokens = tokenize_chats([{"messages": messages}], tokenizer, template, lengths=8)
+  >>> tokens["ids"], tokens["loss_mask"]
+  (array([[2, 4, 1, 3, 5, 1, 0, 0]], dtype=int32), array([[0, 0, 0, 0, 1, 1, 0, 0]], dtype=int32))
 
   Args:
     records: dicts with `messages`.

@@ -12,6 +12,13 @@ def collate(records: Sequence[Any]) -> Any:
 
   Python's and NumPy's 64-bit numbers become 32-bit ones, as JAX would make them with a warning; other dtypes stay.
 
+  >>> records = [{"ids": np.array([i, i + 1]), "score": i / 2, "text": str(i)} for i in range(2)]
+  >>> for name, column in collate(records).items():
+  ...   print(name, column.tolist(), column.dtype)
+  ids [[0, 1], [1, 2]] int32
+  score [0.0, 0.5] float32
+  text ['0', '1'] object
+
   Args:
     records: trees of one structure, of arrays of one shape per leaf, numbers or str.
 

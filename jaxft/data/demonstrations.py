@@ -13,6 +13,11 @@ def retrieve_demonstrations(
   Prompts usually put the nearest last, beside the query: reverse the rows for that. Of equal cosines the bank's first
   comes first.
 
+  >>> bank = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 0.5]])
+  >>> retrieve_demonstrations(np.array([[1.0, 0.1], [0.0, 5.0]]), bank, 2)
+  array([[2, 0],
+         [1, 2]])
+
   Args:
     queries: embeddings of the queries, of any length.
     bank: embeddings of the solved examples, training data only.

@@ -25,6 +25,12 @@ def pack(
   Packing reads ahead by as many rows as `bins`, so its position is no step: save the iterator's own state. It comes
   after sharding (each process packs its part of a stream) and before `.batch`.
 
+  >>> examples = [{"ids": np.arange(1, n + 1), "loss_mask": np.ones(n, int)} for n in (3, 2, 2)]
+  >>> for row in pack(grain.MapDataset.source(examples), 5):
+  ...   print(row["ids"], row["segment_ids"], row["positions"], row["loss_mask"])
+  [1 2 3 1 2] [1 1 1 2 2] [0 1 2 0 1] [0 1 1 0 1]
+  [1 2 0 0 0] [1 1 0 0 0] [0 1 0 0 0] [0 1 0 0 0]
+
   Args:
     examples: of dicts whose `keys` are 1-D arrays of one length, at most `length` (tokenize to it).
     length: of a row.
@@ -79,6 +85,10 @@ def pack_texts(
 
   A batch of pairs padded to its longest text is mostly padding; packed, it costs what its tokens cost. The texts keep
   their numbers, so that `jaxft.models.encoder.embed_packed` gives their vectors in the given order.
+
+  >>> rows = pack_texts([[1, 2], [3, 4, 5], [6]], 4)
+  >>> rows["ids"].tolist(), rows["segment_ids"].tolist()
+  ([[3, 4, 5, 6], [1, 2, 0, 0]], [[2, 2, 2, 3], [1, 1, 0, 0]])
 
   Args:
     texts: the token ids of each, with special tokens; anchors, positives and negatives may follow one another.

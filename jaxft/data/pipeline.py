@@ -39,6 +39,12 @@ def stream(
 ) -> grain.MapDataset:
   """The records of a source in an order of their own for every epoch, each once an epoch.
 
+  >>> order = stream(["a", "b", "c"], seed=0)  # without an end
+  >>> ["".join(order[epoch * 3 + i] for i in range(3)) for epoch in range(2)]
+  ['bca', 'acb']
+  >>> "".join(stream("abc", seed=0, shuffle=False, epochs=2, map=str.upper))
+  'ABCABC'
+
   Args:
     source: any random-access sequence.
     seed: of the order and of `random_map`. Streams to be mixed want different seeds.
@@ -96,6 +102,9 @@ def batches(
   A batch may hold the end of one epoch and the start of the next; with `epochs` set, what is left over at the end
   and fills no batch is dropped.
 
+  >>> [batch.tolist() for batch in batches(range(5), batch_size=2, seed=0, shuffle=False, epochs=2)]
+  [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4]]
+
   Args:
     source: a random-access sequence, or a stream (from `stream` or `mix`), which is taken in its own order: `seed`,
       `shuffle`, `epochs`, `map` and `random_map` then belong to the stream.
@@ -137,6 +146,10 @@ def sharded(
 
   The iterator's state, `{"next_index": t}`, is the step, on any number of processes.
 
+  >>> steps = iter(sharded(range(100), 4, seed=0, shuffle=False, num_threads=1, buffer_size=1))
+  >>> next(steps).tolist(), next(steps).tolist(), steps.get_state()
+  ([0, 1, 2, 3], [4, 5, 6, 7], {'next_index': 2})
+
   Args:
     source, batch_size, shard: as in `batches`.
     num_threads: that read.
@@ -152,10 +165,18 @@ def batch_indices(
 ) -> Int[np.ndarray, " local"]:
   """Which of a source's n records a shuffled run reads in its batch of a step: those of `batches`, without reading.
 
+  >>> whole = batches(range(10), batch_size=4, seed=0)[1]  # the records are their own numbers
+  >>> parts = [batch_indices(1, 10, batch_size=4, seed=0, shard=grain.sharding.ShardOptions(i, 2)) for i in (0, 1)]
+  >>> np.concatenate(parts).tolist() == whole.tolist()
+  True
+
   Args:
     step: from 0.
     n: the source's length.
     batch_size, seed, shard: as in `batches`.
+
+  Raises:
+    ValueError: step is below 0; see `batches`.
   """
   if step < 0:
     raise ValueError(f"step must be at least 0; got {step}")
@@ -167,6 +188,11 @@ def evaluation_batches(
     collate: Callable[[Sequence[Any]], Record] = stack, shard: grain.sharding.ShardOptions = ONE_PROCESS,
 ) -> grain.MapDataset:
   """Every record once, in the source's order: the last batch is filled up with the last record, masked.
+
+  >>> for batch in evaluation_batches([{"x": i} for i in range(5)], batch_size=3):
+  ...   print(batch["x"], batch["where"])
+  [0 1 2] [ True  True  True]
+  [3 4 4] [ True  True False]
 
   Args:
     source, batch_size, map, collate, shard: as in `batches`.
@@ -203,6 +229,11 @@ def mix(
 ) -> grain.MapDataset:
   """Streams interleaved in fixed proportions, without chance: 2:1 gives a a b a a b.
 
+  >>> a, b = (stream([name], seed=seed) for seed, name in enumerate("ab"))
+  >>> mixed = mix([a, b], weights=[2, 1])
+  >>> "".join(mixed[i] for i in range(9))
+  'aabaabaab'
+
   Args:
     streams: endless ones, made with different seeds.
     weights: of each stream, positive; they need not sum to 1 (Grain keeps them to a hundredth of the smallest). Or
@@ -234,6 +265,11 @@ def mix(
 
 def to_global(batch: Any, sharding: jax.sharding.Sharding) -> Any:
   """This process's part of a batch as arrays over the whole mesh.
+
+  >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
+  >>> batch = to_global({"ids": np.zeros((16, 4), np.int64)}, jax.NamedSharding(mesh, jax.P("data")))
+  >>> batch["ids"].shape, tuple(batch["ids"].sharding.spec)
+  ((16, 4), ('data',))
 
   Args:
     batch: a tree of arrays [local batch, ...].

@@ -19,6 +19,11 @@ _MISSING = object()
 def fingerprint(config: Any) -> str:
   """A hash of a configuration, in 32 hexadecimal digits: equal for equal content, whatever the order of keys.
 
+  >>> fingerprint({"seed": 0, "batch": 32}) == fingerprint({"batch": 32, "seed": 0})
+  True
+  >>> fingerprint({"seed": 0, "batch": 32}) == fingerprint({"seed": 1, "batch": 32})
+  False
+
   Args:
     config: nested mappings, sequences, dataclasses, numbers, str, paths, None; functions and classes count by name.
 
@@ -30,12 +35,32 @@ def fingerprint(config: Any) -> str:
 
 
 def position(iterator: Any, config: Any) -> dict[str, Any]:
-  """What to save beside a checkpoint: the iterator's state, the configuration and its fingerprint, as JSON values."""
+  """What to save beside a checkpoint: the iterator's state, the configuration and its fingerprint, as JSON values.
+
+  >>> iterator = iter(sharded(range(8), 2, seed=0, num_threads=1, buffer_size=1))
+  >>> _ = next(iterator), next(iterator)
+  >>> saved = position(iterator, {"seed": 0})
+  >>> saved["state"], saved["config"]
+  ({'next_index': 2}, {'seed': 0})
+
+  Args:
+    iterator: any with `get_state()`, as those of Grain.
+    config: of its pipeline; see `fingerprint`.
+  """
   return {"state": iterator.get_state(), "config": _plain(config, "config"), "fingerprint": fingerprint(config)}
 
 
 def restore(iterator: Any, saved: Mapping[str, Any], config: Any) -> None:
   """Sets an iterator to a saved position, if it is one of the same pipeline.
+
+  >>> first, second = (iter(sharded(range(8), 2, seed=0, num_threads=1, buffer_size=1)) for _ in range(2))
+  >>> _ = next(first)
+  >>> restore(second, position(first, {"seed": 0}), {"seed": 0})
+  >>> next(first).tolist() == next(second).tolist()
+  True
+  >>> restore(second, position(first, {"seed": 0}), {"seed": 1})
+  Traceback (most recent call last):
+  ValueError: the saved position belongs to another data pipeline: config/seed was 0, is 1
 
   Args:
     iterator: of the pipeline that `config` describes.

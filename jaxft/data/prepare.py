@@ -28,6 +28,11 @@ def prepare(
   time, one writes and the others wait. On machines that share `data_dir`, prepare on one and then let the others open
   it: locks do not hold on every network file system.
 
+  >>> from jaxft.data.builders.digits import Digits
+  >>> records = Records(prepare(Digits), "train")  # `source("digits", "train")` is this
+  >>> len(records), records[0]["image"].shape
+  (1197, (8, 8, 1))
+
   Args:
     builder: a builder class, or the name of a registered TFDS data set.
     data_dir: the folder of all prepared data sets; None takes `datasets` in jaxft's cache folder.

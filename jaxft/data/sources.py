@@ -24,12 +24,20 @@ _BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
 
 
 def names() -> list[str]:
-  """The names that `source` knows by itself; it takes `reasoning_gym/<task>`, `tfds:<name>` and paths as well."""
+  """The names that `source` knows by itself; it takes `reasoning_gym/<task>`, `tfds:<name>` and paths as well.
+
+  >>> [name for name in names() if "/" not in name]  # and sentiment/news, sentiment/tweets, ...
+  ['digits', 'docstrings', 'humaneval']
+  """
   return sorted(_BUILDERS)
 
 
 def source(name: str | os.PathLike, split: str, *, data_dir: str | os.PathLike | None = None) -> Records:
   """A split of a data set, prepared on the first call and opened from disk after that.
+
+  >>> records = source("digits", "train[:10]")
+  >>> len(records), records[0]["image"].shape, sorted(records[0])
+  (10, (8, 8, 1), ['image', 'label'])
 
   Args:
     name: one of `names()` (`digits`, `docstrings`, `sentiment/news`, ...); `reasoning_gym/<task>`; `tfds:<name>` for
@@ -51,7 +59,20 @@ def source(name: str | os.PathLike, split: str, *, data_dir: str | os.PathLike |
 
 
 def builder(name: str | os.PathLike, *, data_dir: str | os.PathLike | None = None) -> tfds.core.DatasetBuilder:
-  """The prepared builder of a data set (its `info` has features, splits and citation); `source` gives its arguments."""
+  """The prepared builder of a data set (its `info` has features, splits and citation); `source` gives its arguments.
+
+  >>> info = builder("digits").info
+  >>> {name: split.num_examples for name, split in info.splits.items()}
+  {'train': 1197, 'validation': 300, 'test': 300}
+
+  Args:
+    name, data_dir: see `source`.
+
+  Raises:
+    ValueError: no such data set (the nearest are named), a JSONL file with a broken line, or a folder that TFDS has not
+      prepared.
+    OSError: an archive cannot be fetched, or the folder not written.
+  """
   text = os.fspath(name)
   if text in _BUILDERS:
     make = _BUILDERS[text]

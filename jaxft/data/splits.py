@@ -16,6 +16,9 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.n
   digits), and a cluster is what links connect; texts without a word are one cluster, as empty sets are equal. Compares
   all pairs: for thousands of texts, not for millions.
 
+  >>> near_duplicates(["Add two numbers.", "adds numbers", "add, two, numbers"])
+  array([0, 1, 0])
+
   Args:
     texts: any strings.
     threshold: in (0, 1]; 1 links equal sets of words only.
@@ -62,6 +65,10 @@ def per_group_split(
 
   A cluster that reaches over several groups is kept in one group, the one that comes first, and dropped from the
   others: otherwise one group's training data would hold another's test data.
+
+  >>> clusters = [0, 0, 1, 2, 3, 4, 5, 6]  # rows 0 and 1 say nearly the same
+  >>> per_group_split("aaaabbbb", clusters, {"train": 0.5, "test": 0.5}, seed=0)  # half of each group
+  {'train': array([2, 3, 5, 7]), 'test': array([0, 1, 4, 6])}
 
   Args:
     groups: of each record its group: a project, a user, a document.

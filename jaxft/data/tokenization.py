@@ -22,6 +22,13 @@ Lengths = int | Sequence[int]
 def tokenize_texts(texts: Sequence[str], tokenizer: Tokenizer, *, lengths: Lengths, pad_id: int = 0) -> Tokens:
   """Texts with the tokenizer's special tokens; a long text loses its end, never its special tokens.
 
+  >>> from tokenizers import models, pre_tokenizers
+  >>> tokenizer = Tokenizer(models.WordLevel({"?": 0, "a": 1, "cat": 2, "sat": 3}, unk_token="?"))
+  >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  >>> tokens = tokenize_texts(["a cat sat", "a cat"], tokenizer, lengths=[4, 8])
+  >>> tokens["ids"].tolist(), tokens["mask"].tolist()
+  ([[1, 2, 3, 0], [1, 2, 0, 0]], [[1, 1, 1, 0], [1, 1, 0, 0]])
+
   Args:
     texts: the batch.
     tokenizer: its own truncation and padding are not used.
@@ -46,6 +53,13 @@ def tokenize_pairs(
 ) -> dict[str, Tokens]:
   """The texts of several keys, as `tokenize_texts` of each: `{"anchor": {"ids", "mask"}, "positive": {...}}`.
 
+  >>> from tokenizers import models, pre_tokenizers
+  >>> tokenizer = Tokenizer(models.WordLevel({"?": 0, "a": 1, "cat": 2, "sat": 3}, unk_token="?"))
+  >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  >>> tokens = tokenize_pairs([{"anchor": "a cat", "positive": "cat"}], tokenizer, lengths=[1, 2])
+  >>> tokens["anchor"]["ids"], tokens["positive"]["ids"]  # each of its own length
+  (array([[1, 2]], dtype=int32), array([[2]], dtype=int32))
+
   Args:
     records: the batch; for triples add "negative" to `keys`.
     tokenizer, lengths, pad_id: as in `tokenize_texts`; each key takes its own length.
@@ -68,6 +82,13 @@ def tokenize_completions(
   Prompt and completion are tokenized apart, so that a token never spans the boundary and training sees the prompt's
   tokens as generation will. The prompt carries the tokenizer's leading special tokens. A long row loses the start of
   its prompt; only a completion that is too long by itself loses its end, with the end-of-text token.
+
+  >>> from tokenizers import models, pre_tokenizers
+  >>> tokenizer = Tokenizer(models.WordLevel({"?": 0, "a": 1, "cat": 2, "sat": 3}, unk_token="?"))
+  >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  >>> tokens = tokenize_completions([{"prompt": "a cat", "completion": "sat"}], tokenizer, lengths=5, eos_id=9)
+  >>> tokens["ids"], tokens["loss_mask"]
+  (array([[1, 2, 3, 9, 0]], dtype=int32), array([[0, 0, 1, 1, 0]], dtype=int32))
 
   Args:
     records: the batch.
@@ -93,7 +114,20 @@ def tokenize_preferences(
     records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, lengths: Lengths, eos_id: int | None,
     pad_id: int = 0,
 ) -> dict[str, Tokens]:
-  """Preference pairs: `{"chosen": ..., "rejected": ...}`, each as `tokenize_completions` of the prompt and it."""
+  """Preference pairs: `{"chosen": ..., "rejected": ...}`, each as `tokenize_completions` of the prompt and it.
+
+  >>> from tokenizers import models, pre_tokenizers
+  >>> tokenizer = Tokenizer(models.WordLevel({"?": 0, "a": 1, "cat": 2, "sat": 3}, unk_token="?"))
+  >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  >>> records = [{"prompt": "a cat", "chosen": "sat", "rejected": "cat"}]
+  >>> tokens = tokenize_preferences(records, tokenizer, lengths=4, eos_id=9)
+  >>> tokens["chosen"]["ids"], tokens["rejected"]["ids"]
+  (array([[1, 2, 3, 9]], dtype=int32), array([[1, 2, 2, 9]], dtype=int32))
+
+  Args:
+    records: dicts with `prompt`, `chosen` and `rejected`.
+    tokenizer, lengths, eos_id, pad_id: as in `tokenize_completions`; chosen and rejected take their own lengths.
+  """
   return {
     key: tokenize_completions(records, tokenizer, lengths=lengths, eos_id=eos_id, keys=("prompt", key), pad_id=pad_id)
     for key in ("chosen", "rejected")
@@ -108,6 +142,13 @@ def tokenize_spans(
 
   A token that starts before a span is not learnt, even where it reaches into it: byte-level tokenizers join a word
   with the space before it, so give the span with that space.
+
+  >>> from tokenizers import models, pre_tokenizers
+  >>> tokenizer = Tokenizer(models.WordLevel({"?": 0, "a": 1, "cat": 2, "sat": 3}, unk_token="?"))
+  >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  >>> tokens = tokenize_spans(["a cat sat"], [[(2, 5)]], tokenizer, lengths=4)  # the characters of "cat"
+  >>> tokens["ids"], tokens["loss_mask"]
+  (array([[1, 2, 3, 0]], dtype=int32), array([[0, 1, 0, 0]], dtype=int32))
 
   Args:
     texts: the batch, with all special tokens written out, as chat templates give it. A long text loses its end.

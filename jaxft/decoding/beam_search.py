@@ -72,6 +72,16 @@ def beam_search(
   step. A row is done when the likeliest running beam, at its present length, scores below the worst of `beams` finished
   ones, or at `max_new_tokens`, where what still runs counts as finished. Deterministic; one beam is greedy decoding.
 
+  >>> config = DecoderConfig(vocab_size=4, dim=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, mlp_dim=2,
+  ...                        tie_embeddings=False, eos_id=3)
+  >>> params = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: decoder.init(jax.random.key(0), config)))
+  >>> params |= {"embed": {"tokens": {"embedding": jnp.eye(4)}}, "norm": {"scale": jnp.ones(4)}}
+  >>> after = jnp.array([[0.0, 0.6, 0.4, 0.0], [0.2, 0.3, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+  >>> params["head"]["kernel"] = jnp.log(after + 1e-9) / 2  # the norm makes 2 of a 1
+  >>> found = beam_search(params, config, jnp.array([[0]]), beams=2, max_new_tokens=2, length_penalty=0.0)
+  >>> found.tokens[0].tolist(), np.exp(found.scores[0]).round(2)  # greedily it would be 0.6 * 0.5
+  ([[2, 3], [1, 2]], array([0.4, 0.3], dtype=float32))
+
   Args:
     params, config: a model of `jaxft.models.decoder`; params may hold structured leaves.
     prompt: token ids, padded on either side; every row has a real one.

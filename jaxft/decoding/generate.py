@@ -52,6 +52,15 @@ def generate(
 
   Compiled once for each shape of the prompt and choice of the keyword arguments that are not arrays.
 
+  >>> config = DecoderConfig(vocab_size=4, dim=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, mlp_dim=2,
+  ...                        tie_embeddings=False, eos_id=3)
+  >>> params = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: decoder.init(jax.random.key(0), config)))
+  >>> params |= {"embed": {"tokens": {"embedding": jnp.eye(4)}}, "norm": {"scale": jnp.ones(4)}}
+  >>> params["head"]["kernel"] = jnp.eye(4, k=1)  # after t comes t + 1
+  >>> generate(params, config, jnp.array([[0], [1]]), jax.random.key(0), max_new_tokens=4, temperature=0).tokens
+  Array([[1, 2, 3, 0],
+         [2, 3, 0, 0]], dtype=int32)
+
   Args:
     params, config: a model of `jaxft.models.decoder`; params may hold structured leaves.
     prompt: token ids, padded on either side; every row has a real one.

@@ -18,6 +18,13 @@ Filter = Callable[[Array], Array]
 def top_k(logits: Float[Array, "... vocab"], k: int) -> Float[Array, "... vocab"]:
   """Keeps the k highest scores, and those equal to the lowest of them.
 
+  >>> top_k(jnp.array([1.0, 3.0, 2.0, 3.0]), 2)
+  Array([-inf,   3., -inf,   3.], dtype=float32)
+
+  Args:
+    logits: scores.
+    k: how many to keep; all of them where there are no more.
+
   Raises:
     TypeError: k is no integer.
     ValueError: k below 1.
@@ -33,6 +40,13 @@ def top_p(logits: Float[Array, "... vocab"], p: float | Float[Array, ""]) -> Flo
   """Nucleus: keeps the smallest set of likeliest tokens whose probability reaches p, and ties with its last.
 
   The likeliest token is always kept, and p = 1 keeps all.
+
+  >>> jnp.isfinite(top_p(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), 0.7))  # 0.5 is too little, 0.5 + 0.3 enough
+  Array([ True,  True, False, False], dtype=bool)
+
+  Args:
+    logits: scores, whose softmax is taken.
+    p: the probability to reach.
 
   Raises:
     ValueError: p outside (0, 1].
@@ -51,6 +65,13 @@ def top_p(logits: Float[Array, "... vocab"], p: float | Float[Array, ""]) -> Flo
 
 def min_p(logits: Float[Array, "... vocab"], p: float | Float[Array, ""]) -> Float[Array, "... vocab"]:
   """Keeps the tokens at least p times as likely as the likeliest; p = 0 keeps all.
+
+  >>> jnp.isfinite(min_p(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), 0.2))  # at least 0.2 * 0.5
+  Array([ True,  True,  True, False], dtype=bool)
+
+  Args:
+    logits: scores.
+    p: a share of the largest probability.
 
   Raises:
     ValueError: p outside [0, 1].
@@ -107,6 +128,12 @@ def sample(
     filters: Sequence[Filter] = (),
 ) -> Int[Array, " batch"]:
   """Draws a token per row from `softmax(filters(logits / temperature))`; temperature 0 takes the likeliest.
+
+  >>> logits = jnp.array([[0.0, 2.0, 1.0], [5.0, 0.0, 0.0]])
+  >>> sample(jax.random.key(0), logits, temperature=0)
+  Array([1, 0], dtype=int32)
+  >>> sample(jax.random.key(0), logits, temperature=100.0, filters=[lambda logits: top_k(logits, 1)])
+  Array([1, 0], dtype=int32)
 
   Args:
     key: one for the batch.

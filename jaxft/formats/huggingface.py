@@ -38,6 +38,15 @@ def load_directory(
 ) -> tuple[dict[str, Any], Config]:
   """Loads the params and the config of a Hugging Face folder.
 
+  >>> import tempfile
+  >>> from jaxft.formats import load
+  >>> model = load("minilm-l6:tiny")
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   save_directory(model.params, model.config, f"{at}/model")
+  ...   params, config = load_directory(f"{at}/model", dtype=jnp.bfloat16, stacked=False)
+  >>> list(params["layers"]), params["layers"]["0"]["mlp"]["up"]["kernel"].dtype.name, config == model.config
+  (['0', '1'], 'bfloat16', True)
+
   Args:
     path: the folder.
     dtype: of the params; tensors of another floating dtype are cast.
@@ -209,6 +218,14 @@ def save_directory(
     chat_template: str | None = None, max_length: int | None = None, max_shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Saves a folder that `load_directory`, transformers and sentence-transformers load; it appears whole or not at all.
+
+  >>> import tempfile
+  >>> from jaxft.formats import load
+  >>> model = load("minilm-l6:tiny")
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   save_directory(model.params, model.config, f"{at}/model", tokenizer=model.tokenizer)
+  ...   sorted(name for name in os.listdir(f"{at}/model") if "token" in name or "model." in name)
+  ['model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
 
   Args:
     params: stacked, unrolled or cut; structured leaves are materialized. Their dtype is kept.

@@ -78,6 +78,10 @@ def fetch(preset: str) -> Path:
   `minilm-l6` is all-MiniLM-L6-v2, an encoder of 23 million parameters trained for sentence embeddings; `smollm2-135m`
   is SmolLM2-135M-Instruct, a decoder, as dequantized from 4 bits. Both are under the Apache 2.0 license.
 
+  >>> folder = fetch("minilm-l6")
+  >>> (folder / "config.json").exists(), fetch("minilm-l6") == folder  # the first call fetches
+  (True, True)
+
   Raises:
     ValueError: there is no such preset (the nearest are named), or the package's hash is wrong.
     OSError: the package cannot be fetched, or the cache folder cannot be written.

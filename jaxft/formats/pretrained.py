@@ -83,6 +83,12 @@ class Pretrained:
 def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Pretrained:
   """Loads a pretrained model.
 
+  >>> model = load("minilm-l6:tiny")
+  >>> model.kind, model.config.num_layers, model.config.dim
+  ('encoder', 2, 48)
+  >>> model.tokenizer.encode("fine-tuning").tokens
+  ['[CLS]', 'fine', '-', 'tuning', '[SEP]']
+
   Args:
     name_or_path: a preset (`jaxft.formats.presets.PRESETS`, fetched on first use), a Hugging Face folder, a GGUF file.
       A preset followed by `:N` has its first N layers alone, with its own embeddings, final norm and head. Followed by

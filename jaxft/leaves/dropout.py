@@ -14,6 +14,15 @@ def seed_dropout(params: Tree, key: Array) -> Tree:
 
   Stacked leaves get one key per layer, and a leaf within another its own. Leaves without dropout are returned as they
   are, so the cost of none is none.
+
+  >>> leaf = LowRank(jnp.zeros((1, 1)), a=jnp.ones((1, 1)), b=jnp.ones((1, 1)), dropout=0.5)
+  >>> values = lambda leaf: sorted(set(dot(jnp.ones((100, 1)), leaf).ravel().tolist()))
+  >>> values(leaf), values(seed_dropout({"up": leaf}, jax.random.key(0))["up"])
+  ([1.0], [0.0, 2.0])
+
+  Args:
+    params: what `join` gave.
+    key: of this step.
   """
 
   def seed(path: str, leaf: Any) -> Any:

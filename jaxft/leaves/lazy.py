@@ -32,6 +32,13 @@ def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
   is dropped (its parts have shardings of their own); dropout of a `LowRank` acts in contractions alone; a function with
   a derivative rule of its own is evaluated lazily, but its rule, which asks for arrays, is given materialized ones.
 
+  >>> leaf = LowRank(jnp.ones((2, 2)), a=jnp.array([[1.0], [0.0]]), b=jnp.array([[1.0, 2.0]]), scale=10.0)
+  >>> apply, x = lambda params, x: x @ params["up"], jnp.array([[3.0, 4.0]])  # which knows of arrays alone
+  >>> lazy(apply)({"up": leaf}, x)
+  Array([[37., 67.]], dtype=float32)
+  >>> str(jax.make_jaxpr(lazy(apply))({"up": leaf}, x)).count("dot_general")  # x @ w, x @ a, (x @ a) @ b
+  3
+
   Args:
     apply: any function `(params, *args, **kwargs) -> tree`. It must not keep tracers.
 

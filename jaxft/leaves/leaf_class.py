@@ -31,6 +31,14 @@ def leaf_class(*, meta: Sequence[str] = (), like: str = "w") -> Callable[[type[T
   It is a convenience and no base class: any class with those methods and properties is a structured leaf.
   Type checkers do not see what it gives: inside the class, read the dtype and shape of the field.
 
+  >>> @leaf_class(meta=("factor",))
+  ... class Halved:
+  ...   w: Any
+  ...   factor: float = 0.5
+  >>> leaf = Halved(jnp.ones((2, 3)))
+  >>> leaf.shape, leaf.ndim, len(jax.tree.leaves(leaf))  # w alone is data
+  ((2, 3), 2, 1)
+
   Args:
     meta: fields that are no arrays, and part of what a program is compiled for; all others are data.
     like: the field of which the leaf has the shape and the dtype.

@@ -10,7 +10,13 @@ from jaxft.tree.paths import Tree, is_structured, map_with_path
 
 
 def materialize(tree: Tree) -> Tree:
-  """The plain checkpoint: every structured leaf of the tree replaced by the array that it stands for."""
+  """The plain checkpoint: every structured leaf of the tree replaced by the array that it stands for.
+
+  >>> leaf = LowRank(jnp.ones((2, 2)), a=jnp.array([[1.0], [0.0]]), b=jnp.array([[1.0, 2.0]]), scale=10.0)
+  >>> materialize({"up": leaf, "bias": jnp.zeros(2)})
+  {'bias': Array([0., 0.], dtype=float32), 'up': Array([[11., 21.],
+         [ 1.,  1.]], dtype=float32)}
+  """
   return map_with_path(lambda path, leaf: _array(leaf), tree)
 
 

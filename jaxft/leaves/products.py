@@ -15,6 +15,15 @@ def dot(x: Float[Array, "... n_in"], w: Any) -> Float[Array, "... n_out"]:
 
   The leading axes of x are flattened first: XLA's CPU backend contracts two batch axes in the backward pass about
   three times slower than one, and other backends flatten them anyway. The weight takes x's dtype.
+
+  >>> leaf = LowRank(jnp.ones((2, 2)), a=jnp.array([[1.0], [0.0]]), b=jnp.array([[1.0, 2.0]]), scale=10.0)
+  >>> x = jnp.array([[3.0, 4.0]])
+  >>> dot(x, leaf.w), dot(x, leaf)  # 7 each, and 10 * 3 * b on top
+  (Array([[7., 7.]], dtype=float32), Array([[37., 67.]], dtype=float32))
+
+  Args:
+    x: what is multiplied.
+    w: an array `[n_in, n_out]`, or a leaf that stands for one.
   """
   if is_structured(w):
     return w.dot(x)
@@ -42,7 +51,16 @@ def thin_dot(x: Float[Array, "... n_in"], a: Any) -> Float[Array, "... rank"]:
 
 
 def lookup(w: Any, ids: Int[AnyArray, "..."]) -> Float[Array, "... dim"]:
-  """Rows of w, an array or a structured leaf `[vocab, dim]`."""
+  """Rows of w, an array or a structured leaf `[vocab, dim]`.
+
+  >>> lookup(jnp.array([[0.0, 1.0], [10.0, 11.0], [20.0, 21.0]]), jnp.array([2, 0]))
+  Array([[20., 21.],
+         [ 0.,  1.]], dtype=float32)
+
+  Args:
+    w: the table.
+    ids: the rows to read.
+  """
   if is_structured(w):
     return w.lookup(ids)
   return jnp.take(w, ids, axis=0)

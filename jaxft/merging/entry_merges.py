@@ -9,6 +9,9 @@ from jaxft.tree.paths import Tree
 def nearswap(base: Tree, model: Tree, t: float) -> Tree:
   """`w b + (1 - w) a`, `w = clip(t / |a - b|, 0, 1)`: the model b where it is within t of the base a.
 
+  >>> nearswap({"w": jnp.zeros(3)}, {"w": jnp.array([0.5, 1.0, 4.0])}, t=1.0)  # moves by t at most
+  {'w': Array([0.5, 1. , 1. ], dtype=float32)}
+
   Args:
     base: a.
     model: b.
@@ -31,6 +34,11 @@ def arcee_fusion(base: Tree, model: Tree) -> Tree:
 
   The importance of a change is its size, times the divergence between the softmaxes of its row in the two models. Rows
   run along the last axis, quartiles are over a leaf, or a layer of it.
+
+  >>> base = {"w": jnp.zeros((2, 4))}
+  >>> arcee_fusion(base, {"w": jnp.array([[0.1, 0.1, 0.1, 5.0], [0.1, 0.1, 0.1, 0.1]])})
+  {'w': Array([[0., 0., 0., 5.],
+         [0., 0., 0., 0.]], dtype=float32)}
 
   Args, Returns, Raises: see `nearswap`.
 

@@ -26,6 +26,11 @@ def fisher_average(
 ) -> Tree:
   """`sum_i c_i F_i theta_i / sum_i c_i F_i`, entry by entry.
 
+  >>> models = [{"w": jnp.array([0.0, 0.0])}, {"w": jnp.array([4.0, 4.0])}]
+  >>> fishers = [{"w": jnp.array([3.0, 0.0])}, {"w": jnp.array([1.0, 0.0])}]
+  >>> fisher_average(models, fishers)  # (3 * 0 + 1 * 4) / (3 + 1), and the mean where neither is sure
+  {'w': Array([1., 2.], dtype=float32)}
+
   Args:
     models: checkpoints with the same leaves.
     fishers: for each, the diagonal of its Fisher information, a tree like the models; see `diagonal_fisher`.
@@ -68,6 +73,10 @@ def diagonal_fisher(
 
   The gradient is squared before anything is added up. (Squaring the gradient of a batch's sum, as some published code
   does, adds products of different classes and examples.)
+
+  >>> log_probs = lambda params, x: jax.nn.log_softmax(params["w"] * x)
+  >>> diagonal_fisher(log_probs, {"w": jnp.zeros(2)}, jnp.array([1.0, 3.0]))  # p (1 - p) of the mean x**2: 0.25 * 5
+  {'w': Array([1.25, 1.25], dtype=float32)}
 
   Args:
     log_probs: `(params, example) -> log-probabilities` of one example, without a batch axis.

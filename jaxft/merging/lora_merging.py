@@ -21,7 +21,19 @@ from jaxft.tree.task_vectors import check_same_leaves
 
 
 def lora_delta(a: Float[Array, "*layers m r"], b: Float[Array, "*layers r n"], *, scale: float = 1.0) -> Array:
-  """`scale * a @ b`, `[*layers, m, n]`, in float32."""
+  """`scale * a @ b`, `[*layers, m, n]`, in float32: the update that a pair of factors stands for.
+
+  >>> lora_delta(jnp.array([[1.0], [2.0]]), jnp.array([[1.0, 10.0, 100.0]]), scale=0.5)
+  Array([[  0.5,   5. ,  50. ],
+         [  1. ,  10. , 100. ]], dtype=float32)
+
+  Args:
+    a, b: the factors, of one matrix or of a stack.
+    scale: alpha / r.
+
+  Raises:
+    ValueError: scale is not finite.
+  """
   in_range("scale", scale)
   return scale * jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
 
@@ -30,6 +42,11 @@ def concat_lora(
     factors: Sequence[tuple[Array, Array]], *, scales: Sequence[float] | None = None
 ) -> tuple[Array, Array]:
   """One pair of factors for the sum of the updates of several, exactly: ranks add up.
+
+  >>> factors = [(jnp.ones((4, r)), jnp.ones((r, 3))) for r in (1, 2)]
+  >>> a, b = concat_lora(factors, scales=[10.0, 0.5])
+  >>> a.shape, b.shape, jnp.matmul(a, b)[0]  # 10 * 1 + 0.5 * 2
+  ((4, 3), (3, 3), Array([11., 11., 11.], dtype=float32))
 
   Args:
     factors: pairs `(a [..., m, r_i], b [..., r_i, n])`.
@@ -51,6 +68,14 @@ def merge_lora(
     weights: Sequence[float] | None = None, scales: Sequence[float] | None = None, rank: int | None = None,
 ) -> Tree:
   """One adapter out of several, with scale 1.
+
+  >>> adapters = [{"up": {"a": jnp.array([[1.0], [0.0]]), "b": jnp.array([[2.0, 0.0]])}},
+  ...             {"up": {"a": jnp.array([[0.0], [1.0]]), "b": jnp.array([[0.0, 1.0]])}}]
+  >>> for method in ("cat", "svd", "linear"):
+  ...   print(method, lora_delta(**merge_lora(adapters, method=method)["up"]).round(3).tolist())
+  cat [[2.0, 0.0], [0.0, 1.0]]
+  svd [[2.0, 0.0], [0.0, 0.0]]
+  linear [[2.0, 1.0], [2.0, 1.0]]
 
   Args:
     adapters: adapters of the same matrices.
@@ -100,6 +125,11 @@ def merge_lora(
 
 def extract_lora(base: Tree, tuned: Tree, rank: int, *, select: Choice = "**/kernel") -> Tree:
   """The adapter, with scale 1, whose updates are closest to what fine-tuning did to each matrix.
+
+  >>> base, tuned = {"kernel": jnp.ones((2, 2))}, {"kernel": jnp.array([[5.0, 1.0], [1.0, 2.0]])}
+  >>> lora_delta(**extract_lora(base, tuned, rank=1)["kernel"]).round(3)
+  Array([[4., 0.],
+         [0., 0.]], dtype=float32)
 
   Args:
     base, tuned: checkpoints with the same leaves.

@@ -25,6 +25,12 @@ def recycle(
 
       M*_1 = FT(M_1);   D_i = M*_i - M_i;   M*_i = FT(M_i + scale D_{i-1})
 
+  >>> finetune = lambda params, version: {"w": params["w"] + 1.0}
+  >>> for version, params, delta in recycle([{"w": jnp.zeros(1)}, {"w": jnp.full(1, 10.0)}], finetune):
+  ...   print(version, params["w"], delta["w"])
+  0 [1.] [1.]
+  1 [12.] [2.]
+
   Args:
     bases: checkpoints of one architecture in the order of their versions, or functions that load them one at a time.
     finetune: `(params to start from, version) -> params`; version counts from 0. The identity transfers without

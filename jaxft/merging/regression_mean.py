@@ -20,6 +20,14 @@ def gram(features: Float[Array, "... m"], *, where: Bool[Array, "..."] | None = 
 
   `jaxft.transforms.low_rank.input_covariance.input_covariances` gives `X^T X` for all layers of a model.
 
+  >>> features = jnp.array([[1.0, 0.0], [3.0, 4.0]])
+  >>> gram(features)  # (1 * 1 + 3 * 3) / 2 first
+  Array([[5., 6.],
+         [6., 8.]], dtype=float32)
+  >>> gram(features, where=jnp.array([False, True]))  # 3 * 3 first
+  Array([[ 9., 12.],
+         [12., 16.]], dtype=float32)
+
   Args:
     features: the inputs.
     where: which positions count; padding does not.
@@ -33,6 +41,11 @@ def regmean(models: Sequence[Tree], grams: Sequence[Tree], *, alpha: float = 0.9
 
   Solved for what the matrices have apart from their average, so that equal models, and directions that no input has,
   give the average.
+
+  >>> models = [{"kernel": jnp.zeros((2, 1))}, {"kernel": jnp.ones((2, 1))}]
+  >>> grams = [{"kernel": jnp.diag(jnp.array([3.0, 1.0]))}, {"kernel": jnp.diag(jnp.array([1.0, 3.0]))}]
+  >>> regmean(models, grams)["kernel"].T.round(4)  # each row leans to the model that has more inputs there
+  Array([[0.25, 0.75]], dtype=float32)
 
   Args:
     models: checkpoints with the same leaves; matrices `[..., m, n]` are applied as `x @ W`.

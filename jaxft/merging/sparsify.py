@@ -30,6 +30,14 @@ def trim(
 ) -> Tree:
   """A task vector with a share of its entries, zero elsewhere.
 
+  >>> delta = {"w": jnp.array([6.0, -2.0, 1.0, -1.0])}
+  >>> trim(delta, 0.5)
+  {'w': Array([ 6., -2.,  0.,  0.], dtype=float32)}
+  >>> trim(delta, 0.5, rescale="l1")  # by 10 / 8
+  {'w': Array([ 7.5, -2.5,  0. ,  0. ], dtype=float32)}
+  >>> trim(delta, 0.5, by="band", gamma=0.25)  # without the largest
+  {'w': Array([ 0., -2.,  0., -1.], dtype=float32)}
+
   Args:
     delta: a task vector; holes stay.
     density: the share kept, in (0, 1]; of what is chosen at random, the probability.

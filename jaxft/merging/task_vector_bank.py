@@ -20,6 +20,10 @@ def rank_by_feature(
 ) -> Int[np.ndarray, " budget"]:
   """The tasks whose mean feature has the largest cosine with the target's, best first.
 
+  >>> features = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 3.0]])  # the length does not count
+  >>> rank_by_feature(features, np.array([1.0, 0.2]), budget=2)
+  array([0, 2])
+
   Args:
     features: mean features of each task's inputs under the pretrained model.
     target: that of the target's inputs.
@@ -43,6 +47,12 @@ def rank_deltas(scores: Tree, *, budget: int, by: Literal["whole", "leaf"] = "le
 
       whole   the b largest of sum_j |dL/dc_ij|, the same for all blocks
       leaf    in each block j the b largest of |dL/dc_ij|
+
+  >>> scores = {"up": jnp.array([0.1, -5.0, 0.2]), "down": jnp.array([3.0, 0.0, -4.0])}
+  >>> rank_deltas(scores, budget=1)
+  {'down': array([2]), 'up': array([1])}
+  >>> rank_deltas(scores, budget=1, by="whole")  # 3.1, 5.0 and 4.2 in all
+  array([1])
 
   Args:
     scores: what `gradient_scores` gives of the coefficients of `linear_combination` with granularity "leaf", at zero:
@@ -72,6 +82,10 @@ def rank_deltas(scores: Tree, *, budget: int, by: Literal["whole", "leaf"] = "le
 
 def take_deltas(trees: Sequence[Tree], indices: Any) -> list[Tree]:
   """The bank of b task vectors that `rank_deltas` chose: the r-th holds the r-th best of each block.
+
+  >>> trees = [{"up": np.full(2, i), "down": np.full(2, i)} for i in (0.0, 1.0, 2.0)]
+  >>> take_deltas(trees, {"up": np.array([1]), "down": np.array([2])})
+  [{'down': array([2., 2.]), 'up': array([1., 1.])}]
 
   Args:
     trees: the n task vectors.

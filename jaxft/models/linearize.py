@@ -16,6 +16,11 @@ def linearize(apply: Callable[..., Any], params: Tree) -> Callable[..., Any]:
   One forward pass and one of its tangent, together about twice the cost of `apply`; the Jacobian is never formed. The
   output is linear in delta, so that task vectors trained through it add up without bending one another.
 
+  >>> apply = lambda params, x: x * params["w"] ** 2
+  >>> linear = linearize(apply, {"w": jnp.array(3.0)})
+  >>> float(linear({"w": jnp.array(1.0)}, 10.0)), float(apply({"w": jnp.array(4.0)}, 10.0))  # 10 * (9 + 6), 10 * 16
+  (150.0, 160.0)
+
   Args:
     apply: `(params, *inputs) -> array or tree of arrays`.
     params: where the tangent is taken. Leaves that are not floating point do not move.

@@ -10,6 +10,11 @@ from jaxft.finite import require_finite
 def top_per_class(probs: Float[Array, "n classes"], k: int) -> tuple[Bool[Array, " n"], Int[Array, " n"]]:
   """The k examples that each class scores highest, whatever other classes make of them: a balanced trusted set.
 
+  >>> probs = jnp.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3]])
+  >>> chosen, label = top_per_class(probs, 1)  # every example is predicted as 0; 1 takes its likeliest all the same
+  >>> chosen, label
+  (Array([ True, False,  True, False], dtype=bool), Array([0, 0, 1, 0], dtype=int32))
+
   Args:
     probs: of each example and class, such as zero-shot predictions without labels.
     k: examples of each class; UFM takes `min(n // classes, 100)`.

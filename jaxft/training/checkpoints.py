@@ -269,7 +269,16 @@ def _unflat(flat: dict[str, Any], like: TrainState) -> TrainState:
 
 
 def fingerprint_of(state: TrainState, frozen: Tree) -> Json:
-  """Shapes and dtypes of the state by path, the key's kind, and a checksum of what is frozen."""
+  """Shapes and dtypes of the state by path, the key's kind, and a checksum of what is frozen.
+
+  >>> state = TrainState(jnp.array(0), {"up": jnp.ones((2, 3))}, {}, jax.random.key(0))
+  >>> before, after = (fingerprint_of(state, {"down": jnp.full(2, x)}) for x in (1.0, 2.0))
+  >>> before["state/trainable/up"], before["frozen"] == after["frozen"]
+  ('float32[2, 3]', False)
+
+  Args:
+    state, frozen: of `init_state`.
+  """
   shapes = {f"state/{path_of(keys)}": f"{x.dtype}{list(x.shape)}"
             for keys, x in jax.tree_util.tree_flatten_with_path(state)[0]}
   return {**shapes, "frozen": checksum(frozen)}

@@ -45,6 +45,16 @@ class Cost:
 def training_cost(recipe: Recipe, params: Tree, batch: Any | None = None, *, tokens: int = 1) -> Cost:
   """The cost of a recipe on a model, from shapes alone: nothing is computed.
 
+  >>> from jaxft.losses import Mean
+  >>> from jaxft.transforms import train
+  >>> objective = lambda params, batch, key: (Mean.of(jnp.square(batch @ params["up"] @ params["down"])), {})
+  >>> batch, params = jnp.ones((8, 100)), {"up": jnp.ones((100, 100)), "down": jnp.ones((100, 100))}
+  >>> for name in ("up", "down"):  # what is below the lowest that trains has a forward pass alone
+  ...   cost = training_cost(Recipe(objective, train(name), optax.adam(0.1)), params, batch, tokens=8)
+  ...   print(name, cost.trained, cost.share, cost.flops)
+  up 10000 0.5 4.0
+  down 10000 0.5 3.0
+
   Args:
     recipe: what trains and by which optimizer; its mesh and accumulation are not read.
     params: arrays or `jax.ShapeDtypeStruct`s; only their shapes and dtypes are read.
@@ -69,7 +79,13 @@ def training_cost(recipe: Recipe, params: Tree, batch: Any | None = None, *, tok
 
 
 def cost_table(costs: Mapping[str, Cost]) -> str:
-  """Costs of several methods as a Markdown table."""
+  """Costs of several methods as a Markdown table.
+
+  >>> print(cost_table({"lora": Cost(4_000, 1_000_000, 4 << 20, 16_000, 32_000, 4.03)}))
+  | method | trained | share | state (MiB) | FLOPs/(N token) |
+  | --- | ---: | ---: | ---: | ---: |
+  | lora | 4,000 | 0.400% | 4.0 | 4.03 |
+  """
   head = "| method | trained | share | state (MiB) | FLOPs/(N token) |\n| --- | ---: | ---: | ---: | ---: |"
   row = lambda name, c: (
       f"| {name} | {c.trained:,} | {c.share:.3%} | {c.state_bytes / 2**20:,.1f} | "

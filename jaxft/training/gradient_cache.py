@@ -26,6 +26,10 @@ def embed_cached(
   Its gradient is exact, at the cost of one more forward pass; it may stand in any objective of `make_train_step`.
   Where params are in bfloat16, their gradient adds up over chunks in bfloat16.
 
+  >>> embed = lambda params, rows, key: rows * params["w"]
+  >>> embed_cached(embed, {"w": jnp.array(2.0)}, jnp.arange(4.0), jax.random.key(0), chunks=2)
+  Array([0., 2., 4., 6.], dtype=float32)
+
   Args:
     embed: `(params, rows, key) -> embeddings`, a tree of arrays with the rows along their leading axis; it must treat
       each row by itself.
@@ -66,6 +70,12 @@ def cached_value_and_grad(
     embed: Embed, loss: Callable[[Any, Any], Any], *, chunks: int, has_aux: bool = False, mesh: Mesh | None = None,
 ) -> Callable[[Tree, Any, jax.Array], tuple[Any, Tree]]:
   """`jax.value_and_grad` of `loss(embed(params, batch, key), batch)` by `params`, in two passes over chunks.
+
+  >>> embed = lambda params, rows, key: rows * params["w"]
+  >>> loss = lambda embeddings, batch: jnp.sum(embeddings) ** 2  # of all rows together
+  >>> value, gradient = cached_value_and_grad(embed, loss, chunks=2)({"w": 2.0}, jnp.arange(4.0), jax.random.key(0))
+  >>> float(value), float(gradient["w"])  # (2 * 6)**2, and 2 * 12 * 6
+  (144.0, 144.0)
 
   Args:
     embed: see `embed_cached`.

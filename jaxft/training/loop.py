@@ -43,6 +43,15 @@ def fit(
   Where it starts: from the newest checkpoint of `checkpoints`, if there is one; otherwise from the state given, which
   may itself have been restored from another run (`Checkpoints(other).restore(state)`) or be fresh from `init_state`.
 
+  >>> from jaxft.losses import Mean
+  >>> from jaxft.training import Recipe, init_state, make_train_step
+  >>> from jaxft.transforms import full
+  >>> objective = lambda params, batch, key: (Mean.of(jnp.square(params["w"] - batch)), {})
+  >>> recipe = Recipe(objective, full(), optax.sgd(0.25))
+  >>> state, frozen = init_state(jax.random.key(0), {"w": jnp.array(0.0)}, recipe)
+  >>> fit(make_train_step(recipe), state, frozen, [jnp.array([8.0])] * 3, steps=3, progress=False).trainable  # 4, 6, 7
+  {'w': Array(7., dtype=float32)}
+
   Args:
     train_step: from `make_train_step`, or any function of that signature.
     state: from `init_state`; donated to the step, so not to be used afterwards.

@@ -23,6 +23,10 @@ def make_mesh(
 ) -> Mesh:
   """A mesh with axes `data`, `fsdp` and `tensor`.
 
+  >>> mesh = make_mesh()  # `data` takes every device
+  >>> mesh.axis_names, mesh.shape["data"] == jax.device_count(), mesh.shape["fsdp"]
+  (('data', 'fsdp', 'tensor'), True, 1)
+
   Args:
     data: size of the axis; None takes every device that the other two leave.
     fsdp: size of the axis.
@@ -59,7 +63,11 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of a batch: its leading axis over `data` and `fsdp`."""
+  """The sharding of a batch: its leading axis over `data` and `fsdp`.
+
+  >>> tuple(batch_sharding(make_mesh()).spec)  # the rows over both axes
+  (('data', 'fsdp'),)
+  """
   return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
 
@@ -92,6 +100,11 @@ def batch_size(batch: Any) -> int:
 
 def place_batch(batch: Any, mesh: Mesh | None) -> Any:
   """Puts a batch on the mesh, cut along its leading axis.
+
+  >>> mesh = make_mesh()  # of all devices
+  >>> placed = place_batch({"ids": np.zeros((8 * mesh.size, 4))}, mesh)["ids"]
+  >>> placed.shape, placed.addressable_shards[0].data.shape  # eight rows to each
+  ((64, 4), (8, 4))
 
   Args:
     batch: a tree of arrays. With several processes each gives its own rows, the same number, and the global batch is

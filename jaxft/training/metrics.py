@@ -50,6 +50,14 @@ class JsonLines:
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """The lines that `JsonLines` wrote; a last line that was cut short is left out.
 
+  >>> import tempfile
+  >>> with tempfile.NamedTemporaryFile() as file:
+  ...   writer = JsonLines(file.name)
+  ...   writer.write(10, {"loss": 2.5})
+  ...   writer.close()
+  ...   read_json_lines(file.name)
+  [{'step': 10, 'loss': 2.5}]
+
   Raises:
     ValueError: a line other than the last is not JSON; the file and the line are named.
   """

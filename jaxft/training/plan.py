@@ -91,6 +91,15 @@ class Plan:
 def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> Plan:
   """Accounts for one training step; allocates nothing, so that the model may be larger than the machine.
 
+  >>> from jaxft.losses import Mean
+  >>> from jaxft.transforms import train
+  >>> objective = lambda params, batch, key: (Mean.of(jnp.square(batch @ params["kernel"] + params["bias"])), {})
+  >>> recipe = Recipe(objective, train("bias"), optax.adam(0.1))
+  >>> shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+  >>> planned = plan(recipe, {"kernel": shape(1000, 1000), "bias": shape(1000)}, shape(8, 1000), compile=False)
+  >>> planned.trained_bytes, planned.optimizer_bytes, planned.flops.matmul  # two moments; no gradient of the kernel
+  (4000, 8004, 16000000.0)
+
   Args:
     recipe: its transform's split must not depend on the params' values; its mesh may be of real, virtual or described
       devices (`jax.experimental.topologies`).
@@ -130,7 +139,12 @@ def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> P
 
 
 def bytes_per_device(tree: Tree) -> int:
-  """Bytes of a tree on one device, by the shardings of its arrays or shapes; unsharded ones count whole."""
+  """Bytes of a tree on one device, by the shardings of its arrays or shapes; unsharded ones count whole.
+
+  >>> half = jax.ShapeDtypeStruct((10,), jnp.bfloat16)
+  >>> bytes_per_device({"w": jnp.zeros((4, 8)), "half": half})  # 4 * 32 + 2 * 10
+  148
+  """
   total = 0
   for x in jax.tree.leaves(tree):
     sharding = getattr(x, "sharding", None)

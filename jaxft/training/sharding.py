@@ -29,6 +29,11 @@ def specs_for(params: Tree, rules: Rules, mesh: Mesh | None = None) -> Tree:
       params {'layers': {'query': {'kernel': [12, 64, 64], 'bias': [12, 64]}}}
       specs  {'layers': {'query': {'kernel': P(None, 'fsdp', 'tensor'), 'bias': P()}}}
 
+  >>> params = {"layers": {"up": {"kernel": np.ones((3, 4, 8)), "bias": np.ones((3, 8))}}}
+  >>> up = specs_for(params, [("**/kernel", P("fsdp", "tensor"))])["layers"]["up"]
+  >>> tuple(up["kernel"]), tuple(up["bias"])  # the axis of the layers in front; what no rule names is repeated
+  ((None, 'fsdp', 'tensor'), ())
+
   Args:
     params: a tree of arrays or shapes.
     rules: see the module's docstring.
@@ -97,6 +102,12 @@ def inherit_specs(tree: Tree, params: Tree, specs: Tree) -> Tree:
   subsequence of the sizes, and an axis that could be either of two differently cut ones stays whole. A leaf that
   adapts nothing is replicated.
 
+  >>> params = {"up": {"kernel": np.ones((4, 8))}}
+  >>> factors = {"up": {"kernel": {"a": np.ones((4, 2)), "b": np.ones((2, 8))}}}
+  >>> specs = inherit_specs(factors, params, {"up": {"kernel": P("fsdp", "tensor")}})["up"]["kernel"]
+  >>> tuple(specs["a"]), tuple(specs["b"])
+  (('fsdp',), (None, 'tensor'))
+
   Args:
     tree: a tree of arrays or shapes.
     params: the params before `split`, arrays or shapes.
@@ -142,5 +153,15 @@ def _trimmed(parts: list[Any]) -> P:
 
 
 def shardings_for(specs: Tree, mesh: Mesh) -> Tree:
-  """The tree of specs as shardings on a mesh."""
+  """The tree of specs as shardings on a mesh.
+
+  >>> from jaxft.training import make_mesh
+  >>> mesh = make_mesh(data=1)
+  >>> shardings_for({"up": P("fsdp")}, mesh)["up"] == NamedSharding(mesh, P("fsdp"))
+  True
+
+  Args:
+    specs: of `specs_for` or `inherit_specs`.
+    mesh: whose axes they name.
+  """
   return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))

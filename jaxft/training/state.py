@@ -32,6 +32,14 @@ class TrainState(NamedTuple):
 def init_state(key: jax.Array, params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
   """Splits the params and starts the optimizer on the side that trains.
 
+  >>> from jaxft.losses import Mean
+  >>> from jaxft.transforms import train
+  >>> objective = lambda params, batch, key: (Mean.of(params["bias"] - batch), {})
+  >>> recipe = Recipe(objective, train("bias"), optax.adam(0.1))
+  >>> state, frozen = init_state(jax.random.key(0), {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, recipe)
+  >>> state.trainable, frozen
+  ({'bias': Array([1., 1.], dtype=float32), 'kernel': None}, {'bias': None, 'kernel': Array([1., 1.], dtype=float32)})
+
   Args:
     key: a typed key; one half goes to `split`, the other to the state.
     params: the checkpoint to start from, arrays on any device or on the host.
@@ -84,6 +92,17 @@ def abstract_state(params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
 
   `params` may be abstract. A transform whose split depends on the values of the params cannot be planned this way and
   raises what JAX raises for a concrete value of a traced array.
+
+  >>> from jaxft.losses import Mean
+  >>> from jaxft.transforms import lora
+  >>> recipe = Recipe(lambda params, batch, key: (Mean.of(batch), {}), lora("kernel", rank=2), optax.adam(0.1))
+  >>> state, _ = abstract_state({"kernel": jax.ShapeDtypeStruct((10**5, 10**5), jnp.float32)}, recipe)
+  >>> jax.tree.map(lambda x: x.shape, state.trainable)  # nothing of these 40 GB was allocated
+  {'kernel': {'a': (100000, 2), 'b': (2, 100000)}}
+
+  Args:
+    params: arrays or `jax.ShapeDtypeStruct`s.
+    recipe: see `init_state`.
 
   Raises:
     TypeError: `recipe` is no `Recipe`.

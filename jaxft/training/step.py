@@ -85,6 +85,15 @@ def make_train_step(recipe: Recipe, *, donate: bool = True) -> TrainStep:
   A batch of weight 0, in which nothing counts, leaves what trains and the optimizer's state bit for bit as they are:
   without a gradient, decay and momentum would still move them. The step is counted, so that the draws go on.
 
+  >>> from jaxft.training import init_state
+  >>> from jaxft.transforms import full
+  >>> objective = lambda params, batch, key: (Mean.of(jnp.square(params["w"] - batch)), {})
+  >>> recipe = Recipe(objective, full(), optax.sgd(0.25))
+  >>> state, frozen = init_state(jax.random.key(0), {"w": jnp.array(0.0)}, recipe)
+  >>> state, metrics = make_train_step(recipe)(state, frozen, jnp.array([1.0, 3.0]))
+  >>> state.trainable, metrics["loss"], metrics["grad_norm"]  # 0 + 0.25 * 4, (1 + 9) / 2, (2 + 6) / 2
+  ({'w': Array(1., dtype=float32)}, Array(5., dtype=float32), Array(4., dtype=float32))
+
   Args:
     recipe: objective, transform, optimizer, and how they are computed.
     donate: reuse the state's memory; the state passed in is then no longer valid.
@@ -180,7 +189,16 @@ def _in_range(tree: Tree) -> Bool[Array, ""]:
 
 
 def cast_floating(params: Tree, dtype: Any) -> Tree:
-  """Casts the floating arrays of a params tree; integers and keys stay, and a leaf with its own `astype` is asked."""
+  """Casts the floating arrays of a params tree; integers and keys stay, and a leaf with its own `astype` is asked.
+
+  >>> params = {"kernel": jnp.ones(2), "ids": jnp.arange(2)}
+  >>> jax.tree.map(lambda x: x.dtype.name, cast_floating(params, jnp.bfloat16))
+  {'ids': 'int32', 'kernel': 'bfloat16'}
+
+  Args:
+    params: a tree of arrays and structured leaves.
+    dtype: a floating one.
+  """
 
   def cast(x: Any) -> Any:
     return x.astype(dtype) if is_structured(x) or jnp.issubdtype(x.dtype, jnp.floating) else x

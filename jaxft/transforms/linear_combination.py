@@ -47,6 +47,14 @@ def linear_combination(
   AdaMerging is ("layer", "none") under `losses.entropy`. Forming the weights costs 4 n operations for each of them and
   step, not token; what trains, and what the optimizer holds, are the coefficients alone.
 
+  >>> params, deltas = {"up": jnp.ones(2)}, [{"up": jnp.array([1.0, 0.0])}, {"up": jnp.array([0.0, 10.0])}]
+  >>> transform = linear_combination(deltas)
+  >>> frozen, trainable = transform.split(jax.random.key(0), params)
+  >>> trainable
+  {'up': Array([0., 0.], dtype=float32)}
+  >>> transform.join(frozen, {"up": jnp.array([2.0, 0.5])})  # 1 + 2 * 1, 1 + 0.5 * 10
+  {'up': Array([3., 6.], dtype=float32)}
+
   Args:
     trees: n task vectors, or n checkpoints, all like the params. A None leaf is a zero task vector; of a checkpoint it
       is the leaf of the params. Kept in the dtype that they come in, such as bfloat16.
@@ -136,6 +144,10 @@ def linear_combination(
 
 def coefficient_norm(coefficients: Tree, *, order: float = 1.0) -> Float[Array, ""]:
   """`mean over blocks of (sum_i |c_ij|^order)^(1 / order)`: a penalty that keeps few trees in each block (order 1).
+
+  >>> coefficients = {"up": jnp.array([3.0, -4.0]), "down": jnp.array([0.0, 1.0])}
+  >>> coefficient_norm(coefficients), coefficient_norm(coefficients, order=2)  # (7 + 1) / 2, (5 + 1) / 2
+  (Array(4., dtype=float32), Array(3., dtype=float32))
 
   Args:
     coefficients: what `linear_combination` trains, with granularity "layer" or "leaf": leaves `[..., n]`.

@@ -17,6 +17,14 @@ def peft_frequencies(frozen: Tree, config: Any, *, seed: int = 777) -> Tree:
       frozen, trainable = fourier_ft(...).split(key, params)
       frozen = peft_frequencies(frozen, config)
 
+  >>> from jaxft.formats import load
+  >>> from jaxft.transforms import fourier_ft
+  >>> model = load("minilm-l6:tiny")
+  >>> frozen, _ = fourier_ft("layers/mlp/up/kernel", frequencies=3).split(jax.random.key(0), model.params)
+  >>> peft_frequencies(frozen, model.config)["layers"]["mlp"]["up"]["kernel"].note["places"]  # one seed for all layers
+  Array([[4503,  790, 3452],
+         [4503,  790, 3452]], dtype=int32)
+
   Args:
     frozen: from `split`.
     config: of the model.

@@ -44,6 +44,16 @@ def load_peft(folder: str | os.PathLike, params: Tree, config: Any) -> LoadedAda
       adapter = load_peft("adapter", params, config)
       model = adapter.transform.join(adapter.frozen, adapter.trainable)
 
+  >>> import tempfile
+  >>> from jaxft.formats import load, save_peft
+  >>> from jaxft.transforms import lora
+  >>> model, transform = load("minilm-l6:tiny"), lora("layers/mlp/up/kernel", rank=2)
+  >>> frozen, trainable = transform.split(jax.random.key(0), model.params)
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   save_peft(at, transform, frozen, trainable, model.params, model.config)
+  ...   jax.tree.map(jnp.shape, load_peft(at, model.params, model.config).trainable["layers"]["mlp"]["up"])
+  {'bias': None, 'kernel': {'a': (2, 48, 2), 'b': (2, 2, 192)}}
+
   Args:
     folder: with `adapter_config.json` and `adapter_model.safetensors`.
     params: of the model that it was trained for; stacked, cut or unrolled. An adapter of only some layers, or with

@@ -27,6 +27,15 @@ def save_peft_prompt(
   The MLP or encoder that makes a prompt is evaluated and, as in PEFT, only its output is stored, so that it cannot be
   trained further.
 
+  >>> import tempfile
+  >>> from jaxft.models import DecoderConfig
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   save_peft_prompt(at, {"prompt": jnp.ones((2, 4))}, config, peft_type="PROMPT_TUNING")
+  ...   settings, tensors = read_folder(at)
+  >>> settings["num_virtual_tokens"], settings["token_dim"], tensors[TENSOR].shape
+  (2, 4, (2, 4))
+
   Args:
     folder: that holds no adapter yet.
     params: `{'prompt'}` for PROMPT_TUNING; these or those of `p_tuning` for P_TUNING; those of `prefix`, with or
@@ -67,6 +76,18 @@ def save_peft_prompt(
 
 def load_peft_prompt(folder: str | os.PathLike, config: Any) -> dict[str, Any]:
   """The params of a prompt or prefix that PEFT, or `save_peft_prompt`, has saved.
+
+  >>> import tempfile
+  >>> from jaxft.models import DecoderConfig
+  >>> config = DecoderConfig(vocab_size=8, dim=2, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, mlp_dim=8)
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   save_peft_prompt(at, {"prompt": jnp.array([[1.0, 2.0]])}, config, peft_type="PROMPT_TUNING")
+  ...   load_peft_prompt(at, config)
+  {'prompt': Array([[1., 2.]], dtype=float32)}
+
+  Args:
+    folder: with `adapter_config.json` and `adapter_model.safetensors`.
+    config: of the model.
 
   Returns:
     Those of `soft_prompt` for PROMPT_TUNING and P_TUNING, of `prefix` for PREFIX_TUNING.

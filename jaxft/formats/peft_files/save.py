@@ -37,6 +37,16 @@ def save_peft(
   back: `params + s [a, a'] @ [b; b']`, the second pair from what stayed frozen less params. That is not possible for
   weights that were quantized.
 
+  >>> import tempfile
+  >>> from jaxft.formats import load
+  >>> from jaxft.transforms import lora
+  >>> model, transform = load("minilm-l6:tiny"), lora("layers/mlp/up/kernel", rank=2)
+  >>> frozen, trainable = transform.split(jax.random.key(0), model.params)
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   save_peft(at, transform, frozen, trainable, model.params, model.config)
+  ...   load_peft(at, model.params, model.config).settings["target_modules"]
+  ['intermediate.dense']
+
   Args:
     folder: that holds no adapter yet; made where it does not exist.
     transform, frozen, trainable: a transform of a model of this library and its two sides, after training.

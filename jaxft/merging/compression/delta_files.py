@@ -22,6 +22,12 @@ KIND = "jaxft_delta"
 def save_delta(path: str | os.PathLike, delta: SparseDelta) -> int:
   """Writes a delta; a file of that name is replaced when the new one is complete and on disk.
 
+  >>> import tempfile
+  >>> delta = {"up/kernel": Entries(np.arange(1000), np.ones(1000, np.float32))}
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   save_delta(f"{at}/delta.safetensors", delta)  # 8 bytes an entry, and a header
+  8248
+
   Args:
     path: the file.
     delta: of `sparse_difference`, `chosen_entries` or `submatrix_delta`, or what `fuse` kept.
@@ -46,6 +52,12 @@ def save_delta(path: str | os.PathLike, delta: SparseDelta) -> int:
 
 def load_delta(path: str | os.PathLike) -> dict[str, Entries | RowDelta]:
   """Reads a delta back, to the last bit.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   size = save_delta(f"{at}/delta.safetensors", {"up/kernel": (np.array([5]), np.array([0.5], np.float32))})
+  ...   load_delta(f"{at}/delta.safetensors")
+  {'up/kernel': Entries(indices=Array([5], dtype=int32), values=Array([0.5], dtype=float32))}
 
   Raises:
     FileNotFoundError: there is no such file.

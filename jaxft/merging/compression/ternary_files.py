@@ -33,7 +33,13 @@ PREFIX = struct.Struct("<8sIIQ")
 
 
 def base_fingerprint(params: Tree) -> str:
-  """A hash of a checkpoint's paths, dtypes, shapes and bits, the same however its layers' arrays are held."""
+  """A hash of a checkpoint's paths, dtypes, shapes and bits, the same however its layers' arrays are held.
+
+  >>> base_fingerprint({"w": jnp.ones(2)}) == base_fingerprint({"w": np.ones(2, np.float32)})
+  True
+  >>> base_fingerprint({"w": jnp.ones(2)}) == base_fingerprint({"w": np.ones(2, np.float16)})
+  False
+  """
   digest = hashlib.blake2b(digest_size=16)
   for path, leaf in leaves_with_paths(params):
     if leaf is not None:
@@ -45,6 +51,12 @@ def base_fingerprint(params: Tree) -> str:
 
 def save_ternary(path: str | os.PathLike, ternary: Ternary, base: Tree) -> int:
   """Writes a ternary task vector; a file of that name is replaced when the new one is complete and on disk.
+
+  >>> import tempfile
+  >>> signs = (np.arange(10_000) % 20 == 0).astype(np.int8)  # one entry in twenty
+  >>> with tempfile.TemporaryDirectory() as at:  # in float32 it would take 40,000 bytes
+  ...   save_ternary(f"{at}/delta", Ternary({"w": signs}, np.float32(0.5)), {"w": np.zeros(10_000, np.float32)})
+  581
 
   Args:
     path: the file.
@@ -74,6 +86,13 @@ def save_ternary(path: str | os.PathLike, ternary: Ternary, base: Tree) -> int:
 
 def load_ternary(path: str | os.PathLike, base: Tree, *, like: Tree | None = None) -> Ternary:
   """Reads a ternary task vector back, for the base that it was made from.
+
+  >>> import tempfile
+  >>> base, ternary = {"w": np.zeros(3)}, Ternary({"w": np.array([1, -1, 0], np.int8)}, np.float32(0.5))
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   size = save_ternary(f"{at}/delta", ternary, base)
+  ...   load_ternary(f"{at}/delta", base).dense()
+  {'w': Array([ 0.5, -0.5,  0. ], dtype=float32)}
 
   Args:
     path: the file.

@@ -19,6 +19,10 @@ def sign_election(
 ) -> ArrayLike:
   """The sign of each entry that the models elect: +1 or -1.
 
+  >>> deltas = np.array([[3.0, 1.0], [-1.0, 1.0], [-1.0, -1.0]])
+  >>> sign_election(deltas), sign_election(deltas, method="count")
+  (array([1., 1.], dtype=float32), array([-1.,  1.], dtype=float32))
+
   Args:
     deltas: `[N, ...]`, trimmed task vectors.
     weights: `[N]`; None counts all alike.
@@ -39,6 +43,9 @@ def sign_election(
 
 def disjoint_mean(deltas: ArrayLike, sign: ArrayLike, *, weights: ArrayLike | None = None) -> ArrayLike:
   """The weighted mean, at each entry, over the models whose entry has the elected sign; 0 where none has.
+
+  >>> disjoint_mean(np.array([[3.0, 1.0], [1.0, -2.0], [-1.0, -4.0]]), np.array([1.0, -1.0]))
+  array([ 2., -3.], dtype=float32)
 
   Args:
     deltas: `[N, ...]`.

@@ -39,7 +39,16 @@ class GramState:
 def merged_features(
     block: Block | None, of_a: Float[AnyArray, "items units"], of_b: Float[AnyArray, "items units"]
 ) -> Float[np.ndarray, "items merged_units"]:
-  """What the units of the merged network should compute: the mean of a pair, or a private unit's own."""
+  """What the units of the merged network should compute: the mean of a pair, or a private unit's own.
+
+  >>> block = Block(a=np.array([0, 1, -1]), b=np.array([1, -1, 0]))  # merged, only a's, only b's
+  >>> merged_features(block, np.array([[1.0, 2.0]]), np.array([[30.0, 5.0]]))
+  array([[ 3.,  2., 30.]])
+
+  Args:
+    block: the units of the merged network, of `partial_merge`; None where all pair up in order.
+    of_a, of_b: what the units of each network compute on the same items.
+  """
   x, y = np.asarray(of_a, np.float64), np.asarray(of_b, np.float64)
   if block is None:
     return (x + y) / 2
@@ -53,6 +62,11 @@ def least_squares_merge(
   """The kernel and bias that map the inputs to the outputs with the least squared error.
 
       W = (G + ridge tr(G) / d I)^-1 Z^T Y,   over the entries that the mask allows
+
+  >>> x = np.array([[0.0], [1.0], [2.0]])
+  >>> kernel, bias = least_squares_merge(GramState.zero(1, 1).add(x, 2 * x + 1), ridge=0)
+  >>> kernel.round(3), bias.round(3)
+  (array([[2.]]), array([1.]))
 
   Args:
     state: sums over the data.

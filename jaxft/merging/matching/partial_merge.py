@@ -59,6 +59,13 @@ def partial_merge(
 ) -> tuple[Tree, dict[tuple[str, int], Block]]:
   """Merges the best matching units of two networks and keeps the others of both.
 
+  >>> a = {"fc1": {"kernel": jnp.array([[1.0, 2.0]]), "bias": jnp.zeros(2)}, "fc2": {"kernel": jnp.ones((2, 1))}}
+  >>> b = {"fc1": {"kernel": jnp.array([[1.5, 9.0]]), "bias": jnp.zeros(2)}, "fc2": {"kernel": jnp.ones((2, 1))}}
+  >>> matching = match_activations([({"fc1": a["fc1"]["kernel"]}, {"fc1": b["fc1"]["kernel"]})])
+  >>> merged, _ = partial_merge(mlp_spec(["fc1", "fc2"]), a, b, matching, 0.5)
+  >>> merged["fc1"]["kernel"]  # the nearest pair merged, then a's other unit, then b's
+  Array([[1.25, 2.  , 9.  ]], dtype=float32)
+
   Args:
     spec: what moves together; see `permutations`.
     a, b: params of the same shapes, layers unrolled; leaves of one or two axes.
@@ -138,6 +145,10 @@ def merge_flops(spec: Spec, params: Tree, ratios: Mapping[str, float] | float) -
 
       matrix: (1 + r_in)(1 + r_out) - 2 r_in r_out  of its own,   vector: 1 + r
 
+  >>> params = {"fc1": {"kernel": np.ones((2, 8)), "bias": np.ones(8)}, "fc2": {"kernel": np.ones((8, 2))}}
+  >>> [merge_flops(mlp_spec(["fc1", "fc2"]), params, ratio) for ratio in (0.0, 0.5, 1.0)]
+  [1.0, 1.5, 2.0]
+
   Args:
     spec, ratios: see `partial_merge`; the two blocks that are zero are not counted.
     params: of one network, arrays or shapes.
@@ -158,6 +169,11 @@ def choose_ratios(
     spec: Spec, params: Tree, budget: float, *, gains: Mapping[str, float], steps: int = 10
 ) -> dict[str, float]:
   """Ratios for a budget of multiply-adds, greedily: the next step goes to the group with the most gain for its cost.
+
+  >>> params = {f"fc{i}": {"kernel": np.ones((4, 4)), "bias": np.ones(4)} for i in (1, 2, 3)}
+  >>> gains = {"fc1": 2.0, "fc2": 1.0}
+  >>> choose_ratios(mlp_spec(["fc1", "fc2", "fc3"]), params, 1.4, gains=gains, steps=2)  # a step costs 0.3
+  {'fc1': 0.5, 'fc2': 0.0}
 
   Args:
     spec, params: see `merge_flops`.

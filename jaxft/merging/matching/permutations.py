@@ -2,7 +2,7 @@
 
 A *group* is a set of axes, all of one number of units, that one permutation may reorder. A unit is a run of entries
 along the axis: one channel, or all of a head. A permutation is an index array: unit i of the result is unit
-`permutation[i]` of what was given. Layers must be unrolled (`jaxft.transforms.unstack_layers`), for each has its own.
+`permutation[i]` of what was given. Layers must be unrolled (`jaxft.tree.unstack_layers`), for each has its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +42,10 @@ Permutations = Mapping[str, Int[np.ndarray, " _"]]
 def mlp_spec(layers: Sequence[str]) -> Spec:
   """The hidden units of a multilayer perceptron.
 
+  >>> for group, axes in mlp_spec(["fc1", "fc2"]).groups.items():
+  ...   print(group, [(path, axis) for path, axis, _ in axes])
+  fc1 [('fc1/kernel', 1), ('fc1/bias', 0), ('fc2/kernel', 0)]
+
   Args:
     layers: paths of its layers from input to output, each with a `kernel [in, out]` and a `bias`.
   """
@@ -58,6 +62,12 @@ def transformer_spec(params: Tree, *, num_kv_heads: int, stream: bool = True) ->
   For each layer the channels of the MLP (`gate` and `up` with `down`), and the key heads with the query heads that they
   serve. Inside a head nothing moves, as rotary positions pair its entries. The residual stream is one group over all
   layers.
+
+  >>> params = {"layers": {"0": {"mlp": {"up": {"kernel": np.ones((4, 8))}, "down": {"kernel": np.ones((8, 4))}}}}}
+  >>> for group, axes in transformer_spec(params, num_kv_heads=2).groups.items():
+  ...   print(group, [(path, axis) for path, axis, _ in axes])
+  layers/0/mlp [('layers/0/mlp/up/kernel', 1), ('layers/0/mlp/down/kernel', 0)]
+  stream [('layers/0/mlp/up/kernel', 0), ('layers/0/mlp/down/kernel', 1)]
 
   Args:
     params: unrolled layers; arrays or shapes.
@@ -136,7 +146,20 @@ def identity(spec: Spec, params: Tree) -> dict[str, Int[np.ndarray, " _"]]:
 
 
 def random_permutations(spec: Spec, params: Tree, rng: np.random.Generator) -> dict[str, Int[np.ndarray, " _"]]:
-  """Permutations drawn at random."""
+  """Permutations drawn at random.
+
+  >>> params = {"fc1": {"kernel": np.ones((2, 4)), "bias": np.ones(4)}, "fc2": {"kernel": np.ones((4, 1))}}
+  >>> random_permutations(mlp_spec(["fc1", "fc2"]), params, np.random.default_rng(0))
+  {'fc1': array([2, 0, 1, 3])}
+
+  Args:
+    spec: what moves together.
+    params: unrolled, arrays or shapes.
+    rng: draws them, group by group.
+
+  Raises:
+    ValueError: see `group_sizes`.
+  """
   return {group: rng.permutation(n) for group, n in group_sizes(spec, params).items()}
 
 
@@ -147,6 +170,12 @@ def inverse(permutations: Permutations) -> dict[str, Int[np.ndarray, " _"]]:
 
 def apply_permutations(permutations: Permutations, spec: Spec, params: Tree) -> Tree:
   """The same network with its units in another order.
+
+  >>> params = {"fc1": {"kernel": np.array([[1, 2, 3]]), "bias": np.array([4, 5, 6])},
+  ...           "fc2": {"kernel": np.array([[7], [8], [9]])}}
+  >>> moved = apply_permutations({"fc1": np.array([2, 0, 1])}, mlp_spec(["fc1", "fc2"]), params)
+  >>> moved["fc1"]["kernel"].tolist(), moved["fc1"]["bias"].tolist(), moved["fc2"]["kernel"].tolist()
+  ([[3, 1, 2]], [6, 4, 5], [[9], [7], [8]])
 
   Args:
     permutations: of some groups or all; the others stay.
@@ -182,6 +211,14 @@ def verify_spec(
     apply: Callable[[Tree], Array], params: Tree, spec: Spec, rng: np.random.Generator
 ) -> dict[str, float]:
   """How much a random permutation of each group alone changes what a network computes: 0 but for rounding where right.
+
+  >>> params = {"a": {"kernel": jnp.array([[1.0, 2.0]]), "bias": jnp.array([-1.0, 2.0])},
+  ...           "b": {"kernel": jnp.array([[1.0], [2.0]])}}
+  >>> apply = lambda p: jnp.matmul(p["a"]["kernel"] + p["a"]["bias"], p["b"]["kernel"])
+  >>> right = mlp_spec(["a", "b"])
+  >>> wrong = Spec({"a": right.groups["a"][:2]})  # leaves out the next layer's inputs
+  >>> [verify_spec(apply, params, spec, np.random.default_rng(3)) for spec in (right, wrong)]
+  [{'a': 0.0}, {'a': 0.5}]
 
   Args:
     apply: `params -> outputs`.

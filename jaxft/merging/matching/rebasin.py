@@ -41,6 +41,12 @@ def match_weights(spec: Spec, a: Tree, b: Tree, *, key: Array, max_sweeps: int =
 
   Coordinate ascent finds a local optimum; another key may find another.
 
+  >>> a = {"fc1": {"kernel": np.array([[1.0, 2.0, 3.0]]), "bias": np.zeros(3)}, "fc2": {"kernel": np.ones((3, 1))}}
+  >>> spec = mlp_spec(["fc1", "fc2"])
+  >>> b = apply_permutations({"fc1": np.array([2, 0, 1])}, spec, a)
+  >>> match_weights(spec, a, b, key=jax.random.key(0)).permutations  # which undoes it
+  {'fc1': array([1, 2, 0])}
+
   Args:
     spec: what moves together.
     a, b: params of the same shapes, layers unrolled.
@@ -96,6 +102,11 @@ def match_activations(
 
       score[i, j] = - sum over batches |z_i^A - z_j^B|        or    sum over batches <z_i^A, z_j^B>
 
+  >>> of_a = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])  # [items, units]
+  >>> of_b = jnp.array([[3.1, 1.1, 2.1], [6.1, 4.1, 5.1]])
+  >>> match_activations([({"fc1": of_a}, {"fc1": of_b})]).permutations  # puts b's units in the order of a's
+  {'fc1': array([1, 2, 0])}
+
   Args:
     batches: pairs of features of both networks, by group `[items, units]`; positions of a sequence count as items, and
       a head gives `[items, heads, head_dim]`.
@@ -135,7 +146,24 @@ def match_activations(
 
 
 def rebasin(spec: Spec, a: Tree, b: Tree, permutations: Permutations) -> Tree:
-  """The mean of a and the permuted b: Git Re-Basin."""
+  """The mean of a and the permuted b: Git Re-Basin.
+
+  >>> a = {"fc1": {"kernel": jnp.array([[1.0, 3.0]]), "bias": jnp.zeros(2)}, "fc2": {"kernel": jnp.ones((2, 1))}}
+  >>> b = {"fc1": {"kernel": jnp.array([[3.0, 1.0]]), "bias": jnp.zeros(2)}, "fc2": {"kernel": jnp.ones((2, 1))}}
+  >>> spec = mlp_spec(["fc1", "fc2"])
+  >>> rebasin(spec, a, b, {"fc1": np.array([1, 0])})["fc1"]["kernel"], rebasin(spec, a, b, {})["fc1"]["kernel"]
+  (Array([[1., 3.]], dtype=float32), Array([[2., 2.]], dtype=float32))
+
+  Args:
+    spec: what moves together.
+    a, b: params of the same shapes, layers unrolled.
+    permutations: of b, as `match_weights` and `match_activations` find them; of some groups or all.
+
+  Raises:
+    ValueError: a or b holds NaN or infinity; see `apply_permutations`.
+
+  Source: Ainsworth et al. 2022 (arXiv 2209.04836).
+  """
   check_finite({"a": a, "b": b})
   moved = apply_permutations(permutations, spec, b)
   return jax.tree.map(lambda x, y: ((x.astype(np.float32) + y.astype(np.float32)) / 2).astype(x.dtype), a, moved)

@@ -50,6 +50,16 @@ def merge(
   The output appears whole or not at all. Arithmetic is in float32 with one rounding, at the end; random drops depend on
   the seed and on the tensor's name alone.
 
+  >>> import tempfile
+  >>> from jaxft.formats.safetensors import save_file
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   for name, value in {"a": 1.0, "b": 5.0}.items():
+  ...     save_file({"w": np.full(2, value, np.float32)}, f"{at}/{name}.safetensors")
+  ...   models = [{"model": f"{at}/{name}.safetensors", "parameters": {"weight": 0.5}} for name in "ab"]
+  ...   _ = merge(parse_recipes(json.dumps({"merge_method": "linear", "models": models})), f"{at}/merged", processes=1)
+  ...   open_checkpoint(f"{at}/merged").read("w")
+  array([3., 3.], dtype=float32)
+
   Args:
     configuration: a YAML file, or its recipes. Of several the last that has no name, or else the last, makes the
       output; the others are made when it, or what it uses, names them.
@@ -95,7 +105,21 @@ def merge(
 def plan_merge(
     configuration: str | os.PathLike | Sequence[Recipe], *, seed: int = 0, dtype: str | None = None
 ) -> Merged:
-  """What `merge` would do with the same arguments; reads headers, and a sample of the weights, and writes nothing."""
+  """What `merge` would do with the same arguments; reads headers, and a sample of the weights, and writes nothing.
+
+  >>> import tempfile
+  >>> from jaxft.formats.safetensors import save_file
+  >>> with tempfile.TemporaryDirectory() as at:
+  ...   for name in "ab":
+  ...     save_file({"w": np.ones(8, np.float32)}, f"{at}/{name}.safetensors")
+  ...   models = [{"model": f"{at}/{name}.safetensors", "parameters": {"weight": 0.5}} for name in "ab"]
+  ...   planned = plan_merge(parse_recipes(json.dumps({"merge_method": "linear", "models": models})))
+  >>> [(plan.bytes_read, plan.bytes_written) for plan in planned.plans]
+  [(64, 32)]
+
+  Args:
+    configuration, seed, dtype: see `merge`.
+  """
   recipes = in_order(_recipes(configuration))
   made: dict[str, Plan] = {}
   notes: list[str] = []

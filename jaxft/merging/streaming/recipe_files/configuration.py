@@ -90,6 +90,12 @@ class Recipe:
 def load_recipes(path: str | os.PathLike) -> list[Recipe]:
   """The recipes of a file, in its order.
 
+  >>> import tempfile
+  >>> with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+  ...   print("merge_method: slerp", "base_model: a", "models: [{model: b}]", sep=chr(10), file=file, flush=True)
+  ...   [(recipe.method, [str(model) for model in recipe.models]) for recipe in load_recipes(file.name)]
+  [('slerp', ['a', 'b'])]
+
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: it is not YAML, or something in it is unknown or malformed; names the file and the key.
@@ -101,7 +107,15 @@ def load_recipes(path: str | os.PathLike) -> list[Recipe]:
 
 
 def parse_recipes(text: str) -> list[Recipe]:
-  """`load_recipes` from the text."""
+  """`load_recipes` from the text.
+
+  >>> (recipe,) = parse_recipes("{merge_method: ties, base_model: base, models: [{model: a}, {model: b}]}")
+  >>> recipe.method, [str(model) for model in recipe.models]
+  ('ties', ['base', 'a', 'b'])
+
+  Raises:
+    ValueError: as `load_recipes`, without the name of a file.
+  """
   documents = [document for document in read_yaml(text) if document is not None]
   if not documents:
     raise ValueError("the configuration is empty")
