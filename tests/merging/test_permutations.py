@@ -3,12 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxft.merging.matching.least_squares import GramState, least_squares_merge, merged_features, squared_error
 from jaxft.merging.matching.partial_merge import allowed, choose_ratios, merge_flops, partial_merge
 from jaxft.merging.matching.permutations import (
+  Spec,
   apply_permutations,
   identity,
   inverse,
@@ -219,3 +221,21 @@ def test_features_must_fit():
     match_activations([({"a": X}, {"b": X})])
   with pytest.raises(ValueError, match="outputs must be average or both"):
     partial_merge(SPEC, A, B, match_weights(SPEC, A, B, key=jax.random.key(0)), 0.5, outputs="a")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_draw_hides_a_wrong_spec(seed):
+  """Of two units a random permutation is the identity half the time."""
+  params = {"a": {"kernel": jnp.array([[1.0, 2.0]]), "bias": jnp.zeros(2)}, "b": {"kernel": jnp.array([[1.0], [3.0]])}}
+  right = mlp_spec(["a", "b"])
+  wrong = Spec({"a": right.groups["a"][:2]})
+  apply = lambda p: p["a"]["kernel"] @ p["b"]["kernel"]
+  assert verify_spec(apply, params, right, np.random.default_rng(seed)) == {"a": 0.0}
+  assert verify_spec(apply, params, wrong, np.random.default_rng(seed))["a"] > 0.1
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_outputs_that_tell_no_change_are_refused(value):
+  params = {"a": {"kernel": jnp.ones((1, 2)), "bias": jnp.zeros(2)}, "b": {"kernel": jnp.ones((2, 1))}}
+  with pytest.raises(ValueError, match="apply must give finite outputs that are not all 0"):
+    verify_spec(lambda p: value * jnp.ones(3), params, mlp_spec(["a", "b"]), np.random.default_rng(0))

@@ -5,6 +5,7 @@ along the axis: one channel, or all of a head. A permutation is an index array: 
 `permutation[i]` of what was given. Layers must be unrolled (`jaxft.tree.unstack_layers`), for each has its own.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -212,6 +213,8 @@ def verify_spec(
 ) -> dict[str, float]:
   """How much a random permutation of each group alone changes what a network computes: 0 but for rounding where right.
 
+  Every unit moves, so that no draw hides a wrong spec.
+
   >>> params = {"a": {"kernel": jnp.array([[1.0, 2.0]]), "bias": jnp.array([-1.0, 2.0])},
   ...           "b": {"kernel": jnp.array([[1.0], [2.0]])}}
   >>> apply = lambda p: jnp.matmul(p["a"]["kernel"] + p["a"]["bias"], p["b"]["kernel"])
@@ -228,8 +231,20 @@ def verify_spec(
 
   Returns:
     The largest change of an output, relative to the largest output, by group.
+
+  Raises:
+    ValueError: all outputs are 0 or one is not finite, so that there is nothing to compare; see `group_sizes`.
   """
   before = apply(params)
-  change = lambda after: float(jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before)))
-  drawn = random_permutations(spec, params, rng)
-  return {group: change(apply(apply_permutations({group: p}, spec, params))) for group, p in drawn.items()}
+  largest = float(jnp.max(jnp.abs(before)))
+  if not 0 < largest < math.inf:
+    raise ValueError(f"apply must give finite outputs that are not all 0, to tell a change; their largest is {largest}")
+
+  def change(group: str, size: int) -> float:
+    order = rng.permutation(size)
+    moved = np.empty_like(order)
+    moved[order] = np.roll(order, 1)  # one cycle through all units
+    after = apply(apply_permutations({group: moved}, spec, params))
+    return float(jnp.max(jnp.abs(after - before))) / largest
+
+  return {group: change(group, size) for group, size in group_sizes(spec, params).items()}
