@@ -29,7 +29,7 @@ from experiments.tasks import one_line_python as task
 from experiments.tasks.reasoning_answers import Rows, Scorer, objective
 from jaxft.adapters import Adapter, prefix, prefix_from_tokens, soft_prompt, text_prompt
 from jaxft.data import retrieve_demonstrations, tokenize_completions
-from jaxft.decoding import beam_search
+from jaxft.decoding import beam_search, stepwise_decoder
 from jaxft.evaluation import exact_match_at_k, paired_test
 from jaxft.evaluation.embed import embed_texts
 from jaxft.formats import Pretrained, load
@@ -157,7 +157,8 @@ def search(config: Config, model: Pretrained, params: Any, problems: Sequence[ta
   prompt = asked.mask - asked.scored
   newline = model.tokenizer.encode("\n").ids
   found = beam_search(
-      params, model.config, asked.ids * prompt, mask=prompt, beams=config.beams, max_new_tokens=20, stop=newline)
+      stepwise_decoder(params, model.config), asked.ids * prompt, mask=prompt, beams=config.beams, max_new_tokens=20,
+      stop=newline)
   lines = [[model.tokenizer.decode(beam[real].tolist()) for beam, real in zip(*row, strict=True)]
            for row in zip(np.asarray(found.tokens), np.asarray(found.mask), strict=True)]
   references = [p.code for p in problems]

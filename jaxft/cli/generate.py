@@ -60,6 +60,7 @@ def generate(options: Generate) -> list[dict[str, Any]]:
 
   from jaxft.checks import pick
   from jaxft.decoding.generate import generate as run
+  from jaxft.decoding.stepwise import stepwise_decoder
   from jaxft.formats.pretrained import load
   from jaxft.recipes.run import DTYPES
 
@@ -70,8 +71,9 @@ def generate(options: Generate) -> list[dict[str, Any]]:
   rows = [_encode(options, model, prompt) for prompt in options.prompts]
   ids, mask = _left_padded(rows, config.pad_id or 0, config.max_length)
   out = run(
-      model.params, config, ids, jax.random.key(options.seed), mask=mask, max_new_tokens=options.max_new_tokens,
-      temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p, dtype=dtype)
+      stepwise_decoder(model.params, config, dtype=dtype), ids, jax.random.key(options.seed), mask=mask,
+      max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
+      min_p=options.min_p)
   answers = []
   for prompt, tokens, kept, log_probs in zip(options.prompts, *jax.device_get(out), strict=True):
     tokens, log_probs = tokens[kept].tolist(), log_probs[kept].tolist()

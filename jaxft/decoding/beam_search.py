@@ -1,4 +1,4 @@
-"""Beam search on the decoder's cache: the likeliest continuations that a search of fixed width finds."""
+"""Beam search by any model that steps: the likeliest continuations that a search of fixed width finds."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxft.decoding.prompts import checked_prompt, prompt_length
-from jaxft.models import decoder
-from jaxft.models.cache import Cache
-from jaxft.models.decoder import DecoderConfig
-from jaxft.models.sites import Edits
+from jaxft.decoding.prompts import checked_prompt
+from jaxft.decoding.stepwise import Stepwise, scores
 from jaxft.signatures import AnyArray
 
 UNREACHED = -1e9  # of a beam that does not exist: finite, so that sums and quotients stay finite
@@ -48,12 +45,11 @@ class _Search(NamedTuple):
   finished: _Found  # scores carry the length penalty
   going: Bool[Array, " batch"]  # False once no running beam of the row can enter the finished ones
   broken: Bool[Array, " batch"]  # True once the logits of a running beam were no distribution
-  cache: Cache
+  memory: Any  # the model's, of batch * beams rows
 
 
 def beam_search(
-    params: dict[str, Any],
-    config: DecoderConfig,
+    model: Stepwise,
     prompt: Int[AnyArray, "batch time"],
     *,
     beams: int,
@@ -61,9 +57,6 @@ def beam_search(
     mask: Shaped[AnyArray, "batch time"] | None = None,
     length_penalty: float = 1.0,
     stop: Sequence[int] | None = None,
-    dtype: Any = jnp.float32,
-    edits: Edits | None = None,
-    prompt_edits: Edits | None = None,
 ) -> Beams:
   """Continues each prompt by the `beams` best continuations found, scored by `log p(y | x) / |y| ** length_penalty`.
 
@@ -72,26 +65,21 @@ def beam_search(
   step. A row is done when the likeliest running beam, at its present length, scores below the worst of `beams` finished
   ones, or at `max_new_tokens`, where what still runs counts as finished. Deterministic; one beam is greedy decoding.
 
-  >>> config = DecoderConfig(vocab_size=4, dim=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, mlp_dim=2,
-  ...                        tie_embeddings=False, eos_id=3)
-  >>> params = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: decoder.init(jax.random.key(0), config)))
-  >>> params |= {"embed": {"tokens": {"embedding": jnp.eye(4)}}, "norm": {"scale": jnp.ones(4)}}
-  >>> after = jnp.array([[0.0, 0.6, 0.4, 0.0], [0.2, 0.3, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
-  >>> params["head"]["kernel"] = jnp.log(after + 1e-9) / 2  # the norm makes 2 of a 1
-  >>> found = beam_search(params, config, jnp.array([[0]]), beams=2, max_new_tokens=2, length_penalty=0.0)
+  >>> after = jnp.log(jnp.array([[0, 0.6, 0.4, 0], [0.2, 0.3, 0.5, 0], [0, 0, 0, 1], [0, 0, 0, 1]]) + 1e-9)
+  >>> model = Stepwise(params=after, start=lambda after, prompt, mask, room: (after[prompt[:, -1]], {}),
+  ...                  step=lambda after, state, tokens, running: (after[tokens], state), vocab_size=4, eos_id=3)
+  >>> found = beam_search(model, jnp.array([[0]]), beams=2, max_new_tokens=2, length_penalty=0.0)
   >>> found.tokens[0].tolist(), np.exp(found.scores[0]).round(2)  # greedily it would be 0.6 * 0.5
   ([[2, 3], [1, 2]], array([0.4, 0.3], dtype=float32))
 
   Args:
-    params, config: a model of `jaxft.models.decoder`; params may hold structured leaves.
+    model: `stepwise_decoder(params, config)`, or any other that steps; it holds `batch * beams` rows.
     prompt: token ids, padded on either side; every row has a real one.
     beams: width of the search, and number of continuations returned.
     max_new_tokens: at most so many.
     mask: nonzero at the real tokens of the prompt; None where all are.
     length_penalty: exponent of the length, the stop token counted; above 0 it favours long continuations.
-    stop: token ids that end a beam; None takes the config's eos_id.
-    dtype: of the activations and the cache, which holds `batch * beams` rows.
-    edits, prompt_edits: as of `jaxft.decoding.generate`.
+    stop: token ids that end a beam; None takes the model's eos_id.
 
   Raises:
     ValueError: beams below 1, a length_penalty that is not finite, or a prompt that `generate` refuses.
@@ -104,21 +92,14 @@ def beam_search(
     raise ValueError(f"beams must be at least 1; got {beams}")
   if not math.isfinite(length_penalty):
     raise ValueError(f"length_penalty must be finite; got {length_penalty}")
-  edits = {} if edits is None else edits
-  prompt_edits = edits if prompt_edits is None else prompt_edits
-  mask, stop = checked_prompt(
-      config, prompt, mask, stop, max_new_tokens=max_new_tokens, edits=prompt_edits, dtype=dtype)
+  mask, stop = checked_prompt(model, prompt, mask, stop, max_new_tokens=max_new_tokens)
   return _beam_search(
-      params, prompt, mask, edits, prompt_edits, config=config, beams=beams,
-      max_new_tokens=max_new_tokens, length_penalty=length_penalty, stop=stop, dtype=jnp.dtype(dtype))
+      model, prompt, mask, beams=beams, max_new_tokens=max_new_tokens, length_penalty=length_penalty, stop=stop)
 
 
-@partial(jax.jit, static_argnames=("config", "beams", "max_new_tokens", "stop", "dtype"))
-def _beam_search(
-    params, prompt, mask, edits, prompt_edits, *, config, beams, max_new_tokens, length_penalty, stop, dtype
-):
-  batch = prompt.shape[0]
-  pad = 0 if config.pad_id is None else config.pad_id
+@partial(jax.jit, static_argnames=("beams", "max_new_tokens", "stop"))
+def _beam_search(model, prompt, mask, *, beams, max_new_tokens, length_penalty, stop):
+  batch, pad = prompt.shape[0], model.pad_id
   empty = lambda scores: _Found(
       jnp.full((batch, beams, max_new_tokens), pad, jnp.int32), jnp.zeros((batch, beams), jnp.int32), scores)
 
@@ -147,31 +128,27 @@ def _beam_search(
     return search, _gather(parents, chosen)
 
   def one_more(search: _Search) -> _Search:
-    token = search.running.tokens[:, :, search.step - 1].reshape(-1, 1)
-    hidden, cache, _ = decoder.hidden_states(params, config, token, cache=search.cache, dtype=dtype, edits=edits)
-    logits = decoder.logits(params, config, hidden[:, 0]).reshape(batch, beams, -1)
-    search, parents = extend(search, logits)
+    tokens = search.running.tokens[:, :, search.step - 1].ravel()
+    logits, memory = model.step(model.params, search.memory, tokens, jnp.ones(tokens.shape, bool))
+    search, parents = extend(search, scores(model, logits, batch * beams).reshape(batch, beams, -1))
     rows = (jnp.arange(batch)[:, None] * beams + parents).ravel()
-    return search._replace(cache=_rows(cache, rows))
+    return search._replace(memory=model.take(memory, rows))
 
-  length = prompt_length(config, prompt.shape, prompt_edits, dtype)
-  cache = decoder.init_cache(config, batch, length + max_new_tokens - 1, dtype)
-  hidden, cache, _ = decoder.hidden_states(
-      params, config, prompt, mask=mask, cache=cache, dtype=dtype, edits=prompt_edits)
-  last = length - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-  logits = decoder.logits(params, config, hidden[jnp.arange(batch), last])
+  # The last new token is drawn but never read.
+  logits, memory = model.start(model.params, prompt, mask, max_new_tokens - 1)
   # The prompt is one beam; of the others nothing may be continued.
   first = jnp.where(jnp.arange(beams) == 0, 0.0, UNREACHED) * jnp.ones((batch, 1))
   search = _Search(
       jnp.zeros((), jnp.int32), empty(first), empty(jnp.full((batch, beams), UNREACHED)), jnp.ones(batch, bool),
       jnp.zeros(batch, bool),
-      _rows(cache, jnp.repeat(jnp.arange(batch), beams)))
+      model.take(memory, jnp.repeat(jnp.arange(batch), beams)))
+  logits = scores(model, logits, batch)
   search, _ = extend(search, jnp.broadcast_to(logits[:, None], (batch, beams, logits.shape[-1])))
   search = jax.lax.while_loop(lambda s: (s.step < max_new_tokens) & s.going.any(), one_more, search)
-  tokens, lengths, scores = search.finished
+  tokens, lengths, found = search.finished
   real = jnp.arange(max_new_tokens) < lengths[..., None]
-  scores = jnp.where(scores > UNREACHED / 2, scores, -jnp.inf)
-  return Beams(jnp.where(real, tokens, pad), real, jnp.where(search.broken[:, None], jnp.nan, scores))
+  found = jnp.where(found > UNREACHED / 2, found, -jnp.inf)
+  return Beams(jnp.where(real, tokens, pad), real, jnp.where(search.broken[:, None], jnp.nan, found))
 
 
 def _gather(x: Array, index: Int[Array, "batch k"]) -> Array:
@@ -181,8 +158,3 @@ def _gather(x: Array, index: Int[Array, "batch k"]) -> Array:
 def _take(found: _Found, index: Int[Array, "batch k"]) -> _Found:
   return jax.tree.map(lambda x: _gather(x, index), found)
 
-
-def _rows(cache: Cache, rows: Int[Array, " rows"]) -> Cache:
-  """The cache of the chosen rows, in their order."""
-  return cache._replace(
-      key=cache.key[:, rows], value=cache.value[:, rows], seen=cache.seen[rows], position=cache.position[rows])

@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 from functools import partial
 
 import jax
@@ -6,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.decoding import beam_search, generate, sampling
+from jaxft.decoding import beam_search, generate, sampling, stepwise_decoder
 from jaxft.leaves import materialize
 from jaxft.models import decoder
 from jaxft.models.decoder import DecoderConfig
@@ -18,6 +19,10 @@ CONFIG = DecoderConfig(
 )
 PROMPT = jax.random.randint(jax.random.key(1), (2, 5), 1, 40)
 NEW = 6
+
+
+def stepwise(params, **edits):
+  return stepwise_decoder(params, CONFIG, **edits)
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +53,18 @@ def test_greedy_equals_full_passes_whichever_side_is_padded(params):
   right = jnp.array([rows[0], rows[1] + [9, 9]]), jnp.array([[1] * 5, [1, 1, 1, 0, 0]])
   left = jnp.array([rows[0], [9, 9] + rows[1]]), jnp.array([[1] * 5, [0, 0, 1, 1, 1]])
   for prompt, mask in (right, left):
-    out = generate(params, CONFIG, prompt, jax.random.key(0), mask=mask, max_new_tokens=NEW, temperature=0.0)
+    out = generate(stepwise(params), prompt, jax.random.key(0), mask=mask, max_new_tokens=NEW, temperature=0.0)
     assert out.tokens.tolist() == [tokens for tokens, _ in want]
     np.testing.assert_allclose(out.log_probs, [log_probs for _, log_probs in want], rtol=1e-4, atol=1e-5)
     assert out.mask.all()
 
 
 def test_a_row_ends_with_its_stop_token_and_the_others_go_on(params):
-  free = generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=NEW, temperature=0.0).tokens
+  free = generate(stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=NEW, temperature=0.0).tokens
   stop = int(free[0, 2])
   ends = [row.tolist().index(stop) + 1 if stop in row else NEW for row in free]
   assert ends[0] <= 3
-  out = generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=NEW, temperature=0.0, stop=[stop])
+  out = generate(stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=NEW, temperature=0.0, stop=[stop])
   assert out.mask.sum(1).tolist() == ends
   for row, end in enumerate(ends):
     assert out.tokens[row, :end].tolist() == free[row, :end].tolist()
@@ -69,7 +74,7 @@ def test_a_row_ends_with_its_stop_token_and_the_others_go_on(params):
 def test_samples_follow_the_models_distribution(params):
   n = 4000
   prompt = jnp.tile(PROMPT[:1, :2], (n, 1))
-  out = generate(params, CONFIG, prompt, jax.random.key(3), max_new_tokens=1, temperature=0.7, stop=())
+  out = generate(stepwise(params), prompt, jax.random.key(3), max_new_tokens=1, temperature=0.7, stop=())
   probabilities = jax.nn.softmax(next_logits(params, PROMPT[:1, :2], 2)[0] / 0.7)
   counts = np.bincount(out.tokens[:, 0], minlength=40)
   spread = np.sqrt(n * probabilities * (1 - probabilities))
@@ -77,7 +82,7 @@ def test_samples_follow_the_models_distribution(params):
 
 
 def test_the_same_key_draws_the_same_and_another_does_not(params):
-  draw = lambda seed: generate(params, CONFIG, PROMPT, jax.random.key(seed), max_new_tokens=NEW, top_k=20, top_p=0.99)
+  draw = lambda seed: generate(stepwise(params), PROMPT, jax.random.key(seed), max_new_tokens=NEW, top_k=20, top_p=0.99)
   assert (draw(0).tokens == draw(0).tokens).all()
   assert (draw(0).tokens != draw(1).tokens).any()
 
@@ -87,9 +92,9 @@ def test_structured_leaves_and_prompt_edits(params):
   frozen, trainable = transform.split(jax.random.key(2), params)
   joined = transform.join(frozen, jax.tree.map(lambda x: x + 0.1, trainable))
 
-  def run(params, prompt=PROMPT, **options):
-    key = jax.random.key(0)
-    return generate(params, CONFIG, prompt, key, max_new_tokens=NEW, temperature=0.0, **options)
+  def run(params, prompt=PROMPT, **edits):
+    model = stepwise(params, **edits)
+    return generate(model, prompt, jax.random.key(0), max_new_tokens=NEW, temperature=0.0)
 
   assert run(joined).tokens.tolist() == run(materialize(joined)).tokens.tolist()
   # A soft prompt made of the first two tokens' embeddings, in front of the rest.
@@ -119,17 +124,17 @@ def test_the_temperature_comes_before_the_filters():
 
 
 def test_a_filter_of_one_token_is_greedy(params):
-  run = lambda **k: generate(params, CONFIG, PROMPT, jax.random.key(4), max_new_tokens=NEW, **k).tokens.tolist()
+  run = lambda **k: generate(stepwise(params), PROMPT, jax.random.key(4), max_new_tokens=NEW, **k).tokens.tolist()
   assert run(top_k=1) == run(top_p=1e-9) == run(min_p=1.0) == run(temperature=0.0)
 
 
 def test_errors_name_the_argument(params):
   with pytest.raises(ValueError, match="max_new_tokens must be at least 1; got 0"):
-    generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=0)
+    generate(stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=0)
   with pytest.raises(ValueError, match="mask must have the prompt's shape \\(2, 5\\); got \\(2, 4\\)"):
-    generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=1, mask=jnp.ones((2, 4)))
+    generate(stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=1, mask=jnp.ones((2, 4)))
   with pytest.raises(ValueError, match="temperature must be >= 0 and finite; got -1"):
-    generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=1, temperature=-1)
+    generate(stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=1, temperature=-1)
   with pytest.raises(ValueError, match="k must be at least 1; got 0"):
     sampling.top_k(jnp.zeros(3), 0)
   with pytest.raises(TypeError, match="k must be an integer; got 1.5"):
@@ -144,7 +149,7 @@ def test_limits_out_of_range_are_refused_and_nan_where_traced(params, name, filt
     with pytest.raises(ValueError, match=rf"^p must lie in [\[(]0, 1\]; got {p}"):
       filter(logits, p)
     with pytest.raises(ValueError, match=rf"^{name} must lie in [\[(]0, 1\]; got {p}"):
-      generate(params, CONFIG, PROMPT, jax.random.key(0), max_new_tokens=1, **{name: p})
+      generate(stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=1, **{name: p})
     assert np.isnan(jax.jit(filter)(logits, p)).all()
   assert np.array_equal(jax.jit(filter)(logits, 0.5), filter(logits, 0.5))
 
@@ -167,7 +172,7 @@ def test_a_row_without_a_distribution_gives_no_token(temperature):
 def test_a_broken_model_ends_its_row_with_no_token_and_nan(params):
   key, embed = jax.random.key(0), params["embed"]["tokens"]["embedding"]
   broken = {**params, "embed": {"tokens": {"embedding": embed.at[PROMPT[1, 0]].set(jnp.nan)}}}
-  out = generate(broken, CONFIG, PROMPT[1:], key, max_new_tokens=2)
+  out = generate(stepwise(broken), PROMPT[1:], key, max_new_tokens=2)
   assert out.tokens.tolist() == [[-1, 0]] and out.mask.tolist() == [[True, False]]
   assert np.isnan(out.log_probs[0, 0]) and out.log_probs[0, 1] == 0
 
@@ -186,18 +191,29 @@ def test_what_the_model_has_no_row_or_no_place_for(params):
       (PROMPT, {"prompt_edits": soft, "max_new_tokens": 3}, "at most 2 after a prompt of 7"),
       (jnp.tile(PROMPT, 2), {"mask": jnp.tile(left, 2).at[:, 5:].set(0)}, "prompt may have at most max_length = 8"),
   ):
+    model = stepwise_decoder(params, config, prompt_edits=options.pop("prompt_edits", None))
     with pytest.raises(ValueError, match=message):
-      generate(params, config, prompt, jax.random.key(0), **{"max_new_tokens": 1} | options)
+      generate(model, prompt, jax.random.key(0), **{"max_new_tokens": 1} | options)
     with pytest.raises(ValueError, match=message):
-      beam_search(params, config, prompt, beams=2, **{"max_new_tokens": 1} | options)
+      beam_search(model, prompt, beams=2, **{"max_new_tokens": 1} | options)
 
 
 def test_up_to_the_last_position_of_the_context(params):
   """The last new token is drawn and never read; padding takes no position."""
   config = dataclasses.replace(CONFIG, max_length=8)
   run = lambda config, prompt, **options: generate(
-      params, config, prompt, jax.random.key(0), max_new_tokens=4, temperature=0.0, **options)
+      stepwise_decoder(params, config), prompt, jax.random.key(0), max_new_tokens=4, temperature=0.0, **options)
   want = run(CONFIG, PROMPT)
   padded = jnp.pad(PROMPT, ((0, 0), (3, 0)), constant_values=-100)
   for got in (run(config, PROMPT), run(config, padded, mask=padded >= 0)):
     assert got.tokens.tolist() == want.tokens.tolist() and np.isfinite(got.log_probs).all()
+
+
+def test_the_same_settings_compile_once(params):
+  run = lambda params: generate(
+      stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=2, temperature=0.0)
+  run(params)
+  loop = sys.modules[generate.__module__]
+  before = loop._generate._cache_size()
+  run(jax.tree.map(lambda x: 2 * x, params))
+  assert loop._generate._cache_size() == before

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from jaxft.decoding import beam_search
+from jaxft.decoding import beam_search, stepwise_decoder
 from jaxft.formats.huggingface import load_directory
 
 
@@ -29,7 +29,7 @@ def theirs(model, ids, mask, *, beams, new, length_penalty, eos_id):
 def agrees(params, config, model, ids, mask, *, beams, new, length_penalty, eos_id):
   rows, scores = theirs(model, ids, mask, beams=beams, new=new, length_penalty=length_penalty, eos_id=eos_id)
   out = beam_search(
-      params, config, jnp.asarray(ids), mask=jnp.asarray(mask), beams=beams, max_new_tokens=new,
+      stepwise_decoder(params, config), jnp.asarray(ids), mask=jnp.asarray(mask), beams=beams, max_new_tokens=new,
       length_penalty=length_penalty, stop=[eos_id])
   np.testing.assert_allclose(np.asarray(out.scores).ravel(), scores, rtol=2e-4)
   got = [t[m].tolist() for t, m in zip(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.decoding import generate
+from jaxft.decoding import generate, stepwise_decoder
 from jaxft.leaves import RowDelta, dot, lookup, materialize
 from jaxft.leaves.products import dot_transposed
 from jaxft.merging.compression.delta_files import load_delta, save_delta
@@ -100,7 +100,8 @@ def test_generation_serves_many_deltas_in_one_batch(layout):
   params = layout(decoder.init(KEY, CONFIG, stddev=0.3))
   deltas = [submatrix_delta(*moved(transform, params)) for transform in METHODS]
   adapter, prompt = np.array([1, -1, 2, 0]), jax.random.randint(KEY, (1, 4), 0, 32)
-  write = lambda params, prompt: generate(params, CONFIG, prompt, KEY, max_new_tokens=6, temperature=0.0)
+  write = lambda params, prompt: generate(
+      stepwise_decoder(params, CONFIG), prompt, KEY, max_new_tokens=6, temperature=0.0)
   got = write(serve(params, deltas, adapter), jnp.tile(prompt, (4, 1)))
   for b, i in enumerate(adapter):
     want = write(params if i < 0 else apply_delta(params, deltas[i]), prompt)

@@ -1,7 +1,7 @@
 """Many sparse fine-tunings of one base served in one batch: `serve`, and the leaf `ServedDeltas` that it puts in.
 
     params = serve(base, [medicine, law], adapter=jnp.array([1, -1, 0]))   # law, the base itself, medicine
-    generate(params, config, prompts, key, max_new_tokens=64)              # prompts [3, time]
+    generate(stepwise_decoder(params, config), prompts, key, max_new_tokens=64)  # prompts [3, time]
 """
 
 from collections.abc import Mapping, Sequence
