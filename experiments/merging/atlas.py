@@ -1,188 +1,155 @@
-"""aTLAS: are few labels of a new domain better spent on a coefficient per task vector and block than on one per vector?
+"""aTLAS: are few labels of a new task better spent on a coefficient per task vector and block than on one per vector?
 
-    jaxft run atlas            seven minutes on two cores, and six more where the experts have to be trained first
+    jaxft run atlas            two minutes on one core
     jaxft run atlas --smoke    seconds
 
-Of the four sentiment domains of `tasks/sentiment_experts.py` one is the target and the task vectors of the other
-three are the bank, each domain in turn. All arms start from the mean of the bank's experts (every coefficient 1/3; the
-base itself has a head of zeros and predicts nothing), and train on the same few sentences of the target:
+An MLP that reads 8x8 images of digits in two views (`tasks/view_experts.py`) has a bank of five task vectors, one for
+each of five other views; the task is a view that neither the base nor the bank has seen. All arms start from the mean
+of the bank's experts and train on the same few labelled images of it:
 
-    isotropic      one coefficient for each task vector: 3 numbers
-    aTLAS          one for each task vector, matrix, vector and layer: some 300 numbers
-    random bases   as many, of Gaussian directions with the norm that each task vector has in each block
-    full           all weights but the embeddings
+    isotropic       one coefficient for each task vector: 5 numbers
+    aTLAS           one for each task vector, matrix and bias: 30 numbers
+    random bases    as many, of Gaussian directions with the norm that each task vector has in each block
+    full            all weights
 
-The learning rate of each arm is chosen on validation sentences of the target, by a tuning seed with experts and labels
-of its own. The score is Pearson's r on the target's test sentences, the mean over the four targets. A seed draws the
-experts and the labelled sentences.
+Among the rates is 0, the start itself, so that no arm is chosen that validation images show to be worse than it. A seed
+draws the base, the experts, the labelled images and their batches.
 """
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.tasks import sentiment_experts
-from experiments.tasks.sentiment_experts import FROZEN, TUNING_SEED, Experts, Recipe
-from experiments.tasks.sentiment_rating import DOMAINS, Scorer, draw_batches, load_sentences, objective
-from jaxft.evaluation.uncertainty import paired_test
-from jaxft.studies.experiment import Experiment, main
-from jaxft.studies.ledger import Ledger
-from jaxft.studies.result import Arm, Result
-from jaxft.studies.tuner import Tuner, choose_rate
-from jaxft.transforms import ParamTransform, freeze, linear_combination
-from jaxft.tree import apply_task_vector, count, layer_of, leaf_keys, map_with_path
+from experiments.tasks.digits_views import Images, Params, few_shot, fit, seen
+from experiments.tasks.view_experts import Experts, Recipe
+from jaxft import merging
+from jaxft.leaves import materialize
+from jaxft.studies.study import Arm, Bars, Claim, Grid, Premise, Score, Study, higher
+from jaxft.transforms import ParamTransform, full, linear_combination
+from jaxft.tree import count, task_vector
+
+VIEWS = ("mirrored", "flipped", "transposed", "inverted", "turned twice")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  recipe: Recipe = Recipe()
-  labels: int = 32
-  steps: int = 12
-  batch_size: int = 8
-  coefficient_rates: tuple[float, ...] = (3e-4, 3e-3, 3e-2)
-  weight_rates: tuple[float, ...] = (3e-6, 1e-5, 3e-5)
-  sentences: int = 100
-  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-  targets: tuple[str, ...] = DOMAINS
-  tuning_targets: tuple[str, ...] = ("movies", "tweets")
+  recipe: Recipe = Recipe(views=VIEWS, own=0)
+  target: str = "turned back"
+  few: int = 2  # labelled images of a digit
+  many: int = 50
+  steps: int = 100
+  batch_size: int = 20
+  coefficient_rates: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
+  weight_rates: tuple[float, ...] = (0.0, 1e-3, 3e-3, 1e-2, 3e-2)
+  seeds: tuple[int, ...] = tuple(range(16))
+  tuning_seeds: tuple[int, ...] = (100, 101, 102, 103)
 
 
 SMOKE = Config(
-    recipe=sentiment_experts.SMOKE, labels=4, steps=1, batch_size=4, coefficient_rates=(0.1,), weight_rates=(1e-4,),
-    sentences=4, seeds=(0, 1), targets=DOMAINS[:1], tuning_targets=DOMAINS[:1])
-
-MEAN, ISOTROPIC, ATLAS, RANDOM, FULL = "mean of the bank", "isotropic", "aTLAS", "random bases", "full"
-BANK = len(DOMAINS) - 1
-# Granularity and start of the coefficients.
-COMBINED = {ISOTROPIC: ("model", 1 / BANK), ATLAS: ("leaf", 1 / BANK), RANDOM: ("leaf", 0.0)}
+    recipe=Recipe(views=VIEWS[:2], own=0, base_steps=10, steps=5), many=4, steps=10, batch_size=4,
+    coefficient_rates=(1.0, 3.0), weight_rates=(1e-3, 3e-3), seeds=(0, 1), tuning_seeds=(100,))
 
 
-def combination(arm: str, trees: list[Any]) -> ParamTransform:
-  """What an arm trains, over a bank."""
-  granularity, start = COMBINED[arm]
-  return linear_combination(trees, granularity=granularity, init=start)
-
-
-@jax.jit
-def random_like(tree: Any, key: jax.Array) -> Any:
-  """Gaussian directions with the norm that each block of a task vector has, layer by layer."""
+def random_like(key: jax.Array, delta: Params) -> Params:
+  """Gaussian directions with the norm that the task vector has in each block."""
+  leaves, tree = jax.tree.flatten(delta)
 
   def draw(key: jax.Array, x: jax.Array) -> jax.Array:
     noise = jax.random.normal(key, x.shape)
-    return noise * (jax.numpy.linalg.norm(x.ravel()) / jax.numpy.linalg.norm(noise.ravel()))
+    return noise * (jnp.linalg.norm(x.ravel()) / jnp.linalg.norm(noise.ravel()))
 
-  def block(path: str, x: Any) -> Any:
-    if x is None:
-      return None
-    return (jax.vmap(draw) if np.ndim(layer_of(path, x)) else draw)(leaf_keys(key, path, x), x)
-
-  return map_with_path(block, tree)
+  keys = jax.random.split(key, len(leaves))
+  return tree.unflatten([draw(k, x) for k, x in zip(keys, leaves, strict=True)])
 
 
-def run(config: Config) -> Result:
-  """Chooses each arm's learning rate with the tuning seed, then trains and scores every arm by seed and target."""
-  ledger, experts = Ledger("atlas", config), Experts(config.recipe)
-  model, score = experts.model, Scorer(experts.model, batch_size=config.sentences)
-  load = partial(load_sentences, model, length=config.recipe.length)
-  held = {(d, split): load(d, split, limit=config.sentences)
-          for d in config.targets for split in ("validation", "test")}
-  tuner = lambda transform: Tuner(objective(model), transform, steps=config.steps)
-  # A bank and the coefficients' start are known only to the split: all joins of one granularity are one program.
-  learn = {granularity: tuner(linear_combination([{}] * BANK, granularity=granularity))
-           for granularity in {granularity for granularity, _ in COMBINED.values()}}
-  tuners = {arm: learn[granularity] for arm, (granularity, _) in COMBINED.items()} | {FULL: tuner(freeze(FROZEN))}
-
-  class Task:
-    """A target with its bank and its labels."""
-
-    def __init__(self, target: str, seed: int):
-      self.seed = seed
-      self.bank = [experts.vector(d, seed) for d in DOMAINS if d != target]
-      self.mean = jax.device_get(experts.base)
-      for vector in self.bank:
-        self.mean = apply_task_vector(self.mean, vector, scale=1 / BANK)
-      pool = load(target, "train", limit=config.recipe.limit)
-      labelled = pool[np.random.default_rng(seed).permutation(len(pool))[: config.labels]]
-      self.batches = draw_batches(labelled, steps=config.steps, batch_size=config.batch_size, seed=seed)
-
-    def train(self, arm: str, rate: float) -> Any:
-      """The tuned checkpoint of an arm."""
-      start = self.mean if arm in (RANDOM, FULL) else experts.base
-      trees = self.bank
-      if arm == RANDOM:
-        trees = [random_like(v, jax.random.fold_in(jax.random.key(self.seed), i)) for i, v in enumerate(trees)]
-      transform = combination(arm, trees) if arm in COMBINED else None
-      return tuners[arm](start, self.batches, rate=rate, seed=self.seed, transform=transform)
-
-  rates_of = lambda arm: config.weight_rates if arm == FULL else config.coefficient_rates
-
-  def tune(target: str) -> dict[str, list[float]]:
-    task = Task(target, TUNING_SEED)
-    return {arm: [score(task.train(arm, rate), held[target, "validation"]) for rate in rates_of(arm)] for arm in tuners}
-
-  tuned = [ledger(f"tune {target}", lambda: tune(target)) for target in config.tuning_targets]
-  rates, validation = {}, {}
-  for arm in tuners:
-    means = dict(zip(rates_of(arm), np.mean([by_arm[arm] for by_arm in tuned], axis=0), strict=True))
-    rates[arm], validation[arm] = choose_rate(rates_of(arm), means.get)
-
-  def scores(target: str, seed: int) -> dict[str, float]:
-    task, test = Task(target, seed), held[target, "test"]
-    return {MEAN: score(task.mean, test)} | {arm: score(task.train(arm, rates[arm]), test) for arm in tuners}
-
-  runs = {(t, s): ledger(f"{t} {s}", lambda: scores(t, s)) for s in config.seeds for t in config.targets}
-  values = {arm: tuple(float(np.mean([runs[t, s][arm] for t in config.targets])) for s in config.seeds)
-            for arm in (MEAN, *tuners)}
-  arms = {arm: Arm(arm, v, {"learning_rate": rates[arm]} if arm in rates else {}) for arm, v in values.items()}
-  supports, conclusion = conclude(arms)
-  trained = lambda arm: jax.eval_shape(
-      combination(arm, [experts.base] * BANK).split, jax.random.key(0), experts.base)[1]
-  sizes = {arm: count(trained(arm)) for arm in COMBINED}
-  result = Result(
-      slug="atlas", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
-      metric=f"Pearson's r on a new domain after {config.labels} labels, mean over the domains, test",
-      higher_is_better=True, baseline=arms.pop(ISOTROPIC), method=arms.pop(ATLAS), arms=tuple(arms.values()),
-      seeds=config.seeds, command="", supports_paper=supports, conclusion=conclusion,
-      details={
-          "validation": validation, "trained_numbers": sizes,
-          "by_target": {t: {arm: float(np.mean([runs[t, s][arm] for s in config.seeds])) for arm in values}
-                        for t in config.targets},
-          "aTLAS_against": {arm: paired_test(values[ATLAS], v) for arm, v in values.items() if arm != ATLAS},
-      })
-  ledger.clear()
-  return result
+def transform_of(arm: str, bank: list[Params]) -> ParamTransform:
+  """What an arm trains, as an update of the bank's mean: all coefficients start at 0."""
+  if arm == "full":
+    return full()
+  return linear_combination(bank, granularity="model" if arm == "isotropic" else "leaf")
 
 
-def conclude(arms: dict[str, Arm]) -> tuple[str, str]:
-  """Whether the paper is supported, by a rule, and the sentences that say so.
+class World:
+  """Bases with their banks, labelled images of the target, and training."""
 
-  "true": aTLAS is better than isotropic coefficients and than random bases (both p < 0.05). "partly": better than one
-  of the two, and not worse than the other (p < 0.05). Else "false".
-  """
-  test = lambda other: paired_test(arms[ATLAS].values, arms[other].values)
-  isotropic, random, mean, full = (test(other) for other in (ISOTROPIC, RANDOM, MEAN, FULL))
-  sentence = (
-      f"aTLAS differs by {isotropic} from isotropic coefficients, by {random} from random bases, by "
-      f"{mean} from the bank's mean, which has seen no label, and by {full} from full fine-tuning on the "
-      f"same labels.")
-  signs = (isotropic.sign, random.sign)
-  if mean.sign < 1:
-    rate = lambda arm: f"{arms[arm].settings['learning_rate']:g}"
-    sentence += (
-        f" Validation chose rates of {rate(ATLAS)} for aTLAS and {rate(RANDOM)} for random bases: of the experts of "
-        "four domains that are one task, the mean is near the best of their span, and few labels find nothing better "
-        "there.")
-  if signs == (1, 1):
-    return "true", sentence
-  return ("partly" if max(signs) == 1 and min(signs) >= 0 else "false"), sentence
+  def __init__(self, config: Config):
+    self.config, self.experts = config, Experts(config.recipe)
+    self.made = cache(self._make)
+    self._train = {arm: jax.jit(partial(self._fit, arm)) for arm in ("isotropic", "aTLAS", "full")}
+    self._random = jax.jit(lambda key, bank: [
+        random_like(k, d) for k, d in zip(jax.random.split(key, len(bank)), bank, strict=True)])
+
+  def _make(self, seed: int) -> tuple[Params, list[Params]]:
+    """The mean of the bank's experts, and the bank."""
+    base, tuned = self.experts(seed)
+    return merging.average(tuned), [task_vector(base, t) for t in tuned]
+
+  def _fit(self, arm: str, key: jax.Array, start: Params, bank: list[Params], images: Images, rate: Any) -> Params:
+    transform = transform_of(arm, bank)
+    options = {"steps": self.config.steps, "batch_size": self.config.batch_size}
+    return materialize(transform.join(*fit(key, start, images, rate=rate, transform=transform, **options)))
+
+  def train(self, arm: str, shots: int, rate: float, seed: int, split: str) -> dict[str, np.ndarray]:
+    """An arm on labelled images of the target."""
+    start, bank = self.made(seed)
+    of_images, of_bank, of_fit = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1000), 3)
+    images = seen(few_shot(of_images, self.experts.of_experts, shots), self.config.target)
+    trees = self._random(of_bank, bank) if arm == "random bases" else bank
+    program = self._train["aTLAS" if arm == "random bases" else arm]
+    return self.scores(program(of_fit, start, trees, images, rate), split)
+
+  def untuned(self, which: str, rate: None, seed: int, split: str) -> dict[str, np.ndarray]:
+    """The base, or the bank's mean."""
+    return self.scores(self.experts(seed)[0] if which == "base" else self.made(seed)[0], split)
+
+  def scores(self, params: Params, split: str) -> dict[str, np.ndarray]:
+    """On the target, and on what the base and the bank read."""
+    before = (*self.config.recipe.seen, *self.config.recipe.views)
+    return {"target": self.experts.right(params, split, self.config.target)[0],
+            "before": self.experts.right(params, split, *before).ravel()}
+
+  def trained(self, arm: str) -> dict[str, float]:
+    """How many numbers train."""
+    start, bank = self.made(self.config.tuning_seeds[0])
+    return {"trained numbers": count(transform_of(arm, bank).split(jax.random.key(0), start)[1])}
 
 
-EXPERIMENT = Experiment(
-    slug="atlas", title="Knowledge Composition using Task Vectors with Learned Anisotropic Scaling",
-    arxiv="2407.02880", areas=("transforms", "merging"), config=Config, smoke=SMOKE, run=run)
+MANY = "many labels"
 
-if __name__ == "__main__":
-  main(EXPERIMENT)
+
+def arms(config: Config) -> dict[str, Arm]:
+  """Each way of training on few labels; the coefficients and all weights on many too."""
+  world = World(config)
+  rates = lambda arm: Grid(config.weight_rates if arm == "full" else config.coefficient_rates)
+  tuned = lambda arm, shots: Arm(partial(world.train, arm, shots), rates(arm), partial(world.trained, arm))
+  return {
+      "base": Arm(partial(world.untuned, "base")), "mean of the bank": Arm(partial(world.untuned, "mean")),
+      **{arm: tuned(arm, config.few) for arm in ("isotropic", "aTLAS", "random bases", "full")},
+      **{f"{arm}, {MANY}": tuned(arm, config.many) for arm in ("isotropic", "aTLAS", "full")}}
+
+
+STUDY = Study(
+    slug="atlas", title="Knowledge Composition using Task Vectors with Learned Anisotropic Scaling", arxiv="2407.02880",
+    question="few labels", use_when="fine-tunes of one base lie around and a new task has a handful of labels",
+    setting="an MLP on digits, task vectors of five views, two labelled images of each digit in a sixth view",
+    config=Config, smoke=SMOKE, arms=arms,
+    scores=(
+        Score("target", "accuracy on the new view"),
+        Score("before", "accuracy on the views of base and bank")),
+    choose_by="target", baseline="isotropic", method="aTLAS", start="mean of the bank", best="full", kept="before",
+    premises=(
+        Premise("the new view is not solved without labels",
+                lambda s: s[f"full, {MANY}"].target - s["mean of the bank"].target, at_least=0.2),
+        Premise("coefficients of the bank fitted on many labels beat its mean",
+                lambda s: s[f"aTLAS, {MANY}"].target - s["mean of the bank"].target, at_least=0.05)),
+    claims=(
+        Claim("aTLAS reaches more than one coefficient per task vector", higher("target"), smallest=0.01),
+        Claim("task vectors are better directions than random ones",
+              higher("target", than="random bases"), smallest=0.01),
+        Claim("on few labels aTLAS reaches more than training all weights",
+              higher("target", than="full"), smallest=0.01)),
+    plot=Bars("target"))

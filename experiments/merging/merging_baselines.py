@@ -1,226 +1,150 @@
-"""Five fine-tunes of one encoder, merged by every method, with and without LiNeS: a table and a plot.
+"""Four experts merged by every method: does any of them keep more of what the experts learned than their sum does?
 
-    jaxft run merging-baselines            about sixteen minutes on two cores, and six for the experts, once
-    jaxft run merging-baselines --smoke    about a minute
-    python -m experiments.merging.merging_baselines --report STEM      STEM.html and STEM.md from the committed result
+    jaxft run merging-baselines            three minutes on one core
+    jaxft run merging-baselines --smoke    seconds
 
-Five tasks on all-MiniLM-L6-v2: to rate the sentences of four domains (`tasks/sentiment_experts.py`), and to find
-the next sentence of an editorial (`tasks/next_sentence.py`), whose expert trains no head. Each method merges the
-five experts of a seed. Where a merge has a scale, it is chosen from one grid by validation data; with LiNeS the scale
-is the factor of the last layer and the first layer's is half of it, of the same grid. The score is the mean over the
-tasks of the merged model's score over the expert's own: Pearson's r, nDCG@10 for the retrieval. A seed draws the
-batches of all experts and the entries that random methods drop.
+The experts of `tasks/view_experts.py`, each an MLP tuned on one view of 8x8 images and, half the time, on the others'
+views, so that they interfere without having forgotten each other. A method merges the four of a seed; its scale, its
+density or its shrinkage is chosen on validation images, as an update's scale is what all of them share. The score is
+the share of the experts' gain over the base that the merged model keeps, the mean over the views.
+
+A seed draws the base, the batches of all experts, and the entries that random methods drop.
 """
 
-import argparse
 import dataclasses
-import sys
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.tasks.next_sentence import Finder, load_neighbours
-from experiments.tasks.sentiment_experts import FROZEN, LEARNT_SMOKE, Experts, Recipe
-from experiments.tasks.sentiment_rating import DOMAINS, Scorer, load_sentences
+from experiments.tasks.digits_views import Params, logits, seen
+from experiments.tasks.view_experts import Experts, Recipe
 from jaxft import merging
-from jaxft.data import source
-from jaxft.data.tokenization import tokenize_pairs
-from jaxft.evaluation import normalized_accuracy, paired_test
-from jaxft.losses import Mean, multiple_negatives_ranking
-from jaxft.models import encoder
-from jaxft.report import Report
-from jaxft.studies.experiment import Experiment, committed, main
-from jaxft.studies.ledger import Ledger
-from jaxft.studies.result import Arm, Result
-from jaxft.studies.tuner import Tuner
-from jaxft.transforms import freeze
-from jaxft.tree import apply_task_vector, task_vector
+from jaxft.studies.study import Arm, Bars, Claim, Grid, Premise, Score, Study, equal, higher
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   recipe: Recipe = Recipe()
-  pairs: int = 8  # in a batch of the retrieval expert
-  density: float = 0.2
-  scales: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 1.0)
-  splits: tuple[str, str] = ("validation", "test")
-  validation: int = 30  # sentences of a domain, and pairs
-  sentences: int = 60  # of a domain's test split, and pairs
-  merges: tuple[str, ...] | None = None  # None takes all of `MERGES`
-  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+  scales: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.2)
+  densities: tuple[float, ...] = (0.1, 0.2, 0.4, 0.7)
+  dare_density: float = 0.2
+  measured: int = 256  # images of an expert that RegMean and Fisher merging see of its data
+  shrinkages: tuple[float, ...] = (0.1, 0.3, 0.6, 0.9, 1.0)
+  seeds: tuple[int, ...] = tuple(range(16))
+  tuning_seeds: tuple[int, ...] = (100, 101, 102, 103)
 
 
 SMOKE = Config(
-    recipe=LEARNT_SMOKE, pairs=2, scales=(0.4,), splits=("train", "train"), validation=LEARNT_SMOKE.limit,
-    sentences=LEARNT_SMOKE.limit,
-    merges=("average", "task arithmetic", "TIES"), seeds=(0, 1))
+    recipe=Recipe(views=("mirrored", "inverted"), base_steps=30, steps=20), scales=(0.3, 1.0), densities=(0.5,),
+    shrinkages=(0.9,), measured=8, seeds=(0, 1), tuning_seeds=(100,))
 
-Tree = Any
-BASELINE, METHOD = "task arithmetic", "TIES"
 ROWS = -2  # kernels are [in, out]: what one output reads, torch's row, runs along the axis before the last
 
-# name -> (models, base, density, key) -> the merge at full scale; those of `SCALED` are scaled afterwards.
-MERGES: dict[str, Callable[..., Tree]] = {
-    "average": lambda models, base, density, key: merging.average(models),
-    BASELINE: lambda models, base, density, key: merging.task_arithmetic(models, base),
-    METHOD: lambda models, base, density, key: merging.ties(models, base, density=density),
-    "DARE": lambda models, base, density, key: merging.dare(models, base, density=density, key=key),
-    "DELLA": lambda models, base, density, key: merging.della(models, base, density=density, key=key, axis=ROWS),
-    "breadcrumbs": lambda models, base, density, key: merging.breadcrumbs(
-        models, base, density=density, axis=ROWS),
-    "SCE": lambda models, base, density, key: merging.sce(models, base, density=density),
-    "model stock": lambda models, base, density, key: merging.model_stock(models, base),
-    "Karcher mean": lambda models, base, density, key: merging.karcher_mean(models),
-}
-UNSCALED = ("average", "model stock", "Karcher mean")
-WITH = " + LiNeS"
+
+def input_grams(params: Params, pixels: jax.Array) -> dict[str, dict[str, Any]]:
+  """Of each kernel, `X^T X / n` of its inputs; None for the biases."""
+  grams, x = {}, pixels.reshape(-1, 64)
+  for name in [n for n in params if n != "head"] + ["head"]:
+    grams[name] = {"kernel": merging.gram(x), "bias": None}
+    x = jax.nn.relu(x @ params[name]["kernel"] + params[name]["bias"])
+  return grams
 
 
-def retrieval_experts(experts: Experts, config: Config) -> Callable[[int], Tree]:
-  """A seed's expert for the next sentence, by the same recipe, with the pairs of a batch as each other's negatives."""
-  model, recipe = experts.model, config.recipe
-  records = source("sentiment/neighbours-news", "train")
-
-  def batch(rng: np.random.Generator) -> dict[str, Any]:
-    rows = [records[int(i)] for i in rng.choice(len(records), config.pairs, replace=False)]
-    return tokenize_pairs(rows, model.tokenizer, lengths=24)
-
-  def objective(params: Tree, batch: dict[str, Any], key: jax.Array) -> tuple[Mean, dict[str, Any]]:
-    del key
-    embed = lambda side: encoder.embed(params, model.config, batch[side]["ids"], batch[side]["mask"])
-    return Mean.of(*multiple_negatives_ranking(embed("anchor"), embed("positive"))), {}
-
-  tuner = Tuner(objective, freeze([FROZEN, "head/*"]), steps=recipe.steps)
-
-  def expert(seed: int) -> Tree:
-    rng = np.random.default_rng(seed)
-    return tuner(experts.base, [batch(rng) for _ in range(recipe.steps)], rate=recipe.learning_rate, seed=seed)
-
-  return expert
+def log_probs(params: Params, pixels: jax.Array) -> jax.Array:
+  """Of one image."""
+  return jax.nn.log_softmax(logits(params, pixels[None])[0])
 
 
-def run(config: Config) -> Result:
-  """Merges the experts of each seed by every method, scales by the grid, chooses on validation, asks for test."""
-  ledger = Ledger("merging-baselines", config)
-  experts = Experts(config.recipe)
-  base, model = jax.device_get(experts.base), experts.model
-  rate, find = Scorer(model), Finder(model)
-  retrieval_expert = retrieval_experts(experts, config)
-  merges = tuple(MERGES) if config.merges is None else config.merges
-  sizes = {"validation": config.validation, "test": config.sentences}
-  held = {
-      name: ([load_sentences(model, domain, split, limit=n, length=config.recipe.length) for domain in DOMAINS],
-             load_neighbours(model, split, limit=n))
-      for split, (name, n) in zip(config.splits, sizes.items(), strict=True)
-  }
+class World:
+  """The experts, what they measure of their own data, and every way to merge them."""
 
-  def score(params: Tree, split: str, task: int) -> float:
-    sentences, neighbours = held[split]
-    return rate(params, sentences[task]) if task < len(DOMAINS) else find(params, neighbours)
+  def __init__(self, config: Config):
+    self.config, self.experts = config, Experts(config.recipe)
+    self._grams = jax.jit(input_grams)
+    self._fisher = jax.jit(lambda params, pixels: merging.diagonal_fisher(log_probs, params, pixels, chunk=8))
+    self.grams, self.fishers = (cache(partial(self._of_own_data, f)) for f in (self._grams, self._fisher))
 
-  def scores(params: Tree, split: str) -> np.ndarray:
-    return np.array([score(params, split, task) for task in range(len(DOMAINS) + 1)])
+  def _of_own_data(self, measure: Any, seed: int) -> list[Any]:
+    _, tuned = self.experts(seed)
+    own = [seen(self.experts.of_experts, view).pixels[: self.config.measured] for view in self.experts.recipe.views]
+    return [jax.device_get(measure(t, pixels)) for t, pixels in zip(tuned, own, strict=True)]
 
-  def one(seed: int) -> dict[str, Any]:
-    # On the host: NumPy merges trees of this size several times as fast as JAX does without an accelerator.
-    tuned = jax.device_get([*(experts(domain, seed) for domain in DOMAINS), retrieval_expert(seed)])
-    own = {split: np.array([score(t, split, i) for i, t in enumerate(tuned)]) for split in sizes}
-    out: dict[str, Any] = {"experts": own["test"].tolist(), "base": scores(base, "test").tolist()}
-    for name in merges:
-      delta = task_vector(base, MERGES[name](tuned, base, config.density, jax.random.key(seed)))
-      ways = {name: lambda s: apply_task_vector(base, delta, scale=s)}
-      ways[name + WITH] = lambda s: apply_task_vector(base, merging.lines(delta, alpha=s / 2, beta=s / 2))
-      for arm, scaled in ways.items():
-        grid = (1.0,) if name in UNSCALED else config.scales
-        kept = lambda s: normalized_accuracy(scores(scaled(s), "validation"), own["validation"])
-        best = max(grid, key=kept) if len(grid) > 1 else grid[0]
-        got = scores(scaled(best), "test")
-        out[arm] = {"scale": best, "scores": got.tolist(), "normalized": normalized_accuracy(got, own["test"])}
-    return out
+  def merge(self, method: str, setting: dict[str, float] | None, seed: int) -> Params:
+    """The experts of a seed, merged."""
+    base, tuned = self.experts(seed)
+    key = jax.random.key(seed)
+    match method:
+      case "base": return base
+      case "average": return merging.average(tuned)
+      case "model stock": return merging.model_stock(tuned, base)
+      case "Karcher mean": return merging.karcher_mean(tuned)
+      case "task arithmetic": return merging.task_arithmetic(tuned, base, **setting)
+      case "TIES": return merging.ties(tuned, base, **setting)
+      case "DARE": return merging.dare(tuned, base, key=key, density=self.config.dare_density, **setting)
+      case "DELLA": return merging.della(tuned, base, key=key, axis=ROWS, epsilon=0.05, **setting)
+      case "breadcrumbs": return merging.breadcrumbs(tuned, base, axis=ROWS, **setting)
+      case "SCE": return merging.sce(tuned, base, **setting)
+      case "RegMean": return merging.regmean(tuned, self.grams(seed), **setting)
+      case "Fisher": return merging.fisher_average(tuned, self.fishers(seed))
+      case _: raise ValueError(f"no merge is called {method!r}")
 
-  runs = [ledger(f"seed {seed}", partial(one, seed)) for seed in config.seeds]
-  names = [name for name in runs[0] if name not in ("experts", "base")]
-  values = {name: np.array([r[name]["normalized"] for r in runs]) for name in names}
-  arms = {name: Arm(name, tuple(v.tolist()), {"scale": [r[name]["scale"] for r in runs]}) for name, v in values.items()}
-  test = lambda a, b: paired_test(values[a], values[b])
-  against = {name: test(name, BASELINE) for name in merges if name != BASELINE}
-  depth = {name: test(name + WITH, name) for name in merges}
-  supports, conclusion = conclude(values, against, depth)
-  result = Result(
-      slug="merging-baselines", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
-      metric="score of the merged model over each expert's own, mean of five tasks, test", higher_is_better=True,
-      baseline=arms.pop(BASELINE), method=arms.pop(METHOD), arms=tuple(arms.values()), seeds=config.seeds, command="",
-      supports_paper=supports, conclusion=conclusion,
-      details={
-          "tasks": [*DOMAINS, "next sentence"], "experts": np.mean([r["experts"] for r in runs], axis=0).tolist(),
-          "base": np.mean([r["base"] for r in runs], axis=0).tolist(), "against_task_arithmetic": against,
-          "with_lines": depth,
-          "by_task": {name: np.mean([r[name]["scores"] for r in runs], axis=0).tolist() for name in names},
-      })
-  ledger.clear()
-  return result
+  def run(self, method: str, setting: Any, seed: int, split: str) -> dict[str, np.ndarray]:
+    """What a merge keeps, and what it still reads of the base's views."""
+    merged = self.merge(method, setting, seed)
+    return self._scores(self.experts.right(merged, split), self._on_base(merged, split), seed, split)
+
+  def each(self, setting: None, seed: int, split: str) -> dict[str, np.ndarray]:
+    """The experts, each on its own view, and on the base's in their mean."""
+    _, tuned = self.experts(seed)
+    on_base = np.mean([self._on_base(t, split) for t in tuned], axis=0)
+    return self._scores(self.experts.own(tuned, split), on_base, seed, split)
+
+  def _on_base(self, params: Params, split: str) -> np.ndarray:
+    return self.experts.right(params, split, *self.experts.recipe.seen)
+
+  def _scores(self, right: np.ndarray, on_base: np.ndarray, seed: int, split: str) -> dict[str, np.ndarray]:
+    base, _ = self.experts(seed)
+    return {"kept": self.experts.share_of_gain(seed, split, right),
+            "gain": (right - self.experts.right(base, split)).ravel(), "base": on_base.ravel()}
 
 
-def conclude(values: dict[str, np.ndarray], against: dict[str, Any], depth: dict[str, Any]) -> tuple[str, str]:
-  """"true": TIES beats task arithmetic (p < 0.05); "partly": some method does. Else "false"."""
-  # The average is task arithmetic at one scale of the grid: what rounding alone tells apart is equal.
-  up = lambda t: t.mean_difference > 1e-6 and t.p_value < 0.05
-  better = [name for name, t in against.items() if up(t)]
-  helped = [name for name, t in depth.items() if up(t)]
-  ranked = sorted((n for n in values if WITH not in n), key=lambda n: -values[n].mean())
-  sentence = (
-      "Share of the experts' scores kept: " + "; ".join(f"{n} {values[n].mean():.3f}" for n in ranked) +
-      f". TIES differs from task arithmetic by {against[METHOD]}; better than it (p < 0.05): "
-      f"{', '.join(better) or 'none'}. LiNeS raises (p < 0.05): {', '.join(helped) or 'none'}.")
-  if METHOD not in better and values["average"].mean() > 0.95:
-    sentence += (
-        " The tasks hardly interfere, as the plain average keeps nearly all of the experts' scores: trimming and "
-        "electing signs find little to repair.")
-  return ("true" if METHOD in better else "partly" if better else "false"), sentence
+def arms(config: Config) -> dict[str, Arm]:
+  """Every merge, with what it has to choose."""
+  world, scales = World(config), Grid(config.scales)
+  density = {"density": Grid(config.densities, high=1.0)}
+  densities = density | {"scale": scales}
+  rates = {
+      "base": (), "average": (), "model stock": (), "Karcher mean": (), "Fisher": (),
+      "task arithmetic": {"scale": scales}, "TIES": densities,
+      # At density 1 both are task arithmetic.
+      "DARE": {"scale": scales}, "breadcrumbs": densities | {"density": Grid(config.densities, high=0.9)},
+      # Its probabilities to keep an entry lie between `density - epsilon` and `density + epsilon`.
+      "DELLA": densities | {"density": Grid(config.densities, low=0.06, high=0.94)},
+      "SCE": density, "RegMean": {"alpha": Grid(config.shrinkages, high=1.0)}}
+  return {"experts": Arm(world.each)} | {
+      method: Arm(partial(world.run, method), grid) for method, grid in rates.items()}
 
 
-def report(result: Result, stem: Path) -> tuple[Path, Path]:
-  """The table and the plot of a result."""
-  import matplotlib
-
-  matplotlib.use("Agg")  # no display
-  import matplotlib.pyplot as plt
-
-  arms = {arm.name: arm for arm in (result.baseline, result.method, *result.arms)}
-  names = [name for name in MERGES if name in arms]
-  out = Report("Five fine-tunes of one encoder, merged")
-  out.text(result.conclusion)
-  tasks = result.details["by_task"]
-  rows = [(name, f"{arms[name].mean:.3f} ± {arms[name].std:.3f}", *(f"{x:.3f}" for x in tasks[name]))
-          for plain in names for name in (plain, plain + WITH)]
-  out.table(("method", "kept", *result.details["tasks"]), rows)
-  figure, axes = plt.subplots(figsize=(8, 4))
-  x = np.arange(len(names))
-  for shift, suffix, color in ((-0.2, "", "#9db4d6"), (0.2, WITH, "#1f4e9c")):
-    shown = [arms[name + suffix] for name in names]
-    label = suffix.strip(" +") or "plain"
-    axes.bar(x + shift, [a.mean for a in shown], 0.38, yerr=[a.std for a in shown], color=color, label=label)
-  axes.set_xticks(x, names, rotation=30, ha="right")
-  axes.set(ylabel=result.metric.partition(",")[0])
-  axes.set_ylim(bottom=min(a.mean for a in arms.values()) - 0.1)
-  axes.legend()
-  figure.tight_layout()
-  out.figure(figure, "Mean and standard deviation over the seeds.")
-  return out.write(stem)
-
-
-EXPERIMENT = Experiment(
-    slug="merging-baselines", title="TIES-Merging, task arithmetic and the other standard merges", arxiv="2306.01708",
-    areas=("merging",), config=Config, smoke=SMOKE, run=run)
-
-if __name__ == "__main__":
-  if "--report" in sys.argv:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--report", type=Path, metavar="STEM", required=True)
-    print(*report(committed("merging-baselines"), parser.parse_args().report))
-  else:
-    main(EXPERIMENT)
+STUDY = Study(
+    slug="merging-baselines", title="TIES-Merging: Resolving Interference When Merging Models", arxiv="2306.01708",
+    question="merge", use_when="experts of one base interfere: their average loses a good part of what they learned",
+    setting="an MLP that reads digits in two views, four experts for another view each, half of their images shared",
+    config=Config, smoke=SMOKE, arms=arms,
+    scores=(
+        Score("kept", "share of the experts' gain over the base, mean of four views"),
+        Score("gain", "the gain in accuracy"),
+        Score("base", "accuracy on the base's two views")),
+    choose_by="kept", baseline="task arithmetic", method="TIES", start="base", best="experts", kept="base",
+    premises=(
+        Premise("an expert gains on its own view", lambda s: s["experts"].gain, at_least=0.2),
+        Premise("the average loses a part of the gain", lambda s: 1 - s["average"].kept, at_least=0.2),
+        Premise("the average keeps a part of the gain", lambda s: s["average"].kept, at_least=0.3)),
+    claims=(
+        Claim("TIES keeps more of the gain than task arithmetic", higher("kept"), smallest=0.02),
+        Claim("DARE keeps with a fifth of the entries what task arithmetic does", equal("kept", "DARE"), smallest=0.05),
+        Claim("RegMean keeps more than task arithmetic", higher("kept", "RegMean"), smallest=0.02),
+        Claim("task arithmetic keeps more than the average",
+              higher("kept", "task arithmetic", "average"), smallest=0.02)),
+    plot=Bars("kept"))

@@ -1,14 +1,15 @@
 """HFT: does training a random half of the matrices, another half for each task, forget less than training them all?
 
-    jaxft run hft            five minutes on two cores
+    jaxft run hft            ten minutes on one core
     jaxft run hft --smoke    seconds
 
-Five tasks in turn, each to tell two digits apart, learned by a transformer of four blocks on 8x8 images, of Llama's
-parts so that HFT has its groups: of four matrices of attention, three of the gated MLP and two norms a half trains.
+Five tasks in turn, each to tell two digits apart in a view of its own, learned by a transformer of four blocks on 8x8
+images, of Llama's parts so that HFT has its groups: of four matrices of attention, three of the gated MLP and two norms
+a half trains. (All upright, the tasks leave each other alone: at its best rate full tuning forgot 4% of them.)
 
 The paper presupposes a pretrained model. Here it is one that reads all ten digits turned by a quarter, from one half of
-the training images; the tasks show the other half upright, so that no image is seen twice and the features transfer in
-part. What is left of the reading of turned digits after all tasks is the control for knowledge of the base. A task is
+the training images; the tasks show the other half, so that no image is seen twice and the features transfer in part.
+What is left of the reading of turned digits after all tasks is the control for knowledge of the base. A task is
 told with its input, as TRACE's prompts tell it: logits of the other digits are masked, so that an arm forgets in the
 weights that tasks share and not by a bias of the head.
 
@@ -28,7 +29,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from experiments.tasks.digits_views import Images, load_images
+from experiments.tasks.digits_views import VIEWS, Images, load_images
 from jaxft.choices import chosen_fraction, random_module_mask
 from jaxft.merging import reset
 from jaxft.models.attention import attend
@@ -36,15 +37,16 @@ from jaxft.models.linear import linear
 from jaxft.models.norms import rms_norm
 from jaxft.studies.study import Arm, Claim, Front, Premise, Score, Study, higher
 
-STAGES = 5
+TASK_VIEWS = ("upright", "mirrored", "flipped", "transposed", "inverted")
+STAGES = len(TASK_VIEWS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  dim: int = 32
+  dim: int = 16
   num_layers: int = 4
   num_heads: int = 4
-  mlp_dim: int = 64
+  mlp_dim: int = 32
   base_steps: int = 800
   base_rate: float = 3e-3
   steps: int = 50
@@ -168,10 +170,16 @@ def pretrain(config: Config, images: Images, seed: Int[Array, ""], rows: Int[Arr
   return train(config, params, jax.tree.map(jnp.ones_like, params), turned(images), everything, rows, config.base_rate)
 
 
+def in_view(images: Images, task: Int[Array, "..."]) -> Images:
+  """The images as a task shows them, or each as its own task does."""
+  views = jnp.stack([VIEWS[name](images.pixels) for name in TASK_VIEWS])
+  return images._replace(pixels=views[task] if task.ndim == 0 else views[task, jnp.arange(len(task))])
+
+
 def right(config: Config, params: Any, images: Images, pairs: Int[Array, "stages 2"]) -> Bool[Array, " n"]:
-  """Which images are told right, each among the two digits of its own task."""
-  z = logits(params, config, images.pixels)
-  pair = pairs[task_of(pairs, images.digits)]
+  """Which images are told right, each in the view and among the two digits of its own task."""
+  task = task_of(pairs, images.digits)
+  z, pair = logits(params, config, in_view(images, task).pixels), pairs[task]
   chosen = jnp.take_along_axis(pair, jnp.argmax(jnp.take_along_axis(z, pair, axis=1), axis=1)[:, None], axis=1)
   return chosen[:, 0] == images.digits
 
@@ -197,7 +205,7 @@ def learn(
     params, then = carry
     t, gates, pair, rows = inputs
     allowed = jnp.zeros(2 * STAGES, bool).at[pair].set(True)
-    params = train(config, params, gates, images, allowed, rows, rate)
+    params = train(config, params, gates, in_view(images, t), allowed, rows, rate)
     return (params, jnp.where(own == t, right(config, params, held_out, pairs), then)), None
 
   start = base, jnp.zeros(len(held_out.digits), bool)
@@ -280,7 +288,7 @@ def arms(config: Config) -> dict[str, Arm]:
 STUDY = Study(
     slug="hft", title="HFT: Half Fine-Tuning for Large Language Models", arxiv="2404.18466",
     question="keep old skills", use_when="tasks come one after the other, and each forgets what was before",
-    setting="a 4-block transformer that reads turned digits learns five tasks of two upright digits in turn",
+    setting="a 4-block transformer that reads turned digits learns five tasks in turn: two digits each in a view",
     config=Config, smoke=SMOKE, arms=arms,
     scores=(
         Score("op", "accuracy over five tasks after the last (OP)"),

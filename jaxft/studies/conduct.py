@@ -73,7 +73,7 @@ class _Runs:
   def __call__(self, arm: str, setting: Setting, seed: int, split: str) -> dict[str, np.ndarray]:
     name = f"{arm}, {' '.join(f'{v:.6g}' for v in setting)}, seed {seed}, {split}"
     if name not in self._kept:
-      self._bar.set_postfix_str(name)
+      self._bar.set_postfix_str(name, refresh=False)
       run = self._ledger(name, lambda: self._run(arm, setting, seed, split))
       self.seconds += run["seconds"]
       self._kept[name] = {score: np.asarray(items, np.float64) for score, items in run["scores"].items()}
