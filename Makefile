@@ -6,15 +6,16 @@ PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST  = $(PY) -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test docs test-all test-share contracts lint bench bench-merging table clean
+.PHONY: demo test docs test-all contracts lint bench bench-merging table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments
 	$(PY) -m experiments.demo --report report
 
-# The quick tier: of every contract what catches each kind of fault; the linter before it, which takes a second.
+# The quick tier: of every contract what catches each kind of fault. `make test SHARE=13/8` runs a share of the exhaustive
+# tier with it, in the same processes: eight numbers in a row run all of it.
 test: lint
-	$(PYTEST) --durations 15 -m "not exhaustive" tests
+	$(PYTEST) --durations 15 $(if $(SHARE),--share $(SHARE),-m "not exhaustive") tests
 	$(PY) -m experiments.table --check
 
 # Ruff, and the types of the library.
@@ -30,11 +31,6 @@ docs: $(VENV)/.docs
 test-all: lint
 	$(PYTEST) --durations 30 --file-seconds 60 tests
 	$(PY) -m experiments.table --check
-
-# Of the exhaustive tier the share that the number of commits chooses: eight commits in a row run all of it.
-SHARE ?= $(shell git rev-list --count HEAD)/8
-test-share: $(VENV)/.parity
-	$(PYTEST) --durations 15 -m exhaustive --share $(SHARE) tests
 
 # For a second interpreter: what an interpreter or another JAX may change.
 contracts: $(VENV)/.test
