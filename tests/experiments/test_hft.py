@@ -54,3 +54,10 @@ def test_a_seed_draws_disjoint_images_and_every_digit_once():
   assert (drawn.base_rows % 2 == 0).all() and (drawn.rows % 2 == 1).all()
   for pair, rows in zip(drawn.pairs, drawn.rows, strict=True):
     assert np.isin(np.asarray(images.digits)[rows], pair).all()
+
+
+def test_each_stage_of_the_method_draws_another_half():
+  params = hft.init(jax.random.key(1), hft.SMOKE)
+  trees = lambda arm: {str(jax.tree.map(np.asarray, choice)) for choice in hft.choose(arm, 0, params)}
+  assert len(trees(hft.METHOD)) == hft.STAGES
+  assert len(trees("category-level, the same half in all stages")) == 1
