@@ -1,6 +1,6 @@
 """LiNeS on merged models: does scaling a merged update with depth cut the interference of the tasks?
 
-    jaxft run lines-merging            four minutes on one core
+    jaxft run lines-merging            two minutes on one core
     jaxft run lines-merging --smoke    seconds
 
 Six residual layers that read 8x8 digits are tuned on four tasks of other views and labels, each with a head of its own
@@ -27,9 +27,9 @@ from jaxft.tree import apply_task_vector, num_layers, task_vector
 class Config:
   recipe: Recipe = Recipe(dim=32, rate=6e-3)
   density: float = 0.2  # of TIES
-  factors: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.7, 1.0)
+  factors: tuple[float, ...] = (0.1, 0.2, 0.25, 0.3, 0.35, 0.45, 0.7, 1.0)
   seeds: tuple[int, ...] = tuple(range(16))
-  tuning_seeds: tuple[int, ...] = (100, 101, 102, 103)
+  tuning_seeds: tuple[int, ...] = tuple(range(100, 108))
 
 
 SMOKE = Config(

@@ -22,7 +22,10 @@ from jaxtyping import Array, Float, Int
 
 from experiments.tasks.digits_views import Images, load_images, seen
 from experiments.tasks.view_experts import rows
+from jaxft.leaves import materialize
+from jaxft.models.linear import linear
 from jaxft.models.norms import rms_norm
+from jaxft.transforms import ParamTransform, full, train
 
 Params = dict[str, Any]
 LABELS = 10
@@ -71,32 +74,42 @@ def logits(params: Params, head: Float[Array, "dim labels"], pixels: Float[Array
   norm = partial(rms_norm, params={"scale": jnp.ones(head.shape[0])}, eps=1e-6)
 
   def layer(x: Array, params: Params) -> tuple[Array, None]:
-    return x + jax.nn.gelu(norm(x) @ params["up"]["kernel"]) @ params["down"]["kernel"], None
+    return x + linear(jax.nn.gelu(linear(norm(x), params["up"])), params["down"]), None
 
   x, _ = jax.lax.scan(layer, pixels.reshape(-1, 64) @ params["embed"]["kernel"], params["layers"])
   return norm(x) @ head
 
 
-def fit(
-    key: Array, params: Params, trained: Params, head: Float[Array, "dim labels"] | None, images: Images, *,
-    steps: int, rate: float,
-) -> Params:
-  """The params after Adam on `trained`, a part of them, read by `head`, or by their own where it is None."""
+def learn(
+    key: Array, join: Callable[[Any, Any], Params], frozen: Any, trainable: Any,
+    head: Float[Array, "dim labels"] | None, images: Images, *, steps: int, rate: Float[Array, ""] | float,
+) -> Any:
+  """What a transform trains, after Adam, read by `head`, or by the params' own where it is None."""
   optimizer = optax.adam(optax.linear_schedule(rate, 0.0, steps))
 
-  def loss(trained: Params, batch: Images) -> Array:
-    whole = params | trained
-    read = whole["head"]["kernel"] if head is None else head
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(whole, read, batch.pixels), batch.digits))
+  def loss(trainable: Any, batch: Images) -> Array:
+    params = join(frozen, trainable)
+    read = params["head"]["kernel"] if head is None else head
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(params, read, batch.pixels), batch.digits))
 
   def step(carry: Any, key: Array) -> tuple[Any, None]:
-    trained, state = carry
+    trainable, state = carry
     drawn = jax.random.randint(key, (32,), 0, len(images.digits))
-    updates, state = optimizer.update(jax.grad(loss)(trained, jax.tree.map(lambda x: x[drawn], images)), state)
-    return (optax.apply_updates(trained, updates), state), None
+    updates, state = optimizer.update(jax.grad(loss)(trainable, jax.tree.map(lambda x: x[drawn], images)), state)
+    return (optax.apply_updates(trainable, updates), state), None
 
-  start = trained, optimizer.init(trained)
-  return params | jax.lax.scan(step, start, jax.random.split(key, steps))[0][0]
+  return jax.lax.scan(step, (trainable, optimizer.init(trainable)), jax.random.split(key, steps))[0][0]
+
+
+def fit(
+    key: Array, params: Params, transform: ParamTransform, head: Float[Array, "dim labels"] | None, images: Images,
+    **options: Any,
+) -> Params:
+  """As `learn`, from params to plain params."""
+  of_split, of_batches = jax.random.split(key)
+  frozen, trainable = transform.split(of_split, params)
+  learnt = learn(of_batches, transform.join, frozen, trainable, head, images, **options)
+  return materialize(transform.join(frozen, learnt))
 
 
 def of_task(images: Images, task: Task) -> Images:
@@ -109,19 +122,18 @@ class Trunks:
 
   def __init__(self, recipe: Recipe):
     images = load_images("train")
-    self.recipe, self._of_tasks = recipe, rows(images, 1)
+    self.recipe, self.of_tasks = recipe, rows(images, 1)
     of_base = seen(rows(images, 0), *recipe.views)
 
     @jax.jit
     def pretrain(key: Array) -> Params:
       of_init, of_fit = jax.random.split(key)
       params = init(of_init, recipe)
-      return fit(of_fit, params, params, None, of_base, steps=recipe.base_steps, rate=recipe.base_rate)
+      return fit(of_fit, params, full(), None, of_base, steps=recipe.base_steps, rate=recipe.base_rate)
 
     @jax.jit
     def tune(key: Array, params: Params, head: Array, images: Images) -> Params:
-      layers = {"layers": params["layers"]}
-      return fit(key, params, layers, head, images, steps=recipe.steps, rate=recipe.rate)
+      return fit(key, params, train("layers/**"), head, images, steps=recipe.steps, rate=recipe.rate)
 
     self._right = jax.jit(lambda params, head, images: (
         jnp.argmax(logits(params, head, images.pixels), axis=-1) == images.digits))
@@ -131,7 +143,7 @@ class Trunks:
     self.base = cache(lambda seed: jax.device_get(pretrain(jax.random.key(seed))))
     self.head = cache(lambda seed, task: jax.random.normal(key(seed, task), (recipe.dim, LABELS)) * recipe.dim**-0.5)
     self.tuned = cache(lambda seed, task: jax.device_get(tune(
-        key(seed, task), self.base(seed), self.head(seed, task), of_task(self._of_tasks, TASKS[task]))))
+        key(seed, task), self.base(seed), self.head(seed, task), of_task(self.of_tasks, TASKS[task]))))
 
   def right(self, seed: int, params: Params, split: str, task: str) -> Float[np.ndarray, " images"]:
     """Which images are labelled right in a task."""
