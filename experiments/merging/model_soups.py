@@ -1,200 +1,182 @@
 """Model soups: is the average of a sweep's checkpoints better than the best of them, on its domain and beyond?
 
-    jaxft run model-soups            thirteen minutes on two cores
+    jaxft run model-soups            two minutes on one core
     jaxft run model-soups --smoke    seconds
 
-all-MiniLM-L6-v2 with one zero head (`tasks/sentiment_rating.py`) is fine-tuned, all but the embeddings, on the
-sentiment of movie reviews: a family of six runs for each seed, as a random search makes them, each with a learning rate
-drawn log-uniformly over more than a decade, too high ones included, and with an order of the data of its own. One half
-of the validation sentences ranks the runs, decides what enters the greedy soups and trains the learned one's
-coefficients (of six checkpoints in each block, by the source's recipe: softmax, 0.05). The score is Pearson's r of
-predicted and human ratings on test sentences of movie reviews; under distribution shift, the mean over products, news
-and tweets.
+An MLP pretrained on five views of digits without noise (`tasks/digits_views.py`) is fine-tuned on 100 upright images
+under noise: eight runs for each seed, as a random search makes them, each with a learning rate drawn log-uniformly over
+a decade, a strength of the noise that augments its images, and an order of the data of its own. Another 200 noisy
+images of the training split rank the runs and decide what enters the greedy soups. Scores are of test images under
+noise, and under a shift: less contrast and more noise.
 
-    best on validation    the run that a sweep would keep: the baseline
-    mean of the runs      the mean of the six scores
-    uniform, greedy       averages of weights; "random order" is greedy without the ranking
-    learned               coefficients for each block, trained
-    ensemble              the mean of the six predictions, and greedily chosen ones: six times the compute
+Averages presuppose runs that all have converged, and to different weights. On tuning seeds, rates from 2e-4 on left
+runs that had not, so that their ensemble was .05 below the best; with rates from 8e-4 on and the same images for all
+runs it was level.
+
+    best on held-out     the run that a sweep would keep: the baseline
+    uniform, greedy      averages of weights; "random order" is greedy without the ranking
+    ensemble             the mean of the eight runs' logits: eight times the compute of an answer
+    one long run         as many steps and noisy copies as all eight, its rate chosen on validation images
+    one run              the first of the eight, whatever its rate
+
+A seed draws the base model, the images and their noise, rates and orders. Noisy test images are the same for all.
 """
 
 import dataclasses
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
+from jaxtyping import Array, Float
 
-from experiments.tasks.sentiment_rating import (
-  DOMAINS,
-  Scorer,
-  Sentences,
-  draw_batches,
-  joined,
-  load_sentences,
-  objective,
-  with_head,
-)
-from jaxft.evaluation import pearson
-from jaxft.evaluation.uncertainty import paired_test
-from jaxft.formats import load
+from experiments.tasks.digits_views import Images, Params, accuracy, finetune, load_images, logits, pretrain, seen
 from jaxft.merging import average, greedy_soup
-from jaxft.studies.experiment import Experiment, main
-from jaxft.studies.ledger import Ledger
-from jaxft.studies.result import Arm, Result
-from jaxft.studies.tuner import Tuner
-from jaxft.transforms import freeze, linear_combination
-from jaxft.tree import map_with_path
+from jaxft.studies.study import Arm, Claim, Front, Premise, Score, Study, higher, not_lower
+
+VIEWS = ("mirrored", "flipped", "turned", "turned twice", "turned back")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  model: str = "minilm-l6"
-  domain: str = "movies"
-  runs: int = 6
-  steps: int = 20
-  batch_size: int = 12
-  rates: tuple[float, float] = (5e-5, 8e-4)  # the ends of the search
-  length: int = 16
-  limit: int | None = None
-  sentences: int = 100  # of validation
-  test_sentences: int = 200
-  shifted_sentences: int = 40  # of each other domain
-  soup_steps: int = 12
-  soup_rate: float = 0.05
-  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+  widths: tuple[int, ...] = (128, 128)
+  base_steps: int = 600
+  images: int = 100
+  copies: int = 4  # of each image, with noise of its own
+  held_out: int = 200
+  runs: int = 8
+  steps: int = 300
+  rates: tuple[float, float] = (1e-3, 1e-2)  # the ends of the search
+  augmentation: tuple[float, float] = (0.2, 0.5)  # noise of the training images, likewise
+  long_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+  noise: float = 0.35  # standard deviation, of pixels in [0, 1]
+  shifted_noise: float = 0.45
+  shifted_contrast: float = 0.7
+  seeds: tuple[int, ...] = tuple(range(20))
+  tuning_seeds: tuple[int, ...] = (100, 101, 102, 103)
 
 
 SMOKE = Config(
-    model="minilm-l6:tiny", runs=2, steps=1, batch_size=4, limit=8, sentences=4, test_sentences=4, shifted_sentences=2,
-    soup_steps=1, seeds=(0, 1))
+    widths=(16, 16), base_steps=20, images=20, copies=2, held_out=20, runs=3, steps=10, long_rates=(1e-3,),
+    seeds=(0, 1), tuning_seeds=(100,))
 
-BEST, SINGLE, UNIFORM, GREEDY, RANDOM, LEARNED = (
-    "best on validation", "mean of the runs", "uniform", "greedy", "greedy, random order", "learned")
-ENSEMBLE, GREEDY_ENSEMBLE = "ensemble", "greedy ensemble"
+BEST, GREEDY, ENSEMBLE, LONG, ONE = "best on held-out", "greedy", "ensemble", "one long run", "one run"
 
 
-def correlation(predicted: np.ndarray, data: Sentences) -> float:
-  """Pearson's r; 0 for a constant."""
-  return float(pearson(predicted, data.ratings))
+def noisy(key: Array, images: Images, noise: float, contrast: float = 1.0) -> Images:
+  """Images with their contrast changed about the middle grey, and then noise on every pixel."""
+  pixels = 0.5 + contrast * (images.pixels - 0.5)
+  return images._replace(pixels=pixels + noise * jax.random.normal(key, pixels.shape))
 
 
-def trained(tree: Any) -> Any:
-  """A checkpoint without its embeddings, which no run trains."""
-  return map_with_path(lambda path, leaf: None if path.startswith("embed/") else leaf, tree)
+class Sweep(NamedTuple):
+  """The base model of a seed, the images, and the runs, stacked."""
+
+  base: Params
+  images: Images
+  held_out: Images
+  runs: list[Params]
 
 
-def run(config: Config) -> Result:
-  """Trains a family for each seed, mixes it in every way, and scores all on test sentences."""
-  ledger, model = Ledger("model_soups", config), load(config.model)
-  base, score = with_head(model.params), Scorer(model, batch_size=config.sentences)
-  read = lambda domain, split, limit: load_sentences(model, domain, split, limit=limit, length=config.length)
-  pool = read(config.domain, "train", config.limit)
-  held_out = read(config.domain, "validation", config.sentences)
-  test = read(config.domain, "test", config.test_sentences)
-  shifted = [read(d, "test", config.shifted_sentences) for d in DOMAINS if d != config.domain]
-  # All that a checkpoint is ever asked, in one pass: selection, test, and each shifted domain.
-  parts = [held_out, test, *shifted]
-  cuts = np.cumsum([len(p) for p in parts])[:-1]
+class World:
+  """The sweep of each seed, and what is made of its runs."""
 
-  tuner = Tuner(objective(model), freeze("embed/**"), steps=config.steps)
-  mix = linear_combination([{}] * config.runs, constraint="softmax")
-  adam = lambda rate, steps: optax.adamw(rate, weight_decay=0.0)
-  learner = Tuner(objective(model), mix, steps=config.soup_steps, optimizer=adam)
-  whole = lambda soup: jax.tree.map(lambda b, x: b if x is None else x, base, soup)
+  def __init__(self, config: Config):
+    self.config, self.train = config, load_images("train")
+    c = config
+    self._pretrain = jax.jit(partial(pretrain, widths=c.widths, steps=c.base_steps))
+    tune = lambda key, base, images, rate: finetune(key, base, images, steps=c.steps, rate=rate)
+    self._tune = jax.jit(jax.vmap(tune, in_axes=(0, None, 0, 0)))
+    self._augmented = jax.jit(self._augment, static_argnums=3)
+    self._long = jax.jit(partial(finetune, steps=c.runs * c.steps))
+    self._accuracy, self._logits = jax.jit(accuracy), jax.jit(logits)
+    self.sweep, self.taken, self.held = cache(self._sweep), cache(self._taken), cache(self._held)
 
-  def family(seed: int) -> tuple[list[float], list[Any]]:
-    """The learning rates and the checkpoints of one random search."""
-    low, high = np.log(config.rates)
-    rates = np.exp(np.random.default_rng(seed).uniform(low, high, config.runs))
-    order = lambda i: draw_batches(pool, steps=config.steps, batch_size=config.batch_size, seed=100 * seed + i)
-    # On the host, where NumPy averages faster than JAX does without an accelerator.
-    runs = [jax.device_get(tuner(base, order(i), rate=r, seed=seed)) for i, r in enumerate(rates)]
-    return rates.tolist(), [trained(run) for run in runs]
+  def _augment(self, key: Array, images: Images, noise: Float[Array, ""], copies: int) -> Images:
+    """Each image several times, with noise of its own."""
+    return noisy(key, jax.tree.map(lambda x: jnp.concatenate([x] * copies), images), noise)
 
-  def learn(checkpoints: list[Any], seed: int) -> Any:
-    """The learned soup: coefficients trained on the sentences that the other arms select on."""
-    batches = draw_batches(
-        held_out, steps=config.soup_steps, batch_size=min(config.batch_size, len(held_out)), seed=seed)
-    bank = linear_combination(checkpoints, constraint="softmax")
-    return learner(base, batches, rate=config.soup_rate, seed=seed, transform=bank)
+  def _sweep(self, seed: int) -> Sweep:
+    """A random search over learning rates, augmentation and orders."""
+    c, keys, rng = self.config, jax.random.split(jax.random.key(seed), 5), np.random.default_rng(seed)
+    base = self._pretrain(keys[0], seen(self.train, *VIEWS))
+    rows = jax.random.permutation(keys[1], len(self.train.digits))[: c.images + c.held_out]
+    images, held_out = (
+        jax.tree.map(lambda x: x[part], self.train) for part in (rows[: c.images], rows[c.images :]))
+    rates = np.exp(rng.uniform(*np.log(c.rates), c.runs)).astype(np.float32)
+    noises = rng.uniform(*c.augmentation, c.runs).astype(np.float32)
+    each = zip(jax.random.split(keys[2], c.runs), noises, strict=True)
+    data = [self._augmented(key, images, noise, c.copies) for key, noise in each]
+    data = jax.tree.map(lambda *x: jnp.stack(x), *data)
+    runs = jax.device_get(self._tune(jax.random.split(keys[3], c.runs), base, data, rates))
+    runs = [jax.tree.map(lambda x: x[i], runs) for i in range(c.runs)]
+    return Sweep(base, images, noisy(keys[4], held_out, c.noise), runs)
 
-  def scores(seed: int) -> dict[str, Any]:
-    rates, checkpoints = family(seed)
-    predict = lambda soup: score.predictions(whole(soup), joined(parts))
-    members = [predict(c) for c in checkpoints]
-    own = lambda predicted: correlation(predicted[: len(held_out)], held_out)
-    on_held_out = lambda soup: score(whole(soup), held_out)
-    ranking = sorted(range(config.runs), key=lambda i: -own(members[i]))
-    at_random = np.random.default_rng(seed).permutation(config.runs).tolist()
-    greedy, taken = greedy_soup(checkpoints, on_held_out, order=ranking)
-    random, taken_at_random = greedy_soup(checkpoints, on_held_out, order=at_random)
-    chosen, taken_for_ensemble = greedy_soup(members, own)
-    predicted = {
-        BEST: members[ranking[0]], UNIFORM: predict(average(checkpoints)), GREEDY: predict(greedy),
-        RANDOM: predict(random), LEARNED: predict(trained(learn(checkpoints, seed))),
-        ENSEMBLE: np.mean(members, axis=0), GREEDY_ENSEMBLE: chosen,
-    }
-    three = lambda p: [correlation(x, d) for x, d in zip(np.split(p, cuts), parts, strict=True)]
-    fold = lambda r: {"validation": r[0], "test": r[1], "shift": float(np.mean(r[2:]))}
-    singles = [fold(three(m)) for m in members]
-    mean = {key: float(np.mean([s[key] for s in singles])) for key in singles[0]}
-    error = lambda p: float(np.mean(np.square(np.split(p, cuts)[1] - test.ratings)))
+  def _held(self, split: str) -> tuple[Images, Images]:
+    """Images of a split with noise, and under the shift: the same for all seeds."""
+    c, (own, beyond) = self.config, jax.random.split(jax.random.key(1_000_000))
+    images = load_images(split)
+    return noisy(own, images, c.noise), noisy(beyond, images, c.shifted_noise, c.shifted_contrast)
+
+  def _taken(self, seed: int) -> dict[str, Any]:
+    """The networks of each arm, the mean of whose logits answers."""
+    sweep = self.sweep(seed)
+    score = lambda params: float(self._accuracy(params, sweep.held_out))
+    best = int(np.argmax([score(run) for run in sweep.runs]))
+    at_random = np.random.default_rng(seed).permutation(self.config.runs).tolist()
     return {
-        "arms": {name: fold(three(p)) for name, p in predicted.items()} | {SINGLE: mean},
-        "taken": {GREEDY: taken, RANDOM: taken_at_random, GREEDY_ENSEMBLE: taken_for_ensemble},
-        "rates": rates, "runs": singles, "soup_minus_ensemble_squared_error": error(predicted[UNIFORM]) - error(
-            predicted[ENSEMBLE])}
+        "start": [sweep.base], ONE: sweep.runs[:1], BEST: [sweep.runs[best]], "uniform": [average(sweep.runs)],
+        GREEDY: [greedy_soup(sweep.runs, score)[0]],
+        "greedy, random order": [greedy_soup(sweep.runs, score, order=at_random)[0]], ENSEMBLE: sweep.runs}
 
-  runs = [ledger(f"seed {seed}", lambda: scores(seed)) for seed in config.seeds]
-  column = lambda name, key: tuple(r["arms"][name][key] for r in runs)
-  names = (BEST, GREEDY, SINGLE, UNIFORM, RANDOM, LEARNED, ENSEMBLE, GREEDY_ENSEMBLE)
-  arms = {name: Arm(name, column(name, "test"), {
-      "shift": float(np.mean(column(name, "shift"))), "validation": float(np.mean(column(name, "validation")))})
-      for name in names}
-  shift = {name: column(name, "shift") for name in names}
-  supports, conclusion = conclude(arms, shift, [r["taken"][GREEDY] for r in runs])
-  result = Result(
-      slug="model-soups", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
-      metric=f"Pearson's r with human ratings of {config.domain}, test", higher_is_better=True, baseline=arms.pop(BEST),
-      method=arms.pop(GREEDY), arms=tuple(arms.values()), seeds=config.seeds, command="", supports_paper=supports,
-      conclusion=conclusion,
-      details={
-          "shift": shift, "runs": runs,
-          "greedy_against": {
-              name: {"test": paired_test(column(GREEDY, "test"), column(name, "test")),
-                     "shift": paired_test(shift[GREEDY], shift[name])} for name in names if name != GREEDY},
-      })
-  ledger.clear()
-  return result
+  def score(self, networks: list[Params], split: str) -> dict[str, Float[np.ndarray, " images"]]:
+    def right(images: Images) -> np.ndarray:
+      told = np.argmax(sum(self._logits(params, images.pixels) for params in networks), axis=-1)
+      return told == np.asarray(images.digits)
+
+    own, beyond = self.held(split)
+    return {"own": right(own), "shift": right(beyond)}
+
+  def run(self, arm: str, rate: None, seed: int, split: str) -> dict[str, np.ndarray]:
+    """What is made of the sweep."""
+    return self.score(self.taken(seed)[arm], split)
+
+  def long(self, rate: float, seed: int, split: str) -> dict[str, np.ndarray]:
+    """One run with the steps of all, and as many noisy copies."""
+    c, sweep, (of_noise, of_order) = self.config, self.sweep(seed), jax.random.split(jax.random.key(seed))
+    images = self._augmented(of_noise, sweep.images, c.noise, c.runs * c.copies)
+    return self.score([self._long(of_order, sweep.base, images, rate=rate)], split)
 
 
-def conclude(arms: dict[str, Arm], shift: dict[str, tuple[float, ...]], taken: list[list[int]]) -> tuple[str, str]:
-  """Whether the paper is supported, by a rule, and the sentences that say so.
-
-  "true": the greedy soup is better than the best run on the domain or under shift (p < 0.05), and worse on neither.
-  "partly": it is worse on neither, and the greedy or the uniform soup is better than the mean of the runs (p < 0.05).
-  """
-  own = lambda a, b: paired_test(arms[a].values, arms[b].values)
-  beyond = lambda a, b: paired_test(shift[a], shift[b])
-  both = lambda a, b: f"{own(a, b)} on the domain and {beyond(a, b)} under shift"
-  sizes = np.mean([len(t) for t in taken])
-  sentence = (
-      f"The greedy soup, of {sizes:.1f} runs in the mean, differs from the best run by {both(GREEDY, BEST)}, from the "
-      f"mean of the runs by {both(GREEDY, SINGLE)}; the uniform soup from the best run by {both(UNIFORM, BEST)}, and "
-      f"from the ensemble by {both(UNIFORM, ENSEMBLE)}.")
-  signs = (own(GREEDY, BEST).sign, beyond(GREEDY, BEST).sign)
-  if max(signs) == 1 and min(signs) >= 0:
-    return "true", sentence
-  gains = [f(soup, SINGLE).sign for f in (own, beyond) for soup in (GREEDY, UNIFORM)]
-  return ("partly" if min(signs) >= 0 and max(gains) == 1 else "false"), sentence
+def arms(config: Config) -> dict[str, Arm]:
+  """What is made of one sweep, and the long run; the cost is that of an answer."""
+  world = World(config)
+  names = ("start", ONE, BEST, "uniform", GREEDY, "greedy, random order", ENSEMBLE)
+  cost = lambda arm: {"networks to ask": float(config.runs if arm == ENSEMBLE else 1)}
+  return {
+      **{name: Arm(partial(world.run, name), cost=partial(cost, name)) for name in names},
+      LONG: Arm(world.long, config.long_rates, partial(cost, LONG))}
 
 
-EXPERIMENT = Experiment(
+STUDY = Study(
     slug="model-soups",
     title="Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference "
           "time",
-    arxiv="2203.05482", areas=("merging", "transforms", "analysis"), config=Config, smoke=SMOKE, run=run)
-
-if __name__ == "__main__":
-  main(EXPERIMENT)
+    arxiv="2203.05482", question="merge", use_when="a sweep over hyper-parameters left runs of one start",
+    setting="an MLP pretrained on views of digits learns 100 upright ones under noise, eight runs of a random search",
+    config=Config, smoke=SMOKE, arms=arms,
+    scores=(
+        Score("own", "accuracy under the noise that it was tuned for"),
+        Score("shift", "accuracy under more noise and less contrast")),
+    choose_by="own", baseline=BEST, method=GREEDY, start="start", best=LONG,
+    premises=(
+        Premise("fine-tuning gains", lambda s: s[BEST].own - s["start"].own, at_least=0.1),
+        Premise("the runs differ: what their ensemble gains over the best", lambda s: s[ENSEMBLE].own - s[BEST].own,
+                at_least=0.01)),
+    claims=(
+        Claim("the greedy soup is above the best run", higher("own"), smallest=0.005),
+        Claim("so it is under shift", higher("shift"), smallest=0.005),
+        Claim("it is above one run of as much compute", higher("own", GREEDY, LONG), smallest=0.005),
+        Claim("the uniform soup is not below the ensemble", not_lower("own", "uniform", ENSEMBLE), smallest=0.01)),
+    plot=Front("own", "shift"))
