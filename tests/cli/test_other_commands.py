@@ -92,6 +92,7 @@ def test_convert_reads_back_what_it_wrote(jaxft, tiny, tmp_path):
   assert one.config == other.config
   assert all(map(np.array_equal, jax.tree.leaves(one.params), jax.tree.leaves(other.params)))
   assert "exists" in jaxft("convert", tiny, tmp_path / "out").error
+  assert "lies inside the source" in jaxft("convert", tmp_path / "out", tmp_path / "out" / "new").error
   assert "nearest: bfloat16" in jaxft("convert", tiny, tmp_path / "other", "--dtype", "bfloat").error
 
 
