@@ -1,8 +1,10 @@
 """Writing files: whole or not at all, and into folders of which it is known beforehand that they take them."""
 
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from typing import Any
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
   """Lets `write(part)` fill a file beside `path`, then moves it to `path` in one step; leaves nothing on failure."""
   path = Path(path)
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
+  part = part_of(path)
   try:
     part.touch()
     mode = part.stat().st_mode
@@ -23,11 +25,59 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
     part.unlink(missing_ok=True)
 
 
+def part_of(path: Path) -> Path:
+  """The hidden name beside `path` under which this process makes what will be moved there."""
+  return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def remove_leftovers(path: Path) -> None:
+  """Removes what processes that live no more, killed before they could, left of making `path`; see `part_of`.
+
+  This process's own number counts as such: in a container the next process often has the number of the last.
+  """
+  for part in path.parent.glob("*.part"):
+    made = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.part", part.name)
+    if made is None or (int(made[1]) != os.getpid() and _lives(int(made[1]))):
+      continue
+    if part.is_dir():
+      shutil.rmtree(part, ignore_errors=True)
+    else:
+      part.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+  try:
+    os.kill(process, 0)  # asks, and sends nothing
+  except ProcessLookupError:
+    return False
+  except OSError:  # another user's
+    return True
+  return True
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a text, its folder made where it is missing, so that a kill or a full disk leaves the old content."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def check_apart(out: Path, inputs: Mapping[str, str | os.PathLike]) -> None:
+  """Looks whether a folder that will be written, and perhaps emptied, lies apart from all that is read for it.
+
+  Args:
+    out: the folder.
+    inputs: files and folders by the names of their arguments; links are followed.
+
+  Raises:
+    ValueError: it is one of them, holds one or lies inside one; names both.
+  """
+  own = out.resolve()
+  for name, given in inputs.items():
+    path = Path(given).expanduser().resolve()
+    how = ("is" if own == path else "holds" if own in path.parents else "lies inside" if path in own.parents else None)
+    if how is not None:
+      raise ValueError(f"out must lie apart from what is read: {out} {how} the {name} {given}; choose another folder")
 
 
 def check_writable(folder: Path) -> None:

@@ -37,7 +37,8 @@ def test_every_area_has_its_place():
 
 def test_no_arrow_goes_up():
   place = {"": -1} | {name: i for i, name in enumerate(AREAS)}
-  within = [(module, name) for module, name in imports() if name.startswith("jaxft.")]
+  # `python -m jaxft` is the command itself, above all areas, and has to lie beside them.
+  within = [(module, name) for module, name in imports() if name.startswith("jaxft.") and module != "jaxft.__main__"]
   assert len(within) > 1000
   up = [f"{module} imports {name}" for module, name in within if place[area(name)] > place[area(module)]]
   assert not up, "\n".join(up)

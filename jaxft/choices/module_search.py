@@ -92,7 +92,12 @@ def within_layers(start: int, stop: int, select: Choice = True) -> Callable[[Tre
   >>> import jax.numpy as jnp
   >>> within_layers(1, 3)({"layers": {"w": jnp.ones((4, 2))}, "head": jnp.ones(2)})
   {'head': False, 'layers': {'w': array([False,  True,  True, False])}}
+
+  Raises:
+    ValueError: start is negative, or stop not above it; from the function: nothing there is selected.
   """
+  if not 0 <= start < stop:
+    raise ValueError(f"start must be at least 0 and below stop; got start {start}, stop {stop}")
 
   def choose(params: Tree) -> Tree:
     choice = map_with_path(

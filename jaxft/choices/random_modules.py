@@ -144,14 +144,18 @@ def cut_at_changes(params: Tree, choice: Choice, *, stack: str = "layers") -> Tr
 
 
 def chosen_fraction(params: Tree, choice: Choice) -> float:
-  """The share of parameters that a choice has: what `fraction` came to.
+  """The share of parameters that a choice has: what `fraction` came to; 0 where there are none.
 
   >>> chosen_fraction({"a": np.ones(6), "b": np.ones(2)}, "b")
   0.25
   """
-  share = lambda path, leaf, flags: 0 if leaf is None else math.prod(leaf.shape) * float(np.mean(flags))
+
+  def share(path: str, leaf: Any, flags: Any) -> float:
+    size = 0 if leaf is None else math.prod(leaf.shape)
+    return size * float(np.mean(flags)) if size else 0.0
+
   leaves = jax.tree.leaves(map_with_path(share, params, as_choice(choice, params, name="choice")))
-  return sum(leaves) / sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(params) if leaf is not None)
+  return sum(leaves) / max(1, sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(params) if leaf is not None))
 
 
 def _modules(params: Tree, groups: Sequence[Choice]) -> tuple[dict[Module, float], dict[str, list[Module]]]:

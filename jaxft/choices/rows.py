@@ -28,11 +28,12 @@ def choose_rows(
   Args:
     params: arrays or shapes; layers stacked, cut or unrolled.
     indices: by glob, `[k]` for all layers or `[L, k]` for each one, where -1 stands for none: from `unit_indices`.
+      k may be 0.
     axis: -2 or -1.
 
   Raises:
-    ValueError: a glob matches nothing or a leaf that another matches; indices out of range or of another number of
-      layers; an axis that is neither.
+    ValueError: a glob matches nothing or a leaf that another matches; indices that are no whole numbers, out of range
+      or of another number of layers; an axis that is neither.
   """
   check_axis(axis)
   owner: dict[str, str] = {}
@@ -41,10 +42,12 @@ def choose_rows(
       if owner.setdefault(path, glob) != glob:
         raise ValueError(f"indices has two globs for {path}: {owner[path]!r} and {glob!r}")
 
+  numbers = {glob: _whole_numbers(glob, given) for glob, given in indices.items()}
+
   def choose(path: str, leaf: Any) -> Any:
     if path not in owner:
       return False
-    given, layer, size = np.asarray(indices[owner[path]]), layer_of(path, leaf), leaf.shape[axis]
+    given, layer, size = numbers[owner[path]], layer_of(path, leaf), leaf.shape[axis]
     if given.ndim == 2:
       if layer is None or np.max(layer) >= len(given):
         raise ValueError(f"indices for {path} must be [k] or have a row for its layer; got {given.shape}")
@@ -58,6 +61,13 @@ def choose_rows(
     return np.broadcast_to(rows[..., None] if axis == -2 else rows[..., None, :], tuple(leaf.shape))
 
   return map_with_path(choose, params)
+
+
+def _whole_numbers(glob: str, given: Any) -> Int[np.ndarray, "... _"]:
+  found = np.asarray(given)
+  if found.ndim not in (1, 2) or found.size and not np.issubdtype(found.dtype, np.integer):
+    raise ValueError(f"indices of {glob!r} must be whole numbers, [k] or [L, k]; got {found.dtype}{list(found.shape)}")
+  return found.astype(np.int64)  # NumPy's empty array is one of floats
 
 
 def chosen_rows(choice: Choice, params: Tree, *, axis: int = -2) -> dict[str, Int[np.ndarray, "*layers k"]]:

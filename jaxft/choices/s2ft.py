@@ -82,7 +82,8 @@ def s2ft_units(
   for i, (name, (glob, axis, unit, fraction)) in enumerate(budgets.items()):
     if not fraction:
       continue
-    sizes = _by_layer({layer: leaf.shape[axis] // unit for layer, _, leaf in _matrices(params, glob, axis, unit)}, 0)
+    matrices = _matrices(params, glob, axis, unit, "head_dim")
+    sizes = _by_layer({layer: leaf.shape[axis] // unit for layer, _, leaf in matrices}, 0)
     with jax.ensure_compile_time_eval():  # of a concrete key also where the params are traced
       own = jax.random.fold_in(key, i)
     drawn = select_units(own, sizes, fraction=fraction, scope=scope, scores=scores.get(name), largest=largest)
@@ -118,20 +119,25 @@ def unit_norms(
   """
   check_axis(axis)
   norms = {}
-  for layer, at, leaf in _matrices(tree, select, axis, unit):
+  for layer, at, leaf in _matrices(tree, select, axis, unit, "unit"):
     w = materialize(leaf)
     w = np.asarray((w if at is None else w[at]).astype(jnp.float32))
     norms[layer] = np.linalg.norm(np.moveaxis(w, axis, 0).reshape(w.shape[axis] // unit, -1), axis=-1)
   return _by_layer(norms, np.zeros(0))
 
 
-def _matrices(params: Tree, select: Choice, axis: int, unit: int) -> Iterator[tuple[int, int | None, Any]]:
-  """Of each layer its index, its place in a stack or None, and the leaf that holds its matrix."""
+def _matrices(
+    params: Tree, select: Choice, axis: int, unit: int, argument: str
+) -> Iterator[tuple[int, int | None, Any]]:
+  """Of each layer its index, its place in a stack or None, and the leaf that holds its matrix.
+
+  Errors name `unit` as the argument.
+  """
   for (path, leaf), matched in zip(leaves_with_paths(params), jax.tree.leaves(mask(select, params)), strict=True):
     if not matched:
       continue
-    if leaf.shape[axis] % unit:
-      raise ValueError(f"head_dim, the unit, must divide axis {axis} of {path} {tuple(leaf.shape)}; got {unit}")
+    if unit < 1 or leaf.shape[axis] % unit:
+      raise ValueError(f"{argument} must divide axis {axis} of {path} {tuple(leaf.shape)}; got {unit}")
     layer = layer_of(path, leaf)
     if layer is None:
       raise ValueError(f"{path} must lie in a layer; see jaxft.tree.depth for the names of stacks")

@@ -2,9 +2,11 @@
 
 A float32 has an image among the 32-bit integers that keeps its order. The k-th largest is found bit by bit: 32 times,
 each leaf counts its own entries at or above a threshold. A count is a sum where the leaf lies, so that sharded leaves
-stay where they are; small trees and large ones go the same way, and equal scores never admit more than k.
+stay where they are; small trees and large ones go the same way, and equal scores never admit more than k. Scores of a
+type that float32 does not hold are compared on the host, in a type that holds them.
 """
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -33,7 +35,8 @@ def top_k_mask(
   {'a': Array([False,  True], dtype=bool), 'b': Array([ True, False], dtype=bool)}
 
   Args:
-    scores: a tree of arrays, holes allowed; a NaN counts as the lowest score.
+    scores: a tree of arrays, holes allowed; a NaN counts as the lowest score. Each is compared as it is, float64 and
+      large integers too.
     k: how many to take of all that compete, or, as a float in (0, 1], which fraction of them, rounded down.
     scope: what competes: all leaves; each leaf with itself; each layer with itself, where a stacked leaf is split
       along its layer axis and what lies outside the layers is one more.
@@ -43,7 +46,8 @@ def top_k_mask(
     A tree like `scores` of boolean arrays.
 
   Raises:
-    ValueError: scope is unknown, or k is negative, beyond what competes, or a fraction outside (0, 1].
+    ValueError: scope is unknown, or k is negative, beyond what competes, or a fraction outside (0, 1]; or
+      integers beyond 2**53 compete with floating point.
   """
   if scope not in SCOPES:
     raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got {scope!r}; {nearest(str(scope), SCOPES)}")
@@ -64,14 +68,19 @@ def top_k_mask(
 
   found: dict[tuple[int, int | None], Array] = {}
   for name, pieces in groups.items():
-    images = [_image(_row(named[i][1], row), _row(allowed[i], row)) for i, row in pieces]
-    competing = sum(int(jnp.sum(_row(allowed[i], row))) if np.ndim(allowed[i]) else image.size
-                    for (i, row), image in zip(pieces, images, strict=True))
+    values = [_row(named[i][1], row) for i, row in pieces]
+    places = [_row(allowed[i], row) for i, row in pieces]
+    competing = sum(int(jnp.sum(place)) if np.ndim(place) else math.prod(value.shape)
+                    for value, place in zip(values, places, strict=True))
     wanted = int(k * competing) if isinstance(k, float) else k
     if wanted > competing:
       of = {"global": "all leaves", "leaf": f"leaf {name}", "layer": f"layer {name}"}[scope]
       raise ValueError(f"k must be at most the number of scores that compete, {competing} in {of}; got {k}")
-    found.update(zip(pieces, _largest(images, wanted), strict=True))
+    if all(_fits_float32(value.dtype) for value in values):
+      masks = _largest([_image(value, place) for value, place in zip(values, places, strict=True)], wanted)
+    else:
+      masks = _largest_on_host(values, places, wanted)
+    found.update(zip(pieces, masks, strict=True))
 
   def assemble(i: int, leaf: Any) -> Any:
     if leaf is None:
@@ -125,12 +134,38 @@ def _row(x: Any, row: int | None) -> Any:
 
 @jax.jit
 def _image(x: Array, allowed: Any) -> UInt32[Array, "..."]:
-  """The image of each score: at least 1 for a float, 0 for NaN and for what does not compete."""
+  """The image of each score: above 1 for a float, 1 for NaN, 0 for what does not compete."""
   x = x.astype(jnp.float32)
   x = jnp.where(x == 0, 0.0, x)  # -0 becomes 0
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   image = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
-  return jnp.where(jnp.isnan(x) | ~jnp.asarray(allowed), 0, image)
+  return jnp.where(allowed, jnp.where(jnp.isnan(x), 1, image), 0)
+
+
+def _fits_float32(dtype: Any) -> bool:
+  return dtype.itemsize <= 2 or dtype == np.float32
+
+
+def _largest_on_host(scores: list[Any], allowed: list[Any], k: int) -> list[Bool[Array, "..."]]:
+  """`_largest` of scores of any real types, laid end to end."""
+  arrays = [np.asarray(x.astype(np.float32) if _fits_float32(x.dtype) else x) for x in scores]
+  common = np.result_type(*arrays)
+  for x in arrays if np.issubdtype(common, np.floating) else ():
+    if np.issubdtype(x.dtype, np.integer) and ((x > 2**53) | (x < -(2**53))).any():
+      raise ValueError(f"scores must lie within 2**53 where integers compete with other types; got {x.dtype} beyond it")
+  flat = np.concatenate([x.astype(common).ravel() for x in arrays])
+  competing = np.concatenate([
+      np.broadcast_to(np.asarray(place), x.shape).ravel() for place, x in zip(allowed, arrays, strict=True)])
+  chosen, real = np.zeros(flat.shape, bool), competing & (flat == flat)
+  if k > real.sum():  # and NaN, in the tree's order
+    chosen = real.copy()
+    chosen[np.flatnonzero(competing & ~real)[:k - real.sum()]] = True
+  elif k:
+    last = np.partition(flat[real], -k)[-k]
+    chosen = real & (flat > last)
+    chosen[np.flatnonzero(real & (flat == last))[:k - chosen.sum()]] = True
+  ends = np.cumsum([x.size for x in arrays])[:-1]
+  return [jnp.asarray(part.reshape(x.shape)) for part, x in zip(np.split(chosen, ends), arrays, strict=True)]
 
 
 @jax.jit

@@ -24,14 +24,17 @@ class Convert:
 def main(args: list[str]) -> None:
   options = tyro.cli(Convert, args=args, prog="jaxft convert")
   from jaxft.checks import pick
-  from jaxft.files import check_writable
+  from jaxft.files import check_apart, check_writable
   from jaxft.formats.huggingface import load_directory, save_directory
+  from jaxft.formats.presets import PRESETS
   from jaxft.formats.pretrained import load
   from jaxft.recipes.run import DTYPES
 
   dtype = pick("dtype", options.dtype, DTYPES)
   if options.out.exists():
     raise FileExistsError(f"{options.out} exists; convert does not replace it")
+  if options.source.partition(":")[0] not in PRESETS:
+    check_apart(options.out, {"source": options.source})
   check_writable(options.out.parent)
   model = load(options.source, dtype=dtype)
   save_directory(

@@ -32,6 +32,16 @@ def names() -> list[str]:
   return sorted(_BUILDERS)
 
 
+def is_place(name: str | os.PathLike) -> bool:
+  """Whether `source` takes a name as the path of a file or folder.
+
+  >>> is_place("data/chats.jsonl"), is_place("sentiment/news"), is_place("tfds:mnist")
+  (True, False, False)
+  """
+  text = os.fspath(name)
+  return text not in _BUILDERS and not text.startswith(("reasoning_gym/", "tfds:"))
+
+
 def source(name: str | os.PathLike, split: str, *, data_dir: str | os.PathLike | None = None) -> Records:
   """A split of a data set, prepared on the first call and opened from disk after that.
 

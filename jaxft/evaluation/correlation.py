@@ -137,10 +137,14 @@ def _apart(x: Any, y: Any) -> Any:
 
 
 def _size(x: Any) -> Any:
-  """The largest magnitude, 1 where that is 0: a constant by which to scale, so without a gradient."""
+  """The largest magnitude, 1 where that is 0: a constant by which to scale, so without a gradient.
+
+  No more than a quarter of the largest number: JAX divides by multiplying with the reciprocal, and that of a larger one
+  is subnormal, which becomes 0.
+  """
   x = x if isinstance(x, np.ndarray) else jax.lax.stop_gradient(x)
   size = abs(x).max()
-  return _on(x).where(size > 0, size, 1)
+  return _on(x).where(size > 0, _on(x).minimum(size, jnp.finfo(x.dtype).max / 4), 1)
 
 
 def _constant(x: Any) -> Bool[AnyArray, ""]:

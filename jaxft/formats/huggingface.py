@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
-from jaxft.files import write_text
+from jaxft.files import part_of, remove_leftovers, write_text
 from jaxft.formats.families import family_of
 from jaxft.formats.huggingface_config import Config, from_huggingface, sizes_json
 from jaxft.formats.names import HEAD, STACK, Rule, Tensors, misfits
@@ -246,7 +246,8 @@ def save_directory(
   tensors = to_named(params, config)
   if tokenizer is not None:
     check_tokenizer(tokenizer, config.vocab_size)
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
+  remove_leftovers(path)
+  part = part_of(path)
   part.mkdir(parents=True)
   try:
     # transformers refuses a file whose header does not name a framework.

@@ -23,15 +23,17 @@ _NORM_FLOOR = 1e-8
 def normalize(x: Float[AnyArray, "*batch dim"]) -> Float[Array, "*batch dim"]:
   """Unit vectors `x / max(|x|, 1e-8)` in float32; a zero vector stays zero, with a finite gradient.
 
-  Any finite length will do: squares are summed in units of the largest entry, and neither overflow nor vanish.
+  Any finite length will do: squares are summed in units of about the largest entry, and neither overflow nor vanish.
 
   Example:
     >>> normalize(jnp.array([[3.0, 4.0]]))
     Array([[0.6, 0.8]], dtype=float32)
   """
   x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
-  # The unit divides out, so no gradient has to flow through it.
-  unit = jnp.maximum(jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True), _NORM_FLOOR)
+  # The unit divides out, so no gradient has to flow through it. It stays below a quarter of the largest number, as
+  # compilers divide by multiplying with the reciprocal, and that of a larger one is subnormal, which becomes 0.
+  largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
+  unit = jnp.clip(largest, _NORM_FLOOR, float(jnp.finfo(x.dtype).max) / 4)
   x = x / unit
   square = jnp.sum(x * x, axis=-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(square, jnp.square(_NORM_FLOOR / unit)))

@@ -87,13 +87,14 @@ def karcher_mean(
       which a direction leads to the other, the mean has that of the first.
 
   Returns, Raises: see `slerp`; also where there is no model, weights has another length or adds up to zero, or
-  tolerance is negative.
+  iterations or tolerance is negative.
 
   Source: Karcher 1977; of weights as in mergekit, which leaves weights out.
   """
   weights = model_weights(weights, len(models))
   if not sum(weights):
     raise ValueError(f"weights must not add up to zero; got {weights}")
+  in_range("iterations", iterations, "[0, inf)")
   in_range("tolerance", tolerance, "[0, inf)")
   settings = {"weights": weights, "iterations": iterations, "tolerance": tolerance}
   return merge_trees(KARCHER, models, base, settings)

@@ -40,7 +40,7 @@ def trim(
 
   Args:
     delta: a task vector; holes stay.
-    density: the share kept, in (0, 1]; of what is chosen at random, the probability.
+    density: the share kept, in [0, 1]; of what is chosen at random, the probability.
     by: `magnitude` keeps the largest; `random` any; `rank` draws with a probability that grows with the rank of the
       magnitude in its row; `band` drops the share `gamma` of the largest first.
     scope: what is ranked together: a leaf (a layer, where layers are stacked), a row, all leaves. None takes the leaf,
@@ -52,7 +52,7 @@ def trim(
     axis: along which a row runs.
 
   Raises:
-    ValueError: density is outside (0, 1], by is unknown or does not go with scope or rescale, key is missing, or
+    ValueError: density is outside [0, 1], by is unknown or does not go with scope or rescale, key is missing, or
       epsilon or gamma is out of range, or a leaf of delta that is not traced holds NaN or infinity.
   """
   trims.check_density(density)
@@ -80,8 +80,7 @@ def trim(
     trims.check_epsilon(density, epsilon)
     settings["epsilon"] = float(epsilon)
   elif by == "band":
-    if not 0 <= gamma < 1:
-      raise ValueError(f"gamma must lie in [0, 1); got {gamma}")
+    trims.check_gamma(gamma)
     settings["gamma"] = float(gamma)
   if by in ("magnitude", "band"):
     settings["rows"] = scope == "row"

@@ -85,7 +85,7 @@ def ties(
       (mergekit).
     normalize: average; False sums.
 
-  Returns, Raises: see `task_arithmetic`; also where a density is outside (0, 1].
+  Returns, Raises: see `task_arithmetic`; also where a density is outside [0, 1].
 
   Source: Yadav et al. 2023 (arXiv 2306.01708).
   """
@@ -120,7 +120,7 @@ def dare(
     consensus: None sums (`dare_linear`), `sum` or `count` elects signs (`dare_ties`).
     rescale: by `1 / density`, which is unbiased; `l1` to the L1 norm that the leaf had (mergekit); None.
 
-  Returns, Raises: see `task_arithmetic`; also where a density is outside (0, 1].
+  Returns, Raises: see `task_arithmetic`; also where a density is outside [0, 1].
 
   Source: Yu et al. 2024 (arXiv 2311.03099).
   """
@@ -150,7 +150,7 @@ def della(
     rescale: by the inverse of each entry's probability, or as in `dare`.
     axis: along which a row runs. The last one is that of the input in torch's `[out, in]`; `-2` is in `[in, out]`.
 
-  Returns, Raises: see `task_arithmetic`; also where a density is outside (0, 1], or probabilities are outside (0, 1).
+  Returns, Raises: see `task_arithmetic`; also where a density is outside [0, 1], or probabilities are outside (0, 1).
 
   Source: Deep et al. 2024 (arXiv 2406.11617).
   """
@@ -182,14 +182,13 @@ def breadcrumbs(
     scope: ranks within each row (the authors' code) or each leaf and layer (mergekit).
     axis: along which a row runs, see `della`.
 
-  Returns, Raises: see `task_arithmetic`; also where a density is outside (0, 1], or gamma outside [0, 1).
+  Returns, Raises: see `task_arithmetic`; also where a density is outside [0, 1], or gamma outside [0, 1).
 
   Source: Davari and Belilovsky 2023 (arXiv 2312.06795).
   """
   gammas = _each("gamma", gamma, len(models))
   for g in gammas:
-    if not 0 <= g < 1:
-      raise ValueError(f"gamma must lie in [0, 1); got {g}")
+    trims.check_gamma(g)
   if scope not in ("row", "leaf"):
     raise ValueError(f"scope must be row or leaf; got {scope!r}")
   each = [{"density": d, "gamma": g, "rows": scope == "row"}
@@ -208,7 +207,7 @@ def sce(models: Sequence[Tree], base: Tree, *, density: float = 1.0) -> Tree:
     models, base: see `task_arithmetic`.
     density: the share, of the entries of a leaf and layer in which the models differ at all, that is selected.
 
-  Returns, Raises: see `task_arithmetic`; also where density is outside (0, 1].
+  Returns, Raises: see `task_arithmetic`; also where density is outside [0, 1].
 
   Source: Wan et al. 2024, FuseChat (arXiv 2408.07990).
   """
@@ -259,7 +258,7 @@ def keep_largest(model: Tree, base: Tree, density: float) -> Tree:
   total = sum(x.size for x in jax.tree.leaves(magnitudes))
   if not total:
     raise ValueError("model must have entries of floating point; got none")
-  masks = _largest_of_all(magnitudes, max(1, int(density * total)))
+  masks = _largest_of_all(magnitudes, max(1, int(density * total)) if density else 0)
 
   def choose(keep: Any, m: Any, b: Any) -> Any:
     if keep is None:

@@ -277,10 +277,16 @@ def head(params: dict[str, Any], config: DecoderConfig) -> Head:
   return Head(params["head"]["kernel"], False)
 
 
+@check_arrays
 def logits(
     params: dict[str, Any], config: DecoderConfig, hidden: Float[Array, "... dim"]
 ) -> Float[Array, "... vocab"]:
-  """Scores of the next token, float32, from states; the losses take the states themselves, see `token_nll`."""
+  """Scores of the next token, float32, from states; the losses take the states themselves, see `token_nll`.
+
+  Args:
+    params, config: the model.
+    hidden: states, from `hidden_states`; not the ids of tokens.
+  """
   kernel, transposed = head(params, config)
   return (dot_transposed if transposed else dot)(hidden, kernel).astype(jnp.float32)
 

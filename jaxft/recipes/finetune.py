@@ -6,13 +6,16 @@ import math
 import resource
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from jaxft.files import write_text
+from jaxft.data.sources import is_place
+from jaxft.files import check_apart, write_text
 from jaxft.formats.huggingface import save_directory
+from jaxft.formats.presets import PRESETS
 from jaxft.formats.pretrained import Pretrained, load
 from jaxft.host_memory import keep_freed_memory
 from jaxft.recipes import measure, run_folder, tasks
@@ -50,19 +53,22 @@ def finetune(options: Finetune) -> dict[str, Any]:
   keep_freed_memory()
   out = options.output.out
   check_options(options)
+  check_apart(out, _places(options))
   resumed = run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
   try:
-    return _train(options)
-  except (ValueError, TypeError):
-    # A run that was refused before it began must not stand in the way of the corrected command.
-    if not resumed and not (out / run_folder.CHECKPOINTS).exists():
-      (out / run_folder.CONFIG).unlink(missing_ok=True)
-    raise
+    return _train(options, resumed)
   except KeyboardInterrupt:  # before or after the training loop, which stops by itself
     raise KeyboardInterrupt(run_folder.last_checkpoint(out)) from None
 
 
-def _train(options: Finetune) -> dict[str, Any]:
+def _places(options: Finetune) -> dict[str, str]:
+  """The files and folders that a run reads, by option; presets and data sets of a name lie in the cache folder."""
+  models = {"model": options.model, "guide": options.loss.guide}
+  places = {name: m for name, m in models.items() if m is not None and m.partition(":")[0] not in PRESETS}
+  return places | ({"data": options.data} if is_place(options.data) else {})
+
+
+def _train(options: Finetune, resumed: bool) -> dict[str, Any]:
   out, optimization = options.output.out, options.optimization
   mesh = mesh_of(options.compute)
   if mesh is not None:
@@ -70,10 +76,12 @@ def _train(options: Finetune) -> dict[str, Any]:
   splits = read_splits(options.data, options.examples)
   model = load(options.model)
   inputs = {"data version": splits.version, "records": len(splits.train)}
-  run_folder.check_inputs(out, {**inputs, "model's weights": checksum(model.params)})
-  if (out / run_folder.SUMMARY).exists():
-    print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
-    return json.loads((out / run_folder.SUMMARY).read_text())
+  read = {**inputs, "model's weights": checksum(model.params)}
+  if resumed:
+    run_folder.check_inputs(out, read)
+    if (out / run_folder.SUMMARY).exists():
+      print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
+      return json.loads((out / run_folder.SUMMARY).read_text())
   steps = optimization.steps or max(1, math.ceil(optimization.epochs * len(splits.train) / optimization.batch_size))
   recipe = recipe_of(options, model.config, steps, mesh)
   step = make_train_step(recipe)
@@ -85,13 +93,17 @@ def _train(options: Finetune) -> dict[str, Any]:
   evaluate = None if validate is None else (
       lambda state, frozen: validate(recipe.transform.join(frozen, state.trainable)))
 
+  before = evaluate(state, frozen) if evaluate and not (resumed and run_folder.validations(out)) else None
+  if not resumed:  # Not sooner: what is refused so far loses no run that is there, nor stands in a corrected one's way.
+    run_folder.begin_run(out, defining(options), read)
+
   writers: list[Any] = [JsonLines(out / run_folder.METRICS)]
   if options.output.tensorboard:
     writers.append(TensorBoard(out / run_folder.TENSORBOARD))
   try:
-    if evaluate and not run_folder.validations(out):
+    if before is not None:
       for writer in writers:
-        writer.write(0, {f"eval/{name}": v for name, v in evaluate(state, frozen).items()})
+        writer.write(0, {f"eval/{name}": v for name, v in before.items()})
     fingerprint = {**defining(options), **inputs}
     with quiet_threads(), Checkpoints(
         out / run_folder.CHECKPOINTS, max_to_keep=options.output.keep, configuration=defining(options),
@@ -129,6 +141,7 @@ def _prepare(
   if options.examples.pack:
     raise ValueError("--pack is for decoders; an encoder needs one vector a row")
   keys, length = keys_of(records), min(options.examples.max_length, model.max_length)
+  _check_different(records, keys, options.optimization.batch_size)
   if loss == "gist":
     guide = load(options.loss.guide) if options.loss.guide else model
     config, tokenizer = guide.text_encoder("guide")
@@ -146,6 +159,20 @@ def _check_scored(records: Records, collate: Collate, max_length: int) -> None:
       return
   raise ValueError(f"data must hold a token to learn from; got none in {len(records)} records: the data mark none, or "
                    f"max_length = {max_length} cuts them all off")
+
+
+def _check_different(records: Records, keys: Sequence[str], batch_size: int) -> None:
+  """Raises ValueError where a batch must hold an example twice, which would be a negative of itself.
+
+  Reads as far as the record with which there are enough.
+  """
+  different: set[tuple[str, ...]] = set()
+  for record in records:
+    different.add(tuple(record[key] for key in keys))
+    if len(different) >= batch_size:
+      return
+  raise ValueError(f"batch_size must be at most the number of different pairs, {len(different)} of {len(records)}, as "
+                   f"the others of a batch are the negatives of each; got {batch_size}")
 
 
 def _finish(options: Finetune, model: Pretrained, params: Any, facts: dict[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Output:
   out: Path = Path("runs/finetune")
   """Folder of config, metrics, checkpoints and the tuned model; a run that it holds already is resumed."""
   overwrite: bool = False
-  """Delete the run in that folder and start anew."""
+  """Delete the run in that folder, once all that the new one reads is known to be good, and start anew."""
   checkpoint_every: int = 500
   """Steps between checkpoints; the last step is always saved."""
   keep: int = 2

@@ -6,41 +6,61 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from jaxft.files import check_writable, write_text
+from jaxft.files import check_writable, remove_leftovers, write_text
 from jaxft.training.metrics import read_json_lines
 
 CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, SUMMARY, TENSORBOARD = (
     "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "summary.json", "tensorboard")
 
 
+# What every `config.json` of a run has: by them it is told from one of a model.
+OWN = ("model", "data", "method")
+
+
 def open_run(out: Path, defining: dict[str, Any], *, overwrite: bool) -> bool:
-  """Makes a run's folder or opens the one that is there, and writes what defines the run to `config.json`.
+  """Makes a run's folder or looks at the one that is there; of a run that is there, nothing is deleted or changed.
+
+  What writers that were killed have left half made is removed.
 
   Args:
     out: the folder.
     defining: the options that make the run what it is.
-    overwrite: delete the run that is there.
+    overwrite: a run that is there will be deleted, by `begin_run`.
 
   Returns:
-    Whether there was a run of the same options, to be resumed.
+    Whether there is a run of the same options, to be resumed.
 
   Raises:
     ValueError: it holds a run of other options (all that differ are named), or files that are no run.
     OSError: it cannot be written.
   """
   check_writable(out)
-  if overwrite:
-    _delete_run(out)
   path = out / CONFIG
   if path.exists():
-    _check_same(path, defining)
-    return True
-  if left := [name for name in (CHECKPOINTS, MODEL, METRICS) if (out / name).exists()]:
-    raise ValueError(f"{out} holds {', '.join(left)} but no {CONFIG}: it is no run that can be resumed; choose another "
-                     "--out, or --overwrite it")
-  (out / INPUTS).unlink(missing_ok=True)  # of a run that was refused before it began
-  write_text(path, json.dumps(defining, indent=1) + "\n")
-  return False
+    saved = _configuration(path)
+    if not overwrite:
+      _check_same(out, saved, defining)
+  elif left := [name for name in (CHECKPOINTS, MODEL, METRICS, SUMMARY) if (out / name).exists()]:
+    raise ValueError(f"{out} holds {', '.join(left)} but no {CONFIG}: it is no run, to be resumed or overwritten; "
+                     "choose another --out")
+  for name in (CONFIG, INPUTS, SUMMARY, MODEL):
+    remove_leftovers(out / name)
+  return path.exists() and not overwrite
+
+
+def begin_run(out: Path, defining: dict[str, Any], inputs: dict[str, Any]) -> None:
+  """Deletes the run that is there, if one is, and writes what defines the new one and what it reads.
+
+  Args:
+    out: the folder; `open_run` has looked at it.
+    defining: goes to `config.json`, by which the folder is a run.
+    inputs: goes to `inputs.json`; see `check_inputs`.
+  """
+  if (out / CONFIG).exists():
+    _delete_run(out)
+  (out / INPUTS).unlink(missing_ok=True)  # of a run that was killed before it began
+  check_inputs(out, inputs)
+  write_text(out / CONFIG, json.dumps(defining, indent=1) + "\n")
 
 
 def check_inputs(out: Path, inputs: dict[str, Any]) -> None:
@@ -65,26 +85,34 @@ def check_inputs(out: Path, inputs: dict[str, Any]) -> None:
                      "another --out, or --overwrite to start anew")
 
 
-def _check_same(path: Path, defining: dict[str, Any]) -> None:
+def _configuration(path: Path) -> dict[str, Any]:
+  """What defines the run that is there; ValueError where the file is not a run's own."""
   try:
     saved = json.loads(path.read_text())
     if not isinstance(saved, dict):
       raise ValueError("it is no object")
+    if missing := [key for key in OWN if key not in saved]:
+      raise ValueError(f"it has no {', '.join(missing)}")
   except ValueError as e:
-    raise ValueError(f"{path} is not the configuration of a run: {e}") from None
+    raise ValueError(f"{path} is not the configuration of a run: {e}. What lies there is no run, to be resumed or "
+                     "overwritten; choose another --out") from None
+  return saved
+
+
+def _check_same(out: Path, saved: dict[str, Any], defining: dict[str, Any]) -> None:
   differ = [key for key in {**saved, **defining} if saved.get(key) != defining.get(key)]
   if differ:
     shown = "; ".join(f"{key}: {saved.get(key)!r} there, {defining.get(key)!r} here" for key in differ)
-    raise ValueError(f"{path.parent} holds a run of another configuration; {len(differ)} options differ: {shown}. "
+    raise ValueError(f"{out} holds a run of another configuration; {len(differ)} options differ: {shown}. "
                      "Give the same options to resume it, another --out, or --overwrite to start anew")
 
 
 def _delete_run(out: Path) -> None:
   """Deletes what a run writes, and nothing else that the folder may hold."""
-  for name in (CONFIG, INPUTS, METRICS, SUMMARY):
-    (out / name).unlink(missing_ok=True)
   for name in (CHECKPOINTS, MODEL, TENSORBOARD):
     shutil.rmtree(out / name, ignore_errors=True)
+  for name in (INPUTS, METRICS, SUMMARY, CONFIG):  # the last, so that what a kill leaves is still a run
+    (out / name).unlink(missing_ok=True)
 
 
 def validations(out: Path) -> dict[int, dict[str, float]]:

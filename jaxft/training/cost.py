@@ -17,8 +17,8 @@ class Cost:
   """What one transform keeps, and what one step of it computes.
 
   Attributes:
-    trained: numbers that train.
-    params: numbers of the model.
+    trained: numbers that train, those that a method adds among them.
+    params: the model's own count of numbers.
     frozen_bytes, trained_bytes, optimizer_bytes: of the frozen side (indices and seeds included), of what trains, and
       of the optimizer's state.
     flops: matrix products of one training step per parameter and token, counted from the jaxpr; None where no step was
@@ -34,6 +34,7 @@ class Cost:
 
   @property
   def share(self) -> float:
+    """What trains, over the model's own count."""
     return self.trained / self.params
 
   @property

@@ -46,7 +46,8 @@ class Plan:
 
   Attributes:
     devices: number of devices.
-    trained: parameters that train.
+    params: the model's own count of parameters.
+    trained: parameters that train, those that a method adds among them.
     frozen: parameters that do not; one that is stored in a structured leaf counts as what it stands for.
     trained_bytes, frozen_bytes, optimizer_bytes, batch_bytes: per device.
     gradient_bytes: per device, for as long as the optimizer has not used them.
@@ -55,6 +56,7 @@ class Plan:
   """
 
   devices: int
+  params: int
   trained: int
   frozen: int
   trained_bytes: int
@@ -66,15 +68,20 @@ class Plan:
   compiled: Compiled | None
 
   @property
+  def share(self) -> float:
+    """What trains, over the model's own count, as in `training_cost` and in the summary of a run."""
+    return self.trained / self.params
+
+  @property
   def state_bytes(self) -> int:
     """Per device: what stays from step to step."""
     return self.trained_bytes + self.frozen_bytes + self.optimizer_bytes
 
   def __str__(self) -> str:
     mib = lambda n: f"{n / 2**20:,.1f} MiB"
-    share = self.trained / max(self.trained + self.frozen, 1)
     lines = [
-        f"parameters   {self.trained:,} trained ({share:.2%}), {self.frozen:,} frozen",
+        f"parameters   {self.trained:,} trained ({self.share:.2%} of the model's {self.params:,}), "
+        f"{self.frozen:,} frozen",
         f"per device   {mib(self.state_bytes)} from step to step ({self.devices} devices): trained "
         f"{mib(self.trained_bytes)}, optimizer {mib(self.optimizer_bytes)}, frozen {mib(self.frozen_bytes)}",
         f"             {mib(self.gradient_bytes)} gradients, {mib(self.batch_bytes)} batch",
@@ -126,6 +133,7 @@ def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> P
         memory.alias_size_in_bytes)
   return Plan(
       devices=1 if recipe.mesh is None else recipe.mesh.size,
+      params=count(params),
       trained=count(state.trainable),
       frozen=sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(frozen) if leaf is not None),
       trained_bytes=bytes_per_device(state.trainable),

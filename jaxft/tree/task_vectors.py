@@ -28,7 +28,7 @@ def task_vector(base: Tree, tuned: Tree) -> Tree:
 def apply_task_vector(base: Tree, delta: Tree, *, scale: float = 1.0) -> Tree:
   """`base + scale * delta`, added in float32 and rounded once to the base's dtype.
 
-  A None leaf of `delta` leaves the base's leaf as it is.
+  A None leaf of `delta` leaves the base's leaf as it is; leaves that are not floating point are the base's.
 
   >>> apply_task_vector({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([0.5, -1.0])}, scale=2.0)
   {'w': Array([2., 0.], dtype=float32)}
@@ -44,7 +44,7 @@ def apply_task_vector(base: Tree, delta: Tree, *, scale: float = 1.0) -> Tree:
                if x is not None and own.get(path) is not None and own[path].shape != x.shape]
   if problems:
     raise ValueError(f"delta must have the leaves of base, or None; {len(problems)} differ: {'; '.join(problems)}")
-  add = lambda b, d: b if d is None else (_float32(b) + scale * _float32(d)).astype(b.dtype)
+  add = lambda b, d: b if d is None or not _is_float(b) else (_float32(b) + scale * _float32(d)).astype(b.dtype)
   return jax.tree.map(add, base, delta)
 
 

@@ -56,6 +56,31 @@ def test_ties_negative_zero_and_nan():
     np.testing.assert_array_equal(flat(top_k_mask(tied, k)), expected(np.nan_to_num(flat(tied), nan=-9.0), k))
 
 
+def test_nan_comes_before_what_does_not_compete():
+  chosen = top_k_mask({"w": jnp.array([5.0, jnp.nan, 1.0])}, 2, where={"w": np.array([False, True, True])})
+  np.testing.assert_array_equal(chosen["w"], [False, True, True])
+
+
+@pytest.mark.parametrize(("scores", "want"), [
+    ({"a": np.array([1.0, 1.0 + 1e-12]), "b": np.array([1.0 + 2e-12, np.nan])}, [0, 1, 1, 0]),
+    ({"a": np.array([2**24, 2**24 + 1]), "b": np.array([2**24 + 2, -1])}, [0, 1, 1, 0]),
+    ({"a": jnp.array([2**24, 2**24 + 1]), "b": jnp.array([2.0**24 + 2, -1])}, [0, 1, 1, 0]),
+    ({"a": np.array([2**62, 2**62 + 1]), "b": np.array([2**62 + 2, -1])}, [0, 1, 1, 0]),
+    ({"a": np.array([1e300, 1e301]), "b": jnp.array([jnp.nan, jnp.inf])}, [0, 1, 0, 1]),
+    ({"a": np.array([7, 7]), "b": np.array([7, 7])}, [1, 1, 0, 0]),
+    ({"a": np.array([np.nan, np.nan]), "b": np.array([np.nan, -np.inf])}, [1, 0, 0, 1]),
+])
+def test_scores_are_compared_in_their_own_type(scores, want):
+  np.testing.assert_array_equal(flat(top_k_mask(scores, 2)), np.array(want, bool))
+  masked = top_k_mask(scores, 1, where={"a": np.array([False, True]), "b": False})
+  np.testing.assert_array_equal(flat(masked), [False, True, False, False])
+
+
+def test_integers_that_no_common_type_holds_are_refused():
+  with pytest.raises(ValueError, match="within 2[*][*]53 where integers compete with other types; got int64"):
+    top_k_mask({"a": np.array([2**60]), "b": np.array([1.0])}, 1)
+
+
 def test_scopes():
   by_leaf = top_k_mask(scores(), 3, scope="leaf")
   assert [int(m.sum()) for m in jax.tree.leaves(by_leaf)] == [3, 3, 3]
@@ -240,6 +265,8 @@ def test_within_layers():
     (lambda: select_units(None, [3], fraction=0.5), "key must be given where scores are not"),
     (lambda: layer_ranges(3), "num_layers must be >= 4"),
     (lambda: within_layers(9, 11)(scores()), "match a leaf in layers 9 to 10"),
+    (lambda: within_layers(2, 1), "start must be at least 0 and below stop; got start 2, stop 1"),
+    (lambda: within_layers(-1, 2), "start must be at least 0 and below stop; got start -1, stop 2"),
 ])
 def test_errors(call, message):
   with pytest.raises(ValueError, match=message):

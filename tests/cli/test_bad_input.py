@@ -153,6 +153,16 @@ def test_a_broken_line_is_named(finetune, tmp_path):
   assert answer.status == 2 and "broken.jsonl" in answer.error and "3" in answer.error
 
 
+def test_a_batch_larger_than_the_different_pairs(finetune, tmp_path):
+  """Copies of a pair would be negatives of each other."""
+  data = tmp_path / "copies.jsonl"
+  data.write_text('{"anchor": "a", "positive": "b"}\n' * 4 + '{"anchor": "a", "positive": "c"}\n')
+  answer = finetune(*LEAN, "--batch-size", 4, data=data)
+  assert answer.status == 2, answer.err
+  assert "batch_size must be at most the number of different pairs, 2 of 5" in answer.error and "got 4" in answer.error
+  assert finetune(*LEAN, data=data).status == 0
+
+
 def test_data_that_the_model_cannot_learn_from(finetune, tmp_path):
   data = tmp_path / "text.jsonl"
   data.write_text('{"text": "one"}\n{"text": "two"}\n')

@@ -100,6 +100,11 @@ def test_the_script_starts_without_heavy_imports():
   assert done.stdout.splitlines()[-1] == "[]", done.stdout[-500:] + done.stderr[-500:]
 
 
+def test_the_package_is_the_command_too():
+  done = subprocess.run([sys.executable, "-m", "jaxft", "--version"], capture_output=True, text=True, timeout=60)
+  assert done.returncode == 0 and done.stdout.startswith("jaxft ")
+
+
 def test_list_needs_no_data_library():
   code = "import sys; from jaxft.cli import main; main(['list', '--package', 'json']); " \
          "print([m for m in ('tensorflow_datasets', 'grain', 'orbax') if m in sys.modules])"

@@ -86,6 +86,17 @@ def test_a_complete_run_is_left_alone_and_another_one_refused(jaxft, tiny, pairs
   assert other.status == 2 and "2 options differ: rank: 8 there, 4 here; seed: 0 there, 1 here" in other.error
   assert weights(tmp_path / "run")
   (tmp_path / "run" / "note.txt").write_text("not the run's own")
+  # What is refused loses nothing of the run that is there.
+  kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+  own = ["finetune", "--model", tmp_path / "run/model", *args[3:]]
+  for refused, said in (
+      ((*args, "--overwrite", "--rank", 4, "--data", tmp_path / "dat.jsonl"), "there is none at"),
+      ((*args, "--overwrite", "--rank", 4, "--model", tmp_path / "modle"), "neither a preset"),
+      ((*args, "--overwrite", "--select", "layers/**/quary/kernel"), "matches none"),
+      ((*own, "--overwrite"), "holds the model"), (own, "holds the model")):
+    answer = jaxft(*refused)
+    assert answer.status == 2 and said in answer.error, answer.err
+  assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
   assert jaxft(*args, "--rank", 4, "--seed", 1, "--overwrite").status == 0
   assert json.loads((tmp_path / "run/config.json").read_text())["rank"] == 4
   assert (tmp_path / "run" / "note.txt").exists()

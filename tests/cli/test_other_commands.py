@@ -21,7 +21,7 @@ def test_plan_counts_what_a_run_trains(jaxft, tiny, tmp_path):
   # Longer inputs than the position table holds are cut, as a run cuts them.
   text = jaxft("plan", "--model", tiny, "--data", "x", "--batch-size", 4, "--method", "full", "--no-compile",
                "--data-parallel", 1).out
-  assert "trained (100.00%)" in text and "compiled" not in text
+  assert "trained (100.00% of the model's " in text and "compiled" not in text
 
 
 def test_plan_of_a_decoder_with_quantized_weights(jaxft, smollm2):
@@ -92,6 +92,7 @@ def test_convert_reads_back_what_it_wrote(jaxft, tiny, tmp_path):
   assert one.config == other.config
   assert all(map(np.array_equal, jax.tree.leaves(one.params), jax.tree.leaves(other.params)))
   assert "exists" in jaxft("convert", tiny, tmp_path / "out").error
+  assert "lies inside the source" in jaxft("convert", tmp_path / "out", tmp_path / "out" / "new").error
   assert "nearest: bfloat16" in jaxft("convert", tiny, tmp_path / "other", "--dtype", "bfloat").error
 
 

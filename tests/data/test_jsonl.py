@@ -32,6 +32,11 @@ def test_a_file_comes_back_as_it_is(tmp_path, format):
   assert data.builder(path, data_dir=tmp_path / "data").info.metadata["format"] == format
 
 
+def test_a_byte_order_mark_on_a_line_of_its_own(tmp_path):
+  path = write(tmp_path, b"\xef\xbb\xbf", {"text": "a \U0001f600"})
+  assert list(data.source(path, "train", data_dir=tmp_path / "data")) == [{"text": "a \U0001f600"}]
+
+
 def test_order_is_kept_and_splits_are_cut(tmp_path):
   path = write(tmp_path, *({"text": str(i)} for i in range(50)))
   read = lambda split: [int(record["text"]) for record in data.source(path, split, data_dir=tmp_path / "data")]
@@ -69,6 +74,13 @@ def test_other_keys_can_be_left_out(tmp_path):
   ([{"messages": [{"role": "user"}]}], r"line 1: messages\[0\] must have the keys role and content; got \['role'\]"),
   ([{"messages": [{"role": "bot", "content": "a"}]}], r"line 1: messages\[0\] role must be one of .*; got 'bot'"),
   ([{"messages": [{"role": "user", "content": "a"}]}], "line 1: messages has no turn of the assistant"),
+  ([{"text": "a"}, {"text": "a\ud800b"}],
+   r"line 2: text is not valid Unicode: a lone surrogate, \\ud800, at character 1"),
+  ([{"prompt": "a", "completion": "\udc00"}], "line 1: completion is not valid Unicode"),
+  ([{"prompt": "\udc00", "completion": "a"}], "line 1: prompt is not valid Unicode"),
+  ([{"anchor": "a", "positive": "b", "negative": "\udfff"}], "line 1: negative is not valid Unicode"),
+  ([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\ud83d"}]}],
+   r"line 1: messages\[1\] content is not valid Unicode"),
   ([], "the file holds no record"),
   ([b"", b"  "], "the file holds no record"),
 ])

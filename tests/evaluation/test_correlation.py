@@ -40,7 +40,7 @@ def test_integers_are_ranked_as_integers():
   np.testing.assert_array_equal(average_ranks(np.array([2**60, 2**60 + 1, 0])), [2, 3, 1])
 
 
-@pytest.mark.parametrize("scale, offset", [(1.0, 0.0), (1e30, 0.0), (1e-30, 0.0), (1.0, 1e4)])
+@pytest.mark.parametrize("scale, offset", [(1.0, 0.0), (1e30, 0.0), (1e38, 0.0), (1e-30, 0.0), (1.0, 1e4)])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_jax_arrays_keep_their_precision_whatever_offset_and_scale(wrap, scale, offset):
   x = jnp.asarray(scale * NORMAL + offset, jnp.float32)

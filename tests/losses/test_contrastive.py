@@ -149,6 +149,16 @@ def test_normalize_has_a_finite_gradient_at_zero_and_works_in_float32():
   np.testing.assert_allclose(jnp.linalg.norm(normalize(jnp.array([[3e-4, 4e-4], [3e4, 4e4]])), axis=1), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("length", [1e-7, 8e37, 9e37, 1e38, 3e38])
+def test_unit_vectors_of_any_finite_length(length, dtype):
+  x = jnp.array([[length, 0], [length, -length]], dtype)
+  for f in (normalize, jax.jit(normalize)):
+    np.testing.assert_allclose(f(x), [[1, 0], [0.5**0.5, -(0.5**0.5)]], rtol=1e-6)
+  np.testing.assert_allclose(cosine_similarity(x, x), [[1, 0.5**0.5], [0.5**0.5, 1]], rtol=1e-6)
+  assert np.isfinite(jax.grad(lambda x: normalize(x).astype(jnp.float32)[1, 0])(x)).all()
+
+
 def test_a_learned_temperature_gets_its_gradient_also_with_infinite_dropped_entries():
   similarity = jnp.array([[0.5, 0.1, jnp.inf], [0.2, 0.7, -jnp.inf]])
   drop = jnp.array([[False, False, True]] * 2)

@@ -356,7 +356,7 @@ def test_a_parameter_that_is_missing(tmp_path):
 
 def test_the_number_of_models(tmp_path):
   family(tmp_path, count=2)
-  with pytest.raises(ValueError, match="slerp takes 1 models besides the base; got 2"):
+  with pytest.raises(ValueError, match="slerp takes 1 model besides the base; got 2"):
     plan_merge(configure(tmp_path / "m.yaml", recipe("slerp", count=2, parameters={"t": 0.5})))
 
 

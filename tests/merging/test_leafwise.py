@@ -216,15 +216,26 @@ def test_exp_and_log():
 def test_parameters_are_checked_by_name():
   good = {"weight": [1, 1], "density": [0.5, 1.0]}
   check_parameters("ties", good, {"lambda": 0.5}, 2)
+  check_parameters("della", good | {"density": [0, 1]}, {}, 2)
+  check_parameters("passthrough", {"scale": [None]}, {}, 1)
   for name, per_model, parameters, models, message in (
-      ("ties", good | {"density": [-0.1, 0.5]}, {}, 2, r"density must lie in \(0, 1\]; got -0.1"),
-      ("ties", good | {"density": [1.5, 0.5]}, {}, 2, r"density must lie in \(0, 1\]; got 1.5"),
+      ("ties", good | {"density": [-0.1, 0.5]}, {}, 2, r"density must lie in \[0, 1\]; got -0.1"),
+      ("ties", good | {"density": [1.5, 0.5]}, {}, 2, r"density must lie in \[0, 1\]; got 1.5"),
       ("ties", {"weight": [1]}, {}, 2, "weight must have one value for each of 2 models; got 1"),
       ("ties", {}, {}, 2, "ties needs the parameter 'weight' of each model"),
       ("ties", good | {"gamma": [0, 0]}, {}, 2, "no parameter 'gamma' of each model; it takes weight, density"),
       ("slerp", {}, {}, 1, "slerp needs the parameter 't'"),
-      ("slerp", {}, {"t": 0.5}, 2, "slerp takes 1 models besides the base; got 2"),
+      ("slerp", {}, {"t": 0.5}, 2, "slerp takes 1 model besides the base; got 2"),
       ("model_stock", {}, {}, 1, "at least 2 models besides the base; got 1"),
+      ("passthrough", {}, {}, 3, "passthrough takes 1 model; got 3 with the base"),
+      ("breadcrumbs", good | {"gamma": [0.1, -0.5]}, {}, 2, r"gamma must lie in \[0, 1\); got -0.5"),
+      ("breadcrumbs_ties", good | {"gamma": [1.5, 0]}, {}, 2, r"gamma must lie in \[0, 1\); got 1.5"),
+      ("karcher", {}, {"max_iter": -3}, 2, r"max_iter must lie in \[0, inf\); got -3"),
+      ("karcher", {}, {"tol": -1.0}, 2, r"tol must lie in \[0, inf\); got -1.0"),
+      ("nearswap", {}, {"t": -1.0}, 1, r"t must lie in \[0, inf\); got -1.0"),
+      ("ramplus_tl", {}, {"alpha": -1.0}, 2, r"alpha must lie in \[0, inf\); got -1.0"),
+      ("sce", {}, {"select_topk": 1.5}, 2, r"select_topk must lie in \[0, 1\]; got 1.5"),
+      ("ties", good | {"weight": [1, float("nan")]}, {}, 2, "weight must be a finite number; got nan"),
       ("della", good | {"epsilon": [0.5, 0.1]}, {}, 2, "epsilon must be at least 0 and leave"),
       ("della", {"weight": [1], "density": [0.1]}, {}, 1, "got density 0.1, epsilon 0.15"),
   ):

@@ -86,7 +86,7 @@ def test_overflow_of_the_result_is_an_error(on):
     (lambda: m.average(iter([BASE, GOOD]), weights=[nan, 1.0]), r"weights\[0\] must be a finite number"),
     (lambda: m.nuslerp([BASE, GOOD], weights=[inf, 1.0]), r"weights\[0\] must be a finite number"),
     (lambda: m.task_arithmetic([GOOD], BASE, scale=nan), "scale must be a finite number; got nan"),
-    (lambda: m.ties([GOOD], BASE, density=nan), r"density must lie in \(0, 1\]; got nan"),
+    (lambda: m.ties([GOOD], BASE, density=nan), r"density must lie in \[0, 1\]; got nan"),
     (lambda: m.della([GOOD], BASE, density=0.5, epsilon=nan, key=0), "epsilon must be a finite number"),
     (lambda: m.ram([GOOD], BASE, epsilon=nan), r"epsilon must lie in \[0, inf\); got nan"),
     (lambda: m.slerp(BASE, GOOD, nan), "t must be a finite number"),

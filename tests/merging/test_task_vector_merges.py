@@ -1,5 +1,7 @@
 """Merges of task vectors: golden values, reductions, unbiasedness, scopes, and that mergekit's names give the same."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,9 +147,19 @@ def test_mergekits_names_are_arguments_of_these(name, parameters, merge):
   np.testing.assert_array_equal(merge(models, base)["embed"], want)
 
 
+@pytest.mark.parametrize("merge", [
+    *(partial(ties, scope=scope) for scope in ("global", "leaf", "row")), partial(dare, key=0),
+    partial(dare, key=0, rescale="l1"), partial(della, key=0), partial(breadcrumbs, scope="leaf"), sce,
+])
+def test_a_density_of_zero_drops_everything(merge):
+  """As in a configuration, where a gradient over depth may begin at it."""
+  np.testing.assert_array_equal(merge(PAIR, ZERO, density=0)["w"], ZERO["w"])
+  np.testing.assert_array_equal(trim(PAIR[0], 0.0, scope="global")["w"], ZERO["w"])
+
+
 @pytest.mark.parametrize("call, message", [
-    (lambda: ties(PAIR, ZERO, density=0.0), r"density must lie in \(0, 1\]; got 0.0"),
-    (lambda: dare(PAIR, ZERO, density=[0.5, 1.1], key=0), r"density must lie in \(0, 1\]; got 1.1"),
+    (lambda: ties(PAIR, ZERO, density=-0.1), r"density must lie in \[0, 1\]; got -0.1"),
+    (lambda: dare(PAIR, ZERO, density=[0.5, 1.1], key=0), r"density must lie in \[0, 1\]; got 1.1"),
     (lambda: dare(PAIR, ZERO, density=[0.5], key=0), "density must be one number, or one for each of 2 models; got 1"),
     (lambda: task_arithmetic(PAIR, ZERO, weights=[1]), "weights must have one entry for each of 2 models; got 1"),
     (lambda: task_arithmetic([], ZERO), "models must hold at least 1 checkpoint; got 0"),

@@ -300,6 +300,8 @@ def test_errors_name_the_argument(params):
     DecoderConfig(**{**CONFIG.__dict__, "num_kv_heads": 3})
   with pytest.raises(ValueError, match="head_dim must be even"):
     DecoderConfig(**{**CONFIG.__dict__, "head_dim": 7})
+  with pytest.raises(TypeError, match="hidden must .*floating-point"):
+    decoder.logits(params, CONFIG, IDS)
   cache = decoder.init_cache(CONFIG, 2, 7)
   with pytest.raises(ValueError, match="cache has 7 slots; got 8 positions"):
     decoder.hidden_states(params, CONFIG, IDS, cache=cache)

@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
+from jaxft.files import check_apart, write_text
 from jaxft.recipes import run_folder
 from jaxft.recipes.options import Examples, Finetune, Loss, Optimization
 from jaxft.recipes.run import check_loss, check_options
@@ -35,17 +39,65 @@ def test_an_option_that_the_loss_does_not_read_is_refused(loss, options, message
     check_loss(options, loss)
 
 
+OPTIONS = {"model": "m", "data": "d", "method": "lora"}
+
+
 def test_a_run_goes_on_with_what_it_began_with_alone(tmp_path):
   inputs = {"data version": "a", "records": 3, "model's weights": "0f"}
-  assert not run_folder.open_run(tmp_path, {"rank": 8}, overwrite=False)
-  run_folder.check_inputs(tmp_path, inputs)
-  assert run_folder.open_run(tmp_path, {"rank": 8}, overwrite=False)
+  assert not run_folder.open_run(tmp_path, OPTIONS, overwrite=False)
+  assert not list(tmp_path.iterdir())
+  run_folder.begin_run(tmp_path, OPTIONS, inputs)
+  assert run_folder.open_run(tmp_path, OPTIONS, overwrite=False)
   run_folder.check_inputs(tmp_path, inputs)
   with pytest.raises(ValueError, match="changed since: data version: 'a' there, 'b' here; records: 3 there, 4 here"):
     run_folder.check_inputs(tmp_path, inputs | {"data version": "b", "records": 4})
   (tmp_path / run_folder.INPUTS).write_text("[1")
   with pytest.raises(ValueError, match="does not say what a run reads"):
     run_folder.check_inputs(tmp_path, inputs)
-  assert not run_folder.open_run(tmp_path, {"rank": 8}, overwrite=True)
-  run_folder.check_inputs(tmp_path, inputs | {"records": 5})
+  before = contents(tmp_path)
+  assert not run_folder.open_run(tmp_path, OPTIONS | {"rank": 4}, overwrite=True)
+  assert contents(tmp_path) == before  # nothing is lost before a new run begins
+  run_folder.begin_run(tmp_path, OPTIONS | {"rank": 4}, inputs | {"records": 5})
   assert json.loads((tmp_path / run_folder.INPUTS).read_text())["records"] == 5
+  assert json.loads((tmp_path / run_folder.CONFIG).read_text())["rank"] == 4
+
+
+def contents(folder):
+  return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name, text, said", [
+    ("config.json", '{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}', "it has no model, data, method"),
+    ("config.json", '[]', "it is no object"), ("model/config.json", "{}", "holds model but no config.json"),
+    ("summary.json", "{}", "holds summary.json but no config.json"),
+])
+def test_a_folder_that_is_no_run_is_neither_resumed_nor_overwritten(tmp_path, overwrite, name, text, said):
+  write_text(tmp_path / name, text)
+  with pytest.raises(ValueError, match=f"{said}.* choose another --out"):
+    run_folder.open_run(tmp_path, OPTIONS, overwrite=overwrite)
+  assert (tmp_path / name).read_text() == text
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+  ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+  dead, alive = ended.stdout.decode().strip(), os.getppid()
+  for name in (f".model.{dead}.part", f".model.{alive}.part", f".model.{os.getpid()}.part", f".mine.{dead}.part"):
+    (tmp_path / name).mkdir()
+  write_text(tmp_path / f".config.json.{dead}.part", "{")
+  run_folder.open_run(tmp_path, OPTIONS, overwrite=False)
+  assert {path.name for path in tmp_path.iterdir()} == {f".model.{alive}.part", f".mine.{dead}.part"}
+
+
+@pytest.mark.parametrize("out, how", [
+    ("models/llama", "is"), ("models", "holds"), ("models/llama/run", "lies inside"), ("link", "is"),
+    ("link/run", "lies inside"), ("models/../models", "holds"),
+])
+def test_a_folder_to_write_lies_apart_from_what_is_read(tmp_path, out, how):
+  model = tmp_path / "models" / "llama"
+  model.mkdir(parents=True)
+  (tmp_path / "link").symlink_to(model)
+  with pytest.raises(ValueError, match=f"{out} {how} the model {model}"):
+    check_apart(tmp_path / out, {"model": model})
+  for apart in ("models/other", "models/llama2", "new/run"):
+    check_apart(tmp_path / apart, {"model": model, "data": tmp_path / "models" / "data.jsonl"})

@@ -7,7 +7,7 @@ import pytest
 
 from jaxft.losses.reduction import Mean
 from jaxft.models import decoder
-from jaxft.training import DECODER_RULES, Recipe, bytes_per_device, init_state, make_mesh, plan
+from jaxft.training import DECODER_RULES, Recipe, bytes_per_device, init_state, make_mesh, plan, training_cost
 from jaxft.transforms import chain, full, lora, quantize
 from tests.training import toy
 
@@ -45,6 +45,8 @@ def test_bytes_are_those_of_the_real_state_on_a_mesh():
   assert got.optimizer_bytes == on_first(state.opt_state)
   assert got.frozen == sum(x.size for x in jax.tree.leaves(params)), "what is quantized counts as what it stands for"
   assert got.trained == 6 * 4 * (4 * 128 + 3 * 320)
+  assert got.params == got.frozen and got.share == got.trained / got.params == training_cost(recipe, params).share
+  assert f"trained ({got.share:.2%} of the model's {got.params:,})" in str(got)
   assert got.batch_bytes == ROWS * LENGTH * 4 // 4 and got.devices == 8
   assert got.compiled is None
 
@@ -59,7 +61,7 @@ def test_operations_follow_the_cost_model_with_layers_multiplied_out():
   assert whole.compiled.flops < 0.5 * whole.flops.total, "the compiler no longer counts the body of a scan once"
   assert whole.compiled.arguments >= whole.state_bytes
   assert whole.compiled.peak >= whole.state_bytes
-  assert "trained (100.00%)" in str(whole)
+  assert "402,240 trained (100.00% of the model's 402,240)" in str(whole)
 
 
 def test_accumulation_leaves_the_operations_as_they_are():

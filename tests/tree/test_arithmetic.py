@@ -40,6 +40,14 @@ def test_holes_and_widths_fit():
   np.testing.assert_array_equal(stacked["layers"]["w"], [1, 1, 3])
 
 
+def test_what_is_not_floating_point_stays_the_bases():
+  """Positions and other buffers are no weights: 1 + 0.9 is neither 1 nor 2."""
+  base, other = {"w": f, "n": i}, {"w": 2 * f, "n": 3 * i}
+  for moved in (apply_task_vector(base, {"w": f, "n": 0.9 * f}), interpolate(base, other, 1.0)):
+    assert moved["n"] is i
+    np.testing.assert_array_equal(moved["w"], 2 * f)
+
+
 def test_the_ends_of_a_line_are_its_models():
   a, b = {"w": np.float32([1e30, np.nan])}, {"w": np.float32([np.inf, 1])}
   for run in (interpolate, jax.jit(interpolate)):

@@ -1,5 +1,7 @@
 """Whatever made a choice, whatever uses it: each kind of selection with each user, on stacked and unrolled layers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,14 @@ CONFIG = decoder.DecoderConfig(
 STACKED = decoder.init(KEY, CONFIG)
 LAYOUTS = {"stacked": STACKED, "unrolled": unstack_layers(STACKED)}
 OUT = "**/attention/out/kernel"
+
+
+def test_no_rows_are_a_choice_too():
+  """An empty list too, which NumPy takes for one of floats."""
+  for none in ([], np.zeros((LAYERS, 0), int)):
+    assert not any(map(np.any, jax.tree.leaves(choose_rows(STACKED, {OUT: none}))))
+  assert chosen_fraction({"w": np.zeros((0, 3)), "v": None}, True) == 0
+  assert chosen_fraction({"w": np.zeros((0, 3)), "v": np.zeros(2)}, "v") == 1
 
 
 def search(params):
@@ -189,6 +199,9 @@ def test_what_trains_by_layers_composes_with_what_adapts_the_rest():
     (lambda: choose_rows(STACKED, {OUT: np.zeros((3, 1), int)}), ValueError, "have a row for its layer"),
     (lambda: choose_rows(STACKED, {OUT: np.array([0])}, axis=0), ValueError, "axis must be -2"),
     (lambda: choose_rows(STACKED, {OUT: np.array([0]), "**/out/*": np.array([0])}), ValueError, "two globs"),
+    (lambda: choose_rows(STACKED, {OUT: [True, False, True]}), ValueError, r"whole numbers, \[k\].* got bool\[3\]"),
+    (lambda: choose_rows(STACKED, {OUT: [0.5]}), ValueError, f"indices of '{re.escape(OUT)}' must be whole .*float64"),
+    (lambda: choose_rows(STACKED, {OUT: 1}), ValueError, "indices of .* must be whole numbers"),
     (lambda: chosen_rows(False, STACKED), ValueError, "at least one row"),
     (lambda: head_units(np.array([[4, 0]]), 4), ValueError, "layers in 0..3"),
 ])

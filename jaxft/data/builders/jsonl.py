@@ -122,6 +122,8 @@ def _lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
         continue
       try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        if not text:  # a byte order mark alone
+          continue
         yield number, json.loads(text, object_pairs_hook=_object), None
       except UnicodeDecodeError as e:
         yield number, None, f"not UTF-8 (byte {e.start} of the line)"
@@ -161,12 +163,14 @@ def _problem(value: Any, format: str, ignore: Sequence[str]) -> str | None:
     return f"{format} takes the keys {', '.join(keys)}; {', '.join(missing)} missing from {sorted(value)}"
   if unknown := [key for key in value if key not in keys and key not in ignore]:
     return (f"{format} takes the keys {', '.join(keys)}; unknown: {', '.join(unknown)} ({nearest(unknown[0], keys)}; "
-            "name keys to leave out in ignore)")
+            "take them out of the file, or read it by jaxft.data.builders.jsonl.jsonl_builder, which can ignore keys)")
   if format == "chat":
     return _chat_problem(value["messages"])
   for key in keys:
     if not isinstance(value[key], str):
       return f"{key} must be text; got {type(value[key]).__name__}"
+    if (lone := _lone_surrogate(value[key])) is not None:
+      return f"{key} {lone}"
     if not value[key].strip() and key != "prompt":
       return f"{key} is empty"
   return None
@@ -183,6 +187,17 @@ def _chat_problem(messages: Any) -> str | None:
       return f"messages[{i}] role must be one of {', '.join(ROLES)}; got {message['role']!r}"
     if not isinstance(message["content"], str):
       return f"messages[{i}] content must be text; got {type(message['content']).__name__}"
+    if (lone := _lone_surrogate(message["content"])) is not None:
+      return f"messages[{i}] content {lone}"
   if all(message["role"] != "assistant" for message in messages):
     return "messages has no turn of the assistant, so nothing to learn"
+  return None
+
+
+def _lone_surrogate(text: str) -> str | None:
+  r"""What is wrong with a text that no encoding can hold: JSON lets half of a pair, as "\ud800", stand alone."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    return f"is not valid Unicode: a lone surrogate, \\u{ord(text[e.start]):04x}, at character {e.start}"
   return None

@@ -149,7 +149,7 @@ def _groups(
   return list(groups.values())
 
 
-_UNROLL = "load it into unrolled layers, params = jaxft.transforms.unstack_layers(params), or cut the stack there"
+_UNROLL = "load it into unrolled layers, params = jaxft.tree.unstack_layers(params), or cut the stack there"
 
 
 def _whole(

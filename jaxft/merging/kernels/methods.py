@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxft.checks import in_range
 from jaxft.merging.kernels import directions, fusion, swaps, trims, variance_selection
 from jaxft.merging.kernels.blocks import LeafMerge
 from jaxft.merging.kernels.consensus import weighted_sum
@@ -38,6 +39,7 @@ class MergeMethod(NamedTuple):
     base: `required`; `optional`; or `ignored`: the base, if any is given, is one more of the models.
     per_model: parameters that each model has, with their defaults.
     parameters: parameters of the merge, with their defaults.
+    ranges: what their numbers must lie in, as of `in_range`; any finite number where none is named here.
     least, most: how many models it takes besides the base; None for any number.
     random: whether `settings` needs streams of random numbers, `streams=[...]`, one for each model.
   """
@@ -47,6 +49,7 @@ class MergeMethod(NamedTuple):
   base: Literal["required", "optional", "ignored"] = "required"
   per_model: Parameters = {}
   parameters: Parameters = {}
+  ranges: Mapping[str, str] = {}
   least: int = 1
   most: int | None = None
   random: bool = False
@@ -71,7 +74,8 @@ def check_parameters(name: str, per_model: Mapping[str, Sequence[Any]], paramete
   if not method.least <= models <= most:
     takes = f"at least {method.least}" if method.most is None else f"{method.least}" if method.least == most else (
         f"{method.least} to {most}")
-    raise ValueError(f"{name} takes {takes} models besides the base; got {models}")
+    of = "; got {} with the base" if method.base == "ignored" else " besides the base; got {}"
+    raise ValueError(f"{name} takes {takes} model{'s' * (takes != '1')}{of.format(models)}")
   for given, known, kind in ((per_model, method.per_model, "of each model"), (parameters, method.parameters, "")):
     unknown = sorted(set(given) - set(known))
     if unknown:
@@ -82,12 +86,17 @@ def check_parameters(name: str, per_model: Mapping[str, Sequence[Any]], paramete
   for key, values in per_model.items():
     if len(values) != models:
       raise ValueError(f"{key} must have one value for each of {models} models; got {len(values)}")
+  for key, value in [*((key, v) for key, values in per_model.items() for v in values), *parameters.items()]:
+    if value is not None:
+      in_range(key, value, method.ranges.get(key, "(-inf, inf)"))
   densities = per_model.get("density", ())
+  for density in densities:
+    trims.check_density(density)
+  for gamma in per_model.get("gamma", ()):
+    trims.check_gamma(gamma)
   epsilons = per_model.get("epsilon", [method.per_model.get("epsilon", 0.0)] * len(densities))
   for density, epsilon in zip(densities, epsilons, strict=True):
-    if density:  # in a configuration 0 leaves a model out, as a gradient over depth may
-      trims.check_density(density)
-      trims.check_epsilon(density, epsilon)
+    trims.check_epsilon(density, epsilon)
 
 
 # The methods, as `merge_leaf` and `merge_trees` run them.
@@ -236,7 +245,8 @@ METHODS: Mapping[str, MergeMethod] = {
         parameters={"normalize_weights": True, "eps": 1e-8}),
     "karcher": MergeMethod(
         KARCHER, lambda _, given: {"iterations": given.get("max_iter", 10), "tolerance": given.get("tol", 1e-5)},
-        base="ignored", parameters={"max_iter": 10, "tol": 1e-5}),
+        base="ignored", parameters={"max_iter": 10, "tol": 1e-5},
+        ranges={"max_iter": "[0, inf)", "tol": "[0, inf)"}),
     "model_stock": MergeMethod(
         STOCK, lambda _, given: {"rows": given.get("filter_wise", False)}, parameters={"filter_wise": False}, least=2),
     "passthrough": MergeMethod(
@@ -244,15 +254,20 @@ METHODS: Mapping[str, MergeMethod] = {
         lambda per_model, _: linear_settings([1.0 if s is None else s for s in per_model.get("scale", [None])],
                                              normalize=False),
         base="ignored", per_model={"scale": None}, most=1),
-    "nearswap": MergeMethod(NEARSWAP, lambda _, given: {"t": float(given["t"])}, parameters={"t": REQUIRED}, most=1),
+    "nearswap": MergeMethod(
+        NEARSWAP, lambda _, given: {"t": float(given["t"])}, parameters={"t": REQUIRED}, ranges={"t": "[0, inf)"},
+        most=1),
     "arcee_fusion": MergeMethod(FUSION, lambda _, given: {}, most=1),
-    "ram": MergeMethod(RAM, lambda _, given: {"epsilon": given.get("epsilon", 1e-5)}, parameters={"epsilon": 1e-5}),
+    "ram": MergeMethod(
+        RAM, lambda _, given: {"epsilon": given.get("epsilon", 1e-5)}, parameters={"epsilon": 1e-5},
+        ranges={"epsilon": "[0, inf)"}),
     "ramplus_tl": MergeMethod(
         RAM_PLUS, lambda _, given: {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2} | dict(given),
-        parameters={"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}),
+        parameters={"epsilon": 1e-5, "r": 0.1, "alpha": 0.2},
+        ranges={"epsilon": "[0, inf)", "r": "[0, inf)", "alpha": "[0, inf)"}),
     "sce": MergeMethod(
         SCE, lambda _, given: {"density": float(given.get("select_topk", 1.0))},
-        parameters={"select_topk": 1.0, "int8_mask": False}),
+        parameters={"select_topk": 1.0, "int8_mask": False}, ranges={"select_topk": "[0, 1]"}),
     "task_arithmetic": _generalized(),
     "ties": _generalized(trim=trims.by_magnitude, elect=True, normalize=True),
     "dare_linear": _generalized(trim=trims.at_random, rescale=True),

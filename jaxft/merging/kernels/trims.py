@@ -39,14 +39,22 @@ NOTHING = Trim(lambda start, delta: namespace(delta).zeros_like(delta))
 
 
 def check_density(density: float) -> None:
-  """Raises ValueError for a density outside (0, 1]."""
-  in_range("density", density, "(0, 1]")
+  """Raises ValueError for a density outside [0, 1]. At 0 nothing is kept, as where a gradient over depth begins."""
+  in_range("density", density, "[0, 1]")
+
+
+def check_gamma(gamma: float) -> None:
+  """Raises ValueError for a share of outliers outside [0, 1)."""
+  in_range("gamma", gamma, "[0, 1)")
 
 
 def check_epsilon(density: float, epsilon: float) -> None:
-  """Raises ValueError where probabilities from `density - epsilon` to `density + epsilon` would leave (0, 1)."""
+  """Raises ValueError where probabilities from `density - epsilon` to `density + epsilon` would leave (0, 1).
+
+  At a density of 0 or 1 nothing is drawn.
+  """
   in_range("epsilon", epsilon)
-  if density < 1 and not (0 <= epsilon < density and density + epsilon < 1):
+  if 0 < density < 1 and not (0 <= epsilon < density and density + epsilon < 1):
     raise ValueError("epsilon must be at least 0 and leave density - epsilon and density + epsilon inside (0, 1); "
                      f"got density {density}, epsilon {epsilon}")
 

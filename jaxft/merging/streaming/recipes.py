@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxft.files import check_apart
 from jaxft.formats.safetensors import open_checkpoint, read_json
 from jaxft.merging.streaming.companions import choose_template, output_config, write_companions
 from jaxft.merging.streaming.engine import run_plan
@@ -75,11 +76,13 @@ def merge(
 
   Raises:
     FileExistsError: `out` is not empty, and not to be overwritten.
-    ValueError: the configuration or a checkpoint is malformed, or they do not fit; a tensor of a model holds NaN or
-      infinity, or the merge overflows its dtype.
+    ValueError: `out` is, holds or lies inside a model that is read, or holds the configuration; the configuration or a
+      checkpoint is malformed, or they do not fit; a tensor of a model holds NaN or infinity, or the merge overflows its
+      dtype.
     OSError: a file cannot be read or written.
   """
   recipes = in_order(_recipes(configuration))
+  _check_apart(Path(out), configuration, recipes)
   plans: list[Plan] = []
   notes: list[str] = []
   files: list[str] = []
@@ -134,6 +137,17 @@ def plan_merge(
 
 def _recipes(configuration: str | os.PathLike | Sequence[Recipe]) -> Sequence[Recipe]:
   return load_recipes(configuration) if isinstance(configuration, (str, os.PathLike)) else configuration
+
+
+def _check_apart(out: Path, configuration: str | os.PathLike | Sequence[Recipe], recipes: Sequence[Recipe]) -> None:
+  """Raises ValueError where replacing `out` would delete what the merge is made of."""
+  made = {recipe.name for recipe in recipes}
+  read = {part for recipe in recipes for reference in recipe.models for part in reference
+          if part is not None and part not in made and Path(part).exists()}
+  for part in sorted(read):
+    check_apart(out, {"model": part})
+  if isinstance(configuration, (str, os.PathLike)):
+    check_apart(out, {"configuration": configuration})
 
 
 def _run(

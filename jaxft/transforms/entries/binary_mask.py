@@ -54,7 +54,7 @@ def binary_mask(select: Choice = "**/kernel", *, init: float = 1e-2, threshold: 
 
   Source: Zheng et al. 2023, R-AMT (arXiv 2307.15049), which masks a vision transformer's attention; the same transform
   over all kernels is Piggyback (Mallya et al. 2018, arXiv 1801.06519). Its gradient dropout is
-  `jaxft.training.agreement_dropout`.
+  `jaxft.optimizers.agreement_dropout`.
   """
   if not threshold < init:
     raise ValueError(f"threshold must lie below init, or no weight is kept at first; got {threshold} and {init}")
