@@ -48,8 +48,9 @@ def per_item(items: Any, score: Score) -> Float[np.ndarray, " items"]:
   items = np.asarray(items)
   if items.dtype != bool and not np.issubdtype(items.dtype, np.number) or not items.size:
     raise ValueError(f"{score.name} must be numbers, at least one; got {items.dtype} {list(items.shape)}")
+  items = items.astype(np.float64)  # what is right or wrong too, as 1 and 0
   if items.ndim == 0:
-    return items.astype(np.float64)[None]
+    return items[None]
   if score.of is not None:
     # A run that diverged has no statistic; its rate is rejected for that.
     if not np.isfinite(items).all():
@@ -57,5 +58,4 @@ def per_item(items: Any, score: Score) -> Float[np.ndarray, " items"]:
     return influences(items, score.of) if score.shared_items else np.array([float(score.of(items))])
   if items.ndim != 1:
     raise ValueError(f"{score.name} must be one number for each item, as it is their mean; got {list(items.shape)}")
-  items = items.astype(np.float64)
   return items if score.shared_items else np.array([items.mean()])

@@ -8,6 +8,7 @@ import pytest
 from jaxft.seal import SealedSplitError, check_open
 from jaxft.studies.conduct import conduct
 from jaxft.studies.findings import ABSENT
+from jaxft.studies.scored import per_item
 from jaxft.studies.study import Arm, Claim, Grid, Score, higher
 from tests.studies.toys import EQUAL, Config, arms, study
 
@@ -142,6 +143,12 @@ def test_a_statistic_of_items_is_compared_by_its_influences():
   assert found.verdict == "supported" and found.claims[0].items == 80
   run = made(Config())["method"].run(None, 3, "test")["score"]
   np.testing.assert_allclose(found.arms["method"].scores["score"][3].mean(), np.corrcoef(run.T)[0, 1], rtol=1e-5)
+
+
+def test_a_statistic_takes_items_that_are_right_or_wrong():
+  rows = np.array([[True, False], [True, True], [False, False], [True, True]])
+  score = Score("score", "right of one by right of another", of=lambda rows: rows[:, 1].mean() / rows[:, 0].mean())
+  np.testing.assert_allclose(per_item(rows, score).mean(), 2 / 3)
 
 
 def test_permuted_seeds_give_permuted_values():
