@@ -59,7 +59,7 @@ def smoke(slug, out):
 
 
 # One for each kind of model: an encoder, digits, a decoder, images.
-AGAIN = ("gistembed", "hft", "yi", "pleas")
+AGAIN = ("biomedical-finetuning", "hft", "yi", "pleas")
 
 
 @pytest.mark.parametrize("slug", [
