@@ -6,8 +6,9 @@ What is edited in a result file, a flipped verdict among it, is found by `tests/
 import pytest
 
 from experiments.merging import atlas, fine_tuning_transfer, merging_baselines
+from experiments.representation import gistembed
 from experiments.tasks import view_experts
-from experiments.transforms import hft
+from experiments.transforms import hft, regularized_mask_tuning
 from jaxft.seal import SealedSplitError
 from jaxft.studies import findings
 from jaxft.studies.experiment import main
@@ -41,6 +42,22 @@ def test_coefficients_that_ignore_the_granularity(tmp_path, monkeypatch):
       "isotropic" if arm == "aTLAS" else arm, bank))
   with pytest.raises(AssertionError, match="the method does what the baseline does"):
     run(atlas.STUDY, tmp_path)
+
+
+def test_a_guide_that_drops_nothing(tmp_path, monkeypatch):
+  guided = gistembed.guided_info_nce
+  unguided = {"margin": gistembed.MARGINS[gistembed.UNGUIDED], "inclusive": False}
+  monkeypatch.setattr(gistembed, "guided_info_nce", lambda *args, **options: guided(*args, **options | unguided))
+  with pytest.raises(AssertionError, match="the method does what the baseline does"):
+    run(gistembed.STUDY, tmp_path)
+
+
+def test_a_lambda_that_is_ignored(tmp_path, monkeypatch):
+  dropout = regularized_mask_tuning.agreement_dropout
+  monkeypatch.setattr(regularized_mask_tuning, "agreement_dropout", lambda *args, strength: dropout(
+      *args, strength=0.0))
+  with pytest.raises(AssertionError, match="the method does what the baseline does"):
+    run(regularized_mask_tuning.STUDY, tmp_path)
 
 
 def test_data_that_ignore_the_seed(tmp_path, monkeypatch):
