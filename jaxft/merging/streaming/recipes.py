@@ -76,7 +76,7 @@ def merge(
 
   Raises:
     FileExistsError: `out` is not empty, and not to be overwritten.
-    ValueError: `out` is, holds or lies inside a model that is read, or holds the configuration; the configuration or a
+    ValueError: `out` holds or lies inside a model that is read, or holds the configuration; the configuration or a
       checkpoint is malformed, or they do not fit; a tensor of a model holds NaN or infinity, or the merge overflows its
       dtype.
     OSError: a file cannot be read or written.
@@ -140,14 +140,19 @@ def _recipes(configuration: str | os.PathLike | Sequence[Recipe]) -> Sequence[Re
 
 
 def _check_apart(out: Path, configuration: str | os.PathLike | Sequence[Recipe], recipes: Sequence[Recipe]) -> None:
-  """Raises ValueError where replacing `out` would delete what the merge is made of."""
+  """Raises ValueError where writing `out` would delete or change more than the one model that is to be replaced.
+
+  An output that is one of the models takes its place when the merge is complete, where it may be overwritten.
+  """
   made = {recipe.name for recipe in recipes}
   read = {part for recipe in recipes for reference in recipe.models for part in reference
           if part is not None and part not in made and Path(part).exists()}
-  for part in sorted(read):
-    check_apart(out, {"model": part})
+  inputs = [("model", part) for part in sorted(read)]
   if isinstance(configuration, (str, os.PathLike)):
-    check_apart(out, {"configuration": configuration})
+    inputs.append(("configuration", os.fspath(configuration)))
+  for name, given in inputs:
+    if Path(given).resolve() != out.resolve():
+      check_apart(out, {name: given})
 
 
 def _run(
