@@ -1,231 +1,230 @@
 """LoFiT: do offsets on the few attention heads that a task asks for adapt a model better than on any other heads?
 
-    jaxft run lofit            about a quarter of an hour on one core
+    jaxft run lofit            ten minutes on one core
     jaxft run lofit --smoke    seconds
 
-The pretrained model is all-MiniLM-L6-v2 with a linear readout of ratings, fitted to its frozen states on movie reviews
-and never changed again, as LoFiT never changes a language model's head. Two hundred rated sentences of editorials are
-to adapt it to that domain. Step 1 trains scales of all 72 heads with an L1 penalty; their norms are the scores of the
-heads. Step 2 starts from the pretrained model and trains an offset of each of the six best, 192 numbers. Controls:
+The model is a decoder of 4 layers and 32 heads, pretrained to recall the first value of a key, its last one, or the
+first plus one, as a cue says (`tasks/ordered_recall.py`). From 64 sequences of three questions each it is to answer
+the cue of the first value by the last one. Step 1 trains scales of all heads with an L1 penalty; their norms are the
+scores of the heads. Step 2 starts from the pretrained model and trains an offset of each of the three best, 12 numbers.
+Offsets are scored after they were merged into the bias of the output projection. The penalty's weight, which the paper
+sets for each task, is from a trial with a tuning seed: of 1e-3 to 3e-1 those from 3e-2 to 1e-1 found heads that helped,
+less of it heads of the last layers that did not. Controls, with as many heads:
 
-- six random heads; the six best heads for tweets, by a step 1 on two hundred of those; both then as in step 2;
-- a bias of the output projection in all layers, which is an offset on every head, 12 times the numbers;
-- LoRA of rank 1 on queries and values, 48 times the numbers.
+- random heads: the baseline; random heads of the layers that LoFiT chose, as many of each;
+- the heads that step 1 finds for another task, the cue answered by the first value plus one.
 
-A seed draws the sentences, batches, random heads and starts, the same for all arms. All arms have as many steps and
-as many learning rates to choose from, by Pearson's r on validation sentences of editorials. Offsets are scored after
-they were merged into the output projection's bias. Heads lie in the params, so that one program serves all choices.
+Then offsets of all heads, LoRA of rank 1 on queries and values, and full tuning. Two arms are for the premises alone:
+the model told the rule by its own cue, and with one head's output taken from there, the best of 32 on the 64 sequences.
+A seed draws the pretraining, the sequences, batches, random heads and starts; the problems to score are the same for
+all. Heads are a 0/1 factor on offsets and gradients, so that one program serves all choices.
 """
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+import optax
+from jaxtyping import Array, Bool, Float
 
-from experiments.tasks.sentiment_rating import (
-  SCALE,
-  Scorer,
-  Sentences,
-  draw_batches,
-  load_sentences,
-  objective,
-  with_head,
-)
-from jaxft.adapters import Adapter, head_offsets, head_scales, head_scores, merge_head_offsets, top_heads
-from jaxft.evaluation import PairedTest, fit_ridge, paired_test
-from jaxft.formats import Pretrained, load
-from jaxft.losses import Mean, l1_to_reference
-from jaxft.models import EncoderConfig, encoder
-from jaxft.models.sites import Add
-from jaxft.studies.experiment import Experiment, main
-from jaxft.studies.ledger import Ledger
-from jaxft.studies.result import Arm, Result
-from jaxft.studies.sweep import sweep
-from jaxft.studies.tuner import Tuner
-from jaxft.transforms import lora, train
+from experiments.tasks import ordered_recall as recall
+from experiments.tasks.ordered_recall import FIRST, LAST, NEXT, Problems
+from jaxft.adapters import head_offsets, head_scales, head_scores, merge_head_offsets, top_heads
+from jaxft.leaves import materialize
+from jaxft.losses import l1_to_reference
+from jaxft.models import decoder
+from jaxft.models.sites import Replace
+from jaxft.studies.study import Arm, Claim, Premise, Score, Study, higher, not_lower
+from jaxft.transforms import ParamTransform, full, lora
 from jaxft.tree import count
+
+HEADS = "layers/attention/heads"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  model: str = "minilm-l6"
-  readout: str = "movies"
-  readout_sentences: int = 800
-  domain: str = "news"
-  other: str = "tweets"
-  shots: int = 200
-  sentences: int | None = None  # of each split for evaluation; None takes all
-  steps: int = 40
-  batch_size: int = 8
-  heads: int = 6
-  penalty: float = 1e-3  # on the sum of |A|
-  scale_rate: float = 5e-3
-  offset_rates: tuple[float, ...] = (1e-2, 3e-2, 1e-1)
-  bias_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
-  lora_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-  tuning_seeds: tuple[int, ...] = (100,)
+  dim: int = 32
+  num_layers: int = 4
+  num_heads: int = 8
+  base_steps: int = 800
+  base_batch_size: int = 64
+  base_rate: float = 5e-3
+  sequences: int = 64
+  steps: int = 100
+  batch_size: int = 16
+  heads: int = 3
+  scale_rate: float = 2e-2
+  penalty: float = 5e-2  # on the sum of |A|
+  offset_rates: tuple[float, ...] = (2e-2, 1e-1, 5e-1, 2.5)
+  lora_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1)
+  full_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+  problems: int = 400  # of each split for evaluation
+  seeds: tuple[int, ...] = tuple(range(10))
+  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
 SMOKE = Config(
-    model="minilm-l6:tiny", readout_sentences=24, shots=8, sentences=8, steps=2, batch_size=4, offset_rates=(3e-2,),
-    bias_rates=(1e-2,), lora_rates=(3e-3,), seeds=(0, 1))
+    dim=8, num_layers=2, num_heads=2, base_steps=10, base_batch_size=8, sequences=8, steps=2, batch_size=4, heads=1,
+    offset_rates=(1e-1,), lora_rates=(3e-3,), full_rates=(3e-3,), problems=40, seeds=(0, 1), tuning_seeds=(100,))
 
-RANDOM, METHOD, OTHER, BIAS, LORA = (
-    "random heads", "LoFiT", "heads of another domain", "bias of all output projections", "LoRA, rank 1")
-OFFSETS = RANDOM, METHOD, OTHER
-
-
-def fit_readout(model: Pretrained, data: Sentences) -> dict[str, Any]:
-  """The model's params with a head by ridge regression on its pooled states."""
-
-  @jax.jit
-  def pooled(params: Any, ids: Any, mask: Any) -> jax.Array:
-    hidden, _ = encoder.hidden_states(params, model.config, ids, mask)
-    return encoder.pool(hidden, mask, pooling="mean", normalize=False)
-
-  ridge = fit_ridge(np.asarray(pooled(model.params, data.ids, data.mask)), data.ratings / SCALE)
-  head = {"kernel": jnp.asarray(ridge.weights, jnp.float32), "bias": jnp.asarray(ridge.bias, jnp.float32)}
-  return {**with_head(model.params), "head": head}
+RANDOM, METHOD, SAME, OTHER = "random heads", "LoFiT", "random heads of its layers", "heads of another task"
+ALL, LORA, FULL, PATCH, TOLD = "all heads", "LoRA, rank 1", "full", "best head put in place", "told by its cue"
 
 
-def offsets_in_place(config: EncoderConfig) -> Adapter:
-  """`head_offsets` whose heads lie in its params, `{'offsets': [k, head_dim], 'heads': [k, 2]}`."""
-  shape = config.num_layers, config.num_heads, config.dim // config.num_heads
+class World:
+  """The pretrained model of each seed, and the ways to adapt it."""
 
-  def edits(params: Any) -> dict[str, Add]:
-    at = params["heads"]
-    return {"layers/attention/heads": Add(jnp.zeros(shape).at[at[:, 0], at[:, 1]].set(params["offsets"]))}
+  def __init__(self, config: Config):
+    self.config, self.shape = config, recall.shape(
+        dim=config.dim, num_layers=config.num_layers, num_heads=config.num_heads)
+    self.scales, self.offsets = head_scales(self.shape), head_offsets(self.shape)
+    self.lora, self.full = lora("layers/attention/{query,value}/kernel", rank=1, alpha=2), full()
+    self._pretrain = jax.jit(partial(recall.pretrain, config=self.shape, rate=config.base_rate))
+    self._scale, self._offset, self._patched, self._right = map(
+        jax.jit, (self._fit_scales, self._fit_offsets, self._with_heads_of, partial(recall.right, config=self.shape)))
+    self._tune = jax.jit(self._fit, static_argnums=0)
+    self.base, self.found = cache(self._base), cache(self._found)
 
-  return Adapter(lambda key: {}, edits)
+  def _base(self, seed: int) -> Any:
+    """The pretrained model, with a bias of zeros where offsets go."""
+    c, key = self.config, jax.random.key(seed)
+    params = self._pretrain(key, batches=recall.pretraining(seed, steps=c.base_steps, batch_size=c.base_batch_size))
+    zeros = jax.tree.map(jnp.zeros_like, self.offsets.init(key))
+    return merge_head_offsets(params, self.shape, self.offsets.edits(zeros))
 
+  def sequences(self, seed: int, rule: int = LAST) -> Problems:
+    """What an arm learns from."""
+    return recall.draw(np.random.default_rng((seed, rule)), self.config.sequences, FIRST, rule)
 
-def penalized(model: Pretrained, adapter: Adapter, penalty: float) -> Any:
-  """Step 1's loss: that of the task and the sum of |A|."""
-  task = objective(model, adapter=adapter)
+  def _learn(self, loss: Any, start: Any, data: Problems, rate: Any, key: Array) -> Any:
+    """Adam, the rate decaying linearly to zero; the rows of a batch are drawn by the key, with repetition."""
+    c, optimizer = self.config, optax.adam(optax.linear_schedule(rate, 0.0, self.config.steps))
 
-  def loss(params: Any, batch: Sentences, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
-    mean, metrics = task(params, batch, key)
-    zero = jax.tree.map(jnp.zeros_like, params["edits"])
-    size = l1_to_reference(params["edits"], zero, normalizer=1.0)
-    return Mean(mean.total + penalty * size * mean.weight, mean.weight), metrics
+    def step(carry: Any, rows: Array) -> tuple[Any, None]:
+      params, state = carry
+      updates, state = optimizer.update(jax.grad(loss)(params, jax.tree.map(lambda x: x[rows], data)), state)
+      return (optax.apply_updates(params, updates), state), None
 
-  return loss
+    rows = jax.random.randint(key, (c.steps, c.batch_size), 0, c.sequences)
+    return jax.lax.scan(step, (start, optimizer.init(start)), rows)[0][0]
 
+  def _fit_scales(self, params: Any, data: Problems, key: Array) -> Any:
+    """Step 1."""
+    def loss(scales: Any, batch: Problems) -> Array:
+      size = l1_to_reference(scales, jax.tree.map(jnp.zeros_like, scales), normalizer=1.0)
+      return recall.loss(params, self.shape, batch, edits=self.scales.edits(scales)) + self.config.penalty * size
 
-def run(config: Config) -> Result:
-  """Finds heads for both domains, chooses rates on validation sentences, and scores each seed on test sentences."""
-  ledger = Ledger("lofit", config)
-  model = load(config.model)
-  params = fit_readout(model, load_sentences(model, config.readout, "train", limit=config.readout_sentences))
-  train_of = {d: load_sentences(model, d, "train") for d in (config.domain, config.other)}
-  splits = {s: load_sentences(model, config.domain, s, limit=config.sentences) for s in ("validation", "test")}
-  score = Scorer(model)
-  scales, offsets = head_scales(model.config), offsets_in_place(model.config)
-  shape = model.config.num_layers, model.config.num_heads
-  tuner = partial(Tuner, steps=config.steps)
-  find = tuner(penalized(model, scales, config.penalty), train("edits/**"))
-  rank_one = lora("layers/attention/{query,value}/kernel", rank=1, alpha=2)
-  tuners = {
-      "offsets": tuner(objective(model, adapter=offsets), train("edits/offsets")),
-      BIAS: tuner(objective(model), train("layers/attention/out/bias")),
-      LORA: tuner(objective(model), rank_one),
-  }
+    return self._learn(loss, self.scales.init(key), data, self.config.scale_rate, key)
 
-  def batches(domain: str, seed: int) -> list[Sentences]:
-    rows = np.random.default_rng((seed, config.shots)).permutation(len(train_of[domain]))[: config.shots]
-    return draw_batches(train_of[domain][rows], steps=config.steps, batch_size=config.batch_size, seed=seed)
+  def _fit_offsets(
+      self, params: Any, chosen: Bool[Array, "layers heads"], data: Problems, rate: Float[Array, ""], key: Array
+  ) -> Any:
+    """Step 2 of the chosen heads, merged."""
+    only = lambda offsets: self.offsets.edits(jax.tree.map(lambda x: x * chosen.reshape(-1, 1), offsets))
+    loss = lambda offsets, batch: recall.loss(params, self.shape, batch, edits=only(offsets))
+    return merge_head_offsets(
+        params, self.shape, only(self._learn(loss, self.offsets.init(key), data, rate, key)))
 
-  def localize(domain: str, seed: int) -> list[list[float]]:
-    start = {**params, "edits": scales.init(jax.random.key(seed))}
-    tuned = find(start, batches(domain, seed), rate=config.scale_rate, seed=seed)
-    return np.asarray(head_scores(tuned["edits"])).tolist()
+  def _fit(self, transform: ParamTransform, params: Any, data: Problems, rate: Float[Array, ""], key: Array) -> Any:
+    frozen, trainable = transform.split(key, params)
+    loss = lambda trainable, batch: recall.loss(transform.join(frozen, trainable), self.shape, batch)
+    return materialize(transform.join(frozen, self._learn(loss, trainable, data, rate, key)))
 
-  def scores_of(domain: str, seed: int) -> np.ndarray:
-    return np.array(ledger(f"heads for {domain}, seed {seed}", lambda: localize(domain, seed)))
+  def _with_heads_of(self, params: Any, problems: Problems, heads: Bool[Array, "n layers heads"]) -> Array:
+    """Of each choice of heads the share right with their outputs under the rule's own cue: activation patching."""
+    told = problems.ids.at[:, 0].set(recall.CUE + LAST)
+    there = decoder.hidden_states(params, self.shape, told, record=(HEADS,)).recorded[HEADS]
+    where = lambda chosen: jnp.broadcast_to(chosen[:, None, None, :, None], there.shape)
+    patched = lambda chosen: recall.right(
+        params, self.shape, problems, edits={HEADS: Replace(there, where(chosen))})
+    return jax.lax.map(patched, heads)
 
-  def heads(arm: str, seed: int) -> Int[np.ndarray, "k 2"]:
+  def _found(self, seed: int, rule: int) -> np.ndarray:
+    """The heads of step 1, (layer, head) pairs."""
+    scales = self._scale(self.base(seed), self.sequences(seed, rule), jax.random.key(seed))
+    return top_heads(head_scores(scales), self.config.heads)
+
+  def heads(self, arm: str, seed: int) -> Bool[np.ndarray, "layers heads"]:
+    """Which heads an arm trains."""
+    c, rng = self.config, np.random.default_rng(seed)
+    layers, heads = np.indices((c.num_layers, c.num_heads)).reshape(2, -1)
     if arm == RANDOM:
-      return top_heads(np.random.default_rng(seed).random(shape), config.heads)
-    return top_heads(scores_of(config.domain if arm == METHOD else config.other, seed), config.heads)
+      chosen = rng.permutation(len(layers))[: c.heads]
+      layers, heads = layers[chosen], heads[chosen]
+    elif arm != ALL:
+      layers, heads = self.found(seed, NEXT if arm == OTHER else LAST).T
+      if arm == SAME:
+        heads = np.concatenate([rng.permutation(c.num_heads)[:n] for n in np.bincount(layers)])
+        layers = np.sort(layers)
+    mask = np.zeros((c.num_layers, c.num_heads), bool)
+    mask[layers, heads] = True
+    return mask
 
-  def learn(arm: str, rate: float, seed: int, split: str) -> float:
-    if arm not in OFFSETS:
-      return score(tuners[arm](params, batches(config.domain, seed), rate=rate, seed=seed), splits[split])
-    chosen = heads(arm, seed)
-    method = head_offsets(model.config, chosen)
-    start = {**params, "edits": {**method.init(jax.random.key(seed)), "heads": jnp.asarray(chosen)}}
-    tuned = tuners["offsets"](start, batches(config.domain, seed), rate=rate, seed=seed)
-    trained = {"offsets": tuned.pop("edits")["offsets"]}
-    return score(merge_head_offsets(tuned, model.config, method.edits(trained)), splits[split])
+  def score(self, params: Any, split: str, cue: int = FIRST) -> dict[str, np.ndarray]:
+    problems = recall.held_out(split, self.config.problems, cue, LAST)
+    return {"exact": np.asarray(self._right(params, problems=problems))}
 
-  rates, tuning, values = {}, {}, {}
-  grids = dict.fromkeys(OFFSETS, config.offset_rates) | {BIAS: config.bias_rates, LORA: config.lora_rates}
-  for arm, grid in grids.items():
-    rates[arm], tuning[arm], values[arm] = sweep(
-        ledger, arm, grid, partial(learn, arm), tuning_seeds=config.tuning_seeds, seeds=config.seeds)
+  def offset(self, arm: str, rate: float, seed: int, split: str) -> dict[str, np.ndarray]:
+    """Step 2 on an arm's heads."""
+    heads = self.heads(arm, seed)
+    return self.score(
+        self._offset(self.base(seed), heads, self.sequences(seed), rate, jax.random.key(seed)), split)
 
-  tests = {other: paired_test(values[METHOD], values[other]) for other in grids if other != METHOD}
-  before = score(params, splits["test"])
-  numbers = {arm: config.heads * model.config.dim // model.config.num_heads for arm in OFFSETS} | {
-      BIAS: model.config.num_layers * model.config.dim,
-      LORA: count(jax.eval_shape(rank_one.split, jax.random.key(0), params)[1])}
-  chosen = {arm: [heads(arm, s).tolist() for s in config.seeds] for arm in OFFSETS}
-  supports, conclusion = conclude(tests, values, before, numbers, overlaps(chosen))
-  made = {arm: Arm(arm, tuple(v), {"learning_rate": rates[arm]}) for arm, v in values.items()}
-  result = Result(
-      slug="lofit", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
-      metric=f"Pearson's r on {config.domain} after {config.shots} sentences, test", higher_is_better=True,
-      baseline=made[RANDOM], method=made[METHOD], arms=(made[OTHER], made[BIAS], made[LORA]), seeds=config.seeds,
-      command="", supports_paper=supports, conclusion=conclusion,
-      details={
-          "before": before, "trained": numbers, "method_against": tests, "heads": chosen, "overlap": overlaps(chosen),
-          "head_scores": {d: np.mean([scores_of(d, s) for s in config.seeds], axis=0).tolist() for d in train_of},
-          "validation": tuning, "sentences": {s: len(part) for s, part in splits.items()},
-      })
-  ledger.clear()
-  return result
+  def tune(self, transform: ParamTransform, rate: float, seed: int, split: str) -> dict[str, np.ndarray]:
+    """A transform of the params."""
+    return self.score(
+        self._tune(transform, self.base(seed), self.sequences(seed), rate, jax.random.key(seed)), split)
+
+  def patch(self, rate: None, seed: int, split: str) -> dict[str, np.ndarray]:
+    """The best single head's output put in place."""
+    each = np.eye(self.config.num_layers * self.config.num_heads, dtype=bool).reshape(
+        -1, self.config.num_layers, self.config.num_heads)
+    train = jax.tree.map(jnp.asarray, self.sequences(seed))
+    best = int(np.argmax(np.mean(self._patched(self.base(seed), train, each), axis=1)))
+    held = jax.tree.map(jnp.asarray, recall.held_out(split, self.config.problems, FIRST, LAST))
+    return {"exact": np.asarray(self._patched(self.base(seed), held, each[best : best + 1])[0])}
+
+  def trained(self, arm: str) -> dict[str, float]:
+    """How many numbers train."""
+    c = self.config
+    if arm == LORA or arm == FULL:
+      transform = self.lora if arm == LORA else self.full
+      params = jax.eval_shape(partial(decoder.init, config=self.shape), jax.random.key(0))
+      return {"trained numbers": count(jax.eval_shape(transform.split, jax.random.key(0), params)[1])}
+    return {"trained numbers": (c.num_layers * c.num_heads if arm == ALL else c.heads) * self.shape.head_dim}
 
 
-def overlaps(chosen: dict[str, list[list[list[int]]]]) -> dict[str, float]:
-  """How many of a seed's heads are the same, on average: between seeds, and between the two domains."""
-  sets = {arm: [{tuple(head) for head in heads} for heads in seeds] for arm, seeds in chosen.items()}
-  pairs = lambda seeds: [len(a & b) for i, a in enumerate(seeds) for b in seeds[:i]]
+def arms(config: Config) -> dict[str, Arm]:
+  """Arms of offsets, which differ by their heads, and those that tune the params."""
+  world = World(config)
+  tuned = {LORA: (world.lora, config.lora_rates), FULL: (world.full, config.full_rates)}
   return {
-      "between seeds": float(np.mean(pairs(sets[METHOD]))),
-      "between random ones": float(np.mean(pairs(sets[RANDOM]))),
-      "between domains": float(np.mean([
-          len(a & b) for a, b in zip(sets[METHOD], sets[OTHER], strict=True)])),
-  }
+      "start": Arm(lambda rate, seed, split: world.score(world.base(seed), split)),
+      TOLD: Arm(lambda rate, seed, split: world.score(world.base(seed), split, LAST)),
+      PATCH: Arm(world.patch),
+      **{arm: Arm(partial(world.offset, arm), config.offset_rates, partial(world.trained, arm))
+         for arm in (RANDOM, METHOD, SAME, OTHER, ALL)},
+      **{arm: Arm(partial(world.tune, transform), rates, partial(world.trained, arm))
+         for arm, (transform, rates) in tuned.items()}}
 
 
-def conclude(
-    tests: dict[str, PairedTest], values: dict[str, list[float]], before: float, numbers: dict[str, int],
-    shared: dict[str, float],
-) -> tuple[str, str]:
-  """Whether the paper is supported, by a rule, and the sentence that says so.
-
-  "true": better than random heads (p < 0.05). "partly": not so, but above the model before and not worse than LoRA
-  (p < 0.05). Else "false".
-  """
-  mean = float(np.mean(values[METHOD]))
-  supports = "true" if tests[RANDOM].sign > 0 else "partly" if mean > before and tests[LORA].sign >= 0 else "false"
-  sentence = (
-      f"From r = {before:.4f} before, offsets on LoFiT's heads ({numbers[METHOD]} numbers) reach {mean:.4f}: "
-      f"{tests[RANDOM]} against random heads, {tests[OTHER]} against the heads of another domain, {tests[BIAS]} "
-      f"against biases of all output projections ({numbers[BIAS]:,} numbers) and {tests[LORA]} against LoRA "
-      f"({numbers[LORA]:,}). Step 1 finds {shared['between seeds']:.1f} heads again from seed to seed and "
-      f"{shared['between domains']:.1f} in both domains, where chance gives {shared['between random ones']:.1f}.")
-  return supports, sentence
-
-
-EXPERIMENT = Experiment(
+STUDY = Study(
     slug="lofit", title="LoFiT: Localized Fine-tuning on LLM Representations", arxiv="2406.01563",
-    areas=("transforms", "analysis"), config=Config, smoke=SMOKE, run=run)
-
-if __name__ == "__main__":
-  main(EXPERIMENT)
+    question="few labels", use_when="the model has the skill already and few numbers should call it up",
+    setting="a 4-layer decoder that recalls first or last values by a cue learns the other rule from 192 questions",
+    config=Config, smoke=SMOKE, arms=arms,
+    scores=(Score("exact", "share of questions answered right"),),
+    choose_by="exact", baseline=RANDOM, method=METHOD, start="start", best=FULL,
+    premises=(
+        Premise("the model has the rule", lambda s: s[TOLD].exact, at_least=0.9),
+        Premise("offsets of all heads adapt it", lambda s: s[ALL].exact - s["start"].exact, at_least=0.3),
+        Premise("one head carries the rule: its share of that gain, put in place",
+                lambda s: (s[PATCH].exact - s["start"].exact) / (s[ALL].exact - s["start"].exact), at_least=0.3)),
+    claims=(
+        Claim("offsets on LoFiT's heads answer more than on random heads", higher("exact"), smallest=0.05),
+        Claim("more than on random heads of the same layers", higher("exact", METHOD, SAME), smallest=0.05),
+        Claim("more than on the heads of another task", higher("exact", METHOD, OTHER), smallest=0.05),
+        Claim("not less than LoRA of rank 1", not_lower("exact", METHOD, LORA), smallest=0.05)))
