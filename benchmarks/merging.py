@@ -101,7 +101,7 @@ def _peak(pid: int) -> int:
 
 
 def ours(config: Path, out: Path) -> list[str]:
-  return [sys.executable, "-m", "jaxft.cli", "merge", str(config), "-o", str(out)]
+  return [sys.executable, "-m", "jaxft", "merge", str(config), "-o", str(out)]
 
 
 def theirs(config: Path, out: Path) -> list[str]:

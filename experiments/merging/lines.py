@@ -97,7 +97,8 @@ STUDY = Study(
         Score("trade_off", "2 target + control, each over what tuned and base have; 3 is both kept whole"),
         Score("target", "accuracy of parity and half"),
         Score("control", "accuracy of digits in the old views")),
-    choose_by="trade_off", baseline="even", method="LiNeS", start="base", best="tuned", kept="control",
+    choose_by="trade_off", baseline="even", method="LiNeS", start="base", best="tuned", gain="target",
+    kept="control",
     premises=(
         Premise("tuning forgets", lambda s: s["base"].control - s["tuned"].control, at_least=0.1),
         Premise("resetting the first half gives more back than resetting the second",

@@ -51,7 +51,8 @@ def jaxpr_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
   """Counts the operations of `fn(*args, **kwargs)` without running it.
 
   What no result depends on is left out, as the compiler leaves it out. Of a `cond` the dearest branch counts; of a
-  `while` one turn, which is then named in `uncounted`; the body of a `shard_map` counts once for each device.
+  `while` one turn, and where it may take more it is named in `uncounted`; the body of a `shard_map` counts once for
+  each device.
 
   >>> jaxpr_flops(lambda x, w: jax.nn.relu(x @ w), np.ones((4, 8), np.float32), np.ones((8, 16), np.float32))
   Flops(matmul=1024.0, other=64.0, uncounted=frozenset())
@@ -109,7 +110,7 @@ def _equation(eqn: Any, used: list[bool]) -> Flops:
     return count_jaxpr(eqn.params["jaxpr"]).times(eqn.params["length"])
   if name == "while":
     turn = count_jaxpr(eqn.params["cond_jaxpr"]) + count_jaxpr(eqn.params["body_jaxpr"])
-    return turn + Flops(uncounted=frozenset({"while"}) if turn.total else frozenset())
+    return turn + Flops(uncounted=frozenset({"while"}) if turn.total and not _ends_after_one(eqn) else frozenset())
   if name == "cond":
     return max((count_jaxpr(b) for b in eqn.params["branches"]), key=lambda f: f.total)
   if name == "shard_map":
@@ -121,6 +122,16 @@ def _equation(eqn: Any, used: list[bool]) -> Flops:
     inner = below[0].jaxpr if isinstance(below[0], ClosedJaxpr) else below[0]
     return _count(inner, used)
   return sum((count_jaxpr(x) for x in below), Flops())
+
+
+def _ends_after_one(eqn: Any) -> bool:
+  """Whether a `while` goes on as one of its values says, and its body leaves False there: a turn or none."""
+  going_on = eqn.params["cond_jaxpr"].jaxpr
+  said = going_on.outvars[0]
+  if said not in going_on.invars:
+    return False
+  left = eqn.params["body_jaxpr"].jaxpr.outvars[going_on.invars.index(said) - eqn.params["cond_nconsts"]]
+  return isinstance(left, Literal) and not left.val
 
 
 def _jaxprs(params: dict[str, Any]) -> list[ClosedJaxpr | Jaxpr]:

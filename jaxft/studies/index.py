@@ -56,7 +56,7 @@ def _gain(study: Study, findings: Findings) -> str:
   """What the method gains over the start, in percent of what the best arm gains, and the same of the baseline."""
   if findings.verdict == ABSENT or study.start is None or study.best is None:
     return ""
-  of = lambda arm: findings.arms[arm].scores[study.choose_by].astype(np.float64)
+  of = lambda arm: findings.arms[arm].scores[study.gain or study.choose_by].astype(np.float64)
   start, best = of(study.start), of(study.best)
 
   def share(arm: str) -> str:

@@ -173,6 +173,7 @@ class Study:
     premises: what must hold first.
     claims: the first is primary.
     start, best: arms that gains are measured from and against: the untuned model and full tuning, where there are such.
+    gain: the score that gains are measured in; that of `choose_by` where none is named.
     kept: the score of what the model could before, for the index's column of what is forgotten.
     plot: what people would look at.
   """
@@ -194,6 +195,7 @@ class Study:
   claims: tuple[Claim, ...]
   start: str | None = None
   best: str | None = None
+  gain: str | None = None
   kept: str | None = None
   plot: Front | Bars | None = None
 
@@ -201,7 +203,8 @@ class Study:
     names = [score.name for score in self.scores]
     if self.question not in QUESTIONS:
       raise ValueError(f"question must be one of QUESTIONS; got {self.question!r}; {nearest(self.question, QUESTIONS)}")
-    for field, name in (("choose_by", self.choose_by), ("kept", self.kept or self.choose_by)):
+    for field in ("choose_by", "gain", "kept"):
+      name = getattr(self, field) or self.choose_by
       if name not in names:
         raise ValueError(f"{field} must be one of the scores {names}; got {name!r}")
     if len(set(names)) != len(names) or not all(name.isidentifier() for name in names):

@@ -54,6 +54,8 @@ def test_branches_loops_convolutions_and_devices():
   loop = lambda x, w: jax.lax.while_loop(lambda c: c[0, 0] < 1, lambda c: c @ w, x)
   assert jaxpr_flops(loop, X, W).matmul == PRODUCT
   assert jaxpr_flops(loop, X, W).uncounted == {"while"}
+  once = lambda x, w: jax.lax.while_loop(lambda c: c[0], lambda c: (False, c[1] @ w), (x[0, 0] > 0, x))
+  assert not jaxpr_flops(once, X, W).uncounted and jaxpr_flops(once, X, W).matmul == jaxpr_flops(loop, X, W).matmul
   assert not jaxpr_flops(lambda x, w: jax.lax.fori_loop(0, 3, lambda i, c: c @ w, x), X, W).uncounted
 
   images, kernel = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((3, 3, 3, 7), jnp.float32)

@@ -215,7 +215,7 @@ def test_ctrl_c_names_the_last_checkpoint_and_the_run_goes_on(jaxft, tiny, pairs
     assert "Traceback" not in err and f"the last checkpoint is {out / 'checkpoints' / str(step)}" in err
     return step
 
-  process = start_python("-m", "jaxft.cli", *args, stderr=subprocess.PIPE)
+  process = start_python("-m", "jaxft", *args, stderr=subprocess.PIPE)
   interrupt(process.pid, 0, lambda: process.poll() is None)
   _, err = process.communicate(timeout=120)
   assert process.returncode == 130, err

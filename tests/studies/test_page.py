@@ -71,6 +71,17 @@ def test_the_index_is_grouped_by_question_and_marks_what_is_stale():
     index([study(use_when="word " * 31)], {"toy": found}, {"toy": "toys.py"})
 
 
+def test_gains_are_of_the_score_that_is_named():
+  reached = {"start": 0.0, "full": 1.0, "method": 0.5}
+  declared = study(scores=(*study().scores, Score("target", "reached")), gain="target", arms=lambda c: {
+      name: arm._replace(run=lambda *call, run=arm.run, to=reached[name]: run(*call) | {"target": [to] * c.items})
+      for name, arm in arms(c).items()})
+  text = index([declared], {"toy": conduct(declared, Config(effect=0.6))}, {"toy": "toys.py"})
+  assert "| 50.000 [50.000, 50.000]% |" in text
+  with pytest.raises(ValueError, match="gain must be one of the scores"):
+    study(gain="targt")
+
+
 def test_the_command_writes_a_result_with_its_page_and_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):
   calls = []
 

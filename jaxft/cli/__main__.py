@@ -1,7 +1,0 @@
-"""`python -m jaxft.cli`, for where the script is not on the path."""
-
-import sys
-
-from jaxft.cli import main
-
-sys.exit(main())
