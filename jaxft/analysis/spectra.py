@@ -1,5 +1,6 @@
 """What fine-tuning did to the spectra of matrices: intruder dimensions, effective rank."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -51,7 +52,12 @@ def singular_overlap(
     raise ValueError(f"base and tuned must be matrices of one shape; got {tuple(base.shape)} and {tuple(tuned.shape)}")
   if side not in ("out", "in"):
     raise ValueError(f"side must be out or in; got {side!r}")
+  return _overlap(base, tuned, side)
 
+
+# Compiled as one, as all loops that run outside of a user's `jit`: one by itself is lowered anew at every call.
+@partial(jax.jit, static_argnames="side")
+def _overlap(base: Array, tuned: Array, side: str) -> Overlap:
   def vectors(w: Array) -> tuple[Array, Array]:
     u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
     return s, (vt if side == "out" else u.T)

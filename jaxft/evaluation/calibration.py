@@ -1,6 +1,7 @@
 """Calibration: do predicted probabilities match frequencies?"""
 
 import math
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -179,7 +180,11 @@ def fit_temperature(
     fine = fine & decided
   elif not decided:
     raise ValueError("logits must differ between classes in an item that counts; got none: any temperature fits")
+  return or_nan(fine, _bisect(logits, labels, where, low, high, steps))
 
+
+@partial(jax.jit, static_argnames="steps")
+def _bisect(logits, labels, where, low, high, steps) -> Float[Array, ""]:
   def loss(inverse: Float[AnyArray, ""]) -> Float[Array, ""]:
     return jnp.sum(jnp.where(where, optax.softmax_cross_entropy_with_integer_labels(logits * inverse, labels), 0))
 
@@ -191,4 +196,4 @@ def fit_temperature(
 
   bounds = jnp.log(jnp.asarray([low, high], jnp.float32))
   lower, upper = jax.lax.fori_loop(0, steps, halve, (bounds[0], bounds[1]))
-  return or_nan(fine, jnp.exp((lower + upper) / 2))
+  return jnp.exp((lower + upper) / 2)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -180,8 +181,12 @@ def fit_logistic(
     if not isinstance(value, Tracer) and not 0 <= value < math.inf:
       raise ValueError(f"{name} must be >= 0 and finite; got {value}")
   fine = require_finite(features=features) & require_labels(classes, labels=labels)
+  return or_nan(fine, _minimize(features.astype(jnp.float32), labels, penalty, tolerance, classes, max_steps))
+
+
+@partial(jax.jit, static_argnames=("classes", "max_steps"))
+def _minimize(features, labels, penalty, tolerance, classes, max_steps) -> Logistic:
   count = features.shape[0]
-  features = features.astype(jnp.float32)
 
   def objective(params: Logistic) -> Float[Array, ""]:
     nll = optax.softmax_cross_entropy_with_integer_labels(params.logits(features), labels)
@@ -198,7 +203,7 @@ def fit_logistic(
 
   start = Logistic(jnp.zeros((features.shape[1], classes), jnp.float32), jnp.zeros((classes,), jnp.float32))
   carry = (start, solver.init(start), jnp.asarray(jnp.inf, jnp.float32), jnp.asarray(0))
-  return or_nan(fine, jax.lax.while_loop(lambda c: (c[2] > tolerance) & (c[3] < max_steps), step, carry)[0])
+  return jax.lax.while_loop(lambda c: (c[2] > tolerance) & (c[3] < max_steps), step, carry)[0]
 
 
 @check_arrays

@@ -252,7 +252,11 @@ def judged_relevance(
     raise ValueError(f"judged must hold each document at most once; it does not in query {int(found.argmax())}")
   if found is None and jnp.issubdtype(grades.dtype, jnp.inexact):  # integers have no NaN
     fine = fine & ~jnp.any(twice)
+  return or_nan(fine, _look_up(retrieved, judged, jnp.where(judged >= 0, grades, 0)))
+
+
+@jax.jit
+def _look_up(retrieved: Array, judged: Array, grades: Array) -> Array:
   # A loop over the judgements, few for each query, keeps the memory at queries x retrieved.
   add = lambda out, pair: (out + jnp.where(retrieved == pair[0][:, None], pair[1][:, None], 0), None)
-  grades = jnp.where(judged >= 0, grades, 0)
-  return or_nan(fine, jax.lax.scan(add, jnp.zeros(retrieved.shape, grades.dtype), (judged.T, grades.T))[0])
+  return jax.lax.scan(add, jnp.zeros(retrieved.shape, grades.dtype), (judged.T, grades.T))[0]

@@ -90,12 +90,13 @@ class _Runs:
     wanted = [score.name for score in self._study.scores]
     if sorted(returned) != sorted(wanted):
       raise ValueError(f"{arm} must return the scores {wanted}; got {list(returned)}")
-    scores = {score.name: self._items(arm, returned[score.name], score) for score in self._study.scores}
+    scores = {
+        score.name: self._items(arm, returned[score.name], score, split != "test") for score in self._study.scores}
     return {"seconds": time.perf_counter() - start, "scores": scores}
 
-  def _items(self, arm: str, items: Any, score: Score) -> list[float]:
+  def _items(self, arm: str, items: Any, score: Score, mean_alone: bool) -> list[float]:
     try:
-      return per_item(items, score).tolist()
+      return per_item(items, score, mean_alone=mean_alone).tolist()
     except ValueError as e:
       raise ValueError(f"{arm} returned what its score does not take: {e}") from None
 

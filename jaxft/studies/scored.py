@@ -39,8 +39,11 @@ class ScoresOfArm(NamedTuple):
     return self.scores[name]
 
 
-def per_item(items: Any, score: Score) -> Float[np.ndarray, " items"]:
+def per_item(items: Any, score: Score, *, mean_alone: bool = False) -> Float[np.ndarray, " items"]:
   """What a run returned of a score, as numbers whose mean is the score: one for each item, or one in all.
+
+  A statistic is one number where its mean alone is read, as on validation data: its influences are one call for each
+  item.
 
   Raises:
     ValueError: no numbers, or an array of a shape that the score does not take.
@@ -52,10 +55,11 @@ def per_item(items: Any, score: Score) -> Float[np.ndarray, " items"]:
   if items.ndim == 0:
     return items[None]
   if score.of is not None:
+    each = score.shared_items and not mean_alone
     # A run that diverged has no statistic; its rate is rejected for that.
     if not np.isfinite(items).all():
-      return np.full(len(items) if score.shared_items else 1, np.nan)
-    return influences(items, score.of) if score.shared_items else np.array([float(score.of(items))])
+      return np.full(len(items) if each else 1, np.nan)
+    return influences(items, score.of) if each else np.array([float(score.of(items))])
   if items.ndim != 1:
     raise ValueError(f"{score.name} must be one number for each item, as it is their mean; got {list(items.shape)}")
   return items if score.shared_items else np.array([items.mean()])

@@ -85,11 +85,14 @@ def test_one_model_with_density_one_comes_back():
 @pytest.mark.parametrize("merge", [
     lambda delta, key: trim(delta, 0.3, by="random", rescale="inverse_probability", key=key),
     lambda delta, key: trim(delta, 0.3, by="rank", epsilon=0.2, rescale="inverse_probability", key=key),
-    lambda delta, key: dare([delta], ZERO, density=0.3, key=key),
-    lambda delta, key: della([delta], ZERO, density=0.3, epsilon=0.2, key=key, consensus=None),
+    lambda delta, key: dare([delta], jax.tree.map(np.zeros_like, delta), density=0.3, key=key),
+    lambda delta, key: della(
+        [delta], jax.tree.map(np.zeros_like, delta), density=0.3, epsilon=0.2, key=key, consensus=None),
 ], ids=["random", "rank", "dare", "della"])
 def test_unbiased(merge):
-  draws = np.stack([merge({"w": A}, key)["w"] for key in range(1000)])
+  # Ten keys, and under each as many draws as there are copies of the rows: they are dropped independently.
+  many = {"w": np.tile(A, (100, 1))}
+  draws = np.concatenate([merge(many, key)["w"].reshape(100, *A.shape) for key in range(10)])
   error = draws.std(0) / np.sqrt(len(draws))
   assert np.all(np.abs(draws.mean(0) - A) <= 4 * error), (draws.mean(0), error)
 

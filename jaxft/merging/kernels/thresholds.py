@@ -5,6 +5,7 @@ two passes over a leaf, in cache. JAX finds it bit by bit: the order of non-nega
 patterns, and each bit costs one count, which is a sum wherever the leaf lies.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -76,6 +77,19 @@ def largest(
 
 
 def _by_bits(x: ArrayLike, k: int | ArrayLike, rows: bool, from_end: bool) -> Threshold:
+  value, bound = _compiled_search()(x, k, rows=rows, from_end=from_end)
+  return Threshold(value, bound, from_end)
+
+
+@functools.cache
+def _compiled_search() -> Callable[..., tuple[Any, Any]]:
+  """Made once: a loop that is not compiled with what is around it is lowered anew at every call."""
+  import jax
+
+  return jax.jit(_search_bits, static_argnames=("rows", "from_end"))
+
+
+def _search_bits(x: Any, k: Any, *, rows: bool, from_end: bool) -> tuple[Any, Any]:
   import jax
   import jax.numpy as jnp
 
@@ -97,7 +111,7 @@ def _by_bits(x: ArrayLike, k: int | ArrayLike, rows: bool, from_end: bool) -> Th
     return jnp.where(count(tied & (index < higher)) < wanted, higher, bound)  # the index of the last one wanted
 
   bound = jax.lax.fori_loop(0, 32, raise_bound, jnp.zeros(value.shape, np.uint32))
-  return Threshold(jax.lax.bitcast_convert_type(value, np.float32), bound, from_end)
+  return jax.lax.bitcast_convert_type(value, np.float32), bound
 
 
 def _by_bracket(f: Callable[..., ArrayLike], k: int, arrays: Sequence[Any], size: int, from_end: bool) -> Threshold:

@@ -18,6 +18,11 @@ def damped(
     covariance: Float[Array, "m m"], *, damping: float = 0.01, max_error: float = 0.05
 ) -> Float[Array, "m m"]:
   """`C + damping * mean(diag C) * I`, the damping doubled until `|C C^-1 - I| < max_error`, at most 20 times."""
+  return _damped(covariance, damping, max_error)
+
+
+@jax.jit
+def _damped(covariance, damping, max_error) -> Float[Array, "m m"]:
   eye = jnp.eye(len(covariance))
   at = lambda d: covariance + d * jnp.mean(jnp.diag(covariance)) * eye
 
