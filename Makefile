@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST  = $(PY) -m pytest -n 2 --dist worksteal
+# Tests start many processes: what one has compiled to bytecode the others read.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test docs test-all contracts lint bench bench-merging table clean
 .DELETE_ON_ERROR:
@@ -14,11 +16,11 @@ demo: $(VENV)/.experiments
 
 # The quick tier: of every contract what catches each kind of fault. `make test SHARE=13/8` runs a share of the exhaustive
 # tier with it, in the same processes: eight numbers in a row run all of it.
-test: lint
+test: $(VENV)/.parity
+	$(PY) -m ruff check .
 	$(PYTEST) --durations 15 $(if $(SHARE),--share $(SHARE),-m "not exhaustive") tests
-	$(PY) -m experiments.table --check
 
-# Ruff, and the types of the library.
+# Ruff, and the types of the library, which the tests check too (tests/test_types.py).
 lint: $(VENV)/.parity
 	$(PY) -m ruff check .
 	$(PY) -m basedpyright
@@ -28,9 +30,9 @@ docs: $(VENV)/.docs
 	$(PY) -m tools.docs build/docs
 
 # Both tiers: every pair and every variant; fails where a test file takes more than a minute of one core.
-test-all: lint
+test-all: $(VENV)/.parity
+	$(PY) -m ruff check .
 	$(PYTEST) --durations 30 --file-seconds 60 tests
-	$(PY) -m experiments.table --check
 
 # For a second interpreter: what an interpreter or another JAX may change.
 contracts: $(VENV)/.test

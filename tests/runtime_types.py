@@ -4,6 +4,7 @@ A call that breaks its signature must not return. The library's own error comes 
 for it; a call that returns nevertheless is refused here, for its arguments and for its result.
 """
 
+import ast
 import functools
 import importlib
 import re
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
 from beartype.vale import Is
+from jaxtyping._import_hook import JaxtypingTransformer
 
 # As PEP 484 takes an int for a float, so NumPy's and JAX's numbers for Python's, and NumPy's for arrays without axes.
 _JAX_INTEGER = Annotated[jax.Array, Is[lambda x: x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer)]]
@@ -38,7 +40,20 @@ def leave_out_frequent() -> None:
       getattr(importlib.import_module(module), name).__no_type_check__ = True
 
 
-def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+def leave_out_nested() -> None:
+  """Functions inside of functions are not checked: each call of the outer one would make the checks anew.
+
+  That took a tenth of the suite's time. What comes in and goes out of the library passes the outer functions.
+  """
+  decorate = JaxtypingTransformer.visit_FunctionDef
+
+  def visit(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
+    return node if any(isinstance(parent, ast.FunctionDef) for parent in self._parents) else decorate(self, node)
+
+  JaxtypingTransformer.visit_FunctionDef = visit
+
+
+def checked_on_call(function: Callable[..., Any]) -> Callable[..., Any]:
   """What jaxtyping's import hook wraps around both functions that it makes of each function of the library.
 
   One takes the arguments before the call and one takes them with the result after it. The second checks all there is.

@@ -203,7 +203,8 @@ def _minimize(features, labels, penalty, tolerance, classes, max_steps) -> Logis
 
   start = Logistic(jnp.zeros((features.shape[1], classes), jnp.float32), jnp.zeros((classes,), jnp.float32))
   carry = (start, solver.init(start), jnp.asarray(jnp.inf, jnp.float32), jnp.asarray(0))
-  return jax.lax.while_loop(lambda c: (c[2] > tolerance) & (c[3] < max_steps), step, carry)[0]
+  fitted, *_ = jax.lax.while_loop(lambda c: (c[2] > tolerance) & (c[3] < max_steps), step, carry)
+  return Logistic(*fitted)
 
 
 @check_arrays

@@ -31,27 +31,29 @@ def numbers(out):
   return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
 
 
-def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, minilm, pairs, tmp_path):
-  args = ["finetune", "--model", "minilm-l6", "--data", pairs, "--batch-size", 4, "--max-length", 16, "--steps", 3,
+@pytest.mark.parametrize("pretrained", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, tiny, pairs, tmp_path, pretrained):
+  from jaxft.formats import load
+
+  model, trained = ("minilm-l6", "331,776") if pretrained else (str(tiny), "3,584")
+  args = ["finetune", "--model", model, "--data", pairs, "--batch-size", 4, "--max-length", 16, "--steps", 3,
           "--checkpoint-every", 1, "--log-every", 1, *ONE]
   answer = jaxft(*args, "--out", tmp_path / "run")
   assert answer.status == 0, answer.err
-  for said in ("331,776 parameters trained", "validation ndcg@10", "examples/s", str(tmp_path / "run/model"),
+  for said in (f"{trained} parameters trained", "validation ndcg@10", "examples/s", str(tmp_path / "run/model"),
                "2106.09685", "2402.16829"):
     assert said in answer.out
   metrics = read_json_lines(tmp_path / "run/metrics.jsonl")
   assert [m["step"] for m in metrics] == [0, 1, 2, 3, 3]
   assert "eval/ndcg@10" in metrics[0] and "eval/ndcg@10" in metrics[-1]
 
-  # The params are those of the preset but for the adapted matrices, and the folder loads like any other.
-  from jaxft.formats import load
-
-  tuned = load(tmp_path / "run/model")
+  # The params are those of the start but for the adapted matrices, and the folder loads like any other.
+  start, tuned = load(model), load(tmp_path / "run/model")
   flat = lambda params: {jax.tree_util.keystr(k): np.asarray(x) for k, x in jax.tree_util.tree_leaves_with_path(params)}
-  old, new = flat(minilm.params), flat(tuned.params)
+  old, new = flat(start.params), flat(tuned.params)
   changed = {path for path in old if not np.array_equal(old[path], new[path])}
   assert changed == {path for path in old if "layers" in path and "kernel" in path}
-  assert tuned.config == minilm.config and tuned.max_length == minilm.max_length
+  assert tuned.config == start.config and tuned.max_length == start.max_length
 
   # As a kill between step 2 and step 3 leaves the folder.
   shutil.copytree(tmp_path / "run", tmp_path / "broken")
@@ -140,8 +142,9 @@ def test_a_decoder_is_tuned_on_chats(jaxft, tiny_decoder, chats, tmp_path, pretr
 
 
 @pytest.mark.parametrize("options", [
-    ("--method", "full", "--accumulate", 2, "--remat", "dots", "--dtype", "bfloat16", "--guide", "minilm-l6",
-     "--holdout", 0, "--epochs", 0.5, "--schedule", "constant"),
+    pytest.param(
+        ("--method", "full", "--accumulate", 2, "--remat", "dots", "--dtype", "bfloat16", "--guide", "minilm-l6",
+         "--holdout", 0, "--epochs", 0.5, "--schedule", "constant"), marks=pytest.mark.exhaustive),
     ("--method", "rslora", "--dropout", 0.1, "--data-parallel", 2, "--fsdp", 2, "--schedule", "linear",
      "--clip-norm", 0),
 ])
@@ -157,6 +160,7 @@ def test_methods_and_options(jaxft, tiny, pairs, tmp_path, options):
   assert ("eval/ndcg@10" in lines[0]) == ("--holdout" not in options)
 
 
+@pytest.mark.exhaustive
 def test_packed_rows_resume_in_the_middle_of_the_data(jaxft, tiny_decoder, chats, tmp_path):
   args = ["finetune", "--model", tiny_decoder, "--data", chats, "--batch-size", 2, "--max-length", 96, "--steps", 4,
           "--pack", "--checkpoint-every", 2, "--log-every", 1, "--holdout", 0, *ONE]
