@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from experiments.recommendation import recommendation
 from jaxft.files import write_text
 from jaxft.studies.command import write_page
 from jaxft.studies.experiment import Experiment, committed, committed_findings, discover, results_folder
@@ -18,6 +19,7 @@ One module per system. This page, and each result's own, is made by `python -m e
 and items that lies beyond the smallest effect of interest, *equivalent* within it, *premise absent* where the setting
 lacks what the claim presupposes; q is the p value of a study's first claim, adjusted for all of this page. A gain is in
 percent of what full tuning gains over the untuned model."""
+WHICH = "which-method"  # the comparison that a recommendation is computed from
 OLD = """## Not yet studies
 
 Results of an earlier form: one paired t test over seeds, with settings, grids and conclusions that an audit found
@@ -32,7 +34,10 @@ def table() -> str:
   """The page, from the committed result files alone."""
   found = {study.slug: findings for study in studies() if (findings := committed_findings(study)) is not None}
   modules = {study.slug: _file(study.arms.__module__) for study in studies()}
-  return "\n\n".join([HEAD, index(studies(), found, modules), OLD, _experiments()]) + "\n"
+  recommended = [
+      f"## Which method?\n\n{recommendation(study, found[study.slug])}" for study in studies()
+      if study.slug == WHICH and study.slug in found]
+  return "\n\n".join([HEAD, *recommended, index(studies(), found, modules), OLD, _experiments()]) + "\n"
 
 
 def _file(module: str) -> str:

@@ -49,8 +49,6 @@ MORE = {
     "corda": Budget(small=200),
     # Five lengths of prompts, two of beams, and four arms, each with the logits of 49,152 tokens.
     "peft-for-code": Budget(large=14, small=200, flops=4e9),
-    # Eight arms, of which seven have a forward pass of their own.
-    "unified-peft": Budget(large=16),
 }
 
 
