@@ -1,27 +1,27 @@
 """CoFiTune: does placing the fine-tuning, and damping what existing abilities rest on, keep more of them?
 
-    jaxft run cofitune            about a quarter of an hour on one core
+    jaxft run cofitune            five minutes on one core
     jaxft run cofitune --smoke    seconds
 
-all-MiniLM-L6-v2 learns to rate the sentiment of tweets (Spec: Pearson's r), and should still do what it could before
-(Vers: the mean of finding the next sentence of an editorial, nDCG@10; a docstring's first sentence from the signature,
-nDCG@10; and the accuracy of a probe for the domain of a sentence, fitted once to the pretrained model). As in the
-paper, what is compared, and what every choice is made by on validation data, is Uni = Spec + Vers.
+An encoder of four layers reads 8x8 digits in three views, and learns to read inverted ones by a head of its own. Spec
+is the accuracy on those, Vers that in the old views, by the old head; as in the paper, what is compared, and what every
+choice is made by on validation data, is Uni = Spec + Vers. (Where the task is parity and half of digits in an old view
+the head alone learns all of it, and full tuning gains nothing.)
 
 Coarse: a tree search over the seven ranges of layers, then attention or MLP in the best one, then their matrices; a
-node is fine-tuned for a few steps with the rate of full tuning. Fine: importance of heads and channels, from editorials
-without labels. The paper's proxy compares next-token distributions of two passes with dropout; an encoder has none, so
-here it is 1 - cosine of its two sentence vectors. Dropout on attention weights is here on what heads put out, and the
-output projection of attention, which the paper leaves alone, is masked as the MLP's is.
+node's value is that at its best rate, over all tuning seeds. Fine: importance of heads and channels without labels, by
+how far two passes with dropout are apart in what they tell of digits in the old views. The output projection of
+attention, which the paper leaves alone, is masked as the MLP's is.
 
-Arms: full tuning, LoRA, L2 to the start; the best node plain, with (1 - I) on the gradients as the paper's code has it,
-and with (1 - I) on the updates after Adam, which is the method. The head trains and the embeddings are frozen in all.
+Arms: the new head alone; full tuning; the best node plain, with (1 - I) on the gradients, as the paper's code has it,
+and with (1 - I) on the updates after Adam, which is the method; and the node's matrices in another range of as many
+layers, drawn by the seed. The new head trains in all of them, beside layers at one rate; embeddings never do. A seed
+draws the base, the batches and that range.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,57 +29,36 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from experiments.tasks import docstring_search, sentiment_rating as task
-from experiments.tasks.ranking import rank_own
-from jaxft.analysis import damping, dropout_consistency, layer_drift, normalize_importance, unit_importance
-from jaxft.choices import layer_ranges, tree_search
-from jaxft.data import source
-from jaxft.data.tokenization import tokenize_texts
-from jaxft.evaluation import PairedTest, paired_test, pearson
-from jaxft.evaluation.probe import Logistic, fit_logistic
-from jaxft.formats import Pretrained, load
-from jaxft.losses import Mean, l2_to_reference, normalize
-from jaxft.models import encoder
+from experiments.tasks.patch_encoder import Digits, Params, Recipe, fit, logits, loss, shape
+from experiments.tasks.digits_views import Images
+from jaxft.analysis import damping, dropout_consistency, normalize_importance, unit_importance
+from jaxft.choices import layer_ranges, tree_search, within_layers
 from jaxft.models.dropout import layer_dropout
 from jaxft.models.sites import Scale
 from jaxft.optimizers import scale_updates
-from jaxft.recipes.optimizers import warmed_up
-from jaxft.studies.experiment import Experiment, main
-from jaxft.studies.ledger import Ledger
-from jaxft.studies.result import Arm, Result
-from jaxft.studies.tuner import Tuner, choose_rate
-from jaxft.transforms import ParamTransform, chain, freeze, lora, train
-from jaxft.tree import cut_layers, mask, stack_layers
+from jaxft.studies.study import Arm, Claim, Front, Premise, Score, Study, equal, higher
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  model: str = "minilm-l6"
-  domain: str = "tweets"
-  length: int = 14
-  sentences: int = 128
-  steps: int = 24
-  search_steps: int = 16
+  recipe: Recipe = Recipe()
+  head_rate: float = 0.1  # of the new head beside the layers
+  head_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # and alone
+  rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
   ranges: tuple[tuple[int, int], ...] | None = None  # of layers, to search in; None takes the source's seven
-  batch_size: int = 12
-  learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
-  l2: float = 0.01
-  rank: int = 8
   dropout: float = 0.003
   importance_batches: int = 16
-  ratings: int = 100
-  pairs: int = 60
-  probe_fit: int = 60
-  probe: int = 25
-  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-  tuning_seed: int = 100
+  importance_batch_size: int = 128
+  seeds: tuple[int, ...] = tuple(range(16))
+  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
 SMOKE = Config(
-    model="minilm-l6:tiny", ranges=((1, 2),), length=8, sentences=4, steps=1, search_steps=1, batch_size=2,
-    learning_rates=(1e-3,), importance_batches=1, ratings=4, pairs=3, probe_fit=4, probe=2, seeds=(0, 1))
-BASELINE, METHOD, COARSE, GRADIENT = "full", "update mask", "best node", "gradient mask"
+    recipe=Recipe(dim=8, heads=2, base_steps=10, steps=3, batch_size=4), rates=(1e-2, 3e-2), ranges=((1, 2), (2, 3)),
+    head_rates=(0.1, 0.3), importance_batches=1, importance_batch_size=8, seeds=(0, 1), tuning_seeds=(100,))
 
+HEAD, FULL, NODE, OTHER = "head alone", "full", "best node", "the node elsewhere"
+GRADIENT, METHOD = "gradient mask", "CoFiTune"
 # What of a layer trains, what it may be narrowed to, and the site whose gates own each matrix's columns.
 MODULES = {
     "{attention,mlp}/**": ("attention/**", "mlp/**"),
@@ -87,278 +66,149 @@ MODULES = {
     "mlp/**": ("mlp/up/*", "mlp/down/*"),
 }
 SITES = {
-    "layers/attention/heads": "**/attention/{query,key,value}/*", "layers/mlp/hidden": "**/mlp/up/*",
-    "layers/mlp/out": "**/mlp/down/*", "layers/attention/out": "**/attention/out/*",
+    "layers/attention/heads": "layers/attention/{query,key,value}/*", "layers/mlp/hidden": "layers/mlp/up/*",
+    "layers/mlp/out": "layers/mlp/down/*", "layers/attention/out": "layers/attention/out/*",
 }
 Node = tuple[int, int, str]
 
 
-class Scores(NamedTuple):
-  """What a checkpoint can do; higher is better."""
-
-  spec: float  # r of the ratings
-  neighbours: float  # nDCG@10
-  docstrings: float  # nDCG@10
-  domains: float  # accuracy of the pretrained model's probe
-
-  @property
-  def vers(self) -> float:
-    return float(np.mean(self[1:]))
-
-  @property
-  def uni(self) -> float:
-    return self.spec + self.vers
+def learn(
+    recipe: Recipe, params: Params, images: Images, rows: Int[Array, "steps batch"], before: Any, after: Any
+) -> Params:
+  """Adam, falling linearly to zero, with factors on the gradients, and on the updates: rate, what trains, and mask."""
+  optimizer = optax.chain(
+      scale_updates(before), optax.adam(optax.linear_schedule(1.0, 0.0, recipe.steps)), scale_updates(after))
+  return fit(optimizer, lambda params, batch: jnp.mean(loss(params, recipe, batch, "new")), params, images, rows)
 
 
-class Texts(NamedTuple):
-  """All texts of a split, one after the other, how many there are of each kind, and the labels."""
-
-  ids: Int[np.ndarray, "texts time"]
-  mask: Int[np.ndarray, "texts time"]
-  sizes: tuple[int, ...]  # rated; editorials; their next sentences; signatures; sentences; for the probe
-  ratings: Float[np.ndarray, " rated"]
-  domains: Int[np.ndarray, " probed"]
-
-
-def spread(records: Sequence[Any], n: int) -> list[Any]:
-  return [records[int(i)] for i in np.linspace(0, len(records) - 1, min(n, len(records)))]
-
-
-def load_texts(model: Pretrained, split: str, config: Config, *, probe: int) -> Texts:
-  """The ratings and the three controls of a split."""
-  rated = task.load_sentences(model, config.domain, split, limit=config.ratings, length=config.length)
-  editorials = spread(source("sentiment/neighbours-news", split), config.pairs)
-  code = docstring_search.load_pairs(split)
-  functions = spread(list(zip(code.anchors, code.positives, strict=True)), config.pairs)
-  of_domains = [spread(source(f"sentiment/{domain}", split), probe) for domain in task.DOMAINS]
-  parts = [
-      [r["anchor"] for r in editorials], [r["positive"] for r in editorials], [a for a, _ in functions],
-      [p for _, p in functions], [r["text"] for records in of_domains for r in records]]
-  tokens = tokenize_texts([text for part in parts for text in part], model.tokenizer, lengths=config.length)
-  ids, mask = (np.concatenate(both) for both in ((rated.ids, tokens["ids"]), (rated.mask, tokens["mask"])))
-  labels = np.repeat(np.arange(len(of_domains)), [len(records) for records in of_domains])
-  return Texts(ids, mask, (len(rated), *map(len, parts)), rated.ratings, labels)
-
-
-@jax.jit
-def cosines(queries: Float[Array, "n dim"], documents: Float[Array, "n dim"]) -> Float[Array, "n n"]:
-  return normalize(queries) @ normalize(documents).T
-
-
-class Judge:
-  """Scores checkpoints; compiled once. The probe is fitted to the pretrained model."""
-
-  def __init__(self, model: Pretrained, fit: Texts, *, rows: int = 100):
-    def features(params: Any, ids: Int[Array, "n time"], mask: Int[Array, "n time"]) -> Float[Array, "n dim"]:
-      hidden, _ = encoder.hidden_states(params, model.config, ids, mask)
-      return encoder.pool(hidden, mask, pooling="mean", normalize=False)
-
-    self._features, self._rows = jax.jit(features), rows
-    on = self._parts(task.with_head(model.params), fit)[-1]  # as all that is scored: a tree of one structure
-    self._probe: Logistic = fit_logistic(jnp.asarray(on), jnp.asarray(fit.domains), classes=len(task.DOMAINS))
-
-  def _parts(self, params: Any, texts: Texts) -> list[np.ndarray]:
-    n = len(texts.ids)
-    fill = -n % self._rows  # one shape for all batches
-    ids, mask = (np.pad(x, ((0, fill), (0, 0)), mode="edge") for x in (texts.ids, texts.mask))
-    found = [self._features(params, ids[i : i + self._rows], mask[i : i + self._rows])
-             for i in range(0, n + fill, self._rows)]
-    return np.split(np.concatenate([np.asarray(f) for f in found])[:n], np.cumsum(texts.sizes)[:-1])
-
-  def __call__(self, params: Any, texts: Texts) -> Scores:
-    rated, *pairs, probed = self._parts(params, texts)
-    predicted = rated @ np.asarray(params["head"]["kernel"])[:, 0]
-    r = float(pearson(predicted, texts.ratings))
-
-    retrieval = lambda queries, documents: rank_own(cosines(queries, documents))["ndcg"]
-    right = np.argmax(self._probe.logits(probed), axis=-1) == texts.domains
-    return Scores(r, retrieval(*pairs[:2]), retrieval(*pairs[2:]), float(np.mean(right)))
-
-
-def importances(model: Pretrained, config: Config) -> dict[str, Float[Array, "layers units"]]:
-  """|tanh z| of heads and channels by site, from editorials of the training split."""
-  c = model.config
+def importance(config: Config, params: Any, key: Array, images: Images) -> dict[str, Float[Array, "layers units"]]:
+  """|tanh z| of heads and channels by site."""
+  c, (of_batches, key) = shape(config.recipe), jax.random.split(key)
   gates = {site: jnp.ones((c.num_layers, units))
            for site, units in zip(SITES, (c.num_heads, c.mlp_dim, c.dim, c.dim), strict=True)}
   heads, _, out, _ = SITES
 
-  def vectors(gates: Any, batch: Any, key: jax.Array) -> Float[Array, "batch dim"]:
+  def told(gates: Any, pixels: Array, key: Array) -> Float[Array, "n labels"]:
     edits = {site: [Scale(gate[..., None] if site == heads else gate)] for site, gate in gates.items()}
     for site, k in zip((heads, out), jax.random.split(key), strict=True):
       edits[site].append(layer_dropout(k, c.num_layers, config.dropout))
-    return encoder.embed(model.params, c, batch["ids"], batch["mask"], edits=edits)
+    return jax.nn.log_softmax(logits(params, config.recipe, pixels, "old", edits))
 
-  records = spread(source("sentiment/neighbours-news", "train"), config.importance_batches * config.batch_size)
-  tokens = tokenize_texts([r["anchor"] for r in records], model.tokenizer, lengths=config.length)
-  batches = [{name: x[i::config.importance_batches] for name, x in tokens.items()}
-             for i in range(config.importance_batches)]
-  proxy = dropout_consistency(vectors, lambda a, b: 1 - jnp.sum(a * b, axis=-1))
-  return normalize_importance(unit_importance(proxy, gates, batches, jax.random.key(0)))
-
-
-def cut(params: Any, node: Node, layers: int) -> Any:
-  """The params with a stack of their own for the node's layers, so that none below them has a backward pass."""
-  return cut_layers(params, [i for i in node[:2] if 0 < i < layers])
+  drawn = jax.random.randint(
+      of_batches, (config.importance_batches, config.importance_batch_size), 0, len(images.digits))
+  proxy = dropout_consistency(told, lambda first, second: jnp.sum(jnp.exp(second) * (second - first), axis=-1))
+  # One batch after the other, in one program for all.
+  of_each = jax.lax.map(lambda batch: unit_importance(proxy, gates, [images.pixels[batch[0]]], batch[1]),
+                        (drawn, jax.random.split(key, len(drawn))))
+  return normalize_importance(jax.tree.map(lambda x: x.mean(0), of_each))
 
 
-def train_node(node: Node) -> ParamTransform:
-  """The node's matrices and the head."""
-  start, stop, modules = node
-  return train([f"layers/{start}:{stop}/{modules}", "head/**"])
+class World:
+  """The base of each seed with its importances, and the node that the search finds."""
+
+  def __init__(self, config: Config):
+    self.config, self.digits = config, Digits(config.recipe)
+    self._learn, self._importance = jax.jit(partial(learn, config.recipe)), jax.jit(partial(importance, config))
+    self.base, self.node = self.digits.base, cache(self._search)
+    self.important = cache(
+        lambda seed: self._importance(self.base(seed), jax.random.key(seed), self.digits.of_base))
+
+  def gates(self, node: Node | None, seed: int) -> Any:
+    """1 for what trains of the layers: of a node, or all."""
+    start, stop, modules = node or (0, self.config.recipe.layers, "**")
+    base = self.base(seed)
+    return jax.tree.map(
+        lambda x, on: np.broadcast_to(np.reshape(on, (-1, *[1] * (x.ndim - 1))), x.shape).astype(np.float32),
+        base, within_layers(start, stop, f"layers/{modules}")(base))
+
+  def damped(self, seed: int) -> Any:
+    """1 - I, where a unit owns columns."""
+    base = self.base(seed)
+    factors = damping(base, {glob: self.important(seed)[site] for site, glob in SITES.items()})
+    return jax.tree.map(lambda x, f: np.broadcast_to(f, x.shape), base, factors)
+
+  def _search(self) -> Node:
+    """The best node on the tuning seeds, each at its best rate."""
+    c = self.config
+    uni = lambda node, rate, seed: float(np.mean(self.tuned(lambda seed: node, rate, seed, "validation")["uni"]))
+    value = lambda node: max(np.mean([uni(node, rate, seed) for seed in c.tuning_seeds]) for rate in c.rates)
+    narrower = lambda node: [(*node[:2], modules) for modules in MODULES.get(node[2], ())]
+    return tree_search(
+        [(*r, next(iter(MODULES))) for r in c.ranges or layer_ranges(c.recipe.layers)], narrower, value).best
+
+  def elsewhere(self, seed: int) -> Node:
+    """The node's matrices in another range of as many layers."""
+    start, stop, modules = self.node()
+    others = [i for i in range(self.config.recipe.layers + 1 - (stop - start)) if i != start]
+    other = int(np.random.default_rng(seed).choice(others))
+    return other, other + stop - start, modules
+
+  def tuned(
+      self, node: Any, rate: float, seed: int, split: str, *, before: bool = False, after: bool = False
+  ) -> dict[str, np.ndarray]:
+    """Tuned at the node of the seed, with the mask before Adam or after."""
+    base = self.base(seed)
+    ones, damped = jax.tree.map(np.ones_like, base), self.damped(seed) if before or after else None
+    factors = jax.tree.map(lambda gate, damp: np.float32(rate) * gate * damp,
+                           self.gates(node(seed), seed), damped if after else ones)
+    return self.learnt(factors, self.config.head_rate, seed, split, before=damped if before else ones)
+
+  def head_alone(self, rate: float, seed: int, split: str) -> dict[str, np.ndarray]:
+    base = self.base(seed)
+    zeros, ones = (jax.tree.map(f, base) for f in (np.zeros_like, np.ones_like))
+    return self.learnt(zeros, rate, seed, split, before=ones)
+
+  def learnt(
+      self, factors: Params, head_rate: float, seed: int, split: str, *, before: Params
+  ) -> dict[str, np.ndarray]:
+    """By these factors on the updates, the new head's own among them, and those on the gradients."""
+    factors = factors | {"new": {"kernel": np.full_like(factors["new"]["kernel"], head_rate)}}
+    digits = self.digits
+    return self.score(self._learn(self.base(seed), digits.of_task, digits.batches(seed), before, factors), split)
+
+  def score(self, params: Params, split: str) -> dict[str, np.ndarray]:
+    right = self.digits.right(params, split)
+    return {"uni": right["new"] + right["old"], "spec": right["new"], "vers": right["old"]}
+
+  def start(self, rate: None, seed: int, split: str) -> dict[str, np.ndarray]:
+    return self.score(self.base(seed), split)
+
+  def share(self, node: Any) -> dict[str, float]:
+    """Of the numbers in the layers."""
+    seed = self.config.tuning_seeds[0]
+    gates = jax.tree.leaves(self.gates(node(seed), seed)["layers"])
+    return {"trained share": float(sum(g.sum() for g in gates) / sum(g.size for g in gates))}
 
 
-def masked(before: Any = 1.0, after: Any = 1.0) -> Callable[[Any, int], optax.GradientTransformation]:
-  """`adamw` with factors on the clipped gradients and on the updates: trees like what trains, or 1."""
-  scale = lambda factors: [] if isinstance(factors, float) else [scale_updates(factors)]
-
-  def optimizer(rate: Any, steps: int) -> optax.GradientTransformation:
-    factor = warmed_up(steps)
-    adam = optax.adam(lambda t: rate * factor(t))
-    return optax.chain(optax.clip_by_global_norm(1.0), *scale(before), adam, *scale(after))
-
-  return optimizer
-
-
-def pulled_to_start(model: Pretrained, base: Any, weight: float):
-  """The task's objective with `weight * |params - base|^2 / 2` over the layers."""
-  plain = task.objective(model)
-
-  def loss(params: Any, batch: task.Sentences, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
-    mean, metrics = plain(params, batch, key)
-    penalty = weight * l2_to_reference(params["layers"], base["layers"])
-    return Mean(mean.total + penalty * mean.weight, mean.weight), metrics
-
-  return loss
+def arms(config: Config) -> dict[str, Arm]:
+  """The base, the head alone, and tunings of the layers."""
+  world = World(config)
+  everything, best = lambda seed: None, lambda seed: world.node()
+  made = {
+      FULL: (everything, {}), NODE: (best, {}), OTHER: (world.elsewhere, {}), GRADIENT: (best, {"before": True}),
+      METHOD: (best, {"after": True})}
+  return {"start": Arm(world.start), HEAD: Arm(world.head_alone, config.head_rates)} | {
+      arm: Arm(partial(world.tuned, node, **masks), config.rates, partial(world.share, node))
+      for arm, (node, masks) in made.items()}
 
 
-def run(config: Config) -> Result:
-  """Searches on validation data, tunes every arm there and measures it on test data."""
-  ledger = Ledger("cofitune", config)
-  model = load(config.model)
-  base, layers = task.with_head(model.params), model.config.num_layers
-  data = task.load_sentences(model, config.domain, "train", limit=config.sentences, length=config.length)
-  judge = Judge(model, load_texts(model, "train", config, probe=config.probe_fit))
-  texts = {split: load_texts(model, split, config, probe=config.probe) for split in ("validation", "test")}
-  objective, above = task.objective(model), freeze("embed/**")
-
-  def learn(tuner: Tuner, params: Any, rate: float, seed: int) -> Any:
-    batches = task.draw_batches(data, steps=tuner.steps, batch_size=config.batch_size, seed=seed)
-    tuned = tuner(params, batches, rate=rate, seed=seed)
-    return tuned if params is base else stack_layers(tuned)
-
-  def scored(name: str, tuner: Tuner, params: Any, rate: float, seed: int, split: str) -> Scores:
-    return Scores(*ledger(f"{name}, {rate}, seed {seed}, {split}, {tuner.steps} steps",
-                          lambda: judge(learn(tuner, params, rate, seed), texts[split])))
-
-  def tune(name: str, tuner: Tuner, params: Any) -> tuple[float, dict[str, float]]:
-    return choose_rate(config.learning_rates,
-                       lambda rate: scored(name, tuner, params, rate, config.tuning_seed, "validation").uni)
-
-  tuners = {
-      BASELINE: (Tuner(objective, above, steps=config.steps), base),
-      "LoRA": (Tuner(objective, chain(lora("layers/**/kernel", rank=config.rank, alpha=2.0 * config.rank),
-                                      train("head/**")), steps=config.steps), base),
-      "L2 to the start": (Tuner(pulled_to_start(model, base, config.l2), above, steps=config.steps), base),
-  }
-  rates, tuning = {}, {}
-  rates[BASELINE], tuning[BASELINE] = tune(BASELINE, *tuners[BASELINE])
-
-  node_tuner = cache(lambda node, steps: Tuner(objective, train_node(node), steps=steps))
-
-  def try_node(node: Node) -> float:
-    tuner = node_tuner(node, config.search_steps)
-    return scored(str(node), tuner, cut(base, node, layers), rates[BASELINE], config.tuning_seed, "validation").uni
-
-  narrower = lambda node: [(*node[:2], modules) for modules in MODULES.get(node[2], ())]
-  search = tree_search([(*r, next(iter(MODULES))) for r in config.ranges or layer_ranges(layers)], narrower, try_node)
-  node, at_node = search.best, cut(base, search.best, layers)
-  important = importances(model, config)
-  factors = mask_of(node, at_node, important)
-  tuners[COARSE] = node_tuner(node, config.steps), at_node
-  for name, optimizer in ((GRADIENT, masked(before=factors)), (METHOD, masked(after=factors))):
-    tuners[name] = Tuner(objective, train_node(node), steps=config.steps, optimizer=optimizer), at_node
-
-  scores = {}
-  for name, (tuner, params) in tuners.items():
-    rates[name], tuning[name] = tune(name, tuner, params)
-    scores[name] = [scored(name, tuner, params, rates[name], seed, "test") for seed in config.seeds]
-  moved = ledger("moved", lambda: compare_moves(
-      {name: learn(*tuners[name], rates[COARSE], config.seeds[0]) for name in (COARSE, GRADIENT, METHOD)}, base))
-  before = judge(base, texts["test"])
-
-  arms = {name: Arm(name, tuple(s.uni for s in runs), {"learning_rate": rates[name]}) for name, runs in scores.items()}
-  tests = {name: against(runs, scores[BASELINE]) for name, runs in scores.items() if name != BASELINE}
-  damped = {site: {"mean": float(jnp.mean(i)), "above_0.9": float(jnp.mean(i > 0.9))}
-            for site, i in important.items()}
-  supports, conclusion = conclude(scores, tests, against(scores[METHOD], scores[COARSE]), node, moved)
-  ledger.clear()
-  return Result(
-      slug="cofitune", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
-      metric=f"Uni: r of ratings of {config.domain} plus the mean of three other abilities, test split",
-      higher_is_better=True, baseline=arms[BASELINE], method=arms[METHOD],
-      arms=tuple(arm for name, arm in arms.items() if name not in (BASELINE, METHOD)), seeds=config.seeds, command="",
-      supports_paper=supports, conclusion=conclusion,
-      details={
-          "before": before._asdict() | {"vers": before.vers},
-          "scores": {name: [s._asdict() | {"vers": s.vers} for s in runs] for name, runs in scores.items()},
-          "mean": {
-              name: {"spec": float(np.mean([s.spec for s in runs])), "vers": float(np.mean([s.vers for s in runs]))}
-              for name, runs in scores.items()},
-          "validation_uni": tuning, "against_full": tests,
-          "update_mask_against_best_node": against(scores[METHOD], scores[COARSE]),
-          "gradient_mask_against_best_node": against(scores[GRADIENT], scores[COARSE]),
-          "search": {"best": node, "path": search.path, "uni": {str(n): uni for n, uni in search.scores.items()}},
-          "moved": moved, "importance": damped,
-      })
-
-
-def mask_of(node: Node, params: Any, important: dict[str, Any]) -> Any:
-  """The factors 1 - I for what a node trains; the head has none."""
-  _, trainable = jax.eval_shape(train_node(node).split, jax.random.key(0), params)
-  trains = lambda glob: any(jax.tree.leaves(mask(glob, trainable, allow_empty=True)))
-  return damping(trainable, {glob: important[site] for site, glob in SITES.items() if trains(glob)})
-
-
-def compare_moves(tuned: dict[str, Any], base: Any) -> dict[str, Any]:
-  """How far each of three runs of one seed and rate moved, and how far its displacement is from the plain node's."""
-  moved = lambda params: [np.asarray(a - b).ravel() for a, b in zip(
-      jax.tree.leaves(params["layers"]), jax.tree.leaves(base["layers"]), strict=True)]
-  flat = {name: np.concatenate(moved(params)) for name, params in tuned.items()}
-  size = max(np.linalg.norm(flat[COARSE]), 1e-12)
-  return {name: {"size": float(np.linalg.norm(x)), "from_best_node": float(np.linalg.norm(x - flat[COARSE]) / size),
-                 "drift_by_layer": layer_drift(base, tuned[name])[:-1].tolist()} for name, x in flat.items()}
-
-
-def against(runs: list[Scores], others: list[Scores]) -> dict[str, PairedTest]:
-  """Paired tests of Spec, Vers and Uni."""
-  return {name: paired_test(*([getattr(s, name) for s in side] for side in (runs, others)))
-          for name in ("spec", "vers", "uni")}
-
-
-def conclude(
-    scores: dict[str, list[Scores]], tests: dict[str, Any], fine: dict[str, Any], node: Node, moved: dict[str, Any]
-) -> tuple[str, str]:
-  """Whether the paper is supported, by a rule, and the sentence that says so.
-
-  "true": the update mask has higher Vers and Uni than full tuning (p < 0.05 each). "partly": Vers alone, or Uni without
-  Vers being lower (p < 0.05). Else "false".
-  """
-  three = lambda compared: ", ".join(f"{name.capitalize()} {compared[name]}" for name in ("spec", "vers", "uni"))
-  best = max(scores, key=lambda name: np.mean([s.uni for s in scores[name]]))
-  sentence = (
-      f"The search chose {node[2]} of layers {node[0]} to {node[1] - 1}. There, with masked updates, against full "
-      f"tuning: {three(tests[METHOD])}; against the node without a mask: {three(fine)}. Masking the gradients before "
-      f"Adam changes the displacement by {moved[GRADIENT]['from_best_node']:.2%} of its size, masking the updates by "
-      f"{moved[METHOD]['from_best_node']:.0%}. The best Uni is that of {best}.")
-  sign = {name: test.sign for name, test in tests[METHOD].items()}
-  if sign["vers"] > 0 and sign["uni"] > 0:
-    return "true", sentence
-  return ("partly" if sign["vers"] > 0 or (sign["uni"] > 0 and sign["vers"] >= 0) else "false"), sentence
-
-
-EXPERIMENT = Experiment(
+STUDY = Study(
     slug="cofitune", title="Balancing Speciality and Versatility: a Coarse to Fine Framework (CoFiTune)",
-    arxiv="2404.10306", areas=("transforms", "analysis", "training"), config=Config, smoke=SMOKE, run=run)
-
-if __name__ == "__main__":
-  main(EXPERIMENT)
+    arxiv="2404.10306", question="keep old skills",
+    use_when="validation data can tell where to train, and a head alone learns too little",
+    setting="a 4-layer encoder that reads digits in three views, tuned to read inverted ones by a head of its own",
+    config=Config, smoke=SMOKE, arms=arms,
+    scores=(
+        Score("uni", "Spec + Vers"),
+        Score("spec", "accuracy on inverted digits"),
+        Score("vers", "accuracy of digits in the three old views")),
+    choose_by="uni", baseline=FULL, method=METHOD, start="start", best=FULL, kept="vers",
+    premises=(
+        Premise("full tuning gains Spec over the head alone", lambda s: s[FULL].spec - s[HEAD].spec, at_least=0.05),
+        Premise("it loses Vers", lambda s: s[HEAD].vers - s[FULL].vers, at_least=0.05)),
+    claims=(
+        Claim("CoFiTune ends with a higher Uni than full tuning", higher("uni"), smallest=0.02),
+        Claim("its mask keeps more Vers than the node alone", higher("vers", METHOD, NODE), smallest=0.01),
+        Claim("the node has a higher Uni than elsewhere", higher("uni", NODE, OTHER), smallest=0.02),
+        Claim("the mask before Adam changes nothing of Uni", equal("uni", GRADIENT, NODE), smallest=0.01)),
+    plot=Front("vers", "spec"))

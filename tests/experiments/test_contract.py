@@ -40,8 +40,6 @@ class Budget(NamedTuple):
 
 # Those that need more, and why.
 MORE = {
-    # Each node of its search over layers and matrices trains by a program of its own.
-    "cofitune": Budget(large=14, small=200),
     # The threshold of a density is found leaf by leaf, as the leaves of a task vector are of many shapes.
     "compeft": Budget(small=200),
     "composable-sparse": Budget(small=200),
