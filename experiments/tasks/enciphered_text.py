@@ -1,7 +1,8 @@
 """Generated text in several languages, which are substitutions of its letters into alphabets that share few or none.
 
 What differs between two languages is all that a model sees and nothing that it could learn: a test of transfer between
-languages with raw text in both and labels in one.
+languages with raw text in both and labels in one. The model is a small encoder that predicts masked letters and has a
+head for the task.
 """
 
 from collections.abc import Sequence
@@ -9,8 +10,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxft.models import EncoderConfig, encoder
+from jaxft.seal import check_open
+
+SPLITS = ("train", "validation", "test")
 MASK = 0  # the id of a masked letter; the letters of language l follow one another after it
 
 
@@ -29,10 +35,11 @@ class Labelled(NamedTuple):
 
 
 class Text:
-  """The text of a seed: a Markov chain over letters, each with three likely successors of its own.
+  """A split of a seed's text: a Markov chain over letters, each with three likely successors of its own.
 
   Args:
-    seed: of the chain and of all that is drawn from it.
+    seed: of the chain, which all splits share.
+    split: one of `SPLITS`; each draws sentences of its own, in the order of the calls.
     letters: of an alphabet; the first `good` are good ones, the next `good` bad ones.
     good: see above.
     length: letters of a sentence.
@@ -40,14 +47,16 @@ class Text:
     shared: the last letters, which all languages write alike: what a model can align them by. None of them has a label.
   """
 
-  def __init__(self, seed: int, *, letters: int, good: int, length: int, masked: float, shared: int = 0):
+  def __init__(self, seed: int, split: str, *, letters: int, good: int, length: int, masked: float, shared: int = 0):
+    check_open(split)
     if not 0 <= shared <= letters - 2 * good:
       raise ValueError(f"shared must lie in [0, {letters - 2 * good}], the letters without a label; got {shared}")
-    self._rng, self._shared = np.random.default_rng(seed), shared
+    chain, self._shared = np.random.default_rng(seed), shared
+    self._rng = np.random.default_rng((seed, SPLITS.index(split)))
     self.letters, self.good, self.length, self.share = letters, good, length, masked
     table = np.full((letters, letters), 0.02)
     for row in table:
-      row[self._rng.choice(letters, 3, replace=False)] += (3.0, 1.5, 0.75)
+      row[chain.choice(letters, 3, replace=False)] += (3.0, 1.5, 0.75)
     self._cumulative = (table / table.sum(1, keepdims=True)).cumsum(1)
 
   def sentences(self, n: int) -> Int[np.ndarray, "n time"]:
@@ -85,3 +94,32 @@ class Text:
     letters = np.stack([kinds[i % 2][i // 2] for i in range(n)])
     order = self._rng.permutation(n)
     return letters[order], (order % 2).astype(np.int32)
+
+
+def shape(*, letters: int, languages: int, dim: int, num_layers: int, length: int) -> EncoderConfig:
+  """The encoder: of the letters of all languages and the mask."""
+  return EncoderConfig(
+      vocab_size=1 + letters * languages, dim=dim, num_layers=num_layers, num_heads=4, mlp_dim=2 * dim,
+      max_length=length, type_vocab_size=1, norm_eps=1e-6)
+
+
+def init(key: Key[Array, ""], config: EncoderConfig) -> dict[str, Any]:
+  """Random params, with a head of zeros for the task."""
+  head = {"kernel": jnp.zeros((config.dim, 2)), "bias": jnp.zeros(2)}
+  return {**encoder.init(key, config, stddev=0.1), "head": head}
+
+
+def masked_nll(
+    params: dict[str, Any], config: EncoderConfig, batch: Masked, outputs: Float[Array, "vocab dim"]
+) -> Float[Array, ""]:
+  """Nats per hidden letter, by an output matrix."""
+  ids = jnp.where(batch.hidden, MASK, batch.ids)
+  logits = encoder.hidden_states(params, config, ids, remat="none")[0] @ outputs.T
+  nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch.ids)
+  return jnp.sum(nll * batch.hidden) / jnp.sum(batch.hidden)
+
+
+def task_logits(params: dict[str, Any], config: EncoderConfig, ids: Int[Array, "n time"]) -> Float[Array, "n 2"]:
+  """By the head, of the mean state."""
+  states = encoder.hidden_states(params, config, ids, remat="none")[0]
+  return states.mean(1) @ params["head"]["kernel"] + params["head"]["bias"]
