@@ -1,4 +1,4 @@
-"""The task that several experiments share: find a function's description from its signature, with two controls.
+"""The task of the demo: find a function's description from its signature, with two controls.
 
 Target: retrieve the first sentence of a function's docstring from its name and signature, on packages that training
 never saw. Controls, which fine-tuning on the target should leave alone: retrieve the next sentence of a news editorial,
@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
-from tokenizers import Tokenizer
 
 from experiments.tasks.ranking import rank_own
-from jaxft.data import pack_texts, source, tokenize_texts
+from jaxft.data import pack_texts, source
 from jaxft.evaluation.embed import embed_texts
 from jaxft.evaluation.probe import ridge_probe
 from jaxft.formats import Pretrained
@@ -65,21 +63,6 @@ def load_pairs(split: str) -> Pairs:
   records = source("docstrings", split)
   rows = records.__getitems__(range(len(records)))
   return Pairs([r["anchor"] for r in rows], [r["positive"] for r in rows], [r["package"] for r in rows])
-
-
-def tokenize_split(
-    model: Pretrained, split: str, length: int
-) -> tuple[Int[np.ndarray, "twice time"], Int[np.ndarray, "twice time"]]:
-  """Ids and mask of all pairs of a split: signatures, then sentences; longer ones are cut to `length` tokens."""
-  return _tokenize_split(model.tokenizer.to_str(), split, length)
-
-
-@cache
-def _tokenize_split(tokenizer: str, split: str, length: int) -> tuple[np.ndarray, np.ndarray]:
-  """As `tokenize_split`, by the settings of a tokenizer; once a process, as it takes seconds."""
-  pairs = load_pairs(split)
-  tokens = tokenize_texts(pairs.anchors + pairs.positives, Tokenizer.from_str(tokenizer), lengths=length)
-  return tokens["ids"], tokens["mask"]
 
 
 def load_evaluation(split: str, *, queries: int, probe: int, corpus: int | None = None) -> Evaluation:

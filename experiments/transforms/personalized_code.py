@@ -1,328 +1,224 @@
-"""Personalized models for code: what does a search model gain from one project's own pairs, and what does it cost?
+"""Personalized models for code: what does a search model gain from one project's own code, and what does it cost?
 
-    jaxft run personalized-code            about a quarter of an hour on one core
+    jaxft run personalized-code            ten minutes on one core
     jaxft run personalized-code --smoke    seconds
 
-The paper personalizes a generator of unit tests to one Java project at a time. Here a project is an installed package
-and the task is to find a function's description from its signature, with all-MiniLM-L6-v2: retrieval on a project's own
-functions can be trained and scored in seconds, where generation with a model that reaches more than nothing takes
-hours of this experiment's two cores. What is compared is the same: which part of the model is personal.
+The paper personalizes a generator of unit tests to one Java project at a time. Here a project is an installed package,
+and all-MiniLM-L6-v2 is to find the file in which a function lives by the first sentence of its docstring, among the
+paths of the project's modules: what is where in a project its own code tells. As in the paper the base is tuned on the
+task before, in packages that are no project. (In finding a function's sentence by its signature custom models were not
+told from the base: of that a project's own code says little.)
 
-As in the paper the base is already tuned on the task, here on packages that are no project. Each project is split, anew
-by each seed, into training, validation and test pairs; near-duplicates of a sentence or of a name stay on one side. All
-arms see the same batches. Arms: the base as it is (baseline), all weights (method: custom, what the paper finds best),
-the token embeddings (L-EO; without an output layer, rows of tokens that a project does not use stay as they were), the
-last block (L-LDB) on stored states of the layers below it, a prefix that starts from one trained on the whole task, and
-LoRA of rank 4. Rates are chosen for each arm on
-validation pairs with a split of its own. Training stops after a fixed number of steps for all arms, not by the
-validation loss of each project, which is as small as its noise here.
+Arms: the base; custom, which tunes all weights on pairs of the project, what the paper finds best; the last block
+(L-LDB) on stored states of those below.
 
-A seed's value is the mean over the projects; wins, ties and losses are counted over the projects, as means over seeds.
+A project's pairs are divided once, near-duplicates on one side, in what trains, validates and tests; what tests in as
+many parts as there are rounds over the projects. A seed is a project and a round, so that no pair tests twice, and
+draws the pairs to learn from and the batches. The same model is scored on the next project too: over all projects, what
+models have on their own less what they have elsewhere is what is personal in them.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections import Counter
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
-from experiments.tasks.docstring_search import Pairs, load_pairs, tokenize_split
-from experiments.tasks.ranking import rank_own
-from jaxft.adapters import Adapter, prefix, prefix_from_tokens
-from jaxft.data import near_duplicates, per_group_split, tokenize_texts
-from jaxft.evaluation import paired_comparison, paired_test
+from experiments.tasks.text_pairs import Pairs, learn, objective, reciprocal_ranks, stored, tokenized
+from jaxft.data import near_duplicates, per_group_split, source
 from jaxft.formats import Pretrained, load
-from jaxft.models import encoder
-from jaxft.models.cut import Part, cached_features, cut_model, entry, join_parts
-from jaxft.recipes.objectives import Rows, contrastive
-from jaxft.studies.experiment import Experiment, main
-from jaxft.studies.ledger import Ledger
-from jaxft.studies.result import Arm, Result
-from jaxft.studies.tuner import Tuner, choose_rate
+from jaxft.models.cut import Part, cut_model
+from jaxft.seal import check_open
+from jaxft.studies.study import Arm, Bars, Claim, Premise, Score, Study, higher
 from jaxft.training import Recipe, training_cost
-from jaxft.transforms import ParamTransform, full, lora, train
-from jaxft.tree import count, stack_layers
+from jaxft.transforms import ParamTransform, full, train
+from jaxft.tree import cut_layers
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   model: str = "minilm-l6"
-  projects: tuple[str, ...] = ("flax", "orbax", "optax", "treescope", "grain", "chex")
-  length: int = 12  # tokens of a signature or a sentence; longer ones lose their end
-  base_steps: int = 40
+  projects: tuple[str, ...] = ("numpy", "matplotlib", "sklearn")
+  query_length: int = 14  # tokens; longer texts lose their end
+  length: int = 8
+  least: int = 6  # functions of a module
+  base_steps: int = 20
   base_pairs: int = 16
-  base_rate: float = 2e-4
-  prefix_length: int = 8
-  prefix_steps: int = 10
-  prefix_rate: float = 1e-2
-  train_pairs: int = 32
-  test_pairs: int = 32
-  steps: int = 6
+  base_rate: float = 3e-4
+  functions: int = 480  # of a project
+  train_pairs: int = 128
+  asked: int = 50  # queries to a project
+  steps: int = 16
   pairs: int = 8
-  temperature: float = 0.05
-  rate_factors: tuple[float, ...] = (1.0, 3.0)  # of the arm's own rate
-  tuning_projects: int = 2
-  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-  tuning_seed: int = 100
+  rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+  block_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+  seeds: tuple[int, ...] = tuple(range(6))
+  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
 SMOKE = Config(
-    model="minilm-l6:tiny", projects=("chex", "grain"), length=8, base_steps=1, base_pairs=2, prefix_length=2,
-    prefix_steps=1, train_pairs=2, test_pairs=4, steps=1, pairs=2, rate_factors=(1.0,), tuning_projects=1, seeds=(0, 1))
+    model="minilm-l6:tiny", projects=("numpy", "flax"), query_length=8, length=6, base_steps=1, base_pairs=2,
+    functions=24, train_pairs=6, asked=3, steps=1, pairs=2, rates=(1e-3, 3e-3),
+    block_rates=(1e-3, 3e-3), seeds=(0, 1), tuning_seeds=(100,))
 
-BASELINE, METHOD = "base", "custom: all weights"
-EMBEDDINGS, BLOCK, PREFIX, LORA = "embeddings only", "last block", "prefix", "LoRA"
-WORDS = "the name and the arguments of a function, and what it does"  # what the prefix of the task starts from
-
-
-class Texts(NamedTuple):
-  """Tokenized signatures and sentences, pair by pair: rows 0 to n - 1, and n to 2 n - 1."""
-
-  ids: Int[np.ndarray, "twice time"]
-  mask: Int[np.ndarray, "twice time"]
-
-  def pairs(self, rows: Any) -> "Texts":
-    """Some of the pairs."""
-    both = np.concatenate([np.asarray(rows), np.asarray(rows) + len(self.ids) // 2])
-    return Texts(self.ids[both], self.mask[both])
+BASE, METHOD, BLOCK = "base", "custom", "last block"
+TRANSFORMS: dict[str, ParamTransform] = {METHOD: full(), BLOCK: train("layers/**")}
 
 
-class Stored(NamedTuple):
-  """Texts with the states that leave the frozen layers."""
+class Functions(NamedTuple):
+  """Sentences, the modules of all packages together, and the package of each."""
 
-  ids: Int[np.ndarray, "twice time"]
-  mask: Int[np.ndarray, "twice time"]
-  states: Float[np.ndarray, "twice time dim"]
-
-
-class Way(NamedTuple):
-  """One way of personalizing."""
-
-  transform: ParamTransform
-  rate: float  # the lowest of its learning rates
-  params: Any  # what training starts from
-  config: encoder.EncoderConfig  # of the model that these params belong to
-  adapter: Adapter | None = None  # changes activations by `params["edits"]`
+  pairs: Pairs
+  packages: Int[np.ndarray, " queries"]
+  module_packages: Int[np.ndarray, " documents"]
+  sentences: list[str]
 
 
-def tokens(model: Pretrained, pairs: Pairs, length: int) -> Texts:
-  """All pairs as tokens."""
-  both = tokenize_texts(pairs.anchors + pairs.positives, model.tokenizer, lengths=length)
-  return Texts(both["ids"], both["mask"])
+def load_functions(model: Pretrained, config: Config, packages: tuple[str, ...]) -> Functions:
+  """Of each package at most so many functions, spread evenly, of modules that hold some."""
+  records = [r for split in ("train", "validation") for r in _records(split) if r["package"] in packages]
+  sizes = Counter(r["module"] for r in records)
+  records = [r for r in records if sizes[r["module"]] >= config.least]
+  chosen = []
+  for package in packages:
+    own = [r for r in records if r["package"] == package]
+    chosen += [own[i] for i in sorted({*np.linspace(0, len(own) - 1, config.functions).astype(int)})]
+  modules = sorted({(r["package"], r["module"]) for r in chosen})
+  number = {module: i for i, (_, module) in enumerate(modules)}
+  sentences = [r["positive"] for r in chosen]
+  return Functions(
+      Pairs(
+          tokenized(model, sentences, config.query_length),
+          tokenized(model, [module.replace(".", " ").replace("_", " ") for _, module in modules], config.length),
+          np.array([number[r["module"]] for r in chosen])),
+      np.array([packages.index(r["package"]) for r in chosen]),
+      np.array([packages.index(package) for package, _ in modules]), sentences)
 
 
-def load_projects(config: Config) -> Pairs:
-  """The pairs of the projects, all from packages that the base is not tuned on."""
-  parts = [load_pairs(split) for split in ("validation", "test")]
-  found = [row for part in parts for row in zip(*part, strict=True) if row[2] in config.projects]
-  return Pairs(*(list(column) for column in zip(*found, strict=True)))
+@cache
+def _records(split: str) -> list[dict[str, Any]]:
+  records = source("docstrings", split)
+  return records.__getitems__(range(len(records)))
 
 
-def clusters(pairs: Pairs) -> np.ndarray:
-  """Near-duplicates: pairs whose sentences, or whose qualified names, say nearly the same."""
-  names = [anchor.split("(")[0].replace("_", " ").replace(".", " ") for anchor in pairs.anchors]
-  label, named = near_duplicates(pairs.positives, threshold=0.7), near_duplicates(names, threshold=1.0)
-  for name in range(named.max() + 1):
-    linked = np.isin(label, label[named == name])
-    label[linked] = label[linked].min()
-  return label
+def draw(rows: Int[np.ndarray, " n"], own: Int[np.ndarray, " queries"], steps: int, size: int, rng: Any) -> np.ndarray:
+  """The rows of each batch, each of another module: a module is no negative of its own functions."""
+  batches = []
+  for _ in range(steps):
+    order = rng.permutation(rows)
+    _, first = np.unique(own[order], return_index=True)
+    batches.append(order[np.sort(first)[:size]])
+  return np.stack(batches)
 
 
-def split_projects(config: Config, pairs: Pairs, label: np.ndarray, seed: int) -> dict[str, dict[str, np.ndarray]]:
-  """For each project the rows that train, those that validate and those that test, drawn by the seed."""
-  parts = per_group_split(pairs.groups, label, {"train": 0.4, "validation": 0.2, "test": 0.4}, seed=seed)
-  groups, sizes = np.array(pairs.groups), {"train": config.train_pairs, "test": config.test_pairs}
+class World:
+  """The base, tuned once, and the projects."""
 
-  def some(rows: np.ndarray, part: str, project: str) -> np.ndarray:
-    rows = rows[groups[rows] == project]
-    rng = np.random.default_rng((seed, config.projects.index(project)))
-    return rng.permutation(rows)[: sizes.get(part, config.test_pairs)]
+  def __init__(self, config: Config):
+    self.config, self.model = config, load(config.model)
+    self.functions = load_functions(self.model, config, config.projects)
+    label = near_duplicates(self.functions.sentences, threshold=0.7)
+    self._parts = per_group_split(
+        self.functions.packages, label, {"train": 0.4, "validation": 0.2, "test": 0.4}, seed=0)
+    self._learn = {arm: jax.jit(lambda params, *rest, arm=arm: learn(
+        Part(params, self._shape(arm)), TRANSFORMS[arm], *rest)) for arm in TRANSFORMS}
+    self._ranks = jax.jit(
+        lambda config, params, *rest: reciprocal_ranks(Part(params, config), *rest), static_argnums=0)
+    self.base, self.lower, self.pairs = cache(self._base), cache(self._lower), cache(self._pairs)
 
-  return {project: {part: some(rows, part, project) for part, rows in parts.items()} for project in config.projects}
+  def _shape(self, arm: str) -> Any:
+    return dataclasses.replace(self.model.config, num_layers=1) if arm == BLOCK else self.model.config
 
+  def _base(self) -> Any:
+    c = self.config
+    others = tuple(sorted({r["package"] for r in _records("train")} - {*c.projects}))
+    functions = load_functions(self.model, c, others)
+    own = functions.pairs.own
+    rows = draw(np.arange(len(own)), own, c.base_steps, c.base_pairs, np.random.default_rng(0))
+    used, rows = np.unique(rows, return_inverse=True)
+    pairs = jax.tree.map(jnp.asarray, functions.pairs).of(used)
+    return self._learn[METHOD](self.model.params, pairs, rows.reshape(c.base_steps, -1), c.base_rate)
 
-def objective(config: encoder.EncoderConfig, adapter: Adapter | None, temperature: float):
-  """InfoNCE over the sentences of the batch, both ways and with signatures among each other, as in docstring_search."""
+  def _lower(self) -> tuple[Part, Part]:
+    return cut_model(self.base(), self.model.config, self.model.config.num_layers - 1)
 
-  def embed(params: Any, batch: Texts | Stored, key: jax.Array) -> Rows:
-    del key
-    edits = None if adapter is None else adapter.edits(params["edits"])
-    if isinstance(batch, Stored):
-      edits = entry(config, batch.states)
-    queries, documents = jnp.split(encoder.embed(params, config, batch.ids, batch.mask, edits=edits), 2)
-    return queries, documents, None
+  def _pairs(self, arm: str) -> Pairs:
+    pairs = jax.tree.map(jnp.asarray, self.functions.pairs)
+    return stored(self.lower()[0], pairs) if arm == BLOCK else pairs
 
-  return contrastive(embed, queries=True, positives=True, temperature=temperature)
+  def rows_of(self, split: str, project: int, seed: int) -> np.ndarray:
+    """Of a project: to learn from, drawn by the seed; to test, those of the seed's round."""
+    check_open(split)
+    c, rows = self.config, self._parts[split]
+    rows = rows[self.functions.packages[rows] == project]
+    if split == "train":
+      return np.random.default_rng(seed).permutation(rows)[: c.train_pairs]
+    order = np.random.default_rng(0).permutation(rows)
+    start = 0 if split == "validation" else c.asked * (seed // len(c.projects))
+    return order[start : start + c.asked]
 
+  def score(self, arm: str, params: Any, seed: int, split: str) -> dict[str, Any]:
+    """On the seed's project, and on the next."""
+    n = len(self.config.projects)
+    rows = np.concatenate([self.rows_of(split, project % n, seed) for project in (seed, seed + 1)])
+    pairs, of = self.pairs(arm), self.functions
+    asked = pairs._replace(queries=pairs.of(rows).queries, own=pairs.own[rows])
+    elsewhere = of.packages[rows][:, None] != of.module_packages[None]
+    own, other = np.split(np.asarray(self._ranks(self._shape(arm), params, asked, elsewhere)), 2)
+    return {"own": own, "elsewhere": other}
 
-class Searcher:
-  """MRR of a model on the pairs of a project: signatures find their sentences among those of the project."""
+  def start(self, rate: None, seed: int, split: str) -> dict[str, Any]:
+    return self.score(BASE, self.base(), seed, split)
 
-  def __init__(self, config: encoder.EncoderConfig, adapter: Adapter | None = None):
-    def embed(params: Any, ids: Int[Array, "n time"], mask: Int[Array, "n time"]) -> Float[Array, "n dim"]:
-      edits = None if adapter is None else adapter.edits(params["edits"])
-      return encoder.embed(params, config, ids, mask, edits=edits)
+  def tuned(self, arm: str, rate: float, seed: int, split: str) -> dict[str, Any]:
+    """Personalized to the seed's project."""
+    c, own = self.config, self.functions.pairs.own
+    rows = self.rows_of("train", seed % len(c.projects), seed)
+    batches = draw(rows, own, c.steps, c.pairs, np.random.default_rng(seed))
+    start = self.lower()[1].params if arm == BLOCK else self.base()
+    return self.score(arm, self._learn[arm](start, self.pairs(arm), batches, rate), seed, split)
 
-    self._embed = jax.jit(embed)
-
-  def __call__(self, params: Any, asked: Texts, others: Texts) -> float:
-    """The mean reciprocal rank of each asked pair's sentence among its own and those of the other pairs."""
-    half = len(asked.ids) // 2
-    ids, mask = (np.concatenate([a, b[len(b) // 2 :]]) for a, b in zip(asked, others, strict=True))
-    size = 32
-    fill = ((0, -len(ids) % size), (0, 0))  # one shape for all calls
-    ids, mask = (np.pad(x, fill, mode="edge") for x in (ids, mask))
-    parts = [self._embed(params, ids[i : i + size], mask[i : i + size]) for i in range(0, len(ids), size)]
-    vectors = np.concatenate([np.asarray(part) for part in parts])[: 2 * half + len(others.ids) // 2]
-    return rank_own(vectors[:half] @ vectors[half:].T, k=len(vectors) - half)["mrr"]
-
-
-def tune_base(config: Config, model: Pretrained) -> tuple[Any, dict[str, Any]]:
-  """The model tuned on the task in the other packages, and a prefix that is tuned there on top of it."""
-  texts = Texts(*tokenize_split(model, "train", config.length))
-  rng, total = np.random.default_rng(0), len(texts.ids) // 2
-  drawn = [texts.pairs(rng.choice(total, config.base_pairs, replace=False))
-           for _ in range(config.base_steps + config.prefix_steps)]
-  loss = objective(model.config, None, config.temperature)
-  base = Tuner(loss, full(), steps=config.base_steps)(model.params, drawn, rate=config.base_rate, seed=0)
-  adapter = prefix(model.config, config.prefix_length)
-  ids = np.array(model.tokenizer.encode(WORDS, add_special_tokens=False).ids)[: config.prefix_length]
-  start = prefix_from_tokens(encoder.hidden_states, base, model.config, ids)
-  tuner = Tuner(
-      objective(model.config, adapter, config.temperature), train("edits/**"), steps=config.prefix_steps)
-  tuned = tuner({**base, "edits": start}, drawn[config.base_steps :], rate=config.prefix_rate, seed=0)
-  return base, tuned["edits"]
-
-
-def ways(config: Config, model: Pretrained, base: Any, task_prefix: Any, upper: Part) -> dict[str, Way]:
-  """The personal arms by name."""
-  adapter = prefix(model.config, config.prefix_length)
-  return {
-      METHOD: Way(full(), 1e-4, base, model.config),
-      EMBEDDINGS: Way(train("embed/tokens/embedding"), 1e-3, base, model.config),
-      BLOCK: Way(train("layers/**"), 3e-4, upper.params, upper.config),
-      PREFIX: Way(train("edits/**"), 1e-2, {**base, "edits": task_prefix}, model.config, adapter),
-      LORA: Way(lora("layers/**/kernel", rank=4, alpha=8.0), 1e-3, base, model.config),
-  }
-
-
-def run(config: Config) -> Result:
-  """Tunes the base once, and personalizes it to every project in every way, for every seed."""
-  ledger = Ledger("personalized-code", config)
-  model, pairs = load(config.model), load_projects(config)
-  texts, label = tokens(model, pairs, config.length), clusters(pairs)
-  seeds = (config.tuning_seed, *config.seeds)
-  splits = {seed: split_projects(config, pairs, label, seed) for seed in seeds}
-  base, task_prefix = tune_base(config, model)
-  lower, upper = cut_model(base, model.config, model.config.num_layers - 1)
-  search = Searcher(model.config)
-
-  def batches(seed: int, project: str, stored: bool) -> list[Texts | Stored]:
-    own = texts.pairs(splits[seed][project]["train"])
-    half = len(own.ids) // 2
-    states = cached_features(encoder.hidden_states, lower, *own) if stored else None
-    rng = np.random.default_rng((seed, config.projects.index(project)))
-    order = np.concatenate([rng.permutation(half) for _ in range(config.steps)])
-    picks = order[: config.steps * config.pairs].reshape(config.steps, config.pairs)
-    if states is None:
-      return [own.pairs(pick) for pick in picks]
-    both = [np.concatenate([pick, pick + half]) for pick in picks]
-    return [Stored(own.ids[rows], own.mask[rows], states[rows]) for rows in both]
-
-  def measure(search: Searcher, params: Any, seed: int, project: str, part: str) -> float:
-    rows = splits[seed][project]
-    return search(params, texts.pairs(rows[part]), texts.pairs(rows["train"]))
-
-  mrr = {BASELINE: [[measure(search, base, seed, project, "test") for project in config.projects]
-                    for seed in config.seeds]}
-  rates, tuning, costs = {}, {}, {}
-  for arm, way in ways(config, model, base, task_prefix, upper).items():
-    loss = objective(way.config, way.adapter, config.temperature)
-    tuner = Tuner(loss, way.transform, steps=config.steps)
-    find = search if way.adapter is None else Searcher(model.config, way.adapter)
-
-    def learn(rate: float, seed: int, project: str, part: str) -> float:
-      tuned = tuner(way.params, batches(seed, project, arm == BLOCK), rate=rate, seed=seed)
-      if arm == BLOCK:
-        tuned = stack_layers(join_parts(lower, Part(tuned, upper.config)))
-      return measure(find, tuned, seed, project, part)
-
-    rates[arm], tuning[arm] = choose_rate([way.rate * factor for factor in config.rate_factors], lambda rate: np.mean([
-        ledger(f"{arm}, {rate}, {project}", lambda: learn(rate, config.tuning_seed, project, "validation"))
-        for project in config.projects[: config.tuning_projects]]))
-    mrr[arm] = [[ledger(f"{arm}, {project}, seed {seed}", lambda: learn(rates[arm], seed, project, "test"))
-                 for project in config.projects] for seed in config.seeds]
-    costs[arm] = cost_of(way, batches(config.seeds[0], config.projects[0], arm == BLOCK)[0], loss)
-
-  own_tokens = [len(np.unique(texts.pairs(splits[seed][project]["train"]).ids))
-                for seed in config.seeds for project in config.projects]
-  costs[EMBEDDINGS]["bytes_of_the_rows_in_use"] = float(np.mean(own_tokens)) * model.config.dim * 4
-  by_seed = {arm: np.mean(values, axis=1) for arm, values in mrr.items()}
-  by_project = {arm: np.mean(values, axis=0) for arm, values in mrr.items()}
-  counts = {arm: paired_comparison(values, by_project[BASELINE])
-            for arm, values in by_project.items() if arm != BASELINE}
-  against = {arm: {other: paired_test(by_seed[arm], by_seed[other]) for other in (BASELINE, METHOD)}
-             for arm in mrr}
-  arms = {arm: Arm(arm, tuple(values.tolist()), {"learning_rate": rates[arm]} if arm in rates else {})
-          for arm, values in by_seed.items()}
-  supports, conclusion = conclude(by_seed, counts, against, costs)
-  ledger.clear()
-  return Result(
-      slug="personalized-code", title=EXPERIMENT.title, arxiv=EXPERIMENT.arxiv,
-      metric=f"MRR, description from signature inside a project, mean over {len(config.projects)} projects, test pairs",
-      higher_is_better=True, baseline=arms[BASELINE], method=arms[METHOD],
-      arms=tuple(arm for name, arm in arms.items() if name not in (BASELINE, METHOD)), seeds=config.seeds, command="",
-      supports_paper=supports, conclusion=conclusion,
-      details={
-          "projects": list(config.projects), "pairs": {p: pairs.groups.count(p) for p in config.projects},
-          "by_project": {arm: values.tolist() for arm, values in by_project.items()},
-          "against_base_over_projects": counts, "paired_tests_over_seeds": against, "validation": tuning,
-          "costs": costs,
-      })
+  def cost(self, arm: str) -> dict[str, float]:
+    """Of a step on tokens, the frozen layers' forward pass in it, and of what a project keeps."""
+    last = self.model.config.num_layers - 1
+    batch = jax.tree.map(jnp.asarray, self.functions.pairs).of(np.arange(self.config.pairs))
+    tokens = batch.queries.ids.size + batch.documents.ids.size
+    of = lambda transform, params: training_cost(
+        Recipe(objective(self.model.config), transform, optax.adam(1e-3)), params, batch, tokens=tokens)
+    whole = of(full(), self.model.params)
+    cost = of(TRANSFORMS[arm], self.model.params) if arm != BLOCK else of(
+        train(f"layers/{last}:{last + 1}/**"), cut_layers(self.model.params, [last]))
+    return {"operations of custom": cost.flops / whole.flops, "MiB a project": cost.trained_bytes / 2**20}
 
 
-def cost_of(way: Way, batch: Texts | Stored, loss: Callable[..., Any]) -> dict[str, float]:
-  """Operations of one step, trained numbers and bytes that a project stores; stored states come on top of the last."""
-  cost = training_cost(
-      Recipe(loss, way.transform, optax.adam(1e-3)), way.params, batch, tokens=batch.ids.size)
-  return {
-      "flops_per_step": cost.flops * count(way.params) * batch.ids.size, "trained": cost.trained,
-      "bytes_per_project": cost.trained_bytes, "optimizer_bytes": cost.optimizer_bytes,
-  }
+def arms(config: Config) -> dict[str, Arm]:
+  """The base, and the ways to personalize it."""
+  world = World(config)
+  return {BASE: Arm(world.start)} | {
+      arm: Arm(partial(world.tuned, arm), config.block_rates if arm == BLOCK else config.rates,
+               partial(world.cost, arm)) for arm in TRANSFORMS}
 
 
-def conclude(
-    by_seed: dict[str, np.ndarray], counts: dict[str, Any], against: dict[str, Any], costs: dict[str, Any]
-) -> tuple[str, str]:
-  """Whether the paper is supported, by a rule, and the sentence that says so.
-
-  "true": custom tuning is better than the base (p < 0.05) and no arm is better than it (p < 0.05). "partly": some arm
-  is better than the base. Else "false".
-  """
-  def better(arm: str, other: str) -> bool:
-    return against[arm][other].sign > 0
-
-  personal = list(counts)
-  say = lambda arm: (
-      f"{arm} {against[arm][BASELINE]}; {counts[arm].wins} wins, {counts[arm].ties} ties, {counts[arm].losses} losses; "
-      f"{costs[arm]['flops_per_step'] / costs[METHOD]['flops_per_step']:.0%} of custom's operations, "
-      f"{costs[arm]['bytes_per_project'] / 2**20:.2f} MiB)")
-  sentence = (
-      f"Over the base, at an MRR of {by_seed[BASELINE].mean():.4f}, and over projects: "
-      f"{'; '.join(say(arm) for arm in personal)}. The embeddings in use by a project take "
-      f"{costs[EMBEDDINGS]['bytes_of_the_rows_in_use'] / 2**20:.2f} MiB.")
-  if better(METHOD, BASELINE) and not any(better(arm, METHOD) for arm in personal):
-    return "true", sentence
-  return ("partly" if any(better(arm, BASELINE) for arm in personal) else "false"), sentence
-
-
-EXPERIMENT = Experiment(
+STUDY = Study(
     slug="personalized-code", title="Exploring and Evaluating Personalized Models for Code Generation",
-    arxiv="2208.13928", areas=("transforms", "adapters", "models", "analysis"), config=Config, smoke=SMOKE, run=run)
-
-if __name__ == "__main__":
-  main(EXPERIMENT)
+    arxiv="2208.13928", question="few labels",
+    use_when="a model serves one project, of which a hundred examples are there",
+    setting="all-MiniLM-L6-v2, tuned to find a function's module by its docstring, is tuned again on one package",
+    config=Config, smoke=SMOKE, arms=arms,
+    scores=(
+        Score("own", "mean reciprocal rank among the modules of its own project", shared_items=False),
+        Score("elsewhere", "the same of the next project, where the model was not tuned", shared_items=False)),
+    choose_by="own", baseline=BASE, method=METHOD, start=BASE, best=METHOD, kept="elsewhere",
+    premises=(
+        Premise("custom models are better on their own projects than elsewhere",
+                lambda s: s[METHOD].own - s[METHOD].elsewhere, at_least=0.05),),
+    claims=(
+        Claim("custom finds the module better than the base", higher("own"), smallest=0.02),
+        Claim("custom finds it better than the last block", higher("own", METHOD, BLOCK), smallest=0.02),
+        Claim("the last block finds it better than the base", higher("own", BLOCK, BASE), smallest=0.02)),
+    plot=Bars("own"))
