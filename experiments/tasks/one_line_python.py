@@ -1,14 +1,10 @@
 """The task of `peft_for_code`: from a description of a list or string operation to one line of Python.
 
 A template grammar: each operation has two wordings, one canonical line, and slots for a variable and a small number.
-That makes exact match meaningful, although other lines would compute the same; whether a line does is found by running
-it. Splits are disjoint in (wording, variable, number); all operations are in all of them.
+That makes exact match meaningful, although other lines would compute the same. Splits are disjoint in (wording,
+variable, number); all operations are in all of them.
 """
 
-import ast
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,7 +17,6 @@ class Problem(NamedTuple):
   intent: str
   code: str
   operation: int  # which operation of the grammar
-  variable: str
 
 
 class Operation(NamedTuple):
@@ -54,13 +49,6 @@ OPERATIONS = (
     Operation(("is {v} a palindrome", "check {v} reads the same backwards"), "{v} == {v}[::-1]", "text"),
 )
 
-# What a line is run on. Long enough, and unordered, that lines which compute different things differ.
-INPUTS = {
-    "numbers": ([3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8], [7, -2, 7, 0, 12, 4, 30, 3, 1, -5]),
-    "words": (["pear", "fig", "apple", "fig", "kiwi"], ["b", "aa", "b", "ccc"]),
-    "text": ("the quick brown fox", "level"),
-}
-
 
 def problems() -> list[Problem]:
   """All problems of the grammar, in a fixed random order; those of one operation follow no pattern."""
@@ -70,7 +58,7 @@ def problems() -> list[Problem]:
       for variable in VARIABLES[operation.over]:
         for n in NUMBERS if "{n}" in wording else (None,):
           fill = lambda template: template.format(v=variable, n=n)
-          found.append(Problem(fill(wording), fill(operation.code), i, variable))
+          found.append(Problem(fill(wording), fill(operation.code), i))
   order = np.random.default_rng(0).permutation(len(found))
   return [found[i] for i in order]
 
@@ -97,55 +85,11 @@ def draw(pool: Sequence[Problem], n: int, rng: np.random.Generator) -> list[Prob
   return [chosen[i] for i in rng.permutation(n)]
 
 
-def right(lines: Sequence[str], asked: Sequence[Problem]) -> list[bool]:
-  """Whether each line, run on the inputs of its problem, gives what the problem's own line gives.
-
-  Lines come from a model: they run in a process of their own, without the environment's packages, with few builtins,
-  no names that start with an underscore, and limits on time and memory. A line that fails or is stopped is wrong.
-  """
-  tasks = [[line if _harmless(line) else "", p.code, p.variable, INPUTS[OPERATIONS[p.operation].over]]
-           for line, p in zip(lines, asked, strict=True)]
-  done = subprocess.run(
-      [sys.executable, "-I", "-S", "-c", _CHILD], input=json.dumps(tasks), capture_output=True, text=True, timeout=60,
-      env={})
-  answers = [answer == "True" for answer in done.stdout.split()]
-  return answers + [False] * (len(tasks) - len(answers))  # the process ended early
+def shown(problem: Problem) -> str:
+  """A problem as text, up to its line."""
+  return f"# {problem.intent}\n"
 
 
-def _harmless(line: str) -> bool:
-  try:
-    tree = ast.parse(line.strip(), mode="eval")
-  except (SyntaxError, ValueError, MemoryError, RecursionError):
-    return False
-  names = [getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(tree)]
-  return not any(name.startswith("_") for name in names)
-
-
-_CHILD = """
-import builtins, json, resource, signal, sys
-resource.setrlimit(resource.RLIMIT_AS, (2 ** 30, 2 ** 30))
-resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
-tasks = json.load(sys.stdin)
-names = ("abs all any bool dict enumerate filter float int len list map max min range reversed round set sorted str "
-         "sum tuple zip").split()
-known = {name: getattr(builtins, name) for name in names}
-
-def value(line, variable, x):
-  x = list(x) if isinstance(x, list) else x  # a line may change its input
-  return eval(line, {"__builtins__": known, variable: x})
-
-def stop(*_):
-  raise TimeoutError
-
-signal.signal(signal.SIGALRM, stop)
-for line, reference, variable, inputs in tasks:
-  try:
-    signal.setitimer(signal.ITIMER_REAL, 1)
-    same = all(value(line, variable, x) == value(reference, variable, x) for x in inputs)
-    same = same and all(type(value(line, variable, x)) is type(value(reference, variable, x)) for x in inputs)
-  except BaseException:
-    same = False
-  finally:
-    signal.setitimer(signal.ITIMER_REAL, 0)
-  print(bool(same), flush=True)
-"""
+def solved(problems: Sequence[Problem]) -> str:
+  """Problems with their lines, one after the other."""
+  return "".join(f"{shown(p)}{p.code}\n" for p in problems)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
@@ -106,7 +106,7 @@ def _leaving(hidden_states, config, params, ids, mask):
   return hidden_states(params, config, ids, mask=mask, record=("layers/out",))[-1]["layers/out"][-1]
 
 
-def entry(config: Config, states: Float[Array, "batch time dim"]) -> Edits:
+def entry(config: Config, states: Float[AnyArray, "batch time dim"]) -> Edits:
   """The edit with which an upper part starts from stored states in place of its embeddings."""
   return {"embed/out" if isinstance(config, EncoderConfig) else "embed": Replace(states)}
 

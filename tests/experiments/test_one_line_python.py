@@ -1,4 +1,6 @@
-"""The grammar of one-line Python problems, and the runner of lines."""
+"""The grammar of one-line Python problems."""
+
+import ast
 
 import numpy as np
 import pytest
@@ -24,18 +26,14 @@ def test_draws_are_even_different_and_by_the_generator():
   assert len(set(draw(0))) == 30 and set(np.bincount([p.operation for p in draw(0)])) == {2, 3}
 
 
-def test_every_line_runs_and_no_other_operations_line_passes_for_it():
+def test_every_line_is_an_expression_and_no_problem_has_another_operations():
   asked = task.problems()
-  assert all(task.right([p.code for p in asked], asked))
-  first = {o: next(p for p in asked if p.operation == o) for o in range(len(task.OPERATIONS))}
-  for problem in first.values():
-    others = [task.OPERATIONS[o].code.format(v=problem.variable, n=2) for o in first if o != problem.operation]
-    assert not any(task.right(others, [problem] * len(others)))
+  assert all(ast.parse(p.code, mode="eval") for p in asked)
+  operations = {}
+  for p in asked:
+    assert operations.setdefault(p.code, p.operation) == p.operation
 
 
-def test_another_line_that_computes_the_same_is_right_and_what_must_not_run_is_wrong():
-  problem = next(p for p in task.problems() if p.operation == 1)
-  v = problem.variable
-  lines = [f"sum([x * x for x in {v}])", f"sum({v})", f"sum(x ** 2 for x in {v}", "__import__('os').getcwd()",
-           f"{v}.__class__", "open('/etc/passwd')", "10 ** 10 ** 9", "[0] * 10 ** 12", "print(1)", ""]
-  assert task.right(lines, [problem] * len(lines)) == [True] + [False] * 9
+def test_demonstrations_are_what_is_asked_with_the_answer():
+  one, other = task.problems()[:2]
+  assert task.solved([one, other]) == f"{task.shown(one)}{one.code}\n{task.shown(other)}{other.code}\n"
