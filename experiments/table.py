@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.recommendation import recommendation
 from jaxft.files import write_text
 from jaxft.studies.command import write_page
-from jaxft.studies.experiment import Experiment, committed, committed_findings, discover, results_folder
+from jaxft.studies.experiment import committed, discover, results_folder
 from jaxft.studies.index import index
 from jaxft.studies.page import note_of, page
 from jaxft.studies.study import Study
@@ -20,49 +20,24 @@ and items that lies beyond the smallest effect of interest, *equivalent* within 
 lacks what the claim presupposes; q is the p value of a study's first claim, adjusted for all of this page. A gain is in
 percent of what full tuning gains over the untuned model."""
 WHICH = "which-method"  # the comparison that a recommendation is computed from
-OLD = """## Not yet studies
-
-Results of an earlier form: one paired t test over seeds, with settings, grids and conclusions that an audit found
-wanting. They are being run again, one by one."""
 
 
 def studies() -> list[Study]:
-  return [entry for entry in discover().values() if isinstance(entry, Study)]
+  return list(discover().values())
 
 
 def table() -> str:
   """The page, from the committed result files alone."""
-  found = {study.slug: findings for study in studies() if (findings := committed_findings(study)) is not None}
+  found = {study.slug: findings for study in studies() if (findings := committed(study)) is not None}
   modules = {study.slug: _file(study.arms.__module__) for study in studies()}
   recommended = [
       f"## Which method?\n\n{recommendation(study, found[study.slug])}" for study in studies()
       if study.slug == WHICH and study.slug in found]
-  return "\n\n".join([HEAD, *recommended, index(studies(), found, modules), OLD, _experiments()]) + "\n"
+  return "\n\n".join([HEAD, *recommended, index(studies(), found, modules)]) + "\n"
 
 
 def _file(module: str) -> str:
   return module.removeprefix("experiments.").replace(".", "/") + ".py"
-
-
-def _experiments() -> str:
-  rows = []
-  for slug, experiment in discover().items():
-    if not isinstance(experiment, Experiment):
-      continue
-    result, link = committed(slug), f"[{slug}]({_file(experiment.run.__module__)})"
-    if result is None:
-      rows.append((link, experiment.title, "no committed result", "", "", "", ""))
-      continue
-    test = result.paired_test()
-    rows.append((
-        link, f"{experiment.title} ({experiment.arxiv})", result.metric,
-        f"{result.baseline.name}: {result.baseline.mean:.4f} ± {result.baseline.std:.4f}",
-        f"{result.method.name}: {result.method.mean:.4f} ± {result.method.std:.4f}",
-        f"{test.mean_difference:+.4f}, p = {test.p_value:.2g}, {len(result.seeds)} seeds",
-        f"{result.supports_paper}: {result.conclusion}",
-    ))
-  header = ("experiment", "paper", "metric", "baseline", "method", "paired difference", "supports the paper")
-  return "\n".join("| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *rows))
 
 
 def stale() -> list[str]:
@@ -71,7 +46,7 @@ def stale() -> list[str]:
   for study in studies():
     path = results_folder() / f"{study.slug}.json"
     if path.exists():
-      findings = committed_findings(study)
+      findings = committed(study)
       figure = f"{study.slug}.svg" if findings.arms else None
       want = page(study, findings, figure=figure, note=note_of(path))
       if not path.with_suffix(".md").exists() or path.with_suffix(".md").read_text() != want:
@@ -86,7 +61,7 @@ def main() -> None:
     print(f"{PAGE.name} is current, and so is each result's page")
     return
   for study in studies():
-    if (findings := committed_findings(study)) is not None:
+    if (findings := committed(study)) is not None:
       write_page(study, findings, results_folder() / f"{study.slug}.json")
   write_text(PAGE, table())
   print(f"wrote {PAGE.name}, and each result's page")

@@ -29,8 +29,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from experiments.tasks.patch_encoder import Digits, Params, Recipe, fit, logits, loss, shape
 from experiments.tasks.digits_views import Images
+from experiments.tasks.patch_encoder import Digits, Params, Recipe, fit, logits, loss, shape
 from jaxft.analysis import damping, dropout_consistency, normalize_importance, unit_importance
 from jaxft.choices import layer_ranges, tree_search, within_layers
 from jaxft.models.dropout import layer_dropout

@@ -10,7 +10,7 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class List:
-  """Lists the experiments: slug, title, arXiv id, areas, status, headline of the committed result."""
+  """Lists the experiments: slug, title, arXiv id, question, status, headline of the committed result."""
 
   json: bool = False
   """Print JSON, one object an experiment."""
@@ -27,33 +27,18 @@ def main(args: list[str]) -> None:
 def rows(package: str = "experiments") -> list[dict[str, Any]]:
   """One dict an experiment, everything from the module itself and its committed result file.
 
-  `status` is "no result" or, of the committed result, its verdict; of an experiment that is no study yet, whether it
-  supports the paper: "true", "false" or "partly".
+  `status` is "no result" or the verdict of the committed result.
   """
-  from jaxft.studies.experiment import committed, committed_findings, discover
+  from jaxft.studies.experiment import committed, discover
   from jaxft.studies.page import headline
-  from jaxft.studies.study import Study
 
   out = []
-  for slug, experiment in discover(package).items():
-    if isinstance(experiment, Study):
-      found = committed_findings(experiment, package)
-      out.append({
-          "slug": slug, "title": experiment.title, "arxiv": experiment.arxiv, "areas": [experiment.question],
-          "status": "no result" if found is None else found.verdict,
-          "metric": None if found is None else experiment.claims[0].text,
-          "headline": None if found is None else headline(experiment, found),
-      })
-      continue
-    result = committed(slug, package)
+  for slug, study in discover(package).items():
+    found = committed(study, package)
     out.append({
-        "slug": slug,
-        "title": experiment.title,
-        "arxiv": experiment.arxiv,
-        "areas": list(experiment.areas),
-        "status": "no result" if result is None else result.supports_paper,
-        "metric": None if result is None else result.metric,
-        "headline": None if result is None else result.headline,
+        "slug": slug, "title": study.title, "arxiv": study.arxiv, "question": study.question,
+        "status": "no result" if found is None else found.verdict,
+        "headline": None if found is None else headline(study, found),
     })
   return out
 
@@ -65,11 +50,9 @@ def as_text(rows: list[dict[str, Any]]) -> str:
   width = max(len(row["slug"]) for row in rows)
   lines = []
   for row in rows:
-    of_a_study = row["status"] not in ("true", "false", "partly")
-    status = row["status"] if of_a_study else f"supports the paper: {row['status']}"
     lines.append(f"{row['slug']:<{width}}  {row['title']} (arXiv {row['arxiv']})")
-    more = [f"{', '.join(row['areas'])}; {status}"]
+    more = [f"{row['question']}; {row['status']}"]
     if row["headline"] is not None:
-      more.append(f"{row['metric']}: {row['headline']}")
+      more.append(row["headline"])
     lines += [textwrap.indent(line, " " * (width + 2)) for line in more]
   return "\n".join(lines)

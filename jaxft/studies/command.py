@@ -26,6 +26,8 @@ def run(study: Study, config: Any, *, flags: list[str], out: Path | None, smoke:
     out: the JSON file; its scores, page and plot lie beside it. None writes nothing.
     smoke: whether it is to try the path, for which no premise need hold.
   """
+  if out is not None:
+    out.parent.mkdir(parents=True, exist_ok=True)  # before the work, so that none is done in vain
   keep_freed_memory()
   use_compilation_cache()
   ledger = Ledger(study.slug, config)

@@ -13,20 +13,25 @@ HEAVY = ("jax", "tensorflow_datasets", "grain", "orbax", "flax", "optax", "torch
 
 EXPERIMENT = '''
 import dataclasses
-from jaxft.studies.experiment import Experiment
-from jaxft.studies.result import Arm, Result
+import numpy as np
+from jaxft.studies.study import Arm, Claim, Score, Study, higher
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  steps: int = 3
+  items: int = 6
+  seeds: tuple[int, ...] = (0, 1, 2)
+  tuning_seeds: tuple[int, ...] = (100,)
 
-def run(config):
-  return Result(
-      slug="toy-system", title="A toy system", arxiv="0000.00001", metric="accuracy (test)", higher_is_better=True,
-      baseline=Arm("plain", (0.5, 0.6, 0.5)), method=Arm("toy", (0.7, 0.8, config.steps / 4)), seeds=(0, 1, 2),
-      command="set by main", supports_paper="true", conclusion="The toy is better.")
+def arms(config):
+  plain = lambda rate, seed, split: {"score": np.random.default_rng(seed).random(config.items)}
+  better = lambda rate, seed, split: {"score": 1 + np.random.default_rng(seed + 1).random(config.items)}
+  return {"plain": Arm(plain), "toy": Arm(better)}
 
-EXPERIMENT = Experiment("toy-system", "A toy system", "0000.00001", ("losses", "merging"), Config, Config(steps=2), run)
+STUDY = Study(
+    slug="toy-system", title="A toy system", arxiv="0000.00001", question="merge", use_when="never",
+    setting="numbers drawn", config=Config, smoke=Config(items=3), arms=arms, scores=(Score("score", "points"),),
+    choose_by="score", baseline="plain", method="toy", premises=(),
+    claims=(Claim("the toy is better", higher("score"), smallest=0.0),))
 '''
 
 
@@ -47,23 +52,24 @@ def test_list_is_made_from_the_modules_and_their_committed_results(jaxft, packag
   answer = jaxft("list", "--package", package, "--json")
   assert answer.status == 0
   assert json.loads(answer.out) == [{
-      "slug": "toy-system", "title": "A toy system", "arxiv": "0000.00001", "areas": ["losses", "merging"],
-      "status": "no result", "metric": None, "headline": None}]
+      "slug": "toy-system", "title": "A toy system", "arxiv": "0000.00001", "question": "merge",
+      "status": "no result", "headline": None}]
 
   result = tmp_path / package / "results" / "toy-system.json"
   assert jaxft("run", "toy-system", "--package", package, "--out", result).status == 0
   row, = json.loads(jaxft("list", "--package", package, "--json").out)
-  assert row["status"] == "true" and row["headline"].startswith("0.5333 ± 0.0577 -> 0.7500 ± 0.0500")
+  assert row["status"] == "supported" and row["headline"].startswith("the toy is better: +0.97 [")
   text = jaxft("list", "--package", package).out
-  assert "toy-system" in text and "supports the paper: true" in text and row["headline"] in text
+  assert "toy-system" in text and "merge; supported" in text and row["headline"] in text
 
 
 def test_run_takes_smoke_and_overrides(jaxft, package, tmp_path):
   out = tmp_path / "result.json"
+  items = lambda: json.loads(out.read_text())["config"]["items"]
   answer = jaxft("run", "toy-system", "--package", package, "--smoke", "--out", out)
-  assert answer.status == 0 and json.loads(out.read_text())["method"]["values"][2] == 0.5
-  answer = jaxft("run", "toy-system", "--package", package, "--steps", "4", "--out", out)
-  assert answer.status == 0 and json.loads(out.read_text())["method"]["values"][2] == 1.0
+  assert answer.status == 0 and items() == 3
+  answer = jaxft("run", "toy-system", "--package", package, "--items", "4", "--out", out)
+  assert answer.status == 0 and items() == 4
   assert "nearest: toy-system" in jaxft("run", "toy-sytem", "--package", package).error
 
 
@@ -71,7 +77,7 @@ def test_the_list_of_this_repository_reads(jaxft):
   answer = jaxft("list", "--json")
   assert answer.status == 0
   for row in json.loads(answer.out):
-    assert row["slug"] and row["title"] and row["arxiv"] and row["areas"]
+    assert row["slug"] and row["title"] and row["arxiv"] and row["question"]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != "run"])
