@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -203,8 +203,8 @@ def _minimize(features, labels, penalty, tolerance, classes, max_steps) -> Logis
 
   start = Logistic(jnp.zeros((features.shape[1], classes), jnp.float32), jnp.zeros((classes,), jnp.float32))
   carry = (start, solver.init(start), jnp.asarray(jnp.inf, jnp.float32), jnp.asarray(0))
-  fitted, *_ = jax.lax.while_loop(lambda c: (c[2] > tolerance) & (c[3] < max_steps), step, carry)
-  return Logistic(*fitted)
+  carry: Any = jax.lax.while_loop(lambda c: (c[2] > tolerance) & (c[3] < max_steps), step, carry)
+  return carry[0]
 
 
 @check_arrays
