@@ -50,12 +50,17 @@ def conduct(study: Study, config: Any, ledger: Ledger | None = None, *, whole: b
         mean = lambda score: float(np.mean([runs.mean(arm, setting, seed, score) for seed in tuning_seeds]))
         return {score.name: mean(score.name) for score in study.scores}
 
-      premises = tuple(
-          FoundPremise(premise.text, float(premise.measure(Scored(arms, tuned))), premise.at_least)
-          for premise in study.premises)
-      if not whole and not all(premise.holds for premise in premises):
+      def measured() -> tuple[FoundPremise, ...]:
+        return tuple(
+            FoundPremise(premise.text, float(premise.measure(Scored(arms, tuned))), premise.at_least)
+            for premise in study.premises)
+
+      premises, chosen = measured(), None
+      if whole or all(premise.holds for premise in premises):
+        chosen = tuning.choose_all()
+        premises = measured()  # again: a grid that arms share may have grown since, and one of them chosen otherwise
+      if chosen is None or not (whole or all(premise.holds for premise in premises)):
         return Findings.of(study, config, premises=premises, arms={}, seconds=runs.seconds)
-      chosen = tuning.choose_all()
     # From here on nothing is chosen any more.
     found = {name: _found(study, arm, chosen[name], runs, name, seeds, sign) for name, arm in arms.items()}
   return Findings.of(study, config, premises=premises, arms=found, seconds=runs.seconds)

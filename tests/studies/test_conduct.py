@@ -9,7 +9,7 @@ from jaxft.seal import SealedSplitError, check_open
 from jaxft.studies.conduct import conduct
 from jaxft.studies.findings import ABSENT
 from jaxft.studies.scored import per_item
-from jaxft.studies.study import Arm, Claim, Grid, Score, higher
+from jaxft.studies.study import Arm, Claim, Grid, Premise, Score, higher
 from tests.studies.toys import EQUAL, Config, arms, study
 
 
@@ -71,6 +71,21 @@ def test_numbers_that_end_have_no_edge_there_and_several_are_chosen_together():
   found = conduct(study(arms=made, claims=(EQUAL._replace(contrast=higher("score", "method", "method")),)), Config())
   assert found.arms["method"].setting == {"share": 1.0, "rate": 0.03} and len(found.arms["method"].curve) >= 16
   assert "share" not in found.arms["method"].at_edge
+
+
+def test_a_premise_is_measured_again_where_a_shared_grid_has_grown():
+  """Full tuning chose 0.01 when its premise was measured; the method's best lies beyond, and so does then full's."""
+  scores = {"full": {0.01: 1.0, 0.3: 2.0}, "method": {0.1: 1.0, 0.3: 2.0, 0.9: 1.5}}
+  grid = Grid((0.001, 0.01, 0.03, 0.1))
+  run = lambda name: lambda rate, seed, split: {
+      "score": np.array(scores[name].get(rate, 0.0)), "kept": np.array(float(rate < 0.2))}
+  declared = study(
+      arms=lambda config: {"start": Arm(lambda *call: {"score": np.zeros(()), "kept": np.ones(())}),
+                           **{name: Arm(run(name), grid) for name in scores}},
+      scores=(*study().scores, Score("kept", "old points")),
+      premises=(Premise("full tuning keeps what it could", lambda s: s["full"].kept, at_least=0.5),))
+  found = conduct(declared, Config())
+  assert found.verdict == "premise absent" and found.premises[0].measured == 0.0
 
 
 @pytest.mark.parametrize("where", ["while the world is made", "in a run on validation data"])
