@@ -13,7 +13,7 @@ from jaxft.studies.findings import Findings, write
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.page import note_of, page
 from jaxft.studies.plot import plot
-from jaxft.studies.study import Study
+from jaxft.studies.study import Study, package_of
 
 
 def run(study: Study, config: Any, *, flags: list[str], out: Path | None, smoke: bool = False) -> Findings:
@@ -30,9 +30,11 @@ def run(study: Study, config: Any, *, flags: list[str], out: Path | None, smoke:
     out.parent.mkdir(parents=True, exist_ok=True)  # before the work, so that none is done in vain
   keep_freed_memory()
   use_compilation_cache()
-  ledger = Ledger(study.slug, config)
+  ledger = Ledger(study.slug, config, package_of(study))
   findings = conduct(study, config, ledger, whole=smoke)
-  findings = dataclasses.replace(findings, command=shlex.join(["jaxft", "run", study.slug, *flags]))
+  package = package_of(study)
+  where = [] if package == "experiments" else ["--package", package]
+  findings = dataclasses.replace(findings, command=shlex.join(["jaxft", "run", study.slug, *where, *flags]))
   print(page(study, findings))
   if out is not None:
     print(f"written to {write(study, findings, out)}, with its page {write_page(study, findings, out)}")

@@ -63,6 +63,7 @@ def conduct(study: Study, config: Any, ledger: Ledger | None = None, *, whole: b
         return Findings.of(study, config, premises=premises, arms={}, seconds=runs.seconds)
     # From here on nothing is chosen any more.
     found = {name: _found(study, arm, chosen[name], runs, name, seeds, sign) for name, arm in arms.items()}
+    _check_items(study, found)
   return Findings.of(study, config, premises=premises, arms=found, seconds=runs.seconds)
 
 
@@ -104,6 +105,14 @@ class _Runs:
       return per_item(items, score, mean_alone=mean_alone).tolist()
     except ValueError as e:
       raise ValueError(f"{arm} returned what its score does not take: {e}") from None
+
+
+def _check_items(study: Study, found: Mapping[str, FoundArm]) -> None:
+  """ValueError where arms score different numbers of items, which a difference would pair all with all."""
+  for score in study.scores:
+    items = {name: arm.scores[score.name].shape[1] for name, arm in found.items()}
+    if len(set(items.values())) > 1:
+      raise ValueError(f"arms must return {score.name} for the same items; got {items}")
 
 
 def _found(

@@ -9,7 +9,7 @@ from jaxft.checks import nearest
 from jaxft.studies import findings
 from jaxft.studies.command import run
 from jaxft.studies.findings import Findings
-from jaxft.studies.study import Study
+from jaxft.studies.study import Study, package_of
 
 
 def discover(package: str = "experiments") -> dict[str, Study]:
@@ -80,6 +80,6 @@ def main(study: Study, args: list[str] | None = None) -> Findings:
   default = study.smoke if smoke else study.config()
   config = tyro.cli(study.config, default=default, args=rest, prog=command, description=description)
   if out is None and config == study.config():
-    out = results_folder() / f"{study.slug}.json"
+    out = results_folder(package_of(study)) / f"{study.slug}.json"
   flags = (["--smoke"] if smoke else []) + rest
   return run(study, config, flags=flags, out=out, smoke=smoke)

@@ -33,7 +33,7 @@ def index(studies: Sequence[Study], found: Mapping[str, Findings], module_of: Ma
             for study in studies if study.question == question]
     if rows:
       sections.append(f"## {question.capitalize()}\n\n" + table(
-          ("method", "use when", "gain of full tuning's", "forgets", "cost", "verdict", "setting"), rows))
+          ("method", "use when", "gain of full tuning's", "forgets", "cost", "first claim", "setting"), rows))
   return "\n\n".join(sections)
 
 
@@ -45,11 +45,20 @@ def _row(study: Study, findings: Findings | None, module: str, chance: float | N
   q = "" if chance is None else f", q = {chance:.2g}"
   row = (
       method, study.use_when, _gain(study, findings), _forgotten(study, findings), _cost(study, findings),
-      f"{findings.verdict}{q}{stale}", study.setting)
+      _judged(findings) + f"{q}{stale}", study.setting)
   for cell in row:
     if len(cell.split()) > MOST_WORDS:
       raise ValueError(f"a cell of the index has at most {MOST_WORDS} words; {study.slug} has {cell!r}")
   return row
+
+
+def _judged(findings: Findings) -> str:
+  """The verdict on the first claim, which the claim alone makes plain, and that on all of them."""
+  if not findings.claims:
+    return findings.verdict
+  first = findings.claims[0]
+  alone = "" if findings.verdict == first.verdict else f" ({findings.verdict})"
+  return f"{first.text}: **{first.verdict}**{alone}"
 
 
 def _gain(study: Study, findings: Findings) -> str:

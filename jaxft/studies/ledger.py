@@ -19,12 +19,12 @@ class Ledger:
 
   Each value is on disk before the next run starts, so a killed experiment repeats at most one run. A finished
   experiment calls `clear`, so that running it again measures again. The code of an experiment is the whole library,
-  as its packages import lazily, and those modules of `experiments` that are imported by now.
+  as its packages import lazily, and those modules of its own package that are imported by now.
   """
 
-  def __init__(self, slug: str, config: Any):
+  def __init__(self, slug: str, config: Any, package: str = "experiments"):
     digest = hashlib.sha256(json.dumps([slug, dataclasses.asdict(config)], sort_keys=True, default=str).encode())
-    for path in [*sorted(Path(jaxft.__path__[0]).rglob("*.py")), *_imported("experiments")]:
+    for path in [*sorted(Path(jaxft.__path__[0]).rglob("*.py")), *_imported(package)]:
       digest.update(path.read_bytes())
     self.path = home() / "experiments" / f"{slug}-{digest.hexdigest()[:16]}"
 

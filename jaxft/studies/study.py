@@ -220,3 +220,8 @@ class Study:
   def score(self, name: str) -> Score:
     """A score by name."""
     return next(score for score in self.scores if score.name == name)
+
+
+def package_of(study: Study) -> str:
+  """The package that a study is declared in: its results lie there, and its modules are its code."""
+  return study.arms.__module__.partition(".")[0]

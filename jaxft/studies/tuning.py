@@ -138,6 +138,9 @@ def _checked(grid: Grid) -> Grid:
   values = tuple(float(v) for v in grid.values)
   if not values or len(set(values)) != len(values) or not all(math.isfinite(v) for v in values):
     raise ValueError(f"rates must be different finite numbers, at least one; got {grid.values}")
+  if min(values) < 0:
+    raise ValueError(f"rates must be >= 0, as a grid grows by a factor; got {grid.values}; in place of exponents give "
+                     "the numbers themselves")
   if min(values) < grid.low or max(values) > grid.high:
     raise ValueError(f"rates must lie in [{grid.low}, {grid.high}]; got {grid.values}")
   return Grid(tuple(sorted(values)), grid.low, grid.high)

@@ -64,7 +64,7 @@ def test_a_rate_at_which_any_seed_diverges_is_rejected_and_is_no_edge():
 
 def test_numbers_that_end_have_no_edge_there_and_several_are_chosen_together():
   def run(rates, seed, split):
-    return {"score": np.array(rates["share"] - (rates["rate"] - 0.022) ** 2)}
+    return {"score": np.full(Config().items, rates["share"] - (rates["rate"] - 0.022) ** 2)}
 
   grids = {"share": Grid((0.0, 0.5, 0.9, 1.0), high=1.0), "rate": Grid((0.001, 0.003, 0.01, 0.03))}
   made = lambda config: arms(config) | {"method": Arm(run, grids)}
@@ -116,6 +116,11 @@ def test_test_data_is_open_once_everything_is_chosen():
     (dict(scores=(Score("other", "x"),), choose_by="other"), ValueError, r"full must return the scores \['other'\]"),
     (dict(arms=wrapped(lambda name, run: lambda *call: {"score": "much"})), ValueError, "score must be numbers"),
     (dict(arms=wrapped(lambda name, run: lambda *call: {"score": np.ones((3, 2))})), ValueError, "one number for each"),
+    (dict(arms=wrapped(lambda name, run: lambda r, seed, s: {"score": np.ones(3 if name == "full" else 1)}),
+          premises=()), ValueError,
+     "arms must return score for the same items; got {'start': 1, 'full': 3, 'method': 1}"),
+    (dict(arms=lambda c: arms(c) | {"full": arms(c)["full"]._replace(rates=Grid((-4.0, -3.0), low=-10.0))}), ValueError,
+     "rates must be >= 0, as a grid grows by a factor"),
     (dict(arms=wrapped(lambda name, run: lambda r, seed, s: {"score": np.ones(seed + 1)}), premises=()), ValueError,
      "need shared_items=False"),
     (dict(arms=wrapped(lambda name, run: lambda r, s, split: {"score": np.array([np.nan if split == "test" else 1.0])}),

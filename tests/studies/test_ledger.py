@@ -36,14 +36,16 @@ def test_what_was_done_is_not_done_again():
   assert Ledger("x", Config())("seed 0", lambda: 5) == 5
 
 
-def test_another_config_slug_or_source_begins_anew(tmp_path, monkeypatch):
-  part = types.ModuleType("experiments.part_of_a_test")
+@pytest.mark.parametrize("package", ["experiments", "mine"])
+def test_another_config_slug_or_source_begins_anew(tmp_path, monkeypatch, package):
+  part = types.ModuleType(f"{package}.part_of_a_test")
   part.__file__ = str(tmp_path / "part.py")
   (tmp_path / "part.py").write_text("A = 1")
   monkeypatch.setitem(sys.modules, part.__name__, part)
-  paths = [Ledger("x", Config()).path, Ledger("y", Config()).path, Ledger("x", Config(4)).path]
+  path = lambda slug="x", config=Config(): Ledger(slug, config, package).path
+  paths = [path(), path("y"), path(config=Config(4))]
   (tmp_path / "part.py").write_text("A = 2")
-  paths.append(Ledger("x", Config()).path)
+  paths.append(path())
   (tmp_path / "not_imported.py").write_text("")
-  assert Ledger("x", Config()).path == paths[-1]
+  assert path() == paths[-1]
   assert len(set(paths)) == 4

@@ -63,7 +63,8 @@ def test_the_index_is_grouped_by_question_and_marks_what_is_stale():
   text = index([study(), merge], {"toy": found}, {"toy": "toys.py", "other": "other.py"})
   assert text.index("## Few labels") < text.index("## Merge")
   row = next(line for line in text.splitlines() if "results/toy.md" in line)
-  assert "supported, q = " in row and "stale" not in row and "%" in row and "trained share 0.5" in row
+  assert "the method is better: **supported**, q = " in row and "stale" not in row
+  assert "%" in row and "trained share 0.5" in row
   assert "no committed result" in text
   stale = index([study()], {"toy": dataclasses.replace(found, digest="0")}, {"toy": "toys.py"})
   assert "(stale)" in stale
@@ -103,7 +104,7 @@ def test_the_command_writes_a_result_with_its_page_and_goes_on_after_a_kill(tmp_
   found = experiment.main(study(arms=killed), flags)
   assert len(calls) == len(set(calls)) + 1, "only the run that was killed is done again"
   assert "**Supported.**" in capsys.readouterr().out
-  assert read(study(), out).verdict == "supported" and found.command == "jaxft run toy --effect 0.6"
+  assert read(study(), out).verdict == "supported" and found.command == "jaxft run toy --package tests --effect 0.6"
   assert "![toy](toy.svg)" in out.with_suffix(".md").read_text() and out.with_suffix(".svg").exists()
   assert not list((tmp_path / "home").rglob("*.json")), "a finished study forgets its runs"
 
