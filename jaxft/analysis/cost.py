@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxft.checks import nearest
 from jaxft.tree.choice import Choice, mask
-from jaxft.tree.depth import layer_axes, layer_of, num_layers
+from jaxft.tree.depth import layer_of, num_layers, stack_axes
 from jaxft.tree.paths import Tree, leaves_with_paths
 
 METHODS = ("frozen", "full", "lora", "rows", "columns", "entries")
@@ -72,7 +72,7 @@ def selection_flops(params: Tree, select: Choice, *, backward_from_embeddings: b
     if chosen:
       below = 0 if "embed" in path and backward_from_embeddings else depth
       lowest = min(lowest, below if layer is None else int(np.min(layer)))
-    if leaf.ndim - layer_axes(path, leaf) != 2 or "embed" in path:
+    if leaf.ndim - stack_axes(path, leaf) != 2 or "embed" in path:
       continue
     places = np.asarray(depth if layer is None else layer)
     np.add.at(sizes, places, leaf.size / max(1, places.size))

@@ -13,7 +13,7 @@ from jaxft.choices.rows import choose_rows
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.row_delta import check_axis
 from jaxft.tree.choice import Choice, mask
-from jaxft.tree.depth import layer_of
+from jaxft.tree.depth import layer_of, stack_axes
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -136,6 +136,10 @@ def _matrices(
   for (path, leaf), matched in zip(leaves_with_paths(params), jax.tree.leaves(mask(select, params)), strict=True):
     if not matched:
       continue
+    if leaf.ndim - stack_axes(path, leaf) != 2:
+      raise ValueError(
+          f"{path} must be a matrix [in, out] or a stack of them [L, in, out]; it is {tuple(leaf.shape)}: arrange the "
+          "params by the function that uses them, jaxft.tree.axes_of(apply, params, *inputs)")
     if unit < 1 or leaf.shape[axis] % unit:
       raise ValueError(f"{argument} must divide axis {axis} of {path} {tuple(leaf.shape)}; got {unit}")
     layer = layer_of(path, leaf)

@@ -4,7 +4,7 @@ Source: Wang et al. 2024, "LiNeS: Post-training Layer Scaling Prevents Forgettin
 (arXiv 2410.17146).
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
-from jaxft.tree.depth import layer_of as default_layer_of, num_layers
+from jaxft.tree.depth import layer_of, stack_depths, stack_of
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -46,10 +46,9 @@ def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "l
 
 def scale_by_depth(
     delta: Tree,
-    coefficients: Float[AnyArray, " layers"],
+    coefficients: Float[AnyArray, " layers"] | Mapping[str, Float[AnyArray, " _"]],
     *,
     outside: float | Array,
-    layer_of: Callable[[str, Any], int | np.ndarray | None] = default_layer_of,
 ) -> Tree:
   """Multiplies each leaf of a task vector by the coefficient of its layer.
 
@@ -61,20 +60,27 @@ def scale_by_depth(
 
   Args:
     delta: a task vector of any origin.
-    coefficients: `[L]`, one factor per layer; may be traced.
+    coefficients: `[L]`, one factor per layer; may be traced. Of a model with several stacks, such as two towers, one
+      such vector for each by its name (`stack_depths`), or one for all that are as deep.
     outside: factor of the leaves that belong to no layer (embeddings, final norm, head).
-    layer_of: the depth of a leaf: an int, the vector of layers along a stacked leaf's first axis, or None.
 
   Raises:
-    ValueError: a leaf's layer lies beyond the coefficients, there are more of them than layers and delta has no holes
-      where these could be, or one is not finite.
+    ValueError: a stack without coefficients; a leaf's layer lies beyond its coefficients, there are more of them than
+      layers and delta has no holes where these could be, or one is not finite.
   """
-  require_finite(coefficients=coefficients, outside=outside)
-  coefficients = jnp.asarray(coefficients, jnp.float32)
-  depth = coefficients.shape[0]
+  depths = stack_depths(delta)
+  by_stack = dict(coefficients) if isinstance(coefficients, Mapping) else dict.fromkeys(depths, coefficients)
+  if set(by_stack) != set(depths):
+    raise ValueError(f"coefficients must be of the stacks {', '.join(depths) or '(none)'}; got {', '.join(by_stack)}")
+  require_finite(outside=outside)
+  for values in by_stack.values():
+    require_finite(coefficients=values)
+  by_stack = {stack: jnp.asarray(values, jnp.float32) for stack, values in by_stack.items()}
   whole = all(leaf is not None for _, leaf in leaves_with_paths(delta))
-  if whole and 0 < (deepest := num_layers(delta, layer_of=layer_of)) < depth:
-    raise ValueError(f"coefficients must have one entry for each of the {deepest} layers of delta; got {depth}")
+  for stack, values in by_stack.items():
+    if whole and depths[stack] < len(values):
+      raise ValueError(
+          f"coefficients must have one entry for each of the {depths[stack]} layers of {stack}; got {len(values)}")
 
   def scale(path: str, leaf: Any) -> Any:
     if leaf is None:
@@ -82,10 +88,11 @@ def scale_by_depth(
     layer = layer_of(path, leaf)
     if layer is None:
       factor = jnp.asarray(outside, jnp.float32)
-    elif np.max(layer) >= depth:
-      raise ValueError(f"coefficients has {depth} layers, but {path} is in layer {int(np.max(layer))}")
     else:
-      factor = coefficients[layer]
+      values = by_stack[stack_of(path) or ""]
+      if np.max(layer) >= len(values):
+        raise ValueError(f"coefficients has {len(values)} layers, but {path} is in layer {int(np.max(layer))}")
+      factor = values[layer]
       factor = factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim))
     return (leaf.astype(jnp.float32) * factor).astype(leaf.dtype)
 
@@ -98,9 +105,8 @@ def lines(
     alpha: float,
     beta: float,
     outside: float | None = None,
-    layer_of: Callable[[str, Any], int | np.ndarray | None] = default_layer_of,
 ) -> Tree:
-  """LiNeS: layer l of L is scaled by `alpha + beta * l / (L - 1)`, l = 0 .. L-1.
+  """LiNeS: layer l of L is scaled by `alpha + beta * l / (L - 1)`, l = 0 .. L-1, in each stack of its own.
 
   >>> lines({"layers": {"w": jnp.ones((3, 2))}}, alpha=0.5, beta=0.5)
   {'layers': {'w': Array([[0.5 , 0.5 ],
@@ -113,16 +119,16 @@ def lines(
     beta: what is added by the last layer.
     outside: factor of the leaves outside the layers. None takes alpha, as the authors' code does for all of them;
       a language model's final norm and head sit after the last layer and may want `alpha + beta`.
-    layer_of: see `scale_by_depth`.
 
   Raises:
     ValueError: no leaf of `delta` belongs to a layer.
   """
-  depth = num_layers(delta, layer_of=layer_of)
-  if depth == 0:
-    raise ValueError("delta has no leaf inside a layer stack (`layers/...`): pass layer_of for other names")
-  coefficients = depth_schedule(depth, first=alpha, last=alpha + beta)
-  return scale_by_depth(delta, coefficients, outside=alpha if outside is None else outside, layer_of=layer_of)
+  depths = stack_depths(delta)
+  if not depths:
+    raise ValueError("delta has no leaf inside a layer stack (`layers/...`): other models are arranged so by the "
+                     "function that uses them, jaxft.tree.axes_of(apply, params, *inputs)")
+  coefficients = {stack: depth_schedule(n, first=alpha, last=alpha + beta) for stack, n in depths.items()}
+  return scale_by_depth(delta, coefficients, outside=alpha if outside is None else outside)
 
 
 def lines_alpha(summed: Tree, merged: Tree, *, num_models: int, ord: int = 1) -> Float[Array, ""]:

@@ -10,7 +10,7 @@ import optax
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
 from jaxft.tree.choice import EMBEDDINGS, Choice, choice_scales, mask
-from jaxft.tree.depth import layer_of, num_layers
+from jaxft.tree.depth import layer_of, num_layers, stack_depths, stack_of
 from jaxft.tree.paths import leaves_with_paths, map_with_path
 
 Tree = Any
@@ -67,7 +67,7 @@ def layerwise_decay(
     trainable: what trains, arrays or shapes.
     first: a choice of the leaves below the first layer; a glob may match none.
     layers: the depth of the model; None takes the deepest layer of `trainable`, which is wrong where the last layers
-      are frozen.
+      are frozen. Each of several stacks has its own depth.
     offset: from the head to the last layer, in layers: 1, or 2 as the released code of ELECTRA counts.
 
   Returns:
@@ -86,16 +86,24 @@ def layerwise_decay(
   """
   in_range("rate", rate, "(0, 1]")
   in_range("offset", offset, "[0, inf)")
-  deepest = num_layers(trainable)
-  depth = deepest if layers is None else layers
-  if depth < deepest:
-    raise ValueError(f"layers must be at least {deepest}, as trainable has layer {deepest - 1}; got {layers}")
+  depths = stack_depths(trainable)
+  if layers is not None:
+    deepest = num_layers(trainable)
+    if layers < deepest:
+      raise ValueError(f"layers must be at least {deepest}, as trainable has layer {deepest - 1}; got {layers}")
+    depths = dict.fromkeys(depths, layers)
+
+  def depth_above(path: str) -> int:
+    """Of the tower that lies in the same subtree, of the deepest where there is none."""
+    beside = [n for stack, n in depths.items() if path.startswith(stack.rpartition("/")[0] + "/")]
+    return max(beside or depths.values(), default=layers or 0)
 
   def scale(path: str, leaf: Any, below: bool) -> np.ndarray | np.floating | None:
     if leaf is None:
       return None
     layer = layer_of(path, leaf)
     outside = layer is None and not below
+    depth = depth_above(path) if layer is None else depths[stack_of(path) or ""]
     layer = -1 if layer is None else layer
     scales = np.float32(rate) ** (0.0 if outside else depth - 1 + offset - np.asarray(layer, np.float32))
     return scales.reshape(scales.shape + (1,) * (leaf.ndim - scales.ndim)) if scales.ndim else scales

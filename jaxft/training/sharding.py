@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from jaxft.checks import nearest
-from jaxft.tree.depth import layer_axes
+from jaxft.tree.depth import stack_axes
 from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.paths import array_paths, path_of
 
@@ -56,13 +56,12 @@ def specs_for(params: Tree, rules: Rules, mesh: Mesh | None = None) -> Tree:
 
 
 def _fit(path: str, leaf: Any, glob: str, spec: P, mesh: Mesh | None) -> P:
-  """One rule's spec on one leaf, with the layer axis put in front and everything checked."""
+  """One rule's spec on one leaf, with the axes of a stack put in front and everything checked."""
   if not isinstance(spec, P):
     raise TypeError(f"rule {glob!r} must give a PartitionSpec; got {spec!r}")
   where = f"rule {glob!r} gives {spec} to {path} {tuple(leaf.shape)}"
-  stacked = leaf.ndim > 0 and layer_axes(path, leaf) == 1
-  if stacked and len(spec) < leaf.ndim:
-    spec = P(None, *spec)
+  stacked = stack_axes(path, leaf) if leaf.ndim else 0
+  spec = P(*[None] * min(stacked, leaf.ndim - len(spec)), *spec)
   if len(spec) > leaf.ndim:
     raise ValueError(f"{where}, which has only {leaf.ndim} axes")
   named = [axis for part in spec for axis in _axes(part)]

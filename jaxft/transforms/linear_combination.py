@@ -17,7 +17,7 @@ from jaxft.leaves.sums import Formed
 from jaxft.signatures import AnyArray
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask, shapes_of
-from jaxft.tree.depth import layer_axes, layer_of, leaf_keys, num_layers
+from jaxft.tree.depth import layer_of, leaf_keys, num_layers, over_stack, stack_axes
 from jaxft.tree.paths import Tree, fold_in_path, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 
 GRANULARITIES = ("model", "layer", "leaf")
@@ -199,7 +199,7 @@ def _mixture(c: Array, parts: dict[str, Array]) -> Array:
 
 def _lead(path: str, leaf: Any) -> tuple[int, ...]:
   """The layer axis of a stacked leaf."""
-  return tuple(leaf.shape[: layer_axes(path, leaf)])
+  return tuple(leaf.shape[: stack_axes(path, leaf)])
 
 
 def _banks(trees: Sequence[Tree], params: Tree, *, fill: bool) -> dict[str, list[AnyArray]]:
@@ -244,4 +244,4 @@ def _draw_partition(
   if share_by_shape:
     return jnp.broadcast_to(draw(fold_in_path(key, str(shape))), (*lead, *shape))
   keys = leaf_keys(key, path, leaf)
-  return jax.vmap(draw)(keys) if keys.ndim else draw(keys)
+  return over_stack(draw, keys)(keys)

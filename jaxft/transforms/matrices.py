@@ -13,7 +13,7 @@ from jaxft.checks import nearest
 from jaxft.leaves.annotated import restore_notes, strip_notes
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask
-from jaxft.tree.depth import layer_axes, leaf_keys
+from jaxft.tree.depth import check_stacks, leaf_keys, over_stack, stack_axes
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, unzip_with_path
 
 
@@ -54,7 +54,7 @@ def adapt_matrices(
       keys = leaf_keys(key, path, leaf)
       statistic = None if known is None else _statistic(known, path, leaf if keys.ndim else None)
       w, notes = strip_notes(leaf)
-      frozen, trained = (jax.vmap(init) if keys.ndim else init)(keys, w, statistic)
+      frozen, trained = over_stack(init, keys)(keys, w, statistic)
       trained = trained if dtype is None else jax.tree.map(lambda x: x.astype(dtype), trained)
       return restore_notes(frozen, notes), trained
 
@@ -95,14 +95,16 @@ def chosen_matrices(select: Choice, params: Tree) -> list[tuple[str, Any]]:
 
 
 def check_matrices(params: Tree, flags: Tree) -> None:
+  check_stacks(params)
   wrong = []
   for (path, leaf), chosen in zip(leaves_with_paths(params), jax.tree.leaves(flags), strict=True):
-    if chosen and leaf.ndim - layer_axes(path, leaf) != 2:
+    if chosen and leaf.ndim - stack_axes(path, leaf) != 2:
       wrong.append(f"{path} {tuple(leaf.shape)}")
   if wrong:
     raise ValueError(
         f"select must match matrices [m, n] or stacks of them [L, m, n]; it also matches {len(wrong)} other leaves: "
         + ", ".join(wrong[:8]) + (", ..." if len(wrong) > 8 else "")
+        + "; kernels of other ranks are matrices when arranged: jaxft.tree.axes_of(apply, params, *inputs)"
     )
 
 

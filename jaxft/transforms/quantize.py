@@ -18,7 +18,7 @@ from jaxft.signatures import AnyArray
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask
-from jaxft.tree.depth import layer_axes
+from jaxft.tree.depth import stack_axes
 from jaxft.tree.paths import is_structured, map_with_path
 
 FORMATS = ("int8", "nf4")
@@ -219,7 +219,7 @@ def quantize(
     wrong: list[str] = []
 
     def check(path: str, leaf: Any, chosen: bool) -> None:
-      problem = chosen and _problem(leaf, format, block, layers=layer_axes(path, leaf))
+      problem = chosen and _problem(leaf, format, block, layers=stack_axes(path, leaf))
       if problem:
         wrong.append(f"{path} {problem}")
 

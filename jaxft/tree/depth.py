@@ -5,6 +5,12 @@ Three spellings of the same layers, all read by `layer_of`:
     layers/3/mlp/up/kernel      [in, out]         one layer (also `layers_3`, `blocks.3`, `h/3`)
     layers/mlp/up/kernel        [L, in, out]      all layers, stacked
     layers/4:8/mlp/up/kernel    [4, in, out]      layers 4 to 7, stacked: a stack that was cut
+
+A part `experts` says that matrices are used side by side, stacked along an axis behind that of the layers:
+
+    layers/moe/experts/up       [L, E, in, out]
+
+Other models, whose stacks have other names or lie along other axes, are arranged so first: `jaxft.tree.axes_of`.
 """
 
 import re
@@ -17,20 +23,24 @@ import numpy as np
 
 from jaxft.tree.paths import Tree, fold_in_path, leaves_with_paths, map_with_path
 
-STACKS = ("layers", "layer", "blocks", "block", "h")
+STACKS = ("layers", "layer", "blocks", "block", "h")  # with an index; without one, `layers` alone is a stack
+EXPERTS = "experts"
 _PIECE = re.compile(r"\d+(:\d+)?")  # the name of a layer of its own, or of a piece of a stack that was cut
+# `block/query/kernel` may be one block, whose first axis is no layers: of the usual names, one alone needs no index.
+_STACK = re.compile(
+    rf"(?:^|(?<=/))((?:[^/]+/)*?(?:(?:{'|'.join(STACKS)})(?=[/_.]\d+(?::\d+)?(?:/|$))|{STACKS[0]}(?=/)))"
+    r"(?:[/_.](\d+(?::\d+)?))?(?:/(.*))?$")
 
 
-def _locate(path: str, stacks: Sequence[str]) -> tuple[str, str, str] | None:
+def _locate(path: str) -> tuple[str, str, str] | None:
   """Splits a path at its stack: `(stack, index, rest)`; index is '' for a stacked leaf, None outside any stack."""
-  names = "|".join(map(re.escape, stacks))
-  found = re.search(rf"(?:^|(?<=/))((?:[^/]+/)*?(?:{names}))(?:[/_.](\d+(?::\d+)?))?(?:/(.*))?$", path)
+  found = _STACK.search(path)
   if found is None or (found[2] is None and found[3] is None):
     return None
   return found[1], found[2] or "", found[3] or ""
 
 
-def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | np.ndarray | None:
+def layer_of(path: str, leaf: Any) -> int | np.ndarray | None:
   """The layer that a leaf belongs to.
 
   >>> layer_of("layers/3/w", np.ones(2)), layer_of("layers/w", np.ones((3, 2))), layer_of("head/w", np.ones(2))
@@ -39,7 +49,6 @@ def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | n
   Args:
     path: the leaf's path.
     leaf: the leaf; only its shape is read, and only where layers are stacked.
-    stacks: names of the path part that holds the layers.
 
   Returns:
     An int for one layer, the vector of layer indices along the leading axis for stacked layers, None outside a stack.
@@ -47,7 +56,7 @@ def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | n
   Raises:
     ValueError: a leaf of stacked layers has no axis.
   """
-  found = _locate(path, stacks)
+  found = _locate(path)
   if found is None:
     return None
   _, index, _ = found
@@ -61,50 +70,132 @@ def layer_of(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int | n
   return np.arange(leaf.shape[0])
 
 
-def layer_axes(path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> int:
+def layer_axes(path: str, leaf: Any) -> int:
   """How many leading axes of a leaf are over layers: 1 where its layers are stacked, else 0.
 
   >>> layer_axes("layers/w", np.ones((3, 2))), layer_axes("layers/3/w", np.ones(2))
   (1, 0)
   """
-  return int(isinstance(layer_of(path, leaf, stacks=stacks), np.ndarray))
+  return int(isinstance(layer_of(path, leaf), np.ndarray))
 
 
-def shared_path(path: str, *, stacks: Sequence[str] = STACKS) -> str:
+def stack_axes(path: str, leaf: Any) -> int:
+  """How many leading axes of a leaf are over layers or experts: it is a stack of what the others hold.
+
+  >>> stack_axes("layers/moe/experts/up", np.ones((3, 8, 2, 2))), stack_axes("layers/w", np.ones((3, 2, 2)))
+  (2, 1)
+  """
+  return layer_axes(path, leaf) + (EXPERTS in path.split("/"))
+
+
+def check_stacks(tree: Tree) -> None:
+  """Raises ValueError where the leaves of a stack agree in their second axis and not in their first: it is scanned so.
+
+  >>> check_stacks({"layers": {"up": np.ones((2, 4, 8)), "bias": np.ones((2, 8))}})
+  """
+  stacks: dict[str, list[tuple[str, Any]]] = {}
+  for path, leaf in leaves_with_paths(tree):
+    found = None if leaf is None else _locate(path)
+    if found is not None and not found[1]:
+      stacks.setdefault(found[0], []).append((path, leaf))
+  for stack, leaves in stacks.items():
+    shapes = [tuple(leaf.shape) for _, leaf in leaves]
+    if min(map(len, shapes)) < 2 or len({shape[1] for shape in shapes}) > 1 or len({shape[0] for shape in shapes}) == 1:
+      continue
+    # Of the layers of a stack some may have been taken elsewhere, so that first axes differ; they are short then.
+    if min(shape[0] for shape in shapes) > shapes[0][1]:
+      raise ValueError(
+          f"{stack} must have its layers along the first axis of each leaf; they seem to lie along the second, of "
+          f"{shapes[0][1]}: {', '.join(f'{path} {tuple(leaf.shape)}' for path, leaf in leaves[:3])}. Arrange the "
+          "params by the function that uses them: jaxft.tree.axes_of(apply, params, *inputs)")
+
+
+def shared_path(path: str) -> str:
   """The path without its layer: `layers/3/mlp/w` and a stacked `layers/mlp/w` are both `layers/*/mlp/w`.
 
   >>> shared_path("layers/3/mlp/w"), shared_path("embed/w")
   ('layers/*/mlp/w', 'embed/w')
   """
-  found = _locate(path, stacks)
+  found = _locate(path)
   return path if found is None else f"{found[0]}/*/{found[2]}"
 
 
-def leaf_keys(key: jax.Array, path: str, leaf: Any, *, stacks: Sequence[str] = STACKS) -> jax.Array:
-  """A random key for a leaf: one, or a vector of one per layer where layers are stacked.
+def leaf_keys(key: jax.Array, path: str, leaf: Any) -> jax.Array:
+  """A random key for a leaf: one, or an array of one per layer, per expert, or both where they are stacked.
 
   Folded from the path and the layer index, so that a stacked leaf and its unrolled layers draw the same numbers.
 
   >>> leaf_keys(jax.random.key(0), "layers/w", np.ones((3, 2))).shape
   (3,)
   """
-  layer = layer_of(path, leaf, stacks=stacks)
-  key = fold_in_path(key, shared_path(path, stacks=stacks))
-  if layer is None:
-    return key
+  layer = layer_of(path, leaf)
+  key = fold_in_path(key, shared_path(path))
+  each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
   if isinstance(layer, int):
-    return jax.random.fold_in(key, layer)
-  return jax.vmap(lambda i: jax.random.fold_in(key, i))(np.asarray(layer, np.uint32))
+    key = jax.random.fold_in(key, layer)
+  elif layer is not None:
+    key = each(key, np.asarray(layer, np.uint32))
+  if EXPERTS not in path.split("/"):
+    return key
+  experts = np.arange(leaf.shape[key.ndim], dtype=np.uint32)
+  return jax.vmap(each, in_axes=(0, None))(key, experts) if key.ndim else each(key, experts)
 
 
-def num_layers(tree: Tree, *, layer_of: Callable[[str, Any], int | np.ndarray | None] = layer_of) -> int:
-  """The number of layers in a params tree: one more than the largest layer index, 0 where no leaf is in a layer.
+def over_stack(f: Callable[..., Any], keys: jax.Array) -> Callable[..., Any]:
+  """`f`, which acts on what one key of `leaf_keys` is for, on all: under `vmap` once for each axis of the keys.
+
+  >>> keys = leaf_keys(jax.random.key(0), "layers/w", np.ones((3, 2)))
+  >>> over_stack(lambda key, w: w * 2, keys)(keys, np.ones((3, 2))).shape
+  (3, 2)
+  """
+  for _ in range(keys.ndim):
+    f = jax.vmap(f)
+  return f
+
+
+def stack_of(path: str) -> str | None:
+  """The stack that a leaf's layer belongs to; None outside any stack.
+
+  >>> stack_of("vision/layers/mlp/w"), stack_of("text/layers_3/w"), stack_of("head/w")
+  ('vision/layers', 'text/layers', None)
+  """
+  found = _locate(path)
+  return None if found is None else found[0]
+
+
+def stack_depths(tree: Tree) -> dict[str, int]:
+  """The number of layers of each stack: one more than its largest layer index.
+
+  >>> stack_depths({"vision": {"layers": {"w": np.ones((2, 3))}}, "text": {"layers": {"w": np.ones((4, 3))}}})
+  {'vision/layers': 2, 'text/layers': 4}
+
+  Raises:
+    ValueError: a stack whose layers seem to lie along another axis than the first.
+  """
+  check_stacks(tree)
+  depths: dict[str, int] = {}
+  for path, leaf in leaves_with_paths(tree):
+    layer = None if leaf is None else layer_of(path, leaf)
+    if layer is not None:
+      stack = stack_of(path) or ""
+      depths[stack] = max(depths.get(stack, 0), int(np.max(layer)) + 1)
+  return depths
+
+
+def num_layers(tree: Tree) -> int:
+  """The number of layers in a params tree, 0 where no leaf is in a layer.
 
   >>> num_layers({"layers": {"w": np.ones((3, 2))}, "head": np.ones(2)})
   3
+
+  Raises:
+    ValueError: stacks of unequal depth, which `stack_depths` tells apart; or what it raises.
   """
-  layers = [layer_of(path, leaf) for path, leaf in leaves_with_paths(tree) if leaf is not None]
-  return max((int(np.max(layer)) + 1 for layer in layers if layer is not None), default=0)
+  depths = stack_depths(tree)
+  if len(set(depths.values())) > 1:
+    raise ValueError("params must have stacks of one depth here; they have " + ", ".join(
+        f"{stack} of {n}" for stack, n in depths.items()) + ": give the part of the tree that one of them is in")
+  return max(depths.values(), default=0)
 
 
 def unstack_layers(params: Tree, *, stack: str = "layers") -> Tree:

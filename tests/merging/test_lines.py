@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxft.merging import depth_schedule, lines, lines_alpha, scale_by_depth
-from jaxft.tree import apply_task_vector, cut_layers, stack_layers, task_vector, unstack_layers
+from jaxft.tree import apply_task_vector, cut_layers, num_layers, stack_layers, task_vector, unstack_layers
 
 
 def tree(seed: int, layers: int = 3):
@@ -53,6 +53,29 @@ def test_names_that_contain_another_index():
   out = lines(delta, alpha=0.0, beta=1.0)
   np.testing.assert_allclose(out["blocks"]["7"]["mlp"]["0"]["weight"], 1.0)
   np.testing.assert_allclose(out["blocks"]["0"]["mlp"]["0"]["weight"], 0.0)
+
+
+def test_each_of_two_towers_has_its_own_depth():
+  delta = {"vision": {"layers": {"w": jnp.ones((2, 3))}}, "text": {"layers": {"w": jnp.ones((4, 3))}}}
+  out = lines(delta, alpha=0.0, beta=1.0)
+  np.testing.assert_allclose(out["vision"]["layers"]["w"][:, 0], [0, 1])
+  np.testing.assert_allclose(out["text"]["layers"]["w"][:, 0], [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
+  given = {"vision/layers": np.array([3.0, 4.0]), "text/layers": np.ones(4)}
+  np.testing.assert_allclose(scale_by_depth(delta, given, outside=1.0)["vision"]["layers"]["w"][:, 0], [3, 4])
+  with pytest.raises(ValueError, match="one entry for each of the 2 layers of vision/layers; got 4"):
+    scale_by_depth(delta, np.ones(4), outside=1.0)
+  with pytest.raises(ValueError, match="coefficients must be of the stacks text/layers, vision/layers; got"):
+    scale_by_depth(delta, {"text/layers": np.ones(4)}, outside=1.0)
+  with pytest.raises(ValueError, match="stacks of one depth here; they have text/layers of 4, vision/layers of 2"):
+    num_layers(delta)
+
+
+def test_a_stack_scanned_over_its_second_axis_is_refused_and_one_block_is_no_stack():
+  shapes = {"up": (64, 3, 256), "down": (256, 3, 64), "scale": (64, 3)}
+  with pytest.raises(ValueError, match=r"layers must have its layers along the first axis.*second, of 3.*axes_of"):
+    lines({"layers": {name: np.ones(shape) for name, shape in shapes.items()}}, alpha=0.0, beta=1.0)
+  with pytest.raises(ValueError, match="no leaf inside a layer stack"):
+    lines({"block": {"query": np.ones((64, 4, 16))}}, alpha=0.0, beta=1.0)
 
 
 def test_linear_in_delta_so_it_commutes_with_summing():

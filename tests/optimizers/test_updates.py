@@ -52,6 +52,14 @@ def test_offsets_of_the_two_published_conventions():
     layerwise_decay(0.8, layers, offset=-1)
 
 
+def test_decay_has_a_depth_for_each_tower():
+  tower = lambda n: {"embed": np.ones(3), "layers": {"w": np.ones((n, 3))}}
+  scales = layerwise_decay(0.5, {"vision": tower(2), "text": tower(4)}, first="*/embed")
+  np.testing.assert_allclose(scales["vision"]["layers"]["w"].ravel(), [0.25, 0.5])
+  np.testing.assert_allclose(scales["text"]["layers"]["w"].ravel(), [0.0625, 0.125, 0.25, 0.5])
+  np.testing.assert_allclose([scales["vision"]["embed"], scales["text"]["embed"]], [0.125, 0.03125])
+
+
 def test_the_depth_can_be_given_where_the_last_layers_are_frozen():
   scales = layerwise_decay(0.5, {"layers": {"0": {"w": jnp.ones(2)}}}, layers=4)
   assert scales["layers"]["0"]["w"] == 0.0625

@@ -12,9 +12,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxft.leaves.annotated import Annotated, map_weight
+from jaxft.transforms.matrices import check_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, as_choice, entries, is_function, mask
-from jaxft.tree.depth import leaf_keys
+from jaxft.tree.depth import leaf_keys, over_stack
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 
 # (key, params) -> a tree of flat indices
@@ -127,11 +128,12 @@ def random_indices(select: Choice, count: Callable[[str, tuple[int, int]], int])
         raise ValueError(f"count must lie in 1..{size} for {path} {tuple(leaf.shape)}; got {k}")
       one = lambda key: jax.random.permutation(key, size)[:k].astype(jnp.int32)
       keys = leaf_keys(key, path, leaf)
-      if not keys.ndim:
-        return one(keys)
-      return (jax.vmap(one)(keys) + size * jnp.arange(leaf.shape[0], dtype=jnp.int32)[:, None]).reshape(-1)
+      drawn = over_stack(one, keys)(keys).reshape(-1, k)
+      return (drawn + size * jnp.arange(len(drawn), dtype=jnp.int32)[:, None]).reshape(-1)
 
-    return map_with_path(indices, params, mask(select, params))
+    flags = mask(select, params)
+    check_matrices(params, flags)
+    return map_with_path(indices, params, flags)
 
   return draw
 

@@ -11,7 +11,7 @@ from jaxft.checks import in_range
 from jaxft.leaves.annotated import Annotated, noted
 from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.depth import layer_axes
+from jaxft.tree.depth import stack_axes
 from jaxft.tree.paths import Tree, is_leaf, unzip_with_path
 
 
@@ -70,7 +70,7 @@ def lora_combination(
           raise ValueError(f"adapters[{i}] must fit {path} {tuple(leaf.shape)}; got a {a.shape} and b {b.shape}")
       a = jnp.concatenate([factors[i] * pair["a"] for i, pair in held], axis=-1)
       b = jnp.concatenate([pair["b"] for _, pair in held], axis=-2)
-      lead = tuple(leaf.shape[: layer_axes(path, leaf)])
+      lead = tuple(leaf.shape[: stack_axes(path, leaf)])
       owner = np.repeat([i for i, _ in held], [pair["a"].shape[-1] for _, pair in held]).astype(np.int32)
       note = {"a": a, "b": b, "owner": jnp.broadcast_to(jnp.asarray(owner), (*lead, len(owner)))}
       return Annotated(leaf, note), jnp.full((*lead, n), init, jnp.float32)

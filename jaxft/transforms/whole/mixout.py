@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxft.tree.choice import Choice, mask
-from jaxft.tree.depth import leaf_keys
+from jaxft.tree.depth import leaf_keys, over_stack
 from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
 
 
@@ -51,7 +51,7 @@ def mixout(key: Key[Array, ""], params: Tree, reference: Tree, rate: float, *, s
                        f"{None if start is None else tuple(start.shape)}")
     keys = leaf_keys(key, path, w)
     draw = lambda k, shape: jax.random.bernoulli(k, 1.0 - rate, shape)
-    keep = jax.vmap(lambda k: draw(k, w.shape[1:]))(keys) if keys.ndim else draw(keys, w.shape)
+    keep = over_stack(lambda k: draw(k, w.shape[keys.ndim:]), keys)(keys)
     return (start + jnp.where(keep, (w - start) / (1.0 - rate), 0.0)).astype(w.dtype)
 
   return map_with_path(mix, params, mask(select, params))

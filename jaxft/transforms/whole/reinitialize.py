@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.tree.depth import layer_axes, layer_of, leaf_keys, num_layers
+from jaxft.tree.depth import layer_of, leaf_keys, num_layers, over_stack, stack_axes
 from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
 
 # Leaves by the last part of their path; what is called otherwise has no known init.
@@ -47,10 +47,10 @@ def reinitialize_top(key: jax.Array, params: Tree, layers: int, *, stddev: float
     layer = layer_of(path, leaf)
     if layer is None or np.max(layer) < depth - layers:
       return leaf
-    keys, shape = leaf_keys(key, path, leaf), leaf.shape[layer_axes(path, leaf):]
+    keys, shape = leaf_keys(key, path, leaf), leaf.shape[stack_axes(path, leaf):]
     draw = lambda k: _fresh(k, path, shape, stddev).astype(leaf.dtype)
-    fresh = jax.vmap(draw)(keys) if keys.ndim else draw(keys)
-    chosen = np.reshape(np.asarray(layer) >= depth - layers, (-1,) + (1,) * len(shape)) if keys.ndim else True
+    fresh = over_stack(draw, keys)(keys)
+    chosen = np.reshape(np.asarray(layer) >= depth - layers, (-1,) + (1,) * (leaf.ndim - 1)) if np.ndim(layer) else True
     return jnp.where(chosen, fresh, leaf)
 
   return map_with_path(restart, params)

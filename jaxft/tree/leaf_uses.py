@@ -1,0 +1,388 @@
+"""How a function uses each leaf of its params, read from its jaxpr: what is contracted, looked up, scanned over.
+
+A leaf is followed from the params to its uses through whatever does not depend on the inputs: casts, transposes,
+reshapes, slices, scales, and the bodies of jit, scan, remat, cond, while, custom derivatives and shard_map.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from jax.extend.core import Literal as Constant
+
+Kind = Literal["product", "lookup", "convolution", "depthwise", "elementwise", "constant", "other"]
+
+
+class Use(NamedTuple):
+  """One way in which a function uses a leaf; axes are the leaf's own.
+
+  Attributes:
+    kind: "product" with activations, "lookup" of rows, "convolution", "depthwise" (a kernel for each channel),
+      "elementwise", "constant" for what it does to another leaf before any input, such as a product of two, of which
+      either may be the weight, or "other" for an operation that is not known.
+    operation: the primitive.
+    rows: axes that are contracted with activations, or looked up.
+    columns: axes that come out.
+    stack: axes of which one entry at a time is used, and over what: "scan 0", "index", or "batch".
+  """
+
+  kind: Kind
+  operation: str
+  rows: tuple[int, ...]
+  columns: tuple[int, ...]
+  stack: tuple[tuple[int, str], ...] = ()
+
+
+class Factor(NamedTuple):
+  """Every `stride`-th of consecutive entries along a leaf's axis, `size` of them: what a reshape makes of an axis."""
+
+  axis: int
+  stride: int
+  size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+  """A leaf as a variable of the jaxpr shows it: the leaf's factors along each axis of the variable."""
+
+  path: str
+  axes: tuple[tuple[Factor, ...], ...]
+  stack: tuple[tuple[int, str], ...] = ()
+
+  def pick(self, order: Sequence[int]) -> "Held":
+    return dataclasses.replace(self, axes=tuple(self.axes[i] for i in order))
+
+  def within(self, axis: int, over: str) -> "Held":
+    """One entry of an axis, which stays with length 1."""
+    stack = self.stack + tuple((a, over) for a in _leaf_axes([self.axes[axis]]) if a not in dict(self.stack))
+    axes = tuple(() if i == axis else factors for i, factors in enumerate(self.axes))
+    return dataclasses.replace(self, axes=axes, stack=stack)
+
+
+class Value(NamedTuple):
+  """What is known of a variable: the leaves that it shows, and whether it depends on the inputs."""
+
+  held: tuple[Held, ...] = ()
+  varies: bool = False
+
+
+def leaf_uses(jaxpr: Any, leaves: Sequence[tuple[str, tuple[int, ...]] | None]) -> dict[str, tuple[Use, ...]]:
+  """The uses of each leaf.
+
+  >>> import jax, jax.numpy as jnp
+  >>> jaxpr = jax.make_jaxpr(lambda w, x: x @ w.T)(jnp.ones((3, 2)), jnp.ones((5, 2)))
+  >>> leaf_uses(jaxpr, [("w", (3, 2)), None])["w"]
+  (Use(kind='product', operation='dot_general', rows=(1,), columns=(0,), stack=()),)
+
+  Args:
+    jaxpr: a closed jaxpr.
+    leaves: for each of its arguments the path and the shape of a leaf, or None for an input.
+
+  Returns:
+    From each path to its uses in order, without repetitions.
+  """
+  walk = Walk({leaf[0]: {} for leaf in leaves if leaf is not None}, {})
+  whole = lambda path, shape: Held(path, tuple((Factor(i, 1, n),) for i, n in enumerate(shape)))
+  walk(jaxpr, [Value(varies=True) if leaf is None else Value((whole(*leaf),)) for leaf in leaves])
+  return {path: tuple(uses) for path, uses in walk.uses.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+  """Follows leaves through a jaxpr and keeps their uses; a scan has one name however often it is met."""
+
+  uses: dict[str, dict[Use, None]]
+  scans: dict[int, str]
+
+  def __call__(self, closed: Any, args: Sequence[Value]) -> list[Value]:
+    jaxpr = getattr(closed, "jaxpr", closed)
+    known: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
+    read = lambda v: Value() if isinstance(v, Constant) else known.get(v, Value())
+    for eqn in jaxpr.eqns:
+      inputs = [read(v) for v in eqn.invars]
+      if any(value.held or value.varies for value in inputs):
+        known.update(zip(eqn.outvars, RULES.get(eqn.primitive.name, _other)(self, eqn, inputs), strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+  def note(self, held: Held, kind: Kind, operation: str, rows: Sequence[int], columns: Sequence[int]) -> None:
+    stacked = dict(held.stack)
+    clean = lambda axes: tuple(sorted({a for a in axes if a not in stacked}))
+    stack = tuple(sorted(held.stack))
+    self.uses[held.path][Use(kind, operation, clean(rows), clean(columns), stack)] = None
+
+  def note_elementwise(self, held: Held, operation: str, kind: Kind = "elementwise") -> None:
+    picked = tuple(a for a, over in held.stack if over == "index")
+    if picked and kind == "elementwise":  # one entry of a table, added or multiplied
+      stack = tuple((a, over) for a, over in held.stack if over != "index")
+      self.note(dataclasses.replace(held, stack=stack), "lookup", operation, picked, _leaf_axes(held.axes))
+    else:
+      self.note(held, kind, operation, (), _leaf_axes(held.axes))
+
+  def name_of(self, eqn: Any) -> str:
+    return self.scans.setdefault(id(eqn), f"scan {len(self.scans)}")
+
+
+def _leaf_axes(axes: Sequence[Sequence[Factor]]) -> tuple[int, ...]:
+  return tuple(dict.fromkeys(factor.axis for factors in axes for factor in factors))
+
+
+def _shape(v: Any) -> tuple[int, ...]:
+  return tuple(getattr(v.aval, "shape", ()))
+
+
+# Rules: (walk, equation, what is known of its inputs) -> what is known of its outputs.
+
+
+def _other(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  """An operation without a rule: of constants, what has their shape shows them; of inputs, it is a use."""
+  varies = any(value.varies for value in inputs)
+  if not varies:
+    shown = [(h, _shape(v)) for v, value in zip(eqn.invars, inputs, strict=True) for h in value.held]
+    for held, shape in shown:
+      if all(shape != _shape(out) for out in eqn.outvars):  # a statistic of a weight, or a scale of another
+        walk.note(held, "constant", eqn.primitive.name, (), _leaf_axes(held.axes))
+    return [Value(tuple(h for h, shape in shown if shape == _shape(out))) for out in eqn.outvars]
+  for v, value in zip(eqn.invars, inputs, strict=True):
+    spread = any(_spreads(_shape(v), _shape(out)) for out in eqn.outvars)
+    for held in value.held:
+      walk.note_elementwise(held, eqn.primitive.name, "elementwise" if spread else "other")
+  return [Value(varies=True)] * len(eqn.outvars)
+
+
+def _spreads(shape: tuple[int, ...], over: tuple[int, ...]) -> bool:
+  """Whether an array of this shape meets one of another entry by entry, along axes of length 1 all entries."""
+  return not shape or len(shape) == len(over) and all(n in (1, m) for n, m in zip(shape, over, strict=True))
+
+
+def _shown(change: Callable[[Held, Any], Held]) -> Callable[..., list[Value]]:
+  """The rule of an operation on one array that shows the same leaves in another shape."""
+
+  def rule(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    held = tuple(change(h, eqn) for h in inputs[0].held)
+    return [Value(held, any(value.varies for value in inputs))] * len(eqn.outvars)
+
+  return rule
+
+
+def _broadcast(held: Held, eqn: Any) -> Held:
+  shape, given = eqn.params["shape"], _shape(eqn.invars[0])
+  axes: list[tuple[Factor, ...]] = [()] * len(shape)
+  for i, place in enumerate(eqn.params["broadcast_dimensions"]):
+    axes[place] = held.axes[i] if given[i] == shape[place] else ()
+  return dataclasses.replace(held, axes=tuple(axes))
+
+
+def _squeeze(held: Held, eqn: Any) -> Held:
+  return held.pick([i for i in range(len(held.axes)) if i not in eqn.params["dimensions"]])
+
+
+def _expand(held: Held, eqn: Any) -> Held:
+  axes = iter(held.axes)
+  new = eqn.params["dimensions"]
+  return dataclasses.replace(held, axes=tuple(
+      () if i in new else next(axes) for i in range(len(_shape(eqn.outvars[0])))))
+
+
+def _slice(held: Held, eqn: Any) -> Held:
+  before, after = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+  for i, (n, m) in enumerate(zip(before, after, strict=True)):
+    held = held.within(i, "index") if m == 1 < n else held
+  return held
+
+
+def _reshape(held: Held, eqn: Any) -> Held:
+  before, after = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+  axes: list[tuple[Factor, ...]] = []
+  i = j = 0
+  while i < len(before) or j < len(after):
+    i0, j0, n, m = i, j, 1, 1
+    while True:  # the shortest runs of axes before and after with as many entries
+      if n <= m and i < len(before) and (n < m or i == i0):
+        n, i = n * before[i], i + 1
+      elif j < len(after) and (m < n or j == j0):
+        m, j = m * after[j], j + 1
+      else:
+        break
+    axes += _regroup([f for factors in held.axes[i0:i] for f in factors], after[j0:j])
+  return dataclasses.replace(held, axes=tuple(axes))
+
+
+def _regroup(factors: Sequence[Factor], sizes: Sequence[int]) -> list[tuple[Factor, ...]]:
+  """Factors dealt out to axes of the given sizes; all to each axis where they do not fit."""
+  if math.prod(f.size for f in factors) != math.prod(sizes):
+    return [tuple(factors) if n > 1 else () for n in sizes]
+  left, dealt = list(factors), []
+  for n in sizes:
+    own: list[Factor] = []
+    while left and (had := math.prod(f.size for f in own)) * left[0].size <= n and (had < n or left[0].size == 1):
+      own.append(left.pop(0))
+    missing = n // math.prod(f.size for f in own)
+    if missing > 1:
+      if not left or left[0].size % missing:
+        return [tuple(factors) if n > 1 else () for n in sizes]
+      axis, stride, size = left[0]
+      own.append(Factor(axis, stride * (size // missing), missing))
+      left[0] = Factor(axis, stride, size // missing)
+    dealt.append(tuple(own))
+  return dealt
+
+
+def _concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  if any(value.varies for value in inputs):
+    return _other(walk, eqn, inputs)
+  return [Value(tuple(h for value in inputs for h in value.held))]
+
+
+def _gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  if not inputs[0].held:
+    return _other(walk, eqn, inputs)
+  numbers, shape, sizes = eqn.params["dimension_numbers"], _shape(eqn.invars[0]), eqn.params["slice_sizes"]
+  found = [a for a in numbers.start_index_map if sizes[a] == 1 < shape[a]]
+  single = math.prod(_shape(eqn.invars[1])[:-1]) == 1
+  kept = [a for a in range(len(shape)) if a not in (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)]
+  shown = []
+  for held in inputs[0].held:
+    if single:
+      for a in found:
+        held = held.within(a, "index")
+      axes: list[tuple[Factor, ...]] = [()] * len(_shape(eqn.outvars[0]))
+      for place, a in zip(numbers.offset_dims, kept, strict=True):
+        axes[place] = held.axes[a]
+      shown.append(dataclasses.replace(held, axes=tuple(axes)))
+    else:
+      for a in numbers.operand_batching_dims:
+        held = held.within(a, "batch")
+      rows = _leaf_axes([held.axes[a] for a in found])
+      columns = _leaf_axes([held.axes[a] for a in range(len(shape)) if a not in found])
+      walk.note(held, "lookup", "gather", rows, columns)
+  return [Value(tuple(shown), varies=not single or any(value.varies for value in inputs[1:]) and not shown)]
+
+
+def _dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  contracting, batch = eqn.params["dimension_numbers"]
+  with_leaf = all(value.held for value in inputs)
+  for side, value in enumerate(inputs):
+    for held in value.held:
+      contracted = _leaf_axes([held.axes[i] for i in contracting[side]])
+      for i in batch[side]:
+        held = held.within(i, "batch")
+      free = [factors for i, factors in enumerate(held.axes) if i not in (*contracting[side], *batch[side])]
+      _note_product(walk, held, "dot_general", contracted, _leaf_axes(free), constant=with_leaf)
+  return [Value(varies=True)]
+
+
+def _note_product(
+    walk: Walk, held: Held, operation: str, rows: Sequence[int], columns: Sequence[int], *, constant: bool = False
+) -> None:
+  parted = set(rows) & set(columns)  # an axis of which a part is contracted and a part comes out
+  kind: Kind = "other" if parted else "constant" if constant else "product"
+  walk.note(held, kind, operation, rows, [axis for axis in columns if axis not in parted])
+
+
+def _ragged_dot(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  numbers = eqn.params["ragged_dot_dimension_numbers"]
+  (_, contracting), (_, batch) = numbers.dot_dimension_numbers
+  if inputs[0].held or any(value.held for value in inputs[2:]):
+    return _other(walk, eqn, inputs)
+  for held in inputs[1].held:
+    stacked = [*numbers.rhs_group_dimensions, *batch]
+    contracted = _leaf_axes([held.axes[i] for i in contracting])
+    for i in stacked:
+      held = held.within(i, "batch")
+    free = [f for i, f in enumerate(held.axes) if i not in (*contracting, *stacked)]
+    _note_product(walk, held, "ragged_dot_general", contracted, _leaf_axes(free))
+  return [Value(varies=True)]
+
+
+def _conv(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  out, into, *window = eqn.params["dimension_numbers"].rhs_spec
+  shape = _shape(eqn.invars[1])
+  if inputs[0].held or not any(value.varies for value in inputs):
+    return _other(walk, eqn, inputs)
+  for held in inputs[1].held:
+    groups = eqn.params["feature_group_count"]
+    kind: Kind = "depthwise" if groups > 1 and shape[into] == 1 else "convolution" if groups == 1 else "other"
+    rows = _leaf_axes([held.axes[i] for i in (*window, into)])
+    walk.note(held, kind, "conv_general_dilated", rows, _leaf_axes([held.axes[out]]))
+  return [Value(varies=True)]
+
+
+def _call(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+  closed = next((eqn.params[name] for name in names if name in eqn.params), None)
+  if closed is None or len(getattr(closed, "jaxpr", closed).invars) != len(inputs):
+    return _other(walk, eqn, inputs)
+  return walk(closed, inputs)
+
+
+def _scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  closed = eqn.params["jaxpr"]
+  body = getattr(closed, "jaxpr", closed)
+  # What is carried and what is scanned is told by rank: the equation's parameters for it differ between versions.
+  longer = lambda outer, inner: len(_shape(outer)) == len(_shape(inner)) + 1
+  scanned = [longer(o, i) for o, i in zip(eqn.invars, body.invars, strict=True)]
+  carries = len(eqn.outvars) - sum(longer(o, i) for o, i in zip(eqn.outvars, body.outvars, strict=True))
+  first_carry = len(inputs) - sum(scanned) - carries
+  name, inside = walk.name_of(eqn), []
+  for i, value in enumerate(inputs):
+    if scanned[i]:
+      value = value._replace(held=tuple(
+          h.within(0, name).pick(range(1, len(h.axes))) for h in value.held))
+    elif i >= first_carry and not value.held:
+      value = Value(varies=True)
+    inside.append(value)
+  outs = walk(closed, inside)
+  back = lambda h: dataclasses.replace(  # nnx.scan hands weights through as what is stacked again
+      h, axes=(tuple(Factor(a, 1, eqn.params["length"]) for a, over in h.stack if over == name), *h.axes),
+      stack=tuple(s for s in h.stack if s[1] != name))
+  return [v if i < carries else v._replace(held=tuple(map(back, v.held))) for i, v in enumerate(outs)]
+
+
+def _while(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  first_body = eqn.params["cond_nconsts"]
+  first_carry = first_body + eqn.params["body_nconsts"]
+  carry = [value if value.held else Value(varies=True) for value in inputs[first_carry:]]
+  walk(eqn.params["cond_jaxpr"], [*inputs[:first_body], *carry])
+  return walk(eqn.params["body_jaxpr"], [*inputs[first_body:first_carry], *carry])
+
+
+def _cond(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  branches = [walk(closed, inputs[1:]) for closed in eqn.params["branches"]]
+  merge = lambda values: Value(
+      tuple(dict.fromkeys(h for v in values for h in v.held)), inputs[0].varies or any(v.varies for v in values))
+  return [merge(values) for values in zip(*branches, strict=True)]
+
+
+def _each(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  return list(inputs)
+
+
+RULES: dict[str, Callable[[Walk, Any, Sequence[Value]], list[Value]]] = {
+    "dot_general": _dot_general,
+    "ragged_dot_general": _ragged_dot,
+    "conv_general_dilated": _conv,
+    "gather": _gather,
+    "transpose": _shown(lambda held, eqn: held.pick(eqn.params["permutation"])),
+    "reshape": _shown(_reshape),
+    "squeeze": _shown(_squeeze),
+    "expand_dims": _shown(_expand),
+    "broadcast_in_dim": _shown(_broadcast),
+    "slice": _shown(_slice),
+    "dynamic_slice": _shown(_slice),
+    "split": _shown(lambda held, eqn: held),
+    "pad": _shown(lambda held, eqn: held),
+    "rev": _shown(lambda held, eqn: held),
+    "concatenate": _concatenate,
+    "optimization_barrier": _each,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+} | dict.fromkeys(
+    ("convert_element_type", "copy", "copy_p", "stop_gradient", "sharding_constraint", "name", "reduce_precision",
+     "bitcast_convert_type", "pvary", "mesh_cast", "reshard"),
+    _shown(lambda held, eqn: held),
+) | dict.fromkeys(
+    ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call",
+     "custom_vjp_call_jaxpr", "custom_lin", "shard_map", "run_state", "composite"), _call,
+)
