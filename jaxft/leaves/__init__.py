@@ -12,8 +12,8 @@ within `materialize`, parts are read `unrounded`.
 
 from jaxft.leaves.concatenated import Concatenated
 from jaxft.leaves.dropout import seed_dropout
+from jaxft.leaves.evaluation.evaluator import MaterializedWarning
 from jaxft.leaves.lazy import lazy
-from jaxft.leaves.lazy_evaluation import MaterializedWarning
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.materialize import materialize

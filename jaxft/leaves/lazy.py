@@ -2,8 +2,9 @@
 
 The function is traced once on arrays of the leaves' logical shapes, which gives a jaxpr; the jaxpr is then evaluated
 on the leaves themselves. A `dot_general` with a leaf becomes the leaf's `dot` or `dot_transposed`, a row gather its
-`lookup`; views of a leaf (transpose, cast, unit axes, one layer of a stack) stay views; jit, scan, remat, cond, while,
-custom derivatives and shard_map are rebuilt around an evaluated body. Anything else materializes the leaf and warns.
+`lookup`; views of a leaf (reshaped, transposed, cast, some layers of a stack) stay views, so that a function may see a
+matrix in a layout of its own; jit, scan, remat, cond, while, custom derivatives and shard_map are rebuilt around an
+evaluated body. Anything else materializes the leaf and warns.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.leaves.lazy_evaluation import Evaluator
-from jaxft.leaves.lazy_views import View
+from jaxft.leaves.evaluation import RULES
+from jaxft.leaves.evaluation.evaluator import Evaluator
+from jaxft.leaves.evaluation.views import View
 from jaxft.tree.paths import is_leaf, is_structured, leaves_with_paths
 
 
@@ -70,7 +72,7 @@ def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
 
     shapes = [views[i].abstract() if isinstance(views[i], View) else views[i] for i in traced]
     jaxpr = jax.make_jaxpr(flat)(*shapes)
-    outs = iter(Evaluator(warned).arrays("output", jaxpr.jaxpr, jaxpr.consts, [views[i] for i in traced]))
+    outs = iter(Evaluator(RULES, warned).arrays("output", jaxpr.jaxpr, jaxpr.consts, [views[i] for i in traced]))
     out_structure, array, static = result
     return out_structure.unflatten(
         [next(outs) if is_array else x for is_array, x in zip(array, static, strict=True)])
