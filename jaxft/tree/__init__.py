@@ -4,6 +4,7 @@ from jaxft.tree.choice import as_choice, by_path, choice_scales, mask, matching_
 from jaxft.tree.coupled import Coupled, inverse_order, permute_coupled
 from jaxft.tree.depth import cut_layers, layer_axes, layer_of, leaf_keys, num_layers, stack_layers, unstack_layers
 from jaxft.tree.interpolation import interpolate
+from jaxft.tree.matrices import matrices
 from jaxft.tree.partition import combine, count, partition
 from jaxft.tree.paths import leaves_with_paths, map_with_path, path_of
 from jaxft.tree.task_vectors import apply_task_vector, task_vector
