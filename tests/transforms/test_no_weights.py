@@ -54,7 +54,8 @@ MATRIX_METHODS = {
     "lokr": lambda select: lokr(select, rank=2), "miss": lambda select: miss(select, rank=2),
     "vera": lambda select: vera(select, rank=2), "c3a": lambda select: c3a(select, block=2),
     "oft": lambda select: oft(select, block=2), "hra": lambda select: hra(select, rank=2),
-    "road": lambda select: road(select, group=2), "scale": learned_scale, "tokens": lambda select: trainable_tokens([1], select=select),
+    "road": lambda select: road(select, group=2), "scale": learned_scale,
+    "tokens": lambda select: trainable_tokens([1], select=select),
 }
 
 
