@@ -8,7 +8,7 @@ import numpy as np
 from jaxft.checks import nearest
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of, num_layers, stack_axes
-from jaxft.tree.paths import Tree, leaves_with_paths
+from jaxft.tree.paths import Tree, is_array, leaves_with_paths
 
 METHODS = ("frozen", "full", "lora", "rows", "columns", "entries")
 
@@ -66,7 +66,7 @@ def selection_flops(params: Tree, select: Choice, *, backward_from_embeddings: b
   depth = num_layers(params)
   sizes, trained, lowest = np.zeros(depth + 1), 0.0, depth
   for (path, leaf), chosen in zip(leaves_with_paths(params), jax.tree.leaves(mask(select, params)), strict=True):
-    if leaf is None:
+    if not is_array(leaf):
       continue
     layer = layer_of(path, leaf)
     if chosen:

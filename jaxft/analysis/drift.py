@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxft.checks import in_range
 from jaxft.tree.depth import layer_of, num_layers
 from jaxft.tree.finite_leaves import check_finite
-from jaxft.tree.paths import Tree, leaves_with_paths
+from jaxft.tree.paths import Tree, is_float, leaves_with_paths
 from jaxft.tree.task_vectors import check_same_leaves
 
 
@@ -37,7 +37,7 @@ def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, " layers_and_rest"
   moved, size = np.zeros(layers + 1), np.zeros(layers + 1)
   others = dict(leaves_with_paths(tuned))
   for path, w in leaves_with_paths(base):
-    if w is None or not jnp.issubdtype(w.dtype, jnp.floating):
+    if not is_float(w):
       continue
     layer = layer_of(path, w)
     place = layers if layer is None else layer
@@ -67,7 +67,7 @@ def update_sparsity(base: Tree, tuned: Tree, *, eps: float = 0.0) -> float:
   others = dict(leaves_with_paths(tuned))
   still = total = 0
   for path, w in leaves_with_paths(base):
-    if w is not None and jnp.issubdtype(w.dtype, jnp.floating):
+    if is_float(w):
       difference = jnp.abs(others[path].astype(jnp.float32) - w.astype(jnp.float32))
       still += int(jnp.sum(difference <= eps))
       total += w.size

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxft.checks import nearest
 from jaxft.tree.choice import Choice, as_choice, mask, modules
 from jaxft.tree.depth import cut_layers, layer_of
-from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
+from jaxft.tree.paths import Tree, is_array, leaves_with_paths, map_with_path
 
 # What competes in each layer of the decoders and encoders of this library: HFT's three categories.
 CATEGORIES = ("**/attention/*/*", "**/mlp/*/*", "**/{attention_norm,mlp_norm}/*")
@@ -106,7 +106,7 @@ def random_module_mask(
     chosen = {modules[i] for i in rng.permutation(len(modules))[: _round(fraction * len(modules))]}
 
   def flag(path: str, leaf: Any) -> Any:
-    if leaf is None:
+    if not is_array(leaf):
       return False
     if path not in owners:
       return others
@@ -151,7 +151,7 @@ def chosen_fraction(params: Tree, choice: Choice) -> float:
   """
 
   def share(path: str, leaf: Any, flags: Any) -> float:
-    size = 0 if leaf is None else math.prod(leaf.shape)
+    size = math.prod(leaf.shape) if is_array(leaf) else 0
     return size * float(np.mean(flags)) if size else 0.0
 
   leaves = jax.tree.leaves(map_with_path(share, params, as_choice(choice, params, name="choice")))

@@ -88,7 +88,7 @@ def chosen_rows(choice: Choice, params: Tree, *, axis: int = -2) -> dict[str, In
   found = {}
   flags = jax.tree.leaves(as_choice(choice, params, name="choice"))
   for (path, leaf), flag in zip(leaves_with_paths(params), flags, strict=True):
-    if leaf is None or not np.any(flag):
+    if not np.any(flag):
       continue
     if leaf.ndim - layer_axes(path, leaf) != 2:
       raise ValueError(f"choice must be of matrices [m, n] or stacks of them [L, m, n]; {path} is {tuple(leaf.shape)}")

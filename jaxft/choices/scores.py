@@ -6,27 +6,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.tree.paths import Tree
+from jaxft.tree.paths import Tree, is_float
 
 Gradient = Callable[[Tree, Any], Tree]
 
 
 def magnitude_scores(params: Tree) -> Tree:
-  """`|w|`, float32.
+  """`|w|`, float32; a hole for what is not of floating point.
 
   >>> magnitude_scores({"w": jnp.array([1.0, -2.0])})
   {'w': Array([1., 2.], dtype=float32)}
   """
-  return jax.tree.map(lambda w: jnp.abs(w.astype(jnp.float32)), params)
+  return jax.tree.map(lambda w: jnp.abs(w.astype(jnp.float32)) if is_float(w) else None, params)
 
 
 def change_scores(base: Tree, tuned: Tree) -> Tree:
-  """`|tuned - base|`, subtracted in float32.
+  """`|tuned - base|`, subtracted in float32; a hole for what is not of floating point.
 
   >>> change_scores({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([1.5, -1.0])})
   {'w': Array([0.5, 3. ], dtype=float32)}
   """
-  return jax.tree.map(lambda b, t: jnp.abs(t.astype(jnp.float32) - b.astype(jnp.float32)), base, tuned)
+  change = lambda b, t: jnp.abs(t.astype(jnp.float32) - b.astype(jnp.float32)) if is_float(b) else None
+  return jax.tree.map(change, base, tuned)
 
 
 def gradient_scores(gradient: Gradient, params: Tree, batches: Iterable[Any]) -> Tree:

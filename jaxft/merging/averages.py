@@ -1,6 +1,7 @@
 """The average of checkpoints: soups, model ratatouille, the `linear` merge."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,8 @@ from jaxft.checks import in_range
 from jaxft.merging.kernels.methods import WEIGHTED, linear_settings
 from jaxft.merging.kernels.namespace import float32
 from jaxft.merging.trees import OVERFLOW, merge_trees
-from jaxft.signatures import AnyArray
 from jaxft.tree.finite_leaves import check_finite
-from jaxft.tree.paths import Tree, is_leaf
+from jaxft.tree.paths import Tree, is_float, is_leaf
 from jaxft.tree.task_vectors import check_same_leaves
 
 
@@ -89,5 +89,5 @@ def _running(models: Iterable[Tree], weights: Sequence[float] | None, normalize:
   return merged
 
 
-def _zeros(x: AnyArray | None) -> jax.Array | None:
-  return None if x is None or not jnp.issubdtype(x.dtype, jnp.floating) else jnp.zeros(x.shape, jnp.float32)
+def _zeros(x: Any) -> jax.Array | None:
+  return jnp.zeros(x.shape, jnp.float32) if is_float(x) else None

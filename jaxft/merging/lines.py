@@ -17,7 +17,7 @@ from jaxft.checks import in_range
 from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
 from jaxft.tree.depth import layer_of, stack_depths, stack_of
-from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
+from jaxft.tree.paths import Tree, is_array, leaves_with_paths, map_with_path
 
 
 def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "linear") -> Float[np.ndarray, " layers"]:
@@ -83,7 +83,7 @@ def scale_by_depth(
           f"coefficients must have one entry for each of the {depths[stack]} layers of {stack}; got {len(values)}")
 
   def scale(path: str, leaf: Any) -> Any:
-    if leaf is None:
+    if not is_array(leaf):
       return None
     layer = layer_of(path, leaf)
     if layer is None:

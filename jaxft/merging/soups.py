@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.tree.finite_leaves import check_finite
-from jaxft.tree.paths import Tree
+from jaxft.tree.paths import Tree, is_float
 from jaxft.tree.task_vectors import check_same_leaves
 
 
@@ -80,17 +80,13 @@ def greedy_soup(
   return _rounded(soup, first), taken
 
 
-def _is_float(x: Any) -> bool:
-  return jnp.issubdtype(x.dtype, jnp.floating)
-
-
 def _widen(x: Any) -> Any:
-  return x.astype(jnp.float32) if _is_float(x) else x
+  return x.astype(jnp.float32) if is_float(x) else x
 
 
 def _toward(mean: Any, x: Any, n: int) -> Any:
   """The mean of n, given that of the n - 1 before: unchanged to the last bit where x equals it."""
-  return mean + (x.astype(jnp.float32) - mean) / n if _is_float(x) else mean
+  return mean + (x.astype(jnp.float32) - mean) / n if is_float(x) else mean
 
 
 def _rounded(soup: Tree, first: Tree) -> Tree:

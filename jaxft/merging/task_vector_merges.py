@@ -24,7 +24,7 @@ from jaxft.merging.kernels.thresholds import admits, largest
 from jaxft.merging.trees import check_models, measure_trees, merge_trees
 from jaxft.tree.depth import shared_path
 from jaxft.tree.finite_leaves import check_finite
-from jaxft.tree.paths import Tree, is_leaf
+from jaxft.tree.paths import Tree, is_float, is_leaf
 from jaxft.tree.task_vectors import check_same_leaves
 
 STANDINGS = Leafwise(elected_trimmed_sum, trimmed_standings)
@@ -252,7 +252,6 @@ def keep_largest(model: Tree, base: Tree, density: float) -> Tree:
   """
   check_same_leaves("model", model, "base", base)
   check_finite({"model": model, "base": base})
-  is_float = lambda x: x is not None and jnp.issubdtype(x.dtype, jnp.floating)
   change = lambda m, b: abs(m.astype(np.float32) - b.astype(np.float32)) if is_float(b) else None
   magnitudes = jax.tree.map(change, model, base, is_leaf=is_leaf)
   total = sum(x.size for x in jax.tree.leaves(magnitudes))

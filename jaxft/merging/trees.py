@@ -19,7 +19,7 @@ from jaxft.merging.kernels.leafwise import Leafwise, measure_leaf, merge_leaf, t
 from jaxft.merging.kernels.namespace import is_numpy
 from jaxft.tree.depth import layer_of
 from jaxft.tree.finite_leaves import check_finite
-from jaxft.tree.paths import Tree, map_with_path
+from jaxft.tree.paths import Tree, is_float, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
 Settings = Mapping[str, Any]
@@ -33,7 +33,7 @@ def merge_trees(
 ) -> Tree:
   """Merges checkpoints leaf by leaf.
 
-  Leaves that are not floating point, and holes, are those of the base, or of the first model.
+  Leaves that are not floating point (functions too), and holes, are those of the base, or of the first model.
 
   Args:
     method: see `Leafwise`.
@@ -57,7 +57,7 @@ def merge_trees(
   reference = _checked(models, base, least)
 
   def merge(path: str, like: Any, *leaves: Any) -> Any:
-    if not _is_float(like):
+    if not is_float(like):
       return like
     models, base, layers, at = _of_leaf(path, like, leaves, with_base, settings)
     if not np.ndim(layers):
@@ -80,7 +80,7 @@ def measure_trees(
   found: list[Any] = []
 
   def measure(path: str, like: Any, *leaves: Any) -> None:
-    if not _is_float(like) or not like.size:
+    if not is_float(like) or not like.size:
       return
     models, base, layers, at = _of_leaf(path, like, leaves, with_base, settings)
     if np.ndim(layers):
@@ -109,10 +109,6 @@ def _checked(models: Sequence[Tree], base: Tree | None, least: int) -> Tree:
 def check_models(models: Sequence[Tree], base: Tree | None) -> None:
   """Raises ValueError where a leaf that is not traced holds NaN or infinity."""
   check_finite({"base": base} | {f"models[{i}]": model for i, model in enumerate(models)})
-
-
-def _is_float(leaf: Any) -> bool:
-  return leaf is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _of_leaf(path: str, like: Any, leaves: Sequence[Any], with_base: bool, settings: Any) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import jax
 
 from jaxft.analysis.flops import jaxpr_flops
 from jaxft.training.recipe import Recipe, check_recipe
+from jaxft.tree.boxes import set_aside
 from jaxft.tree.partition import count
 from jaxft.tree.paths import Tree
 
@@ -70,6 +71,7 @@ def training_cost(recipe: Recipe, params: Tree, batch: Any | None = None, *, tok
   """
   check_recipe(recipe)
   transform, key = recipe.transform, jax.random.key(0)
+  params = set_aside(params)
   frozen, trainable = jax.eval_shape(transform.split, key, params)
   state = jax.eval_shape(recipe.optimizer.init, trainable)
   flops = None

@@ -12,6 +12,7 @@ from jaxft.training.mesh import place_batch
 from jaxft.training.recipe import Recipe
 from jaxft.training.state import abstract_state
 from jaxft.training.step import make_train_step
+from jaxft.tree.boxes import set_aside, weights
 from jaxft.tree.partition import count
 from jaxft.tree.paths import leaves_with_paths
 
@@ -118,7 +119,7 @@ def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> P
     TypeError: `recipe` is no `Recipe`.
     ValueError: the backend's compiler does not say what a program takes, and `compile` is True.
   """
-  params, batch = jax.tree.map(_shape, (params, batch))
+  params, batch = jax.tree.map(_shape, (set_aside(params), batch))
   state, frozen = abstract_state(params, recipe)
   step = make_train_step(recipe)
   compiled = None
@@ -135,7 +136,7 @@ def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> P
       devices=1 if recipe.mesh is None else recipe.mesh.size,
       params=count(params),
       trained=count(state.trainable),
-      frozen=sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(frozen) if leaf is not None),
+      frozen=sum(math.prod(leaf.shape) for _, leaf in leaves_with_paths(weights(frozen)) if leaf is not None),
       trained_bytes=bytes_per_device(state.trainable),
       frozen_bytes=bytes_per_device(frozen),
       optimizer_bytes=bytes_per_device(state.opt_state),

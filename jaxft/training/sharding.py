@@ -7,16 +7,16 @@ unsharded axis is put before it, so that the same rules serve stacked, cut and u
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from jaxft.checks import nearest
+from jaxft.tree.adapted import adapted, aligned
 from jaxft.tree.depth import stack_axes
 from jaxft.tree.globs import glob_to_regex
-from jaxft.tree.paths import array_paths, path_of
+from jaxft.tree.paths import array_paths, is_array, path_of
 
 Tree = Any
 Rules = Sequence[tuple[str, P]]
@@ -47,6 +47,8 @@ def specs_for(params: Tree, rules: Rules, mesh: Mesh | None = None) -> Tree:
 
   def spec_of(keys: tuple[Any, ...], leaf: Any) -> P:
     path = path_of(keys)
+    if not is_array(leaf):
+      return P()
     for glob, pattern, spec in compiled:
       if pattern.fullmatch(path):
         return _fit(path, leaf, glob, spec, mesh)
@@ -112,37 +114,14 @@ def inherit_specs(tree: Tree, params: Tree, specs: Tree) -> Tree:
     params: the params before `split`, arrays or shapes.
     specs: a spec for each array of `params`.
   """
-  known = {path: (tuple(x.shape), spec) for (path, x), spec in zip(
-      array_paths(params), jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)), strict=True)}
+  known = {path: (tuple(x.shape), tuple(spec)) for (path, x), spec in zip(
+      array_paths(params), jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)), strict=True) if is_array(x)}
 
   def spec_of(keys: tuple[Any, ...], leaf: Any) -> P:
-    found = _adapted(path_of(keys), known)
-    return P() if found is None else _align(tuple(leaf.shape), *found)
+    found = adapted(path_of(keys), known)
+    return P() if found is None else _trimmed(aligned(tuple(leaf.shape), *found))
 
   return jax.tree_util.tree_map_with_path(spec_of, tree)
-
-
-def _adapted(path: str, known: dict[str, Any]) -> Any | None:
-  parts = path.split("/")
-  for length in range(len(parts), 0, -1):
-    for start in range(len(parts) - length + 1):
-      found = known.get("/".join(parts[start:start + length]))
-      if found is not None:
-        return found
-  return None
-
-
-def _align(shape: tuple[int, ...], source: tuple[int, ...], spec: P) -> P:
-  parts = tuple(spec) + (None,) * (len(source) - len(spec))
-  if len(shape) >= len(source):
-    # One to one; axes that the leaf has beyond its source (a bank of experts, say) are taken to lead.
-    extra = len(shape) - len(source)
-    aligned = [p if n == m else None for n, m, p in zip(shape[extra:], source, parts, strict=True)]
-    return _trimmed([None] * extra + aligned)
-  matches = [[parts[j] if n == source[j] else None for n, j in zip(shape, places, strict=True)]
-             for places in combinations(range(len(source)), len(shape))
-             if all(n == source[j] or n == 1 for n, j in zip(shape, places, strict=True))]
-  return _trimmed([options[0] if len(set(options)) == 1 else None for options in zip(*matches, strict=True)])
 
 
 def _trimmed(parts: list[Any]) -> P:

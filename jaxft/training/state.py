@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from jaxft.training.recipe import Recipe, check_recipe
 from jaxft.training.sharding import inherit_specs, shardings_for, specs_for
+from jaxft.tree.boxes import set_aside
 
 Tree = Any
 
@@ -58,6 +59,7 @@ def init_state(key: jax.Array, params: Tree, recipe: Recipe) -> tuple[TrainState
     raise TypeError(f"key must be one typed key, as jax.random.key(0); got {key!r:.80}")
   check_recipe(recipe)
   transform, optimizer, mesh = recipe.transform, recipe.optimizer, recipe.mesh
+  params = set_aside(params)
   specs = specs_for(params, recipe.rules, mesh)
   if mesh is not None:
     params = jax.device_put(params, shardings_for(specs, mesh))
@@ -109,6 +111,7 @@ def abstract_state(params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
   """
   check_recipe(recipe)
   transform, optimizer, mesh = recipe.transform, recipe.optimizer, recipe.mesh
+  params = set_aside(params)
   specs = specs_for(params, recipe.rules, mesh)
 
   def start(key: jax.Array, params: Tree) -> tuple[TrainState, Tree]:

@@ -14,7 +14,7 @@ from jaxft.losses.reduction import Mean
 from jaxft.training.mesh import batch_size, check_rows, cut_rows, merge_scalars, place_batch
 from jaxft.training.recipe import Recipe, check_recipe
 from jaxft.training.state import TrainState
-from jaxft.tree.paths import array_paths, is_structured
+from jaxft.tree.paths import array_paths, is_float, is_structured
 
 Tree = Any
 Metrics = dict[str, Any]
@@ -202,7 +202,7 @@ def _in_range(tree: Tree) -> Bool[Array, ""]:
 
 
 def cast_floating(params: Tree, dtype: Any) -> Tree:
-  """Casts the floating arrays of a params tree; integers and keys stay, and a leaf with its own `astype` is asked.
+  """Casts the floating arrays of a params tree; all else stays, and a leaf with its own `astype` is asked.
 
   >>> params = {"kernel": jnp.ones(2), "ids": jnp.arange(2)}
   >>> jax.tree.map(lambda x: x.dtype.name, cast_floating(params, jnp.bfloat16))
@@ -214,6 +214,6 @@ def cast_floating(params: Tree, dtype: Any) -> Tree:
   """
 
   def cast(x: Any) -> Any:
-    return x.astype(dtype) if is_structured(x) or jnp.issubdtype(x.dtype, jnp.floating) else x
+    return x.astype(dtype) if is_structured(x) or is_float(x) else x
 
   return jax.tree.map(cast, params, is_leaf=lambda x: is_structured(x) and hasattr(x, "astype"))

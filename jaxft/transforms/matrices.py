@@ -13,8 +13,9 @@ from jaxft.checks import nearest
 from jaxft.leaves.annotated import restore_notes, strip_notes
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask
-from jaxft.tree.depth import check_stacks, leaf_keys, over_stack, stack_axes
-from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, unzip_with_path
+from jaxft.tree.depth import check_stacks, leaf_keys, over_stack
+from jaxft.tree.matrices import is_matrix
+from jaxft.tree.paths import Tree, is_float, is_leaf, leaves_with_paths, unzip_with_path
 
 
 def adapt_matrices(
@@ -28,7 +29,8 @@ def adapt_matrices(
   """Adapts each matching matrix on its own, the layers of a stack one by one.
 
   Args:
-    select: a choice; every leaf it takes must be a matrix `[m, n]`, or a stack of them `[L, m, n]`.
+    select: a choice; every leaf it takes must be a matrix `[m, n]`, or a stack of them `[L, m, n]`, of floating point;
+      `matrices(select)` of `jaxft.tree` skips what is none.
     init: `(key, w [m, n], statistic) -> (frozen leaf, subtree that trains)`, for one matrix; under `vmap` for a stack.
       What other transforms have noted beside w is kept from it.
     apply: `(frozen leaf, subtree that trains) -> leaf`, with a leading axis L on all parts of a stack.
@@ -95,17 +97,17 @@ def chosen_matrices(select: Choice, params: Tree) -> list[tuple[str, Any]]:
 
 
 def check_matrices(params: Tree, flags: Tree) -> None:
+  """Raises ValueError naming each chosen leaf that is no matrix of floating point."""
   check_stacks(params)
-  wrong = []
-  for (path, leaf), chosen in zip(leaves_with_paths(params), jax.tree.leaves(flags), strict=True):
-    if chosen and leaf.ndim - stack_axes(path, leaf) != 2:
-      wrong.append(f"{path} {tuple(leaf.shape)}")
+  chosen = [pair for pair, flag in zip(leaves_with_paths(params), jax.tree.leaves(flags), strict=True) if flag]
+  wrong = [f"{path} {tuple(leaf.shape)}" + ("" if is_float(leaf) else f" {leaf.dtype}")
+           for path, leaf in chosen if not is_matrix(path, leaf)]
   if wrong:
     raise ValueError(
-        f"select must match matrices [m, n] or stacks of them [L, m, n]; it also matches {len(wrong)} other leaves: "
-        + ", ".join(wrong[:8]) + (", ..." if len(wrong) > 8 else "")
-        + "; kernels of other ranks are matrices when arranged: jaxft.tree.axes_of(apply, params, *inputs)"
-    )
+        "select must match matrices [m, n] or stacks of them [L, m, n], of floating point; it also matches "
+        f"{len(wrong)} other leaves: " + ", ".join(wrong[:8]) + (", ..." if len(wrong) > 8 else "")
+        + ". Of what a glob matches, `jaxft.tree.matrices(glob)` takes those alone; kernels of other ranks are "
+        "matrices when arranged, `jaxft.tree.axes_of(apply, params, *inputs)`")
 
 
 def kaiming_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> Array:

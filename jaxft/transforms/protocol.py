@@ -7,6 +7,9 @@ leaf. Both sides keep the structure of the params:
     frozen     {'up': W,    'down': None}          each leaf an array, a structured leaf, or a hole
     trainable  {'up': None, 'down': V}             each leaf a subtree of arrays, or a hole
     join(..)   {'up': W,    'down': V}             or structured leaves, such as {'up': LowRank(W, a, b), ...}
+
+Params may be any tree. Boxes around its leaves go around what is made of these, and what is no weight, a function or a
+random state, is frozen by itself, also under `jax.jit`: see `jaxft.tree.boxes`.
 """
 
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxft.leaves.annotated import note_outermost
+from jaxft.transforms.any_tree import join_any_tree, split_any_tree
 from jaxft.tree.choice import Choice, mask, shapes_of
 from jaxft.tree.partition import combine, partition
 from jaxft.tree.paths import Tree, is_leaf, is_structured
@@ -24,7 +28,12 @@ Frozen = Tree
 Trainable = Tree
 
 
-class ParamTransform(NamedTuple):
+class _Sides(NamedTuple):
+  split: Callable[[jax.Array, Params], tuple[Frozen, Trainable]]
+  join: Callable[[Frozen, Trainable], Params]
+
+
+class ParamTransform(_Sides):
   """A choice of what trains; see the module's docstring.
 
   Attributes:
@@ -32,8 +41,12 @@ class ParamTransform(NamedTuple):
     join: `(frozen, trainable) -> params`, in which leaves may be structured.
   """
 
-  split: Callable[[jax.Array, Params], tuple[Frozen, Trainable]]
-  join: Callable[[Frozen, Trainable], Params]
+  __slots__ = ()
+
+  def __new__(
+      cls, split: Callable[[jax.Array, Params], tuple[Frozen, Trainable]], join: Callable[[Frozen, Trainable], Params]
+  ) -> "ParamTransform":
+    return super().__new__(cls, split_any_tree(split), join_any_tree(join))
 
 
 def check_transform(transform: ParamTransform, name: str = "transform") -> None:

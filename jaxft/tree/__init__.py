@@ -18,6 +18,7 @@ from jaxft.tree.depth import (
     unstack_layers,
 )
 from jaxft.tree.interpolation import interpolate
+from jaxft.tree.matrices import matrices
 from jaxft.tree.partition import combine, count, partition
 from jaxft.tree.paths import leaves_with_paths, map_with_path, path_of
 from jaxft.tree.task_vectors import apply_task_vector, task_vector

@@ -18,7 +18,7 @@ from jaxft.tree.axes import LeafAxes, axes_by_hand, axes_from_uses
 from jaxft.tree.depth import shared_path
 from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.leaf_uses import Use, leaf_uses
-from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
+from jaxft.tree.paths import Tree, is_array, is_leaf, leaves_with_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +157,13 @@ def axes_of(
       layers; by_hand or layers matches nothing.
   """
   named, structure = leaves_with_paths(params), jax.tree.structure(params, is_leaf=is_leaf)
-  others = {i: leaf for i, (_, leaf) in enumerate(named) if not _is_array(leaf)}
+  others = {i: leaf for i, (_, leaf) in enumerate(named) if not is_array(leaf)}
   arrays = [pair for i, pair in enumerate(named) if i not in others]
   if len(dict(arrays)) < len(arrays):
     raise ValueError("params have several leaves at one path: "
                      + ", ".join({p for p, _ in arrays if [q for q, _ in arrays].count(p) > 1}))
   flat_inputs, inputs_structure = jax.tree.flatten(inputs)
-  traced = [i for i, x in enumerate(flat_inputs) if _is_array(x)]
+  traced = [i for i, x in enumerate(flat_inputs) if is_array(x)]
 
   def flat(leaves: Sequence[Any], given: Sequence[Any]) -> Any:
     left, values = iter(leaves), list(flat_inputs)
@@ -172,7 +172,7 @@ def axes_of(
     filled = structure.unflatten([others[i] if i in others else next(left) for i in range(len(named))])
     return [x for x in jax.tree.leaves(apply(filled, *inputs_structure.unflatten(values))) if isinstance(x, jax.Array)]
 
-  shapes = lambda xs: [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in xs]
+  shapes = lambda xs: [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in xs]
   jaxpr = jax.make_jaxpr(flat)(shapes([leaf for _, leaf in arrays]), shapes([flat_inputs[i] for i in traced]))
   found = leaf_uses(jaxpr, [(path, tuple(leaf.shape)) for path, leaf in arrays] + [None] * len(traced))
   given = _by_hand(by_hand or {}, dict(arrays))
@@ -188,10 +188,6 @@ def axes_of(
   uses = {path: () if path in given else u for path, u in found.items()}
   paths = arranged_paths(leaves, (layers,) if isinstance(layers, str) else layers)
   return Axes(leaves, uses, paths, structure, others)
-
-
-def _is_array(x: Any) -> bool:
-  return isinstance(x, (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic))
 
 
 def _by_hand(patterns: Mapping[str, str], arrays: Mapping[str, Any]) -> dict[str, LeafAxes]:

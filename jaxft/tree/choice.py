@@ -8,6 +8,7 @@ A choice is one of
     lambda params: {...}                  a function of the params that gives such a tree, as optax takes a mask:
                                           `within_layers(8, 16)`, `partial(random_module_mask, key)`
     by_path(lambda path, leaf: ...)       such a function, from a predicate of one leaf
+    matrices("encoder/**")                such a function: of what a choice takes, the matrices and stacks of them
 
 and what its tree says of a leaf is one of
 
@@ -32,7 +33,12 @@ Names: `select` is the choice of what a function works on; `choice` where the ch
 `choice_scales`, `chosen_rows`, ...); and a second choice is called by what it does: `where` what competes, `keep` what
 stays, `first` what lies below the first layer, `faster` what learns faster.
 
+What is no array, such as an activation function among the leaves of an Equinox module, is never chosen. What is no
+number of floating point (tables of integers, counters, random keys) can be, but never trains: `train`, `freeze` and
+whatever else makes leaves or entries trainable leave it frozen, and a glob that takes nothing else is an error there.
+
 A function is called with the params as they are, but for structured leaves, which it sees as `jax.ShapeDtypeStruct`.
+In a transform these are without the boxes of other libraries (`jaxft.tree.boxes`).
 Where a choice is read again in `join` (`on`, `random_subspace`), it sees shapes alone, the second time with None for
 what trains; it says the same of the leaves that are still there if it goes by their paths and shapes.
 """
@@ -50,9 +56,10 @@ from jaxtyping import Bool
 
 from jaxft.checks import nearest
 from jaxft.signatures import AnyArray
+from jaxft.tree.boxes import put_aside, unboxed
 from jaxft.tree.depth import layer_axes, shared_path
 from jaxft.tree.globs import glob_to_regex
-from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, map_with_path
+from jaxft.tree.paths import Tree, is_array, is_float, is_leaf, is_structured, leaves_with_paths, map_with_path
 
 Choice = str | Sequence[str] | Callable[[Tree], Tree] | Tree
 
@@ -62,7 +69,7 @@ _FLAGS = (bool, np.ndarray, np.generic, jax.Array)
 
 
 def by_path(predicate: Callable[[str, Any], Any]) -> Callable[[Tree], Tree]:
-  """The choice of the leaves for which `predicate(path, leaf)` is true, as a function of the params; holes never are.
+  """The choice of the arrays for which `predicate(path, leaf)` is true, as a function of the params.
 
       train(by_path(lambda path, leaf: leaf.ndim == 1))
 
@@ -70,7 +77,7 @@ def by_path(predicate: Callable[[str, Any], Any]) -> Callable[[Tree], Tree]:
   >>> by_path(lambda path, leaf: leaf.ndim == 1)(params)
   {'up': {'bias': True, 'kernel': False}}
   """
-  return lambda params: map_with_path(lambda path, leaf: leaf is not None and predicate(path, leaf), params)
+  return lambda params: map_with_path(lambda path, leaf: is_array(leaf) and predicate(path, leaf), params)
 
 
 # What lies below the first layer, by its usual name.
@@ -85,7 +92,7 @@ def as_choice(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: 
 
   Args:
     choice: see the module's docstring.
-    tree: arrays or shapes; of a hole the choice is False.
+    tree: arrays or shapes; of a hole, and of what is no array, the choice is False.
     name: of the argument, for errors.
     allow_empty: accept a glob that matches no leaf.
 
@@ -98,7 +105,7 @@ def as_choice(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: 
     return _matching([choice], tree, name, allow_empty)
   if isinstance(choice, (list, tuple)) and choice and all(isinstance(glob, str) for glob in choice):
     return _matching(choice, tree, name, allow_empty)
-  return _fitted(_ask(choice, tree, name) if is_function(choice) else choice, tree, name)
+  return _fitted(_ask(choice, tree, name) if is_function(choice) else unboxed(choice), tree, name)
 
 
 def mask(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: bool = False) -> Tree:
@@ -141,12 +148,12 @@ def is_function(x: Any) -> TypeGuard[Callable[..., Any]]:
 
 
 def shapes_of(tree: Tree) -> Tree:
-  """A params tree in shapes, each leaf a `jax.ShapeDtypeStruct`, structured ones too; holes stay.
+  """A params tree in shapes, each array a `jax.ShapeDtypeStruct`, structured leaves too; all else stays.
 
   >>> shapes_of({"kernel": jnp.ones((2, 3)), "bias": None})
   {'bias': None, 'kernel': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
   """
-  return jax.tree.map(lambda leaf: None if leaf is None else _shape(leaf), tree, is_leaf=is_leaf)
+  return jax.tree.map(lambda leaf: _shape(leaf) if is_array(leaf) else leaf, tree, is_leaf=is_leaf)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -154,14 +161,49 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _matching(globs: Sequence[str], tree: Tree, name: str, allow_empty: bool) -> Tree:
-  paths = [path for path, leaf in leaves_with_paths(tree) if leaf is not None]
+  paths = [path for path, leaf in leaves_with_paths(tree) if is_array(leaf)]
   found: set[str] = set()
   for glob in globs:
-    matched = list(filter(glob_to_regex(glob).fullmatch, paths))
+    pattern = glob_to_regex(glob)
+    matched = list(filter(pattern.fullmatch, paths))
     if not matched and not allow_empty:
+      aside = [f"{path} ({what})" for path, what in put_aside(tree) if pattern.fullmatch(path)]
+      if aside:
+        raise ValueError(f"{name} {glob!r} matches no weight, and only what stays as it is: {', '.join(aside[:8])}")
       raise ValueError(f"{name} {glob!r} matches none of the {len(paths)} leaves; {_nearest(glob, paths)}")
     found.update(matched)
-  return map_with_path(lambda path, leaf: leaf is not None and path in found, tree)
+  return map_with_path(lambda path, leaf: is_array(leaf) and path in found, tree)
+
+
+def trainable_choice(
+    choice: Choice, tree: Tree, *, name: str = "select", is_weight: Callable[[Any], bool] = is_float
+) -> Tree:
+  """`as_choice` for what makes numbers trainable: what is not of floating point is passed over.
+
+  >>> params = {"up": jnp.ones(2), "steps": jnp.arange(2)}
+  >>> trainable_choice("*", params)
+  {'steps': False, 'up': True}
+
+  Args, Raises: see `as_choice`; and
+    is_weight: whether a leaf can train.
+    ValueError: the choice, or one of its globs, takes nothing but leaves that cannot; all are named.
+  """
+  flags = as_choice(choice, tree, name=name)
+  leaves = leaves_with_paths(tree)
+
+  def check(what: str, taken: Sequence[tuple[str, Any]]) -> None:
+    if taken and not any(is_weight(leaf) for _, leaf in taken):
+      raise ValueError(f"{what} must match weights of floating point, which alone can train; it matches "
+                       + ", ".join(f"{path} ({leaf.dtype})" for path, leaf in taken[:8]))
+
+  globs = [choice] if isinstance(choice, str) else choice if isinstance(choice, (list, tuple)) else ()
+  for glob in globs:
+    if isinstance(glob, str):
+      pattern = glob_to_regex(glob)
+      check(f"{name} {glob!r}", [(path, leaf) for path, leaf in leaves if is_array(leaf) and pattern.fullmatch(path)])
+  taken = zip(leaves, jax.tree.leaves(flags), strict=True)
+  check(name, [pair for pair, flag in taken if isinstance(flag, Tracer) or np.any(flag)])
+  return map_with_path(lambda path, leaf, flag: is_weight(leaf) and flag, tree, flags)
 
 
 def _nearest(glob: str, paths: list[str]) -> str:
@@ -198,7 +240,7 @@ def _fitted(choice: Tree, tree: Tree, name: str) -> Tree:
   problems: list[str] = []
 
   def fit(path: str, leaf: Any, flag: Any) -> Any:
-    if leaf is None or flag is None:
+    if not is_array(leaf) or flag is None:
       return False
     if not isinstance(flag, _FLAGS):
       raise TypeError(f"{name} must be {FORMS}; got {flag!r:.80} for {path}")

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.tree.paths import Tree, fold_in_path, leaves_with_paths, map_with_path
+from jaxft.tree.paths import Tree, fold_in_path, is_array, leaves_with_paths, map_with_path
 
 STACKS = ("layers", "layer", "blocks", "block", "h")  # with an index; without one, `layers` alone is a stack
 EXPERTS = "experts"
@@ -95,7 +95,7 @@ def check_stacks(tree: Tree) -> None:
   """
   stacks: dict[str, list[tuple[str, Any]]] = {}
   for path, leaf in leaves_with_paths(tree):
-    found = None if leaf is None else _locate(path)
+    found = _locate(path) if is_array(leaf) else None
     if found is not None and not found[1]:
       stacks.setdefault(found[0], []).append((path, leaf))
   for stack, leaves in stacks.items():
@@ -175,7 +175,7 @@ def stack_depths(tree: Tree) -> dict[str, int]:
   check_stacks(tree)
   depths: dict[str, int] = {}
   for path, leaf in leaves_with_paths(tree):
-    layer = None if leaf is None else layer_of(path, leaf)
+    layer = layer_of(path, leaf) if is_array(leaf) else None
     if layer is not None:
       stack = stack_of(path) or ""
       depths[stack] = max(depths.get(stack, 0), int(np.max(layer)) + 1)

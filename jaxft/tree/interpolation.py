@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxft.checks import in_range
 from jaxft.signatures import AnyArray
-from jaxft.tree.paths import Tree
+from jaxft.tree.paths import Tree, is_float
 from jaxft.tree.task_vectors import check_same_leaves
 
 
@@ -33,7 +33,7 @@ def interpolate(base: Tree, tuned: Tree, t: float | Float[Array, ""]) -> Tree:
   in_range("t", t)
 
   def mix(x: AnyArray, y: AnyArray) -> AnyArray:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    if not is_float(x):
       return x
     mixed = lambda: ((1 - t) * x.astype(jnp.float32) + t * y.astype(jnp.float32)).astype(x.dtype)
     if isinstance(t, Tracer):

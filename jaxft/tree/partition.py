@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxft.tree.paths import Tree, is_leaf
+from jaxft.tree.paths import Tree, is_array, is_leaf
 
 
 def partition(tree: Tree, flags: Tree) -> tuple[Tree, Tree]:
@@ -27,10 +27,10 @@ def combine(first: Tree, second: Tree) -> Tree:
 
 
 def count(tree: Tree) -> int:
-  """Number of elements of a tree of arrays or shapes, holes counting none.
+  """Number of elements of a tree of arrays or shapes; holes and what is no array count none.
 
   >>> import numpy as np
   >>> count({"a": np.ones((2, 3)), "b": None})
   6
   """
-  return sum(x.size for x in jax.tree.leaves(tree))
+  return sum(x.size for x in jax.tree.leaves(tree) if is_array(x))

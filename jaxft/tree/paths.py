@@ -1,8 +1,9 @@
 """Leaves of a params tree and their paths: the only contract between a method and a model.
 
 A *leaf* of a params tree is an array, a structured leaf (see `jaxft.leaves`), or `None`, a hole left where
-`split` moved the array to the other side. A *path* is the leaf's keys joined by `/`, such as
-`layers/3/attention/query/kernel`, whatever container made them: dict, `nnx.State`, Equinox module, tuple.
+`split` moved the array to the other side; what is none of these, a function or a Python number, is no weight. A *path*
+is the leaf's keys joined by `/`, such as `layers/3/attention/query/kernel`, whatever container made them: dict,
+`nnx.State`, Equinox module, tuple.
 """
 
 import zlib
@@ -10,8 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Tree = Any
+
+_BOXES = ("value", "raw_value", "data_array")
 
 
 def is_structured(x: Any) -> bool:
@@ -34,18 +38,38 @@ def is_leaf(x: Any) -> bool:
   return x is None or is_structured(x)
 
 
+def is_array(x: Any) -> bool:
+  """True for an array, its shape and dtype alone, and a structured leaf; a function and a Python number are none.
+
+  >>> import numpy as np
+  >>> is_array(np.ones(2)), is_array(jax.ShapeDtypeStruct((2,), float)), is_array(0.5), is_array(None)
+  (True, True, False, False)
+  """
+  return hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, type)
+
+
+def is_float(x: Any) -> bool:
+  """True for an array or a structured leaf of floating point, which alone is a weight to adapt, measure or merge.
+
+  >>> import numpy as np
+  >>> is_float(np.ones(2)), is_float(np.arange(2)), is_float(jax.random.key(0)), is_float(None)
+  (True, False, False, False)
+  """
+  return is_array(x) and bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
 def path_of(keys: tuple[Any, ...]) -> str:
   """Joins the keys of `jax.tree_util` paths: `(DictKey('a'), SequenceKey(0))` -> `'a/0'`.
 
-  The trailing `value` that `nnx.Variable` adds below each variable is dropped, so that a glob reads the same there.
+  A trailing attribute `value`, which `nnx.Variable` and Flax's boxes add below each array, and `data_array`, which
+  penzai's do, is dropped, so that a glob reads the same there.
 
   >>> path_of((jax.tree_util.DictKey("a"), jax.tree_util.SequenceKey(0)))
   'a/0'
   """
-  parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys]
-  if len(parts) > 1 and parts[-1] in ("value", "raw_value"):
-    parts = parts[:-1]
-  return "/".join(parts)
+  while len(keys) > 1 and getattr(keys[-1], "name", None) in _BOXES:
+    keys = keys[:-1]
+  return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
 
 
 def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:

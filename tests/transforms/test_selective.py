@@ -114,7 +114,7 @@ def test_reinitialized_layers_are_alike_in_every_arrangement(params):
 def test_reinitialize_errors(params):
   with pytest.raises(ValueError, match=r"layers must be an integer in \[0, 4\]; got 5"):
     reinitialize_top(KEY, params, 5)
-  with pytest.raises(ValueError, match="the leaf layers/gate; takes arrays named kernel"):
+  with pytest.raises(ValueError, match="the leaf layers/gate; takes arrays of floating point named kernel"):
     reinitialize_top(KEY, {"layers": {"gate": jnp.ones(3)}}, 1)
 
 

@@ -13,7 +13,7 @@ from jaxft.checks import in_range, nearest
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, read_row_delta
 from jaxft.signatures import AnyArray
 from jaxft.tree.finite_leaves import check_finite
-from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
+from jaxft.tree.paths import Tree, is_float, is_structured, leaves_with_paths, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
 
@@ -54,7 +54,7 @@ def sparse_difference(base: Tree, tuned: Tree, *, eps: float = 1e-7) -> dict[str
   in_range("eps", eps, "[0, inf)")
   delta: dict[str, Entries] = {}
   for (path, b), (_, t) in zip(leaves_with_paths(base), leaves_with_paths(tuned), strict=True):
-    if b is None or not jnp.issubdtype(b.dtype, jnp.floating):
+    if not is_float(b):
       continue
     if b.size >= 1 << 31:
       raise ValueError(f"{path} {tuple(b.shape)} is too large for int32 indices: cut its stack with cut_layers")

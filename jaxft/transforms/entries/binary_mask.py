@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from jaxft.leaves.annotated import map_weight
 from jaxft.signatures import AnyArray
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.choice import Choice, mask
+from jaxft.tree.choice import Choice, mask, trainable_choice
 from jaxft.tree.paths import Tree, is_leaf, unzip_with_path
 
 
@@ -50,7 +50,7 @@ def binary_mask(select: Choice = "**/kernel", *, init: float = 1e-2, threshold: 
       the source takes 8e-5, 63 of them.
 
   Raises:
-    ValueError: threshold is not below init; from `split`: a glob matches nothing.
+    ValueError: threshold is not below init; from `split`: a glob matches nothing, or nothing of floating point.
 
   Source: Zheng et al. 2023, R-AMT (arXiv 2307.15049), which masks a vision transformer's attention; the same transform
   over all kernels is Piggyback (Mallya et al. 2018, arXiv 1801.06519). Its gradient dropout is
@@ -62,7 +62,7 @@ def binary_mask(select: Choice = "**/kernel", *, init: float = 1e-2, threshold: 
   def split(key: jax.Array, params: Tree):
     del key
     score = lambda path, leaf, chosen: (leaf, jnp.full(leaf.shape, init, jnp.float32) if chosen else None)
-    return unzip_with_path(score, params, mask(select, params))
+    return unzip_with_path(score, params, mask(trainable_choice(select, params), params))
 
   def join(frozen: Tree, trainable: Tree):
     def put(w: Any, scores: Any) -> Any:

@@ -13,7 +13,7 @@ from jaxft.leaves.annotated import Annotated, map_weight
 from jaxft.transforms.entries.fastfood import dense_projection, fastfood, sparse_projection
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.choice import Choice, mask, shapes_of
+from jaxft.tree.choice import Choice, mask, shapes_of, trainable_choice
 from jaxft.tree.depth import leaf_keys
 from jaxft.tree.paths import Tree, is_leaf, map_with_path
 
@@ -60,7 +60,7 @@ def random_subspace(
         f"{nearest(str(projection), known)}")
 
   def split(key: jax.Array, params: Tree):
-    flags = _moving(params, mask(select, shapes_of(params)))
+    flags = mask(trainable_choice(select, shapes_of(params)), params)
     # Keys as numbers, so that checkpoints hold them like any other array.
     hold = lambda path, leaf, moves: (
         Annotated(leaf, {"seed": jax.random.key_data(leaf_keys(key, path, leaf))}) if moves else leaf)

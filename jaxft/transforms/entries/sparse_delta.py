@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 from jaxft.leaves.annotated import Annotated, map_weight
 from jaxft.transforms.matrices import check_matrices
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.choice import Choice, as_choice, entries, is_function, mask
+from jaxft.tree.boxes import unboxed, weights
+from jaxft.tree.choice import Choice, entries, is_function, mask, trainable_choice
 from jaxft.tree.depth import leaf_keys, over_stack
-from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
+from jaxft.tree.paths import Tree, is_float, is_leaf, leaves_with_paths, map_with_path, unzip_with_path
 
 # (key, params) -> a tree of flat indices
 Draw = Callable[[jax.Array, Tree], Tree]
@@ -48,7 +49,7 @@ def sparse_delta(
   Raises:
     TypeError: both select and indices are given, or neither.
     ValueError: from `split`: a choice that does not fit; an index that is repeated or out of range; a leaf of 2**31
-      entries or more (cut its stack); nothing is chosen.
+      entries or more (cut its stack), or not of floating point; nothing is chosen.
 
   Sources: Ansell et al. 2022, LT-SFT (arXiv 2110.07560): `sparse_delta(lottery_ticket_mask(base, tuned, k))` from the
   rewound params; Bhardwaj et al. 2024, SHiRA (arXiv 2406.13175), see `shira`. LT-SFT masks gradients, under which
@@ -61,16 +62,19 @@ def sparse_delta(
 
   def split(key: jax.Array, params: Tree):
     if select is None:
-      given = indices(key, params) if is_function(indices) else indices
+      given = unboxed(indices(key, params) if is_function(indices) else indices)
     else:
-      given = as_choice(select, params)
+      given = trainable_choice(select, params)
     problems: list[str] = []
 
     def hold(path: str, leaf: Any, here: Any) -> tuple[Any, Any]:
       if leaf is None or here is None or here is False:
         return leaf, None
       large = f"has {math.prod(leaf.shape)} entries, beyond int32: cut its stack with cut_layers"
-      found, problem = (np.zeros(0), large) if math.prod(leaf.shape) >= 1 << 31 else find(path, leaf, here)
+      if not is_float(leaf):
+        found, problem = np.zeros(0), f"is {leaf.dtype}, and no weight of floating point"
+      else:
+        found, problem = (np.zeros(0), large) if math.prod(leaf.shape) >= 1 << 31 else find(path, leaf, here)
       if problem:
         problems.append(f"{path} {problem}")
       if problem or not found.size:
@@ -168,6 +172,7 @@ def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Arra
   Raises:
     ValueError: the sides are of another transform; `submatrix_delta` is for `submatrix`.
   """
+  frozen, trainable = weights(frozen), unboxed(trainable)
   sides = jax.tree.structure(frozen, is_leaf=is_leaf).flatten_up_to(trainable)
   pairs = zip(leaves_with_paths(frozen), sides, strict=True)
   found: dict[str, Any] = {

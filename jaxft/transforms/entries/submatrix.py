@@ -25,9 +25,11 @@ from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, check_axis, delta_product, delta_rows
 from jaxft.signatures import AnyArray
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.choice import Choice, as_choice, matching_paths
-from jaxft.tree.depth import layer_axes, layer_of
-from jaxft.tree.paths import Tree, is_leaf, is_structured, leaves_with_paths, map_with_path, unzip_with_path
+from jaxft.tree.boxes import unboxed, weights
+from jaxft.tree.choice import Choice, matching_paths, trainable_choice
+from jaxft.tree.depth import layer_of
+from jaxft.tree.matrices import is_matrix
+from jaxft.tree.paths import Tree, is_float, is_leaf, is_structured, leaves_with_paths, map_with_path, unzip_with_path
 
 
 @leaf_class(meta=("axis",))
@@ -199,6 +201,7 @@ def submatrix_delta(frozen: Tree, trainable: Tree) -> dict[str, RowDelta]:
   Source: the separable adapters of Yang et al. 2024, S2FT (arXiv 2412.06289).
   """
   delta: dict[str, RowDelta] = {}
+  frozen, trainable = weights(frozen), unboxed(trainable)
   sides = jax.tree.structure(frozen, is_leaf=is_leaf).flatten_up_to(trainable)
   for (path, held), values in zip(leaves_with_paths(frozen), sides, strict=True):
     if values is None:
@@ -234,8 +237,9 @@ def _by_glob(indices: Mapping[str, Any], axis: int | Mapping[str, int] | None, p
 def _by_choice(select: Choice, axis: int | None, params: Tree) -> dict[str, Found]:
   """By path, the rows or columns that a choice has."""
   found: dict[str, Found] = {}
-  for (path, leaf), flag in zip(leaves_with_paths(params), jax.tree.leaves(as_choice(select, params)), strict=True):
-    if leaf is None or not np.any(flag):
+  flags = jax.tree.leaves(trainable_choice(select, params))
+  for (path, leaf), flag in zip(leaves_with_paths(params), flags, strict=True):
+    if not np.any(flag):
       continue
     problem = _no_matrix(path, leaf)
     tried = () if problem else (-2, -1) if axis is None else (axis,)
@@ -250,8 +254,9 @@ def _by_choice(select: Choice, axis: int | None, params: Tree) -> dict[str, Foun
 
 
 def _no_matrix(path: str, leaf: Any) -> str:
-  matrix = leaf.ndim - layer_axes(path, leaf) == 2
-  return "" if matrix else "is no matrix [m, n] or stack of them [L, m, n]"
+  if not is_float(leaf):
+    return f"is {leaf.dtype}, and no weight of floating point"
+  return "" if is_matrix(path, leaf) else "is no matrix [m, n] or stack of them [L, m, n]"
 
 
 def _of_layers(given: np.ndarray, layer: Any, size: int) -> tuple[np.ndarray, str]:

@@ -11,6 +11,7 @@ from jaxft.checks import in_range
 from jaxft.leaves.annotated import Annotated, noted
 from jaxft.leaves.low_rank import LowRank
 from jaxft.transforms.protocol import ParamTransform
+from jaxft.tree.boxes import unboxed
 from jaxft.tree.depth import stack_axes
 from jaxft.tree.paths import Tree, is_leaf, unzip_with_path
 
@@ -75,7 +76,7 @@ def lora_combination(
       note = {"a": a, "b": b, "owner": jnp.broadcast_to(jnp.asarray(owner), (*lead, len(owner)))}
       return Annotated(leaf, note), jnp.full((*lead, n), init, jnp.float32)
 
-    frozen, coefficients = unzip_with_path(hold, params, *adapters)
+    frozen, coefficients = unzip_with_path(hold, params, *map(unboxed, adapters))
     if not jax.tree.leaves(coefficients):
       raise ValueError("adapters must adapt at least one matrix of the params; got none")
     return frozen, coefficients if granularity == "leaf" else {"coefficients": jnp.full(n, init, jnp.float32)}

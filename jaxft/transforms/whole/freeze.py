@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxft.leaves.annotated import Annotated, map_weight
 from jaxft.transforms.protocol import ParamTransform
-from jaxft.tree.choice import Choice, as_choice, modules
-from jaxft.tree.paths import Tree, is_leaf, is_structured, unzip_with_path
+from jaxft.tree.choice import Choice, as_choice, modules, trainable_choice
+from jaxft.tree.paths import Tree, is_array, is_leaf, is_structured, unzip_with_path
 
 
 def train(select: Choice) -> ParamTransform:
@@ -21,6 +21,8 @@ def train(select: Choice) -> ParamTransform:
   A stacked leaf of which some layers train is divided, so that gradients kept, optimizer state and decay are of those
   alone; `join` puts the stack together again. The products of the backward pass are not saved there: a scan does the
   same for all its layers. Where compute counts, cut the stack first, `cut_at_changes(params, select)`.
+
+  Tables of integers, counters and random keys stay frozen.
 
   In a `chain` it comes before what adapts the same leaves. What follows sees the frozen layers of a divided leaf alone,
   numbered from 0: what goes by layer comes first too, or the stack is cut.
@@ -35,13 +37,14 @@ def train(select: Choice) -> ParamTransform:
     select: a choice of leaves and layers; see `jaxft.tree.choice`.
 
   Raises (from `split`):
-    ValueError: a glob matches nothing; the choice does not fit the params, or has some entries of a leaf or layer and
-      not others, which is for `sparse_delta`; or an earlier transform of a chain holds what should train.
+    ValueError: a glob matches nothing, or nothing of floating point; the choice does not fit the params, or has some
+      entries of a leaf or layer and not others, which is for `sparse_delta`; or an earlier transform of a chain holds
+      what should train.
   """
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     del key
-    return _divide(params, as_choice(select, params), trains=True)
+    return _divide(params, trainable_choice(select, params, is_weight=_is_weight), trains=True)
 
   return ParamTransform(split, _join)
 
@@ -64,7 +67,7 @@ def freeze(select: Choice) -> ParamTransform:
 
 
 def full() -> ParamTransform:
-  """Trains every leaf: full fine-tuning.
+  """Trains every leaf of floating point: full fine-tuning.
 
   >>> import jax.numpy as jnp
   >>> full().split(jax.random.key(0), {"w": jnp.ones(2)})
@@ -79,16 +82,17 @@ def _divide(params: Tree, flags: Tree, *, trains: bool) -> tuple[Tree, Tree]:
   held: list[str] = []
 
   def divide(path: str, leaf: Any, flag: Any) -> tuple[Any, Any]:
-    chosen = modules(flag, path, leaf)
+    chosen = modules(flag, path, leaf) if _is_weight(leaf) else not trains
     if chosen is None:
       partly.append(f"{path} {tuple(leaf.shape)}")
       return leaf, None
-    all_frozen = isinstance(chosen, bool) and chosen != trains
-    if is_structured(leaf) and not all_frozen:
+    if isinstance(chosen, bool) and chosen != trains:
+      return leaf, None
+    if is_structured(leaf):
       held.append(f"{path} ({type(leaf).__name__})")
       return leaf, None
     if isinstance(chosen, bool):
-      return (None, leaf) if chosen == trains else (leaf, None)
+      return None, leaf
     trained, kept = np.flatnonzero(chosen == trains), np.flatnonzero(chosen != trains)
     order = np.argsort(np.concatenate([kept, trained]))
     take = lambda rows: jax.tree.map(lambda x: x[rows], leaf)
@@ -104,6 +108,10 @@ def _divide(params: Tree, flags: Tree, *, trains: bool) -> tuple[Tree, Tree]:
         f"select must have whole leaves, or whole layers of stacked ones; it has some entries of {len(partly)}, which "
         f"is for sparse_delta (or submatrix): {', '.join(partly[:8])}")
   return sides
+
+
+def _is_weight(leaf: Any) -> bool:
+  return is_array(leaf) and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 def _join(frozen: Tree, trainable: Tree) -> Tree:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxft.tree.choice import Choice, mask
+from jaxft.tree.choice import Choice, mask, trainable_choice
 from jaxft.tree.depth import leaf_keys, over_stack
 from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
 
@@ -54,4 +54,4 @@ def mixout(key: Key[Array, ""], params: Tree, reference: Tree, rate: float, *, s
     keep = over_stack(lambda k: draw(k, w.shape[keys.ndim:]), keys)(keys)
     return (start + jnp.where(keep, (w - start) / (1.0 - rate), 0.0)).astype(w.dtype)
 
-  return map_with_path(mix, params, mask(select, params))
+  return map_with_path(mix, params, mask(trainable_choice(select, params), params))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.tree.depth import layer_of, leaf_keys, num_layers, over_stack, stack_axes
-from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
+from jaxft.tree.paths import Tree, is_array, is_float, is_structured, leaves_with_paths, map_with_path
 
 # Leaves by the last part of their path; what is called otherwise has no known init.
 INITS = ("kernel", "bias", "scale")
@@ -42,8 +42,8 @@ def reinitialize_top(key: jax.Array, params: Tree, layers: int, *, stddev: float
   _check(params)
 
   def restart(path: str, leaf: Any) -> Any:
-    if leaf is None:
-      return None
+    if not is_float(leaf):
+      return leaf
     layer = layer_of(path, leaf)
     if layer is None or np.max(layer) < depth - layers:
       return leaf
@@ -65,8 +65,11 @@ def _fresh(key: jax.Array, path: str, shape: tuple[int, ...], stddev: float) -> 
 
 def _check(params: Tree) -> None:
   for path, leaf in leaves_with_paths(params):
-    if leaf is None or layer_of(path, leaf) is None:
+    named = path.split("/")[-1] in INITS
+    # Counters, random keys and functions have no init, and need none.
+    if not (is_float(leaf) or named and is_array(leaf)) or layer_of(path, leaf) is None:
       continue
-    if is_structured(leaf) or path.split("/")[-1] not in INITS:
-      kind = type(leaf).__name__ if is_structured(leaf) else "leaf"
-      raise ValueError(f"params has in its layers the {kind} {path}; takes arrays named {', '.join(INITS)}")
+    if is_structured(leaf) or not is_float(leaf) or not named:
+      kind = type(leaf).__name__ if is_structured(leaf) else "leaf" if is_float(leaf) else str(leaf.dtype)
+      raise ValueError(
+          f"params has in its layers the {kind} {path}; takes arrays of floating point named {', '.join(INITS)}")
