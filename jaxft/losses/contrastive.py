@@ -102,6 +102,9 @@ def info_nce(
 
   Source: van den Oord et al. 2018 (arXiv 1807.03748), with cosine similarities and a temperature in place of the
   bilinear score.
+
+  sentence-transformers: `MultipleNegativesRankingLoss` of cross-encoders, with `jax.nn.sigmoid(scores)` of a row's own
+  candidates and a temperature of 0.1
   """
   _check_temperature(temperature)
   similarity = similarity.astype(jnp.promote_types(similarity.dtype, jnp.float32))

@@ -53,7 +53,7 @@ def slerp(
 def mixed_negative_contrastive(
     a: Float[AnyArray, "batch dim"],
     b: Float[AnyArray, "batch dim"],
-    t: float | Float[AnyArray, "#batch"],
+    t: float | Float[AnyArray, "*#batch"],
     *,
     temperature: float | Float[AnyArray, ""] = 0.07,
     a_ids: Int[AnyArray, " batch"] | None = None,
@@ -154,7 +154,7 @@ def soft_clip(
 
 @check_arrays
 def mixup_targets(
-    partner: Int[AnyArray, " batch"], t: float | Float[AnyArray, "#batch"]
+    partner: Int[AnyArray, " batch"], t: float | Float[AnyArray, "*#batch"]
 ) -> Float[Array, "batch batch"]:
   """`t` on the diagonal and `1 - t` at each row's partner: targets of `soft_clip` for `slerp(a, a[partner], t)`.
 

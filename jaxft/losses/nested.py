@@ -312,7 +312,7 @@ def _coordinate_kl(last: tuple, earlier: tuple, temperature: float) -> Float[Arr
 
 def _of_rows(values: Array, kwargs: dict[str, Any]) -> tuple[Array, Array]:
   """A divergence of the rows as a loss of those that count."""
-  kept = jnp.ones(values.shape, bool) if kwargs.get("where") is None else kwargs["where"]
+  kept = jnp.ones(values.shape, bool) if kwargs.get("where") is None else jnp.asarray(kwargs["where"])
   return jnp.where(kept, values, 0.0), kept.astype(jnp.float32)
 
 
