@@ -14,6 +14,7 @@ import pytest
 # Test files that may take longer than `--file-seconds`, and why.
 LONG = {
     "tests/experiments/test_contract.py": "it runs all experiments",
+    "tests/contracts/test_losses.py": "it compiles all losses",
     "tests/contracts/test_transforms.py": "it runs all transforms",
     "tests/contracts/test_transform_costs.py": "it compiles a step of all transforms",
     "tests/contracts/test_transform_steps.py": "it trains with all transforms",

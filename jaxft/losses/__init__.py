@@ -1,16 +1,29 @@
 """Losses: arrays in, `(values, weights)` per example or token out; `Mean.of(*loss(...))` reduces them."""
 
-from jaxft.losses.consistency import entropy, pseudo_label
+from jaxft.losses.consistency import FeatureMetric, cross_model_contrastive, entropy, feature_consistency, pseudo_label
 from jaxft.losses.contrastive import (
-    clip,
-    contrastive_blocks,
     cosine_similarity,
+    focal,
     info_nce,
-    multiple_negatives_ranking,
     normalize,
     supervised_contrastive,
+    view_contrastive,
 )
+from jaxft.losses.distances import Metric, all_distances, pair_distances
+from jaxft.losses.distillation import candidate_scores, distill_scores, margin_mse
+from jaxft.losses.feature_calibration import calibrate_features, rotation
 from jaxft.losses.guided_contrastive import MarginStrategy, false_negative_mask, guided_info_nce
+from jaxft.losses.in_batch import (
+    Similarity,
+    clip,
+    contrastive_blocks,
+    in_batch_scores,
+    mega_batch_margin,
+    multiple_negatives_ranking,
+    siglip,
+    symmetric_multiple_negatives_ranking,
+    text_ids,
+)
 from jaxft.losses.language import (
     Aggregation,
     aggregate_tokens,
@@ -19,6 +32,35 @@ from jaxft.losses.language import (
     token_weights,
     weighted_nll,
 )
+from jaxft.losses.late_interaction import late_interaction, maxsim, maxsim_candidates
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
+from jaxft.losses.mixing import (
+    HardestPairs,
+    blend_negatives,
+    core_tuning,
+    core_tuning_pairs,
+    hardest_pairs,
+    mix_negatives,
+    mixed_negative_contrastive,
+    mixup_targets,
+    slerp,
+    soft_clip,
+)
+from jaxft.losses.nested import LayerWeights, adaptive_layers, deep_supervision, matryoshka, matryoshka_2d, submodels
+from jaxft.losses.pairs import (
+    angle,
+    contrastive_pairs,
+    contrastive_tension,
+    cosent,
+    cosine_regression,
+    online_contrastive_pairs,
+    pair_features,
+)
+from jaxft.losses.ranking.lambda_loss import Scheme, lambda_loss, rank_net
+from jaxft.losses.ranking.listwise import list_mle, list_net, rank_mse
+from jaxft.losses.ranking.pointwise import binary_cross_entropy, cross_entropy, soft_cross_entropy, squared_error
 from jaxft.losses.reduction import Mean
-from jaxft.losses.regularization import l1_to_reference, l2_to_reference, sum_of_norms
+from jaxft.losses.regularization import global_orthogonal, l1_to_reference, l2_to_reference, sum_of_norms
+from jaxft.losses.score_function import Reward, leave_one_out, reinforce, retrieval_reward, whiten
+from jaxft.losses.sparse import csr_reconstruction, flops, splade, splade_weights
+from jaxft.losses.triplets import batch_all_triplet, batch_hard_triplet, batch_semi_hard_triplet, triplet

@@ -1,13 +1,15 @@
-"""Losses between two passes over one example, and on the certainty of one: training without labels."""
+"""Losses between two passes over one example, by two views or by two models, and on the certainty of one."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxft.checks import in_range, one_of
+from jaxft.losses.contrastive import cosine_similarity, normalize
 from jaxft.losses.reduction import count_of
 from jaxft.signatures import AnyArray, check_arrays
 
@@ -99,6 +101,115 @@ def pseudo_label(
   values = -jnp.sum(target * jnp.where(target > 0, log_strong, 0.0), axis=-1)
   values = jnp.where(unknown, jnp.nan, values)
   return jnp.where(certain, values, 0.0), count_of(kept if mean_over == "batch" else certain, values.shape)
+
+
+FeatureMetric = Literal["cosine", "mse", "euclidean"]
+
+
+@check_arrays
+def feature_consistency(
+    features: Float[AnyArray, "*batch dim"],
+    targets: Float[AnyArray, "*batch dim"],
+    *,
+    metric: FeatureMetric = "cosine",
+    where: Bool[AnyArray, "*batch"] | None = None,
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+  """How far features are from those of a frozen model, a teacher or another view.
+
+  `1 - cos(f, t)`, the mean over coordinates of `(f - t)^2`, or `|f - t|`.
+
+  Args:
+    features: of any leading axes.
+    targets: constants.
+    metric: "cosine", "mse" or "euclidean". Of unit vectors "mse" is 2 / dim times "cosine".
+    where: what counts; the rest gives 0 and weighs 0.
+
+  Returns:
+    `(values, weights)` over the leading axes, float32.
+
+  Raises:
+    ValueError: an unknown metric.
+
+  Example:
+    >>> values, weights = feature_consistency(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]]))
+    >>> np.array(values).round(3), weights
+    (array([1.], dtype=float32), Array([1.], dtype=float32))
+
+  Source: of embeddings with perturbed views CoPrompt, Roy and Etemad 2023 (arXiv 2306.01195); of a teacher's vectors
+  Reimers and Gurevych 2020 (arXiv 2004.09813).
+
+  sentence-transformers: `EmbedDistillLoss`, `MSELoss`, `SparseMSELoss`
+  """
+  one_of("metric", metric, get_args(FeatureMetric))
+  targets = jax.lax.stop_gradient(targets)
+  if where is not None:
+    features, targets = (jnp.where(where[..., None], x, 0) for x in (features, targets))
+  if metric == "cosine":
+    values = 1 - jnp.sum(normalize(features) * normalize(targets), axis=-1)
+  else:
+    features, targets = (jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)) for x in (features, targets))
+    square = jnp.square(features - targets)
+    if metric == "mse":
+      values = jnp.mean(square, axis=-1)
+    else:
+      total = jnp.sum(square, axis=-1)
+      values = jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1.0)), 0.0)
+  return values if where is None else jnp.where(where, values, 0.0), count_of(where, values.shape)
+
+
+@check_arrays
+def cross_model_contrastive(
+    old: Float[AnyArray, "batch dim"],
+    new: Float[AnyArray, "batch dim"],
+    labels: Int[AnyArray, " batch"],
+    *,
+    temperature: float = 0.1,
+    same_class: Literal["drop", "zero"] = "drop",
+    where: Bool[AnyArray, " batch"] | None = None,
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+  """HOC: an example's old feature is to be near its new one and far from the new ones of other classes.
+
+  `loss_i = -s_ii + log sum over label_j != label_i of exp s_ij`, `s_ij = cos(old_i, new_j) / t`
+
+  The positive is not in the sum: values may be negative.
+
+  Args:
+    old: features by the frozen model, constants.
+    new: features by the model in training.
+    labels: classes.
+    temperature: t > 0, the inverse of the source's mu.
+    same_class: "drop" leaves candidates of the row's class out, its own new feature among them; "zero", as the source's
+      code has it, puts their similarity to 0, so that each adds 1 to the sum.
+    where: rows that count; the others are candidates for nobody, give 0 and weigh 0.
+
+  Returns:
+    `(values, weights)` of the rows, float32; where no other class is there, "drop" gives `-s_ii`.
+
+  Raises:
+    ValueError: temperature <= 0 or not finite, or an unknown `same_class`.
+
+  Example:
+    >>> values, weights = cross_model_contrastive(jnp.eye(2), jnp.eye(2), jnp.array([0, 1]))
+    >>> np.array(values).round(3)  # -10 + log e^0
+    array([-10., -10.], dtype=float32)
+
+  Source: Biondi et al. 2024, Stationary Representations (arXiv 2405.02581).
+  """
+  in_range("temperature", temperature, "(0, inf)")
+  one_of("same_class", same_class, ("drop", "zero"))
+  old = jax.lax.stop_gradient(old)
+  if where is not None:
+    old, new = (jnp.where(where[:, None], x, 0) for x in (old, new))
+  logits = cosine_similarity(old, new) / temperature
+  own = jnp.diagonal(logits)
+  same = labels[:, None] == labels
+  absent = jnp.zeros(same.shape, bool) if where is None else jnp.broadcast_to(~where, same.shape)
+  low = jnp.finfo(logits.dtype).min / 2
+  rest = jnp.where(same, low, logits) if same_class == "drop" else jnp.where(same, 0.0, logits)
+  rest = jnp.where(absent, low, rest)
+  some = jnp.ones(own.shape, bool) if same_class == "zero" else jnp.any(~same & ~absent, axis=1)
+  values = jnp.where(some, jax.nn.logsumexp(rest, axis=1), 0.0) - own
+  return values if where is None else jnp.where(where, values, 0.0), count_of(where, values.shape)
 
 
 def _float32(logits: Float[AnyArray, "batch classes"], kept: Bool[AnyArray, " batch"]) -> Float[Array, "batch classes"]:

@@ -1,8 +1,8 @@
 """Contrastive losses: softmax cross-entropy over similarities, with a mask of the candidates that do not compete.
 
-All of them are written on global arrays: row i competes with the candidates of the whole batch, and on a mesh the
-partitioner gathers what it needs. Similarities are products of unit vectors in float32 and lie in [-1, 1]. A loss gives
-the values of its rows and what they weigh, 0 for padding: `Mean.of(*info_nce(...))`.
+A loss gives the values of its rows and what they weigh, 0 for padding: `Mean.of(*info_nce(...))`. `in_batch.py` has
+  those
+whose candidates are the rest of the batch.
 """
 
 import math
@@ -13,6 +13,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxft.checks import in_range
 from jaxft.losses.reduction import count_of
 from jaxft.signatures import AnyArray, check_arrays
 
@@ -49,12 +50,20 @@ def cosine_similarity(
     >>> cosine_similarity(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))
     Array([[ 1.,  0., -1.]], dtype=float32)
   """
-  return _products(normalize(a), normalize(b))
+  return products(normalize(a), normalize(b))
 
 
-def _products(a: Float[AnyArray, "rows dim"], b: Float[AnyArray, "columns dim"]) -> Float[Array, "rows columns"]:
+@check_arrays
+def products(a: Float[AnyArray, "rows dim"], b: Float[AnyArray, "columns dim"]) -> Float[Array, "rows columns"]:
+  """All pairs `<a_i, b_j>`, in float32 also where an accelerator would round its factors.
+
+  Example:
+    >>> products(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 3.0]]))
+    Array([[2., 0.]], dtype=float32)
+  """
   # Accelerators round float32 factors to bfloat16 unless told otherwise: 4e-3 in a cosine is 0.4 in a logit at
   # temperature 0.01, and makes ties of what a guide tells apart.
+  a, b = (jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)) for x in (a, b))
   return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -93,6 +102,9 @@ def info_nce(
 
   Source: van den Oord et al. 2018 (arXiv 1807.03748), with cosine similarities and a temperature in place of the
   bilinear score.
+
+  sentence-transformers: `MultipleNegativesRankingLoss` of cross-encoders, with `jax.nn.sigmoid(scores)` of a row's own
+  candidates and a temperature of 0.1
   """
   _check_temperature(temperature)
   similarity = similarity.astype(jnp.promote_types(similarity.dtype, jnp.float32))
@@ -113,18 +125,23 @@ def supervised_contrastive(
     positives: Bool[AnyArray, "batch candidates"],
     *,
     temperature: float | Float[AnyArray, ""] = 0.07,
+    gamma: float = 0.0,
     drop: Bool[AnyArray, "batch candidates"] | None = None,
     where: Bool[AnyArray, " batch"] | None = None,
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-  """SupCon: InfoNCE with several positives in a row, averaged outside the logarithm.
+  """SupCon: InfoNCE with several positives in a row, averaged outside the logarithm; focal with `gamma`.
 
-  `loss_i = -1/|P_i| sum_{p in P_i} log softmax_{j kept}(s[i, j] / t)[p]`; without a positive a row gives and weighs 0.
+      p_ij = softmax_{j kept}(s[i, j] / t),   loss_i = -1/|P_i| sum_{j in P_i} (1 - p_ij)^gamma log p_ij
+
+  Without a positive a row gives and weighs 0.
 
   Args:
     similarity: similarities, any scale.
     positives: True at the positives of each row. An entry that is also dropped is no positive, so that a row's own
       column need only be named in `drop`.
     temperature: t > 0.
+    gamma: >= 0; 0 is SupCon. Above, a positive counts the less the more certain it is, and the gradient flows through
+      its weight too.
     drop: True where a candidate leaves both the denominator and the positives.
     where: rows that count; the others give 0 and weigh 0.
 
@@ -132,7 +149,7 @@ def supervised_contrastive(
     `(values, weights)` of the rows, float32.
 
   Raises:
-    ValueError: temperature <= 0 or not finite; a traced one gives NaN.
+    ValueError: temperature <= 0 or not finite; a traced one gives NaN. gamma below 0 or not finite.
 
   Example:
     >>> positives = jnp.array([[True, True, False]])
@@ -141,9 +158,11 @@ def supervised_contrastive(
     array([1.099], dtype=float32)
 
   Source: Khosla et al. 2020 (arXiv 2004.11362), equation 2 (`L_out`), without its base temperature. The source's code
-  counts the 0 of a row without a positive in its mean.
+  counts the 0 of a row without a positive in its mean. Focal weights as in Core-tuning, Zhang et al. 2021
+  (arXiv 2102.06605), with gamma 1, whose code divides by the number of columns in place of |P_i|.
   """
   _check_temperature(temperature)
+  in_range("gamma", gamma, "[0, inf)")
   similarity = similarity.astype(jnp.promote_types(similarity.dtype, jnp.float32))
   if drop is not None:
     positives = positives & ~drop
@@ -151,7 +170,10 @@ def supervised_contrastive(
 
   def loss(logits: Float[AnyArray, "batch candidates"]) -> Float[Array, " batch"]:
     log_probs = jnp.where(positives, jax.nn.log_softmax(logits), 0)
-    return -jnp.sum(log_probs, axis=-1) / jnp.maximum(count, 1)
+    # A certain positive costs nothing; its power is not formed, as that of 0 has no finite slope below 1.
+    uncertain = log_probs < 0
+    weight = jnp.where(uncertain, -jnp.expm1(jnp.where(uncertain, log_probs, -1.0)), 0.0) ** gamma if gamma else 1.0
+    return -jnp.sum(weight * log_probs, axis=-1) / jnp.maximum(count, 1)
 
   some = count > 0
   return _row_losses(loss, similarity, temperature, drop, some if where is None else some & where)
@@ -179,130 +201,81 @@ def _check_temperature(temperature: float | Float[AnyArray, ""]) -> None:
 
 
 @check_arrays
-def contrastive_blocks(
-    query: Float[AnyArray, "batch dim"],
-    positive: Float[AnyArray, "batch dim"],
-    negative: Float[AnyArray, "batch negatives dim"] | None = None,
-    *,
-    queries: bool = True,
-    positives: bool = True,
-    where: Bool[AnyArray, " batch"] | None = None,
-) -> tuple[Float[Array, "batch candidates"], Int[Array, " batch"], Bool[Array, "batch candidates"]]:
-  """Cosine similarities of each row with every candidate of the batch, side by side in one layout.
-
-  Columns: `[query . positive | query . negative | query . query | positive . positive]`, of B, B M, B and B columns.
-  The last block compares row i's positive, not its query, with all positives.
+def focal(
+    values: Float[AnyArray, " batch"], *, gamma: float = 0.5, stop_gradient: bool = True
+) -> Float[Array, " batch"]:
+  """`(1 - e^-value)^gamma value`: of a loss `-log p` in nats, what is nearly certain counts less.
 
   Args:
-    query: anchors.
-    positive: row i answers row i of `query`.
-    negative: M hard negatives for each row; they are candidates for all rows.
-    queries: include the query-query block.
-    positives: include the positive-positive block.
-    where: rows that are not padding. A row of padding is a candidate for nobody.
+    values: of `info_nce` and its kin, >= 0.
+    gamma: >= 0; 0 changes nothing.
+    stop_gradient: take the factor for a constant.
 
   Returns:
-    similarity: as laid out above.
-    positive_index: the column of each row's positive, which is i.
-    drop: True at self pairs (the diagonals of the last two blocks) and at the candidates of padding rows.
-
-  Example:
-    >>> similarity, positive, same = contrastive_blocks(jnp.eye(2), jnp.eye(2), positives=False)
-    >>> similarity.shape, positive  # candidates: the two positives, then the other queries
-    ((2, 4), Array([0, 1], dtype=int32))
-  """
-  if where is not None:
-    # Zeroed here, not only dropped below: a NaN in a padding row would come back through the gradient as 0 * NaN.
-    query, positive = (jnp.where(where[:, None], x, 0) for x in (query, positive))
-    negative = None if negative is None else jnp.where(where[:, None, None], negative, 0)
-  query, positive = normalize(query), normalize(positive)
-  size = query.shape[0]
-  absent = jnp.zeros((size,), bool) if where is None else ~where
-  absent_columns, own = jnp.broadcast_to(absent, (size, size)), jnp.eye(size, dtype=bool)
-  blocks, drops = [_products(query, positive)], [absent_columns]
-  if negative is not None:
-    count = negative.shape[1]
-    blocks.append(_products(query, normalize(negative).reshape(size * count, -1)))
-    drops.append(jnp.repeat(absent_columns, count, axis=1))
-  if queries:
-    blocks.append(_products(query, query))
-    drops.append(absent_columns | own)
-  if positives:
-    blocks.append(_products(positive, positive))
-    drops.append(absent_columns | own)
-  return jnp.concatenate(blocks, axis=1), jnp.arange(size), jnp.concatenate(drops, axis=1)
-
-
-@check_arrays
-def multiple_negatives_ranking(
-    query: Float[AnyArray, "batch dim"],
-    positive: Float[AnyArray, "batch dim"],
-    negative: Float[AnyArray, "batch negatives dim"] | None = None,
-    *,
-    temperature: float | Float[AnyArray, ""] = 0.05,
-    queries: bool = False,
-    positives: bool = False,
-    where: Bool[AnyArray, " batch"] | None = None,
-) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-  """InfoNCE against every other example of the batch; with `queries` and `positives`, GTE's extended form.
-
-  Args:
-    query: anchors.
-    positive: row i answers row i of `query`.
-    negative: M hard negatives for each row; they compete in all rows.
-    temperature: the inverse of sentence-transformers' `scale` (20).
-    queries: other queries compete too.
-    positives: the positive competes with other positives too.
-    where: rows that are not padding; padding is a candidate for nobody, gives 0 and weighs 0.
-
-  Returns:
-    `(values, weights)` of the rows, float32.
+    The values, float32. Their mean is over the same weights as before, so that the scale of the loss is kept.
 
   Raises:
-    ValueError: temperature <= 0 or not finite; a traced one gives NaN.
+    ValueError: gamma below 0 or not finite.
 
   Example:
-    >>> values, weights = multiple_negatives_ranking(jnp.eye(3), jnp.eye(3), temperature=1.0)
-    >>> np.array(values).round(3), weights
-    (array([0.551, 0.551, 0.551], dtype=float32), Array([1., 1., 1.], dtype=float32))
+    >>> values, weights = info_nce(jnp.zeros((1, 2)), jnp.array([0]), temperature=1.0)
+    >>> focal(values, gamma=1.0).round(3)  # log 2 / 2
+    Array([0.347], dtype=float32)
 
-  Source: Henderson et al. 2017 (arXiv 1705.00652); Li et al. 2023 (arXiv 2308.03281) for the extended form.
+  Source: Lin et al. 2017 (arXiv 1708.02002), of InfoNCE with gamma 0.5 as in KaLM-Embedding-V2, Zhao et al. 2025
+  (arXiv 2506.20923), which does not say whether the factor is a constant.
   """
-  similarity, index, drop = contrastive_blocks(
-      query, positive, negative, queries=queries, positives=positives, where=where
-  )
-  return info_nce(similarity, index, temperature=temperature, drop=drop, where=where)
+  in_range("gamma", gamma, "[0, inf)")
+  values = jnp.asarray(values, jnp.promote_types(values.dtype, jnp.float32))
+  if not gamma:
+    return values
+  uncertain = values > 0
+  factor = jnp.where(uncertain, -jnp.expm1(-jnp.where(uncertain, values, 1.0)), 0.0) ** gamma
+  return values * (jax.lax.stop_gradient(factor) if stop_gradient else factor)
 
 
 @check_arrays
-def clip(
-    a: Float[AnyArray, "batch dim"],
-    b: Float[AnyArray, "batch dim"],
+def view_contrastive(
+    features: Float[AnyArray, "batch views dim"],
+    labels: Int[AnyArray, " batch"],
     *,
     temperature: float | Float[AnyArray, ""] = 0.07,
+    gamma: float = 0.0,
     where: Bool[AnyArray, " batch"] | None = None,
-) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-  """CLIP's symmetric InfoNCE: row i of `a` must find row i of `b`, and the other way around; the mean of the two.
+) -> tuple[Float[Array, "batch views"], Float[Array, "batch views"]]:
+  """SupCon among all views of a batch: each view is an anchor, all others of its class are its positives.
 
   Args:
-    a: embeddings of one side, such as images.
-    b: of the other side, such as texts.
-    temperature: t > 0.
-    where: rows that are not padding; padding is a candidate for nobody, gives 0 and weighs 0.
+    features: of each view, of any length; a teacher's views under `jax.lax.stop_gradient`.
+    labels: classes; different numbers, `jnp.arange(batch)`, make it SimCLR.
+    temperature, gamma: see `supervised_contrastive`.
+    where: examples that count; the others are candidates for nobody, give 0 and weigh 0.
 
   Returns:
-    `(values, weights)` of the rows, float32.
+    `(values, weights)` of the views, float32.
 
   Raises:
-    ValueError: temperature <= 0 or not finite; a traced one gives NaN.
+    ValueError: see `supervised_contrastive`.
 
   Example:
-    >>> values, weights = clip(jnp.eye(3), jnp.eye(3), temperature=1.0)
-    >>> np.array(values).round(3), weights
-    (array([0.551, 0.551, 0.551], dtype=float32), Array([1., 1., 1.], dtype=float32))
+    >>> values, weights = view_contrastive(jnp.ones((2, 2, 3)), jnp.array([0, 1]))
+    >>> np.array(values).round(3)  # log 3: all views are alike
+    array([[1.099, 1.099],
+           [1.099, 1.099]], dtype=float32)
 
-  Source: Radford et al. 2021 (arXiv 2103.00020), where the temperature is trained from 0.07.
+  Source: Khosla et al. 2020 (arXiv 2004.11362); with a slow teacher's view beside the student's, CoACT, Roy et al. 2024
+  (arXiv 2405.16625), whose code mixes up examples where there are more than two views.
   """
-  forward, weights = multiple_negatives_ranking(a, b, temperature=temperature, where=where)
-  backward, _ = multiple_negatives_ranking(b, a, temperature=temperature, where=where)
-  return (forward + backward) / 2, weights
+  batch, views, dim = features.shape
+  if where is not None:
+    features = jnp.where(where[:, None, None], features, 0)
+  flat = features.reshape(batch * views, dim)
+  of_view = lambda x: jnp.repeat(x, views)
+  label = of_view(labels)
+  drop = jnp.eye(batch * views, dtype=bool)
+  if where is not None:
+    drop |= ~of_view(where)
+  values, weights = supervised_contrastive(
+      cosine_similarity(flat, flat), label[:, None] == label, temperature=temperature, gamma=gamma, drop=drop,
+      where=None if where is None else of_view(where))
+  return values.reshape(batch, views), weights.reshape(batch, views)

@@ -7,10 +7,11 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.checks import one_of
-from jaxft.losses.contrastive import contrastive_blocks, info_nce
+from jaxft.losses.contrastive import info_nce
+from jaxft.losses.in_batch import contrastive_blocks
 from jaxft.signatures import AnyArray, check_arrays
 
 MarginStrategy = Literal["absolute", "relative"]
@@ -80,6 +81,9 @@ def guided_info_nce(
     positives: bool = True,
     inclusive: bool = False,
     hard: bool = False,
+    query_ids: Int[AnyArray, " batch"] | None = None,
+    positive_ids: Int[AnyArray, " batch"] | None = None,
+    negative_ids: Int[AnyArray, "batch negatives"] | None = None,
     where: Bool[AnyArray, " batch"] | None = None,
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
   """GISTEmbed: in-batch InfoNCE without the candidates that a frozen guide ranks above the row's own positive.
@@ -92,6 +96,7 @@ def guided_info_nce(
     queries: other queries compete too.
     positives: the positive competes with other positives too.
     hard: drop also what the student already ranks below the positive, so that only violators train.
+    query_ids, positive_ids, negative_ids: of the texts; copies are no negatives, see `contrastive_blocks`.
     where: rows that are not padding; padding is a candidate for nobody, gives 0 and weighs 0.
 
   Returns:
@@ -110,11 +115,15 @@ def guided_info_nce(
   the guide's similarity with itself exceeding the threshold (false for a row whose positive is a copy of its query);
   any number of negatives; on a mesh the query-query block spans all devices, where sentence-transformers keeps it
   within each.
+
+  sentence-transformers: `GISTEmbedLoss`
   """
   if (negative is None) != (guide_negative is None):
     given, missing = ("negative", "guide_negative") if guide_negative is None else ("guide_negative", "negative")
     raise ValueError(f"{missing} must be given with {given}; got None")
-  blocks = partial(contrastive_blocks, queries=queries, positives=positives, where=where)
+  blocks = partial(
+      contrastive_blocks, queries=queries, positives=positives, query_ids=query_ids, positive_ids=positive_ids,
+      negative_ids=negative_ids, where=where)
   similarity, index, drop = blocks(query, positive, negative)
   guide = jax.tree.map(jax.lax.stop_gradient, (guide_query, guide_positive, guide_negative))
   guide_similarity, _, _ = blocks(*guide)

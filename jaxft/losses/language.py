@@ -161,6 +161,8 @@ def weighted_nll(
     1.386
 
   Sources: Szegedy et al. 2015 (arXiv 1512.00567), label smoothing; Chowdhery et al. 2022 (arXiv 2204.02311), z-loss.
+
+  sentence-transformers: `DenoisingAutoEncoderLoss`, of a decoder that reads the embedding of the damaged text
   """
   if not 0 <= label_smoothing < 1:
     raise ValueError(f"label_smoothing must lie in [0, 1); got {label_smoothing}")

@@ -1,4 +1,5 @@
-"""Penalties on weights: how far they are from a reference. One number each, to be added to a reduced loss."""
+"""Penalties: on weights, how far they are from a reference, one number each, to be added to a reduced loss; and on
+embeddings, how little they spread, which come as the shares of the rows and are added to a loss's values."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from jaxft.checks import in_range
+from jaxft.losses.contrastive import cosine_similarity
+from jaxft.losses.reduction import count_of
+from jaxft.signatures import AnyArray, check_arrays
 
 Tree = Any
 
@@ -83,6 +89,56 @@ def sum_of_norms(tree: Tree, *, leading: int = 0, eps: float = 1e-12) -> Float[A
     raise ValueError(f"eps must be >= 0 and finite; got {eps}")
   square = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(leading, x.ndim)))
   return sum((jnp.sum(jnp.sqrt(s + eps)) for s in map(square, jax.tree.leaves(tree))), jnp.zeros(()))
+
+
+@check_arrays
+def global_orthogonal(
+    embeddings: Float[AnyArray, "batch dim"],
+    *,
+    mean_weight: float = 1.0,
+    second_moment_weight: float = 1.0,
+    where: Bool[AnyArray, " batch"] | None = None,
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+  """Cosines of unrelated rows as of random directions: of mean 0, and of a second moment not above `1 / dim`.
+
+  `w1 (mean_{i != j} c_ij)^2 + w2 max(0, mean_{i != j} c_ij^2 - 1 / dim)`, as the shares of the rows.
+
+  Args:
+    embeddings: of rows that are unrelated, one side of the pairs of a batch.
+    mean_weight: w1 >= 0.
+    second_moment_weight: w2 >= 0.
+    where: rows that count; the others give 0 and weigh 0.
+
+  Returns:
+    `(values, weights)` of the rows, float32, whose mean is the penalty; a share may be negative.
+
+  Raises:
+    ValueError: a weight below 0 or not finite.
+
+  Example:
+    >>> values, weights = global_orthogonal(jnp.ones((3, 4)))  # all cosines are 1
+    >>> np.array(values).round(3), weights
+    (array([1.75, 1.75, 1.75], dtype=float32), Array([1., 1., 1.], dtype=float32))
+
+  Source: Zhang et al. 2017 (arXiv 1708.06320).
+
+  sentence-transformers: `GlobalOrthogonalRegularizationLoss`
+  """
+  in_range("mean_weight", mean_weight, "[0, inf)")
+  in_range("second_moment_weight", second_moment_weight, "[0, inf)")
+  size, dim = embeddings.shape
+  kept = jnp.ones(size, bool) if where is None else where
+  if where is not None:
+    embeddings = jnp.where(where[:, None], embeddings, 0)
+  pair = kept[:, None] & kept & ~jnp.eye(size, dtype=bool)
+  cosine = jnp.where(pair, cosine_similarity(embeddings, embeddings), 0.0)
+  count = jnp.sum(kept)
+  others = jnp.maximum(count - 1, 1)
+  of_rows, squares = jnp.sum(cosine, axis=1) / others, jnp.sum(cosine * cosine, axis=1) / others
+  mean = lambda x: jnp.sum(jnp.where(kept, x, 0.0)) / jnp.maximum(count, 1)
+  values = mean_weight * of_rows * mean(of_rows)
+  values += second_moment_weight * jnp.where(mean(squares) > 1 / dim, squares - 1 / dim, 0.0)
+  return jnp.where(kept, values, 0.0), count_of(where, values.shape)
 
 
 def _distance(

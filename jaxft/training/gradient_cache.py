@@ -47,6 +47,9 @@ def embed_cached(
 
   Source: Gao et al. 2021, GradCache (arXiv 2101.06983), which runs the two passes by hand; here they are what
   reverse-mode differentiation makes of a scan with rematerialization.
+
+  sentence-transformers: `CachedMultipleNegativesRankingLoss`, `CachedMultipleNegativesSymmetricRankingLoss`,
+  `CachedGISTEmbedLoss`, `CachedSpladeLoss`, `CachedMultiVectorMultipleNegativesRankingLoss`, and that of any other loss
   """
   rows = batch_size(batch)
   if chunks < 1 or rows % chunks:

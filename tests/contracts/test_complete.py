@@ -10,7 +10,14 @@ HERE = Path(__file__).parent
 # What has no case, and why.
 NO_LOSS = {
     "aggregate_tokens", "token_weights",  # give weights, or a mean of values
-    "contrastive_blocks", "cosine_similarity", "false_negative_mask",  # parts of losses that have cases
+    "all_distances", "contrastive_blocks", "cosine_similarity", "false_negative_mask", "maxsim",
+    "pair_distances",  # parts of losses that have cases
+    "candidate_scores", "in_batch_scores", "maxsim_candidates", "pair_features", "splade_weights",
+    "text_ids",  # what losses are given
+    "blend_negatives", "core_tuning_pairs", "hardest_pairs", "mix_negatives", "slerp",  # mixtures; test_mixing.py
+    "calibrate_features", "rotation",  # test_feature_calibration.py
+    "leave_one_out", "retrieval_reward", "whiten",  # rewards and baselines; test_score_function.py
+    "focal",  # of a loss's values
     "l1_to_reference", "l2_to_reference", "sum_of_norms",  # of trees
 }
 NO_TRANSFORM = {

@@ -174,8 +174,9 @@ def test_wrong_arguments_are_refused_by_name(case):
 
 
 def test_every_public_function_of_arrays_is_checked():
-  """A shape in a signature is held to; penalties take trees, which they check themselves."""
+  """A shape in a signature is held to; penalties take trees, which they check themselves, and some functions losses."""
   taken = {"l1_to_reference", "l2_to_reference", "sum_of_norms"}
+  taken |= {"adaptive_layers", "deep_supervision", "matryoshka", "matryoshka_2d", "submodels"}
   functions = {name: f for name, f in vars(losses).items() if inspect.isfunction(f)}
   assert taken <= set(functions)
   assert {name for name, f in functions.items() if not refuses_text(f)} == taken

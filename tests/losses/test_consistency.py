@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.losses import Mean, entropy, pseudo_label
+from jaxft.losses import Mean, cross_model_contrastive, entropy, feature_consistency, pseudo_label
 
 LOGITS = jnp.array([[2.0, 0.0, -1.0], [0.1, 0.0, 0.0], [-5.0, 4.0, 0.0]])
 
@@ -81,3 +81,32 @@ def test_errors_name_the_argument():
     pseudo_label(LOGITS, LOGITS, threshold=float("nan"))
   with pytest.raises(ValueError, match="mean_over must be 'batch' or 'certain'; got 'all'"):
     pseudo_label(LOGITS, LOGITS, mean_over="all")
+
+
+def test_features_of_two_models():
+  rng = np.random.default_rng(0)
+  f, t = rng.normal(size=(2, 3, 4)).astype(np.float32)
+  cosine = jax.jit(feature_consistency)
+  np.testing.assert_allclose(cosine(f, 3 * f)[0], 0, atol=1e-6)
+  np.testing.assert_allclose(cosine(f, -f)[0], 2, rtol=1e-6)
+  unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (f, t)]
+  np.testing.assert_allclose(2 * feature_consistency(*unit, metric="mse")[0], cosine(f, t)[0], rtol=1e-5)
+  assert not jax.grad(lambda x: cosine(f, x)[0].sum())(t).any()
+  slope = jax.grad(lambda x: cosine(x, t)[0].sum())(f)
+  np.testing.assert_allclose(np.sum(slope * f, axis=1), 0, atol=1e-6)  # a length changes nothing
+  for metric in ("mse", "euclidean"):
+    value, slope = jax.value_and_grad(lambda x, m=metric: feature_consistency(x, f, metric=m)[0].sum())(f)
+    assert value == 0 and not slope.any()
+
+
+def test_old_and_new_features():
+  two, classes = jnp.eye(2), np.array([0, 1])
+  loss = jax.jit(cross_model_contrastive, static_argnames="same_class")
+  np.testing.assert_allclose(loss(two, two, classes)[0], -10, rtol=1e-6)
+  np.testing.assert_allclose(loss(two, two, classes, same_class="zero")[0], -10 + np.log(2), rtol=1e-5)
+  alike = jnp.ones((3, 2))
+  np.testing.assert_allclose(loss(alike, alike, np.zeros(3, int))[0], -10, rtol=1e-6)  # no other class
+  np.testing.assert_allclose(loss(alike, alike, np.zeros(3, int), same_class="zero")[0], -10 + np.log(3), rtol=1e-5)
+  assert not jax.grad(lambda x: loss(x, two, classes)[0].sum())(two).any()
+  with pytest.raises(ValueError, match="same_class must be one of drop, zero"):
+    cross_model_contrastive(two, two, classes, same_class="keep")

@@ -1,0 +1,50 @@
+"""The table of losses, `jaxft/losses/README.md`, made of the docstrings: `python -m tools.loss_table`.
+
+A docstring names its counterpart in its last paragraph, which begins with `sentence-transformers:`.
+"""
+
+import inspect
+import re
+from pathlib import Path
+
+from jaxft import losses
+from jaxft.training import embed_cached
+
+PAGE = Path(__file__).parents[1] / "jaxft" / "losses" / "README.md"
+HEAD = """# Losses
+
+Made of the docstrings by `python -m tools.loss_table`. A loss takes arrays and gives `(values, weights)` of rows or
+tokens; `Mean.of(*loss(...))` reduces them. In-batch losses are those of the global batch, on any mesh, and
+`embed_cached` computes any of them in chunks of the batch with equal gradients. Copies of a row's texts are no negatives
+of it where a loss gets their ids; `text_ids` makes them of tokens. To tell copies apart, give them different ids.
+"""
+
+
+def counterpart(function) -> str:
+  """What the docstring says of sentence-transformers; empty where it says nothing."""
+  found = re.search(r"^sentence-transformers: (.+)\Z", inspect.getdoc(function) or "", re.DOTALL | re.MULTILINE)
+  return " ".join(found[1].split()) if found else ""
+
+
+def is_loss(function) -> bool:
+  returned = str(inspect.signature(function).return_annotation)
+  return "tuple[" in returned and "values" in (inspect.getdoc(function) or "") or bool(counterpart(function))
+
+
+def page() -> str:
+  functions = {name: inspect.unwrap(f) for name, f in vars(losses).items() if inspect.isfunction(f)}
+  modules: dict[str, list[str]] = {}
+  for name, function in functions.items():
+    if is_loss(function):
+      first = (inspect.getdoc(function) or "").split("\n")[0].replace("|", "\\|")
+      row = f"| `{name}` | {first} | {counterpart(function)} |"
+      modules.setdefault(function.__module__.removeprefix("jaxft.losses."), []).append(row)
+  lines = [HEAD, "| loss | what it is | in sentence-transformers |", "| --- | --- | --- |"]
+  for module, rows in modules.items():
+    lines += [f"| **{module.rpartition('.')[2].replace('_', ' ')}** | | |", *rows]
+  lines += [f"| `training.embed_cached` | the gradient cache | {counterpart(embed_cached)} |"]
+  return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+  PAGE.write_text(page())
