@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
-from jaxft.tree.depth import layer_of as default_layer_of, num_layers
+from jaxft.tree.depth import depths, layer_of as default_layer_of, num_layers, stack_of
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -76,16 +76,20 @@ def scale_by_depth(
   if whole and 0 < (deepest := num_layers(delta, layer_of=layer_of)) < depth:
     raise ValueError(f"coefficients must have one entry for each of the {deepest} layers of delta; got {depth}")
 
+  return _scaled(delta, lambda path: coefficients, jnp.asarray(outside, jnp.float32), layer_of)
+
+
+def _scaled(delta: Tree, coefficients_at: Callable[[str], Array], outside: Array, layer_of: Callable[..., Any]) -> Tree:
   def scale(path: str, leaf: Any) -> Any:
     if leaf is None:
       return None
     layer = layer_of(path, leaf)
     if layer is None:
-      factor = jnp.asarray(outside, jnp.float32)
-    elif np.max(layer) >= depth:
+      factor = outside
+    elif np.max(layer) >= (depth := len(coefficients_at(path))):
       raise ValueError(f"coefficients has {depth} layers, but {path} is in layer {int(np.max(layer))}")
     else:
-      factor = coefficients[layer]
+      factor = coefficients_at(path)[layer]
       factor = factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim))
     return (leaf.astype(jnp.float32) * factor).astype(leaf.dtype)
 
@@ -100,7 +104,7 @@ def lines(
     outside: float | None = None,
     layer_of: Callable[[str, Any], int | np.ndarray | None] = default_layer_of,
 ) -> Tree:
-  """LiNeS: layer l of L is scaled by `alpha + beta * l / (L - 1)`, l = 0 .. L-1.
+  """LiNeS: layer l of L is scaled by `alpha + beta * l / (L - 1)`, l = 0 .. L-1; of two towers each has its own L.
 
   >>> lines({"layers": {"w": jnp.ones((3, 2))}}, alpha=0.5, beta=0.5)
   {'layers': {'w': Array([[0.5 , 0.5 ],
@@ -118,11 +122,15 @@ def lines(
   Raises:
     ValueError: no leaf of `delta` belongs to a layer.
   """
-  depth = num_layers(delta, layer_of=layer_of)
-  if depth == 0:
+  found = depths(delta, layer_of=layer_of)
+  if not found:
     raise ValueError("delta has no leaf inside a layer stack (`layers/...`): pass layer_of for other names")
-  coefficients = depth_schedule(depth, first=alpha, last=alpha + beta)
-  return scale_by_depth(delta, coefficients, outside=alpha if outside is None else outside, layer_of=layer_of)
+  outside = alpha if outside is None else outside
+  by_stack = {
+      stack: jnp.asarray(depth_schedule(depth, first=alpha, last=alpha + beta), jnp.float32)
+      for stack, depth in found.items()}
+  require_finite(outside=outside)
+  return _scaled(delta, lambda path: by_stack[stack_of(path)], jnp.asarray(outside, jnp.float32), layer_of)
 
 
 def lines_alpha(summed: Tree, merged: Tree, *, num_models: int, ord: int = 1) -> Float[Array, ""]:

@@ -1,5 +1,6 @@
 """Scaling the optimizer's updates leaf by leaf, such as learning rates that decay with depth."""
 
+import os
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import optax
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
 from jaxft.tree.choice import EMBEDDINGS, Choice, choice_scales, mask
-from jaxft.tree.depth import layer_of, num_layers
+from jaxft.tree.depth import depths, layer_of, stack_of
 from jaxft.tree.paths import leaves_with_paths, map_with_path
 
 Tree = Any
@@ -60,14 +61,15 @@ def layerwise_decay(
   """Scales that decay from the head to the embeddings: `rate ** (layers - i - 1 + offset)` for layer i.
 
   What lies outside the layers counts as above them (scale 1), but for what `first` matches, which counts as below
-  (`rate ** (layers + offset)`). A leaf of stacked layers gets a vector along its leading axis.
+  (`rate ** (layers + offset)`). A leaf of stacked layers gets a vector along its leading axis. Of two towers each has
+  its own depth, and what `first` matches counts as below the tower whose path it shares most of.
 
   Args:
     rate: decay per layer, in (0, 1]; published values lie between 0.65 and 0.95.
     trainable: what trains, arrays or shapes.
     first: a choice of the leaves below the first layer; a glob may match none.
-    layers: the depth of the model; None takes the deepest layer of `trainable`, which is wrong where the last layers
-      are frozen.
+    layers: the depth of the model, of all its towers alike; None takes the deepest layer of `trainable` in each, which
+      is wrong where the last layers are frozen.
     offset: from the head to the last layer, in layers: 1, or 2 as the released code of ELECTRA counts.
 
   Returns:
@@ -86,10 +88,17 @@ def layerwise_decay(
   """
   in_range("rate", rate, "(0, 1]")
   in_range("offset", offset, "[0, inf)")
-  deepest = num_layers(trainable)
-  depth = deepest if layers is None else layers
-  if depth < deepest:
+  found = depths(trainable)
+  deepest = max(found.values(), default=0)
+  if layers is not None and layers < deepest:
     raise ValueError(f"layers must be at least {deepest}, as trainable has layer {deepest - 1}; got {layers}")
+
+  def depth_at(path: str) -> int:
+    if layers is not None or not found:
+      return layers or 0
+    own = stack_of(path)
+    shared = lambda stack: len(os.path.commonprefix([tuple(path.split("/")), tuple((stack or "").split("/"))]))
+    return found[own] if own in found else found[max(found, key=shared)]
 
   def scale(path: str, leaf: Any, below: bool) -> np.ndarray | np.floating | None:
     if leaf is None:
@@ -97,7 +106,7 @@ def layerwise_decay(
     layer = layer_of(path, leaf)
     outside = layer is None and not below
     layer = -1 if layer is None else layer
-    scales = np.float32(rate) ** (0.0 if outside else depth - 1 + offset - np.asarray(layer, np.float32))
+    scales = np.float32(rate) ** (0.0 if outside else depth_at(path) - 1 + offset - np.asarray(layer, np.float32))
     return scales.reshape(scales.shape + (1,) * (leaf.ndim - scales.ndim)) if scales.ndim else scales
 
   return map_with_path(scale, trainable, mask(first, trainable, name="first", allow_empty=True))

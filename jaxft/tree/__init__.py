@@ -2,7 +2,17 @@
 
 from jaxft.tree.choice import as_choice, by_path, choice_scales, mask, matching_paths
 from jaxft.tree.coupled import Coupled, inverse_order, permute_coupled
-from jaxft.tree.depth import cut_layers, layer_axes, layer_of, leaf_keys, num_layers, stack_layers, unstack_layers
+from jaxft.tree.depth import (
+  cut_layers,
+  depths,
+  layer_axes,
+  layer_of,
+  leaf_keys,
+  num_layers,
+  stack_layers,
+  stack_of,
+  unstack_layers,
+)
 from jaxft.tree.interpolation import interpolate
 from jaxft.tree.partition import combine, count, partition
 from jaxft.tree.paths import leaves_with_paths, map_with_path, path_of

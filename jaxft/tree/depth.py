@@ -107,6 +107,35 @@ def num_layers(tree: Tree, *, layer_of: Callable[[str, Any], int | np.ndarray | 
   return max((int(np.max(layer)) + 1 for layer in layers if layer is not None), default=0)
 
 
+def stack_of(path: str, *, stacks: Sequence[str] = STACKS) -> str | None:
+  """The path of the stack that a leaf lies in, of which a model of two towers has two; None outside any.
+
+  >>> stack_of("text/layers/3/w"), stack_of("vision/layers/w"), stack_of("head/w")
+  ('text/layers', 'vision/layers', None)
+  """
+  found = _locate(path, stacks)
+  return None if found is None else found[0]
+
+
+def depths(tree: Tree, *, layer_of: Callable[[str, Any], int | np.ndarray | None] = layer_of) -> dict[str | None, int]:
+  """The number of layers of each stack in a params tree, by the stack's path.
+
+  >>> depths({"text": {"layers": {"w": np.ones((3, 2))}}, "vision": {"layers": {"w": np.ones((5, 2))}}})
+  {'text/layers': 3, 'vision/layers': 5}
+
+  Args:
+    tree: the params; None where a leaf is missing.
+    layer_of: the depth of a leaf; layers that it finds outside `STACKS` are one stack, None.
+  """
+  out: dict[str | None, int] = {}
+  for path, leaf in leaves_with_paths(tree):
+    layer = None if leaf is None else layer_of(path, leaf)
+    if layer is not None:
+      stack = stack_of(path)
+      out[stack] = max(out.get(stack, 0), int(np.max(layer)) + 1)
+  return out
+
+
 def unstack_layers(params: Tree, *, stack: str = "layers") -> Tree:
   """`{'layers': {'w': [L, ...]}}` -> `{'layers': {'0': {'w': [...]}, '1': ...}}`, for a nested dict.
 
