@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from jaxft.fetch import fetch_package, home, sha256_of
+from jaxft.fetch import fetch_debian_package, fetch_npm_package, fetch_package, home, sha256_of
 
 NAME, VERSION = "jaxft-test-package", "1.0"
 FILE = "jaxft_test_package-1.0-py3-none-any.whl"
@@ -131,6 +131,39 @@ def test_a_cache_folder_that_cannot_be_made(served, tmp_path, monkeypatch):
   monkeypatch.setenv("JAXFT_HOME", str(tmp_path / "file"))
   with pytest.raises(OSError):
     fetch_package(NAME, VERSION, sha256=served[0])
+
+
+def client(folder, name: str, script: str) -> None:
+  """A package client of that name: a script that runs where the archive is to come to lie."""
+  folder.mkdir(exist_ok=True)
+  (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+  (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(("fetch", "name", "program", "asked"), [
+  (fetch_npm_package, "@scope/pictures", "npm", "pack @scope/pictures@1.0 --ignore-scripts --loglevel error"),
+  (fetch_debian_package, "pictures", "apt-get", "download -qq pictures=1.0"),
+])
+def test_other_registries_are_asked_through_their_clients(tmp_path, monkeypatch, fetch, name, program, asked):
+  monkeypatch.setenv("JAXFT_HOME", str(tmp_path / "home"))
+  bin = tmp_path / "bin"
+  monkeypatch.setenv("PATH", f"{bin}{os.pathsep}{os.environ['PATH']}")
+  log = tmp_path / "asked"
+  client(bin, program, f"echo \"$@\" >> {log}\nprintf weights > archive.bin")
+  sha256 = hashlib.sha256(b"weights").hexdigest()
+  path = fetch(name, "1.0", sha256=sha256)
+  assert path.read_bytes() == b"weights" and path.is_relative_to(home() / "packages")
+  assert fetch(name, "1.0", sha256=sha256) == path and log.read_text() == asked + "\n"
+  with pytest.raises(ValueError, match=f"sha256 must be {'0' * 64}; the archive served has {sha256}"):
+    fetch(name, "1.0", sha256="0" * 64)
+  client(bin, program, "echo 'E: no such version' >&2\nexit 1")
+  with pytest.raises(OSError, match=f"could not fetch {name} 2.0: E: no such version"):
+    fetch(name, "2.0", sha256=sha256)
+  monkeypatch.setenv("PATH", "")
+  with pytest.raises(OSError, match=f"there is no {program} on this machine"):
+    fetch(name, "2.0", sha256=sha256)
+  with pytest.raises(ValueError, match="name must match"):
+    fetch("--help", "2.0", sha256=sha256)
 
 
 @pytest.mark.parametrize("change", [{"sha256": "abc"}, {"name": "--index-url=x"}, {"version": "1.0 --hash=x"}])

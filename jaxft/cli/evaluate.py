@@ -41,7 +41,7 @@ def main(args: list[str]) -> None:
 
 def evaluate(options: Evaluate) -> list[dict[str, Any]]:
   """One dict a data set: the model, the task, the data and the metrics."""
-  from jaxft.checks import one_of
+  from jaxft.checks import one_of, pick
   from jaxft.formats.pretrained import load
   from jaxft.recipes.run import DTYPES
 
@@ -52,7 +52,7 @@ def evaluate(options: Evaluate) -> list[dict[str, Any]]:
   if options.task is not None:
     one_of("task", options.task, {**TASKS["encoder"], **TASKS["decoder"]})
   model = load(options.model)
-  known = TASKS[model.kind]
+  known = pick(f"kind of {options.model}", model.kind, TASKS)
   task = options.task or next(iter(known))
   one_of(f"task for {options.model} ({model.kind})", task, known)
   if model.tokenizer is None:

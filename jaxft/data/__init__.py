@@ -1,8 +1,10 @@
 """Data sets by name, and the way from their records to batches on a mesh."""
 
 from jaxft.data.chat import Rendered, render_chat, render_with_spans, tokenize_chats
+from jaxft.data.class_splits import BaseNovel, Session, base_to_novel, few_shot, sessions
 from jaxft.data.collate import collate
 from jaxft.data.demonstrations import retrieve_demonstrations
+from jaxft.data.images import on_background
 from jaxft.data.packing import pack, pack_texts
 from jaxft.data.pipeline import (
   batch_indices,

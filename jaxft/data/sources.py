@@ -2,24 +2,42 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from jaxft.checks import nearest
+from jaxft.data.builders.avatars import Avatars
+from jaxft.data.builders.clipart import Clipart
 from jaxft.data.builders.digits import Digits
 from jaxft.data.builders.docstrings import Docstrings
+from jaxft.data.builders.emoji import EmojiImages
+from jaxft.data.builders.emoji_names import EmojiNames
+from jaxft.data.builders.fashion_mnist import FashionMnist
 from jaxft.data.builders.humaneval import HumanEval
 from jaxft.data.builders.jsonl import jsonl_builder
 from jaxft.data.builders.reasoning import reasoning_builder
 from jaxft.data.builders.sentiment import Sentiment
+from jaxft.data.builders.wordnet import WordNet
 from jaxft.data.prepare import Records, prepare
 from jaxft.seal import check_open
 
+
+def _configs(name: str, builder: type[tfds.core.GeneratorBasedBuilder]) -> dict[str, Any]:
+  return {f"{name}/{config.name}": builder for config in builder.BUILDER_CONFIGS}
+
+
 _BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
+  "clipart": Clipart,
   "digits": Digits,
   "docstrings": Docstrings,
+  "fashion-mnist": FashionMnist,
   "humaneval": HumanEval,
-  **{f"sentiment/{config.name}": Sentiment for config in Sentiment.BUILDER_CONFIGS},
+  "wordnet": WordNet,
+  **_configs("avatars", Avatars),
+  **_configs("emoji", EmojiImages),
+  **_configs("emoji-names", EmojiNames),
+  **_configs("sentiment", Sentiment),
 }
 
 
@@ -27,7 +45,7 @@ def names() -> list[str]:
   """The names that `source` knows by itself; it takes `reasoning_gym/<task>`, `tfds:<name>` and paths as well.
 
   >>> [name for name in names() if "/" not in name]  # and sentiment/news, sentiment/tweets, ...
-  ['digits', 'docstrings', 'humaneval']
+  ['clipart', 'digits', 'docstrings', 'fashion-mnist', 'humaneval', 'wordnet']
   """
   return sorted(_BUILDERS)
 

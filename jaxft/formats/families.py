@@ -10,11 +10,15 @@ from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
+from jaxft.formats.efficientnet_files import efficientnet_tensors
 from jaxft.formats.huggingface_config import Config, bert_json, llama_json
-from jaxft.formats.names import HEAD, Tensors, bert_tensors, llama_tensors
-from jaxft.models import decoder, encoder
+from jaxft.formats.names import HEAD, Tensors, bert_tensors, llama_tensors, vision_tensors
+from jaxft.formats.vision_config import efficientnet_json, vision_json
+from jaxft.models import decoder, efficientnet, encoder, vision
 from jaxft.models.decoder import DecoderConfig
+from jaxft.models.efficientnet import Block, EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
+from jaxft.models.vision import VisionConfig
 
 
 class Family(NamedTuple):
@@ -25,26 +29,26 @@ class Family(NamedTuple):
     config: the class of its configs.
     init: `(key, config) -> params`.
     tensors: `config -> ` its tensors under the names of Hugging Face checkpoints.
-    prefix: what may stand before all of these names.
+    prefixes: what may stand before all of these names.
     tied: `config -> ` the name of a tensor that files may hold and that must equal the token embedding; None: no such.
-    config_json: `config -> ` what its `config.json` has besides the sizes of every model.
+    config_json: `config -> ` what its `config.json` has besides what `sizes_json` gives.
     special_tokens: `(config, tokenizer) -> {role: token}`, for `tokenizer_config.json`.
     key_sizes: `config -> (key heads, size of a head)`.
     peft_task: its task in PEFT's files, where none is given.
-    shrink: `(config, heads, dim) -> config` with that many heads and dimensions, otherwise as similar as possible.
+    shrink: `(config, layers, heads, dim) -> config` with that many of each, otherwise as similar as possible.
   """
 
-  kind: Literal["encoder", "decoder"]
+  kind: Literal["encoder", "decoder", "vision"]
   config: type
   init: Callable[..., dict[str, Any]]
   tensors: Callable[[Any], Tensors]
-  prefix: str
+  prefixes: tuple[str, ...]
   tied: Callable[[Any], str | None]
   config_json: Callable[[Any], dict[str, Any]]
   special_tokens: Callable[[Any, Tokenizer], dict[str, str]]
   key_sizes: Callable[[Any], tuple[int, int]]
   peft_task: str
-  shrink: Callable[[Any, int, int], Any]
+  shrink: Callable[[Any, int, int, int], Any]
 
 
 def _bert_special_tokens(config: EncoderConfig, tokenizer: Tokenizer) -> dict[str, str]:
@@ -59,11 +63,20 @@ def _llama_special_tokens(config: DecoderConfig, tokenizer: Tokenizer) -> dict[s
   return {name: token for name, token in tokens.items() if token is not None}
 
 
-def _shrunk_llama(config: DecoderConfig, heads: int, dim: int) -> DecoderConfig:
+def _shrunk_llama(config: DecoderConfig, layers: int, heads: int, dim: int) -> DecoderConfig:
   # A decoder with as many key heads as heads keeps that.
   kv_heads = heads if config.num_kv_heads == config.num_heads else heads // 2
   return dataclasses.replace(
-      config, dim=dim, num_heads=heads, num_kv_heads=kv_heads, head_dim=dim // heads, mlp_dim=2 * dim)
+      config, num_layers=layers, dim=dim, num_heads=heads, num_kv_heads=kv_heads, head_dim=dim // heads,
+      mlp_dim=2 * dim)
+
+
+def _shrunk_efficientnet(config: EfficientNetConfig, layers: int, heads: int, dim: int) -> EfficientNetConfig:
+  """Every kind of block once: without expansion, with a residual, of both strides and kernels."""
+  del layers, heads
+  blocks = (Block(8, 8, kernel=3, stride=1, expand=1), Block(8, 12, kernel=3, stride=2, expand=6),
+            Block(12, 12, kernel=5, stride=1, expand=6), Block(12, 16, kernel=5, stride=2, expand=6))
+  return dataclasses.replace(config, blocks=blocks, stem=8, dim=dim, image_size=64)
 
 
 BERT = Family(
@@ -73,13 +86,14 @@ BERT = Family(
     tensors=lambda c: bert_tensors(
         vocab=c.vocab_size, dim=c.dim, mlp=c.mlp_dim, positions=c.max_length, types=c.type_vocab_size,
         num_layers=c.num_layers),
-    prefix="bert.",
+    prefixes=("bert.",),
     tied=lambda c: None,
     config_json=bert_json,
     special_tokens=_bert_special_tokens,
     key_sizes=lambda c: (c.num_heads, c.dim // c.num_heads),
     peft_task="FEATURE_EXTRACTION",
-    shrink=lambda c, heads, dim: dataclasses.replace(c, dim=dim, num_heads=heads, mlp_dim=4 * dim),
+    shrink=lambda c, layers, heads, dim: dataclasses.replace(
+        c, num_layers=layers, dim=dim, num_heads=heads, mlp_dim=4 * dim),
 )
 
 LLAMA = Family(
@@ -89,7 +103,7 @@ LLAMA = Family(
     tensors=lambda c: llama_tensors(
         vocab=c.vocab_size, dim=c.dim, mlp=c.mlp_dim, query=c.num_heads * c.head_dim, key=c.num_kv_heads * c.head_dim,
         num_layers=c.num_layers, tie_embeddings=c.tie_embeddings),
-    prefix="",
+    prefixes=(),
     tied=lambda c: HEAD.name if c.tie_embeddings else None,
     config_json=llama_json,
     special_tokens=_llama_special_tokens,
@@ -98,7 +112,43 @@ LLAMA = Family(
     shrink=_shrunk_llama,
 )
 
-FAMILIES = (BERT, LLAMA)
+VIT = Family(
+    kind="vision",
+    config=VisionConfig,
+    init=vision.init,
+    tensors=lambda c: vision_tensors(
+        dim=c.dim, mlp=c.mlp_dim, positions=c.num_positions, channels=c.channels, patch=c.patch_size,
+        num_layers=c.num_layers, clip=c.embed_norm),
+    prefixes=("vit.", "vision_model."),
+    tied=lambda c: None,
+    config_json=vision_json,
+    special_tokens=lambda c, tokenizer: {},
+    key_sizes=lambda c: (c.num_heads, c.dim // c.num_heads),
+    peft_task="FEATURE_EXTRACTION",
+    shrink=lambda c, layers, heads, dim: dataclasses.replace(
+        c, num_layers=layers, dim=dim, num_heads=heads, mlp_dim=4 * dim, image_size=4 * c.patch_size),
+)
+
+
+def _no_keys(config: EfficientNetConfig) -> tuple[int, int]:
+  raise ValueError(f"config must be that of a model with attention; got {config!r:.80}")
+
+
+EFFICIENTNET = Family(
+    kind="vision",
+    config=EfficientNetConfig,
+    init=efficientnet.init,
+    tensors=efficientnet_tensors,
+    prefixes=(),
+    tied=lambda c: None,
+    config_json=efficientnet_json,
+    special_tokens=lambda c, tokenizer: {},
+    key_sizes=_no_keys,
+    peft_task="FEATURE_EXTRACTION",
+    shrink=_shrunk_efficientnet,
+)
+
+FAMILIES = (BERT, LLAMA, VIT, EFFICIENTNET)
 
 
 def family_of(config: Config) -> Family:

@@ -1,8 +1,8 @@
 """Hugging Face model folders (`config.json`, safetensors, tokenizer) to params trees and back.
 
-BERT encoders, with the pooling that sentence-transformers keeps beside them, and Llama decoders. What is loaded is
-exactly what is on disk: a tensor that is missing, unknown, of another shape or of another kind is an error, never a
-warning.
+BERT encoders, with the pooling that sentence-transformers keeps beside them, Llama decoders, ViT and CLIP's image
+tower, and EfficientNet-Lite, whose folders are this library's own. What is loaded is exactly what is on disk: a tensor
+that is missing, unknown, of another shape or of another kind is an error, never a warning.
 """
 
 import json
@@ -21,16 +21,17 @@ from tokenizers import Tokenizer
 
 from jaxft.files import part_of, remove_leftovers, write_text
 from jaxft.formats.families import family_of
-from jaxft.formats.huggingface_config import Config, from_huggingface, sizes_json
+from jaxft.formats.huggingface_config import Config, TextConfig, from_huggingface, sizes_json
 from jaxft.formats.names import HEAD, STACK, Rule, Tensors, misfits
 from jaxft.formats.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards
 from jaxft.formats.tokenizers import check_tokenizer
+from jaxft.formats.vision_config import VISION, from_vision_json, preprocessor_json
 from jaxft.leaves import materialize
 from jaxft.models.encoder import EncoderConfig
 from jaxft.tree import layer_of, leaves_with_paths
 
-# Buffers that old versions saved, and BERT's next-sentence head, which embeddings do not use.
-_IGNORED = re.compile(r"(bert\.)?(embeddings\.position_ids|pooler\..*)|.*\.rotary_emb\.inv_freq")
+# Buffers that old versions saved, and the poolers of BERT and ViT, which embeddings do not use.
+_IGNORED = re.compile(r"(bert\.|vit\.|vision_model\.)?(embeddings\.position_ids|pooler\..*)|.*\.rotary_emb\.inv_freq")
 
 
 def load_directory(
@@ -61,14 +62,14 @@ def load_directory(
   config = read_config(path)
   checkpoint = open_checkpoint(path)
   family = family_of(config)
-  prefix = family.prefix if any(name.startswith(family.prefix) for name in checkpoint.tensors) else ""
+  tensors = family.tensors(config)
+  prefix = next((p for p in family.prefixes if any(name.startswith(p) for name in checkpoint.tensors)), "")
   _check(checkpoint, config, prefix, path)
 
   def read(rule: Rule, layer: int | None) -> np.ndarray:
-    tensor = checkpoint.read(prefix + rule.name.format(layer=layer))
-    return tensor.T if rule.transpose else tensor
+    return tensors.to_here(rule, checkpoint.read(prefix + rule.name.format(layer=layer)))
 
-  return build_params(family.tensors(config), read, dtype=dtype, stacked=stacked), config
+  return build_params(tensors, read, dtype=dtype, stacked=stacked), config
 
 
 def build_params(
@@ -117,7 +118,11 @@ def read_config(path: str | os.PathLike) -> Config:
   if not (path / "config.json").is_file():
     raise FileNotFoundError(f"no config.json in {path}")
   try:
-    return from_huggingface(read_json(path / "config.json"), **_pooling(path))
+    config = read_json(path / "config.json")
+    if config.get("model_type") in VISION:
+      beside = path / "preprocessor_config.json"
+      return from_vision_json(config, read_json(beside) if beside.is_file() else {})
+    return from_huggingface(config, **_pooling(path))
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
 
@@ -203,7 +208,7 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
       if one.shape != (wanted := tensors.shape(rule)):
         problems.append(f"{path} has shape {one.shape} in one layer, the config wants {wanted}")
         break
-      layers[template, None if layer is None else int(layer)] = one.T if rule.transpose else one
+      layers[template, None if layer is None else int(layer)] = tensors.to_there(rule, one)
   depth = lambda rule: range(config.num_layers) if rule.layered else [None]
   wanted = [(rule.path, layer) for rule in rules.values() for layer in depth(rule)]
   problems += [f"missing {path.format(layer=layer)}" for path, layer in wanted if (path, layer) not in layers]
@@ -245,6 +250,8 @@ def save_directory(
     raise FileExistsError(f"{path} exists; saving does not replace it")
   tensors = to_named(params, config)
   if tokenizer is not None:
+    if not isinstance(config, TextConfig):
+      raise ValueError("tokenizer must be None beside a model of images")
     check_tokenizer(tokenizer, config.vocab_size)
   remove_leftovers(path)
   part = part_of(path)
@@ -255,11 +262,13 @@ def save_directory(
     dtype = str(jnp.result_type(*(x.dtype for x in tensors.values())))
     family = family_of(config)
     files = {"config.json": sizes_json(config, dtype=dtype) | family.config_json(config)}
-    if tokenizer is not None:
+    if tokenizer is not None and isinstance(config, TextConfig):
       tokenizer.save(str(part / "tokenizer.json"))
       files["tokenizer_config.json"] = _tokenizer_config(tokenizer, config, chat_template, max_length)
     if isinstance(config, EncoderConfig):
       files |= _sentence_transformers(config, max_length)
+    if not isinstance(config, TextConfig):
+      files["preprocessor_config.json"] = preprocessor_json(config)
     for name, content in files.items():
       write_text(part / name, json.dumps(content, indent=2) + "\n")
     os.replace(part, path)
@@ -268,7 +277,7 @@ def save_directory(
 
 
 def _tokenizer_config(
-    tokenizer: Tokenizer, config: Config, chat_template: str | None, max_length: int | None
+    tokenizer: Tokenizer, config: TextConfig, chat_template: str | None, max_length: int | None
 ) -> dict[str, Any]:
   out: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length or config.max_length,

@@ -1,4 +1,4 @@
-"""`config.json` of Hugging Face checkpoints, to our configs and back; accepts only what the models compute exactly.
+"""`config.json` of Hugging Face checkpoints of text, to our configs and back; accepts only what the models compute.
 
 A config may ask for a variation that would load without complaint and give other numbers (scaled rotary angles,
 biases, another activation, a sliding window). Every key is therefore one that is read, one whose value is checked, or
@@ -10,7 +10,9 @@ from typing import Any
 
 from jaxft.checks import nearest
 from jaxft.models.decoder import DecoderConfig
+from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
+from jaxft.models.vision import VisionConfig
 
 # Bookkeeping, training-time and generation-time settings.
 _HARMLESS = frozenset("""
@@ -32,12 +34,13 @@ _LLAMA_CHECKED = {
 }
 
 
-Config = EncoderConfig | DecoderConfig
+TextConfig = EncoderConfig | DecoderConfig
+Config = TextConfig | VisionConfig | EfficientNetConfig
 
 
 def from_huggingface(
     config: Mapping[str, Any], *, pooling: str = "mean", normalize: bool = False
-) -> Config:
+) -> TextConfig:
   """Our config of a `config.json`.
 
   Args:
@@ -52,7 +55,7 @@ def from_huggingface(
   kind = config.get("model_type")
   if kind not in readers:
     raise ValueError(f"model_type {kind!r} is not supported; {nearest(str(kind), sorted(readers))}")
-  read = _Reader(config)
+  read = Reader(config)
   out = readers[kind](read)
   read.finish()
   if kind == "bert":
@@ -60,7 +63,7 @@ def from_huggingface(
   return EncoderConfig(**out) if kind == "bert" else DecoderConfig(**out)
 
 
-class _Reader:
+class Reader:
   """Reads keys with their checks, remembers which were read, and gathers what is wrong."""
 
   def __init__(self, config: Mapping[str, Any]):
@@ -119,7 +122,7 @@ class _Reader:
       raise ValueError("config.json: " + "; ".join(self.problems))
 
 
-def _sizes(read: _Reader) -> dict[str, int]:
+def _sizes(read: Reader) -> dict[str, int]:
   return {
     "vocab_size": read("vocab_size", int), "dim": read("hidden_size", int),
     "num_layers": read("num_hidden_layers", int), "num_heads": read("num_attention_heads", int),
@@ -127,7 +130,7 @@ def _sizes(read: _Reader) -> dict[str, int]:
   }
 
 
-def _bert(read: _Reader) -> dict[str, Any]:
+def _bert(read: Reader) -> dict[str, Any]:
   read.check(_BERT_CHECKED)
   read.seen.add("tie_word_embeddings")  # of a head that an encoder here does not have
   sizes = _sizes(read)
@@ -139,7 +142,7 @@ def _bert(read: _Reader) -> dict[str, Any]:
   }
 
 
-def _llama(read: _Reader) -> dict[str, Any]:
+def _llama(read: Reader) -> dict[str, Any]:
   read.check(_LLAMA_CHECKED)
   mistral = read.config.get("model_type") == "mistral"
   out = {
@@ -159,7 +162,7 @@ def _llama(read: _Reader) -> dict[str, Any]:
   return out
 
 
-def _rope_theta(read: _Reader) -> float:
+def _rope_theta(read: Reader) -> float:
   """The base of the rotary angles, from `rope_theta` (transformers 4) or `rope_parameters` (transformers 5)."""
   thetas = [read("rope_theta", float, 10000.0)]
   for key in ("rope_scaling", "rope_parameters"):
@@ -171,7 +174,7 @@ def _rope_theta(read: _Reader) -> float:
         settings.get(name, "default") != "default" for name in ("rope_type", "type")):
       read.refuse(key, "supported: null, or rope_type 'default' with a rope_theta")
     elif "rope_theta" in settings:
-      nested = _Reader(settings)
+      nested = Reader(settings)
       thetas.append(nested("rope_theta", float))
       read.problems += nested.problems
   return thetas[-1]
@@ -197,7 +200,9 @@ def llama_json(config: DecoderConfig) -> dict[str, Any]:
 
 
 def sizes_json(config: Config, *, dtype: str) -> dict[str, Any]:
-  """What every `config.json` has."""
+  """What every `config.json` has, and in those of text their sizes."""
+  if not isinstance(config, TextConfig):
+    return {"torch_dtype": dtype}
   return {
     "vocab_size": config.vocab_size, "hidden_size": config.dim, "num_hidden_layers": config.num_layers,
     "num_attention_heads": config.num_heads, "intermediate_size": config.mlp_dim,

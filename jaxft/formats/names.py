@@ -17,14 +17,16 @@ class Rule(NamedTuple):
   Attributes:
     path: its path here with layers unrolled, such as `layers/{layer}/attention/query/kernel`.
     name: its name there.
-    shape: its shape here, for one layer, as names of the sizes that `sizes` gives.
+    shape: its shape here, for one layer, as numbers or names of the sizes that `sizes` gives.
     transpose: whether its last two axes are the other way round there.
+    there: its shape there where that has other axes, after the transposition; None where it has not.
   """
 
   path: str
   name: str
-  shape: tuple[str, ...]
+  shape: tuple[str | int, ...]
   transpose: bool = False
+  there: tuple[str | int, ...] | None = None
 
   @property
   def layered(self) -> bool:
@@ -74,6 +76,50 @@ DECODER = (
   Rule("norm/scale", "model.norm.weight", ("dim",)),
 )
 
+_VIT, _CLIP = "encoder.layer.{layer}", "encoder.layers.{layer}"
+
+
+def _positions(name: str, *, there: tuple[str | int, ...] | None) -> Rule:
+  return Rule("embed/positions", name, (1, "positions", "dim"), there=there)
+
+
+def _patches(name: str) -> Rule:
+  return Rule("embed/patches/kernel", name, ("pixels", "dim"), transpose=True,
+              there=("dim", "channels", "patch", "patch"))
+
+
+VIT = (
+  _patches("embeddings.patch_embeddings.projection.weight"),
+  Rule("embed/patches/bias", "embeddings.patch_embeddings.projection.bias", ("dim",)),
+  Rule("embed/class_token", "embeddings.cls_token", (1, 1, "dim")),
+  _positions("embeddings.position_embeddings", there=None),
+  *_layer_norm(f"{_OURS}/attention_norm", f"{_VIT}.layernorm_before"),
+  *_linear(f"{_OURS}/attention/query", f"{_VIT}.attention.attention.query", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/key", f"{_VIT}.attention.attention.key", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/value", f"{_VIT}.attention.attention.value", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/out", f"{_VIT}.attention.output.dense", "dim", "dim", bias=True),
+  *_layer_norm(f"{_OURS}/mlp_norm", f"{_VIT}.layernorm_after"),
+  *_linear(f"{_OURS}/mlp/up", f"{_VIT}.intermediate.dense", "dim", "mlp", bias=True),
+  *_linear(f"{_OURS}/mlp/down", f"{_VIT}.output.dense", "mlp", "dim", bias=True),
+  *_layer_norm("norm", "layernorm"),
+)
+
+CLIP_VISION = (
+  _patches("embeddings.patch_embedding.weight"),
+  Rule("embed/class_token", "embeddings.class_embedding", (1, 1, "dim"), there=("dim",)),
+  _positions("embeddings.position_embedding.weight", there=("positions", "dim")),
+  *_layer_norm("embed/norm", "pre_layrnorm"),
+  *_layer_norm(f"{_OURS}/attention_norm", f"{_CLIP}.layer_norm1"),
+  *_linear(f"{_OURS}/attention/query", f"{_CLIP}.self_attn.q_proj", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/key", f"{_CLIP}.self_attn.k_proj", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/value", f"{_CLIP}.self_attn.v_proj", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/out", f"{_CLIP}.self_attn.out_proj", "dim", "dim", bias=True),
+  *_layer_norm(f"{_OURS}/mlp_norm", f"{_CLIP}.layer_norm2"),
+  *_linear(f"{_OURS}/mlp/up", f"{_CLIP}.mlp.fc1", "dim", "mlp", bias=True),
+  *_linear(f"{_OURS}/mlp/down", f"{_CLIP}.mlp.fc2", "mlp", "dim", bias=True),
+  *_layer_norm("norm", "post_layernorm"),
+)
+
 HEAD = Rule("head/kernel", "lm_head.weight", ("dim", "vocab"), transpose=True)
 
 
@@ -92,7 +138,22 @@ class Tensors(NamedTuple):
 
   def shape(self, rule: Rule) -> tuple[int, ...]:
     """The shape of one layer's tensor here."""
-    return tuple(self.sizes[size] for size in rule.shape)
+    return self._numbers(rule.shape)
+
+  def to_here(self, rule: Rule, tensor: Any) -> Any:
+    """One layer's tensor as it is here, from what it is there."""
+    if rule.there is not None:
+      shape = self.shape(rule)
+      tensor = tensor.reshape(shape[::-1] if rule.transpose else shape)
+    return tensor.T if rule.transpose else tensor
+
+  def to_there(self, rule: Rule, tensor: Any) -> Any:
+    """The inverse of `to_here`."""
+    tensor = tensor.T if rule.transpose else tensor
+    return tensor if rule.there is None else tensor.reshape(self._numbers(rule.there))
+
+  def _numbers(self, sizes: tuple[str | int, ...]) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) else self.sizes[size] for size in sizes)
 
   def expected(self, name_of: Callable[[Rule], str], *, available: int) -> dict[str, tuple[int, ...]]:
     """What a checkpoint of this model holds: the shapes there, by name, in the order of the rules.
@@ -110,8 +171,9 @@ class Tensors(NamedTuple):
     out = {}
     for rule in self.rules:
       shape = self.shape(rule)
+      shape = self._numbers(rule.there) if rule.there is not None else shape[::-1] if rule.transpose else shape
       for layer in range(self.num_layers) if rule.layered else [None]:
-        out[name_of(rule).format(layer=layer)] = shape[::-1] if rule.transpose else shape
+        out[name_of(rule).format(layer=layer)] = shape
     return out
 
 
@@ -127,6 +189,15 @@ def llama_tensors(
   """The tensors of a Llama of these sizes; `query` and `key` are those of all heads. A tied head is no tensor."""
   sizes = {"vocab": vocab, "dim": dim, "mlp": mlp, "query": query, "key": key}
   return Tensors(DECODER if tie_embeddings else (*DECODER, HEAD), sizes, num_layers)
+
+
+def vision_tensors(
+    *, dim: int, mlp: int, positions: int, channels: int, patch: int, num_layers: int, clip: bool
+) -> Tensors:
+  """The tensors of a vision transformer of these sizes, under CLIP's names or ViT's."""
+  sizes = {"dim": dim, "mlp": mlp, "positions": positions, "channels": channels, "patch": patch,
+           "pixels": channels * patch**2}
+  return Tensors(CLIP_VISION if clip else VIT, sizes, num_layers)
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], held: Mapping[str, Any]) -> list[str]:

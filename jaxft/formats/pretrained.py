@@ -19,12 +19,13 @@ from jaxft.formats.families import family_of
 from jaxft.formats.gguf import open_gguf
 from jaxft.formats.gguf_llama import load_gguf, tokenizer_of
 from jaxft.formats.huggingface import load_directory, read_config
-from jaxft.formats.huggingface_config import Config
+from jaxft.formats.huggingface_config import Config, TextConfig
 from jaxft.formats.presets import PRESETS, fetch
 from jaxft.formats.tiny import init_tiny, tiny_config
 from jaxft.formats.tokenizers import check_tokenizer, read_tokenizer
 from jaxft.models.cut import cut_model
 from jaxft.models.decoder import DecoderConfig
+from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.tree import unstack_layers
 
@@ -33,16 +34,16 @@ C = TypeVar("C", EncoderConfig, DecoderConfig)
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """A pretrained model: what `jaxft.models.encoder` and `decoder` take, and the tokenizer that goes with it.
+  """A pretrained model: what the functions of its module in `jaxft.models` take, and its tokenizer.
 
   Attributes:
     name: what it was loaded as.
     params: the nested dict of arrays.
-    config: an EncoderConfig or a DecoderConfig.
+    config: an EncoderConfig, a DecoderConfig, a VisionConfig or an EfficientNetConfig.
     tokenizer: with neither padding nor truncation; None where the checkpoint has none.
     chat_template: the Jinja template of a chat model, else None.
     max_length: the most tokens of an input: for an encoder what it was tuned with, which may be less than its position
-      table holds; for a decoder its context.
+      table holds; for a decoder its context; 0 where it reads no tokens but images.
   """
 
   name: str
@@ -53,7 +54,7 @@ class Pretrained:
   max_length: int
 
   @property
-  def kind(self) -> Literal["encoder", "decoder"]:
+  def kind(self) -> Literal["encoder", "decoder", "vision"]:
     return family_of(self.config).kind
 
   def text_encoder(self, argument: str = "model") -> tuple[EncoderConfig, Tokenizer]:
@@ -74,7 +75,7 @@ class Pretrained:
 
   def _of_text(self, kind: type[C], words: str, argument: str) -> tuple[C, Tokenizer]:
     if not isinstance(self.config, kind) or self.tokenizer is None:
-      own = "an encoder" if self.kind == "encoder" else "a decoder"
+      own = {"encoder": "an encoder", "decoder": "a decoder", "vision": "a model of images"}[self.kind]
       raise ValueError(f"{argument} must be {words} with a tokenizer; {self.name} is {own} "
                        f"{'with' if self.tokenizer else 'without'} one")
     return self.config, self.tokenizer
@@ -121,6 +122,8 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
   if path.is_file():
     raise ValueError(f"{name!r} must be a preset, a Hugging Face folder or a .gguf file; got another kind of file")
   params, config = load_directory(path, dtype=dtype, stacked=stacked)
+  if not isinstance(config, TextConfig):
+    return Pretrained(name, params, config, None, None, 0)
   tokenizer, chat_template, max_length = read_tokenizer(path)
   # A position table bounds an encoder's input whatever a file beside it says.
   max_length = min(max_length or config.max_length, config.max_length)
@@ -128,7 +131,7 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
 
 
 def _checked(model: Pretrained) -> Pretrained:
-  if model.tokenizer is not None:
+  if model.tokenizer is not None and isinstance(model.config, TextConfig):
     try:
       check_tokenizer(model.tokenizer, model.config.vocab_size)
     except ValueError as e:
@@ -141,20 +144,25 @@ def _tiny(preset: str, *, dtype: DTypeLike, stacked: bool) -> Pretrained:
   path = fetch(preset)
   config = tiny_config(read_config(path))
   params = init_tiny(config, dtype=dtype)
+  params = params if stacked or "layers" not in params else unstack_layers(params)
+  if not isinstance(config, TextConfig):
+    return Pretrained(f"{preset}:tiny", params, config, None, None, 0)
   tokenizer, chat_template, max_length = read_tokenizer(path)
   max_length = min(max_length or config.max_length, config.max_length)
-  return Pretrained(
-      f"{preset}:tiny", params if stacked else unstack_layers(params), config, tokenizer, chat_template, max_length)
+  return Pretrained(f"{preset}:tiny", params, config, tokenizer, chat_template, max_length)
 
 
 def _first_layers(preset: str, layers: str, **options: Any) -> Pretrained:
   """A model of the first layers of a preset."""
-  whole = read_config(fetch(preset)).num_layers
+  config = read_config(fetch(preset))
+  if isinstance(config, EfficientNetConfig):
+    raise ValueError(f"{preset!r} has no layers to cut between: what follows the colon must be 'tiny'; got {layers!r}")
+  whole = config.num_layers
   if not (layers.isascii() and layers.isdigit() and 1 <= int(layers) <= whole):
     raise ValueError(
         f"{preset!r} has {whole} layers: what follows the colon must lie in [1, {whole}], or be 'tiny'; got {layers!r}")
   model = load(preset, **options)
   if int(layers) == whole:
     return model
-  part, _ = cut_model(model.params, model.config, int(layers))
+  part, _ = cut_model(model.params, config, int(layers))
   return dataclasses.replace(model, name=f"{model.name}:{layers}", params=part.params, config=part.config)

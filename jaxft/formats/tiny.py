@@ -4,7 +4,6 @@ All that decides which code runs is the real model's: architecture, vocabulary, 
 Widths and depth are as small as they may be; the params are random.
 """
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -24,8 +23,8 @@ STDDEV = 0.2  # of the matrices: about 1 / sqrt(DIM), so that the layers matter 
 
 
 def tiny_config(config: Config) -> Config:
-  """The config of a model of this architecture with 2 layers of 48 dimensions."""
-  return dataclasses.replace(family_of(config).shrink(config, HEADS, DIM), num_layers=LAYERS)
+  """The config of a model of this architecture with 2 layers of 48 dimensions; of a ConvNet, every kind of block."""
+  return family_of(config).shrink(config, LAYERS, HEADS, DIM)
 
 
 def init_tiny(config: Config, *, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:

@@ -5,6 +5,11 @@ from jaxft.deferred import defer
 __all__ = defer(__name__, {
     "decoder": ("DecoderConfig",),
     "encoder": ("EncoderConfig",),
+    "vision": ("VisionConfig",),
+    "efficientnet": ("EfficientNetConfig",),
+    "dual_encoder": (),
+    "captioner": (),
+    "pixels": (),
     "sites": (),
     "linearize": ("linearize",),
 })

@@ -25,10 +25,11 @@ from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.sites import Edits, Replace
 from jaxft.models.stack import segments
+from jaxft.models.vision import VisionConfig
 from jaxft.signatures import AnyArray
 from jaxft.tree.paths import Tree
 
-Config = DecoderConfig | EncoderConfig
+Config = DecoderConfig | EncoderConfig | VisionConfig
 
 
 class Part(NamedTuple):
@@ -108,7 +109,7 @@ def _leaving(hidden_states, config, params, ids, mask):
 
 def entry(config: Config, states: Float[AnyArray, "batch time dim"]) -> Edits:
   """The edit with which an upper part starts from stored states in place of its embeddings."""
-  return {"embed/out" if isinstance(config, EncoderConfig) else "embed": Replace(states)}
+  return {"embed" if isinstance(config, DecoderConfig) else "embed/out": Replace(states)}
 
 
 def _plain(layers: dict[str, Tree], size: int) -> Tree:

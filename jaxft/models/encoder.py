@@ -21,7 +21,7 @@ from jaxft.leaves import lookup
 from jaxft.models.attention import attend, packed_positions, same_segment
 from jaxft.models.bounds import check_range, rows
 from jaxft.models.linear import linear
-from jaxft.models.norms import layer_norm
+from jaxft.models.norms import layer_norm, unit_length
 from jaxft.models.remat import Policy
 from jaxft.models.sites import LAYER_SITES, Edits, Tap, check_sites
 from jaxft.models.stack import run_layers
@@ -232,7 +232,7 @@ def embed_packed(
   weights = weights.astype(jnp.float32)[..., None]
   by_text = lambda x: jax.ops.segment_sum(x.reshape(-1, x.shape[-1]), segment_ids.ravel(), texts + 1)[1:]
   pooled = by_text(weights * hidden.astype(jnp.float32)) / jnp.maximum(by_text(weights), 1e-9)
-  return _unit(pooled) if config.normalize else pooled
+  return unit_length(pooled) if config.normalize else pooled
 
 
 def pool(
@@ -251,9 +251,4 @@ def pool(
   else:
     weights = mask.astype(jnp.float32)
     pooled = jnp.einsum("btd,bt->bd", hidden, weights) / jnp.maximum(weights.sum(1, keepdims=True), 1e-9)
-  return _unit(pooled) if normalize else pooled
-
-
-def _unit(pooled):
-  # The square root of a sum of squares has no gradient at zero; under the maximum it has one, and it is finite.
-  return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(pooled * pooled, axis=1, keepdims=True), 1e-24))
+  return unit_length(pooled) if normalize else pooled

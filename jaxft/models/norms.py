@@ -1,4 +1,4 @@
-"""Layer norm and root-mean-square norm, computed in float32 whatever the dtype of the activations."""
+"""Layer norm, root-mean-square norm and unit length, computed in float32 whatever the dtype of the activations."""
 
 from typing import Any
 
@@ -30,3 +30,14 @@ def rms_norm(x: Float[Array, "... dim"], params: dict[str, Any], *, eps: float) 
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
   return (y * params["scale"].astype(jnp.float32)).astype(x.dtype)
+
+
+def unit_length(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+  """`x / |x|` over the last axis, float32; 0 where x is 0.
+
+  >>> unit_length(jnp.array([3.0, 4.0]))
+  Array([0.6, 0.8], dtype=float32)
+  """
+  x = x.astype(jnp.float32)
+  # The square root of a sum of squares has no gradient at zero; under the maximum it has one, and it is finite.
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

@@ -113,13 +113,14 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Reci
   """
   optimization, dtype = run.optimization, pick("dtype", run.compute.dtype, DTYPES)
   kind = family_of(config).kind
+  rules = pick("kind of model", kind, RULES)
   rate = optimization.learning_rate
   optimizer = adamw(
       usual_rate(run.method.method) if rate is None else rate, steps, schedule=optimization.schedule,
       warmup_steps=round(optimization.warmup * steps), weight_decay=optimization.weight_decay,
       clip_norm=optimization.clip_norm)
   return Recipe(
-      _objective(run, config, kind, mesh), make_transform(run.method), optimizer, mesh=mesh, rules=RULES[kind],
+      _objective(run, config, kind, mesh), make_transform(run.method), optimizer, mesh=mesh, rules=rules,
       # An encoder's micro-batches are inside its objective, which compares the whole batch.
       accumulate=optimization.accumulate if kind == "decoder" else 1,
       compute_dtype=None if run.compute.dtype == "float32" else dtype)

@@ -15,6 +15,7 @@ from jaxft.tree.depth import (
     stack_axes,
     stack_depths,
     stack_layers,
+    stack_of,
     unstack_layers,
 )
 from jaxft.tree.interpolation import interpolate

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxft.data.builders.hashed_split import hashed_split
 from jaxft.data.prepare import config_of
 from jaxft.fetch import fetch_package
 
@@ -114,8 +114,7 @@ def variant_groups(texts: Sequence[str], *, overlap: float = 0.7) -> list[int]:
 
 def split_of(domain: str, document: int) -> str:
   """The split of a document, by a hash of its name: about 80% train, 10% validation, 10% test."""
-  bucket = hashlib.sha256(f"{domain}/{document}".encode()).digest()[0] * 10 // 256
-  return {0: "test", 1: "validation"}.get(bucket, "train")
+  return hashed_split(f"{domain}/{document}")
 
 
 class Sentiment(tfds.core.GeneratorBasedBuilder, skip_registration=True):

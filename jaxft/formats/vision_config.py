@@ -1,0 +1,114 @@
+"""`config.json` and `preprocessor_config.json` of vision models, to our configs and back.
+
+As for text: accepts only what the models compute exactly. EfficientNet-Lite has no form of Hugging Face's; here it has
+one of its own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft.formats.huggingface_config import Reader
+from jaxft.models.efficientnet import Block, EfficientNetConfig
+from jaxft.models.vision import VisionConfig
+
+_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+# Of the pixels in [0, 1], where there is no preprocessor_config.json.
+_HALF = (0.5, 0.5, 0.5)
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def from_vision_json(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> VisionConfig | EfficientNetConfig:
+  """Our config of a vision model's `config.json`.
+
+  Args:
+    config: its content.
+    preprocessor: that of `preprocessor_config.json`, the pixels' mean and deviation; empty where there is none.
+
+  Raises:
+    ValueError: a key is missing or of the wrong kind, or asks for what the models do not compute; all are named.
+  """
+  read = Reader(config)
+  out = VISION[config["model_type"]](read, preprocessor)
+  read.finish()
+  return out
+
+
+def _vit(read: Reader, preprocessor: Mapping[str, Any]) -> VisionConfig:
+  read.check({"qkv_bias": (True,)})
+  # Of the pooler, which embeddings here do not use, and of masked-image pretraining.
+  read.seen |= {"pooler_act", "pooler_output_size", "encoder_stride"}
+  return _transformer(read, preprocessor, _HALF, _HALF, eps=1e-12)
+
+
+def _clip(read: Reader, preprocessor: Mapping[str, Any]) -> VisionConfig:
+  # Of the whole CLIP, of which this is one tower, and of its initialization.
+  read.seen |= {"projection_dim", "initializer_factor", "dropout"}
+  return _transformer(
+      read, preprocessor, _CLIP_MEAN, _CLIP_STD, eps=1e-5, activation="quick_gelu", embed_norm=True, patch_bias=False)
+
+
+def _transformer(read, preprocessor, mean, std, *, eps, activation="gelu", **fixed) -> VisionConfig:
+  read.check({"hidden_act": tuple(_ACTIVATIONS)})
+  sizes = {
+    name: read(key, int, default) for name, key, default in (
+      ("image_size", "image_size", 224), ("patch_size", "patch_size", 16), ("dim", "hidden_size", None),
+      ("num_layers", "num_hidden_layers", None), ("num_heads", "num_attention_heads", None),
+      ("mlp_dim", "intermediate_size", None), ("channels", "num_channels", 3))
+  }
+  norm_eps = read("layer_norm_eps", float, eps)
+  read.finish()  # what is wrong here is told before what the config says of it
+  return VisionConfig(
+      **sizes, norm_eps=norm_eps, activation=_ACTIVATIONS[read.config.get("hidden_act", activation)],
+      mean=tuple(preprocessor.get("image_mean", mean)), std=tuple(preprocessor.get("image_std", std)), **fixed)
+
+
+def _efficientnet(read: Reader, preprocessor: Mapping[str, Any]) -> EfficientNetConfig:
+  read.seen.add("blocks")
+  blocks = read.config.get("blocks")
+  if not (isinstance(blocks, list) and blocks and all(
+      isinstance(b, list) and len(b) == 5 and all(type(n) is int and 0 < n < 10**6 for n in b) for b in blocks)):
+    read.problems.append(f"blocks must be lists of inputs, outputs, kernel, stride and expand; got {blocks!r:.80}")
+  sizes = {name: read(name, int) for name in ("stem", "dim", "num_classes", "image_size", "channels")}
+  read.finish()
+  return EfficientNetConfig(
+      tuple(Block(*b) for b in blocks or ()), **sizes, mean=tuple(preprocessor["image_mean"]),
+      std=tuple(preprocessor["image_std"]))
+
+
+VISION = {"vit": _vit, "clip_vision_model": _clip, "efficientnet_lite": _efficientnet}
+
+
+def vision_json(config: VisionConfig) -> dict[str, Any]:
+  """The `config.json` of a vision transformer: of CLIP's image tower where it has a norm before the layers, else ViT.
+
+  Raises:
+    ValueError: neither of the two computes what the config says.
+  """
+  clip = config.embed_norm
+  if config.patch_bias == clip or not config.class_token:
+    raise ValueError("config must be that of a ViT or of CLIP's image tower to be saved: a class token, and a bias of "
+                     f"the patches or a norm before the layers; got {config}")
+  return {
+    "architectures": ["CLIPVisionModel" if clip else "ViTModel"],
+    "model_type": "clip_vision_model" if clip else "vit",
+    "image_size": config.image_size, "patch_size": config.patch_size, "num_channels": config.channels,
+    "hidden_size": config.dim, "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
+    "intermediate_size": config.mlp_dim, "layer_norm_eps": config.norm_eps,
+    "hidden_act": {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[config.activation],
+  } | ({} if clip else {"qkv_bias": True})
+
+
+def efficientnet_json(config: EfficientNetConfig) -> dict[str, Any]:
+  """The `config.json` of an EfficientNet-Lite."""
+  blocks = [[b.inputs, b.outputs, b.kernel, b.stride, b.expand] for b in config.blocks]
+  return {
+    "model_type": "efficientnet_lite", "blocks": blocks, "stem": config.stem, "dim": config.dim,
+    "num_classes": config.num_classes, "image_size": config.image_size, "channels": config.channels,
+  }
+
+
+def preprocessor_json(config: VisionConfig | EfficientNetConfig) -> dict[str, Any]:
+  """The `preprocessor_config.json`: how pixels are standardized, and the size of images."""
+  size = {"height": config.image_size, "width": config.image_size}
+  return {"do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": list(config.mean),
+          "image_std": list(config.std), "rescale_factor": 1 / 255, "size": size}

@@ -1,0 +1,67 @@
+"""Images on their way into a vision model: resized, cropped, and standardized as the model was trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from jaxft.signatures import AnyArray
+
+
+def standardize(
+    images: Num[AnyArray, "*batch height width channels"], *, mean: Sequence[float], std: Sequence[float],
+    dtype: Any = jnp.float32,
+) -> Float[Array, "*batch height width channels"]:
+  """`(x - mean) / std` per channel, with x in [0, 1].
+
+  >>> standardize(np.full((1, 1, 1, 1), 255, np.uint8), mean=(0.5,), std=(0.25,)).item()
+  2.0
+
+  Args:
+    images: in [0, 1] where floating, in [0, 255] where integer.
+    mean, std: one for each channel, those of the model's config.
+    dtype: of the result.
+
+  Raises:
+    ValueError: there are not as many means and deviations as channels.
+  """
+  if not len(mean) == len(std) == images.shape[-1]:
+    raise ValueError(f"mean and std must have one entry for each of {images.shape[-1]} channels; got {mean} and {std}")
+  x = jnp.asarray(images, jnp.float32)
+  if jnp.issubdtype(images.dtype, jnp.integer):
+    x = x / 255.0
+  return ((x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)
+
+
+def resize_and_crop(
+    image: Num[AnyArray, "height width channels"], size: int, *, crop: float = 0.875, method: str = "cubic"
+) -> Float[Array, "size size channels"]:
+  """The middle of an image as a square: its shorter side is resized to `size / crop`, then `size` is cut out.
+
+  The evaluation of ImageNet models. Values keep their range, an integer image's become floats in [0, 1].
+
+  >>> resize_and_crop(np.zeros((40, 60, 3), np.uint8), 16).shape
+  (16, 16, 3)
+
+  Args:
+    image: in [0, 1] where floating, in [0, 255] where integer.
+    size: of the result's sides.
+    crop: the share of the shorter side that is kept, in (0, 1].
+    method: of `jax.image.resize`.
+
+  Raises:
+    ValueError: crop outside (0, 1].
+  """
+  if not 0 < crop <= 1:
+    raise ValueError(f"crop must lie in (0, 1]; got {crop}")
+  x = jnp.asarray(image, jnp.float32)
+  if jnp.issubdtype(image.dtype, jnp.integer):
+    x = x / 255.0
+  height, width = x.shape[:2]
+  scale = round(size / crop) / min(height, width)
+  shape = (max(round(height * scale), size), max(round(width * scale), size), x.shape[2])
+  x = jax.image.resize(x, shape, method)
+  top, left = ((side - size) // 2 for side in shape[:2])
+  return jnp.clip(x[top : top + size, left : left + size], 0.0, 1.0)
