@@ -15,10 +15,13 @@ PAGE = Path(__file__).parent / "README.md"
 HEAD = """# Experiments
 
 One module per system. This page, and each result's own, is made by `python -m experiments.table` from the files in
-`results/`; nothing on it is typed. A verdict is computed: *supported* and *contradicted* by a 95% interval over seeds
-and items that lies beyond the smallest effect of interest, *equivalent* within it, *premise absent* where the setting
-lacks what the claim presupposes; q is the p value of a study's first claim, adjusted for all of this page. A gain is in
-percent of what full tuning gains over the untuned model."""
+`results/`; nothing on it is typed. A verdict is computed: *supported* and *contradicted* where a claim's mean lies
+beyond the smallest effect of interest, *equivalent* where it lies within, by p < 0.05 over seeds and items and by
+Holm over the claims of its study; *premise absent* where the setting lacks what the claim presupposes. So Holm
+decides: a claim whose own 95% interval lies beyond, but which is not decided beside its study's others, is
+*inconclusive by Holm*. q is the p value of a study's first claim, adjusted for the first claims of this page in place
+of the others of its study. A gain is in percent of what full tuning gains over the untuned model. *Stale* is a result
+whose code has changed."""
 WHICH = "which-method"  # the comparison that a recommendation is computed from
 
 
@@ -45,8 +48,7 @@ def stale() -> list[str]:
   wrong = [] if PAGE.exists() and PAGE.read_text() == table() else [PAGE.name]
   for study in studies():
     path = results_folder() / f"{study.slug}.json"
-    if path.exists():
-      findings = committed(study)
+    if (findings := committed(study)) is not None and not findings.stale:  # the page of a stale one is as it was
       figure = f"{study.slug}.svg" if findings.arms else None
       want = page(study, findings, figure=figure, note=note_of(path))
       if not path.with_suffix(".md").exists() or path.with_suffix(".md").read_text() != want:
@@ -61,7 +63,7 @@ def main() -> None:
     print(f"{PAGE.name} is current, and so is each result's page")
     return
   for study in studies():
-    if (findings := committed(study)) is not None:
+    if (findings := committed(study)) is not None and not findings.stale:
       write_page(study, findings, results_folder() / f"{study.slug}.json")
   write_text(PAGE, table())
   print(f"wrote {PAGE.name}, and each result's page")

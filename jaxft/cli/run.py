@@ -11,7 +11,7 @@ def main(args: list[str]) -> None:
     slugs = [f"  {slug}  {e.title}" for slug, e in experiment.discover(package).items()] or ["  (none)"]
     print("\n".join([_USAGE, "", *slugs, "", "`jaxft run EXPERIMENT --help` shows its config."]))
     raise SystemExit(0 if args else 2)
-  experiment.main(experiment.find(args[0], package), args[1:])
+  experiment.main(experiment.find(args[0], package), args[1:], package)
 
 
 def _package(args: list[str]) -> tuple[str, list[str]]:

@@ -82,8 +82,9 @@ def source(name: str | os.PathLike, split: str, *, data_dir: str | os.PathLike |
     OSError: an archive cannot be fetched, or the folder not written.
     SealedSplitError: the split is sealed; see `jaxft.seal`.
   """
-  check_open(split)
-  return Records(builder(name, data_dir=data_dir), split)
+  made = builder(name, data_dir=data_dir)
+  check_open(split, list(made.info.splits))
+  return Records(made, split)
 
 
 def builder(name: str | os.PathLike, *, data_dir: str | os.PathLike | None = None) -> tfds.core.DatasetBuilder:

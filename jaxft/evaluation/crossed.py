@@ -6,6 +6,7 @@ holds of another run and of other texts needs both.
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -44,12 +45,18 @@ class CrossedMean:
     return self.mean - half, self.mean + half
 
   def p_above(self, bound: float) -> float:
-    """The one-sided p value of "the mean is at most `bound`"; one minus it is that of "at least"."""
+    """The one-sided p value of "the mean is at most `bound`"."""
     if not math.isfinite(self.stderr):
       return 0.5
     if self.stderr == 0:
       return 0.5 if self.mean == bound else float(self.mean < bound)
     return float(scipy.stats.t.sf((self.mean - bound) / self.stderr, self.df))
+
+  def p_below(self, bound: float) -> float:
+    """The one-sided p value of "the mean is at least `bound`": one minus `p_above`, exact where that is all but 1."""
+    if not math.isfinite(self.stderr) or self.stderr == 0:
+      return 1 - self.p_above(bound)
+    return float(scipy.stats.t.cdf((self.mean - bound) / self.stderr, self.df))
 
   def detectable(self, *, power: float = 0.8, level: float = 0.05) -> float:
     """The smallest true mean that a two-sided test at `level` tells from 0 with this power, at this standard error."""
@@ -78,7 +85,8 @@ def crossed_mean(values: Float[np.ndarray, "seeds items"]) -> CrossedMean:
       d[s, i] = mean + a[s] + b[i] + e[s, i],    var(mean) = va / S + vb / I + ve / (S I)
 
   The components of variance come from the analysis of variance, negative ones as 0, and the degrees of freedom are
-  Satterthwaite's. To compare two models give the differences of their scores, item by item and seed by seed.
+  Satterthwaite's. To compare two models give the differences of their scores, item by item and seed by seed. From five
+  seeds on a 95% interval covers what it says; with two it may cover 88%.
 
   Args:
     values: of each seed on each item, the items in the same order; one column where a seed has one score of its own
@@ -133,7 +141,8 @@ def influences(
 
       T + (n - 1) (mean_j T_j - T_i),    T_i the statistic without item i
 
-  So a correlation, a quantile or a ratio is compared by `crossed_mean` as a mean is. Of a mean they are the items.
+  So a correlation, an area under a curve or a ratio is compared by `crossed_mean` as a mean is. Of a mean they are the
+  items. A statistic that jumps, as a median or a threshold does, has no such numbers: `jackknife_ratio` tells it.
 
   Args:
     items: what the statistic reads, one row an item.
@@ -157,6 +166,58 @@ def influences(
   without = np.array([float(statistic(items[row])) for row in keep])
   require_finite(statistic=np.append(without, whole))
   return whole + (n - 1) * (without.mean() - without)
+
+
+FEWEST_TO_TELL = 20  # items from which on a tenth is enough for `jackknife_ratio`
+
+
+def jackknife_ratio(items: Num[np.ndarray, "items ..."], statistic: Callable[[np.ndarray], float]) -> float:
+  """How far a statistic moves without a tenth of the items, as a multiple of what its `influences` say of that.
+
+      sd(T_S) / sd(mean_S of the influences),    S a hundred random nine tenths of the items
+
+  About 1 of a statistic that moves a little with each item. Of one that jumps leaving out single items says nothing of
+  leaving out more, and the ratio is far from 1 on some items and near it on others: look at several samples. Infinite
+  where no single item moves it, but a tenth or a half of them does.
+
+  Args:
+    items: what the statistic reads, 20 rows or more.
+    statistic: of such rows.
+
+  Raises:
+    ValueError: fewer than 20 items, or the statistic is not finite on them or without one.
+
+  Example:
+    >>> x = np.random.default_rng(0).normal(size=101)
+    >>> bool(0.9 < jackknife_ratio(x, np.std) < 1.1), bool(jackknife_ratio(x, lambda x: float(x.mean() > 0)) > 1.1)
+    (True, True)
+
+  Source: Shao and Wu 1989, by whom leaving out many is consistent for a quantile where leaving out one is not.
+  """
+  items = np.asarray(items)
+  if len(items) < FEWEST_TO_TELL:
+    raise ValueError(f"items must be at least {FEWEST_TO_TELL}; got {len(items)}")
+  influence, rng, n = influences(items, statistic), np.random.default_rng(0), len(items)
+
+  def of(rows: np.ndarray) -> float:
+    try:
+      with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(statistic(items[rows]))
+    except (ArithmeticError, ValueError):
+      return math.nan
+
+  def moves(left_out: int) -> tuple[float, float]:
+    kept = [rng.permutation(n)[left_out:] for _ in range(100)]
+    found = [(of(rows), influence[rows].mean()) for rows in kept]
+    found = [pair for pair in found if math.isfinite(pair[0])]  # of some of the items it may not exist
+    return (0.0, 0.0) if not found else tuple(np.std(found, axis=0).tolist())
+
+  tiny = 1e-9 * float(np.abs(influence).mean())
+  moved, told = moves(n // 10)
+  if told <= tiny:
+    return math.inf if max(moved, moves(n // 2)[0]) > tiny else 1.0
+  return moved / told
 
 
 def ratio(

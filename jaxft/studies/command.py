@@ -1,22 +1,26 @@
 """Running a study from the command line: `jaxft run SLUG [--smoke] [--out FILE] [overrides of the config]`."""
 
 import dataclasses
+import importlib.util
 import shlex
 from pathlib import Path
 from typing import Any
 
 from jaxft.compilation import use_compilation_cache
-from jaxft.files import write_text
+from jaxft.files import check_writable, write_text
 from jaxft.host_memory import keep_freed_memory
 from jaxft.studies.conduct import conduct
-from jaxft.studies.findings import Findings, write
+from jaxft.studies.findings import Findings
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.page import note_of, page
 from jaxft.studies.plot import plot
-from jaxft.studies.study import Study, package_of
+from jaxft.studies.result_file import check_path, write
+from jaxft.studies.study import Study
 
 
-def run(study: Study, config: Any, *, flags: list[str], out: Path | None, smoke: bool = False) -> Findings:
+def run(
+    study: Study, config: Any, *, flags: list[str], out: Path | None, smoke: bool = False, package: str = "experiments"
+) -> Findings:
   """Conducts a study, going on where a killed run was, prints what it found, and writes its files.
 
   Args:
@@ -25,14 +29,19 @@ def run(study: Study, config: Any, *, flags: list[str], out: Path | None, smoke:
     flags: of the command line, for the result's own.
     out: the JSON file; its scores, page and plot lie beside it. None writes nothing.
     smoke: whether it is to try the path, for which no premise need hold.
+    package: that the study is of.
+
+  Raises:
+    ValueError: `out` is no place for a result, before any work.
+    OSError: its folder cannot be written.
+    ModuleNotFoundError: matplotlib, which draws the plot, is not installed.
   """
-  if out is not None:
-    out.parent.mkdir(parents=True, exist_ok=True)  # before the work, so that none is done in vain
+  if out is not None:  # before the work, so that none is done in vain
+    check_out(out)
   keep_freed_memory()
   use_compilation_cache()
-  ledger = Ledger(study.slug, config, package_of(study))
-  findings = conduct(study, config, ledger, whole=smoke)
-  package = package_of(study)
+  ledger = Ledger(study.slug, config, package)
+  findings = conduct(study, config, ledger, smoke=smoke)
   where = [] if package == "experiments" else ["--package", package]
   findings = dataclasses.replace(findings, command=shlex.join(["jaxft", "run", study.slug, *where, *flags]))
   print(page(study, findings))
@@ -40,6 +49,15 @@ def run(study: Study, config: Any, *, flags: list[str], out: Path | None, smoke:
     print(f"written to {write(study, findings, out)}, with its page {write_page(study, findings, out)}")
   ledger.clear()
   return findings
+
+
+def check_out(out: Path) -> None:
+  """Whether a result can be written there, with its page and plot; see `run`."""
+  check_path(out)
+  check_writable(out.parent)
+  note_of(out)  # a note that is too long
+  if importlib.util.find_spec("matplotlib") is None:
+    raise ModuleNotFoundError("matplotlib, which draws a result's plot, is not installed (extra `experiments`)")
 
 
 def write_page(study: Study, findings: Findings, out: Path) -> Path:

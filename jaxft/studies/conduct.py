@@ -11,39 +11,50 @@ from tqdm import tqdm
 from jaxft.seal import sealed
 from jaxft.studies.findings import Findings, FoundArm, FoundPremise
 from jaxft.studies.ledger import Ledger
-from jaxft.studies.scored import Scored, per_item
-from jaxft.studies.study import Arm, Score, Study
+from jaxft.studies.scored import Scored, check_smooth, per_item, smoothness
+from jaxft.studies.study import Arm, Premise, Score, Study
 from jaxft.studies.tuning import Chosen, Setting, Tuning, as_argument, number_names
+from jaxft.studies.verdict import check_claims
+
+FEWEST_SEEDS, FEWEST_TUNING_SEEDS, FEWEST_SETTINGS = 5, 3, 4  # of a study that is to say something
 
 
-def conduct(study: Study, config: Any, ledger: Ledger | None = None, *, whole: bool = False) -> Findings:
+def conduct(study: Study, config: Any, ledger: Ledger | None = None, *, smoke: bool = False) -> Findings:
   """Runs a study to its end, or to its premises where one of them fails.
 
   Args:
     study: what to run.
     config: an instance of `study.config`.
     ledger: keeps finished runs, so that a killed study goes on; None keeps nothing.
-    whole: run the arms though a premise fails, as a smoke run does to try all of the path; the verdict is the same.
+    smoke: try all of the path: run the arms though a premise fails, on as few seeds and rates as there are. The verdict
+      is computed as always.
 
   Raises:
     SealedSplitError: the study opens test data before every choice is made.
-    ValueError: the seeds overlap; the arms lack the baseline or the method; a run returns what its scores do not take,
-      or a test run is not finite.
+    ValueError: the seeds overlap or are too few; the arms lack the baseline or the method, or choose from too few
+      rates; a claim or premise reads what is not there; a premise or a cost is not finite; a run returns what its
+      scores do not take; a statistic jumps; or a test run is not finite.
   """
-  seeds, tuning_seeds = tuple(config.seeds), tuple(config.tuning_seeds)
+  seeds, tuning_seeds = _seeds(config, "seeds"), _seeds(config, "tuning_seeds")
   if not seeds or not tuning_seeds or len({*seeds, *tuning_seeds}) != len(seeds) + len(tuning_seeds):
     raise ValueError(
         f"seeds and tuning_seeds must be different numbers, at least one each; got {seeds} and {tuning_seeds}")
+  if not smoke and (len(seeds) < FEWEST_SEEDS or len(tuning_seeds) < FEWEST_TUNING_SEEDS):
+    raise ValueError(
+        f"seeds must be at least {FEWEST_SEEDS} and tuning_seeds at least {FEWEST_TUNING_SEEDS}, since an interval of "
+        f"fewer is too narrow; got {len(seeds)} and {len(tuning_seeds)}; a smoke run takes any")
   with tqdm(desc=study.slug, unit=" runs") as bar:
     with sealed("test"):
-      arms = study.arms(config)
-      missing = {study.baseline, study.method, *filter(None, (study.start, study.best))} - set(arms)
-      if missing:
-        raise ValueError(f"arms must have the study's own {sorted(missing)}; got {list(arms)}")
+      arms = _arms(study, config)
+      check_claims(study, arms)
       runs = _Runs(study, arms, ledger, bar)
       chooser = study.score(study.choose_by)
       sign = 1.0 if chooser.higher_is_better else -1.0
       tuning = Tuning(arms, lambda arm, setting, seed: sign * runs.mean(arm, setting, seed, chooser.name), tuning_seeds)
+      few = [arm for arm in arms if number_names(arms[arm]) and tuning.settings(arm) < FEWEST_SETTINGS]
+      if few and not smoke:
+        raise ValueError(f"rates must be at least {FEWEST_SETTINGS} to choose from; {few[0]} has "
+                         f"{tuning.settings(few[0])}; a smoke run takes any")
 
       def tuned(arm: str) -> Mapping[str, float]:
         setting = tuning.choose(arm).setting
@@ -51,20 +62,62 @@ def conduct(study: Study, config: Any, ledger: Ledger | None = None, *, whole: b
         return {score.name: mean(score.name) for score in study.scores}
 
       def measured() -> tuple[FoundPremise, ...]:
-        return tuple(
-            FoundPremise(premise.text, float(premise.measure(Scored(arms, tuned))), premise.at_least)
-            for premise in study.premises)
+        return tuple(FoundPremise(premise.text, _measure(premise, Scored(arms, tuned)), premise.at_least)
+                     for premise in study.premises)
 
-      premises, chosen = measured(), None
-      if whole or all(premise.holds for premise in premises):
+      premises, costs, chosen = measured(), {}, None
+      if smoke or all(premise.holds for premise in premises):
+        costs = {name: _cost(name, arm) for name, arm in arms.items()}
         chosen = tuning.choose_all()
+        if not smoke:
+          runs.check_statistics(chosen, tuning_seeds, "validation")
         premises = measured()  # again: a grid that arms share may have grown since, and one of them chosen otherwise
-      if chosen is None or not (whole or all(premise.holds for premise in premises)):
+      if chosen is None or not (smoke or all(premise.holds for premise in premises)):
         return Findings.of(study, config, premises=premises, arms={}, seconds=runs.seconds)
     # From here on nothing is chosen any more.
-    found = {name: _found(study, arm, chosen[name], runs, name, seeds, sign) for name, arm in arms.items()}
+    found = {name: _found(study, arm, chosen[name], costs[name], runs, name, seeds, sign) for name, arm in arms.items()}
     _check_items(study, found)
+    if not smoke:
+      runs.check_statistics(chosen, seeds, "test")
   return Findings.of(study, config, premises=premises, arms=found, seconds=runs.seconds)
+
+
+def _seeds(config: Any, field: str) -> tuple[int, ...]:
+  given = getattr(config, field, None)
+  if not isinstance(given, tuple | list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in given):
+    raise ValueError(f"{field} must be a tuple of whole numbers; got {given!r}")
+  return tuple(given)
+
+
+def _arms(study: Study, config: Any) -> dict[str, Arm]:
+  arms = study.arms(config)
+  if not isinstance(arms, Mapping) or not all(isinstance(arm, Arm) and callable(arm.run) for arm in arms.values()):
+    raise ValueError(f"arms must give an Arm for each name; got {arms!r:.100}")
+  missing = {study.baseline, study.method, *filter(None, (study.start, study.best))} - set(arms)
+  if missing:
+    raise ValueError(f"arms must have the study's own {sorted(missing)}; got {list(arms)}")
+  return dict(arms)
+
+
+def _measure(premise: Premise, view: Scored) -> float:
+  try:
+    measured = float(premise.measure(view))
+  except (KeyError, AttributeError, TypeError) as e:
+    raise ValueError(f"the premise {premise.text!r} must measure one number of the study's scores: {e}") from None
+  if not math.isfinite(measured):
+    raise ValueError(f"the premise {premise.text!r} must measure a finite number; got {measured}")
+  return measured
+
+
+def _cost(name: str, arm: Arm) -> dict[str, float]:
+  found = {} if arm.cost is None else arm.cost()
+  try:
+    cost = {str(what): float(number) for what, number in found.items()}
+  except (AttributeError, TypeError, ValueError):
+    raise ValueError(f"the cost of {name} must be numbers by name; got {found!r:.100}") from None
+  if bad := [what for what, number in cost.items() if not math.isfinite(number)]:
+    raise ValueError(f"the cost of {name} must be finite; got {bad[0]} = {cost[bad[0]]}")
+  return cost
 
 
 class _Runs:
@@ -74,14 +127,16 @@ class _Runs:
     self._study, self._arms, self._bar = study, arms, bar
     self._kept: dict[str, dict[str, np.ndarray]] = {}
     self._ledger = ledger or (lambda name, compute: compute())
+    self._smoothness: dict[str, dict[str, float]] = {}
     self.seconds = 0.0
 
   def __call__(self, arm: str, setting: Setting, seed: int, split: str) -> dict[str, np.ndarray]:
-    name = f"{arm}, {' '.join(f'{v:.6g}' for v in setting)}, seed {seed}, {split}"
+    name = self._name(arm, setting, seed, split)
     if name not in self._kept:
       self._bar.set_postfix_str(name, refresh=False)
       run = self._ledger(name, lambda: self._run(arm, setting, seed, split))
       self.seconds += run["seconds"]
+      self._smoothness[name] = run["smoothness"]
       self._kept[name] = {score: np.asarray(items, np.float64) for score, items in run["scores"].items()}
       self._bar.update()
     return self._kept[name]
@@ -90,15 +145,29 @@ class _Runs:
     """A score on validation data."""
     return float(self(arm, setting, seed, "validation")[score].mean())
 
+  def check_statistics(self, chosen: Mapping[str, Chosen], seeds: tuple[int, ...], split: str) -> None:
+    """ValueError where a score is a statistic that jumps: its influences would say too little or too much."""
+    names = [self._name(arm, chosen[arm].setting, seed, split) for arm in self._arms for seed in seeds]
+    for score in self._study.scores:
+      check_smooth(score, [run[score.name] for run in map(self._smoothness.get, names) if run and score.name in run])
+
+  @staticmethod
+  def _name(arm: str, setting: Setting, seed: int, split: str) -> str:
+    return f"{arm}, {' '.join(map(repr, setting))}, seed {seed}, {split}"
+
   def _run(self, arm: str, setting: Setting, seed: int, split: str) -> dict[str, Any]:
     start = time.perf_counter()
-    returned = dict(self._arms[arm].run(as_argument(self._arms[arm], setting), seed, split))
+    returned = self._arms[arm].run(as_argument(self._arms[arm], setting), seed, split)
     wanted = [score.name for score in self._study.scores]
+    if not isinstance(returned, Mapping):
+      raise ValueError(f"{arm} must return the scores {wanted}, the items of each by its name; got {returned!r:.60}")
     if sorted(returned) != sorted(wanted):
       raise ValueError(f"{arm} must return the scores {wanted}; got {list(returned)}")
     scores = {
         score.name: self._items(arm, returned[score.name], score, split != "test") for score in self._study.scores}
-    return {"seconds": time.perf_counter() - start, "scores": scores}
+    smooth = {score.name: smoothness(returned[score.name], score) for score in self._study.scores}
+    return {"seconds": time.perf_counter() - start, "scores": scores,
+            "smoothness": {name: found for name, found in smooth.items() if found is not None}}
 
   def _items(self, arm: str, items: Any, score: Score, mean_alone: bool) -> list[float]:
     try:
@@ -116,7 +185,8 @@ def _check_items(study: Study, found: Mapping[str, FoundArm]) -> None:
 
 
 def _found(
-    study: Study, arm: Arm, chosen: Chosen, runs: _Runs, name: str, seeds: tuple[int, ...], sign: float
+    study: Study, arm: Arm, chosen: Chosen, cost: dict[str, float], runs: _Runs, name: str, seeds: tuple[int, ...],
+    sign: float,
 ) -> FoundArm:
   tests = [runs(name, chosen.setting, seed, "test") for seed in seeds]
   scores = {}
@@ -126,7 +196,7 @@ def _found(
       raise ValueError(
           f"{name} scores {score.name} on {sorted({len(row) for row in rows})} items; seeds that draw their own items "
           "need shared_items=False")
-    scores[score.name] = np.stack(rows).astype(np.float32)
+    scores[score.name] = np.stack(rows)
     if not np.isfinite(scores[score.name]).all():
       bad = [seed for seed, row in zip(seeds, rows, strict=True) if not np.isfinite(row).all()]
       raise ValueError(f"{name} gives a {score.name} that is not finite on test data, at the seeds {bad}")
@@ -135,5 +205,4 @@ def _found(
       {"setting": dict(zip(names, setting, strict=True)),
        "scores": [sign * value if math.isfinite(value) else None for value in values]}
       for setting, values in chosen.curve.items()) if names else ()
-  cost = {} if arm.cost is None else {what: float(number) for what, number in arm.cost().items()}
   return FoundArm(dict(zip(names, chosen.setting, strict=True)), curve, chosen.at_edge, cost, scores)

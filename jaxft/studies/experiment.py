@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from jaxft.checks import nearest
-from jaxft.studies import findings
+from jaxft.studies import result_file
 from jaxft.studies.command import run
 from jaxft.studies.findings import Findings
-from jaxft.studies.study import Study, package_of
+from jaxft.studies.study import Study
 
 
 def discover(package: str = "experiments") -> dict[str, Study]:
@@ -54,17 +54,28 @@ def results_folder(package: str = "experiments") -> Path:
 def committed(study: Study, package: str = "experiments") -> Findings | None:
   """The committed result of a study, None where there is none yet."""
   path = results_folder(package) / f"{study.slug}.json"
-  return findings.read(study, path) if path.exists() else None
+  return result_file.read(study, path) if path.exists() else None
 
 
-def main(study: Study, args: list[str] | None = None) -> Findings:
+def main(study: Study, args: list[str] | None = None, package: str = "experiments") -> Findings:
   """Runs a study from the command line: `[--smoke] [--out FILE] [overrides of the config]`.
 
   A run with the default config writes the committed result file; a smoke run or one with overrides writes only where
   `--out` says, so that a committed number always comes from the command that stands in it.
+
+  Args:
+    study: what to run.
+    args: of the command line; None takes those of the process.
+    package: that the study is of, `a.b` where it lies in another one: its results lie there.
+
+  Raises:
+    ValueError: the study is not of the package; `--out` is no place for a result.
   """
   import tyro
 
+  module = study.arms.__module__
+  if module != "__main__" and not f"{module}.".startswith(f"{package}."):
+    raise ValueError(f"package must be one that holds {study.slug}, whose arms are made in {module}; got {package!r}")
   args = sys.argv[1:] if args is None else args
   smoke = "--smoke" in args
   rest = [a for a in args if a != "--smoke"]
@@ -80,6 +91,6 @@ def main(study: Study, args: list[str] | None = None) -> Findings:
   default = study.smoke if smoke else study.config()
   config = tyro.cli(study.config, default=default, args=rest, prog=command, description=description)
   if out is None and config == study.config():
-    out = results_folder(package_of(study)) / f"{study.slug}.json"
+    out = results_folder(package) / f"{study.slug}.json"
   flags = (["--smoke"] if smoke else []) + rest
-  return run(study, config, flags=flags, out=out, smoke=smoke)
+  return run(study, config, flags=flags, out=out, smoke=smoke, package=package)

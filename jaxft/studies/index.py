@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxft.evaluation import benjamini_hochberg, crossed_mean, ratio
-from jaxft.studies.digest import code_digest
 from jaxft.studies.findings import ABSENT, Findings
 from jaxft.studies.page import number, table, with_interval
 from jaxft.studies.study import QUESTIONS, Study
@@ -24,7 +23,8 @@ def index(studies: Sequence[Study], found: Mapping[str, Findings], module_of: Ma
   Raises:
     ValueError: a cell has more than thirty words.
   """
-  primaries = [study for study in studies if study.slug in found and found[study.slug].claims]
+  current = {slug: findings for slug, findings in found.items() if findings.claims and not findings.stale}
+  primaries = [study for study in studies if study.slug in current]
   adjusted = benjamini_hochberg([found[study.slug].claims[0].p_value for study in primaries])
   chance = {study.slug: q for study, q in zip(primaries, adjusted, strict=True)}
   sections = []
@@ -41,11 +41,12 @@ def _row(study: Study, findings: Findings | None, module: str, chance: float | N
   method = f"[{study.method}](results/{study.slug}.md) ([code]({module}))"
   if findings is None:
     return method, study.use_when, "", "", "", "no committed result", study.setting
-  stale = "" if findings.digest == code_digest(study.arms.__module__) else " (stale)"
+  if findings.stale:  # other code made it: its arms and scores may be others
+    return method, study.use_when, "", "", "", f"{_judged(findings)} (stale)", study.setting
   q = "" if chance is None else f", q = {chance:.2g}"
   row = (
       method, study.use_when, _gain(study, findings), _forgotten(study, findings), _cost(study, findings),
-      _judged(findings) + f"{q}{stale}", study.setting)
+      _judged(findings) + q, study.setting)
   for cell in row:
     if len(cell.split()) > MOST_WORDS:
       raise ValueError(f"a cell of the index has at most {MOST_WORDS} words; {study.slug} has {cell!r}")
@@ -58,7 +59,7 @@ def _judged(findings: Findings) -> str:
     return findings.verdict
   first = findings.claims[0]
   alone = "" if findings.verdict == first.verdict else f" ({findings.verdict})"
-  return f"{first.text}: **{first.verdict}**{alone}"
+  return f"{first.text}: **{first.verdict}**{' by Holm' if first.by_holm else ''}{alone}"
 
 
 def _gain(study: Study, findings: Findings) -> str:
@@ -69,6 +70,8 @@ def _gain(study: Study, findings: Findings) -> str:
   start, best = of(study.start), of(study.best)
 
   def share(arm: str) -> str:
+    if arm in (study.best, study.start):
+      return "100" if arm == study.best else "0"  # by definition
     mean = crossed_mean(100 * ratio(of(arm) - start, best - start))
     return with_interval(mean.mean, *mean.interval())
 

@@ -44,6 +44,7 @@ class Ledger:
 
 
 def _imported(package: str) -> list[Path]:
-  """The files of a package's modules that this process has imported, and of the one that it runs."""
-  modules = [m for name, m in sorted(sys.modules.items()) if name.split(".")[0] in (package, "__main__")]
+  """The files of the modules of a package's top one that this process has imported, and of the one that it runs."""
+  tops = (package.partition(".")[0], "__main__")
+  modules = [m for name, m in sorted(sys.modules.items()) if name.partition(".")[0] in tops]
   return [Path(file) for m in modules if (file := getattr(m, "__file__", None))]

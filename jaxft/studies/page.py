@@ -43,19 +43,27 @@ def headline(study: Study, findings: Findings) -> str:
   if findings.verdict == ABSENT:
     return "What the claims presuppose does not hold in this setting, so that nothing was compared."
   claim = findings.claims[0]
-  return f"{claim.text}: {with_interval(claim.mean, claim.low, claim.high, sign=True)}, {len(findings.seeds)} seeds."
+  lower = " (lower is better)" if claim.says == "lower" else ""
+  return (f"{claim.text}: {with_interval(claim.mean, claim.low, claim.high, sign=True)}{lower}, "
+          f"{len(findings.seeds)} seeds.")
 
 
 def _claims(findings: Findings) -> str:
   rows = [(("**primary** " if i == 0 else "") + claim.text, says(claim),
-           with_interval(claim.mean, claim.low, claim.high, sign=True), f"{claim.p_holm:.2g}", claim.verdict,
-           number(claim.detectable), "" if claim.seeds_needed is None else str(claim.seeds_needed))
+           with_interval(claim.mean, claim.low, claim.high, sign=True), f"{claim.p_holm:.2g}",
+           claim.verdict + (" by Holm" if claim.by_holm else ""), number(claim.detectable),
+           str(claim.seeds_needed) if claim.seeds_needed is not None and claim.verdict == "inconclusive" else "")
           for i, claim in enumerate(findings.claims)]
   edges = sorted({arm for claim in findings.claims for arm in claim.at_edge})
-  at_edge = f" Nothing is decided of {', '.join(edges)}, whose rate is still at an end of its grid." if edges else ""
+  more = f" Nothing is decided of {', '.join(edges)}, whose choice is still at an end of its grid." if edges else ""
+  if any(claim.by_holm for claim in findings.claims):
+    more += " *By Holm*: by itself the claim would be decided, beside the others it is not."
+  if any(claim.says == "lower" for claim in findings.claims):
+    more += " Where a claim says below, lower is better."
   return (
-      "## Claims\n\nDifferences with 95% intervals over seeds and items; p by Holm over these claims; what 80% power "
-      f"would detect, and the seeds that the smallest effect of interest needs.{at_edge}\n\n" + table(
+      "## Claims\n\nDifferences, each with its own 95% interval over seeds and items; p by Holm over these claims, and "
+      "below 0.05 a claim is decided; what 80% power would detect, and the seeds that the smallest effect of interest "
+      f"needs where nothing is decided.{more}\n\n" + table(
           ("claim", "says", "difference", "p", "verdict", "detectable", "seeds needed"), rows))
 
 
@@ -64,16 +72,23 @@ def _arms(study: Study, findings: Findings) -> str:
   rows = []
   for name, arm in findings.arms.items():
     scores = [mean_of(arm.scores[score.name]) for score in study.scores]
-    rows.append((name, _setting(arm), *scores, *(number(arm.cost[c]) if c in arm.cost else "" for c in costs)))
+    rows.append((name, _setting(study, arm), *scores, *(number(arm.cost[c]) if c in arm.cost else "" for c in costs)))
   what = "; ".join(f"{score.name}: {score.what}" + ("" if score.higher_is_better else " (lower is better)")
                    for score in study.scores)
-  return f"## Arms\n\nOn test data. {what}.\n\n" + table(
+  tuned = any(arm.curve for arm in findings.arms.values())
+  chosen = f", as {study.choose_by} on validation data chose" if tuned else ""
+  return f"## Arms\n\nOn test data{chosen}. {what}.\n\n" + table(
       ("arm", "chosen", *(score.name for score in study.scores), *costs), rows)
 
 
-def _setting(arm: FoundArm) -> str:
-  marked = lambda name: f"{name} {number(arm.setting[name])}" + (" (at the edge)" if name in arm.at_edge else "")
-  return ", ".join(map(marked, arm.setting))
+def _setting(study: Study, arm: FoundArm) -> str:
+  """What was chosen; a number that the study did not name stands by itself."""
+  named = lambda name: "" if list(arm.setting) == ["rate"] else f"{name} "
+  marked = lambda name: f"{named(name)}{number(arm.setting[name])}" + (
+      " (at the edge)" if name in arm.at_edge else "")
+  sign = 1.0 if study.score(study.choose_by).higher_is_better else -1.0
+  others = len(arm.best_settings(sign)) - 1 if arm.curve else 0
+  return ", ".join(map(marked, arm.setting)) + (f" (as good as {others} other{'s' * (others > 1)})" if others else "")
 
 
 def _origin(findings: Findings) -> str:
@@ -93,7 +108,9 @@ def _span(seeds: Sequence[int]) -> str:
 def says(claim: Judged) -> str:
   """What a claim says of its difference, in words."""
   bound = number(claim.smallest)
-  return {"higher": f"above {bound}", "equal": f"within {bound}", "not lower": f"above -{bound}"}[claim.says]
+  beyond = f"-{bound}" if claim.smallest else bound
+  return {"higher": f"above {bound}", "lower": f"below {beyond}", "equal": f"within {bound}",
+          "not lower": f"above {beyond}"}[claim.says]
 
 
 def mean_of(matrix: np.ndarray) -> str:
@@ -103,9 +120,11 @@ def mean_of(matrix: np.ndarray) -> str:
 
 
 def with_interval(mean: float, low: float, high: float, *, sign: bool = False) -> str:
-  """`+0.031 [0.012, 0.050]`, as many digits as the interval is sure of."""
+  """`+0.031 [0.012, 0.050]`, as many digits as the interval is sure of; the mean alone where nothing varies."""
   width = high - low
-  digits = 3 if not (math.isfinite(width) and width > 0) else min(6, max(0, 1 - math.floor(math.log10(width))))
+  if width <= 1e-12 * max(1.0, abs(mean)):
+    return f"{mean:+.3g}" if sign and mean else number(mean)
+  digits = 3 if not math.isfinite(width) else min(6, max(0, 1 - math.floor(math.log10(width))))
   shown = f"{mean:+.{digits}f}" if sign else f"{mean:.{digits}f}"
   return f"{shown} [{low:.{digits}f}, {high:.{digits}f}]"
 

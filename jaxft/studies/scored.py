@@ -1,14 +1,19 @@
 """What premises and contrasts read: `s["full"].op`, the scores of an arm by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxft.checks import nearest
-from jaxft.evaluation import influences
+from jaxft.evaluation import influences, jackknife_ratio
+from jaxft.evaluation.crossed import FEWEST_TO_TELL
 from jaxft.studies.study import Score
+
+# How far `smoothness` may be from 1, as a factor, in three of five runs: in nearly all it is within a tenth where a
+# statistic is smooth, and in half of them off by a quarter where it is a quantile.
+MOST_OFF = 1.25
 
 
 class Scored:
@@ -63,3 +68,26 @@ def per_item(items: Any, score: Score, *, mean_alone: bool = False) -> Float[np.
   if items.ndim != 1:
     raise ValueError(f"{score.name} must be one number for each item, as it is their mean; got {list(items.shape)}")
   return items if score.shared_items else np.array([items.mean()])
+
+
+def smoothness(items: Any, score: Score) -> float | None:
+  """The `jackknife_ratio` of a statistic on what a run returned; None of a mean and of few items."""
+  items = np.asarray(items)
+  if score.of is None or not score.shared_items or not items.ndim or len(items) < FEWEST_TO_TELL:
+    return None
+  try:
+    return jackknife_ratio(items.astype(np.float64), score.of)
+  except ValueError:
+    return None  # there is no statistic of what diverged
+
+
+def check_smooth(score: Score, ratios: Sequence[float]) -> None:
+  """ValueError where a statistic jumps, by the `smoothness` of a study's runs: of one that does some pass by chance."""
+  with np.errstate(divide="ignore"):
+    off = float(np.exp(np.quantile(np.abs(np.log(ratios)), 0.6, method="lower"))) if ratios else 1.0
+  if off > MOST_OFF:
+    raise ValueError(
+        f"{score.name} must have an `of` that moves a little with each item, as a mean, a ratio, a correlation or an "
+        f"area under a curve does; without a tenth of its items it moves {off:.2g} times as far, or as little, as "
+        "leaving them out one by one says, or more so, in two of five runs, as a median or a threshold does; with "
+        "shared_items=False a seed's statistic is one number, and may be any")

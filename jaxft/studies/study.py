@@ -25,6 +25,7 @@ QUESTIONS = (
     "few labels", "keep old skills", "merge", "compress", "little memory", "embeddings", "which data", "which layers",
     "preferences", "vision and language", "generation", "many methods side by side")
 MOST_CLAIMS = 4  # the first is primary; more is exploring
+SAYS = ("higher", "lower", "equal", "not lower")  # what a claim may say of its difference
 
 
 class Grid(NamedTuple):
@@ -51,7 +52,8 @@ class Arm(NamedTuple):
       `{name: value}` where several numbers are chosen; None where none is.
     rates: what to choose from: numbers, a `Grid`, or `{name: either}` for every combination. Empty: nothing is chosen.
       Arms of equal grids share one: where one arm needs it wider, it is wider for all.
-    cost: `() -> {what: number}`, once: trained share, operations against full tuning, bytes of state.
+    cost: `() -> {what: number}`, once, before test data is opened: trained share, operations against full tuning, bytes
+      of state.
   """
 
   run: Callable[[Any, int, str], Mapping[str, Any]]
@@ -96,7 +98,7 @@ class Contrast(NamedTuple):
 
   Attributes:
     of: `(s, study) -> matrix`, with `s["full"].op` the scores `[seeds, items]` of an arm.
-    says: "higher" than `smallest`, "equal" to 0 within it, or "not lower" than minus it.
+    says: "higher" than `smallest`, "lower" than minus it, "equal" to 0 within it, or "not lower" than minus it.
   """
 
   of: Callable[[Any, Any], np.ndarray]
@@ -109,9 +111,8 @@ def higher(score: str, arm: str | None = None, than: str | None = None) -> Contr
 
 
 def lower(score: str, arm: str | None = None, than: str | None = None) -> Contrast:
-  """The arm's score is below another's."""
-  difference = _difference(score, arm, than)
-  return Contrast(lambda s, study: -difference(s, study), "higher")
+  """The arm's score is below another's: the difference is negative where the claim is right."""
+  return Contrast(_difference(score, arm, than), "lower")
 
 
 def equal(score: str, arm: str | None = None, than: str | None = None) -> Contrast:
@@ -166,7 +167,8 @@ class Study:
     setting: model, task, data and sizes, in one or two lines.
     config: a frozen dataclass type with `seeds` and `tuning_seeds`; its defaults make the committed result.
     smoke: the same in seconds.
-    arms: `config -> {name: Arm}`; the world is made here, once. It may not open test data: see `jaxft.seal`.
+    arms: `config -> {name: Arm}`; the world is made here, once. It may not open test data: see `jaxft.seal`. The code
+      of the study is the module of this function, and what that imports of its top package.
     scores: what is measured.
     choose_by: the score that chooses rates on validation data.
     baseline, method: the arms that a contrast compares by itself.
@@ -212,16 +214,18 @@ class Study:
     if not 1 <= len(self.claims) <= MOST_CLAIMS:
       raise ValueError(f"claims must be one to {MOST_CLAIMS}, the first primary; got {len(self.claims)}")
     for claim in self.claims:
-      if claim.contrast.says not in ("higher", "equal", "not lower"):
-        raise ValueError(f"claims must say higher, equal or not lower; {claim.text!r} says {claim.contrast.says!r}")
-      if not (claim.smallest > 0 or claim.smallest == 0 and claim.contrast.says == "higher"):
-        raise ValueError(f"smallest must be > 0 (0 where a claim says higher); {claim.text!r} has {claim.smallest}")
+      if claim.contrast.says not in SAYS:
+        raise ValueError(f"claims must say one of {', '.join(SAYS)}; {claim.text!r} says {claim.contrast.says!r}")
+      least = 0.0 if claim.contrast.says in ("higher", "lower") else math.nextafter(0.0, 1.0)
+      if not least <= claim.smallest < math.inf:
+        raise ValueError("smallest must be finite and > 0 (0 where a claim says higher or lower); "
+                         f"{claim.text!r} has {claim.smallest}")
+    for premise in self.premises:
+      if not math.isfinite(premise.at_least):
+        raise ValueError(f"at_least must be finite; the premise {premise.text!r} has {premise.at_least}")
+    if unknown := [name for name in self.plot or () if name not in names]:
+      raise ValueError(f"plot must be of the scores {names}; got {unknown[0]!r}; {nearest(unknown[0], names)}")
 
   def score(self, name: str) -> Score:
     """A score by name."""
     return next(score for score in self.scores if score.name == name)
-
-
-def package_of(study: Study) -> str:
-  """The package that a study is declared in: its results lie there, and its modules are its code."""
-  return study.arms.__module__.partition(".")[0]

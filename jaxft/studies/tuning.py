@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from jaxft.studies.study import Arm, Grid
 FACTOR = 3.0  # between the end of a grid and the value tried beyond it
 MOST_EXTENSIONS = 3
 
+T = TypeVar("T")
 Setting = tuple[float, ...]  # one value for each number that is chosen
 
 
@@ -41,13 +42,18 @@ class Tuning:
   def __init__(
       self, arms: Mapping[str, Arm], evaluate: Callable[[str, Setting, int], float], seeds: Sequence[int]):
     self._evaluate, self._seeds = evaluate, tuple(seeds)
+    grids = {name: _grids(name, arm) for name, arm in arms.items()}
     self._names = {name: number_names(arm) for name, arm in arms.items()}
     # Equal grids are one object: what one arm adds, all have.
     shared: dict[Any, _Growing] = {}
-    self._grids = {name: shared.setdefault(_key(arm), _Growing(_grids(arm))) for name, arm in arms.items()}
+    self._grids = {name: shared.setdefault((self._names[name], grids[name]), _Growing(grids[name])) for name in arms}
+
+  def settings(self, arm: str) -> int:
+    """How many settings an arm is chosen from at the least."""
+    return len(self._grids[arm].settings())
 
   def choose(self, arm: str) -> Chosen:
-    """The best setting of an arm, its grid widened where that lies at an end.
+    """The best setting of an arm, its grid widened where that lies at an end and no other is as good.
 
     Raises:
       ValueError: every setting diverges.
@@ -58,8 +64,9 @@ class Tuning:
       sound = {setting: float(np.mean(scores)) for setting, scores in curve.items() if np.isfinite(scores).all()}
       if not sound:
         raise ValueError(f"{arm} diverges at every setting tried: {', '.join(map(str, curve))}")
-      best = max(sound, key=lambda setting: sound[setting])
-      edges = grid.edges(best, rejected=set(curve) - set(sound))
+      # Of equal ones the lowest that lies at no end: where the next value inside is as good, nothing points beyond.
+      edges_of = {setting: grid.edges(setting, rejected=set(curve) - set(sound)) for setting in ties(sound)}
+      best, edges = min(edges_of.items(), key=lambda found: len(found[1]))
       if not edges or not grid.extend(edges):
         return Chosen(best, curve, tuple(self._names[arm][axis] for axis, _ in edges))
 
@@ -70,6 +77,12 @@ class Tuning:
       chosen = {arm: self.choose(arm) for arm in self._grids}
       if before == [len(list(grid.settings())) for grid in self._grids.values()]:
         return chosen
+
+
+def ties(means: Mapping[T, float]) -> list[T]:
+  """The settings whose mean is the highest, but for the rounding of a sum."""
+  top = max(means.values())
+  return [setting for setting, mean in means.items() if math.isclose(mean, top, rel_tol=1e-9)]
 
 
 class _Growing:
@@ -129,22 +142,24 @@ def as_argument(arm: Arm, setting: Setting) -> Any:
   return setting[0] if setting else None
 
 
-def _grids(arm: Arm) -> tuple[Grid, ...]:
-  grids = arm.rates.values() if isinstance(arm.rates, Mapping) else [arm.rates] if len(arm.rates) else []
-  return tuple(_checked(grid if isinstance(grid, Grid) else Grid(tuple(grid))) for grid in grids)
+def _grids(name: str, arm: Arm) -> tuple[Grid, ...]:
+  try:
+    grids = list(arm.rates.values()) if isinstance(arm.rates, Mapping) else [arm.rates] if len(arm.rates) else []
+    return tuple(_checked(grid if isinstance(grid, Grid) else Grid(tuple(grid))) for grid in grids)
+  except TypeError:
+    raise ValueError(f"{name} must have rates that are several numbers, a Grid, or a mapping of names to either; got "
+                     f"{arm.rates!r}") from None
 
 
 def _checked(grid: Grid) -> Grid:
+  if isinstance(grid.values, str) or any(isinstance(v, str) for v in grid.values):
+    raise TypeError
   values = tuple(float(v) for v in grid.values)
   if not values or len(set(values)) != len(values) or not all(math.isfinite(v) for v in values):
     raise ValueError(f"rates must be different finite numbers, at least one; got {grid.values}")
   if min(values) < 0:
     raise ValueError(f"rates must be >= 0, as a grid grows by a factor; got {grid.values}; in place of exponents give "
                      "the numbers themselves")
-  if min(values) < grid.low or max(values) > grid.high:
+  if not (grid.low <= min(values) and max(values) <= grid.high):
     raise ValueError(f"rates must lie in [{grid.low}, {grid.high}]; got {grid.values}")
   return Grid(tuple(sorted(values)), grid.low, grid.high)
-
-
-def _key(arm: Arm) -> Any:
-  return number_names(arm), _grids(arm)

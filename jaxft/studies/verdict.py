@@ -26,7 +26,7 @@ class Judged:
   Attributes:
     text: the claim.
     says, smallest: what it says of the mean; see `study.Contrast`.
-    mean, low, high: the contrast, with its 95% interval over seeds and items.
+    mean, low, high: the contrast, with its 95% interval over seeds and items; below 0 where "lower" is right.
     seeds, items: of the contrast.
     p_value: of what the verdict says, before Holm; of the claim where it is inconclusive.
     p_holm: the same, adjusted for the study's claims.
@@ -34,6 +34,7 @@ class Judged:
     detectable: the effect that these seeds and items would tell from 0 with 80% power.
     seeds_needed: for `smallest` to be detectable; None where only more items help.
     at_edge: arms of the contrast whose rate is still at an end of its grid: then nothing is decided.
+    by_holm: whether it would be decided by itself, and is not beside the study's other claims.
   """
 
   text: str
@@ -51,6 +52,10 @@ class Judged:
   seeds_needed: int | None
   at_edge: tuple[str, ...] = ()
 
+  @property
+  def by_holm(self) -> bool:
+    return self.verdict == "inconclusive" and not self.at_edge and self.p_value < LEVEL
+
 
 def judge(
     study: Study, scores: Mapping[str, Mapping[str, np.ndarray]], at_edge: Sequence[str] = ()
@@ -65,7 +70,7 @@ def judge(
   found = []
   for claim in study.claims:
     view = Scored(scores, scores.__getitem__)  # one of its own, which tells what this claim reads
-    mean = crossed_mean(claim.contrast.of(view, study))
+    mean = crossed_mean(np.asarray(claim.contrast.of(view, study), np.float64))
     edges = tuple(arm for arm in view.asked if arm in at_edge)
     found.append((claim, mean, edges, *decide(claim.contrast.says, mean, claim.smallest)))
   adjusted = holm([p for *_, p in found])
@@ -81,6 +86,20 @@ def judge(
   return tuple(judged)
 
 
+def check_claims(study: Study, arms: Mapping[str, Any]) -> None:
+  """ValueError where a claim reads an arm or a score that the study does not have, before any work is done."""
+  rng = np.random.default_rng(0)
+  made_up = {score.name: rng.uniform(1, 2, (3, 4)) for score in study.scores}
+  for claim in study.claims:
+    try:
+      with np.errstate(all="ignore"):
+        claim.contrast.of(Scored(arms, lambda arm: made_up), study)
+    except (KeyError, AttributeError) as e:
+      raise ValueError(f"the claim {claim.text!r} reads what the study does not have: {e.args[0]}") from None
+    except (ArithmeticError, ValueError):
+      pass  # of numbers that are made up
+
+
 def decide(says: str, mean: CrossedMean, smallest: float) -> tuple[str, float]:
   """The verdict on one claim by itself, and its p value.
 
@@ -89,11 +108,12 @@ def decide(says: str, mean: CrossedMean, smallest: float) -> tuple[str, float]:
   """
   # The p value of each region: small where the mean can only lie in it.
   above = min(1.0, 2 * mean.p_above(smallest))
-  below = min(1.0, 2 * (1 - mean.p_above(-smallest)))
-  within = max(mean.p_above(-smallest), 1 - mean.p_above(smallest)) if smallest > 0 else 1.0
+  below = min(1.0, 2 * mean.p_below(-smallest))
+  within = max(mean.p_above(-smallest), mean.p_below(smallest)) if smallest > 0 else 1.0
   not_below = min(1.0, 2 * mean.p_above(-smallest))
   verdicts = {
       "higher": {"supported": above, "equivalent": within, "contradicted": below},
+      "lower": {"supported": below, "equivalent": within, "contradicted": above},
       "equal": {"supported": within, "contradicted": min(above, below)},
       "not lower": {"supported": not_below, "contradicted": below},
   }[says]
@@ -117,3 +137,11 @@ def as_json(judged: Judged) -> dict[str, Any]:
   """Numbers that JSON has: what is infinite becomes None."""
   finite = lambda x: None if isinstance(x, float) and not math.isfinite(x) else x
   return {name: finite(value) for name, value in dataclasses.asdict(judged).items()}
+
+
+def from_json(content: Mapping[str, Any]) -> Judged:
+  """What `as_json` gave."""
+  infinite = {"low": -math.inf, "high": math.inf, "detectable": math.inf}
+  fields: dict[str, Any] = {name: infinite.get(name) if value is None else value for name, value in content.items()}
+  fields["at_edge"] = tuple(content["at_edge"])
+  return Judged(**fields)

@@ -19,8 +19,8 @@ from jaxft.studies.study import Arm, Claim, Score, Study, higher
 @dataclasses.dataclass(frozen=True)
 class Config:
   items: int = 6
-  seeds: tuple[int, ...] = (0, 1, 2)
-  tuning_seeds: tuple[int, ...] = (100,)
+  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 def arms(config):
   plain = lambda rate, seed, split: {"score": np.random.default_rng(seed).random(config.items)}
@@ -58,7 +58,7 @@ def test_list_is_made_from_the_modules_and_their_committed_results(jaxft, packag
   result = tmp_path / package / "results" / "toy-system.json"
   assert jaxft("run", "toy-system", "--package", package, "--out", result).status == 0
   row, = json.loads(jaxft("list", "--package", package, "--json").out)
-  assert row["status"] == "supported" and row["headline"].startswith("the toy is better: +0.97 [")
+  assert row["status"] == "supported" and row["headline"].startswith("the toy is better: +1.01 [")
   text = jaxft("list", "--package", package).out
   assert "toy-system" in text and "merge; supported" in text and row["headline"] in text
 

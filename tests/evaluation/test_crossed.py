@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxft.evaluation import benjamini_hochberg, crossed_mean, holm, influences, ratio
+from jaxft.evaluation import benjamini_hochberg, crossed_mean, holm, influences, jackknife_ratio, ratio
 
 RNG = np.random.default_rng(0)
 
@@ -74,6 +74,34 @@ def test_influences_give_a_correlation_its_own_spread():
   np.testing.assert_allclose(found.mean(), statistic(rows), rtol=1e-12)
   among_samples = np.std([statistic(draw()) for _ in range(600)])
   np.testing.assert_allclose(found.std(ddof=1) / 150**0.5, among_samples, rtol=0.15)
+
+
+@pytest.mark.parametrize("statistic", [
+    lambda rows: float(np.corrcoef(rows.T)[0, 1]), lambda rows: rows[:, 1].var() / rows[:, 0].var(),
+    lambda rows: float((rows[rows[:, 0] > 0, 1][:, None] > rows[rows[:, 0] <= 0, 1]).mean())],
+    ids=["correlation", "ratio", "area under the curve"])
+@pytest.mark.parametrize("items", [20, 60, 300])
+def test_the_jackknife_is_right_of_what_moves_a_little_with_each_item(statistic, items):
+  rng = np.random.default_rng(4)
+  for _ in range(10):
+    assert 0.8 < jackknife_ratio(rng.normal(size=(items, 2)) @ [[1, 0.6], [0, 0.8]], statistic) < 1.25
+
+
+def test_the_jackknife_is_wrong_of_a_median_and_a_threshold_and_that_is_told():
+  rng = np.random.default_rng(5)
+  for statistic in (np.median, lambda x: float(x.mean() > 0)):
+    found = [jackknife_ratio(rng.normal(size=100), statistic) for _ in range(40)]
+    assert sum(not 0.5 <= r <= 2 for r in found) >= 8
+  assert jackknife_ratio(np.arange(30.0), lambda x: 0.0) == 1.0  # nothing moves it
+  with pytest.raises(ValueError, match="items must be at least 20; got 3"):
+    jackknife_ratio(np.arange(3.0), np.mean)
+
+
+def test_both_p_values_are_exact_where_they_are_small():
+  values = np.random.default_rng(6).normal(1, 1, (12, 50))
+  mean, mirrored = crossed_mean(values), crossed_mean(-values)
+  assert 0 < mean.p_above(0) < 1e-18
+  np.testing.assert_allclose(mirrored.p_below(0), mean.p_above(0), rtol=1e-9)
 
 
 def test_ratio_is_linear_in_both_and_has_the_ratio_as_mean():

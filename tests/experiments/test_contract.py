@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import table
-from jaxft.studies import experiment, findings
+from jaxft.studies import experiment, result_file
 from jaxft.studies.digest import code_digest
 from tests.experiments.programs import count_programs
 
@@ -63,7 +63,7 @@ def test_smoke_runs(slug, tmp_path, monkeypatch):
   with count_programs() as programs:
     found = smoke(slug, out)
   assert json.loads(out.read_text())["command"] == f"jaxft run {slug} --smoke"
-  check_study(study, found, findings.read(study, out))
+  check_study(study, found, result_file.read(study, out))
 
   if version("jaxlib") >= "0.11":
     return  # the budgets are in instructions of the XLA before

@@ -10,7 +10,7 @@ from experiments.representation import gistembed
 from experiments.tasks import view_experts
 from experiments.transforms import hft, regularized_mask_tuning
 from jaxft.seal import SealedSplitError
-from jaxft.studies import findings
+from jaxft.studies import result_file
 from jaxft.studies.experiment import main
 from tests.experiments.test_contract import check_study
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.exhaustive
 def run(study, folder):
   """A smoke run and the contract's look at it."""
   found = main(study, ["--smoke", "--out", str(folder / "result.json")])
-  check_study(study, found, findings.read(study, folder / "result.json"))
+  check_study(study, found, result_file.read(study, folder / "result.json"))
 
 
 def test_a_method_that_does_what_the_baseline_does(tmp_path, monkeypatch):

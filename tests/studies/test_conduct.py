@@ -8,14 +8,28 @@ import pytest
 from jaxft.seal import SealedSplitError, check_open
 from jaxft.studies.conduct import conduct
 from jaxft.studies.findings import ABSENT
+from jaxft.studies.result_file import read, write
 from jaxft.studies.scored import per_item
-from jaxft.studies.study import Arm, Claim, Grid, Premise, Score, higher
-from tests.studies.toys import EQUAL, Config, arms, study
+from jaxft.studies.study import Arm, Bars, Claim, Front, Grid, Premise, Score, higher, lower
+from tests.studies.toys import EQUAL, GRID, Config, arms, study
 
 
 def wrapped(change):
   """The toy's arms with each run passed through `change(name, run)`."""
   return lambda config: {name: arm._replace(run=change(name, arm.run)) for name, arm in arms(config).items()}
+
+
+def rated(rates):
+  """The toy's arms, full tuning with other rates."""
+  return lambda config: arms(config) | {"full": arms(config)["full"]._replace(rates=rates)}
+
+
+def costing(number):
+  """The toy's arms, full tuning with another cost, which is asked before anything is tuned."""
+  refuse = lambda run: lambda rate, seed, split: run(rate, seed, split) if split == "validation" else pytest.fail("run")
+  return lambda config: {
+      name: arm._replace(run=refuse(arm.run), cost=lambda: {"numbers": number}) for name, arm in arms(config).items()
+      if name != "start"} | {"start": arms(config)["start"]}
 
 
 def test_a_planted_effect_is_found_and_none_is_not():
@@ -88,6 +102,34 @@ def test_a_premise_is_measured_again_where_a_shared_grid_has_grown():
   assert found.verdict == "premise absent" and found.premises[0].measured == 0.0
 
 
+def test_a_tie_is_no_edge():
+  """Where all rates are as good, none points beyond; where the two lowest are, the inner one is taken."""
+  equal = lambda rate, seed, split: {"score": np.full(60, seed % 7 / 7)}
+  tuned = lambda run: conduct(
+      study(premises=(), arms=lambda c: arms(c) | {"full": Arm(run, Grid(GRID))}), Config()).arms["full"]
+  chosen = tuned(equal)
+  assert (chosen.setting, chosen.at_edge, len(chosen.curve)) == ({"rate": GRID[1]}, (), 4)
+  assert len(chosen.best_settings(1.0)) == 4
+  falling = lambda rate, seed, split: {"score": np.full(60, -max(rate, GRID[1]))}
+  chosen = tuned(falling)
+  assert (chosen.setting, chosen.at_edge, len(chosen.curve)) == ({"rate": GRID[1]}, (), 4)
+
+
+def test_rates_that_differ_in_the_seventh_digit_are_two():
+  grid = (1e-3, 1.0000001e-3, 1.0000002e-3, 1.0000003e-3)
+  run = lambda rate, seed, split: {"score": np.full(60, -abs(rate - grid[2]))}
+  found = conduct(study(premises=(), arms=lambda c: arms(c) | {"full": Arm(run, grid)}), Config())
+  assert found.arms["full"].setting == {"rate": grid[2]}
+
+
+@pytest.mark.parametrize("size", [1e-46, 1e39])
+def test_scores_keep_their_size(size, tmp_path):
+  scaled = study(premises=(), arms=wrapped(lambda name, run: lambda *call: {"score": size * run(*call)["score"]}))
+  found = conduct(scaled, Config(effect=0.6))
+  assert found.verdict == "supported" and found.claims[0].mean / size == pytest.approx(0.6, abs=0.3)
+  assert read(scaled, write(scaled, found, tmp_path / "toy.json")).claims == found.claims
+
+
 @pytest.mark.parametrize("where", ["while the world is made", "in a run on validation data"])
 def test_a_study_that_opens_its_test_data_early_fails(where):
   def early(config):
@@ -113,7 +155,31 @@ def test_test_data_is_open_once_everything_is_chosen():
 
 @pytest.mark.parametrize("change, error, message", [
     (dict(arms=lambda c: {"full": arms(c)["full"]}), ValueError, r"arms must have the study's own \['method', 'start'"),
-    (dict(scores=(Score("other", "x"),), choose_by="other"), ValueError, r"full must return the scores \['other'\]"),
+    (dict(scores=(*study().scores, Score("other", "x"))), ValueError,
+     r"full must return the scores \['score', 'other'\]"),
+    (dict(arms=lambda c: None), ValueError, "arms must give an Arm for each name; got None"),
+    (dict(arms=lambda c: {"full": lambda *call: None}), ValueError, "arms must give an Arm for each name"),
+    (dict(arms=wrapped(lambda name, run: lambda *call: None)), ValueError,
+     r"must return the scores \['score'\], the items of each by its name; got None"),
+    (dict(arms=wrapped(lambda name, run: lambda *call: np.ones(3))), ValueError, r"by its name; got array"),
+    (dict(claims=(Claim("better", higher("scroe"), smallest=0.1),)), ValueError,
+     "the claim 'better' reads what the study does not have: method has no score 'scroe'"),
+    (dict(claims=(Claim("better", higher("score", "metod"), smallest=0.1),)), ValueError,
+     "the study has no arm 'metod'; nearest: method"),
+    (dict(premises=(Premise("x", lambda s: s["ful"].score, at_least=0.1),)), ValueError,
+     "the premise 'x' must measure one number of the study's scores: .*no arm 'ful'"),
+    (dict(premises=(Premise("x", lambda s: s["full"], at_least=0.1),)), ValueError,
+     "the premise 'x' must measure one number"),
+    (dict(premises=(Premise("x", lambda s: float("nan"), at_least=0.1),)), ValueError,
+     "the premise 'x' must measure a finite number; got nan"),
+    (dict(arms=rated(0.1)), ValueError, "full must have rates that are several numbers, a Grid, or a mapping.*got 0.1"),
+    (dict(arms=rated({"rate": 0.1})), ValueError, "full must have rates that are several numbers"),
+    (dict(arms=rated(Grid(0.1))), ValueError, "full must have rates that are several numbers"),
+    (dict(arms=rated("123")), ValueError, "full must have rates that are several numbers"),
+    (dict(arms=rated((0.1, 0.2, 0.3))), ValueError, "rates must be at least 4 to choose from; full has 3"),
+    (dict(arms=rated(Grid((0.1, 0.2, 0.3, 0.4), low=float("nan")))), ValueError, r"rates must lie in \[nan, inf\]"),
+    (dict(arms=costing(float("nan"))), ValueError, "the cost of full must be finite; got numbers = nan"),
+    (dict(arms=costing("many")), ValueError, "the cost of full must be numbers by name"),
     (dict(arms=wrapped(lambda name, run: lambda *call: {"score": "much"})), ValueError, "score must be numbers"),
     (dict(arms=wrapped(lambda name, run: lambda *call: {"score": np.ones((3, 2))})), ValueError, "one number for each"),
     (dict(arms=wrapped(lambda name, run: lambda r, seed, s: {"score": np.ones(3 if name == "full" else 1)}),
@@ -131,15 +197,27 @@ def test_errors_name_the_arm_and_what_it_returned(change, error, message):
     conduct(study(**change), Config())
 
 
-def test_seeds_never_tune():
-  with pytest.raises(ValueError, match="seeds and tuning_seeds must be different"):
-    conduct(study(), Config(seeds=(1, 2), tuning_seeds=(2, 3, 4)))
+@pytest.mark.parametrize("config, message", [
+    (Config(seeds=(1, 2), tuning_seeds=(2, 3, 4)), "seeds and tuning_seeds must be different"),
+    (Config(seeds=3), "seeds must be a tuple of whole numbers; got 3"),
+    (Config(tuning_seeds=(100.0, 101.0)), "tuning_seeds must be a tuple of whole numbers"),
+    (Config(seeds=(1, 2, 3, 4)), "seeds must be at least 5 and tuning_seeds at least 3.*got 4 and 3; a smoke run"),
+    (Config(tuning_seeds=(100, 101)), "got 10 and 2"),
+])
+def test_seeds_never_tune_and_are_enough(config, message):
+  with pytest.raises(ValueError, match=message):
+    conduct(study(), config)
 
 
 @pytest.mark.parametrize("change, message", [
     (dict(question="anything"), "question must be one of"), (dict(choose_by="x"), "choose_by must be one of"),
     (dict(claims=()), "claims must be one to 4"), (dict(claims=(EQUAL,) * 5), "claims must be one to 4"),
-    (dict(claims=(EQUAL._replace(smallest=0.0),)), "smallest must be > 0"),
+    *((dict(claims=(EQUAL._replace(smallest=smallest),)), "smallest must be finite and > 0")
+      for smallest in (0.0, -0.1, float("inf"), float("nan"))),
+    (dict(claims=(Claim("lower", lower("score"), smallest=float("inf")),)), "smallest must be finite"),
+    (dict(premises=(Premise("x", lambda s: 1.0, at_least=float("nan")),)), "at_least must be finite; the premise 'x'"),
+    (dict(plot=Front("score", "kept")), r"plot must be of the scores \['score'\]; got 'kept'"),
+    (dict(plot=Bars("scor")), "got 'scor'; nearest: score"),
     (dict(scores=(Score("a b", ""),), choose_by="a b"), "identifiers"),
 ])
 def test_declarations_are_checked(change, message):
@@ -165,6 +243,23 @@ def test_a_statistic_of_items_is_compared_by_its_influences():
   np.testing.assert_allclose(found.arms["method"].scores["score"][3].mean(), np.corrcoef(run.T)[0, 1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name, of", [
+    ("median", np.median), ("threshold", lambda x: float(x.mean() > 0)), ("quantile", lambda x: np.quantile(x, 0.9))])
+def test_a_statistic_that_jumps_is_refused_before_test_data_is_opened(name, of):
+  def run(rate, seed, split):
+    assert split == "validation"
+    return {"score": np.random.default_rng([seed, int(1e6 * rate)]).normal(size=100)}
+
+  jumps = lambda **of_score: study(
+      premises=(), arms=lambda c: {"start": Arm(run, GRID), "full": Arm(run, GRID), "method": Arm(run, GRID)},
+      scores=(Score("score", name, of=of, **of_score),))
+  with pytest.raises(ValueError, match="score must have an `of` that moves a little with each item, .*shared_items=F"):
+    conduct(jumps(), Config())
+  for declared, smoke in ((jumps(shared_items=False), False), (jumps(), True)):
+    with pytest.raises(AssertionError):  # it goes on to the test data
+      conduct(declared, Config(), smoke=smoke)
+
+
 def test_a_statistic_takes_items_that_are_right_or_wrong():
   rows = np.array([[True, False], [True, True], [False, False], [True, True]])
   score = Score("score", "right of one by right of another", of=lambda rows: rows[:, 1].mean() / rows[:, 0].mean())
@@ -172,12 +267,13 @@ def test_a_statistic_takes_items_that_are_right_or_wrong():
 
 
 def test_permuted_seeds_give_permuted_values():
-  config = Config(seeds=(3, 1, 2))
+  config = Config(seeds=(3, 1, 2, 4, 5))
   a = conduct(study(), config).arms["method"].scores["score"]
-  b = conduct(study(), dataclasses.replace(config, seeds=(1, 2, 3))).arms["method"].scores["score"]
-  np.testing.assert_array_equal(a[[1, 2, 0]], b)
+  b = conduct(study(), dataclasses.replace(config, seeds=(1, 2, 3, 4, 5))).arms["method"].scores["score"]
+  np.testing.assert_array_equal(a[[1, 2, 0, 3, 4]], b)
 
 
 def test_a_smoke_run_tries_all_of_the_path_and_decides_the_same():
-  found = conduct(study(), Config(gain=0.0), whole=True)
+  few = dict(seeds=(0, 1), tuning_seeds=(100,))
+  found = conduct(study(arms=rated((1e-3,))), Config(gain=0.0, **few), smoke=True)
   assert found.verdict == ABSENT and not found.claims and set(found.arms) == {"start", "full", "method"}

@@ -43,6 +43,8 @@ def mean(at, stderr):
 @pytest.mark.parametrize("says, at, stderr, verdict", [
     ("higher", 0.5, 0.01, "supported"), ("higher", 0.0, 0.01, "equivalent"), ("higher", -0.5, 0.01, "contradicted"),
     ("higher", 0.1, 0.2, "inconclusive"), ("higher", 0.12, 0.05, "inconclusive"),
+    ("lower", -0.5, 0.01, "supported"), ("lower", 0.0, 0.01, "equivalent"), ("lower", 0.5, 0.01, "contradicted"),
+    ("lower", -0.12, 0.05, "inconclusive"),
     ("equal", 0.0, 0.01, "supported"), ("equal", 0.5, 0.01, "contradicted"), ("equal", -0.5, 0.01, "contradicted"),
     ("equal", 0.0, 0.2, "inconclusive"),
     ("not lower", 0.0, 0.01, "supported"), ("not lower", 0.5, 0.01, "supported"),
