@@ -14,6 +14,7 @@ from jaxft.leaves.materialize import materialize
 from jaxft.leaves.row_delta import check_axis
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of, stack_axes
+from jaxft.tree.matrices import check_oriented
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -136,6 +137,7 @@ def _matrices(
   for (path, leaf), matched in zip(leaves_with_paths(params), jax.tree.leaves(mask(select, params)), strict=True):
     if not matched:
       continue
+    check_oriented([path])
     if leaf.ndim - stack_axes(path, leaf) != 2:
       raise ValueError(
           f"{path} must be a matrix [in, out] or a stack of them [L, in, out]; it is {tuple(leaf.shape)}: arrange the "

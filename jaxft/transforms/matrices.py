@@ -14,7 +14,7 @@ from jaxft.leaves.annotated import restore_notes, strip_notes
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import check_stacks, leaf_keys, over_stack
-from jaxft.tree.matrices import is_matrix
+from jaxft.tree.matrices import check_oriented, is_matrix
 from jaxft.tree.paths import Tree, is_float, is_leaf, leaves_with_paths, unzip_with_path
 
 
@@ -25,6 +25,7 @@ def adapt_matrices(
     *,
     statistics: Tree | None = None,
     dtype: DTypeLike | None = None,
+    oriented: bool = False,
 ) -> ParamTransform:
   """Adapts each matching matrix on its own, the layers of a stack one by one.
 
@@ -38,10 +39,11 @@ def adapt_matrices(
       flat dict from paths. A matrix takes the entry at its path, or at the longest prefix of it; a stack `[L, m, n]`
       takes entries `[L, ...]`. None gives every matrix None.
     dtype: of what trains; None leaves it as `init` makes it.
+    oriented: whether it matters which axis of w is the input's; a `weight` is refused then (`check_oriented`).
 
   Raises (the last from `split`):
     ValueError: dtype is none of floating point; the choice matches nothing, or a leaf that is not a matrix (all are
-      named), or one without statistics.
+      named), or one without statistics, or of unknown orientation.
   """
   dtype = None if dtype is None else check_dtype(dtype)
   known = None if statistics is None else {p: s for p, s in leaves_with_paths(statistics) if s is not None}
@@ -49,6 +51,8 @@ def adapt_matrices(
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     flags = mask(select, params)
     check_matrices(params, flags)
+    if oriented:
+      check_oriented(path for path, flag in leaves_with_paths(flags) if flag)
 
     def start(path: str, leaf: Any, chosen: bool) -> tuple[Any, Any]:
       if not chosen:

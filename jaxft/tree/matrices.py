@@ -1,6 +1,6 @@
 """The choice of matrices: what of a choice adapters of matrices can take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,20 @@ def is_matrix(path: str, leaf: Any) -> bool:
   (True, False)
   """
   return is_float(leaf) and leaf.ndim >= 2 and leaf.ndim - stack_axes(path, leaf) == 2
+
+
+def check_oriented(paths: Iterable[str]) -> None:
+  """Raises ValueError for kernels of which it is not known whether they are `[in, out]` or `[out, in]`.
+
+  A `weight` is `[out, in]` in PyTorch and Equinox; every other name is taken to be Flax's `[in, out]`.
+
+  >>> check_oriented(["up/kernel"])
+  """
+  if unknown := [path for path in paths if path.rpartition("/")[2] == "weight"]:
+    raise ValueError(
+        f"select must match kernels [in, out]; {', '.join(unknown[:4])}{', ...' if len(unknown) > 4 else ''} may be "
+        "[out, in], as PyTorch and Equinox have it. Arrange the params by the function that uses them, "
+        "jaxft.tree.axes_of(apply, params, *inputs), or call them `kernel`")
 
 
 def matrices(select: Choice = "**") -> Callable[[Tree], Tree]:

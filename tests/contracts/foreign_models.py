@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.tree import axes_of
+
 KEY = jax.random.key(0)
 
 
@@ -105,7 +107,10 @@ class EquinoxModel(eqx.Module):
 def equinox(layers, dim, hidden, scan):
   keys = jax.random.split(KEY, layers)
   make = lambda key: EquinoxBlock(dim, hidden, key)
-  return EquinoxModel(eqx.filter_vmap(make)(keys) if scan else [make(k) for k in keys]), lambda m, x: jax.vmap(m)(x)
+  model = EquinoxModel(eqx.filter_vmap(make)(keys) if scan else [make(k) for k in keys])
+  apply = lambda m, x: jax.vmap(m)(x)
+  axes = axes_of(apply, model, jnp.zeros((1, dim)))  # Equinox holds a weight as [out, in]
+  return axes.arrange(model), axes.arranged(apply)
 
 
 FOREIGN = [linen, flax_nnx, equinox]

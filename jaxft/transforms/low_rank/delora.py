@@ -54,7 +54,7 @@ def delora(
     a = frozen.note["rows"][..., :, None] * t["a"] * factors[..., None, :]
     return LowRank(frozen.w, a, t["b"])
 
-  return adapt_matrices(select, start, adapt)
+  return adapt_matrices(select, start, adapt, oriented=True)
 
 
 def _norms(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:

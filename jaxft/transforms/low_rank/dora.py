@@ -115,4 +115,4 @@ def dora(
     v = LowRank(w, t["a"], t["b"], scale=alpha / rank, dropout=dropout)
     return ColumnNormalized(v, t["magnitude"])
 
-  return adapt_matrices(select, start, adapt)
+  return adapt_matrices(select, start, adapt, oriented=True)

@@ -73,7 +73,8 @@ def adapt_shapes(
     ValueError: dtype is none of floating point; the choice matches nothing, or leaves that the method cannot adapt (all
       are named).
   """
-  transform = adapt_matrices(select, lambda key, w, statistic: (w, init(key, *w.shape)), leaf, dtype=dtype)
+  start = lambda key, w, statistic: (w, init(key, *w.shape))
+  transform = adapt_matrices(select, start, leaf, dtype=dtype, oriented=True)
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     wrong = [

@@ -80,4 +80,4 @@ def c3a(select: Choice = "**/kernel", *, block: int = 256, dtype: DTypeLike | No
     return w, {"kernel": jnp.zeros((n // block, m // block, block))}
 
   adapt = lambda w, t: Sum(w, CirculantBlocks(t["kernel"]), scale=1 / w.shape[-2])
-  return adapt_matrices(select, start, adapt, dtype=dtype)
+  return adapt_matrices(select, start, adapt, dtype=dtype, oriented=True)

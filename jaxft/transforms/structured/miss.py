@@ -71,4 +71,4 @@ def miss(select: Choice = "**/kernel", *, rank: int = 64, dtype: DTypeLike | Non
     return w, {"shard": jnp.zeros((rank, n))}
 
   adapt = lambda w, t: LowRank(w, Cycle(w.shape[-2], rank), t["shard"])
-  return adapt_matrices(select, start, adapt, dtype=dtype)
+  return adapt_matrices(select, start, adapt, dtype=dtype, oriented=True)

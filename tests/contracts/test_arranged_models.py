@@ -1,0 +1,126 @@
+"""Adapters of any model, arranged by its function: equal to the plain path, cheap, and of the right axes."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft.analysis.flops import count_jaxpr
+from jaxft.leaves import MaterializedWarning, lazy, materialize
+from jaxft.merging import lines
+from jaxft.transforms import chain, dora, ia3, lora, oft, quantize, submatrix, train
+from jaxft.tree import axes_of, leaves_with_paths
+from jaxft.tree.axes import LeafAxes
+from tests.contracts.arranged_models import DIM, HEAD, HEADS, HIDDEN, MODELS, X, attend, convolution, draw, heads, tied
+from tests.contracts.comparison import assert_trees_close
+
+KEY = jax.random.key(0)
+QUICK = {("lora", m) for m in MODELS} | {("dora", heads), ("qlora", convolution), ("ia3", heads)}
+
+
+def transforms(model):
+  both = [model.reads, model.writes]
+  yield "lora", lora(both, rank=1)
+  yield "dora", dora(both, rank=1)
+  yield "qlora", chain(lora(both, rank=1), quantize(model.reads, format="int8", block=4))
+  yield "ia3", ia3(outputs=model.reads, inputs=None)
+  yield "oft", oft(both, block=4)
+  yield "rows", submatrix(indices={model.writes: np.arange(3)})
+  yield "train", train(both)
+
+
+def cases():
+  for make in MODELS:
+    for name, _ in transforms(make()):
+      quick = (name, make) in QUICK
+      yield pytest.param(make, name, id=f"{name}-{make.__name__}", marks=[] if quick else [pytest.mark.exhaustive])
+
+
+@pytest.mark.parametrize("make, name", list(cases()))
+def test_adapters_are_equal_to_the_plain_path_and_form_nothing(make, name):
+  model = make()
+  axes = axes_of(model.apply, model.params, model.inputs)
+  transform = dict(transforms(model))[name]
+  frozen, trainable = transform.split(KEY, axes.arrange(model.params))
+  trainable = jax.tree.map(lambda x: x + 0.1 * draw(5, *x.shape).astype(x.dtype), trainable)
+  loss = lambda apply: jax.value_and_grad(
+      lambda trainable, x: jnp.mean(jnp.sin(apply(transform.join(frozen, trainable), x))))
+  fast = loss(lazy(axes.arranged(model.apply)))
+  plain = loss(lambda params, x: model.apply(axes.restore(materialize(params)), x))
+  with warnings.catch_warnings():
+    # What has no cheap form in a convolution is formed, with this warning.
+    warnings.simplefilter("ignore" if make is convolution and name != "lora" else "error", MaterializedWarning)
+    got, want = jax.jit(lambda *sides: (fast(*sides), plain(*sides)))(trainable, model.inputs)
+  assert_trees_close(got, want)
+
+
+@pytest.mark.parametrize("make", [m for m in MODELS if m not in (convolution, tied)])
+def test_lora_costs_what_it_promises(make):
+  model = make()
+  axes = axes_of(model.apply, model.params, model.inputs)
+  transform = lora("**", rank=1)
+  frozen, trainable = transform.split(KEY, axes.arrange(model.params))
+
+  def flops(apply, params, join):
+    loss = lambda params, x: jnp.sum(apply(join(params), x) ** 2)
+    return count_jaxpr(jax.make_jaxpr(jax.grad(loss))(params, model.inputs)).matmul
+
+  full = flops(model.apply, model.params, lambda params: params)
+  cheap = flops(lazy(axes.arranged(model.apply)), trainable, lambda trainable: transform.join(frozen, trainable))
+  assert cheap < 0.85 * full  # products of activations, in attention, cost both the same
+
+
+def test_lora_on_heads_is_lora_on_matrices():
+  """DenseGeneral attention with LoRA against the same attention written with matrices: values and gradients."""
+  model = heads()
+  axes = axes_of(model.apply, model.params, X)
+  arranged = axes.arrange(model.params)
+
+  def with_matrices(p, x):
+    q, k, v = ((x @ p[n]["kernel"]).reshape(2, 16, HEADS, HEAD) for n in "qkv")
+    return x + attend(q, k, v).reshape(2, 16, HEADS * HEAD) @ p["out"]["kernel"]
+
+  transform = lora("**", rank=2)
+  frozen, trainable = transform.split(KEY, arranged)
+  trainable = jax.tree.map(lambda x: x + 0.1 * draw(5, *x.shape), trainable)
+  step = lambda apply: jax.value_and_grad(
+      lambda trainable, x: jnp.mean(jnp.sin(apply(transform.join(frozen, trainable), x))))
+  general, matrices = step(lazy(axes.arranged(model.apply))), step(lazy(with_matrices))
+  assert_trees_close(*jax.jit(lambda *sides: (general(*sides), matrices(*sides)))(trainable, X))
+
+
+def test_each_method_acts_on_the_side_that_it_names():
+  for make in MODELS:
+    model = make()
+    axes = axes_of(model.apply, model.params, model.inputs)
+    arranged = axes.arrange(model.params)
+    named = dict(leaves_with_paths(arranged))
+    *stack, rows, columns = named[model.writes].shape
+    own = next(own for path, own in axes.items() if axes.paths[path] == model.writes)
+    size = lambda group, own=own: int(np.prod([own.shape[axis] for axis in group]))
+    assert (rows, columns) == (size(own.rows), size(own.columns)) and isinstance(own, LeafAxes)
+    if make is not tied:
+      assert columns == DIM  # it writes to the stream
+      magnitude = dict(leaves_with_paths(dora(model.writes, rank=1).split(KEY, arranged)[1]))
+      assert magnitude[f"{model.writes}/magnitude"].shape == (*stack, DIM)
+      scales = jax.tree.leaves(ia3(outputs=model.writes, inputs=None).split(KEY, arranged)[1])
+      assert [s.shape for s in scales] == [(*stack, DIM)]
+
+
+def test_what_could_be_either_way_is_refused_without_the_function():
+  params = {"fc": {"weight": draw(1, HIDDEN, DIM)}, "attention": {"kernel": draw(1, DIM, HEADS, HEAD)}}
+  for method in (dora("**/weight", rank=1), oft("**/weight", block=4), ia3(outputs="**/weight", inputs=None)):
+    with pytest.raises(ValueError, match=r"fc/weight may be \[out, in\].*axes_of"):
+      method.split(KEY, params)
+  with pytest.raises(ValueError, match=r"attention/kernel \(48, 6, 8\).*matrices when arranged"):
+    lora("**/kernel", rank=1).split(KEY, params)
+
+
+def test_lines_gives_the_last_layer_of_each_tower_the_whole_update():
+  model = next(m for m in MODELS if m.__name__ == "two_towers")()
+  axes = axes_of(model.apply, model.params, X)
+  scaled = axes.restore(lines(axes.arrange(jax.tree.map(jnp.ones_like, model.params)), alpha=0.0, beta=1.0))
+  np.testing.assert_allclose(scaled["vision"]["h"]["up"][:, 0, 0], [0, 1])
+  np.testing.assert_allclose(scaled["text"]["h"]["down"][:, 0, 0], [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
