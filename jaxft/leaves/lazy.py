@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.evaluation import RULES
 from jaxft.leaves.evaluation.evaluator import Evaluator
 from jaxft.leaves.evaluation.views import View
@@ -52,6 +54,8 @@ def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
 
   def evaluated(params: Any, *args: Any, **kwargs: Any) -> Any:
     named = leaves_with_paths(params)
+    for path, leaf in named:
+      _check_dtype(path, leaf)
     structure = jax.tree.structure(params, is_leaf=is_leaf)
     rest, rest_structure = jax.tree.flatten((args, kwargs))
     given = [leaf for _, leaf in named] + rest
@@ -78,3 +82,10 @@ def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
         [next(outs) if is_array else x for is_array, x in zip(array, static, strict=True)])
 
   return evaluated
+
+
+def _check_dtype(path: str, leaf: Any) -> None:
+  if is_structured(leaf) and not isinstance(leaf, Annotated) and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    raise TypeError(
+        f"params has at {path!r} a {type(leaf).__name__} that stands for an array of {leaf.dtype}, to which an update "
+        "would be rounded; it takes a float weight: decode a quantized kernel, or make it a `Quantized`")
