@@ -47,7 +47,9 @@ class LowRank:
   def row_product(self, x: Array, product: RowProduct, transposed: bool) -> Array:
     first, second = (self.b, self.a) if transposed else (self.a, self.b)
     second = jnp.swapaxes(materialize(second), -1, -2) if transposed else second
-    update = product.then(row_product(self._drop(x), first, product, transposed), second)
+    # Of a stack, one mask: an input meets one matrix of it.
+    one = self if self.key is None else dataclasses.replace(self, key=self.key.reshape(-1)[0])
+    update = product.then(row_product(one._drop(x), first, product, transposed), second)
     return row_product(x, self.w, product, transposed) + self.scale * update
 
   def _drop(self, x: Array) -> Array:

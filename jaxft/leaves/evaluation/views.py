@@ -100,15 +100,18 @@ class View:
   def restack(self, groups: Sequence[Axis]) -> "View":
     """The same view of a leaf with these stack axes, which hold all stack factors of the view: parts are rearranged."""
     old = len(self.leaf.shape) - 2
-    given = whole_axes(self.leaf.shape)[:old]
-    if [joined(group) for group in groups] == list(given):
+    stack, given = self.leaf.shape[:old], whole_axes(self.leaf.shape)[:old]
+    if all(part.shape[:old] == stack for part in jax.tree.leaves(self.leaf)) and (
+        [joined(group) for group in groups] == list(given)):
       return self
 
     def arrange(part: Any) -> Any:
-      if part.shape[:old] != self.leaf.shape[:old]:
+      if jnp.issubdtype(part.dtype, jax.dtypes.prng_key):
+        part = _key_for_each(part, stack)
+      if part.shape[:old] != stack:
         raise ValueError(
-            f"lazy: not all parts of the {type(self.leaf).__name__} at {self.path!r} carry its stack axes "
-            f"{self.leaf.shape[:old]}: one has shape {part.shape}")
+            f"lazy: the parts of the {type(self.leaf).__name__} at {self.path!r} must all carry its stack axes "
+            f"{stack}; one has shape {part.shape}")
       rest = [own(i, n) for i, n in enumerate(part.shape[old:])]
       return rearranged(part, [*given, *rest], [*groups, *rest])
 
@@ -195,3 +198,11 @@ class View:
   def stacked(self) -> "View":
     """The view of a leaf whose parts were stacked, given the view of one layer: the inverse of `layer`."""
     return dataclasses.replace(self, axes=(whole(-len(self.leaf.shape), self.leaf.shape[0]), *self.axes))
+
+
+def _key_for_each(keys: Array, stack: Sequence[int]) -> Array:
+  """Keys for all matrices of a stack, given one for each index along its first axes."""
+  if keys.ndim == len(stack):
+    return keys
+  each = jnp.broadcast_to(keys.reshape(*keys.shape, *[1] * (len(stack) - keys.ndim)), stack).reshape(-1)
+  return jax.vmap(jax.random.fold_in)(each, jnp.arange(each.size)).reshape(stack)
