@@ -4,6 +4,8 @@ Each has the logical `shape` and `dtype` of the array it stands for, computed fr
 parts carry a leading layer axis can be sliced by `jax.lax.scan` like an array; `materialize()` forms the array;
 `dot(x)` and `dot_transposed(x)` contract it with an array in its cheap form; `lookup(ids)` reads rows.
 Any class with these is a structured leaf: there is no base class, and `leaf_class` saves writing what all have alike.
+Two methods are for `lazy` alone and may be left out: `cut(axis, take)`, the leaf of some rows or columns (`cuts`), and
+`row_product(x, product, transposed)`, its cheap form in a convolution or a `ragged_dot` (`products`).
 They nest: QLoRA is `LowRank(w=Quantized(...))`. What is formed is rounded to `dtype` once, however deep leaves nest:
 within `materialize`, parts are read `unrounded`.
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from jaxtyping import Array
 
+from jaxft.leaves.cuts import Places, Span, cut
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
-from jaxft.leaves.products import dot, dot_transposed, lookup
+from jaxft.leaves.products import RowProduct, dot, dot_transposed, lookup, row_product
 from jaxft.signatures import AnyArray
 from jaxft.tree.paths import is_structured
 
@@ -34,6 +35,12 @@ class Annotated:
 
   def lookup(self, ids: AnyArray) -> Array:
     return lookup(self.w, ids)
+
+  def cut(self, axis: int, take: Span | Places) -> Any:
+    return cut(self.w, axis, take)
+
+  def row_product(self, x: Array, product: RowProduct, transposed: bool) -> Array:
+    return row_product(x, self.w, product, transposed)
 
 
 def note_outermost(leaf: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxft.leaves.cuts import Cut, Places, Span, cut
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.products import dot, dot_transposed, lookup
@@ -51,6 +52,11 @@ class Concatenated:
     old = lookup(self.frozen, jnp.minimum(ids, n - 1))
     new = lookup(self.trained, jnp.maximum(ids - n, 0)).astype(old.dtype)
     return jnp.where((ids < n)[..., None], old, new)
+
+  def cut(self, axis: int, take: Span | Places) -> Any:
+    if axis == self.axis:
+      return Cut(self, take, axis)
+    return Concatenated(cut(self.frozen, axis, take), cut(self.trained, axis, take), self.order, self.axis)
 
   def _contract(self, x: Array, contracted: bool, product: Any) -> Array:
     if contracted:  # the cut axis is summed over: the product is a sum of two

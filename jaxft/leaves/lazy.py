@@ -1,18 +1,26 @@
 """`lazy`: run any JAX function on params with structured leaves, each contracted in its cheap form.
 
 The function is traced once on arrays of the leaves' logical shapes, which gives a jaxpr; the jaxpr is then evaluated
-on the leaves themselves. A `dot_general` with a leaf becomes the leaf's `dot` or `dot_transposed`, a row gather its
-`lookup`; views of a leaf (reshaped, transposed, cast, some layers of a stack) stay views, so that a function may see a
-matrix in a layout of its own; jit, scan, remat, cond, while, custom derivatives and shard_map are rebuilt around an
-evaluated body. Anything else materializes the leaf and warns.
+on the leaves themselves.
+
+- A view of a leaf stays one: reshaped, transposed, cast, scaled by rows or columns, cut to some of them, some layers of
+  a stack, leaves beside or after one another. So a function may see a matrix `[in, out]` in a layout of its own, as
+  `[embed, heads, dim]`, `[out, in]`, `[h, w, in, out]`, or with its layers along any axis.
+- A `dot_general` over all rows or columns becomes the leaf's `dot` or `dot_transposed`, under `vmap` where axes of a
+  stack take part; a convolution or a `ragged_dot` its `row_product`; a read of rows its `lookup`, in all ways to index.
+- jit, scan, remat, cond, while, custom derivatives and shard_map are rebuilt around an evaluated body.
+
+Anything else materializes the leaf and warns.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxft.leaves.annotated import Annotated, note_outermost
 from jaxft.leaves.evaluation import RULES
 from jaxft.leaves.evaluation.evaluator import Evaluator
 from jaxft.leaves.evaluation.views import View
@@ -31,7 +39,9 @@ def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
   else (strings, flags, Python numbers) is passed as it is.
 
   Where it departs from the plain path: an inner `jit` is inlined; a sharding constraint on a leaf, or on a view of it,
-  is dropped (its parts have shardings of their own); dropout of a `LowRank` acts in contractions alone; a function with
+  is dropped (its parts have shardings of their own); dropout of a `LowRank` acts in contractions alone; a cast between
+  float dtypes of 16 bits and more does not round what is multiplied; rows that a slice reads are formed without a
+  warning, as a lookup; a function with
   a derivative rule of its own is evaluated lazily, but its rule, which asks for arrays, is given materialized ones.
 
   >>> leaf = LowRank(jnp.ones((2, 2)), a=jnp.array([[1.0], [0.0]]), b=jnp.array([[1.0, 2.0]]), scale=10.0)
@@ -47,6 +57,9 @@ def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
   Returns:
     The function `(params, *args, **kwargs) -> tree`. It warns with `MaterializedWarning`, once for each operation and
     path, where a leaf has no cheap form in an operation.
+
+  Raises (the function):
+    TypeError: a structured leaf stands for an array of integers.
   """
   warned: set[tuple[str, str]] = set()
 
@@ -55,7 +68,7 @@ def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
     structure = jax.tree.structure(params, is_leaf=is_leaf)
     rest, rest_structure = jax.tree.flatten((args, kwargs))
     given = [leaf for _, leaf in named] + rest
-    views = [View.of(leaf, path) if is_structured(leaf) else leaf for path, leaf in named] + rest
+    views = [_as_value(path, leaf) for path, leaf in named] + rest
     traced = [i for i, x in enumerate(given) if is_structured(x) or isinstance(x, (jax.Array, np.ndarray, np.generic))]
     result: list[Any] = []
 
@@ -78,3 +91,16 @@ def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
         [next(outs) if is_array else x for is_array, x in zip(array, static, strict=True)])
 
   return evaluated
+
+
+def _as_value(path: str, leaf: Any) -> Any:
+  """What an evaluation holds for a leaf: a view of a structured one, without notes, which have axes of their own."""
+  while isinstance(leaf := note_outermost(leaf), Annotated):
+    leaf = leaf.w
+  if not is_structured(leaf):
+    return leaf
+  if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    raise TypeError(
+        f"params has at {path!r} a {type(leaf).__name__} that stands for an array of {leaf.dtype}, to which an update "
+        "would be rounded; it takes a float weight: decode a quantized kernel, or make it a `Quantized`")
+  return View.of(leaf, path)

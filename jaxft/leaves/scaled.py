@@ -4,9 +4,10 @@ from typing import Any
 
 from jaxtyping import Array
 
+from jaxft.leaves.cuts import Places, Span, cut
 from jaxft.leaves.leaf_class import leaf_class
-from jaxft.leaves.materialize import unrounded
-from jaxft.leaves.products import dot, dot_transposed, lookup
+from jaxft.leaves.materialize import materialize, unrounded
+from jaxft.leaves.products import RowProduct, dot, dot_transposed, lookup, row_product, scaled_row_product
 from jaxft.signatures import AnyArray
 
 
@@ -35,6 +36,14 @@ class Scaled:
     y = lookup(self.w, ids)
     y = y if rows is None else y * (rows[ids] if rows.shape[0] > 1 else rows)[..., None].astype(y.dtype)
     return y if columns is None else y * columns.astype(y.dtype)
+
+  def cut(self, axis: int, take: Span | Places) -> "Scaled":
+    return Scaled(cut(self.w, axis, take), self.s if self.s.shape[axis] == 1 else take(self.s, axis))
+
+  def row_product(self, x: Array, product: RowProduct, transposed: bool) -> Array:
+    if self.s.shape[-2] != 1 and self.s.shape[-1] != 1:
+      return row_product(x, materialize(self), product, transposed)
+    return scaled_row_product(x, self.w, self.s, product, transposed)
 
   def _sides(self) -> tuple[Array | None, Array | None]:
     """The scale as a vector over rows or over columns of a rank-2 leaf; both may be of length 1."""

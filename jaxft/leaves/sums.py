@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxft.leaves.cuts import Places, Span, cut
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
-from jaxft.leaves.products import dot, dot_transposed, lookup
+from jaxft.leaves.products import RowProduct, dot, dot_transposed, lookup, row_product
 from jaxft.signatures import AnyArray
 
 
@@ -33,6 +34,13 @@ class Sum:
   def lookup(self, ids: AnyArray) -> Array:
     return lookup(self.w, ids) + self.scale * lookup(self.delta, ids).astype(self.w.dtype)
 
+  def cut(self, axis: int, take: Span | Places) -> "Sum":
+    return Sum(cut(self.w, axis, take), cut(self.delta, axis, take), self.scale)
+
+  def row_product(self, x: Array, product: RowProduct, transposed: bool) -> Array:
+    delta = row_product(x, self.delta, product, transposed)
+    return row_product(x, self.w, product, transposed) + self.scale * delta
+
 
 @leaf_class(meta=("form",))
 class Formed:
@@ -50,6 +58,8 @@ class Formed:
   w: Any
   parts: Any
   form: Callable[[Array, Any], Array]
+
+  forms = True  # see `Cut`
 
   def materialize(self) -> Array:
     return self.form(unrounded(self.w), self.parts).astype(self.w.dtype)

@@ -66,6 +66,8 @@ class Quantized:
   offset: Any
   dtype: Any
 
+  forms = True  # its matrix in every product: see `jaxft.leaves.cuts`
+
   @property
   def shape(self) -> tuple[int, ...]:
     *batch, m, n = self.codes.shape

@@ -106,7 +106,7 @@ def test_each_method_acts_on_the_side_that_it_names():
       magnitude = dict(leaves_with_paths(dora(model.writes, rank=1).split(KEY, arranged)[1]))
       assert magnitude[f"{model.writes}/magnitude"].shape == (*stack, DIM)
       scales = jax.tree.leaves(ia3(outputs=model.writes, inputs=None).split(KEY, arranged)[1])
-      assert [s.shape for s in scales] == [(*stack, DIM)]
+      assert [s.shape for s in scales] == [(*stack, 1, DIM)]
 
 
 def test_what_could_be_either_way_is_refused_without_the_function():

@@ -40,10 +40,27 @@ def step_of(apply, params):
     leaves = [structure(w, ab, leaf) for w, ab, leaf in zip(
         jax.tree.leaves(frozen), jax.tree.leaves(factors, is_leaf=lambda x: isinstance(x, tuple)),
         jax.tree.leaves(params, is_leaf=is_low_rank), strict=True)]
-    out = apply(jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_low_rank), leaves), x)
-    return sum(jnp.sum(jnp.sin(o)) for o in jax.tree.leaves(out)), out
+    return loss_of(apply, jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_low_rank), leaves), x)
 
   return jax.grad(loss, argnums=(0, 1), has_aux=True, allow_int=True)
+
+
+def loss_of(apply, params, x):
+  out = apply(params, x)
+  return sum(jnp.sum(jnp.sin(o)) for o in jax.tree.leaves(out)), out
+
+
+def assert_close(got, want, rtol=2e-3):
+  same = lambda a, b: a.dtype == jax.dtypes.float0 or np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+  jax.tree.map(same, got, want)
+
+
+def assert_agrees(apply, params, x):
+  """`lazy(apply)` has the values and the gradients of `apply` on what its leaves stand for."""
+  gradient = jax.grad(loss_of, argnums=(1, 2), has_aux=True, allow_int=True)
+  got, want = jax.jit(lambda params, x: (
+      gradient(lazy(apply), params, x), gradient(lambda p, x: apply(materialize(p), x), params, x)))(params, x)
+  assert_close(got, want)
 
 
 def matmul_flops(f, *args):
@@ -51,19 +68,19 @@ def matmul_flops(f, *args):
 
 
 def assert_cheap(apply, params, x, *, factor=1.2):
-  """`lazy(apply)` agrees with `apply`, forms nothing, and costs what frozen arrays do and a little for the factors."""
+  """`lazy(apply)` agrees with `apply`, forms nothing, and costs what frozen arrays do and a little for the factors.
+
+  `factor` None leaves the last out: a lookup of an array multiplies nothing.
+  """
   frozen, factors = split(params)
   fast, plain = step_of(lazy(apply), params), step_of(lambda p, x: apply(materialize(p), x), params)
   with warnings.catch_warnings():
     warnings.simplefilter("error", MaterializedWarning)
     got, want = jax.jit(lambda *sides: (fast(*sides), plain(*sides)))(factors, x, frozen)
     cost = matmul_flops(fast, factors, x, frozen)
-  jax.tree.map(lambda a, b: a.dtype == jax.dtypes.float0 or np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3),
-               got, want)
+  assert_close(got, want)
 
-  def of_inputs(x, frozen):
-    out = apply(frozen, x)
-    return sum(jnp.sum(jnp.sin(o)) for o in jax.tree.leaves(out))
-
-  arrays = matmul_flops(jax.grad(of_inputs, allow_int=True), x, frozen)
+  if factor is None:
+    return
+  arrays = matmul_flops(jax.grad(lambda x, frozen: loss_of(apply, frozen, x)[0]), x, frozen)
   assert cost <= factor * arrays, f"{cost:.3g} FLOPs, of frozen arrays {arrays:.3g}"

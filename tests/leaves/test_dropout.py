@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.leaves import LowRank, Scaled, dot, seed_dropout
+from jaxft.leaves import LowRank, Scaled, dot, lazy, seed_dropout
 
 KEY = jax.random.key(0)
 M, N = 12, 10
@@ -31,3 +31,20 @@ def test_dropout_within_another_leaf_gets_a_key_of_its_own():
   assert not jnp.any(jax.random.key_data(seeded.key) == jax.random.key_data(seeded.w.w.key))
   plain = {"w": Scaled(draw(5, M, N), draw(6, M, 1))}
   assert seed_dropout(plain, KEY)["w"] is plain["w"]
+
+
+def test_dropout_of_experts_differs_between_them_in_any_function():
+  """A seeded stack has a key for each layer, and none for each expert."""
+  leaf = LowRank(jnp.zeros((2, 3, M, N)), jnp.ones((2, 3, M, 1)), jnp.ones((2, 3, 1, N)), dropout=0.5)
+  params = seed_dropout({"layers": {"w": leaf}}, KEY)
+  x, groups = jnp.ones((3, 4, M)), jnp.array([4, 0, 8])
+
+  def apply(p, x):
+    w = p["layers"]["w"]
+    layers = jax.lax.scan(lambda h, w: (h, jnp.einsum("ebi,eio->ebo", x, w)), 0, w)[1]
+    return layers, jax.lax.ragged_dot(x.reshape(12, M), w[0], groups)
+
+  layers, grouped = lazy(apply)(params, x)
+  masks = layers[..., 0].reshape(6, 4)
+  assert len({tuple(mask.tolist()) for mask in masks}) == 6 and float(jnp.std(grouped[:, 0])) > 0
+  assert set(jnp.unique(masks % 2).tolist()) == {0.0}  # what is kept is doubled

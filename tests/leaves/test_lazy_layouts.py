@@ -46,6 +46,7 @@ def scanned_over_axis_one(p, x):
   back = lambda w: jnp.moveaxis(w, 1, 0)
   h = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, back(w))[0]
   h = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w.T), None), h, w.transpose(1, 2, 0))[0]
+  h = h + sum(h @ layer for layer in jnp.unstack(w, axis=1)) + h @ jnp.flip(w, 1)[:, 0]
   return h @ w[:, 1], jax.lax.fori_loop(0, 2, lambda i, h: h @ jax.lax.dynamic_index_in_dim(w, i, 1, False), h)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from jaxft.leaves import Concatenated, LowRank, Scaled, dot, lookup
 from jaxft.leaves.annotated import Annotated
+from jaxft.leaves.cast import Cast
+from jaxft.leaves.cuts import Cut, Places, Span, cut
 from jaxft.leaves.products import dot_transposed
 from jaxft.leaves.sums import Formed, Sum
 from jaxft.transforms.entries.submatrix import Submatrix
@@ -62,10 +64,14 @@ LEAVES = {
     "int8": INT8,
     "submatrix_rows": submatrix_of(W, -2),
     "rows_replaced": RowsReplaced(W, jnp.array([7, 0, 3]), draw(1, 3, N)),
+    "cast": Cast(LowRank(W, draw(1, M, 3), draw(2, 3, N)), jnp.dtype(jnp.float32)),
+    "cut_columns": Cut(Formed(draw(0, M, 24), {"x": draw(1, M, 24)}, grow), Span(4, 3, 0, 3, 2), -1),
+    "cut_rows": Cut(Scaled(draw(0, 24, N), draw(1, 24, 1)), Span(6, 4, 1, 5), -2),
 }
 VARIANTS = {
     "columns": Concatenated(draw(3, M, N - 4), draw(4, M, 4), jax.random.permutation(KEY, N), axis=-1),
     "rows_in_order": Concatenated(draw(3, M - 4, N), draw(4, 4, N)),
+    "cut_at_places": cut(Scaled(draw(0, M, 15), draw(1, 1, 15)), -1, Places(jnp.array([4, 0, 2, 0]), 5, 3)),
     "scaled_rows": Scaled(W, draw(6, M, 1)),
     "scaled_whole": Scaled(W, draw(6, 1, 1)),
     "low_rank_of_scaled": LowRank(Scaled(W, draw(6, 1, N)), draw(1, M, 3), draw(2, 3, N)),

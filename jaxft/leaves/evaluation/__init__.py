@@ -1,5 +1,5 @@
 """What `lazy` is made of: views of leaves, the loop over a jaxpr, and the rules of primitives with a cheap form."""
 
-from jaxft.leaves.evaluation import control, lookups, products, shapes
+from jaxft.leaves.evaluation import arithmetic, control, lookups, products, shapes
 
-RULES = {**shapes.RULES, **products.RULES, **lookups.RULES, **control.RULES}
+RULES = {**shapes.RULES, **arithmetic.RULES, **products.RULES, **lookups.RULES, **control.RULES}

@@ -59,7 +59,7 @@ class Evaluator:
   def materialize(self, operation: str, values: Sequence[Any]) -> list[Any]:
     """The values with views formed, warning once for each operation and path."""
     for x in values:
-      if isinstance(x, View) and (operation, x.path) not in self.warned:
+      if isinstance(x, View) and not x.is_read and (operation, x.path) not in self.warned:
         self.warned.add((operation, x.path))
         warnings.warn(
             f"lazy: operation {operation!r} has no cheap form for the {type(x.leaf).__name__} at {x.path!r}; "

@@ -1,8 +1,8 @@
-"""Rules of lookups: rows of a table, layers of a stack."""
+"""Rules of lookups: rows and columns of a table, layers of a stack."""
 
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -31,29 +31,45 @@ def _gather(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any] | None
     at[place] = jnp.clip(starts[..., j], 0, last)
     inside &= at[place] == starts[..., j]
   at = {place: ids for place, ids in at.items() if sizes[place] != view.shape[place]}
-  if any(sizes[place] != 1 for place in at):
-    return None
+  blocks = {place: own(starts.ndim + place, sizes[place]) for place in at if sizes[place] != 1}
 
   def laid_out(axes: Sequence[Axis], beside: Sequence[Axis]) -> tuple[Axis, ...]:
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    kept = iter([() if i in at else axis for i, axis in enumerate(axes) if i not in gone])
+    kept = iter([blocks.get(i, ()) if i in at else axis for i, axis in enumerate(axes) if i not in gone])
     ids = iter(beside)
     return tuple(next(kept) if i in numbers.offset_dims else next(ids) for i in range(len(out.shape)))
 
-  fill = eqn.params["fill_value"]
-  if len(at) == 1 and not batch_axes and not (fills and fill is not None):
+  fill = jnp.nan if eqn.params["fill_value"] is None else eqn.params["fill_value"]
+  alone = len(at) == 1 and not batch_axes and not blocks
+  if alone and not (fills and fill == fill):  # what stands outside is NaN, which a leaf can hold
     ((place, ids),) = at.items()
     layers = view.along(place, lambda part: _take(part, ids.reshape(-1), inside.reshape(-1) if fills else None))
     if layers is not None:
-      beside = reshaped([layers.axes[place]], ids.shape)
-      return None if beside is None else [dataclasses.replace(layers, axes=laid_out(layers.axes, beside))]
+      return [_indexed(layers, place, ids, laid_out)]
 
-  found = _read(view, at, starts_axes, laid_out(view.axes, starts_axes))
+  rows = dict(at)
+  for block in blocks:  # consecutive rows: an index for each
+    rows = {
+        place: ids[..., None] + (jnp.arange(sizes[place]) if place == block else jnp.zeros(sizes[block], ids.dtype))
+        for place, ids in rows.items()
+    }
+  found = _read(view, rows, [*starts_axes, *blocks.values()], laid_out(view.axes, starts_axes))
+  if found is None and alone:
+    ((place, ids),) = at.items()
+    columns = view.cut(place, ids.reshape(-1))
+    found = columns and _indexed(columns, place, ids, laid_out).materialize()
   if found is None:
     return None
   if fills:
-    found = jnp.where(jnp.expand_dims(inside, tuple(numbers.offset_dims)), found, jnp.nan if fill is None else fill)
+    found = jnp.where(jnp.expand_dims(inside, tuple(numbers.offset_dims)), found, fill)
   return [found.astype(out.dtype)]
+
+
+def _indexed(view: View, place: int, ids: Array, laid_out: Callable[..., tuple[Axis, ...]]) -> View:
+  """A view of which the axis at `place` was indexed by ids, of any shape, which were flattened for it."""
+  beside = reshaped([view.axes[place]], ids.shape)
+  assert beside is not None, "one axis takes any shape of its size"
+  return dataclasses.replace(view, axes=laid_out(view.axes, beside))
 
 
 def _take(part: Any, ids: Array, inside: Array | None) -> Array:
@@ -74,6 +90,8 @@ def _dynamic_slice(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any]
   for place in cut:
     start, size = starts[place], sizes[place]
     layers = view.along(place, lambda part, start=start, size=size: jax.lax.dynamic_slice_in_dim(part, start, size))
+    if layers is None and all(f.axis == -1 for f in view.axes[place]):
+      layers = view.cut(place, jnp.clip(start, 0, view.shape[place] - size) + jnp.arange(size))
     if layers is None:
       rows.append(place)
     else:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxft.leaves.evaluation.evaluator import Evaluator, Rule
-from jaxft.leaves.evaluation.factors import flat, in_order, own, rearranged
+from jaxft.leaves.evaluation.factors import Axis, flat, in_order, own, rearranged, whole, whole_axes
 from jaxft.leaves.evaluation.views import View
-from jaxft.leaves.products import dot, dot_transposed
+from jaxft.leaves.products import RowProduct, dot, dot_transposed, row_product
+from jaxft.tree.paths import is_structured
 
 
 def _dot_general(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any] | None:
@@ -94,4 +95,75 @@ def _contract(
   return rearranged(y, y_axes, [*(view.axes[i] for i in batch[0]), *first, *second])
 
 
-RULES: dict[str, Rule] = {"dot_general": _dot_general}
+def _ragged_dot(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any] | None:
+  x, view, group_sizes = inputs
+  numbers, out = eqn.params["ragged_dot_dimension_numbers"], eqn.outvars[0].aval
+  ((x_in,), (w_in,)), batch = ([tuple(c) for c in numbers.dot_dimension_numbers[0]], numbers.dot_dimension_numbers[1])
+  if not isinstance(view, View) or isinstance(x, View) or isinstance(group_sizes, View) or any(batch):
+    return None
+  if len(view.axes) != 3 or x.ndim != 2 or tuple(numbers.lhs_ragged_dimensions) != (1 - x_in,):
+    return None
+  (group,) = numbers.rhs_group_dimensions
+  (w_out,) = {0, 1, 2} - {group, w_in}
+  sides = [{f.axis for f in view.axes[i]} for i in (w_in, w_out)]
+  transposed = sides[0] <= {-1} and sides[1] <= {-2}
+  if not (transposed or (sides[0] <= {-2} and sides[1] <= {-1})) or set(view.axes[group]) != set(view.stack):
+    return None
+  if not takes_products(view.leaf) or eqn.params["group_offset"] is not None:
+    return None
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    return None
+
+  def product(x: Array, w: Array) -> Array:
+    return jax.lax.ragged_dot(x, w.astype(x.dtype), group_sizes, precision=eqn.params["precision"])
+
+  x = rearranged(x.astype(compute_dtype(x.dtype, out.dtype)), _beside(own(0, x.shape[1 - x_in]), view.axes[w_in], x_in),
+                 [own(0, x.shape[1 - x_in]), in_order(view.axes[w_in])])
+  grouped = RowProduct(
+      product, then=lambda y, w: row_product(y, w, grouped),
+      times=lambda y, s: y * jnp.repeat(s, group_sizes, axis=0, total_repeat_length=len(y)))
+  y = row_product(x, view.restack([view.axes[group]]).leaf, grouped, transposed)
+  tokens = own(0, y.shape[0])
+  y = rearranged(y, [tokens, in_order(view.axes[w_out])], [tokens, view.axes[w_out]])
+  return [y.astype(out.dtype)]
+
+
+def _beside(free: Axis, contracted: Axis, place: int) -> list[Axis]:
+  return [contracted, free] if place == 0 else [free, contracted]
+
+
+def takes_products(leaf: Any) -> bool:
+  """Whether a leaf has a cheap form in products other than `dot`, or forms its matrix in that too."""
+  return not is_structured(leaf) or hasattr(leaf, "row_product") or getattr(leaf, "forms", False)
+
+
+def _convolution(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any] | None:
+  x, view = inputs
+  p, out = eqn.params, eqn.outvars[0].aval
+  if isinstance(x, View) or not isinstance(view, View) or (p["feature_group_count"], p["batch_group_count"]) != (1, 1):
+    return None
+  numbers = p["dimension_numbers"]
+  to, window = numbers.rhs_spec[0], numbers.rhs_spec[1:]
+  if any(f.axis != -1 for f in view.axes[to]) or any(f.axis != -2 for i in window for f in view.axes[i]):
+    return None
+  if not takes_products(view.leaf) or not jnp.issubdtype(x.dtype, jnp.floating):
+    return None
+  places = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "precision")
+
+  def product(x: Array, w: Array) -> Array:
+    to_axis = whole(-1, w.shape[-1])
+    kernel = rearranged(w, whole_axes(w.shape), [to_axis if i == to else a for i, a in enumerate(view.axes)])
+    y = jax.lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), dimension_numbers=numbers, **{name: p[name] for name in places})
+    return jnp.moveaxis(y, numbers.out_spec[1], -1)
+
+  y = row_product(x.astype(compute_dtype(x.dtype, out.dtype)), view.restack([]).leaf, RowProduct(product))
+  columns = in_order(view.axes[to])
+  beside = [own(i, n) for i, n in enumerate(y.shape[:-1])]
+  y = rearranged(y, [*beside, columns], [*beside, view.axes[to]])
+  return [jnp.moveaxis(y, -1, numbers.out_spec[1]).astype(out.dtype)]
+
+
+RULES: dict[str, Rule] = {
+    "dot_general": _dot_general, "ragged_dot_general": _ragged_dot, "conv_general_dilated": _convolution,
+}

@@ -1,9 +1,11 @@
 """Rules of operations on one view that give another: reshapes, slices of stacks, casts, and what leaves it as it is."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxft.leaves.evaluation.evaluator import Evaluator, Rule
 from jaxft.leaves.evaluation.views import View
@@ -23,12 +25,40 @@ def view_rule(change: Callable[[View, Any], View | None]) -> Rule:
 
 def _slice(view: View, eqn: Any) -> View | None:
   starts, limits, strides = (eqn.params[name] for name in ("start_indices", "limit_indices", "strides"))
-  out: View | None = view
-  for place, (start, limit, stride) in enumerate(zip(starts, limits, strides or (1,) * len(starts), strict=True)):
-    if out is not None and (start, limit, stride) != (0, view.shape[place], 1):
-      take = lambda part, start=start, limit=limit, stride=stride: jax.lax.slice_in_dim(part, start, limit, stride)
-      out = out.along(place, take)
-  return out
+  for place, (start, limit, step) in enumerate(zip(starts, limits, strides or (1,) * len(starts), strict=True)):
+    part = _sliced(view, place, int(start), int(limit), int(step))
+    if part is None:
+      return None
+    view = part
+  return view
+
+
+def _sliced(view: View, place: int, start: int, limit: int, step: int = 1) -> View | None:
+  if (start, limit, step) == (0, view.shape[place], 1):
+    return view
+  layers = view.along(place, lambda part: jax.lax.slice_in_dim(part, start, limit, step))
+  return layers or view.cut(place, slice(start, limit, step))
+
+
+def _split(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any] | None:
+  ends = list(accumulate(map(int, eqn.params["sizes"])))
+  parts = [_sliced(inputs[0], eqn.params["axis"], start, end) for start, end in zip([0, *ends], ends, strict=False)]
+  return parts if all(part is not None for part in parts) else None
+
+
+def _unstack(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any] | None:
+  place = eqn.params["axis"]
+  parts = [_sliced(inputs[0], place, i, i + 1) for i in range(inputs[0].shape[place])]
+  return None if any(part is None for part in parts) else [part.drop([place]) for part in parts if part is not None]
+
+
+def _reversed(view: View, eqn: Any) -> View | None:
+  for place in eqn.params["dimensions"]:
+    layers = view.along(place, lambda part: jnp.flip(part, 0))
+    if layers is None:
+      return None
+    view = layers
+  return view
 
 
 _keep = view_rule(lambda view, eqn: view)
@@ -42,6 +72,9 @@ RULES: dict[str, Rule] = {
     "broadcast_in_dim": view_rule(
         lambda view, eqn: view.broadcast(eqn.params["shape"], eqn.params["broadcast_dimensions"])),
     "slice": view_rule(_slice),
+    "split": _split,
+    "unstack": _unstack,
+    "rev": view_rule(_reversed),
     "stop_gradient": view_rule(lambda view, eqn: view.map(jax.lax.stop_gradient)),
     "optimization_barrier": lambda run, eqn, inputs: jax.lax.optimization_barrier(inputs),
     "copy": _keep,

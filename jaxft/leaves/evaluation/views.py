@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxft.leaves.cast import Cast
+from jaxft.leaves.cuts import Places, Span, cut
 from jaxft.leaves.evaluation.factors import (
   Axis,
   Factor,
@@ -23,9 +25,11 @@ from jaxft.leaves.evaluation.factors import (
   whole,
   whole_axes,
 )
+from jaxft.leaves.materialize import materialize
+from jaxft.leaves.scaled import Scaled
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["leaf"], meta_fields=["path", "axes", "dtype"])
+@partial(jax.tree_util.register_dataclass, data_fields=["leaf"], meta_fields=["path", "axes", "dtype", "is_read"])
 @dataclasses.dataclass(frozen=True)
 class View:
   """A structured leaf reshaped and transposed, and in another float dtype.
@@ -35,12 +39,14 @@ class View:
     path: its path in the params, for messages.
     axes: each axis of the view, as factors of the leaf's axes. All factors of the leaf occur, but those of length 1.
     dtype: of the view.
+    is_read: whether it holds rows, or single columns, that were read from a table: forming these is a lookup.
   """
 
   leaf: Any
   path: str
   axes: tuple[Axis, ...]
   dtype: Any
+  is_read: bool = False
 
   @staticmethod
   def of(leaf: Any, path: str) -> "View":
@@ -57,10 +63,10 @@ class View:
 
   def abstract(self) -> jax.ShapeDtypeStruct:
     """What tracing sees: shape, dtype, and where they apply the sharding and the manual axes of the formed array."""
-    return jax.eval_shape(lambda leaf: leaf.materialize(), self.leaf)
+    return jax.eval_shape(materialize, self.leaf)
 
   def materialize(self) -> Array:
-    return rearranged(self.leaf.materialize(), whole_axes(self.leaf.shape), self.axes).astype(self.dtype)
+    return rearranged(materialize(self.leaf), whole_axes(self.leaf.shape), self.axes).astype(self.dtype)
 
   def cast(self, dtype: Any) -> "View | None":
     """The view in another float dtype; None for one of 8 bits or fewer, of which the rounding is meant."""
@@ -94,15 +100,18 @@ class View:
   def restack(self, groups: Sequence[Axis]) -> "View":
     """The same view of a leaf with these stack axes, which hold all stack factors of the view: parts are rearranged."""
     old = len(self.leaf.shape) - 2
-    given = whole_axes(self.leaf.shape)[:old]
-    if [joined(group) for group in groups] == list(given):
+    stack, given = self.leaf.shape[:old], whole_axes(self.leaf.shape)[:old]
+    if all(part.shape[:old] == stack for part in jax.tree.leaves(self.leaf)) and (
+        [joined(group) for group in groups] == list(given)):
       return self
 
     def arrange(part: Any) -> Any:
-      if part.shape[:old] != self.leaf.shape[:old]:
+      if jnp.issubdtype(part.dtype, jax.dtypes.prng_key):
+        part = _key_for_each(part, stack)
+      if part.shape[:old] != stack:
         raise ValueError(
-            f"lazy: not all parts of the {type(self.leaf).__name__} at {self.path!r} carry its stack axes "
-            f"{self.leaf.shape[:old]}: one has shape {part.shape}")
+            f"lazy: the parts of the {type(self.leaf).__name__} at {self.path!r} must all carry its stack axes "
+            f"{stack}; one has shape {part.shape}")
       rest = [own(i, n) for i, n in enumerate(part.shape[old:])]
       return rearranged(part, [*given, *rest], [*groups, *rest])
 
@@ -132,6 +141,56 @@ class View:
     axes[place] = whole(-len(out.leaf.shape), out.leaf.shape[0])
     return dataclasses.replace(out, axes=tuple(axes))
 
+  def cut(self, place: int, take: slice | Array) -> "View | None":
+    """The view of some of its rows or columns, at these places of one axis; None unless that axis is all of one kind.
+
+    Args:
+      place: the axis.
+      take: a slice with all its numbers, or places `[k]`, which may be traced.
+    """
+    axis = self.axes[place]
+    if not axis or axis[0].is_stack:
+      return None
+    f, inner = axis[0], length(axis[1:])
+    if isinstance(take, slice):
+      if inner > 1 and (take.step != 1 or take.start % inner or take.stop % inner):
+        return None
+      chosen = Span(f.size, f.stride, take.start // inner, take.stop // inner, take.step)
+    elif inner == 1 and len(self.leaf.shape) == 2:  # places would have to be carried by a stack
+      chosen = Places(take, f.size, f.stride)
+    else:
+      return None
+
+    def kept(g: Factor) -> Axis:
+      if g == f:
+        return (Factor(f.axis, chosen.count, f.stride),) if chosen.count > 1 else ()
+      above = g.axis == f.axis and g.stride > f.stride
+      return (Factor(g.axis, g.size, g.stride // f.size * chosen.count),) if above else (g,)
+
+    axes = tuple(joined(flat([kept(g) for g in axis])) for axis in self.axes)
+    is_read = self.is_read or f.axis == -2 or chosen.count == 1 or not isinstance(take, slice)
+    return dataclasses.replace(self, leaf=cut(self.leaf, f.axis, chosen), axes=axes, is_read=is_read)
+
+  def scale(self, s: Array) -> "View | None":
+    """The view times an array that broadcasts against it; None unless its axes are stacks' and rows' or columns'."""
+    shape = (1,) * (len(self.axes) - s.ndim) + s.shape
+    ranks = lambda places: {f.axis for i in places for f in self.axes[i]}
+    full: list[int] = [i for i, n in enumerate(shape) if n != 1]
+    while more := [i for i, axis in enumerate(self.axes) if i not in full and ranks([i]) & ranks(full) and axis]:
+      full += more
+    if {-1, -2} <= ranks(full):
+      return None
+    s = jnp.broadcast_to(s.reshape(shape), [self.shape[i] if i in full else 1 for i in range(len(shape))])
+    leaf_axes = whole_axes(self.leaf.shape)
+    wanted = [axis if axis and axis[0].axis in ranks(full) else () for axis in leaf_axes]
+    s = rearranged(s, [axis if i in full else () for i, axis in enumerate(self.axes)], wanted)
+    s = jnp.broadcast_to(s, (*self.leaf.shape[:-2], *s.shape[-2:]))
+    return dataclasses.replace(self, leaf=Scaled(self.in_own_dtype(), s))
+
+  def in_own_dtype(self) -> Any:
+    """The leaf, of the dtype of the view."""
+    return self.leaf if self.leaf.dtype == self.dtype else Cast(self.leaf, self.dtype)
+
   def layer(self, leaf: Any) -> "View":
     """The view of one layer, given that layer of the leaf; of a view that has its first axis in front."""
     return dataclasses.replace(self, leaf=leaf, axes=self.axes[1:])
@@ -139,3 +198,11 @@ class View:
   def stacked(self) -> "View":
     """The view of a leaf whose parts were stacked, given the view of one layer: the inverse of `layer`."""
     return dataclasses.replace(self, axes=(whole(-len(self.leaf.shape), self.leaf.shape[0]), *self.axes))
+
+
+def _key_for_each(keys: Array, stack: Sequence[int]) -> Array:
+  """Keys for all matrices of a stack, given one for each index along its first axes."""
+  if keys.ndim == len(stack):
+    return keys
+  each = jnp.broadcast_to(keys.reshape(*keys.shape, *[1] * (len(stack) - keys.ndim)), stack).reshape(-1)
+  return jax.vmap(jax.random.fold_in)(each, jnp.arange(each.size)).reshape(stack)

@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from jaxft.choices.rows import packed_indices, whole_rows
 from jaxft.leaves.annotated import Annotated
+from jaxft.leaves.cuts import Cut, Places, Span, cut
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
@@ -63,6 +64,11 @@ class Submatrix:
   def lookup(self, ids: AnyArray) -> Array:
     rows = lookup(self.w, ids)
     return rows + delta_rows(ids, self.d, self.indices, axis=self.axis, shape=self.w.shape).astype(rows.dtype)
+
+  def cut(self, axis: int, take: Span | Places) -> Any:
+    if axis == self.axis:
+      return Cut(self, take, axis)
+    return Submatrix(cut(self.w, axis, take), take(self.d, axis), self.indices, self.axis)
 
   def _contract(self, x: Array, product: Any, contracted: bool) -> Array:
     n_out = self.w.shape[-1 if product is dot else -2]

@@ -9,10 +9,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.checks import in_range
+from jaxft.leaves.cuts import Cut, Places, Span
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.materialize import materialize, unrounded
-from jaxft.leaves.products import dot, lookup
+from jaxft.leaves.products import RowProduct, dot, lookup, scaled_row_product
 from jaxft.signatures import AnyArray
 from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_dtype, check_rank
@@ -46,6 +47,14 @@ class ColumnNormalized:
   def lookup(self, ids: AnyArray) -> Array:
     y = lookup(self.v, ids)
     return y * self._factors().astype(y.dtype)
+
+  def cut(self, axis: int, take: Span | Places) -> Any:
+    if axis == -2:  # a norm is of the whole column
+      return Cut(self, take, axis)
+    return ColumnNormalized(self.v.cut(axis, take), take(self.magnitude, -1))
+
+  def row_product(self, x: Array, product: RowProduct, transposed: bool) -> Array:
+    return scaled_row_product(x, self.v, self._factors()[..., None, :], product, transposed)
 
   def _factors(self) -> Float[Array, "... n"]:
     return self.magnitude / jnp.sqrt(jax.lax.stop_gradient(column_squares(self.v)))

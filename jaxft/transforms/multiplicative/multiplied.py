@@ -12,6 +12,7 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from jaxft.leaves.cuts import Cut, Places, Span, cut
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
@@ -48,6 +49,11 @@ class Multiplied:
     if self.side == "out":
       return self.by(lookup(self.w, ids))
     return self.dot(jax.nn.one_hot(ids, self.w.shape[-2], dtype=self.w.dtype))  # a row of M @ w mixes all rows of w
+
+  def cut(self, axis: int, take: Span | Places) -> Any:
+    if axis == (-2 if self.side == "in" else -1):  # the side that the map mixes
+      return Cut(self, take, axis)
+    return Multiplied(cut(self.w, axis, take), self.by, self.side)
 
 
 def adapt_shapes(
