@@ -9,6 +9,7 @@ import time
 import zlib
 from collections import defaultdict
 
+import jax
 import pytest
 
 # Test files that may take longer than `--file-seconds`, and why.
@@ -43,6 +44,10 @@ def parse_share(text: str) -> tuple[int, int]:
   return int(number) % int(shares), int(shares)
 
 
+# How many programs importing the test modules compiled.
+COMPILED = pytest.StashKey[int]()
+
+
 class Budget:
   """A pytest plugin: measures each test, sums over files, and fails a run in which a file took too long."""
 
@@ -50,6 +55,15 @@ class Budget:
     self.limit, self.share = limit, share
     self.files: dict[str, float] = defaultdict(float)
     self.started = 0.0
+    self.compiled = 0
+    jax.monitoring.register_event_duration_secs_listener(self.count_compiled)
+
+  def count_compiled(self, event: str, duration: float, **_: object) -> None:
+    del duration
+    self.compiled += event == "/jax/core/compile/backend_compile_duration"
+
+  def pytest_collection_finish(self, session):
+    session.config.stash[COMPILED] = self.compiled
 
   def pytest_collection_modifyitems(self, config, items):
     if self.share is None:

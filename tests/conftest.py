@@ -24,12 +24,11 @@ import pytest
 if os.environ.get("JAXFT_CHECK_CALLS") != "0":
   from jaxtyping import install_import_hook
 
-  from tests.runtime_types import checked_on_call, leave_out_frequent, leave_out_nested
+  from tests.runtime_types import checked_on_call, leave_out_needless
 
   # Every annotated function of the library is checked on every call: what it takes and what it gives.
-  leave_out_nested()
+  leave_out_needless()
   install_import_hook("jaxft", f"{checked_on_call.__module__}.{checked_on_call.__name__}")
-  leave_out_frequent()
 
 from jaxft.compilation import use_compilation_cache
 from tests.budget import Budget, parse_share

@@ -6,7 +6,6 @@ for it; a call that returns nevertheless is refused here, for its arguments and 
 
 import ast
 import functools
-import importlib
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -27,28 +26,26 @@ _CONF = BeartypeConf(hint_overrides=FrozenDict({
 }))
 
 
-# Called for every leaf of every tree, without an array in the signature: most of the checked calls, to no purpose.
+# Called for every leaf of every tree, every equation of a jaxpr or every record, without an array in the signature:
+# most of the checked calls, to no purpose. Each by its name and that of its first argument.
 FREQUENT = {
-    "jaxft.tree.paths": ("is_structured", "is_leaf", "path_of"),
-    "jaxft.merging.kernels.namespace": ("is_numpy",),
+    ("is_structured", "x"), ("is_leaf", "x"), ("path_of", "keys"), ("is_numpy", "x"), ("_locate", "path"),
+    ("_equation", "eqn"), ("_decode", "feature"),
 }
 
 
-def leave_out_frequent() -> None:
-  for module, names in FREQUENT.items():
-    for name in names:
-      getattr(importlib.import_module(module), name).__no_type_check__ = True
-
-
-def leave_out_nested() -> None:
-  """Functions inside of functions are not checked: each call of the outer one would make the checks anew.
+def leave_out_needless() -> None:
+  """Leaves out what is called all the time, and functions inside of functions: each call of the outer one would make
+  the checks anew.
 
   That took a tenth of the suite's time. What comes in and goes out of the library passes the outer functions.
   """
   decorate = JaxtypingTransformer.visit_FunctionDef
 
   def visit(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
-    return node if any(isinstance(parent, ast.FunctionDef) for parent in self._parents) else decorate(self, node)
+    nested = any(isinstance(parent, ast.FunctionDef) for parent in self._parents)
+    frequent = (node.name, node.args.args[0].arg if node.args.args else None) in FREQUENT
+    return node if nested or frequent else decorate(self, node)
 
   JaxtypingTransformer.visit_FunctionDef = visit
 

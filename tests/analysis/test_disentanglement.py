@@ -9,12 +9,13 @@ from jaxft.leaves import materialize
 from jaxft.models import linearize
 from jaxft.transforms import linear_combination
 from jaxft.tree import apply_task_vector
-from tests.contracts.transforms import forward, stack_params
+from tests.contracts.transforms import forward
+from tests.draws import blocks, normal
 
 KEY = jax.random.key(0)
-PARAMS = stack_params(KEY, layers=2, dim=6, hidden=8)
-DELTA = jax.tree.map(lambda x: 0.1 * x, stack_params(jax.random.key(1), layers=2, dim=6, hidden=8))
-X = jax.random.normal(jax.random.key(2), (16, 6))
+PARAMS = blocks(0, layers=2, dim=6, hidden=8)
+DELTA = jax.tree.map(lambda x: jax.device_put(0.1 * np.asarray(x)), blocks(1, layers=2, dim=6, hidden=8))
+X = normal(2, 16, 6)
 
 
 def test_error_counts_the_predictions_that_change():

@@ -18,9 +18,10 @@ from jaxft.transforms.entries.submatrix import submatrix
 from jaxft.tree import unstack_layers
 from tests.contracts.transform_cases import CASES, small
 from tests.contracts.transforms import forward, stack_params
+from tests.draws import blocks, normal
 
 KEY = jax.random.key(0)
-PARAMS = {**stack_params(KEY, layers=3, dim=8, hidden=16), "embed": jax.random.normal(KEY, (5, 8))}
+PARAMS = {**blocks(0, layers=3, dim=8, hidden=16), "embed": normal(1, 5, 8)}
 
 
 def test_drift_of_scaled_layers():

@@ -7,12 +7,15 @@ import optax
 import pytest
 
 from jaxft.analysis import layer_mixture_probe
+from tests.draws import normal
 
 LAYERS, ITEMS, DIM, CLASSES = 5, 240, 8, 3
-SIZES = jnp.array([1.0, 20.0, 0.5, 1.0, 5.0])[:, None, None]  # a probe that goes by size alone would take layer 1
-STATES = SIZES * (1 + jax.random.normal(jax.random.key(0), (LAYERS, ITEMS, DIM)))
-READ = jax.random.normal(jax.random.key(1), (DIM, CLASSES))
-LABELS = jnp.argmax((STATES[3] - STATES[3].mean(0)) @ READ, axis=-1)
+# A probe that goes by size alone would take layer 1.
+SIZES = np.array([1.0, 20.0, 0.5, 1.0, 5.0], np.float32)[:, None, None]
+STATES = SIZES * (1 + np.asarray(normal(0, LAYERS, ITEMS, DIM)))
+READ = np.asarray(normal(1, DIM, CLASSES))
+LABELS = np.argmax((STATES[3] - STATES[3].mean(0)) @ READ, axis=-1)
+STATES, LABELS = jax.device_put((STATES, LABELS.astype(np.int32)))
 
 
 def test_planted_layer():

@@ -7,10 +7,11 @@ import pytest
 
 from jaxft.analysis.truncation import scaled_svd, truncate_components
 from jaxft.transforms.low_rank.corda import oriented_svd
+from tests.draws import normal
 
 KEY = jax.random.key(0)
-W = jax.random.normal(KEY, (12, 10))
-SCALE = jnp.exp(0.5 * jax.random.normal(jax.random.fold_in(KEY, 1), (12,)))
+W = normal(0, 12, 10)
+SCALE = jax.device_put(np.exp(0.5 * np.asarray(normal(1, 12))))
 
 
 def test_nothing_dropped_is_the_matrix_and_all_dropped_is_zero():

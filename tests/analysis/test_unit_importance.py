@@ -20,12 +20,13 @@ from jaxft.models.dropout import layer_dropout
 from jaxft.models.sites import Add, Scale
 from jaxft.optimizers import scale_updates
 from jaxft.tree import cut_layers, leaves_with_paths, unstack_layers
+from tests import draws
 
 KEY = jax.random.key(0)
 CONFIG = encoder.EncoderConfig(vocab_size=30, dim=8, num_layers=2, num_heads=2, mlp_dim=12, max_length=8)
-PARAMS = encoder.init(KEY, CONFIG, stddev=0.3)
-BATCHES = [jax.random.randint(jax.random.key(i), (3, 5), 0, 30) for i in (1, 2)]
-GATES = {"heads": jnp.ones((2, 2)), "hidden": jnp.ones((2, 12))}
+PARAMS = draws.params(lambda: encoder.init(KEY, CONFIG), 0, stddev=0.3)
+BATCHES = [draws.integers(i, 0, 30, 3, 5) for i in (1, 2)]
+GATES = jax.device_put({"heads": np.ones((2, 2), np.float32), "hidden": np.ones((2, 12), np.float32)})
 
 
 def forward(gates, ids, key, rate=0.1, offsets=None):

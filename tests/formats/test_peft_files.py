@@ -26,13 +26,14 @@ from jaxft.transforms.structured.fourier_ft import fourier_ft
 from jaxft.transforms.structured.hira import hira
 from jaxft.transforms.structured.loha import loha
 from jaxft.tree import cut_layers, stack_layers, unstack_layers
+from tests import draws
 
 KEY = jax.random.key(0)
 SIZES = dict(vocab_size=40, dim=16, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
 CONFIG = DecoderConfig(**SIZES, tie_embeddings=False)
 TIED = DecoderConfig(**SIZES)
 BERT = EncoderConfig(vocab_size=40, dim=16, num_layers=2, num_heads=2, mlp_dim=24, max_length=8)
-PARAMS = decoder.init(KEY, CONFIG)
+PARAMS = draws.params(lambda: decoder.init(KEY, CONFIG), 0)
 LORA = lora("**/{query,down}/kernel", rank=2, alpha=3)
 NAME = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
 
@@ -220,7 +221,7 @@ def test_files_that_cannot_be_read(tmp_path):
     load_peft(tmp_path / "a", PARAMS, CONFIG)
 
 
-TIED_PARAMS = decoder.init(KEY, TIED)
+TIED_PARAMS = draws.params(lambda: decoder.init(KEY, TIED), 0)
 HEAD, TABLE = "base_model.model.lm_head", "base_model.model.model.embed_tokens"
 
 

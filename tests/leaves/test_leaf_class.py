@@ -10,7 +10,7 @@ import pytest
 from jaxft.leaves import LowRank, leaf_class, lookup
 from jaxft.leaves.products import dot, dot_transposed
 
-W = jnp.arange(12.0, dtype=jnp.bfloat16).reshape(4, 3)
+W = jax.device_put(np.arange(12, dtype=jnp.bfloat16).reshape(4, 3))
 
 
 @leaf_class(meta=("factor",))

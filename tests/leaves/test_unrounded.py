@@ -12,6 +12,7 @@ import pytest
 from jaxft.leaves import Concatenated, LowRank, Scaled
 from jaxft.leaves.materialize import unrounded
 from jaxft.transforms import quantize_array
+from tests.draws import normal
 
 KEY = jax.random.key(0)
 M, N = 12, 10
@@ -21,8 +22,8 @@ def draw(i, *shape):
   return jax.random.normal(jax.random.fold_in(KEY, i), shape)
 
 
-W = draw(0, M, N).astype(jnp.bfloat16)
-EXACT = W.astype(jnp.float32) * 1.7
+W = normal(0, M, N, dtype=jnp.bfloat16)
+EXACT = jax.device_put(np.asarray(W, np.float32) * np.float32(1.7))
 
 
 class Foreign:

@@ -8,13 +8,10 @@ from jaxft.leaves.concatenated import Concatenated
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.scaled import Scaled
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
+from tests.draws import integers, normal
 
 B, T, D, V = 4, 7, 8, 33
-KEYS = jax.random.split(jax.random.key(0), 8)
-HIDDEN = jax.random.normal(KEYS[0], (B, T, D))
-LABELS = jax.random.randint(KEYS[1], (B, T), 0, V)
-WEIGHT = jax.random.normal(KEYS[2], (B, T))
-HEAD = jax.random.normal(KEYS[3], (D, V))
+HIDDEN, LABELS, WEIGHT, HEAD = normal(0, B, T, D), integers(1, 0, V, B, T), normal(2, B, T), normal(3, D, V)
 
 
 def plain(hidden, head, labels, where=None, transposed=False):
@@ -27,12 +24,12 @@ def plain(hidden, head, labels, where=None, transposed=False):
 def heads(transposed):
   head = HEAD.T if transposed else HEAD
   m, n = head.shape
-  a, b = jax.random.normal(KEYS[4], (m, 2)), jax.random.normal(KEYS[5], (2, n))
-  order = jax.random.permutation(KEYS[6], m)
+  a, b = normal(4, m, 2), normal(5, 2, n)
+  order = jax.device_put(np.random.default_rng(6).permutation(m))
   return {
       "array": head, "low_rank": LowRank(head, a, b, scale=0.5),
       "rows": Concatenated(head[3:], head[:3], order=order, axis=-2),
-      "scaled": Scaled(head, 1 + jax.random.uniform(KEYS[7], (1, n))),
+      "scaled": Scaled(head, 1 + np.random.default_rng(7).random((1, n), np.float32)),
   }
 
 

@@ -1,5 +1,6 @@
 """Deltas in files: what comes back is what was saved, to the last bit, or an error."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from jaxft.formats.safetensors import check_content, open_checkpoint, save_file
 from jaxft.leaves.row_delta import RowDelta
 from jaxft.merging import Entries, apply_delta, load_delta, save_delta
 
-DELTA = {
-    "w": Entries(jnp.array([0, 3]), jnp.array([1.0, 2.0])), "v": Entries(jnp.array([1]), jnp.ones(1, jnp.bfloat16)),
-    "rows": RowDelta(jnp.array([[1, 3]]), jnp.ones((1, 2, 4)), -2),
-    "columns": RowDelta(jnp.array([0, 2]), jnp.ones((4, 2)), -1)}
+DELTA = jax.device_put({
+    "w": Entries(np.int32([0, 3]), np.float32([1.0, 2.0])), "v": Entries(np.int32([1]), np.ones(1, jnp.bfloat16)),
+    "rows": RowDelta(np.int32([[1, 3]]), np.ones((1, 2, 4), np.float32), -2),
+    "columns": RowDelta(np.int32([0, 2]), np.ones((4, 2), np.float32), -1)})
 
 
 def test_every_flip_of_a_bit_is_an_error(tmp_path):

@@ -11,11 +11,12 @@ import pytest
 from jaxft.merging.layers import repeated_block, take_layers
 from jaxft.models import DecoderConfig, decoder
 from jaxft.tree import unstack_layers
+from tests import draws
 
 CONFIG = DecoderConfig(
     vocab_size=11, dim=8, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12)
-PARAMS = decoder.init(jax.random.key(0), CONFIG, stddev=0.3)
-IDS = jax.random.randint(jax.random.key(1), (2, 5), 0, 11)
+PARAMS = draws.params(lambda: decoder.init(jax.random.key(0), CONFIG), 0, stddev=0.3)
+IDS = draws.integers(1, 0, 11, 2, 5)
 
 
 @functools.partial(jax.jit, static_argnums=1)

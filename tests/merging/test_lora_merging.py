@@ -8,23 +8,25 @@ import pytest
 from jaxft.leaves import materialize
 from jaxft.merging import concat_lora, extract_lora, lora_delta, merge_lora
 from jaxft.transforms import lora
-from tests.contracts.transforms import stack_params
+from tests.draws import blocks, normal
 
-PARAMS = stack_params(jax.random.key(0), layers=2, dim=8, hidden=12)
+PARAMS = blocks(0, layers=2, dim=8, hidden=12)
 RANKS, SCALES, WEIGHTS = (2, 3), [1.5, 0.5], [1.0, -2.0]
 
 
 def adapter(seed, rank):
   transform = lora("**/kernel", rank=rank, alpha=rank)
-  _, trainable = transform.split(jax.random.key(seed), PARAMS)
-  noise = lambda x: jax.random.normal(jax.random.fold_in(jax.random.key(seed), x.size), x.shape)
-  return jax.tree.map(noise, trainable)
+  _, trainable = jax.eval_shape(transform.split, jax.random.key(seed), PARAMS)
+  return jax.tree.map(lambda x: normal(1000 * seed + x.size, *x.shape), trainable)
 
 
 ADAPTERS = [adapter(i, rank) for i, rank in enumerate(RANKS)]
 is_pair = lambda x: isinstance(x, dict) and set(x) == {"a", "b"}
 updates = lambda tree, scale=1.0: jax.tree.map(lambda p: lora_delta(p["a"], p["b"], scale=scale), tree, is_leaf=is_pair)
-SUM = jax.tree.map(lambda x, y: WEIGHTS[0] * SCALES[0] * x + WEIGHTS[1] * SCALES[1] * y, *map(updates, ADAPTERS))
+
+
+def sum_of_updates():
+  return jax.tree.map(lambda x, y: WEIGHTS[0] * SCALES[0] * x + WEIGHTS[1] * SCALES[1] * y, *map(updates, ADAPTERS))
 
 
 def assert_close(got, want, atol=1e-5):
@@ -32,14 +34,14 @@ def assert_close(got, want, atol=1e-5):
 
 
 def test_cat_and_svd_give_the_sum_of_the_updates():
-  given = {"weights": WEIGHTS, "scales": SCALES}
+  given, total = {"weights": WEIGHTS, "scales": SCALES}, sum_of_updates()
   cat = merge_lora(ADAPTERS, method="cat", **given)
   assert cat["layers"]["up"]["kernel"]["a"].shape == (2, 8, 5)
-  assert_close(updates(cat), SUM)
-  assert_close(updates(merge_lora(ADAPTERS, rank=5, **given)), SUM, atol=1e-4)
+  assert_close(updates(cat), total)
+  assert_close(updates(merge_lora(ADAPTERS, rank=5, **given)), total, atol=1e-4)
   short = merge_lora(ADAPTERS, **given)
   assert short["layers"]["up"]["kernel"]["a"].shape == (2, 8, 3)
-  got, want = (tree["layers"]["up"]["kernel"] for tree in (updates(short), SUM))
+  got, want = (tree["layers"]["up"]["kernel"] for tree in (updates(short), total))
   spectrum = jnp.linalg.svd(want, compute_uv=False)
   lost = jnp.linalg.norm(got - want, axis=(-2, -1))
   np.testing.assert_allclose(lost, jnp.linalg.norm(spectrum[..., 3:], axis=-1), rtol=1e-4)

@@ -22,16 +22,16 @@ from jaxft.merging.matching.permutations import (
 from jaxft.merging.matching.rebasin import Matching, match_activations, match_weights, rebasin
 from jaxft.models import DecoderConfig, EncoderConfig, decoder, encoder
 from jaxft.tree import unstack_layers
+from tests.draws import normal
 
 LAYERS = ("hidden_0", "hidden_1", "head")
 SPEC = mlp_spec(LAYERS)
-X = jax.random.normal(jax.random.key(9), (40, 5))
+X = normal(9, 40, 5)
 
 
-def mlp(key, widths=(5, 7, 6, 3)):
-  keys = jax.random.split(key, 6)
+def mlp(seed, widths=(5, 7, 6, 3)):
   return {
-      name: {"kernel": jax.random.normal(keys[2 * i], (m, n)), "bias": jax.random.normal(keys[2 * i + 1], (n,))}
+      name: {"kernel": normal(10 * seed + 2 * i, m, n), "bias": normal(10 * seed + 2 * i + 1, n)}
       for i, (name, m, n) in enumerate(zip(LAYERS, widths[:-1], widths[1:], strict=True))
   }
 
@@ -45,7 +45,7 @@ def run(params, x=X, features=False):
   return (x, out) if features else x
 
 
-A, B = mlp(jax.random.key(0)), mlp(jax.random.key(1))
+A, B = mlp(0), mlp(1)
 DECODER = DecoderConfig(vocab_size=11, dim=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=2, mlp_dim=6,
                         tie_embeddings=False)
 ENCODER = EncoderConfig(vocab_size=11, dim=8, num_layers=2, num_heads=2, mlp_dim=6, max_length=8)

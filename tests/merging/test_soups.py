@@ -10,11 +10,11 @@ from jaxft.merging.soups import greedy_soup
 
 def tree(seed, dtype=jnp.float32):
   draw = np.random.default_rng(seed).standard_normal
-  return {"w": jnp.asarray(draw((4, 3)), dtype), "b": jnp.asarray(draw(3), dtype), "step": jnp.array(seed)}
+  return jax.device_put({"w": draw((4, 3)).astype(dtype), "b": draw(3).astype(dtype), "step": np.int32(seed)})
 
 
 TREES = [tree(i) for i in range(5)]
-TARGET = jax.tree.map(lambda *x: sum(x) / 3, *[{"w": t["w"], "b": t["b"]} for t in (TREES[1], TREES[3], TREES[4])])
+TARGET = {k: sum(np.asarray(t[k]) for t in (TREES[1], TREES[3], TREES[4])) / 3 for k in ("w", "b")}
 
 
 def score(params):

@@ -10,6 +10,7 @@ from jaxft.leaves import materialize
 from jaxft.merging import rank_by_feature, rank_deltas, take_deltas
 from jaxft.selection import top_per_class
 from jaxft.transforms import linear_combination
+from tests.draws import normal
 
 KEY = jax.random.key(0)
 SHAPES = {"layers": {"kernel": (3, 4, 4)}, "head": {"kernel": (4, 2)}}
@@ -17,15 +18,14 @@ SHAPES = {"layers": {"kernel": (3, 4, 4)}, "head": {"kernel": (4, 2)}}
 
 def draw(i):
   is_shape = lambda x: isinstance(x, tuple)
-  make = lambda shape: jax.random.normal(jax.random.fold_in(KEY, i * 100 + len(shape)), shape)
-  return jax.tree.map(make, SHAPES, is_leaf=is_shape)
+  return jax.tree.map(lambda shape: normal(i * 100 + len(shape), *shape), SHAPES, is_leaf=is_shape)
 
 
 BASE, BANK = draw(0), [draw(i) for i in range(1, 6)]
-SCORES = {
-    "layers": {"kernel": jnp.array([[5.0, 1, 2, 0, -3], [0, 0, 1, 9, 8], [1, 2, 3, 4, 5]])},
-    "head": {"kernel": jnp.array([0.0, -7, 0, 1, 2])},
-}
+SCORES = jax.device_put({
+    "layers": {"kernel": np.float32([[5.0, 1, 2, 0, -3], [0, 0, 1, 9, 8], [1, 2, 3, 4, 5]])},
+    "head": {"kernel": np.float32([0.0, -7, 0, 1, 2])},
+})
 
 
 def test_whole_and_per_leaf_rankings():

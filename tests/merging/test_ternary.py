@@ -16,11 +16,11 @@ from jaxft.tree import apply_task_vector
 
 def tree(seed=0, dtype=jnp.float32):
   draw = np.random.default_rng(seed).standard_normal
-  return {
-      "head": {"kernel": jnp.asarray(draw((7, 5)), dtype)},
-      "layers": {"kernel": jnp.asarray(draw((3, 8, 11)) * 0.1, dtype), "scale": jnp.asarray(draw((3, 8)), dtype)},
+  return jax.device_put({
+      "head": {"kernel": draw((7, 5)).astype(dtype)},
+      "layers": {"kernel": (draw((3, 8, 11)) * 0.1).astype(dtype), "scale": draw((3, 8)).astype(dtype)},
       "step": None,
-  }
+  })
 
 
 DELTA = tree()

@@ -15,7 +15,7 @@ from jaxft.tree import cut_layers, unstack_layers
 
 CONFIG = EncoderConfig(vocab_size=50, dim=32, num_layers=2, num_heads=4, mlp_dim=64, max_length=16)
 IDS = jax.random.randint(jax.random.key(1), (3, 9), 0, 50)
-MASK = jnp.arange(9) < jnp.array([9, 4, 1])[:, None]
+MASK = jax.device_put(np.arange(9) < np.array([9, 4, 1])[:, None])
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 from jaxft.decoding import beam_search, stepwise_decoder
 from jaxft.formats.huggingface import load_directory
+from tests.parity.libraries import library
+
+torch = library("torch")
+transformers = library("transformers")
 
 
 def theirs(model, ids, mask, *, beams, new, length_penalty, eos_id):

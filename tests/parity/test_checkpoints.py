@@ -3,15 +3,10 @@
 import re
 import zipfile
 
-import numpy as np
-import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-sentence_transformers = pytest.importorskip("sentence_transformers")
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from jaxft.fetch import fetch_package
 from jaxft.formats.gguf import open_gguf
@@ -20,6 +15,11 @@ from jaxft.formats.presets import PRESETS, fetch
 from jaxft.formats.pretrained import load
 from jaxft.formats.tokenizers import byte_level_bpe
 from jaxft.models.decoder import DecoderConfig
+from tests.parity.libraries import library
+
+torch = library("torch")
+transformers = library("transformers")
+sentence_transformers = library("sentence_transformers")
 
 PAGE = """The quick brown fox, 2024-11-05: it's 3.14159 (or 1,000,000)!  Don't\twe'll   see?
 

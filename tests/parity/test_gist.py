@@ -1,33 +1,34 @@
 """Our contrastive losses against those of sentence-transformers, in values and in gradients."""
 
-import numpy as np
-import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("sentence_transformers")
-transformers = pytest.importorskip("transformers")
-
 import jax
 import jax.numpy as jnp
-from sentence_transformers.sentence_transformer import losses as theirs
+import numpy as np
+import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from jaxft.losses import guided_info_nce, multiple_negatives_ranking
+from tests.parity.libraries import library
+
+torch = library("torch")
+theirs = library("sentence_transformers.sentence_transformer.losses")
+transformers = library("transformers")
 
 
-class Given(torch.nn.Module):
+def given(key: str):
   """A model that returns the embeddings it is given, so that the losses see the same numbers and give gradients."""
 
-  def __init__(self, key: str):
-    super().__init__()
-    self.key = key
-    words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    self.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
-    self.max_seq_length = 8
+  class Given(torch.nn.Module):
+    def __init__(self):
+      super().__init__()
+      words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+      self.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+      self.max_seq_length = 8
 
-  def forward(self, features):
-    return {"sentence_embedding": features[self.key]}
+    def forward(self, features):
+      return {"sentence_embedding": features[key]}
+
+  return Given()
 
 
 def draw(columns, rows=7, dim=16, guide_dim=12):
@@ -79,7 +80,7 @@ def with_negatives(columns):
 )
 def test_gist_embed_loss(columns, ours, options):
   student, guide = draw(columns)
-  make = lambda: theirs.GISTEmbedLoss(Given("student"), Given("guide"), **options)
+  make = lambda: theirs.GISTEmbedLoss(given("student"), given("guide"), **options)
   expected = torch_value_and_grad(make, student, guide)
   guides = with_negatives([jnp.asarray(g) for g in guide])
   assert_same(
@@ -98,7 +99,7 @@ def test_the_guide_matters_in_these_cases():
 @pytest.mark.parametrize("columns", [2, 3, 4])
 def test_multiple_negatives_ranking_loss(columns):
   student, guide = draw(columns)
-  expected = torch_value_and_grad(lambda: theirs.MultipleNegativesRankingLoss(Given("student")), student, guide)
+  expected = torch_value_and_grad(lambda: theirs.MultipleNegativesRankingLoss(given("student")), student, guide)
 
   def ours(s):
     negative = jnp.stack(s[2:], axis=1) if columns > 2 else None
@@ -111,7 +112,7 @@ def test_extended_info_nce_is_the_joint_form_of_three_directions():
   student, guide = draw(2)
   directions = ("query_to_doc", "query_to_query", "doc_to_doc")
   expected = torch_value_and_grad(
-      lambda: theirs.MultipleNegativesRankingLoss(Given("student"), directions=directions), student, guide
+      lambda: theirs.MultipleNegativesRankingLoss(given("student"), directions=directions), student, guide
   )
   ours = lambda s: multiple_negatives_ranking(*s, queries=True, positives=True)[0]
   assert_same(ours, student, expected, tolerance=2e-5)

@@ -6,17 +6,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("mergekit")
-
-from mergekit import sparsify
-from mergekit.merge_methods.api import merge_tensors
-from mergekit.merge_methods.registry import registered_methods
-
 from jaxft.merging.kernels.leafwise import merge_leaf
 from jaxft.merging.kernels.methods import METHODS, REQUIRED, streams
 from jaxft.merging.kernels.random_bits import probability, random_integers
 from jaxft.merging.kernels.trims import keep_probabilities
+from tests.parity.libraries import library
+
+torch = library("torch")
+sparsify, api, registry = map(library, (
+    "mergekit.sparsify", "mergekit.merge_methods.api", "mergekit.merge_methods.registry"))
 
 W = {"weight": [1.0, -0.3, 0.6]}
 TRIMMED = W | {"density": [0.2, 0.7, 1.0]}
@@ -78,7 +76,7 @@ def both(name, per_model, parameters, monkeypatch, **options):
   given = {k: (dict(enumerate(v, 1)) if k in method.per_model else v) for k, v in {**per_model, **parameters}.items()}
   tensors = [torch.tensor(x) for x in ([base] if uses_base else []) + models]
   ids = range(0 if uses_base else 1, count + 1)
-  theirs = merge_tensors(tensors, name, parameters=given, ids=ids, base_index=0 if uses_base else None)
+  theirs = api.merge_tensors(tensors, name, parameters=given, ids=ids, base_index=0 if uses_base else None)
   return ours, theirs.numpy()
 
 
@@ -107,7 +105,7 @@ def test_small_leaves_are_those_of_the_kernels_in_float64(entries):
       ours = merge_leaf(method.leafwise, models, base, method.settings(per_model, parameters))
       tensors = [torch.tensor(x, dtype=torch.float64) for x in ([] if base is None else [base]) + models]
       given = {k: dict(enumerate(v, 1)) if k in method.per_model else v for k, v in {**per_model, **parameters}.items()}
-      theirs = merge_tensors(tensors, name, parameters=given, ids=range(base is None, count + 1),
+      theirs = api.merge_tensors(tensors, name, parameters=given, ids=range(base is None, count + 1),
                              base_index=None if base is None else 0)
       np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-6, err_msg=f"{name}, {kind}")
 
@@ -123,7 +121,7 @@ def test_equal_magnitudes_are_told_apart_as_by_a_stable_sort(name, monkeypatch):
 
 
 def test_same_methods_parameters_and_defaults():
-  theirs = {m.spec.name: m.spec for m in registered_methods()}
+  theirs = {m.spec.name: m.spec for m in registry.registered_methods()}
   assert sorted(theirs) == sorted(METHODS)
   for name, spec in theirs.items():
     method = METHODS[name]

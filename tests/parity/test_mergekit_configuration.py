@@ -7,14 +7,12 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-pytest.importorskip("mergekit")
-
-from mergekit.config import MergeConfiguration
-from mergekit.merge import run_merge
-from mergekit.options import MergeOptions
-
 from jaxft.merging.streaming import merge
 from tests.merging.checkpoints import configure, decoder, read, recipe, write
+from tests.parity.libraries import library
+
+their_config, their_merge, their_options = map(library, ("mergekit.config", "mergekit.merge", "mergekit.options"))
+
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": 12, "intermediate_size": 24, "num_attention_heads": 2,
@@ -61,8 +59,9 @@ def both(path, *documents, **options):
   """`(ours, theirs)`, tensors by name, of one configuration."""
   config = configure(path / "merge.yaml", *documents)
   merge(config, path / "ours", overwrite=True, **options)
-  run_merge(MergeConfiguration.model_validate(yaml.safe_load(config.read_text())), str(path / "theirs"),
-            options=MergeOptions(quiet=True, trust_remote_code=False))
+  given = their_config.MergeConfiguration.model_validate(yaml.safe_load(config.read_text()))
+  their_merge.run_merge(given, str(path / "theirs"),
+                        options=their_options.MergeOptions(quiet=True, trust_remote_code=False))
   return read(path / "ours"), read(path / "theirs")
 
 

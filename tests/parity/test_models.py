@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 from jaxft.formats.huggingface import load_directory
 from jaxft.formats.presets import fetch
 from jaxft.losses import Mean
 from jaxft.models import decoder, encoder
 from jaxft.tree import cut_layers, unstack_layers
+from tests.parity.libraries import library
+
+torch = library("torch")
+transformers = library("transformers")
 
 TEXTS = [
     "A short sentence.",

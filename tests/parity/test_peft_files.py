@@ -10,10 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
 from jaxft.adapters import p_tuning, prefix, soft_prompt
 from jaxft.formats import load_peft, load_peft_prompt, peft_frequencies, save_peft, save_peft_prompt
 from jaxft.formats.huggingface import load_directory
@@ -40,6 +36,11 @@ from jaxft.transforms.structured.loha import loha
 from jaxft.transforms.structured.lokr import lokr
 from jaxft.transforms.structured.miss import miss
 from jaxft.tree import unstack_layers
+from tests.parity.libraries import later, library
+
+torch = library("torch")
+transformers = library("transformers")
+peft = library("peft")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SELECT = "**/{query,value,down}/kernel"  # [32, 32], [32, 16] and [48, 32]
@@ -121,71 +122,72 @@ def trained(tree):
 
 # name: (our transform, peft_type, settings to give, peft's config)
 CASES = {
-    "lora": (lora(SELECT, rank=4, alpha=6), "LORA", {}, peft.LoraConfig(**LORA)),
+    "lora": (lora(SELECT, rank=4, alpha=6), "LORA", {}, later("Lora", **LORA)),
     "rslora": (lora(SELECT, rank=4, alpha=6, rank_stabilized=True), "LORA", {"use_rslora": True},
-               peft.LoraConfig(use_rslora=True, **LORA)),
+               later("Lora", use_rslora=True, **LORA)),
     "lora_ranks": (chain(lora("**/query/kernel", rank=4, alpha=6), lora("**/down/kernel", rank=2, alpha=8)), "LORA", {},
-                   peft.LoraConfig(rank_pattern={"down_proj": 2}, alpha_pattern={"down_proj": 8}, **LORA)),
+                   later("Lora", rank_pattern={"down_proj": 2}, alpha_pattern={"down_proj": 8}, **LORA)),
     "lora_embedding": (lora(["**/tokens/embedding", "**/query/kernel"], rank=4, alpha=6), "LORA", {},
-                       peft.LoraConfig(r=4, lora_alpha=6, target_modules=["embed_tokens", "q_proj"])),
+                       later("Lora", r=4, lora_alpha=6, target_modules=["embed_tokens", "q_proj"])),
     "lora_head": (chain(lora(SELECT, rank=4, alpha=6), train(["head/kernel", "norm/scale"])), "LORA", {},
-                  peft.LoraConfig(modules_to_save=["lm_head"], **LORA)),
+                  later("Lora", modules_to_save=["lm_head"], **LORA)),
     "lora_lm_head": (lora(["head/kernel", "**/query/kernel"], rank=4, alpha=6), "LORA", {},
-                     peft.LoraConfig(r=4, lora_alpha=6, target_modules=["lm_head", "q_proj"])),
+                     later("Lora", r=4, lora_alpha=6, target_modules=["lm_head", "q_proj"])),
     "lora_tokens": (chain(lora(SELECT, rank=4, alpha=6), trainable_tokens(TOKENS)), "LORA", {},
-                    peft.LoraConfig(trainable_token_indices=TOKENS, **LORA)),
+                    later("Lora", trainable_token_indices=TOKENS, **LORA)),
     "mica": (lora(SELECT, rank=4, alpha=6, init=mica, train="a"), "LORA", {}, None),
-    "dora": (dora(SELECT, rank=4, alpha=6), "LORA", {}, peft.LoraConfig(use_dora=True, **LORA)),
+    "dora": (dora(SELECT, rank=4, alpha=6), "LORA", {}, later("Lora", use_dora=True, **LORA)),
     "adalora": (adalora(SELECT, rank=4, alpha=6), "ADALORA", {},
-                peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, lora_alpha=6, **TARGETS)),
-    "vera": (vera(SELECT, rank=6), "VERA", {}, peft.VeraConfig(r=6, **TARGETS)),
-    "ia3": (ia3(), "IA3", {}, peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"],
+                later("AdaLora", init_r=4, target_r=2, total_step=10, lora_alpha=6, **TARGETS)),
+    "vera": (vera(SELECT, rank=6), "VERA", {}, later("Vera", r=6, **TARGETS)),
+    "ia3": (ia3(), "IA3", {}, later("IA3", target_modules=["k_proj", "v_proj", "down_proj"],
                                              feedforward_modules=["down_proj"])),
     "ln_tuning": (train("**/{mlp_norm,norm}/scale"), "LN_TUNING", {},
-                  peft.LNTuningConfig(target_modules=["norm", "input_layernorm"])),
+                  later("LNTuning", target_modules=["norm", "input_layernorm"])),
     "tokens": (trainable_tokens(TOKENS), "TRAINABLE_TOKENS", {},
-               peft.TrainableTokensConfig(token_indices=TOKENS, target_modules=["embed_tokens"])),
-    "loha_2": (loha(SELECT, rank=2, alpha=6), "LOHA", {"alpha": 6}, peft.LoHaConfig(r=2, alpha=6, **TARGETS)),
-    "loha_5": (loha(SELECT, rank=5, alpha=6), "LOHA", {"alpha": 6}, peft.LoHaConfig(r=5, alpha=6, **TARGETS)),
-    "lokr": (lokr(SELECT, rank=2, alpha=6), "LOKR", {}, peft.LoKrConfig(r=2, alpha=6, **TARGETS)),
-    "lokr_whole": (lokr(SELECT), "LOKR", {}, peft.LoKrConfig(r=8, alpha=6, decompose_factor=2, **TARGETS)),
+               later("TrainableTokens", token_indices=TOKENS, target_modules=["embed_tokens"])),
+    "loha_2": (loha(SELECT, rank=2, alpha=6), "LOHA", {"alpha": 6}, later("LoHa", r=2, alpha=6, **TARGETS)),
+    "loha_5": (loha(SELECT, rank=5, alpha=6), "LOHA", {"alpha": 6}, later("LoHa", r=5, alpha=6, **TARGETS)),
+    "lokr": (lokr(SELECT, rank=2, alpha=6), "LOKR", {}, later("LoKr", r=2, alpha=6, **TARGETS)),
+    "lokr_whole": (lokr(SELECT), "LOKR", {}, later("LoKr", r=8, alpha=6, decompose_factor=2, **TARGETS)),
     "lokr_both": (lokr(SELECT, rank=8, factor=2, alpha=6), "LOKR", {},
-                  peft.LoKrConfig(r=1, alpha=6, decompose_both=True, **TARGETS)),
+                  later("LoKr", r=1, alpha=6, decompose_both=True, **TARGETS)),
     "oft": (oft(SELECT, block=8), "OFT", {"use_cayley_neumann": False},
-            peft.OFTConfig(oft_block_size=8, use_cayley_neumann=False, **TARGETS)),
+            later("OFT", oft_block_size=8, use_cayley_neumann=False, **TARGETS)),
     "oft_series": (oft(SELECT, block=8, terms=5), "OFT", {"use_cayley_neumann": True},
-                   peft.OFTConfig(r=4, oft_block_size=0, **TARGETS)),
-    "boft": (boft(SELECT, block=4), "BOFT", {}, peft.BOFTConfig(boft_block_size=4, **TARGETS)),
-    "hra": (hra(SELECT, rank=4), "HRA", {}, peft.HRAConfig(r=4, **TARGETS)),
+                   later("OFT", r=4, oft_block_size=0, **TARGETS)),
+    "boft": (boft(SELECT, block=4), "BOFT", {}, later("BOFT", boft_block_size=4, **TARGETS)),
+    "hra": (hra(SELECT, rank=4), "HRA", {}, later("HRA", r=4, **TARGETS)),
     "fourier_ft": (fourier_ft(SELECT, frequencies=20), "FOURIERFT", {"scaling": 150.0},
-                   peft.FourierFTConfig(n_frequency=20, **TARGETS)),
+                   later("FourierFT", n_frequency=20, **TARGETS)),
     "vb_lora": (vb_lora(SELECT, rank=4, vectors=7, length=8), "VBLORA", {"topk": 2},
-                peft.VBLoRAConfig(r=4, num_vectors=7, vector_length=8, **TARGETS)),
+                later("VBLoRA", r=4, num_vectors=7, vector_length=8, **TARGETS)),
     "vb_lora_topk": (vb_lora(SELECT, rank=4, vectors=7, length=8, top=3), "VBLORA", {"topk": 3},
-                     peft.VBLoRAConfig(r=4, num_vectors=7, vector_length=8, save_only_topk_weights=True, **TARGETS)),
-    "miss": (miss(SELECT, rank=5), "MISS", {}, peft.MissConfig(r=5, **TARGETS)),
-    "c3a": (c3a(SELECT, block=8), "C3A", {}, peft.C3AConfig(block_size=8, **TARGETS)),
+
+        later("VBLoRA", r=4, num_vectors=7, vector_length=8, save_only_topk_weights=True, **TARGETS)),
+    "miss": (miss(SELECT, rank=5), "MISS", {}, later("Miss", r=5, **TARGETS)),
+    "c3a": (c3a(SELECT, block=8), "C3A", {}, later("C3A", block_size=8, **TARGETS)),
     "rand_lora": (rand_lora(SQUARE, rank=5, alpha=6), "RANDLORA", {"randlora_alpha": 6},
-                  peft.RandLoraConfig(r=5, randlora_alpha=6, **TARGETS)),
+                  later("RandLora", r=5, randlora_alpha=6, **TARGETS)),
     "delora": (delora(SELECT, rank=4, strength=3.0), "DELORA", {},
-               peft.DeloraConfig(r=4, delora_lambda=3, rank_pattern={"v_proj": 2}, **TARGETS)),
-    "hira": (hira(SELECT, rank=4), "HIRA", {}, peft.HiraConfig(r=4, **TARGETS)),
+               later("Delora", r=4, delora_lambda=3, rank_pattern={"v_proj": 2}, **TARGETS)),
+    "hira": (hira(SELECT, rank=4), "HIRA", {}, later("Hira", r=4, **TARGETS)),
     **{f"road_{v}": (road(SELECT, variant=v, group=8), "ROAD", {},
-                     peft.RoadConfig(variant=f"road_{v}", group_size=8, **TARGETS)) for v in (1, 2, 4)},
-    "shira": (shira(SELECT, rank=3), "SHIRA", {}, peft.ShiraConfig(r=3, **TARGETS)),
+                     later("Road", variant=f"road_{v}", group_size=8, **TARGETS)) for v in (1, 2, 4)},
+    "shira": (shira(SELECT, rank=3), "SHIRA", {}, later("Shira", r=3, **TARGETS)),
 }
 
 
 # The same on a model whose head is its embedding.
 TIED = {
     "tied_whole": (chain(lora(SELECT, rank=4, alpha=6), train(TABLE)), "LORA", {},
-                   peft.LoraConfig(modules_to_save=["embed_tokens"], ensure_weight_tying=True, **LORA)),
-    "tied_lora": (lora([TABLE, "**/query/kernel"], rank=4, alpha=6), "LORA", {}, peft.LoraConfig(
+                   later("Lora", modules_to_save=["embed_tokens"], ensure_weight_tying=True, **LORA)),
+    "tied_lora": (lora([TABLE, "**/query/kernel"], rank=4, alpha=6), "LORA", {}, later("Lora", 
         r=4, lora_alpha=6, target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True)),
     "tied_ranks": (chain(lora(TABLE, rank=2, alpha=8), lora(SELECT, rank=4, alpha=6)), "LORA", {}, None),
     "tied_whole_beside_loha": (chain(loha(SELECT, rank=2, alpha=6), train(TABLE)), "LOHA", {"alpha": 6}, None),
     "tied_lora_tokens": (chain(lora(SELECT, rank=4, alpha=6), trainable_tokens(TOKENS)), "LORA", {},
-                         peft.LoraConfig(trainable_token_indices=TOKENS, **LORA)),
+                         later("Lora", trainable_token_indices=TOKENS, **LORA)),
     "tied_tokens": CASES["tokens"],
 }
 ALL = CASES | TIED
@@ -234,7 +236,7 @@ def same_files(one, other):
 def test_peft_in_ours_and_back(name, bases, tmp_path):
   llama, params, config, plain = bases(name in TIED)
   _, peft_type, settings, peft_config = ALL[name]
-  model = adapted(llama, peft_config)
+  model = adapted(llama, peft_config())
   model.save_pretrained(tmp_path / "theirs")
   want = their_logits(model)
   adapter = load_peft(tmp_path / "theirs", params, config)
@@ -264,7 +266,7 @@ def test_a_file_of_peft_that_unties_the_head_is_refused(options, bases, tmp_path
 def adapted(llama, peft_config):
   """peft's model with random numbers in all that trains."""
   torch.manual_seed(2)
-  model = peft.get_peft_model(copy.deepcopy(llama), copy.deepcopy(peft_config)).eval().float()
+  model = peft.get_peft_model(copy.deepcopy(llama), peft_config).eval().float()
   torch.manual_seed(1)
   with torch.no_grad():
     for p in model.parameters():
@@ -291,7 +293,7 @@ def test_some_layers_and_a_cut_stack(base, tmp_path):
 
 def test_adalora_with_pruned_triplets(base, tmp_path):
   llama, params, config, _ = base
-  model = adapted(llama, CASES["adalora"][3])
+  model = adapted(llama, CASES["adalora"][3]())
   kept = [True, False, True, True]
   pattern = {}
   for name, module in model.named_modules():
@@ -307,12 +309,13 @@ def test_adalora_with_pruned_triplets(base, tmp_path):
 
 ENCODER_CASES = {
     "lora_bias_all": (lambda: chain(lora("**/{query,out,up}/kernel", rank=4, alpha=6), train("**/bias")), "LORA",
-                      peft.LoraConfig(r=4, bias="all", target_modules=["query", "output.dense"])),
+                      later("Lora", r=4, bias="all", target_modules=["query", "output.dense"])),
     "lora_bias_only": (lambda: chain(lora("**/query/kernel", rank=4, alpha=6), train("**/query/bias")), "LORA",
-                       peft.LoraConfig(r=4, bias="lora_only", target_modules=["query", "intermediate.dense"])),
+                       later("Lora", r=4, bias="lora_only", target_modules=["query", "intermediate.dense"])),
     "ln_tuning": (lambda: train("**/attention_norm/scale"), "LN_TUNING",
-                  peft.LNTuningConfig(target_modules=["output.LayerNorm"])),
-    "hra": (lambda: hra("**/{query,down}/kernel", rank=4), "HRA", peft.HRAConfig(r=4, target_modules=["query"])),
+                  later("LNTuning", target_modules=["output.LayerNorm"])),
+    "hra": (lambda: hra("**/{query,down}/kernel", rank=4), "HRA",
+        later("HRA", r=4, target_modules=["query"])),
 }
 
 
@@ -350,7 +353,7 @@ def test_encoder_both_ways(name, bert, tmp_path):
   np.testing.assert_array_equal(ours(back.transform.join(back.frozen, back.trainable)),
                                 ours(transform.join(frozen, trainable)))
 
-  model = peft.get_peft_model(copy.deepcopy(bert), peft_config).eval()
+  model = peft.get_peft_model(copy.deepcopy(bert), peft_config()).eval()
   with torch.no_grad():
     for p in model.parameters():
       if p.requires_grad:
@@ -363,13 +366,13 @@ def test_encoder_both_ways(name, bert, tmp_path):
 
 
 PROMPTS = {
-    "prompt": ("PROMPT_TUNING", lambda c: soft_prompt(4, c.dim), peft.PromptTuningConfig(
+    "prompt": ("PROMPT_TUNING", lambda c: soft_prompt(4, c.dim), later("PromptTuning", 
         task_type="CAUSAL_LM", num_virtual_tokens=4)),
-    "p_tuning": ("P_TUNING", lambda c: p_tuning(4, c.dim, hidden=12), peft.PromptEncoderConfig(
+    "p_tuning": ("P_TUNING", lambda c: p_tuning(4, c.dim, hidden=12), later("PromptEncoder", 
         task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=12)),
-    "prefix": ("PREFIX_TUNING", lambda c: prefix(c, 4), peft.PrefixTuningConfig(
+    "prefix": ("PREFIX_TUNING", lambda c: prefix(c, 4), later("PrefixTuning", 
         task_type="CAUSAL_LM", num_virtual_tokens=4)),
-    "prefix_mlp": ("PREFIX_TUNING", lambda c: prefix(c, 4, hidden=12), peft.PrefixTuningConfig(
+    "prefix_mlp": ("PREFIX_TUNING", lambda c: prefix(c, 4, hidden=12), later("PrefixTuning", 
         task_type="CAUSAL_LM", num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=12)),
 }
 
@@ -387,7 +390,7 @@ def test_prompts_both_ways(name, base, tmp_path):
   back = load_peft_prompt(tmp_path / "ours", config)
   assert relative_error(our_logits(params, config, plain.edits(back)), got) < 1e-6
 
-  model = adapted(llama, peft_config)
+  model = adapted(llama, peft_config())
   model.save_pretrained(tmp_path / "theirs")
   read = load_peft_prompt(tmp_path / "theirs", config)
   second = relative_error(our_logits(params, config, plain.edits(read)), their_logits(model))

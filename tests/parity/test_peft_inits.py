@@ -9,13 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
-from peft.optimizers import create_loraplus_optimizer
-from peft.utils.incremental_pca import IncrementalPCA
-
 from jaxft.formats import load_peft, save_peft
 from jaxft.leaves import materialize
 from jaxft.optimizers import lora_plus, scale_updates
@@ -27,7 +20,13 @@ from jaxft.transforms.low_rank.loftq import loftq
 from jaxft.transforms.low_rank.lora_ga import lora_ga
 from jaxft.transforms.low_rank.olora import olora
 from jaxft.transforms.low_rank.pissa import pissa
+from tests.parity.libraries import library
 from tests.parity.test_peft_low_rank import IDS, LAYERS, load, our_logits, relative_error, small_llama
+
+torch = library("torch")
+transformers = library("transformers")
+peft = library("peft")
+incremental_pca, optimizers = map(library, ("peft.utils.incremental_pca", "peft.optimizers"))
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # Modules of unlike inputs, so that no two of them tie: [32, 32], [32, 32] and [48, 32].
@@ -127,7 +126,7 @@ def exact_svd(matrix, q, niter):
 
 @pytest.mark.parametrize("direction, scale", tiers(GA_CASES, [("ArB2r", "stable")]))
 def test_lora_ga_is_pefts(direction, scale, base, monkeypatch):
-  monkeypatch.setattr(torch, "svd_lowrank", exact_svd)
+  monkeypatch.setattr("torch.svd_lowrank", exact_svd)
   params, config = base
   grads = gradients(small_llama())
   transform = lora(SELECT, rank=4, alpha=4 * SCALE, statistics=grads, init=lora_ga(
@@ -165,7 +164,7 @@ def test_lora_ga_with_random_directions_is_pefts(monkeypatch):
   model = torch.nn.Sequential(linear)
   linear._peft_loraga_grad = torch.tensor(grad.T.copy())
   order = np.asarray(jax.random.permutation(key, 2 * rank))
-  monkeypatch.setattr(torch, "randperm", lambda n: torch.tensor(order[:n].astype(np.int64)))
+  monkeypatch.setattr("torch.randperm", lambda n: torch.tensor(order[:n].astype(np.int64)))
   adapted = peft.get_peft_model(model, peft.LoraConfig(
       r=rank, lora_alpha=6, target_modules=["0"], init_lora_weights="lora_ga",
       lora_ga_config=peft.LoraGAConfig(direction="random", scale="unit")))
@@ -223,7 +222,8 @@ def eva_in_peft(rank, rho):
 @pytest.mark.parametrize("exact", tiers([False, True], [True]), ids=["sketched", "exact"])
 def test_eva_has_pefts_ranks_and_directions(exact, base, monkeypatch):
   if exact:  # peft decomposes sketches of the inputs, which shows in the last directions; here the inputs themselves
-    monkeypatch.setattr(IncrementalPCA, "_svd_fn_lowrank", IncrementalPCA._svd_fn_full)
+    theirs = incremental_pca.IncrementalPCA
+    monkeypatch.setattr(theirs, "_svd_fn_lowrank", theirs._svd_fn_full)
   rank, rho = 2, 2.0
   params, config = base
   directions = eva_directions(centered_covariances(small_llama()), rank=rank, rho=rho)
@@ -376,7 +376,7 @@ def test_lora_plus_learns_as_pefts_optimizer(decay, base):
 
   ours = read(lambda p: p)
   assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, {p: leaf_at(trainable, p) for p in PATHS.values()})
-  optimizer = create_loraplus_optimizer(
+  optimizer = optimizers.create_loraplus_optimizer(
       model, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=16.0, loraplus_weight_decay=decay)
   steps = optax.chain(optax.adamw(1e-2, weight_decay=decay), scale_updates(lora_plus(ours, ratio=16.0)))
   state, first = steps.init(ours), ours

@@ -8,10 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
 from jaxft.formats.huggingface import load_directory
 from jaxft.leaves import materialize
 from jaxft.leaves.annotated import Annotated
@@ -44,6 +40,11 @@ from jaxft.transforms.structured.loha import loha
 from jaxft.transforms.structured.lokr import lokr
 from jaxft.transforms.structured.miss import miss
 from jaxft.tree import leaves_with_paths, map_with_path, path_of
+from tests.parity.libraries import later, library
+
+torch = library("torch")
+transformers = library("transformers")
+peft = library("peft")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAYERS = 2
@@ -136,38 +137,38 @@ def wide(module, m, n):
 FACTORS = {"a": factor("lora_A"), "b": factor("lora_B")}
 LORA = {"r": 4, "lora_alpha": 6, **TARGETS}
 CASES = {
-    "lora": (peft.LoraConfig(**LORA), lora(SELECT, rank=4, alpha=6), FACTORS),
-    "rslora": (peft.LoraConfig(use_rslora=True, **LORA), lora(SELECT, rank=4, alpha=6, rank_stabilized=True), FACTORS),
-    "dora": (peft.LoraConfig(use_dora=True, **LORA), dora(SELECT, rank=4, alpha=6),
+    "lora": (later("Lora", **LORA), lora(SELECT, rank=4, alpha=6), FACTORS),
+    "rslora": (later("Lora", use_rslora=True, **LORA), lora(SELECT, rank=4, alpha=6, rank_stabilized=True), FACTORS),
+    "dora": (later("Lora", use_dora=True, **LORA), dora(SELECT, rank=4, alpha=6),
              {**FACTORS, "magnitude": lambda m: get(m, "lora_magnitude_vector")}),
-    "adalora": (peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, lora_alpha=6, **TARGETS),
+    "adalora": (later("AdaLora", init_r=4, target_r=2, total_step=10, lora_alpha=6, **TARGETS),
                 adalora(SELECT, rank=4, alpha=6), {**FACTORS, "e": lambda m: get(m, "lora_E")[:, 0]}),
-    "vera": (peft.VeraConfig(r=6, **TARGETS), vera(SELECT, rank=6),
+    "vera": (later("Vera", r=6, **TARGETS), vera(SELECT, rank=6),
              {"d": factor("vera_lambda_d"), "s": factor("vera_lambda_b")},
              {"a": lambda module, m, n: get(module, "vera_A")[:, :m].T,
               "b": lambda module, m, n: get(module, "vera_B")[:n].T}),
-    "hira": (peft.HiraConfig(r=4, **TARGETS), hira(SELECT, rank=4), {"a": factor("hira_A"), "b": factor("hira_B")}),
-    **{f"loha_{r}": (peft.LoHaConfig(r=r, alpha=6, **TARGETS), loha(SELECT, rank=r, alpha=6),
+    "hira": (later("Hira", r=4, **TARGETS), hira(SELECT, rank=4), {"a": factor("hira_A"), "b": factor("hira_B")}),
+    **{f"loha_{r}": (later("LoHa", r=r, alpha=6, **TARGETS), loha(SELECT, rank=r, alpha=6),
                      {"a1": factor("hada_w1_b"), "b1": factor("hada_w1_a"),
                       "a2": factor("hada_w2_b"), "b2": factor("hada_w2_a")})
        for r in (2, 5)},
-    **{f"lokr_{r}_{f}": (peft.LoKrConfig(r=r, alpha=6, decompose_factor=f or -1, **TARGETS),
+    **{f"lokr_{r}_{f}": (later("LoKr", r=r, alpha=6, decompose_factor=f or -1, **TARGETS),
                          lokr(SELECT, rank=r, alpha=6, factor=f),
                          {"left": factor("lokr_w1"), "right": factor("lokr_w2"),
                           "a": factor("lokr_w2_b"), "b": factor("lokr_w2_a")})
        for r, f in ((2, None), (2, 4), (8, 2))},
-    "delora": (peft.DeloraConfig(r=4, delora_lambda=3, **TARGETS), delora(SELECT, rank=4, strength=3.0),
+    "delora": (later("Delora", r=4, delora_lambda=3, **TARGETS), delora(SELECT, rank=4, strength=3.0),
                {"a": factor("delora_A"), "b": factor("delora_B"), "strength": lambda m: get(m, "delora_lambda")[0]}),
-    "miss": (peft.MissConfig(r=5, **TARGETS), miss(SELECT, rank=5), {"shard": lambda m: get(m, "miss_block")}),
-    "fourier_ft": (peft.FourierFTConfig(n_frequency=20, **TARGETS), fourier_ft(SELECT, frequencies=20),
+    "miss": (later("Miss", r=5, **TARGETS), miss(SELECT, rank=5), {"shard": lambda m: get(m, "miss_block")}),
+    "fourier_ft": (later("FourierFT", n_frequency=20, **TARGETS), fourier_ft(SELECT, frequencies=20),
                    {"spectrum": factor("fourierft_spectrum")},
                    {"places": lambda module, m, n: module.indices["default"][1] * n + module.indices["default"][0]}),
-    "c3a": (peft.C3AConfig(block_size=8, **TARGETS), c3a(SELECT, block=8), {"kernel": lambda m: get(m, "c3a_kernel")}),
-    "vb_lora": (peft.VBLoRAConfig(r=4, num_vectors=7, vector_length=8, **TARGETS),
+    "c3a": (later("C3A", block_size=8, **TARGETS), c3a(SELECT, block=8), {"kernel": lambda m: get(m, "c3a_kernel")}),
+    "vb_lora": (later("VBLoRA", r=4, num_vectors=7, vector_length=8, **TARGETS),
                 vb_lora(SELECT, rank=4, vectors=7, length=8),
                 {"a": lambda m: get(m, "vblora_logits_A"), "b": lambda m: get(m, "vblora_logits_B"),
                  "bank": lambda model: model.base_model.vblora_vector_bank["default"].detach().numpy()}),
-    "rand_lora": (peft.RandLoraConfig(r=5, randlora_alpha=6, **TARGETS), rand_lora(SELECT, rank=5, alpha=6),
+    "rand_lora": (later("RandLora", r=5, randlora_alpha=6, **TARGETS), rand_lora(SELECT, rank=5, alpha=6),
                   {"scales": lambda m: get(m, "randlora_lambda"),
                    "weights": lambda m: get(m, "randlora_gamma").T if m.in_features <= m.out_features
                               else get(m, "randlora_gamma")},
@@ -181,7 +182,7 @@ CASES = {
 def test_merged_weights_and_logits(name, base, tmp_path):
   config, transform, read, note = (*CASES[name], None)[:4]
   params, ours = base
-  model = peft.get_peft_model(small_llama(), config).eval().float()
+  model = peft.get_peft_model(small_llama(), config()).eval().float()
   torch.manual_seed(1)
   with torch.no_grad():
     for p in model.parameters():

@@ -5,10 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
 from jaxft.formats.huggingface import load_directory
 from jaxft.leaves import materialize
 from jaxft.models import decoder
@@ -20,6 +16,11 @@ from jaxft.transforms.multiplicative.ia3 import ia3
 from jaxft.transforms.multiplicative.oft import oft
 from jaxft.transforms.multiplicative.road import road
 from jaxft.tree import path_of
+from tests.parity.libraries import later, library
+
+torch = library("torch")
+transformers = library("transformers")
+peft = library("peft")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension"),
@@ -88,16 +89,16 @@ def skew_entries(module):
 
 ROAD = {"theta": lambda m: m.road_theta["default"], "alpha": lambda m: m.road_alpha["default"]}
 CASES = {
-    "ia3": (peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]), ia3(),
+    "ia3": (later("IA3", target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]), ia3(),
             {"scale": lambda m: m.ia3_l["default"].T}),
-    "oft_exact": (peft.OFTConfig(oft_block_size=8, use_cayley_neumann=False, target_modules=TARGETS),
+    "oft_exact": (later("OFT", oft_block_size=8, use_cayley_neumann=False, target_modules=TARGETS),
                   oft(SELECT, block=8), {"skew": lambda m: m.oft_R["default"].weight}),
-    "oft_series": (peft.OFTConfig(oft_block_size=8, target_modules=TARGETS), oft(SELECT, block=8, terms=5),
+    "oft_series": (later("OFT", oft_block_size=8, target_modules=TARGETS), oft(SELECT, block=8, terms=5),
                    {"skew": lambda m: m.oft_R["default"].weight}),
-    "boft": (peft.BOFTConfig(boft_block_size=4, target_modules=TARGETS), boft(SELECT, block=4),
+    "boft": (later("BOFT", boft_block_size=4, target_modules=TARGETS), boft(SELECT, block=4),
              {"skew": skew_entries, "scale": lambda m: m.boft_s["default"].T}),
-    "hra": (peft.HRAConfig(r=4, target_modules=TARGETS), hra(SELECT, rank=4), {"u": lambda m: m.hra_u["default"]}),
-    **{f"road_{v}": (peft.RoadConfig(variant=f"road_{v}", group_size=8, target_modules=TARGETS),
+    "hra": (later("HRA", r=4, target_modules=TARGETS), hra(SELECT, rank=4), {"u": lambda m: m.hra_u["default"]}),
+    **{f"road_{v}": (later("Road", variant=f"road_{v}", group_size=8, target_modules=TARGETS),
                      road(SELECT, variant=v, group=8), ROAD) for v in (1, 2, 4)},
 }
 
@@ -108,7 +109,7 @@ CASES = {
 def test_merged_weights_and_logits(name, tmp_path):
   config, transform, read = CASES[name]
   params, ours = load(small_llama(), tmp_path / "base")
-  model = adapted(config)
+  model = adapted(config())
   frozen, start = transform.split(jax.random.key(0), params)
   joined = transform.join(frozen, theirs(start, model, read))
   with torch.no_grad():

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
 from jaxft.adapters import collapse_prefix, p_tuning, prefix, prefix_from_peft, prefix_to_peft, soft_prompt
 from jaxft.formats.huggingface import load_directory
 from jaxft.models import decoder, encoder
+from tests.parity.libraries import library
+
+torch = library("torch")
+transformers = library("transformers")
+peft = library("peft")
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 

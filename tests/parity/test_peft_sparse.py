@@ -1,16 +1,16 @@
 """SHiRA against PEFT: the same mask and values give the same merged weights, and the same training trajectory."""
 
-import numpy as np
-import pytest
-
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import pytest
 
 from jaxft.transforms.entries.sparse_delta import chosen_entries, shira, sparse_delta
+from tests.parity.libraries import library
+
+torch = library("torch")
+peft = library("peft")
 
 N_IN, N_OUT, RANK = 12, 9, 2
 

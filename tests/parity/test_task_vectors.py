@@ -1,17 +1,17 @@
 """ComPEFT and aTLAS against PyTorch: PEFT's pruning with torch's deviation, and autograd through a combined model."""
 
-import numpy as np
-import pytest
-
-torch = pytest.importorskip("torch")
-merge_utils = pytest.importorskip("peft.utils.merge_utils")
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from jaxft.merging.compression.ternary import ternarize
 from jaxft.transforms.linear_combination import linear_combination
 from tests.contracts.transforms import forward, stack_params
+from tests.parity.libraries import library
+
+torch = library("torch")
+merge_utils = library("peft.utils.merge_utils")
 
 KEY = jax.random.key(0)
 

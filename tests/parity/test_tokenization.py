@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-
-transformers = pytest.importorskip("transformers")
-
 from tokenizers import Tokenizer
 
 from jaxft import data
 from jaxft.formats import fetch
+from tests.parity.libraries import library
+
+transformers = library("transformers")
 
 TEXTS = [
   "A short one.", "naïve 你好 🙂  two  spaces\n\tand a tab", "word " * 60, "def f(x: int = 3) -> str: return 'x'"]

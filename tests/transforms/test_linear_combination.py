@@ -9,16 +9,17 @@ from jaxft.leaves import materialize
 from jaxft.transforms import chain, lora, sparse_delta
 from jaxft.transforms.linear_combination import coefficient_norm, linear_combination
 from jaxft.tree import apply_task_vector, stack_layers, task_vector, unstack_layers
-from tests.contracts.transforms import forward, stack_params
+from tests.contracts.transforms import forward
+from tests.draws import blocks, normal
 
 KEY = jax.random.key(0)
 LAYERS, DIM, HIDDEN = 3, 8, 12
-X = jax.random.normal(jax.random.key(1), (5, DIM))
+X = normal(1, 5, DIM)
 
 
 def params_of(seed):
-  blocks = stack_params(jax.random.key(seed), layers=LAYERS, dim=DIM, hidden=HIDDEN)
-  return {**blocks, "norm": {"scale": jax.random.normal(jax.random.key(seed + 50), (DIM,))}, "steps": jnp.array(seed)}
+  norm, steps = {"scale": normal(seed + 50, DIM)}, jax.device_put(np.int32(seed))
+  return {**blocks(seed, layers=LAYERS, dim=DIM, hidden=HIDDEN), "norm": norm, "steps": steps}
 
 
 BASE = params_of(0)

@@ -9,17 +9,17 @@ from jaxft.leaves import materialize
 from jaxft.transforms import linear_combination, lora
 from jaxft.transforms.low_rank.lora_combination import lora_combination
 from tests.contracts.transforms import forward, stack_params
+from tests.draws import blocks, normal
 
 KEY = jax.random.key(0)
-PARAMS = stack_params(KEY, layers=3, dim=6, hidden=8)
-X = jax.random.normal(jax.random.key(1), (5, 6))
+PARAMS = blocks(0, layers=3, dim=6, hidden=8)
+X = normal(1, 5, 6)
 
 
 def adapter(seed, rank, select="**/kernel"):
-  trained = lora(select, rank=rank).split(KEY, PARAMS)[1]
+  _, trained = jax.eval_shape(lora(select, rank=rank).split, KEY, PARAMS)
   leaves, structure = jax.tree.flatten(trained)
-  return structure.unflatten(
-      [0.5 * jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), x.shape) for i, x in enumerate(leaves)])
+  return structure.unflatten([0.5 * np.asarray(normal(10 * seed + i, *x.shape)) for i, x in enumerate(leaves)])
 
 
 ADAPTERS = [adapter(1, 2), adapter(2, 3), adapter(3, 1, "**/up/kernel")]

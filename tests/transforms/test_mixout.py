@@ -7,11 +7,13 @@ import pytest
 
 from jaxft.transforms import mixout
 from jaxft.tree import cut_layers, stack_layers, unstack_layers
+from tests.draws import normal
 
 KEY = jax.random.key(0)
-START = {"layers": {"up": {"kernel": jax.random.normal(KEY, (3, 40, 50)), "bias": jnp.zeros((3, 50))}},
-         "head": {"kernel": jnp.ones((4, 5))}}
-TUNED = jax.tree.map(lambda x: x + 0.5, START)
+ON_HOST = {
+    "layers": {"up": {"kernel": np.asarray(normal(0, 3, 40, 50)), "bias": np.zeros((3, 50), np.float32)}},
+    "head": {"kernel": np.ones((4, 5), np.float32)}}
+START, TUNED = jax.device_put((ON_HOST, jax.tree.map(lambda x: x + np.float32(0.5), ON_HOST)))
 
 
 def test_entries_are_pretrained_or_moved_further_and_the_mean_is_kept():

@@ -6,11 +6,13 @@ import pytest
 from jaxft.models import decoder, encoder
 from jaxft.transforms import norm_tuning
 from jaxft.tree import cut_layers, leaves_with_paths, unstack_layers
+from tests import draws
 
 KEY = jax.random.key(0)
 SIZES = {"vocab_size": 11, "dim": 8, "num_layers": 4, "num_heads": 2, "mlp_dim": 12}
-DECODER = decoder.init(KEY, decoder.DecoderConfig(**SIZES, num_kv_heads=1, head_dim=4, tie_embeddings=False))
-ENCODER = encoder.init(KEY, encoder.EncoderConfig(**SIZES))
+WIDE = decoder.DecoderConfig(**SIZES, num_kv_heads=1, head_dim=4, tie_embeddings=False)
+DECODER = draws.params(lambda: decoder.init(KEY, WIDE), 0)
+ENCODER = draws.params(lambda: encoder.init(KEY, encoder.EncoderConfig(**SIZES)), 1)
 STACKED = {
     "decoder": (DECODER, {"layers/attention_norm/scale", "layers/mlp_norm/scale", "norm/scale"}),
     "encoder": (ENCODER, {

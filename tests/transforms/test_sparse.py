@@ -10,11 +10,12 @@ from jaxft.choices.top_k import lottery_ticket_mask, top_k_mask
 from jaxft.merging.compression.sparse_deltas import apply_delta, compose, fuse, sparse_difference, switch, unfuse
 from jaxft.transforms import bitfit, full, lora, submatrix
 from jaxft.transforms.entries.sparse_delta import chosen_entries, shira, sparse_delta
-from tests.contracts.transforms import forward, stack_params
+from tests.contracts.transforms import forward
+from tests.draws import blocks, normal
 
 KEY = jax.random.key(0)
-PARAMS = stack_params(KEY, layers=3, dim=8, hidden=16)
-X = jax.random.normal(jax.random.key(1), (4, 8))
+PARAMS = blocks(0, layers=3, dim=8, hidden=16)
+X = normal(1, 4, 8)
 
 
 ADAM = optax.adamw(1e-2, weight_decay=0.0)
@@ -108,10 +109,10 @@ def test_shira_trains_as_many_numbers_as_lora():
 
 
 @pytest.mark.parametrize("entries, message", [
-    (jnp.array([0, 5, 5]), "layers/up/kernel has an index twice"),
-    (jnp.array([0, 384]), r"takes indices in 0\.\.383; got 0\.\.384"),
-    (jnp.ones((3, 8), bool), r"takes flat int32 indices \[K\]; got bool \(3, 8\): a mask is a choice"),
-    (jnp.zeros(0, int), "indices must have at least one entry"),
+    (np.array([0, 5, 5], np.int32), "layers/up/kernel has an index twice"),
+    (np.array([0, 384], np.int32), r"takes indices in 0\.\.383; got 0\.\.384"),
+    (np.ones((3, 8), bool), r"takes flat int32 indices \[K\]; got bool \(3, 8\): a mask is a choice"),
+    (np.zeros(0, np.int32), "indices must have at least one entry"),
 ])
 def test_errors_of_indices(entries, message):
   indices = {"layers": {"up": {"kernel": entries}, "down": {"kernel": None}}}
@@ -120,9 +121,9 @@ def test_errors_of_indices(entries, message):
 
 
 @pytest.mark.parametrize("entries, message", [
-    (jnp.ones((3, 8), bool), r"layers/up/kernel \(3, 8, 16\) got bool \(3, 8\)"),
-    (jnp.array([0, 5]), r"layers/up/kernel \(3, 8, 16\) got int32 \(2,\)"),
-    (jnp.zeros((3, 8, 16), bool), "select must have at least one entry"),
+    (np.ones((3, 8), bool), r"layers/up/kernel \(3, 8, 16\) got bool \(3, 8\)"),
+    (np.array([0, 5], np.int32), r"layers/up/kernel \(3, 8, 16\) got int32 \(2,\)"),
+    (np.zeros((3, 8, 16), bool), "select must have at least one entry"),
 ])
 def test_errors_of_a_choice(entries, message):
   with pytest.raises(ValueError, match=message):

@@ -29,6 +29,7 @@ from jaxft.optimizers import scale_updates
 from jaxft.transforms import chain, freeze, full, lora, sparse_delta, submatrix, train
 from jaxft.tree import as_choice, by_path, choice_scales, count, layer_of, leaves_with_paths, unstack_layers
 from jaxft.tree.choice import entries
+from tests import draws
 
 KEY = jax.random.key(0)
 LAYERS, HEADS, SIZE = 4, 4, 4
@@ -36,8 +37,8 @@ LAYERS, HEADS, SIZE = 4, 4, 4
 CONFIG = decoder.DecoderConfig(
     vocab_size=8, dim=16, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=1, head_dim=SIZE, mlp_dim=LAYERS,
     tie_embeddings=False)
-STACKED = decoder.init(KEY, CONFIG)
-LAYOUTS = {"stacked": STACKED, "unrolled": unstack_layers(STACKED)}
+STACKED = draws.params(lambda: decoder.init(KEY, CONFIG), 0)
+LAYOUTS = {"stacked": lambda: STACKED, "unrolled": lambda: unstack_layers(STACKED)}
 OUT = "**/attention/out/kernel"
 
 
@@ -82,7 +83,7 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def chosen_of(kind, layout):
-  params = LAYOUTS[layout]
+  params = LAYOUTS[layout]()
   choice, grain = KINDS[kind][0](params), KINDS[kind][1]
   flags = zip(leaves_with_paths(params), jax.tree.leaves(as_choice(choice, params)), strict=True)
   masks = [np.asarray(entries(flag, path, leaf)) for (path, leaf), flag in flags]

@@ -26,9 +26,9 @@ from jaxft.tree.choice import as_choice, entries
 KEY = jax.random.key(0)
 LAYERS, SIZE = 2, 16
 PARAMS = {
-    "embed": {"kernel": jnp.ones((SIZE, SIZE))}, "head": {"kernel": jnp.ones((SIZE, SIZE))},
-    "layers": {name: {"kernel": jnp.ones((LAYERS, SIZE, SIZE))} for name in ("gate", "up")}}
-TUNED = jax.tree.map(lambda x: x + 1.0, PARAMS)
+    "embed": {"kernel": np.ones((SIZE, SIZE), np.float32)}, "head": {"kernel": np.ones((SIZE, SIZE), np.float32)},
+    "layers": {name: {"kernel": np.ones((LAYERS, SIZE, SIZE), np.float32)} for name in ("gate", "up")}}
+PARAMS, TUNED = jax.device_put((PARAMS, jax.tree.map(lambda x: x + np.float32(1), PARAMS)))
 CHOSEN = ["embed/kernel", "layers/up/kernel"]
 
 FORMS = {
