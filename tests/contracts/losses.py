@@ -43,7 +43,8 @@ class Case:
     guarded: names of the arrays that may hold anything where the mask is False.
     read_at: how far before a masked position the guarded arrays are read: logits at t - 1 score the token at t.
     low: how near bfloat16 inputs come to the same numbers in float32; far where products take the inputs' dtype.
-    variant: a function of another case with other options: what rests on the function alone is exhaustive for it.
+    variant: a function of another case with other options, or one of rows that shares all but its formula with
+      another's: what rests on the function alone is exhaustive for it.
   """
 
   name: str
@@ -230,7 +231,7 @@ CASES = [
                     lambda b, f: f(*_pairs(b), query_ids=b["ids"], positive_ids=b["ids"] + 4, where=b["where"]),
                     losses.multiple_negatives_ranking, variant=True),
     _embedding_case("symmetric_multiple_negatives_ranking", lambda b, f: f(*_pairs(b), where=b["where"]),
-                    losses.symmetric_multiple_negatives_ranking),
+                    losses.symmetric_multiple_negatives_ranking, variant=True),
     Case("matryoshka", lambda b, f: f(b["query"], b["positive"], where=b["where"]), nested_dims, embeddings,
          ("query", "positive"), "where", ("query", "positive")),
     _embedding_case("splade", lambda b, f: f(*_pairs(b), query_weight=0.3, document_weight=0.2, where=b["where"]),
@@ -278,9 +279,11 @@ CASES = [
     _pair_case("batch_hard_triplet_soft",
                lambda b, f: f(b["a"], b["labels"], margin=None, metric="manhattan", where=b["where"]),
                losses.batch_hard_triplet, "labels", trained=("a",), variant=True),
-    *(_pair_case(loss.__name__, lambda b, f: f(b["a"], b["b"], b["same"], where=b["where"]), loss)
+    *(_pair_case(loss.__name__, lambda b, f: f(b["a"], b["b"], b["same"], where=b["where"]), loss,
+                 variant=loss is losses.contrastive_tension)
       for loss in (losses.contrastive_pairs, losses.online_contrastive_pairs, losses.contrastive_tension)),
-    *(_pair_case(loss.__name__, lambda b, f: f(b["a"], b["b"], b["scores"], where=b["where"]), loss, "scores")
+    *(_pair_case(loss.__name__, lambda b, f: f(b["a"], b["b"], b["scores"], where=b["where"]), loss, "scores",
+                 variant=loss is not losses.cosent)
       for loss in (losses.cosine_regression, losses.cosent, losses.angle)),
     _pair_case("feature_consistency", lambda b, f: f(b["a"], b["b"], where=b["where"]), losses.feature_consistency, "b",
                trained=("a",)),
@@ -304,13 +307,15 @@ CASES = [
     _pair_case("cross_entropy", lambda b, f: f(b["logits"], b["labels"], label_smoothing=0.1, where=b["where"]),
                losses.cross_entropy, "labels", trained=("logits",)),
     _pair_case("soft_cross_entropy", lambda b, f: f(b["logits"], b["soft"], where=b["where"]),
-               losses.soft_cross_entropy, "soft", trained=("logits",)),
+               losses.soft_cross_entropy, "soft", trained=("logits",), variant=True),
     *(_pair_case(loss.__name__, lambda b, f: f(b["number"], b["other"], where=b["where"]), loss, "other",
-                 trained=("number",))
+                 trained=("number",), variant=True)
       for loss in (losses.squared_error, losses.reinforce)),
-    *(_list_case(loss.__name__, lambda b, f: f(b["scores"], b["teacher"], where=b["where"]), loss, "teacher")
+    *(_list_case(loss.__name__, lambda b, f: f(b["scores"], b["teacher"], where=b["where"]), loss, "teacher",
+                 variant=loss is losses.margin_mse)
       for loss in (losses.margin_mse, losses.distill_scores)),
-    *(_list_case(loss.__name__, lambda b, f: f(b["scores"], b["labels"], where=b["where"]), loss)
+    *(_list_case(loss.__name__, lambda b, f: f(b["scores"], b["labels"], where=b["where"]), loss,
+                 variant=loss in (losses.list_net, losses.rank_net))
       for loss in (losses.list_net, losses.list_mle, losses.rank_mse, losses.rank_net, losses.lambda_loss)),
     _list_case("list_mle_position_aware",
                lambda b, f: f(b["scores"], b["labels"], position_aware=True, where=b["where"]), losses.list_mle,
