@@ -220,6 +220,12 @@ def test_pictures_are_laid_on_a_color():
   white, green = on_background(pictures), on_background(pictures, (0, 200, 0))
   assert white[0, :, 0].tolist() == [[10, 20, 30], [255, 255, 255], [127, 127, 127]]
   assert green[0, :, 0].tolist() == [[10, 20, 30], [0, 200, 0], [0, 100, 0]]
+  two = Image.new("RGBA", (40, 40))
+  two.paste((255, 0, 0, 255), (30, 2, 34, 10))
+  out = io.BytesIO()
+  two.save(out, "PNG")
+  trimmed = np.asarray(Image.open(io.BytesIO(pngs.square_png(out.getvalue(), 16, trim=True))))
+  assert trimmed.shape == (16, 16, 4) and (trimmed[:, 4:12] == [255, 0, 0, 255]).all() and not trimmed[:, :4].any()
   assert pngs.is_blank(png("red")) and pngs.is_blank(png((9, 9, 9, 0)))
 
 
@@ -263,7 +269,7 @@ def test_the_real_names_of_emoji(language):
   fetched(f"emoji-names/{language}")
   records = data.source(f"emoji-names/{language}", "train+validation+test")
   by_code = {record["code"]: record["name"] for record in records}
-  assert by_code["1F433"] == {"de": "blasender Wal", "ja": "\u6f6e\u5439\u304f\u30af\u30b8\u30e9"}[language]
+  assert by_code["1F433"] == {"de": "blasender Wal", "ja": "潮吹きクジラ"}[language]
 
 
 @pytest.mark.exhaustive

@@ -6,13 +6,20 @@ from typing import IO
 import numpy as np
 
 
-def square_png(picture: bytes | IO[bytes], size: int) -> bytes:
+def square_png(picture: bytes | IO[bytes], size: int, *, trim: bool = False) -> bytes:
   """A picture as a PNG of `size` x `size` pixels with red, green, blue and alpha, in the middle, its shape kept.
+
+  Args:
+    picture: a file of any format that Pillow reads.
+    size: of the sides, in pixels.
+    trim: cut off first what is transparent around it.
 
   Raises:
     ImportError: there is no Pillow.
   """
   image = _pillow().open(io.BytesIO(picture) if isinstance(picture, bytes) else picture).convert("RGBA")
+  if trim:
+    image = image.crop(image.getchannel("A").getbbox())
   if image.size == (size, size):
     square = image
   else:
