@@ -30,7 +30,7 @@ def arranged_paths(axes: Mapping[str, LeafAxes], layers: Sequence[str] = ()) -> 
       block/attention/query/kernel          scanned over an axis      block/layers/attention/query/kernel
       encoderblock_3/mlp/up/kernel          one of several alike      encoderblock/layers/3/mlp/up/kernel
       moe/up                                side by side              moe/experts/up
-      linear/weight                         a matrix                  linear/kernel
+      linear/weight                         a matrix, or a table      linear/kernel, linear/embedding
 
   What the library would read rightly as it is stays as it is.
 
@@ -45,8 +45,8 @@ def arranged_paths(axes: Mapping[str, LeafAxes], layers: Sequence[str] = ()) -> 
   for path, own in axes.items():
     if own.experts:
       parts[path] = (*parts[path][:-1], "experts", parts[path][-1])
-    if own.kind == "matrix" and parts[path][-1] == "weight":
-      parts[path] = (*parts[path][:-1], "kernel")
+    if own.kind in ("matrix", "table") and parts[path][-1] == "weight":
+      parts[path] = (*parts[path][:-1], "kernel" if own.kind == "matrix" else "embedding")
   for stack in dict.fromkeys(own.stack for own in axes.values() if own.layers):
     members = [path for path, own in axes.items() if own.layers and own.stack == stack]
     shared = len(commonprefix([path.split("/") for path in members]))  # pyright: ignore

@@ -35,7 +35,10 @@ class Use(NamedTuple):
 
 
 class Factor(NamedTuple):
-  """Every `stride`-th of consecutive entries along a leaf's axis, `size` of them: what a reshape makes of an axis."""
+  """Every `stride`-th of consecutive entries along a leaf's axis, `size` of them: what a reshape makes of an axis.
+
+  Axes below 0 are none of the leaf's: along -1 all entries are alike, along -2 they are another's.
+  """
 
   axis: int
   stride: int
@@ -124,10 +127,10 @@ class Walk:
 
 
 def _leaf_axes(axes: Sequence[Sequence[Factor]]) -> tuple[int, ...]:
-  return tuple(dict.fromkeys(factor.axis for factors in axes for factor in factors))
+  return tuple(dict.fromkeys(factor.axis for factors in axes for factor in factors if factor.axis >= 0))
 
 
-def _shape(v: Any) -> tuple[int, ...]:
+def shape_of(v: Any) -> tuple[int, ...]:
   return tuple(getattr(v.aval, "shape", ()))
 
 
@@ -138,13 +141,13 @@ def _other(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   """An operation without a rule: of constants, what has their shape shows them; of inputs, it is a use."""
   varies = any(value.varies for value in inputs)
   if not varies:
-    shown = [(h, _shape(v)) for v, value in zip(eqn.invars, inputs, strict=True) for h in value.held]
+    shown = [(h, shape_of(v)) for v, value in zip(eqn.invars, inputs, strict=True) for h in value.held]
     for held, shape in shown:
-      if all(shape != _shape(out) for out in eqn.outvars):  # a statistic of a weight, or a scale of another
+      if all(shape != shape_of(out) for out in eqn.outvars):  # a statistic of a weight, or a scale of another
         walk.note(held, "constant", eqn.primitive.name, (), _leaf_axes(held.axes))
-    return [Value(tuple(h for h, shape in shown if shape == _shape(out))) for out in eqn.outvars]
+    return [Value(tuple(h for h, shape in shown if shape == shape_of(out))) for out in eqn.outvars]
   for v, value in zip(eqn.invars, inputs, strict=True):
-    spread = any(_spreads(_shape(v), _shape(out)) for out in eqn.outvars)
+    spread = any(_spreads(shape_of(v), shape_of(out)) for out in eqn.outvars)
     for held in value.held:
       walk.note_elementwise(held, eqn.primitive.name, "elementwise" if spread else "other")
   return [Value(varies=True)] * len(eqn.outvars)
@@ -165,34 +168,34 @@ def _shown(change: Callable[[Held, Any], Held]) -> Callable[..., list[Value]]:
   return rule
 
 
-def _broadcast(held: Held, eqn: Any) -> Held:
-  shape, given = eqn.params["shape"], _shape(eqn.invars[0])
-  axes: list[tuple[Factor, ...]] = [()] * len(shape)
+def broadcast(held: Held, eqn: Any) -> Held:
+  shape, given = eqn.params["shape"], shape_of(eqn.invars[0])
+  axes: list[tuple[Factor, ...]] = [(Factor(-1, 0, n),) if n > 1 else () for n in shape]
   for i, place in enumerate(eqn.params["broadcast_dimensions"]):
-    axes[place] = held.axes[i] if given[i] == shape[place] else ()
+    axes[place] = held.axes[i] if given[i] == shape[place] else axes[place]
   return dataclasses.replace(held, axes=tuple(axes))
 
 
-def _squeeze(held: Held, eqn: Any) -> Held:
+def squeezed(held: Held, eqn: Any) -> Held:
   return held.pick([i for i in range(len(held.axes)) if i not in eqn.params["dimensions"]])
 
 
-def _expand(held: Held, eqn: Any) -> Held:
+def expanded(held: Held, eqn: Any) -> Held:
   axes = iter(held.axes)
   new = eqn.params["dimensions"]
   return dataclasses.replace(held, axes=tuple(
-      () if i in new else next(axes) for i in range(len(_shape(eqn.outvars[0])))))
+      () if i in new else next(axes) for i in range(len(shape_of(eqn.outvars[0])))))
 
 
-def _slice(held: Held, eqn: Any) -> Held:
-  before, after = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+def sliced(held: Held, eqn: Any) -> Held:
+  before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
   for i, (n, m) in enumerate(zip(before, after, strict=True)):
     held = held.within(i, "index") if m == 1 < n else held
   return held
 
 
-def _reshape(held: Held, eqn: Any) -> Held:
-  before, after = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+def reshaped(held: Held, eqn: Any) -> Held:
+  before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
   axes: list[tuple[Factor, ...]] = []
   i = j = 0
   while i < len(before) or j < len(after):
@@ -204,8 +207,10 @@ def _reshape(held: Held, eqn: Any) -> Held:
         m, j = m * after[j], j + 1
       else:
         break
-    axes += _regroup([f for factors in held.axes[i0:i] for f in factors], after[j0:j])
-  return dataclasses.replace(held, axes=tuple(axes))
+    run = [f for k in range(i0, i) for f in held.axes[k] or ((Factor(-2, 0, before[k]),) if before[k] > 1 else ())]
+    axes += _regroup(run, after[j0:j])
+  known = [any(f.axis != -2 for f in factors) for factors in axes]
+  return dataclasses.replace(held, axes=tuple(factors if k else () for k, factors in zip(known, axes, strict=True)))
 
 
 def _regroup(factors: Sequence[Factor], sizes: Sequence[int]) -> list[tuple[Factor, ...]]:
@@ -237,16 +242,16 @@ def _concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 def _gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   if not inputs[0].held:
     return _other(walk, eqn, inputs)
-  numbers, shape, sizes = eqn.params["dimension_numbers"], _shape(eqn.invars[0]), eqn.params["slice_sizes"]
+  numbers, shape, sizes = eqn.params["dimension_numbers"], shape_of(eqn.invars[0]), eqn.params["slice_sizes"]
   found = [a for a in numbers.start_index_map if sizes[a] == 1 < shape[a]]
-  single = math.prod(_shape(eqn.invars[1])[:-1]) == 1
+  single = math.prod(shape_of(eqn.invars[1])[:-1]) == 1
   kept = [a for a in range(len(shape)) if a not in (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)]
   shown = []
   for held in inputs[0].held:
     if single:
       for a in found:
         held = held.within(a, "index")
-      axes: list[tuple[Factor, ...]] = [()] * len(_shape(eqn.outvars[0]))
+      axes: list[tuple[Factor, ...]] = [()] * len(shape_of(eqn.outvars[0]))
       for place, a in zip(numbers.offset_dims, kept, strict=True):
         axes[place] = held.axes[a]
       shown.append(dataclasses.replace(held, axes=tuple(axes)))
@@ -297,7 +302,7 @@ def _ragged_dot(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 def _conv(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   out, into, *window = eqn.params["dimension_numbers"].rhs_spec
-  shape = _shape(eqn.invars[1])
+  shape = shape_of(eqn.invars[1])
   if inputs[0].held or not any(value.varies for value in inputs):
     return _other(walk, eqn, inputs)
   for held in inputs[1].held:
@@ -320,7 +325,7 @@ def _scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   closed = eqn.params["jaxpr"]
   body = getattr(closed, "jaxpr", closed)
   # What is carried and what is scanned is told by rank: the equation's parameters for it differ between versions.
-  longer = lambda outer, inner: len(_shape(outer)) == len(_shape(inner)) + 1
+  longer = lambda outer, inner: len(shape_of(outer)) == len(shape_of(inner)) + 1
   scanned = [longer(o, i) for o, i in zip(eqn.invars, body.invars, strict=True)]
   carries = len(eqn.outvars) - sum(longer(o, i) for o, i in zip(eqn.outvars, body.outvars, strict=True))
   first_carry = len(inputs) - sum(scanned) - carries
@@ -364,12 +369,12 @@ RULES: dict[str, Callable[[Walk, Any, Sequence[Value]], list[Value]]] = {
     "conv_general_dilated": _conv,
     "gather": _gather,
     "transpose": _shown(lambda held, eqn: held.pick(eqn.params["permutation"])),
-    "reshape": _shown(_reshape),
-    "squeeze": _shown(_squeeze),
-    "expand_dims": _shown(_expand),
-    "broadcast_in_dim": _shown(_broadcast),
-    "slice": _shown(_slice),
-    "dynamic_slice": _shown(_slice),
+    "reshape": _shown(reshaped),
+    "squeeze": _shown(squeezed),
+    "expand_dims": _shown(expanded),
+    "broadcast_in_dim": _shown(broadcast),
+    "slice": _shown(sliced),
+    "dynamic_slice": _shown(sliced),
     "split": _shown(lambda held, eqn: held),
     "pad": _shown(lambda held, eqn: held),
     "rev": _shown(lambda held, eqn: held),
