@@ -73,7 +73,7 @@ def scale_by_depth(
   if set(by_stack) != set(depths):
     raise ValueError(f"coefficients must be of the stacks {', '.join(depths) or '(none)'}; got {', '.join(by_stack)}")
   require_finite(outside=outside)
-  for values in by_stack.values():
+  for values in coefficients.values() if isinstance(coefficients, Mapping) else (coefficients,):
     require_finite(coefficients=values)
   by_stack = {stack: jnp.asarray(values, jnp.float32) for stack, values in by_stack.items()}
   whole = all(leaf is not None for _, leaf in leaves_with_paths(delta))

@@ -202,7 +202,7 @@ def trainable_choice(
       pattern = glob_to_regex(glob)
       check(f"{name} {glob!r}", [(path, leaf) for path, leaf in leaves if is_array(leaf) and pattern.fullmatch(path)])
   taken = zip(leaves, jax.tree.leaves(flags), strict=True)
-  check(name, [pair for pair, flag in taken if isinstance(flag, Tracer) or np.any(flag)])
+  check(name, [pair for pair, flag in taken if isinstance(flag, Tracer) or np.asarray(flag).any()])
   return map_with_path(lambda path, leaf, flag: is_weight(leaf) and flag, tree, flags)
 
 

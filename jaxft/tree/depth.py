@@ -167,7 +167,7 @@ def stack_depths(tree: Tree) -> dict[str, int]:
   """The number of layers of each stack: one more than its largest layer index.
 
   >>> stack_depths({"vision": {"layers": {"w": np.ones((2, 3))}}, "text": {"layers": {"w": np.ones((4, 3))}}})
-  {'vision/layers': 2, 'text/layers': 4}
+  {'text/layers': 4, 'vision/layers': 2}
 
   Raises:
     ValueError: a stack whose layers seem to lie along another axis than the first.

@@ -57,8 +57,8 @@ def matrices(select: Choice = "**") -> Callable[[Tree], Tree]:
     trains = _holes(select, params)
     flags = as_choice(select, params, allow_empty=trains)
     found = map_with_path(lambda path, leaf, flag: is_matrix(path, leaf) and flag, params, flags)
-    taken = [path for path, flag in leaves_with_paths(flags) if np.any(flag)]
-    if taken and not trains and not any(np.any(flag) for _, flag in leaves_with_paths(found)):
+    taken = [path for path, flag in leaves_with_paths(flags) if np.asarray(flag).any()]
+    if taken and not trains and not any(np.asarray(flag).any() for _, flag in leaves_with_paths(found)):
       raise ValueError(
           "select must match matrices [m, n] or stacks of them [L, m, n], of floating point; none of the "
           f"{len(taken)} leaves that it matches is one: {', '.join(taken[:8])}")
