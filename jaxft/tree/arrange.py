@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.tree.arranged_paths import arranged_paths
+from jaxft.tree.arranged_paths import arranged_paths, experts_of_layers
 from jaxft.tree.axes import LeafAxes, axes_by_hand, axes_from_uses
 from jaxft.tree.depth import shared_path
 from jaxft.tree.globs import glob_to_regex
@@ -186,7 +186,9 @@ def axes_of(
     raise ValueError("\n".join(wrong[:4]) + f"\nby_hand must say how to arrange {len(wrong)} such leaves, as in "
                      "by_hand={'**/out': 'heads dim embed -> (heads dim) embed'}")
   uses = {path: () if path in given else u for path, u in found.items()}
-  paths = arranged_paths(leaves, (layers,) if isinstance(layers, str) else layers)
+  globs = (layers,) if isinstance(layers, str) else layers
+  leaves |= experts_of_layers(leaves, globs)
+  paths = arranged_paths(leaves, globs)
   return Axes(leaves, uses, paths, structure, others)
 
 

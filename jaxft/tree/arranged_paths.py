@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jaxft.tree.axes import LeafAxes
 from jaxft.tree.depth import layer_of
 from jaxft.tree.globs import glob_to_regex
+from jaxft.tree.leaf_uses import INDEX
 
 
 class Siblings(NamedTuple):
@@ -30,6 +31,7 @@ def arranged_paths(axes: Mapping[str, LeafAxes], layers: Sequence[str] = ()) -> 
       block/attention/query/kernel          scanned over an axis      block/layers/attention/query/kernel
       encoderblock_3/mlp/up/kernel          one of several alike      encoderblock/layers/3/mlp/up/kernel
       moe/up                                side by side              moe/experts/up
+      blocks/0/block_3/up                   alike within another      blocks-0/block/layers/3/up
       linear/weight                         a matrix, or a table      linear/kernel, linear/embedding
 
   What the library would read rightly as it is stays as it is.
@@ -55,17 +57,34 @@ def arranged_paths(axes: Mapping[str, LeafAxes], layers: Sequence[str] = ()) -> 
       if not _reads_as_stack(parts[path], axes[path]):
         parts[path] = (*parts[path][:place], "layers", *parts[path][place:])
   for family in _families(axes, layers):
-    for i, member in enumerate(family.members):
-      named = (*family.parent, *((family.stem, "layers") if family.stem else ("layers",)), str(i))
-      for path, own in axes.items():
-        if tuple(path.split("/"))[: len(member)] == member and not own.layers:
-          if layer_of("/".join(parts[path]), _shaped(own)) != i:
-            parts[path] = (*named, *parts[path][len(member):])
+    within = [(path, i) for i, member in enumerate(family.members) for path, own in axes.items()
+              if tuple(path.split("/"))[: len(member)] == member and not own.layers]
+    stem = (family.stem, "layers") if family.stem else ("layers",)
+    depth = len(family.members[0])
+    renamed = {path: (*family.parent, *stem, str(i), *parts[path][depth:]) for path, i in within}
+    # Within `blocks/0`, which would be read as the layer itself.
+    joined = tuple(re.sub(r"[/_.](?=\d+(/|$))", "-", "/".join(family.parent)).split("/"))
+    apart = {path: (*joined, *renamed[path][len(family.parent):]) for path, _ in within}
+    read = lambda names: all(layer_of("/".join(names[path]), _shaped(axes[path])) == i for path, i in within)
+    parts |= next((names for names in (parts, renamed, apart) if read(names)), renamed)
   arranged = {path: "/".join(p) for path, p in parts.items()}
   if len(set(arranged.values())) < len(arranged):
     taken = [path for path, p in arranged.items() if list(arranged.values()).count(p) > 1]
     raise ValueError(f"params have leaves that would be arranged at one path: {', '.join(taken[:4])}")
   return arranged
+
+
+def experts_of_layers(axes: Mapping[str, LeafAxes], layers: Sequence[str] = ()) -> dict[str, LeafAxes]:
+  """The leaves that have experts where they seem to have layers: their axis is indexed within one layer of several.
+
+      layers/3/moe/up [E, in, out], used as `up[0]`, `up[1]`, ...
+
+  Args:
+    axes, layers: see `arranged_paths`.
+  """
+  members = [member for family in _families(axes, layers) for member in family.members]
+  return {path: own._replace(layers=(), experts=own.layers, stack="") for path, own in axes.items()
+          if own.stack == INDEX and any(tuple(path.split("/"))[: len(member)] == member for member in members)}
 
 
 class _Shaped(NamedTuple):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from jaxft.tree.leaf_uses import Use
+from jaxft.tree.leaf_uses import BATCH, INDEX, Use
 
 Kind = Literal["matrix", "table", "depthwise", "vector", "unused"]
 
@@ -79,9 +79,10 @@ def axes_from_uses(path: str, shape: Sequence[int], uses: Sequence[Use]) -> Leaf
       matrices or len({tuple(axis for axis, _ in use.stack) for use in settled}) > 1):
     raise ValueError(f"the uses of {path} {shape} disagree:{described(uses)}")
   use = settled[0]
-  scanned = tuple(axis for axis, over in use.stack if over != "batch")
-  experts = tuple(axis for axis, over in use.stack if over == "batch")
-  stack = next((over for _, over in use.stack if over != "batch"), "")
+  beside = {BATCH, INDEX} if any(over not in (BATCH, INDEX) for _, over in use.stack) else {BATCH}
+  scanned = tuple(axis for axis, over in use.stack if over not in beside)
+  experts = tuple(axis for axis, over in use.stack if over in beside)  # one picked within a scan is an expert too
+  stack = next((over for _, over in use.stack if over not in beside), "")
   rest = tuple(axis for axis in range(len(shape)) if axis not in (*scanned, *experts))
   if not matrices:
     return LeafAxes("vector", shape, columns=rest, layers=scanned, experts=experts, stack=stack)

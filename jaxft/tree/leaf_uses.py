@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from jax.extend.core import Literal as Constant
 
+BATCH, INDEX = "batch", "index"  # what an axis is a stack over: matrices side by side, or entries picked one by one
 Kind = Literal["product", "lookup", "convolution", "depthwise", "elementwise", "constant", "other"]
 
 
@@ -115,9 +116,9 @@ class Walk:
     self.uses[held.path][Use(kind, operation, clean(rows), clean(columns), stack)] = None
 
   def note_elementwise(self, held: Held, operation: str, kind: Kind = "elementwise") -> None:
-    picked = tuple(a for a, over in held.stack if over == "index")
+    picked = tuple(a for a, over in held.stack if over == INDEX)
     if picked and kind == "elementwise":  # one entry of a table, added or multiplied
-      stack = tuple((a, over) for a, over in held.stack if over != "index")
+      stack = tuple((a, over) for a, over in held.stack if over != INDEX)
       self.note(dataclasses.replace(held, stack=stack), "lookup", operation, picked, _leaf_axes(held.axes))
     else:
       self.note(held, kind, operation, (), _leaf_axes(held.axes))
@@ -190,7 +191,7 @@ def expanded(held: Held, eqn: Any) -> Held:
 def sliced(held: Held, eqn: Any) -> Held:
   before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
   for i, (n, m) in enumerate(zip(before, after, strict=True)):
-    held = held.within(i, "index") if m == 1 < n else held
+    held = held.within(i, INDEX) if m == 1 < n else held
   return held
 
 
@@ -234,8 +235,11 @@ def _regroup(factors: Sequence[Factor], sizes: Sequence[int]) -> list[tuple[Fact
 
 
 def _concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-  if any(value.varies for value in inputs):
-    return _other(walk, eqn, inputs)
+  if any(value.varies for value in inputs):  # tokens of a model's own beside those of an input
+    for value in inputs:
+      for held in value.held:
+        walk.note_elementwise(held, "concatenate")
+    return [Value(varies=True)]
   return [Value(tuple(h for value in inputs for h in value.held))]
 
 
@@ -250,14 +254,14 @@ def _gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   for held in inputs[0].held:
     if single:
       for a in found:
-        held = held.within(a, "index")
+        held = held.within(a, INDEX)
       axes: list[tuple[Factor, ...]] = [()] * len(shape_of(eqn.outvars[0]))
       for place, a in zip(numbers.offset_dims, kept, strict=True):
         axes[place] = held.axes[a]
       shown.append(dataclasses.replace(held, axes=tuple(axes)))
     else:
       for a in numbers.operand_batching_dims:
-        held = held.within(a, "batch")
+        held = held.within(a, BATCH)
       rows = _leaf_axes([held.axes[a] for a in found])
       columns = _leaf_axes([held.axes[a] for a in range(len(shape)) if a not in found])
       walk.note(held, "lookup", "gather", rows, columns)
@@ -270,8 +274,11 @@ def _dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   for side, value in enumerate(inputs):
     for held in value.held:
       contracted = _leaf_axes([held.axes[i] for i in contracting[side]])
+      if len(batch[side]) == len(held.axes):  # entry by entry, as `einsum("td,d->td")` is
+        walk.note_elementwise(held, "dot_general", "constant" if with_leaf else "elementwise")
+        continue
       for i in batch[side]:
-        held = held.within(i, "batch")
+        held = held.within(i, BATCH)
       free = [factors for i, factors in enumerate(held.axes) if i not in (*contracting[side], *batch[side])]
       _note_product(walk, held, "dot_general", contracted, _leaf_axes(free), constant=with_leaf)
   return [Value(varies=True)]
@@ -294,7 +301,7 @@ def _ragged_dot(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     stacked = [*numbers.rhs_group_dimensions, *batch]
     contracted = _leaf_axes([held.axes[i] for i in contracting])
     for i in stacked:
-      held = held.within(i, "batch")
+      held = held.within(i, BATCH)
     free = [f for i, f in enumerate(held.axes) if i not in (*contracting, *stacked)]
     _note_product(walk, held, "ragged_dot_general", contracted, _leaf_axes(free))
   return [Value(varies=True)]

@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 def draw(i, *shape):
-  return jax.random.normal(jax.random.fold_in(KEY, i), shape) / 6
+  return np.random.default_rng(i).standard_normal(shape).astype(np.float32) / 6
 
 
 def low_rank(i, *shape, rank=1):

@@ -236,6 +236,22 @@ def test_experts_and_layers_of_loops_and_scans():
     }
 
 
+def test_matrices_that_are_picked_one_by_one_within_a_layer_are_experts():
+  moe = lambda p, x: sum(jnp.tanh(x @ p["up"][i]) * (x @ p["gate"])[..., i:i + 1] for i in range(4)) @ p["down"]
+  layer = lambda *n: shapes(up=(*n, 4, 16, 32), gate=(*n, 16, 4), down=(*n, 32, 16))
+  experts = ("matrix", "experts in out -> experts in out")
+  unrolled = patterns(
+      lambda p, x: moe(p["block_1"], moe(p["block_0"], x)), {f"block_{i}": layer() for i in range(2)}, X)
+  assert unrolled["block_1/experts/up"] == unrolled["block_0/experts/up"] == experts
+  scanned = patterns(lambda p, x: jax.lax.scan(lambda x, p: (moe(p, x), None), x, p)[0], layer(3), X)
+  assert scanned["layers/experts/up"] == ("matrix", "layers experts in out -> layers experts in out")
+  # Where all that a tower has is indexed, it is its layers.
+  tower = lambda p, x: jnp.tanh(jnp.tanh(x @ p["up"][0]) @ p["up"][1]) * p["scale"][0]
+  towers = patterns(lambda p, x: tower(p["tower_0"], x) + tower(p["tower_1"], x),
+                    {f"tower_{i}": shapes(up=(2, 16, 16), scale=(2, 16)) for i in range(2)}, X)
+  assert {pattern.split()[0] for kind, pattern in towers.values() if kind == "matrix"} == {"layers"}
+
+
 def test_experts_of_a_ragged_product():
   apply = lambda p, x: jax.lax.ragged_dot(x, p["up"], jnp.array([2, 5]))
   found = patterns(apply, shapes(up=(2, 16, 32)), jax.ShapeDtypeStruct((7, 16), jnp.float32))
@@ -312,6 +328,29 @@ def test_what_the_function_does_not_decide_is_an_error_with_the_way_out():
     axes_of(lambda p, x: x @ (p["w"] + p["a"] @ p["b"]), shapes(w=(16, 16), a=(16, 2), b=(2, 16)), X)
   with pytest.raises(ValueError, match=r"by_hand must match leaves; '\*\*/kernel' matches none of w"):
     axes_of(tied, shapes(w=(16, 4)), X, by_hand={"**/kernel": "a b -> a b"})
+
+
+def test_what_meets_activations_entry_by_entry_is_a_vector_in_all_forms():
+  scale = jax.vmap(jnp.dot, in_axes=(-1, 0), out_axes=-1)  # a product of no axes but the batch's: penzai's norms
+  apply = lambda p, x: jnp.concatenate(
+      [jnp.broadcast_to(p["cls"], (2, 1, 16)), jax.vmap(lambda x: jnp.concatenate([p["registers"], x]))(x)], axis=1) * (
+          jnp.einsum("btd,d->btd", x[:, :1], p["scale"]) + scale(x[0, :1].T[None, :, :].T[..., 0], p["scale"]))
+  found = patterns(apply, shapes(cls=(1, 1, 16), registers=(4, 16), scale=(16,)), X)
+  assert {kind for kind, _ in found.values()} == {"vector"} and found["scale"] == ("vector", "out -> out")
+
+
+def test_siblings_within_what_reads_as_a_layer_have_their_own_depth():
+  params = {"blocks": {"0": {"blocks": {str(i): shapes(up=(16, 16), down=(16, 16)) for i in range(3)}}}}
+
+  def apply(p, x):
+    for w in p["blocks"]["0"]["blocks"].values():
+      x = x + jnp.tanh(x @ w["up"]) @ w["down"]
+    return x
+
+  axes = axes_of(apply, params, X)
+  for i in range(3):
+    path = axes.paths[f"blocks/0/blocks/{i}/up"]
+    assert path == f"blocks-0/blocks/layers/{i}/up" and layer_of(path, None) == i
 
 
 def test_siblings_within_siblings_must_be_told_apart():
