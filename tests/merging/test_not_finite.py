@@ -159,7 +159,7 @@ def test_a_filter_that_matches_no_tensor_is_told(tmp_path):
     (lambda: m.pack_masks(jnp.array([2, -3, 0], jnp.int8)), "signs must be a vector of -1, 0 and 1"),
     (lambda: m.golomb_bits(np.array([2, 0], np.int8)), "signs must be a vector of -1, 0 and 1"),
     (lambda: m.scale_by_depth({"layers": {"w": np.ones((3, 2), np.float32)}}, np.ones(5), outside=1.0),
-     "coefficients must have one entry for each of the 3 layers of delta; got 5"),
+     "coefficients must have one entry for each of the 3 layers of layers; got 5"),
     (lambda: m.scale_by_depth({"w": f}, np.float32([nan]), outside=1.0), "coefficients must be finite"),
     (lambda: m.ties([{"n": np.arange(2)}], {"n": np.arange(2)}), "must have entries of floating point; got none"),
     (lambda: m.ties([{"n": f[:0]}], {"n": f[:0]}, scope="leaf"), "must have entries of floating point; got none"),
