@@ -1,11 +1,14 @@
 """The examples of the README and of the page on any model run as they stand."""
 
 import re
+import warnings
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+
+from jaxft.leaves import MaterializedWarning
 
 ROOT = Path(__file__).parent.parent
 README, ANY_MODEL = ROOT / "README.md", ROOT / "docs" / "any-model.md"
@@ -35,7 +38,7 @@ def sections():
 
 
 @pytest.mark.parametrize("code, shown", list(sections()))
-@pytest.mark.filterwarnings("ignore:::(?!jaxft)")  # of other packages about themselves
+@pytest.mark.filterwarnings("ignore")  # of other packages about themselves
 def test_models_of_any_package(code, shown):
   for package in re.findall(r"^(?:import|from) (haiku|tunix)", code, flags=re.M):
     pytest.importorskip(package)
@@ -45,7 +48,9 @@ def test_models_of_any_package(code, shown):
   printed = repr(names["axes"]).split("\n")
   words = lambda line: line.split()
   assert [line for line in shown.strip().split("\n") if words(line) not in map(words, printed)] == []
-  exec(compile(tuning, "any-model.md", "exec"), names)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error", MaterializedWarning)
+    exec(compile(tuning, "any-model.md", "exec"), names)
   params, own = names["params"], names["own"]
   assert jax.tree.structure(own) == jax.tree.structure(params)
   assert np.isfinite(np.asarray(names["outputs"])).all()

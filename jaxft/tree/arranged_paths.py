@@ -57,21 +57,32 @@ def arranged_paths(axes: Mapping[str, LeafAxes], layers: Sequence[str] = ()) -> 
       if not _reads_as_stack(parts[path], axes[path]):
         parts[path] = (*parts[path][:place], "layers", *parts[path][place:])
   for family in _families(axes, layers):
-    within = [(path, i) for i, member in enumerate(family.members) for path, own in axes.items()
-              if tuple(path.split("/"))[: len(member)] == member and not own.layers]
-    stem = (family.stem, "layers") if family.stem else ("layers",)
-    depth = len(family.members[0])
-    renamed = {path: (*family.parent, *stem, str(i), *parts[path][depth:]) for path, i in within}
-    # Within `blocks/0`, which would be read as the layer itself.
-    joined = tuple(re.sub(r"[/_.](?=\d+(/|$))", "-", "/".join(family.parent)).split("/"))
-    apart = {path: (*joined, *renamed[path][len(family.parent):]) for path, _ in within}
-    read = lambda names: all(layer_of("/".join(names[path]), _shaped(axes[path])) == i for path, i in within)
-    parts |= next((names for names in (parts, renamed, apart) if read(names)), renamed)
+    parts |= _names_of(family, axes, parts)
   arranged = {path: "/".join(p) for path, p in parts.items()}
   if len(set(arranged.values())) < len(arranged):
     taken = [path for path, p in arranged.items() if list(arranged.values()).count(p) > 1]
     raise ValueError(f"params have leaves that would be arranged at one path: {', '.join(taken[:4])}")
   return arranged
+
+
+def _names_of(
+    family: Siblings, axes: Mapping[str, LeafAxes], parts: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+  """The paths of all leaves of a family, by which each is read as of its layer: as they are, if they are."""
+  within = {path: i for i, member in enumerate(family.members) for path, own in axes.items()
+            if tuple(path.split("/"))[: len(member)] == member and not own.layers}
+  before, depth = len(family.parent), len(family.members[0])
+  same = {path: parts[path] for path in within}
+  named = (family.stem, "layers") if family.stem else ("layers",)
+  renamed = {path: (*family.parent, *named, str(i), *parts[path][depth:]) for path, i in within.items()}
+  # Within `blocks/0`, which would be read as the layer itself, its index is joined to it.
+  joined = tuple(re.sub(r"[/_.](?=\d+(/|$))", "-", "/".join(family.parent)).split("/"))
+  apart = {path: (*joined, *names[before:]) for path, names in renamed.items()}
+  layer = lambda path, names: layer_of("/".join(names[path]), _shaped(axes[path]))
+  for names in (same, renamed, apart):
+    if all(layer(path, names) == i for path, i in within.items()):
+      return names
+  return renamed
 
 
 def experts_of_layers(axes: Mapping[str, LeafAxes], layers: Sequence[str] = ()) -> dict[str, LeafAxes]:
