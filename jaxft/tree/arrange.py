@@ -17,7 +17,7 @@ from jaxft.tree.arranged_paths import arranged_paths, experts_of_layers
 from jaxft.tree.axes import LeafAxes, axes_by_hand, axes_from_uses
 from jaxft.tree.depth import shared_path
 from jaxft.tree.globs import glob_to_regex
-from jaxft.tree.leaf_uses import Use, leaf_uses
+from jaxft.tree.leaf_uses import Use, abstract, leaf_uses
 from jaxft.tree.paths import Tree, is_array, is_leaf, leaves_with_paths
 
 
@@ -172,8 +172,7 @@ def axes_of(
     filled = structure.unflatten([others[i] if i in others else next(left) for i in range(len(named))])
     return [x for x in jax.tree.leaves(apply(filled, *inputs_structure.unflatten(values))) if isinstance(x, jax.Array)]
 
-  shapes = lambda xs: [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in xs]
-  jaxpr = jax.make_jaxpr(flat)(shapes([leaf for _, leaf in arrays]), shapes([flat_inputs[i] for i in traced]))
+  jaxpr = jax.make_jaxpr(flat)([abstract(leaf) for _, leaf in arrays], [abstract(flat_inputs[i]) for i in traced])
   found = leaf_uses(jaxpr, [(path, tuple(leaf.shape)) for path, leaf in arrays] + [None] * len(traced))
   given = _by_hand(by_hand or {}, dict(arrays))
   leaves, wrong = {}, []

@@ -14,7 +14,7 @@ from jax.extend.core import Literal
 
 from jaxft.tree.coupled import Coupled
 from jaxft.tree.depth import stack_axes
-from jaxft.tree.leaf_uses import Factor, Held, broadcast, expanded, reshaped, shape_of, sliced, squeezed
+from jaxft.tree.leaf_uses import Factor, Held, abstract, broadcast, expanded, reshaped, shape_of, sliced, squeezed
 from jaxft.tree.paths import Tree, is_array, is_leaf, leaves_with_paths
 from jaxft.tree.unit_ties import Node, Ties, covers
 
@@ -50,7 +50,8 @@ def coupled_units(apply: Callable[..., Any], params: Tree, *inputs: Any) -> list
       filled[i] = x
     return [x for x in jax.tree.leaves(apply(structure.unflatten(filled), *inputs)) if isinstance(x, jax.Array)]
 
-  jaxpr = jax.make_jaxpr(flat)([jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, _, leaf in arrays], inputs)
+  shapes = jax.tree.map(lambda x: abstract(x) if is_array(x) else x, inputs)
+  jaxpr = jax.make_jaxpr(flat)([abstract(leaf) for _, _, leaf in arrays], shapes)
   ties = Ties()
   walk = _Walk(ties)
   whole = lambda path, shape: Held(path, tuple((Factor(i, 1, n),) for i, n in enumerate(shape)))

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
+import numpy as np
 from jax.extend.core import Literal as Constant
 
 BATCH, INDEX = "batch", "index"  # what an axis is a stack over: matrices side by side, or entries picked one by one
@@ -129,6 +131,12 @@ class Walk:
 
 def _leaf_axes(axes: Sequence[Sequence[Factor]]) -> tuple[int, ...]:
   return tuple(dict.fromkeys(factor.axis for factors in axes for factor in factors if factor.axis >= 0))
+
+
+def abstract(x: Any) -> jax.ShapeDtypeStruct:
+  """What tracing sees of an array, a shape or a structured leaf: NumPy's 64-bit numbers are JAX's of 32 bits."""
+  x = jax.typeof(x) if isinstance(x, (np.ndarray, np.generic)) else x
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def shape_of(v: Any) -> tuple[int, ...]:

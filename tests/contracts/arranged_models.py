@@ -23,7 +23,7 @@ class Foreign(NamedTuple):
 
 
 def draw(seed, *shape):
-  return (np.random.default_rng(seed).standard_normal(shape) / 7).astype(np.float32)
+  return jnp.asarray((np.random.default_rng(seed).standard_normal(shape) / 7).astype(np.float32), jnp.float32)
 
 
 X = draw(0, 2, 16, DIM)

@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 def draw(i, *shape):
-  return np.random.default_rng(i).standard_normal(shape).astype(np.float32) / 6
+  return jnp.asarray(np.random.default_rng(i).standard_normal(shape).astype(np.float32) / 6, jnp.float32)
 
 
 def low_rank(i, *shape, rank=1):
