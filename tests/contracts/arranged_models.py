@@ -133,7 +133,7 @@ def two_towers():
 
 def tied():
   """A table that is looked up and multiplied by."""
-  params = {"table": {"weight": draw(1, 11, DIM)}, "mix": {"weight": draw(2, DIM, DIM)}}
+  params = {"table": {"weight": draw(1, 12, DIM)}, "mix": {"weight": draw(2, DIM, DIM)}}
   apply = lambda p, ids: jnp.tanh(p["table"]["weight"][ids] @ p["mix"]["weight"].T) @ p["table"]["weight"].T
   return Foreign(params, apply, np.arange(32).reshape(2, 16) % 11, "mix/kernel", "table/embedding")
 

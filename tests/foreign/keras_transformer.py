@@ -6,9 +6,10 @@ import numpy as np
 
 from tests.foreign.package import DIM, HEAD, HEADS, HIDDEN, LAYERS, TOKENS, VOCABULARY, Package
 
+os.environ["KERAS_BACKEND"] = "jax"  # before Keras is imported, which takes TensorFlow otherwise
+
 
 def transformer():
-  os.environ["KERAS_BACKEND"] = "jax"
   import keras
   from keras import layers
 

@@ -28,7 +28,7 @@ from jaxft.signatures import AnyArray
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.boxes import unboxed, weights
 from jaxft.tree.choice import Choice, matching_paths, trainable_choice
-from jaxft.tree.depth import layer_of
+from jaxft.tree.depth import layer_axes, layer_of, stack_axes
 from jaxft.tree.matrices import is_matrix
 from jaxft.tree.paths import Tree, is_float, is_leaf, is_structured, leaves_with_paths, map_with_path, unzip_with_path
 
@@ -262,6 +262,8 @@ def _by_choice(select: Choice, axis: int | None, params: Tree) -> dict[str, Foun
 def _no_matrix(path: str, leaf: Any) -> str:
   if not is_float(leaf):
     return f"is {leaf.dtype}, and no weight of floating point"
+  if stack_axes(path, leaf) > layer_axes(path, leaf):
+    return "is a stack of experts, and rows are told apart by layer alone; sparse_delta takes their entries"
   return "" if is_matrix(path, leaf) else "is no matrix [m, n] or stack of them [L, m, n]"
 
 
