@@ -17,8 +17,9 @@ from jaxft.tree.arranged_paths import arranged_paths, experts_of_layers
 from jaxft.tree.axes import LeafAxes, axes_by_hand, axes_from_uses
 from jaxft.tree.depth import shared_path
 from jaxft.tree.globs import glob_to_regex
-from jaxft.tree.leaf_uses import Use, abstract, leaf_uses
-from jaxft.tree.paths import Tree, is_array, is_leaf, leaves_with_paths
+from jaxft.tree.leaf_uses import Use, leaf_uses
+from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
+from jaxft.tree.traced import trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,24 +157,12 @@ def axes_of(
     ValueError: the uses of a leaf disagree, or do not tell rows from columns; siblings within siblings may both be
       layers; by_hand or layers matches nothing.
   """
-  named, structure = leaves_with_paths(params), jax.tree.structure(params, is_leaf=is_leaf)
-  others = {i: leaf for i, (_, leaf) in enumerate(named) if not is_array(leaf)}
-  arrays = [pair for i, pair in enumerate(named) if i not in others]
+  traced = trace(apply, params, inputs)
+  arrays = traced.arrays
   if len(dict(arrays)) < len(arrays):
     raise ValueError("params have several leaves at one path: "
                      + ", ".join({p for p, _ in arrays if [q for q, _ in arrays].count(p) > 1}))
-  flat_inputs, inputs_structure = jax.tree.flatten(inputs)
-  traced = [i for i, x in enumerate(flat_inputs) if is_array(x)]
-
-  def flat(leaves: Sequence[Any], given: Sequence[Any]) -> Any:
-    left, values = iter(leaves), list(flat_inputs)
-    for i, x in zip(traced, given, strict=True):
-      values[i] = x
-    filled = structure.unflatten([others[i] if i in others else next(left) for i in range(len(named))])
-    return [x for x in jax.tree.leaves(apply(filled, *inputs_structure.unflatten(values))) if isinstance(x, jax.Array)]
-
-  jaxpr = jax.make_jaxpr(flat)([abstract(leaf) for _, leaf in arrays], [abstract(flat_inputs[i]) for i in traced])
-  found = leaf_uses(jaxpr, [(path, tuple(leaf.shape)) for path, leaf in arrays] + [None] * len(traced))
+  found = leaf_uses(traced.jaxpr, [(path, tuple(leaf.shape)) for path, leaf in arrays] + [None] * traced.inputs)
   given = _by_hand(by_hand or {}, dict(arrays))
   leaves, wrong = {}, []
   for path, leaf in arrays:
@@ -188,7 +177,7 @@ def axes_of(
   globs = (layers,) if isinstance(layers, str) else layers
   leaves |= experts_of_layers(leaves, globs)
   paths = arranged_paths(leaves, globs)
-  return Axes(leaves, uses, paths, structure, others)
+  return Axes(leaves, uses, paths, traced.structure, traced.others)
 
 
 def _by_hand(patterns: Mapping[str, str], arrays: Mapping[str, Any]) -> dict[str, LeafAxes]:

@@ -9,13 +9,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 from jax.extend.core import Literal
 
 from jaxft.tree.coupled import Coupled
 from jaxft.tree.depth import stack_axes
-from jaxft.tree.leaf_uses import Factor, Held, abstract, broadcast, expanded, reshaped, shape_of, sliced, squeezed
-from jaxft.tree.paths import Tree, is_array, is_leaf, leaves_with_paths
+from jaxft.tree.leaf_uses import Factor, Held, broadcast, expanded, reshaped, sliced, squeezed
+from jaxft.tree.paths import Tree
+from jaxft.tree.traced import scan_parts, shape_of, trace
 from jaxft.tree.unit_ties import Node, Ties, covers
 
 
@@ -41,25 +41,14 @@ def coupled_units(apply: Callable[..., Any], params: Tree, *inputs: Any) -> list
 
   Source: the search for coupled structures of Fang et al. 2023 (arXiv 2301.12900), here in the jaxpr.
   """
-  named, structure = leaves_with_paths(params), jax.tree.structure(params, is_leaf=is_leaf)
-  arrays = [(i, path, leaf) for i, (path, leaf) in enumerate(named) if is_array(leaf)]
-
-  def flat(given: Sequence[Any], inputs: Any) -> Any:
-    filled = [leaf for _, leaf in named]
-    for (i, _, _), x in zip(arrays, given, strict=True):
-      filled[i] = x
-    return [x for x in jax.tree.leaves(apply(structure.unflatten(filled), *inputs)) if isinstance(x, jax.Array)]
-
-  shapes = jax.tree.map(lambda x: abstract(x) if is_array(x) else x, inputs)
-  jaxpr = jax.make_jaxpr(flat)([abstract(leaf) for _, _, leaf in arrays], shapes)
+  traced = trace(apply, params, inputs)
   ties = Ties()
   walk = _Walk(ties)
   whole = lambda path, shape: Held(path, tuple((Factor(i, 1, n),) for i, n in enumerate(shape)))
-  given = [_Value(held=(whole(path, leaf.shape),)) for _, path, leaf in arrays]
-  given += [_Value(varies=True)] * (len(jaxpr.jaxpr.invars) - len(given))
-  for value in walk(jaxpr, given):
+  given = [_Value(held=(whole(path, leaf.shape),)) for path, leaf in traced.arrays]
+  for value in walk(traced.jaxpr, [*given, *[_Value(varies=True)] * traced.inputs]):
     walk.fix_all(value)
-  leaves = {path: leaf for _, path, leaf in arrays}
+  leaves = dict(traced.arrays)
   found = [_as_coupled(members, leaves) for members in ties.classes()]
   return [coupled for coupled in found if coupled is not None]
 
@@ -327,12 +316,9 @@ class _Walk:
         (one(v), self.along(eqn, [value], (place,))[0]) for v, value in zip(eqn.invars, inputs, strict=True)])]
 
   def scan(self, eqn: Any, inputs: list[_Value]) -> list[_Value]:
+    first, carries, scanned = scan_parts(eqn)
     closed = eqn.params["jaxpr"]
-    body = getattr(closed, "jaxpr", closed)
-    longer = lambda outer, inner: len(shape_of(outer)) == len(shape_of(inner)) + 1
-    scanned = [longer(o, i) for o, i in zip(eqn.invars, body.invars, strict=True)]
-    carries = len(eqn.outvars) - sum(longer(o, i) for o, i in zip(eqn.outvars, body.outvars, strict=True))
-    first = len(inputs) - sum(scanned) - carries
+    variables = getattr(closed, "jaxpr", closed).invars[first: first + carries]
     inside = []
     for value, is_scanned in zip(inputs, scanned, strict=True):
       if is_scanned:
@@ -343,7 +329,7 @@ class _Walk:
                        None if value.alike is None else part(value.alike), value.varies)
       inside.append(value)
     outs = self.repeated(lambda carry: self(closed, [*inside[:first], *carry, *inside[first + carries:]]),
-                         inside[first: first + carries], body.invars[first: first + carries])
+                         inside[first: first + carries], variables)
     back = lambda h: dataclasses.replace(h, axes=((), *h.axes))
     stacked = lambda v: _Value(flows=tuple(back(h) for h in (*v.held, *v.flows)), varies=True)
     return [v if i < carries else stacked(v) for i, v in enumerate(outs)]

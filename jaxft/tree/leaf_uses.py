@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
-import numpy as np
 from jax.extend.core import Literal as Constant
+
+from jaxft.tree.traced import scan_parts, shape_of
 
 BATCH, INDEX = "batch", "index"  # what an axis is a stack over: matrices side by side, or entries picked one by one
 Kind = Literal["product", "lookup", "convolution", "depthwise", "elementwise", "constant", "other"]
@@ -131,16 +131,6 @@ class Walk:
 
 def _leaf_axes(axes: Sequence[Sequence[Factor]]) -> tuple[int, ...]:
   return tuple(dict.fromkeys(factor.axis for factors in axes for factor in factors if factor.axis >= 0))
-
-
-def abstract(x: Any) -> jax.ShapeDtypeStruct:
-  """What tracing sees of an array, a shape or a structured leaf: NumPy's 64-bit numbers are JAX's of 32 bits."""
-  x = jax.typeof(x) if isinstance(x, (np.ndarray, np.generic)) else x
-  return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def shape_of(v: Any) -> tuple[int, ...]:
-  return tuple(getattr(v.aval, "shape", ()))
 
 
 # Rules: (walk, equation, what is known of its inputs) -> what is known of its outputs.
@@ -337,13 +327,7 @@ def _call(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 
 def _scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-  closed = eqn.params["jaxpr"]
-  body = getattr(closed, "jaxpr", closed)
-  # What is carried and what is scanned is told by rank: the equation's parameters for it differ between versions.
-  longer = lambda outer, inner: len(shape_of(outer)) == len(shape_of(inner)) + 1
-  scanned = [longer(o, i) for o, i in zip(eqn.invars, body.invars, strict=True)]
-  carries = len(eqn.outvars) - sum(longer(o, i) for o, i in zip(eqn.outvars, body.outvars, strict=True))
-  first_carry = len(inputs) - sum(scanned) - carries
+  first_carry, carries, scanned = scan_parts(eqn)
   name, inside = walk.name_of(eqn), []
   for i, value in enumerate(inputs):
     if scanned[i]:
@@ -352,7 +336,7 @@ def _scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     elif i >= first_carry and not value.held:
       value = Value(varies=True)
     inside.append(value)
-  outs = walk(closed, inside)
+  outs = walk(eqn.params["jaxpr"], inside)
   back = lambda h: dataclasses.replace(  # nnx.scan hands weights through as what is stacked again
       h, axes=(tuple(Factor(a, 1, eqn.params["length"]) for a, over in h.stack if over == name), *h.axes),
       stack=tuple(s for s in h.stack if s[1] != name))
