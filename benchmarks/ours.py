@@ -17,12 +17,14 @@ from jaxft.losses import Mean, guided_info_nce
 from jaxft.models import decoder, encoder
 from jaxft.training import Recipe, init_state, make_train_step
 from jaxft.transforms import ParamTransform, dora, full, ia3, lora, oft, submatrix, train
+from jaxft.tree.coupled import MLP_CHANNELS, query_heads
 
 Step = Callable[[], float]
 
 
 LINEAR = "layers/**/{" + ",".join(workload.LINEAR) + "}/kernel"
 KEY = jax.random.key(0)
+UNITS = [MLP_CHANNELS, query_heads(64, queries_per_key=3)]
 
 # method -> transform of the stacked params; what both sides have is set up as PEFT's config says (see `peers`).
 METHODS: dict[str, Callable[[Any], ParamTransform]] = {
@@ -33,7 +35,7 @@ METHODS: dict[str, Callable[[Any], ParamTransform]] = {
     "oft": lambda params: oft(LINEAR, block=workload.OFT_BLOCK, terms=5),
     "hft": lambda params: train(partial(random_module_mask, KEY)),
     "s2ft": lambda params: submatrix(
-        s2ft_units(KEY, params, head_dim=64, heads=0.052, channels=0.02, scope="layer")),
+        s2ft_units(KEY, params, units=UNITS, heads=0.052, channels=0.02, scope="layer")),
 }
 
 

@@ -27,7 +27,7 @@ from jaxft.choices import s2ft_units
 from jaxft.leaves import materialize
 from jaxft.studies.study import Arm, Claim, Front, Grid, Premise, Score, Study, higher, not_lower
 from jaxft.transforms import ParamTransform, lora, random_indices, sparse_delta, submatrix, train
-from jaxft.tree import count
+from jaxft.tree import Coupled, Member, count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,7 @@ SMOKE = Config(
 
 LORA, METHOD, RANDOM, FULL = "LoRA", "S2FT", "random entries", "full"
 DOWN = "layers/down/kernel"
+CHANNELS = Coupled((Member("layers/up/*", -1), Member(DOWN, -2)))
 
 
 def transform_of(config: Config, arm: str, seed: int) -> ParamTransform:
@@ -61,8 +62,8 @@ def transform_of(config: Config, arm: str, seed: int) -> ParamTransform:
   if arm == RANDOM:
     return sparse_delta(indices=random_indices(DOWN, lambda path, leaf: config.channels * recipe.dim))
   return submatrix(partial(
-      s2ft_units, jax.random.key(seed), head_dim=1, heads=0.0, channels=config.channels / (2 * recipe.dim),
-      scope="layer", down=DOWN))
+      s2ft_units, jax.random.key(seed), units=[CHANNELS], heads=0.0, channels=config.channels / (2 * recipe.dim),
+      scope="layer"))
 
 
 class World:

@@ -1,7 +1,7 @@
-"""S2FT's choice: a few attention heads and MLP channels, as rows and columns of the matrices that they own."""
+"""S2FT's choice: a few attention heads and MLP channels, as rows and columns of the matrices that own them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,84 +12,104 @@ from jaxft.choices.random_modules import select_units, unit_indices
 from jaxft.choices.rows import choose_rows
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.row_delta import check_axis
-from jaxft.tree.choice import Choice, mask
-from jaxft.tree.depth import layer_of, stack_axes
-from jaxft.tree.matrices import check_oriented
+from jaxft.tree.choice import Choice, mask, matching_paths
+from jaxft.tree.coupled import Coupled, Member
+from jaxft.tree.depth import layer_of, shared_path, stack_axes
+from jaxft.tree.matrices import check_oriented, is_matrix
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
 def s2ft_units(
-    key: jax.Array, params: Tree, *, head_dim: int, heads: float = 0.052, channels: float = 0.02,
-    value_heads: float = 0.0, up_channels: float = 0.0, scope: Literal["global", "layer"] = "global",
+    key: jax.Array, params: Tree, *, units: Sequence[Coupled], select: Choice = "**", heads: float = 0.052,
+    channels: float = 0.02, value_heads: float = 0.0, up_channels: float = 0.0,
+    scope: Literal["global", "layer"] = "global",
     scores: Mapping[str, Sequence[Float[np.ndarray, " _"]]] | None = None, largest: bool = True,
-    out: str = "**/attention/out/kernel", down: str = "**/mlp/down/kernel",
-    value: str = "**/attention/value/kernel", up: str = "**/mlp/up/kernel",
+    value: Choice = "**/attention/value/kernel", up: Choice = "**/mlp/up/kernel",
 ) -> Tree:
-  """The rows of `out` and `down`, and the columns of `value` and `up`, that belong to units drawn or scored: a choice.
+  """The rows of matrices in layers that read heads or hidden channels, of those that are drawn or scored: a choice.
 
-      transform = submatrix(s2ft_units(key, params, head_dim=64))               S2FT
-      transform = submatrix(partial(s2ft_units, key, head_dim=64))              drawn when the params are known
+      units = coupled_units(apply, params, *inputs)                              any model's, from its function
+      units = [MLP_CHANNELS, key_heads(64, queries_per_key=3)]                   of this library's models, by name
+      transform = submatrix(s2ft_units(key, params, units=units))                S2FT
+      transform = submatrix(partial(s2ft_units, key, units=units))               drawn when the params are known
 
-  On the input side (out, down) the backward pass keeps only the drawn channels of the activations, which is why the
-  source puts its budget there. Which units train decides shapes, so they are drawn from a key that is seen here, and
-  not from that of `split`: a plan counts what the run will train.
+  On the input side (attention's output matrix, the MLP's down) the backward pass keeps only the drawn channels of the
+  activations, which is why the source puts its budget there. Which units train decides shapes, so they are drawn from
+  a key that is seen here, and not from that of `split`: a plan counts what the run will train.
 
-  >>> import jax.numpy as jnp
-  >>> block = {"attention": {"out": jnp.ones((1, 4, 4))}, "mlp": {"down": jnp.ones((1, 4, 4))}}
-  >>> params = jax.tree.map(lambda w: {"kernel": w}, {"layers": block})
-  >>> choice = s2ft_units(jax.random.key(0), params, head_dim=2, heads=0.5, channels=0.25)
-  >>> jax.tree.map(lambda rows: int(rows.any(-1).sum()), choice["layers"])  # one head of two rows, one channel
-  {'attention': {'out': {'kernel': 2}}, 'mlp': {'down': {'kernel': 1}}}
+  >>> params = {"layers": {"out": jnp.ones((1, 4, 4)), "down": jnp.ones((1, 4, 4))}}
+  >>> units = [Coupled((Member("**/out", -2, 2),)), Coupled((Member("**/down", -2),))]
+  >>> choice = s2ft_units(jax.random.key(0), params, units=units, heads=0.5, channels=0.25)
+  >>> jax.tree.map(lambda rows: int(rows.any(-1).sum()), choice["layers"])  # one channel, one head of two rows
+  {'down': 1, 'out': 2}
 
   Args:
     key: concrete.
     params: arrays or shapes; stacked, cut or unrolled layers give the same choice.
-    head_dim: entries of a head.
-    heads, channels: fraction of the query heads of `out` and of the channels of `down`, of all layers together.
-    value_heads, up_channels: likewise of `value` and `up`; 0 leaves them out.
+    units: what a model's leaves have in common: `jaxft.tree.coupled_units`, or by hand. Units of several entries are
+      heads, those of one are channels; those that leaves outside the layers have too, the stream's, are neither.
+    select: a choice of the matrices whose rows may be chosen.
+    heads, channels: fraction of the heads and of the hidden channels, of all layers together, whose rows are chosen.
+    value_heads, up_channels: likewise of the columns of `value` and `up`; 0 leaves them out.
     scope: "layer" draws the same number in each layer; see `select_units`.
-    scores: by "out", "down", "value" or "up", of the units of each layer: what has scores is chosen by them and not
-      drawn. The source's rules: weights, `unit_norms(params, ..)`; gradients, `unit_norms(gradients, ..)`; activations,
-      the norms over tokens of the recorded inputs of the matrix, `[layers, units]`; or weights times activations.
+    scores: by "heads", "channels", "value_heads" or "up_channels", of the units of each layer, of one matrix in a
+      layer after another: what has scores is chosen by them and not drawn. The source's rules: weights,
+      `unit_norms(params, ..)`; gradients, `unit_norms(gradients, ..)`; activations, the norms over tokens of the
+      recorded inputs of the matrix, `[layers, units]`; or weights times activations.
     largest: take the highest scores, else the lowest.
-    out, down, value, up: globs of the four matrices.
+    value, up: choices of the matrices that make values of heads, and hidden channels.
 
   Returns:
     A tree like `params` of booleans: False, or of the leaf's shape.
 
   Raises:
-    ValueError: a traced key, a fraction outside [0, 1] or so small that no unit is drawn at all, a matrix that head_dim
-      does not divide, two of the globs for one matrix, or scores of what is left out or of other lengths than its
-      units.
+    ValueError: a traced key, a fraction outside [0, 1] or so small that no unit is drawn at all, a fraction of units
+      that no matrix in the layers has or that do not divide it, rows and columns of one matrix, or scores of what is
+      left out or of other lengths than its units.
 
   Source: Yang et al. 2024 (arXiv 2412.06289), whose fractions for Llama-2-7B are the defaults; Llama-3-8B takes
   heads=0, channels=0.03. Its released code only draws at random.
   """
   budgets = {
-      "out": (out, -2, head_dim, heads), "down": (down, -2, 1, channels),
-      "value": (value, -1, head_dim, value_heads), "up": (up, -1, 1, up_channels),
+      "heads": (select, -2, heads), "channels": (select, -2, channels),
+      "value_heads": (value, -1, value_heads), "up_channels": (up, -1, up_channels),
   }
   scores = {} if scores is None else scores
   if unknown := [name for name in scores if name not in budgets or not budgets[name][-1]]:
     taken = [name for name, budget in budgets.items() if budget[-1]]
     raise ValueError(f"scores must be of what is chosen, {', '.join(taken)}; got {', '.join(unknown)}")
   chosen = map_with_path(lambda path, leaf: False, params)
+  found = _unit_sizes(params, units)
 
   def join(path: str, had: Any, new: Any) -> Any:
     if had is not False and new is not False:
-      raise ValueError(f"out, down, value and up must be different matrices; two of them match {path}")
+      raise ValueError(f"select, value and up must choose rows or columns of a matrix; both are chosen of {path}")
     return new if had is False else had
 
-  for i, (name, (glob, axis, unit, fraction)) in enumerate(budgets.items()):
+  for i, (name, (choice, axis, fraction)) in enumerate(budgets.items()):
     if not fraction:
       continue
-    matrices = _matrices(params, glob, axis, unit, "head_dim")
-    sizes = _by_layer({layer: leaf.shape[axis] // unit for layer, _, leaf in matrices}, 0)
+    own = {path: size for (path, a), (kind, size) in found.items() if a == axis and name.endswith(kind)}
+    matrices = [place for place in _matrices(params, choice) if place.path in own]
+    if not matrices:
+      raise ValueError(
+          f"{name} must be 0 where there are none; units has none that {'rows' if axis == -2 else 'columns'} of the "
+          f"chosen matrices in layers hold, of {len(units)} kinds. coupled_units(apply, params, *inputs) finds them, "
+          "and axes_of(.., layers=..) says which subtrees are layers; by hand they are such as Coupled((Member("
+          "'**/query/kernel', -1, head_dim), Member('**/out/kernel', -2, head_dim)))")
+    check_oriented([place.path for place in matrices])
+    for place in matrices:
+      _check_divides("units", own[place.path], axis, place)
+    sizes = _by_layer((place, place.leaf.shape[axis] // own[place.path]) for place in matrices)
+    flat = [0 if n is None else n for layers in sizes.values() for n in layers]
     with jax.ensure_compile_time_eval():  # of a concrete key also where the params are traced
-      own = jax.random.fold_in(key, i)
-    drawn = select_units(own, sizes, fraction=fraction, scope=scope, scores=scores.get(name), largest=largest)
-    if any(map(len, drawn)):
-      chosen = map_with_path(join, chosen, choose_rows(params, {glob: unit_indices(drawn, unit)}, axis=axis))
+      folded = jax.random.fold_in(key, i)
+    drawn = iter(select_units(folded, flat, fraction=fraction, scope=scope, scores=scores.get(name), largest=largest))
+    drawn = {kind: [next(drawn) for _ in layers] for kind, layers in sizes.items()}
+    rows = {place.path: unit_indices(drawn[shared_path(place.path)], own[place.path]) for place in matrices
+            if any(map(len, drawn[shared_path(place.path)]))}
+    if rows:
+      chosen = map_with_path(join, chosen, choose_rows(params, rows, axis=axis))
   if not any(map(np.any, jax.tree.leaves(chosen))):
     raise ValueError(
         f"heads, channels, value_heads and up_channels must draw at least one unit; got {heads}, {channels}, "
@@ -102,54 +122,95 @@ def unit_norms(
 ) -> list[Float[np.ndarray, " units"]]:
   """The Euclidean norm of each unit's rows or columns: scores of weights, or of gradients, for `s2ft_units`.
 
-  >>> import jax.numpy as jnp
   >>> unit_norms({"layers": {"w": jnp.array([[[3.0, 4.0], [0.0, 1.0]]])}}, "**/w")  # of the rows of one layer
   [array([5., 1.], dtype=float32)]
 
   Args:
     tree: params or gradients, stacked, cut or unrolled.
-    select: a choice of the matrices of one kind, such as `**/mlp/down/kernel`: one for each layer.
+    select: a choice of the matrices whose units compete, such as `**/mlp/down/kernel`.
     axis: -2 where units own rows, -1 where they own columns.
     unit: rows or columns of one unit: head_dim for heads, 1 for channels.
 
   Returns:
-    For each layer the norms of its units, none where it has no such matrix.
+    For each layer the norms of its units, none where it has no such matrix; of one matrix in a layer after another.
 
   Raises:
     ValueError: select matches nothing, or a leaf outside the layers, or a matrix that unit does not divide.
   """
   check_axis(axis)
-  norms = {}
-  for layer, at, leaf in _matrices(tree, select, axis, unit, "unit"):
-    w = materialize(leaf)
-    w = np.asarray((w if at is None else w[at]).astype(jnp.float32))
-    norms[layer] = np.linalg.norm(np.moveaxis(w, axis, 0).reshape(w.shape[axis] // unit, -1), axis=-1)
-  return _by_layer(norms, np.zeros(0))
+  norms = []
+  for place in _matrices(tree, select, strict=True):
+    _check_divides("unit", unit, axis, place)
+    w = materialize(place.leaf)
+    w = np.asarray((w if place.at is None else w[place.at]).astype(jnp.float32))
+    norms.append((place, np.linalg.norm(np.moveaxis(w, axis, 0).reshape(w.shape[axis] // unit, -1), axis=-1)))
+  return [np.zeros(0) if n is None else n for layers in _by_layer(norms).values() for n in layers]
 
 
-def _matrices(
-    params: Tree, select: Choice, axis: int, unit: int, argument: str
-) -> Iterator[tuple[int, int | None, Any]]:
-  """Of each layer its index, its place in a stack or None, and the leaf that holds its matrix.
+class _Place(NamedTuple):
+  """The matrix of a layer: its path, the leaf, its layer, and its place in a stack or None."""
 
-  Errors name `unit` as the argument.
-  """
+  path: str
+  leaf: Any
+  layer: int
+  at: int | None
+
+
+def _matrices(params: Tree, select: Choice, *, strict: bool = False) -> Iterator[_Place]:
+  """The matrices in layers of a choice; `strict` where it may have no other leaves."""
   for (path, leaf), matched in zip(leaves_with_paths(params), jax.tree.leaves(mask(select, params)), strict=True):
-    if not matched:
+    layer = layer_of(path, leaf) if matched and leaf is not None else None
+    if not matched or not strict and (layer is None or not is_matrix(path, leaf)):
       continue
-    check_oriented([path])
+    if strict:
+      check_oriented([path])
     if leaf.ndim - stack_axes(path, leaf) != 2:
       raise ValueError(
           f"{path} must be a matrix [in, out] or a stack of them [L, in, out]; it is {tuple(leaf.shape)}: arrange the "
           "params by the function that uses them, jaxft.tree.axes_of(apply, params, *inputs)")
-    if unit < 1 or leaf.shape[axis] % unit:
-      raise ValueError(f"{argument} must divide axis {axis} of {path} {tuple(leaf.shape)}; got {unit}")
-    layer = layer_of(path, leaf)
     if layer is None:
       raise ValueError(f"{path} must lie in a layer; see jaxft.tree.depth for the names of stacks")
     for at, i in enumerate(np.atleast_1d(layer)):
-      yield int(i), at if np.ndim(layer) else None, leaf
+      yield _Place(path, leaf, int(i), at if np.ndim(layer) else None)
 
 
-def _by_layer(found: Mapping[int, Any], missing: Any) -> list[Any]:
-  return [found.get(i, missing) for i in range(max(found) + 1)]
+def _check_divides(argument: str, unit: int, axis: int, place: _Place) -> None:
+  if unit < 1 or place.leaf.shape[axis] % unit:
+    raise ValueError(f"{argument} must divide axis {axis} of {place.path} {tuple(place.leaf.shape)}; got {unit}")
+
+
+def _by_layer(found: Iterable[tuple[_Place, Any]]) -> dict[str, list[Any]]:
+  """For each kind of matrix what was found of each layer, or None; its layers may be stacked, cut or unrolled."""
+  kinds: dict[str, dict[int, Any]] = {}
+  for place, value in found:
+    kinds.setdefault(shared_path(place.path), {})[place.layer] = value
+  return {kind: [of.get(i) for i in range(max(of) + 1)] for kind, of in sorted(kinds.items())}
+
+
+def _unit_sizes(params: Tree, units: Sequence[Coupled]) -> dict[tuple[str, int], tuple[str, int]]:
+  """For matrices in layers and their axes, whether these hold heads or channels, and the entries of a unit."""
+  leaves = dict(leaves_with_paths(params))
+  owners: dict[tuple[str, int], tuple[int, list[tuple[str, Member]], int]] = {}
+  for coupled in units:
+    members = [(path, member) for member in coupled.members
+               for path in matching_paths(member.glob, params, name="units") if leaves[path] is not None]
+    for path, member in members:
+      known = owners.get((path, member.axis))
+      if known is None or known[0] < member.unit:  # the outermost: what heads hold is in order too
+        owners[path, member.axis] = member.unit, members, coupled.group
+  found = {}
+  for (path, axis), (unit, members, group) in owners.items():
+    if not is_matrix(path, leaves[path]) or layer_of(path, leaves[path]) is None:
+      continue
+    mine = next(member for p, member in members if p == path and member.axis == axis)
+    inside = [(p, m) for p, m in members if is_matrix(p, leaves[p]) and layer_of(p, leaves[p]) is not None]
+    if any(p == m.glob and m.unit == unit and layer_of(p, leaves[p]) is None for p, m in members):
+      continue  # the stream
+    if unit > 1:
+      if mine.copies == 1:
+        found[path, axis] = "heads", mine.unit if axis == -1 else min(m.unit for _, m in inside if m.unit > 1)
+    elif group >= leaves[path].shape[axis]:
+      found[path, axis] = "channels", 1
+    elif (axis == -2 or mine.copies == 1) and any(m.axis == -1 and group < leaves[p].shape[-1] for p, m in inside):
+      found[path, axis] = "heads", group  # heads that are told apart: what they hold is found
+  return found

@@ -3,7 +3,7 @@
 from jaxft.tree.arrange import Axes, axes_of
 from jaxft.tree.axes import LeafAxes
 from jaxft.tree.choice import as_choice, by_path, choice_scales, mask, matching_paths
-from jaxft.tree.coupled import Coupled, inverse_order, permute_coupled
+from jaxft.tree.coupled import Coupled, Member, inverse_order, permute_coupled
 from jaxft.tree.coupled_units import coupled_units
 from jaxft.tree.depth import (
     check_stacks,

@@ -16,31 +16,48 @@ from jaxft.tree.depth import layer_of
 from jaxft.tree.paths import Tree, map_with_path
 
 
+class Member(NamedTuple):
+  """The leaves that have some units, and where.
+
+  Attributes:
+    glob: of the leaves.
+    axis: counted from the end.
+    unit: consecutive entries of one unit.
+    copies: how often the axis holds all of the units, one time after another: 3 for the heads in a fused kernel of
+      queries, keys and values.
+  """
+
+  glob: str
+  axis: int
+  unit: int = 1
+  copies: int = 1
+
+
 class Coupled(NamedTuple):
   """Axes that carry the same units.
 
   Attributes:
-    members: `(glob, axis, unit)`: the leaves, the axis counted from the end, and the consecutive entries of one unit.
+    members: the leaves and their axes.
     group: an order must keep each unit within its group of so many.
   """
 
-  members: tuple[tuple[str, int, int], ...]
+  members: tuple[Member, ...]
   group: int = 1 << 30
 
 
-MLP_CHANNELS = Coupled((("**/mlp/{gate,up}/*", -1, 1), ("**/mlp/down/kernel", -2, 1)))
+MLP_CHANNELS = Coupled((Member("**/mlp/{gate,up}/*", -1), Member("**/mlp/down/kernel", -2)))
 
 
 def key_heads(head_dim: int, queries_per_key: int = 1) -> Coupled:
   """The key heads of an attention, each with the query heads that it serves.
 
   >>> key_heads(64, queries_per_key=2).members[0]
-  ('**/attention/query/*', -1, 128)
+  Member(glob='**/attention/query/*', axis=-1, unit=128, copies=1)
   """
   wide = head_dim * queries_per_key
   return Coupled((
-      ("**/attention/query/*", -1, wide), ("**/attention/{key,value}/*", -1, head_dim),
-      ("**/attention/out/kernel", -2, wide),
+      Member("**/attention/query/*", -1, wide), Member("**/attention/{key,value}/*", -1, head_dim),
+      Member("**/attention/out/kernel", -2, wide),
   ))
 
 
@@ -50,7 +67,7 @@ def query_heads(head_dim: int, queries_per_key: int) -> Coupled:
   >>> query_heads(64, queries_per_key=2).group
   2
   """
-  members = (("**/attention/query/*", -1, head_dim), ("**/attention/out/kernel", -2, head_dim))
+  members = Member("**/attention/query/*", -1, head_dim), Member("**/attention/out/kernel", -2, head_dim)
   return Coupled(members, group=queries_per_key)
 
 
@@ -84,10 +101,10 @@ def permute_coupled(params: Tree, structure: Coupled, order: Int[np.ndarray, "*l
       raise ValueError(f"order must be a permutation of 0..{n - 1}; got {row.tolist()}")
     if (row // structure.group != np.arange(n) // structure.group).any():
       raise ValueError(f"order must keep each unit in its group of {structure.group}; got {row.tolist()}")
-  for glob, axis, unit in structure.members:
-    permute = lambda path, leaf, chosen, axis=axis, unit=unit: (
-        _permute(path, leaf, order, axis, unit) if chosen else leaf)
-    params = map_with_path(permute, params, mask(glob, params, name="structure"))
+  for member in structure.members:
+    permute = lambda path, leaf, chosen, member=member: (
+        _permute(path, leaf, order, member) if chosen else leaf)
+    params = map_with_path(permute, params, mask(member.glob, params, name="structure"))
   return params
 
 
@@ -100,13 +117,17 @@ def inverse_order(order: Int[np.ndarray, "*layers units"]) -> Int[np.ndarray, "*
   return np.argsort(order, axis=-1)
 
 
-def _permute(path: str, leaf: Any, order: np.ndarray, axis: int, unit: int) -> Any:
-  if leaf.shape[axis] != order.shape[-1] * unit:
-    raise ValueError(f"order has {order.shape[-1]} units of {unit}; axis {axis} of {path} {tuple(leaf.shape)} does not")
+def _permute(path: str, leaf: Any, order: np.ndarray, member: Member) -> Any:
+  _, axis, unit, copies = member
+  n = order.shape[-1]
+  if leaf.shape[axis] != n * unit * copies:
+    raise ValueError(f"order has {n} units of {unit}{f', {copies} times' if copies > 1 else ''}; axis {axis} of {path} "
+                     f"{tuple(leaf.shape)} does not")
   layer = layer_of(path, leaf)
   if order.ndim == 2 and layer is not None:
     order = order[layer]
-  entries = (order[..., None] * unit + np.arange(unit)).reshape(*order.shape[:-1], -1)
+  each = order[..., None, :, None] * unit + np.arange(unit)  # of one copy, [..., 1, units, entries]
+  entries = (each + np.arange(copies)[:, None, None] * (n * unit)).reshape(*order.shape[:-1], -1)
   if entries.ndim == 1:
     return jnp.take(leaf, entries, axis=axis)
   return jax.vmap(lambda w, i: jnp.take(w, i, axis=axis))(leaf, entries)

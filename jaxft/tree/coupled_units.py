@@ -6,14 +6,16 @@ leaves that meet along the way at once.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from jax.extend.core import Literal
 
-from jaxft.tree.coupled import Coupled
+from jaxft.tree.coupled import Coupled, Member
 from jaxft.tree.depth import stack_axes
-from jaxft.tree.leaf_uses import Factor, Held, broadcast, expanded, reshaped, sliced, squeezed
+from jaxft.tree.leaf_uses import Factor, Held, broadcast, expanded, regrouped, reshaped, squeezed
 from jaxft.tree.paths import Tree
 from jaxft.tree.traced import scan_parts, shape_of, trace
 from jaxft.tree.unit_ties import Node, Ties, covers
@@ -26,7 +28,8 @@ def coupled_units(apply: Callable[..., Any], params: Tree, *inputs: Any) -> list
   ...   return jnp.tanh(x @ p["up"] + p["bias"]) @ p["down"]
   >>> params = {"up": jnp.ones((3, 8)), "bias": jnp.ones(8), "down": jnp.ones((8, 2))}
   >>> coupled_units(apply, params, jnp.ones((5, 3)))
-  [Coupled(members=(('up', -1, 1), ('bias', -1, 1), ('down', -2, 1)), group=8)]
+  [Coupled(members=(Member(glob='up', axis=-1, unit=1, copies=1), Member(glob='bias', axis=-1, unit=1, copies=1), \
+Member(glob='down', axis=-2, unit=1, copies=1)), group=8)]
 
   Args:
     apply: `(params, *inputs) -> anything`, without dropout.
@@ -36,8 +39,9 @@ def coupled_units(apply: Callable[..., Any], params: Tree, *inputs: Any) -> list
 
   Returns:
     What `permute_coupled` takes: for any order of the units, within their groups, the function stays the same. Units
-    of the residual stream have one order for all layers; others may have one for each. Units of which a leaf holds
-    several copies, such as heads in a kernel that keys and values share, are left out.
+    of the residual stream have one order for all layers; others may have one for each. Of a kernel that queries, keys
+    and values share, or gate and up, the parts have one order, if they are of one size; where they are not, their
+    units are left out, with a warning.
 
   Source: the search for coupled structures of Fang et al. 2023 (arXiv 2301.12900), here in the jaxpr.
   """
@@ -49,21 +53,32 @@ def coupled_units(apply: Callable[..., Any], params: Tree, *inputs: Any) -> list
   for value in walk(traced.jaxpr, [*given, *[_Value(varies=True)] * traced.inputs]):
     walk.fix_all(value)
   leaves = dict(traced.arrays)
-  found = [_as_coupled(members, leaves) for members in ties.classes()]
+  if uneven := [path for path, (axis, _, size) in walk.uneven if len(shape := leaves[path].shape) - 1 == axis > 0
+                and shape[axis] == size]:
+    cut = f"{', '.join(uneven[:4])}{', ...' if len(uneven) > 4 else ''} {'is' if len(uneven) == 1 else 'are'} cut"
+    warnings.warn(f"coupled_units: {cut} in parts of unequal size, such as queries of more heads than keys have; the "
+                  "units of what is cut are left out", stacklevel=2)
+  found = [_as_coupled(members, leaves, walk.parted) for members in ties.classes()]
   return [coupled for coupled in found if coupled is not None]
 
 
-def _as_coupled(members: Sequence[Node], leaves: dict[str, Any]) -> Coupled | None:
-  """None where the leaves lack a common grouping."""
-  found, outers = [], set()
+def _as_coupled(
+    members: Sequence[Node], leaves: dict[str, Any], parted: Collection[Node]
+) -> Coupled | None:
+  """None for layers and experts, and for what is of one leaf alone."""
+  found = []
   for path, (axis, stride, size) in members:
     leaf = leaves[path]
     if axis < stack_axes(path, leaf):
       return None
-    found.append((path, axis - leaf.ndim, stride))
-    outers.add(leaf.shape[axis] // (size * stride))
-  if len(outers) > 1 or len(found) < 2:
+    found.append(Member(path, axis - leaf.ndim, stride, copies=leaf.shape[axis] // (size * stride)))
+  if len(found) < 2:
     return None
+  # Groups that all leaves have as well may change their order each for itself; parts of one leaf may not.
+  cut = any(p.path == n.path and p.factor.axis == n.factor.axis and p.factor.stride > n.factor.stride
+            for p in parted for n in members)
+  if len({member.copies for member in found}) == 1 and not cut:
+    found = [member._replace(copies=1) for member in found]
   return Coupled(tuple(dict.fromkeys(found)), group=members[0].factor.size)
 
 
@@ -87,6 +102,11 @@ class _Value(NamedTuple):
     found = ([Node(h.path, f) for f in h.axes[axis]] for h in (*self.held, *self.flows) if axis < len(h.axes))
     return [nodes for nodes in found if any(not node.alike for node in nodes)]
 
+  def changed(self, change: Callable[[Held], Held]) -> "_Value":
+    """With each of its leaves, and what is alike, changed."""
+    return self._replace(held=tuple(map(change, self.held)), flows=tuple(map(change, self.flows)),
+                         alike=None if self.alike is None else change(self.alike))
+
 
 _ELEMENTWISE = frozenset((
     "abs add add_any and atan2 cbrt ceil clamp convert_element_type copy copy_p cos div eq erf erf_inv erfc exp "
@@ -96,7 +116,6 @@ _ELEMENTWISE = frozenset((
 ).split())
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or".split())
 _ALONG: dict[str, Callable[[Any], Sequence[int]]] = {
-    "split": lambda eqn: (eqn.params["axis"],),
     "rev": lambda eqn: eqn.params["dimensions"],
     "pad": lambda eqn: [i for i, given in enumerate(eqn.params["padding_config"]) if any(given)],
     "cumsum": lambda eqn: (eqn.params["axis"],),
@@ -114,7 +133,17 @@ _SHAPES: dict[str, Callable[[Held, Any], Held]] = {
 
 @dataclasses.dataclass
 class _Walk:
+  """Follows leaves and what flows from them through a jaxpr, and ties what meets.
+
+  Attributes:
+    ties: of all leaves.
+    parted: what counts the parts, of one size, that something is cut in.
+    uneven: what is cut in parts of unequal size.
+  """
+
   ties: Ties
+  parted: set[Node] = dataclasses.field(default_factory=set)
+  uneven: dict[Node, None] = dataclasses.field(default_factory=dict)
 
   def __call__(self, closed: Any, args: Sequence[_Value]) -> list[_Value]:
     jaxpr = getattr(closed, "jaxpr", closed)
@@ -137,7 +166,8 @@ class _Walk:
       operands = [(shape_of(v), value) for v, value in zip(eqn.invars, inputs, strict=True)]
       return [self.elementwise(shape_of(eqn.outvars[0]), operands)]
     rule = {"dot_general": self.product, "scan": self.scan, "while": self.loop, "cond": self.branches,
-            "gather": self.gather, "slice": self.cut, "dynamic_slice": self.cut, "concatenate": self.joined,
+            "gather": self.gather, "slice": self.cut, "dynamic_slice": self.cut, "split": self.split,
+            "unstack": self.unstack, "concatenate": self.joined,
             "conv_general_dilated": self.convolution}.get(name)
     if name in _REDUCTIONS:
       gone = eqn.params["axes"]
@@ -284,19 +314,58 @@ class _Walk:
         if a in whole:
           axes[numbers.offset_dims[kept.index(a)]] = factors
         else:
-          self.ties.fix([Node(held.path, f) for f in factors])
+          self.ties.fix(nodes := [Node(held.path, f) for f in factors])
+          self.parted.update(nodes)
       flows.append(dataclasses.replace(held, axes=tuple(axes)))
     return [_Value(flows=tuple(flows), varies=True)]
 
   def cut(self, eqn: Any, inputs: list[_Value]) -> list[_Value]:
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    for held in (*inputs[0].held, *inputs[0].flows):
-      for n, m, factors in zip(before, after, held.axes, strict=True):
-        if m < n and not (m == 1 and inputs[0].held):  # one layer of a stack is cut from it for its use
-          self.ties.fix([Node(held.path, f) for f in factors])
-    clear = lambda held, _: dataclasses.replace(sliced(held, eqn), axes=tuple(
-        factors if m == n else () for n, m, factors in zip(before, after, held.axes, strict=True)))
-    return [self.reshaped(clear, eqn, inputs[0])]
+    starts, strides = eqn.params.get("start_indices"), eqn.params.get("strides")
+    value = inputs[0]
+    for axis, (n, m) in enumerate(zip(before, after, strict=True)):
+      known = starts is not None and (strides is None or strides[axis] == 1)
+      value = self.part(value, axis, n, m, starts[axis] if known else None)
+    return [value]
+
+  def split(self, eqn: Any, inputs: list[_Value]) -> list[_Value]:
+    axis, sizes = eqn.params["axis"], [int(n) for n in eqn.params["sizes"]]
+    starts = [0, *accumulate(sizes)]
+    n = starts[-1]
+    return [self.part(inputs[0], axis, n, m, start) for m, start in zip(sizes, starts, strict=False)]
+
+  def unstack(self, eqn: Any, inputs: list[_Value]) -> list[_Value]:
+    axis, n = eqn.params["axis"], len(eqn.outvars)
+    squeeze = lambda held: held.pick([i for i in range(len(held.axes)) if i != axis])
+    return [self.part(inputs[0], axis, n, 1, start).changed(squeeze) for start in range(n)]
+
+  def part(self, value: _Value, axis: int, n: int, m: int, start: int | None) -> _Value:
+    """`m` of the `n` entries along an axis: one of several parts of that size, which have their units in one order.
+
+    Otherwise, or where it is not known at which entry it starts, all of them are told apart.
+    """
+    if m == n:
+      return value
+    even = start is not None and n % m == 0 and start % m == 0
+
+    def inner(held: Held) -> Held:
+      factors = held.axes[axis]
+      nodes = [Node(held.path, f) for f in factors]
+      axes = lambda *here: dataclasses.replace(held, axes=(*held.axes[:axis], *here, *held.axes[axis + 1:]))
+      if not covers(nodes, n):
+        self.ties.fix(nodes)
+        return axes(())
+      outer, inside = regrouped(factors, (n // m, m)) if even else (factors, ())
+      if covers([Node("", f) for f in inside], m):
+        self.divided(held, axes(outer, inside))
+      else:
+        outer, inside = factors, ()
+        self.uneven.update((node, None) for node in nodes if not node.alike)
+      self.ties.fix(counts := [Node(held.path, f) for f in outer])
+      self.parted.update(counts)
+      return axes(inside)
+
+    return value.changed(inner)
 
   def along(self, eqn: Any, inputs: list[_Value], places: Sequence[int]) -> list[_Value]:
     """An operation that tells apart what lies along some axes, and leaves the others."""
@@ -304,10 +373,7 @@ class _Walk:
       self.ties.fix([Node(held.path, f) for i in places for f in held.axes[i]])
     clear = lambda held: dataclasses.replace(
         held, axes=tuple(() if i in places else factors for i, factors in enumerate(held.axes)))
-    value = inputs[0]
-    cleared = value._replace(held=tuple(map(clear, value.held)), flows=tuple(map(clear, value.flows)),
-                             alike=None if value.alike is None else clear(value.alike))
-    return [cleared] * len(eqn.outvars)
+    return [inputs[0].changed(clear)] * len(eqn.outvars)
 
   def joined(self, eqn: Any, inputs: list[_Value]) -> list[_Value]:
     place = eqn.params["dimension"]
@@ -325,8 +391,7 @@ class _Walk:
         for flow in value.flows:
           self.ties.fix([Node(flow.path, f) for f in flow.axes[0]])
         part = lambda h: h.within(0, "scan").pick(range(1, len(h.axes)))
-        value = _Value(tuple(map(part, value.held)), tuple(map(part, value.flows)),
-                       None if value.alike is None else part(value.alike), value.varies)
+        value = value.changed(part)
       inside.append(value)
     outs = self.repeated(lambda carry: self(closed, [*inside[:first], *carry, *inside[first + carries:]]),
                          inside[first: first + carries], variables)
@@ -357,12 +422,15 @@ class _Walk:
 
 
 def _covering(flows: Sequence[Held]) -> tuple[Held, ...]:
-  """Of flows whose axes are tied, one for each axis: the others would only say the same again."""
+  """Of flows whose axes are tied, one for each axis: the others would only say the same again.
+
+  Of an axis along which some entries are alike, as those of repeated keys are, another may say more.
+  """
   kept: list[Held] = []
   seen: set[int] = set()
   for flow in flows:
     own = {i for i, factors in enumerate(flow.axes) if any(f.axis >= 0 for f in factors)}
     if own - seen:
       kept.append(flow)
-      seen |= own
+      seen |= {i for i in own if all(f.axis >= 0 for f in flow.axes[i])}
   return tuple(kept)

@@ -207,12 +207,12 @@ def reshaped(held: Held, eqn: Any) -> Held:
       else:
         break
     run = [f for k in range(i0, i) for f in held.axes[k] or ((Factor(-2, 0, before[k]),) if before[k] > 1 else ())]
-    axes += _regroup(run, after[j0:j])
+    axes += regrouped(run, after[j0:j])
   known = [any(f.axis != -2 for f in factors) for factors in axes]
   return dataclasses.replace(held, axes=tuple(factors if k else () for k, factors in zip(known, axes, strict=True)))
 
 
-def _regroup(factors: Sequence[Factor], sizes: Sequence[int]) -> list[tuple[Factor, ...]]:
+def regrouped(factors: Sequence[Factor], sizes: Sequence[int]) -> list[tuple[Factor, ...]]:
   """Factors dealt out to axes of the given sizes; all to each axis where they do not fit."""
   if math.prod(f.size for f in factors) != math.prod(sizes):
     return [tuple(factors) if n > 1 else () for n in sizes]

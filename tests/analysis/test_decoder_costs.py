@@ -42,6 +42,7 @@ from jaxft.transforms import (
   vera,
 )
 from jaxft.tree import count, cut_layers, unstack_layers
+from jaxft.tree.coupled import MLP_CHANNELS, key_heads
 
 KEY = jax.random.key(0)
 LAYERS, DIM, MLP, VOCAB, HEAD_DIM, RANK = 4, 512, 1536, 64, 64, 8
@@ -53,6 +54,7 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight
 PARAMS = jax.eval_shape(lambda: decoder.init(KEY, CONFIG))
 MATRICES = "layers/**/kernel"
 NORMS = (2 * LAYERS + 1) * DIM
+UNITS = [MLP_CHANNELS, key_heads(HEAD_DIM)]
 HEAD = EMBEDDING = VOCAB * DIM
 LAYER = 4 * DIM * DIM + 3 * DIM * MLP
 N = LAYERS * LAYER + HEAD + NORMS
@@ -158,7 +160,7 @@ def test_a_step_costs_at_most(method, layout):
     {"heads": 0.052, "channels": 0.02}, {"heads": 0.2, "channels": 0.2},
     {"heads": 0.5, "channels": 0.25, "value_heads": 0.25, "up_channels": 0.5}], ids=["source", "rows", "and_columns"])
 def test_s2ft_costs_two_for_what_trains(fractions, scope, layout):
-  transform = submatrix(partial(s2ft_units, KEY, head_dim=HEAD_DIM, scope=scope, **fractions))
+  transform = submatrix(partial(s2ft_units, KEY, units=UNITS, scope=scope, **fractions))
   heads = fractions["heads"] + fractions.get("value_heads", 0)
   channels = fractions["channels"] + fractions.get("up_channels", 0)
   # What is drawn, rounded down to whole heads: less than what is held where layers draw unequally, which is filled up.

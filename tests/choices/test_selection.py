@@ -24,6 +24,7 @@ from jaxft.models import decoder
 from jaxft.transforms.entries.submatrix import submatrix
 from jaxft.transforms.whole.freeze import train
 from jaxft.tree import leaves_with_paths, stack_layers, unstack_layers
+from jaxft.tree.coupled import MLP_CHANNELS, query_heads
 
 KEY = jax.random.key(0)
 CONFIG = decoder.DecoderConfig(
@@ -194,7 +195,7 @@ def test_half_fine_tuning_keeps_compute_and_state_on_cut_and_state_on_stacked_la
 
 @pytest.mark.parametrize("draw", [
     lambda key: train(partial(random_module_mask, key)),
-    lambda key: submatrix(partial(s2ft_units, key, head_dim=4, heads=0.3, channels=0.3)),
+    lambda key: submatrix(partial(s2ft_units, key, units=[MLP_CHANNELS, query_heads(4, 2)], heads=0.3, channels=0.3)),
 ], ids=["hft", "s2ft"])
 def test_what_is_drawn_is_what_was_planned_whatever_key_splits(draw):
   params = decoder.init(KEY, CONFIG)

@@ -12,7 +12,7 @@ from jaxft.transforms.entries.submatrix import submatrix
 from jaxft.transforms.protocol import ParamTransform, chain
 from jaxft.transforms.quantize import quantize
 from jaxft.transforms.whole.freeze import train
-from jaxft.tree import leaf_keys, map_with_path
+from jaxft.tree import Coupled, Member, leaf_keys, map_with_path
 from tests.contracts.transforms import KERNELS, UP, Case
 
 KEY = jax.random.key(3)
@@ -43,9 +43,12 @@ def lt_sft(fraction: float) -> ParamTransform:
   return sparse_delta(select)
 
 
+UNITS = [Coupled((Member(UP, -2, 8), Member(UP, -1, 8))), Coupled((Member(UP, -1), Member(DOWN, -2)))]
+
+
 def units(**fractions) -> ParamTransform:
   """S2FT of the blocks, whose `up` stands for the output matrix of heads of 8 and, by columns, for the values."""
-  return submatrix(partial(s2ft_units, KEY, head_dim=8, out=UP, down=DOWN, value=UP, up=UP, **fractions))
+  return submatrix(partial(s2ft_units, KEY, units=UNITS, value=UP, up=UP, **fractions))
 
 
 def half(groups=(KERNELS,), **options) -> ParamTransform:

@@ -12,7 +12,7 @@ from jaxft.choices import s2ft_units
 from jaxft.leaves import MaterializedWarning, lazy, materialize
 from jaxft.merging import lines, ties
 from jaxft.transforms import chain, dora, lora, oft, quantize, submatrix
-from jaxft.tree import axes_of, layer_of, leaves_with_paths, task_vector
+from jaxft.tree import axes_of, coupled_units, layer_of, leaves_with_paths, task_vector
 from jaxft.tree.globs import glob_to_regex
 from tests.contracts.comparison import assert_trees_close, assert_trees_equal
 from tests.foreign import (
@@ -38,18 +38,19 @@ PACKAGES = {
 }
 EVERY = [("flax", make) for make in OWN] + [(name, make) for name, made in PACKAGES.items() for make in made]
 METHODS = {
-    "lora": lambda model, arranged: lora(model.matrices, rank=2),
-    "dora": lambda model, arranged: dora(model.matrices, rank=2),
-    "qlora": lambda model, arranged: chain(
+    "lora": lambda model, axes, arranged: lora(model.matrices, rank=2),
+    "dora": lambda model, axes, arranged: dora(model.matrices, rank=2),
+    "qlora": lambda model, axes, arranged: chain(
         lora(model.matrices, rank=2), quantize(model.matrices, format="int8", block=8)),
-    "s2ft": lambda model, arranged: submatrix(units(model, arranged)),
-    "oft": lambda model, arranged: oft(model.matrices, block=4),
+    "s2ft": lambda model, axes, arranged: submatrix(units(model, axes, arranged)),
+    "oft": lambda model, axes, arranged: oft(model.matrices, block=4),
 }
 
 
-def units(model, arranged):
-  return s2ft_units(
-      KEY, arranged, head_dim=HEAD, heads=0.25, channels=0.25, scope="layer", out=model.out, down=model.down)
+def units(model, axes, arranged):
+  """A quarter of the heads and channels of each layer, as the function has them."""
+  found = coupled_units(axes.arranged(model.apply), arranged, model.inputs)
+  return s2ft_units(KEY, arranged, units=found, heads=0.25, channels=0.25, scope="layer")
 
 
 MODELS = [pytest.param(package, make, id=f"{make.__module__.rpartition('.')[2]}-{make.__name__}")
@@ -114,7 +115,7 @@ def test_models_are_read(package, make):
 def test_adapters_equal_the_plain_path_and_nothing_is_formed(package, make, method):
   model, axes = read(package, make)
   arranged = axes.arrange(model.params)
-  transform = METHODS[method](model, arranged)
+  transform = METHODS[method](model, axes, arranged)
   frozen, trainable = transform.split(KEY, arranged)
   trainable = drawn(1, trainable)
   back = lambda params: axes.restore(materialize(params))
@@ -142,7 +143,7 @@ def test_adapters_equal_the_plain_path_and_nothing_is_formed(package, make, meth
 def test_whole_heads_and_channels_are_chosen(package, make):
   model, axes = read(package, make)
   arranged = axes.arrange(model.params)
-  choice = dict(leaves_with_paths(units(model, arranged)))
+  choice = dict(leaves_with_paths(units(model, axes, arranged)))
   for glob, unit, size in ((model.out, HEAD, HEADS), (model.down, 1, HIDDEN)):
     for path in matching(arranged, glob):
       rows = np.asarray(choice[path]).any(-1)

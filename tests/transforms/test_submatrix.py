@@ -11,8 +11,16 @@ from jaxft.leaves import dot, materialize
 from jaxft.merging.compression.sparse_deltas import compose, fuse, unfuse
 from jaxft.models import decoder
 from jaxft.transforms.entries.submatrix import Submatrix, submatrix, submatrix_delta
-from jaxft.tree import unstack_layers
-from jaxft.tree.coupled import MLP_CHANNELS, inverse_order, key_heads, permute_coupled, query_heads
+from jaxft.tree import coupled_units, leaves_with_paths, unstack_layers
+from jaxft.tree.coupled import (
+  MLP_CHANNELS,
+  Coupled,
+  Member,
+  inverse_order,
+  key_heads,
+  permute_coupled,
+  query_heads,
+)
 from tests.contracts.costs import BIG, compiled_flops, matmul_flops, step_cost
 from tests.contracts.transforms import forward, make_step, stack_params
 
@@ -20,6 +28,7 @@ KEY = jax.random.key(0)
 M, N, K = 12, 10, 4
 CONFIG = decoder.DecoderConfig(
     vocab_size=32, dim=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
+UNITS = [MLP_CHANNELS, key_heads(4, 2)]
 
 
 def draw(i, *shape):
@@ -121,8 +130,8 @@ def test_disjoint_deltas_fuse_in_either_order():
 
 def test_s2ft_draws_each_kind_of_unit_for_itself():
   params = stack_params(KEY, layers=3, dim=8, hidden=8)
-  transform = submatrix(s2ft_units(
-      KEY, params, head_dim=1, heads=0.5, channels=0.5, scope="layer", out="**/up/*", down="**/down/*"))
+  units = [Coupled((Member("**/up/*", -2, 2),)), Coupled((Member("**/down/*", -2),))]
+  transform = submatrix(s2ft_units(KEY, params, units=units, heads=0.5, channels=0.5, scope="layer"))
   layers = transform.split(KEY, params)[0]["layers"]
   heads, channels = (np.asarray(*jax.tree.leaves(layers[name]["kernel"].note)) for name in ("up", "down"))
   assert heads.shape == channels.shape == (3, 4) and not np.array_equal(heads, channels)
@@ -130,7 +139,8 @@ def test_s2ft_draws_each_kind_of_unit_for_itself():
 
 def test_s2ft_trains_the_drawn_share_and_nothing_else():
   params = decoder.init(KEY, CONFIG)
-  transform = submatrix(s2ft_units(KEY, params, head_dim=4, heads=0.34, channels=0.2, value_heads=0.5, up_channels=0.1))
+  transform = submatrix(s2ft_units(
+      KEY, params, units=UNITS, heads=0.34, channels=0.2, value_heads=0.5, up_channels=0.1))
   frozen, trainable = transform.split(KEY, params)
   moved = materialize(transform.join(frozen, jax.tree.map(lambda x: x + 1, trainable)))
   changed = jax.tree.map(lambda a, b: np.asarray(a != b), moved, params)["layers"]
@@ -148,6 +158,31 @@ def test_s2ft_trains_the_drawn_share_and_nothing_else():
   np.testing.assert_allclose(fast, slow, rtol=2e-4, atol=2e-4)
 
 
+def test_s2ft_of_units_that_are_found_in_the_function():
+  """Fused queries, keys and values of heads of 4, one after another, and a fused gate; a table is the stream."""
+  shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.float32)
+  params = {"embed": shape(9, 8), "layers": {"qkv": shape(2, 8, 48), "out": shape(2, 16, 8), "gate_up": shape(2, 8, 20),
+                                             "down": shape(2, 10, 8)}, "head": shape(8, 9)}
+
+  def layer(x, w):
+    q, k, v = (t.reshape(-1, 4, 4) for t in jnp.split(x @ w["qkv"], 3, -1))
+    a = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+    x = x + jnp.einsum("hts,shd->thd", a, v).reshape(-1, 16) @ w["out"]
+    gate, up = jnp.split(x @ w["gate_up"], 2, -1)
+    return x + (jax.nn.silu(gate) * up) @ w["down"], None
+
+  apply = lambda p, ids: jax.lax.scan(layer, p["embed"][ids], p["layers"])[0] @ p["head"]
+  units = coupled_units(apply, params, np.arange(5))
+  chosen = s2ft_units(KEY, params, units=units, heads=0.5, channels=0.3, scope="layer")
+  flags = {path: np.asarray(flag) for path, flag in leaves_with_paths(chosen) if np.any(flag)}
+  assert set(flags) == {"layers/out", "layers/down"}
+  rows = flags["layers/out"].all(-1).reshape(2, 4, 4)
+  assert (rows.all(-1) == rows.any(-1)).all() and (rows.any(-1).sum(-1) == 2).all()
+  assert (flags["layers/down"].all(-1).sum(-1) == 3).all()
+  with pytest.raises(ValueError, match="up_channels must be 0 where there are none"):
+    s2ft_units(KEY, params, units=units, up_channels=0.5, up="layers/gate_up")
+
+
 @pytest.mark.parametrize("layout", [lambda p: p, unstack_layers], ids=["stacked", "unrolled"])
 @pytest.mark.parametrize("largest", [True, False])
 def test_s2ft_by_the_norms_of_units(layout, largest):
@@ -163,13 +198,14 @@ def test_s2ft_by_the_norms_of_units(layout, largest):
   params["layers"]["mlp"]["down"]["kernel"] = jnp.array(down)
   params = layout(params)
   scores = {
-      "out": unit_norms(params, "**/attention/out/kernel", unit=4), "down": unit_norms(params, "**/mlp/down/kernel")}
+      "heads": unit_norms(params, "**/attention/out/kernel", unit=4),
+      "channels": unit_norms(params, "**/mlp/down/kernel")}
   for layer in range(3):
-    np.testing.assert_allclose(scores["out"][layer], np.linalg.norm(out[layer].reshape(4, -1), axis=1), rtol=1e-5)
-    np.testing.assert_allclose(scores["down"][layer], np.linalg.norm(down[layer], axis=1), rtol=1e-5)
+    np.testing.assert_allclose(scores["heads"][layer], np.linalg.norm(out[layer].reshape(4, -1), axis=1), rtol=1e-5)
+    np.testing.assert_allclose(scores["channels"][layer], np.linalg.norm(down[layer], axis=1), rtol=1e-5)
   share = (3 if largest else 9) / 12
   transform = submatrix(s2ft_units(
-      KEY, params, head_dim=4, heads=share, channels=3.5 / 72, scores=scores, largest=largest))
+      KEY, params, units=UNITS, heads=share, channels=3.5 / 72, scores=scores, largest=largest))
   frozen, trainable = transform.split(KEY, params)
   moved = materialize(transform.join(frozen, jax.tree.map(lambda x: x + 1, trainable)))
   moved, before = (p if layout is unstack_layers else unstack_layers(p) for p in (moved, params))
@@ -234,13 +270,18 @@ of = lambda indices, **options: submatrix(indices=indices, **options)
     (lambda p: submatrix("**/down/kernel", axis={}), "axis must be -2, -1 or None beside select"),
     (lambda p: submatrix("**/down/kernel").join(p, submatrix("**/down/kernel").split(KEY, p)[1]),
      "two sides of a submatrix; layers/mlp/down/kernel is of another transform"),
-    (lambda p: s2ft_units(KEY, p, head_dim=4, scores={"up": [np.ones(24)] * 3}), "of what is chosen, out, down"),
-    (lambda p: s2ft_units(KEY, p, head_dim=4, scores={"down": [np.ones(3)] * 3}), "must have the lengths of sizes"),
+    (lambda p: s2ft_units(KEY, p, units=UNITS, scores={"up_channels": [np.ones(24)] * 3}),
+     "of what is chosen, heads, channels"),
+    (lambda p: s2ft_units(KEY, p, units=UNITS, scores={"channels": [np.ones(3)] * 3}),
+     "must have the lengths of sizes"),
     (lambda p: unit_norms(p, "**/mlp/down/kernel", unit=5), "unit must divide axis -2 of layers/mlp/down/.*; got 5"),
     (lambda p: unit_norms(p, "**/mlp/down/kernel", unit=0), "unit must divide axis -2 .*; got 0"),
-    (lambda p: s2ft_units(KEY, p, head_dim=5), "head_dim must divide axis -2 of layers/attention/out/"),
-    (lambda p: s2ft_units(KEY, p, head_dim=4, heads=0.01, channels=0.01), "must draw at least one unit"),
-    (lambda p: s2ft_units(KEY, p, head_dim=4, heads=0.5, channels=0.5, down="**/out/kernel"), "two of them match"),
+    (lambda p: s2ft_units(KEY, p, units=[query_heads(5, 2)]), "units must divide axis -2 of layers/attention/out/"),
+    (lambda p: s2ft_units(KEY, p, units=UNITS, heads=0.01, channels=0.01), "must draw at least one unit"),
+    (lambda p: s2ft_units(KEY, p, units=[MLP_CHANNELS]), "heads must be 0 where there are none; units has none that"),
+    (lambda p: s2ft_units(KEY, p, units=UNITS, value_heads=0.5, value="**/out/kernel"), "value_heads must be 0 where"),
+    (lambda p: s2ft_units(KEY, p, units=[*UNITS, Coupled((Member("**/out/kernel", -1, 4),))], heads=0.5,
+                          value_heads=0.5, value="**/out/kernel"), "both are chosen of layers/attention/out/kernel"),
     (lambda p: permute_coupled(p, MLP_CHANNELS, np.zeros(24, int)), "order must be a permutation"),
     (lambda p: permute_coupled(p, query_heads(4, 2), np.array([2, 1, 0, 3])), "order must keep each unit in its group"),
     (lambda p: permute_coupled(p, MLP_CHANNELS, np.arange(12)), "order has 12 units of 1; axis -1 of"),

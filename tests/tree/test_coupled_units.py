@@ -8,10 +8,12 @@ import pytest
 from jaxft.formats import load
 from jaxft.models import decoder, encoder
 from jaxft.tree import axes_of, coupled_units, leaves_with_paths, permute_coupled
-from jaxft.tree.coupled import MLP_CHANNELS, key_heads, query_heads
+from jaxft.tree.coupled import MLP_CHANNELS, Member, key_heads, query_heads
 from jaxft.tree.globs import glob_to_regex
 from tests.contracts import arranged_models
+from tests.contracts.arranged_models import draw
 
+M = Member
 IDS = np.arange(14).reshape(2, 7)
 
 
@@ -24,12 +26,12 @@ def arranged(make):
 def assert_free(apply, params, inputs, found):
   """The function does not change with the order of any of the units."""
   leaves, rng = dict(leaves_with_paths(params)), np.random.default_rng(0)
+  shuffled = lambda n: np.roll(np.arange(n), 1) if n == 2 else rng.permutation(n)
   permuted = []
   for coupled in found:
-    path, axis, unit = coupled.members[0]
-    groups = leaves[path].shape[axis] // unit // coupled.group
-    order = np.concatenate([g * coupled.group + rng.permutation(coupled.group) for g in range(groups)])
-    assert (order != np.arange(len(order))).any()
+    path, axis, unit, copies = coupled.members[0]
+    groups = leaves[path].shape[axis] // unit // copies // coupled.group
+    order = np.concatenate([g * coupled.group + shuffled(coupled.group) for g in range(groups)])
     permuted.append(permute_coupled(params, coupled, order))
   outputs = jax.jit(lambda trees: jnp.stack([apply(tree, inputs) for tree in trees]))([params, *permuted])
   np.testing.assert_allclose(outputs[1:], jnp.broadcast_to(outputs[:1], outputs[1:].shape), rtol=1e-3, atol=1e-4)
@@ -48,15 +50,19 @@ def test_heads_and_channels_of_a_decoder_are_those_that_its_constants_name():
   groups = config.num_heads // config.num_kv_heads
   known = (MLP_CHANNELS, key_heads(config.head_dim, groups), query_heads(config.head_dim, groups))
   for coupled in found:
-    if ("embed/tokens/embedding", -1, 1) in coupled.members:  # the stream: all that reads it or writes to it
+    if M("embed/tokens/embedding", -1) in coupled.members:  # the stream: all that reads it or writes to it
       assert len(coupled.members) == len(leaves_with_paths(params))
       continue
-    assert sum(all(known_of(k, path) == (axis, unit) for path, axis, unit in coupled.members) for k in known) == 1
-  assert len(found) == 4
+    if any(m.copies > 1 for m in coupled.members):  # what heads of values hold, in one order for all of them
+      value, out = M("layers/attention/value/kernel", -1, 1, groups), M("layers/attention/out/kernel", -2, 1, 4)
+      assert coupled == ((value, out), config.head_dim)
+      continue
+    assert sum(all(known_of(k, m.glob) == m[1:] for m in coupled.members) for k in known) == 1
+  assert len(found) == 5
 
 
 def known_of(coupled, path):
-  return next(((axis, unit) for glob, axis, unit in coupled.members if glob_to_regex(glob).fullmatch(path)), None)
+  return next((m[1:] for m in coupled.members if glob_to_regex(m.glob).fullmatch(path)), None)
 
 
 def test_an_encoder_with_biases():
@@ -64,7 +70,7 @@ def test_an_encoder_with_biases():
   apply = lambda p, ids: encoder.embed(p, model.config, ids, jnp.ones((2, 7)))
   found = coupled_units(apply, model.params, IDS)
   assert_free(apply, model.params, IDS, found)
-  heads = next(c for c in found if ("layers/attention/value/bias", -1, 12) in c.members)
+  heads = next(c for c in found if M("layers/attention/value/bias", -1, 12) in c.members)
   assert len(heads.members) == 7 and heads.group == 4
 
 
@@ -72,27 +78,58 @@ def test_heads_of_dense_general():
   apply, params, inputs = arranged(arranged_models.heads)
   found = coupled_units(apply, params, inputs)
   assert members(found) == {
-      frozenset({("q/kernel", -1, 8), ("k/kernel", -1, 8), ("v/kernel", -1, 8), ("out/kernel", -2, 8)}): 6,
-      frozenset({("q/kernel", -1, 1), ("k/kernel", -1, 1)}): 8,
-      frozenset({("v/kernel", -1, 1), ("out/kernel", -2, 1)}): 8,
+      frozenset({M("q/kernel", -1, 8), M("k/kernel", -1, 8), M("v/kernel", -1, 8), M("out/kernel", -2, 8)}): 6,
+      frozenset({M("q/kernel", -1), M("k/kernel", -1)}): 8,
+      frozenset({M("v/kernel", -1), M("out/kernel", -2)}): 8,
   }
   assert_free(apply, params, inputs, found)
 
 
 @pytest.mark.parametrize("make", [m for m in arranged_models.MODELS if m is not arranged_models.heads])
-def test_channels_of_every_model(make):
+def test_units_of_every_model(make):
   apply, params, inputs = arranged(make)
-  found = members(coupled_units(apply, params, inputs))
-  hidden = {
-      "out_in": {("fc/kernel", -1, 1), ("proj/kernel", -2, 1)},
-      "scanned_over_axis_1": {("block/layers/up/kernel", -1, 1), ("block/layers/down/kernel", -2, 1)},
-      "named_h": {("h/1/fc/w", -1, 1), ("h/1/proj/w", -2, 1)},
-      "experts": {("moe/layers/experts/up", -1, 1), ("moe/layers/experts/down", -2, 1)},
-      "two_towers": {("text/h/layers/up", -1, 1), ("text/h/layers/down", -2, 1)},
-      "tied": {("table/embedding", -1, 1), ("mix/kernel", -2, 1), ("mix/kernel", -1, 1)},
-  }.get(make.__name__)
-  # What slices and shared kernels tell apart has no units.
-  assert frozenset(hidden) in found if hidden else not found
+  found = coupled_units(apply, params, inputs)
+  wanted = {
+      "out_in": {M("fc/kernel", -1), M("proj/kernel", -2)},
+      "grouped_queries": {M("q_einsum/w", -1, 24), M("kv_einsum/w", -1, 8, 2), M("attn_vec_einsum/w", -2, 24)},
+      "fused": {M("qkv/kernel", -1, 8, 3), M("out/kernel", -2, 8)},
+      "convolution": {M("patch/kernel", -1), M("window/kernel", -2, 1, 9)},
+      "scanned_over_axis_1": {M("block/layers/up/kernel", -1), M("block/layers/down/kernel", -2)},
+      "named_h": {M("h/1/fc/w", -1), M("h/1/proj/w", -2)},
+      "experts": {M("moe/layers/experts/up", -1), M("moe/layers/experts/down", -2)},
+      "two_towers": {M("text/h/layers/up", -1), M("text/h/layers/down", -2)},
+      "tied": {M("table/embedding", -1), M("mix/kernel", -2), M("mix/kernel", -1)},
+  }[make.__name__]
+  assert frozenset(wanted) in members(found)
+  if make is arranged_models.grouped_queries:  # the heads that share a key, in their groups
+    assert members(found)[frozenset({M("q_einsum/w", -1, 8), M("attn_vec_einsum/w", -2, 8)})] == 3
+  if any(m.copies > 1 for c in found for m in c.members):
+    assert_free(apply, params, inputs, found)
+
+
+def test_units_of_kernels_that_are_cut_in_parts():
+  """Gate and up in one kernel, cut as an array, as a product, or by reshaping; queries and keys of unequal size."""
+  params = {"up": draw(1, 6, 16), "bias": draw(2, 16), "down": draw(3, 8, 4)}
+  both = lambda p, x: x @ p["up"] + p["bias"]
+  glu = lambda a, b: jax.nn.gelu(a) * b
+
+  def by_slices(p, x):
+    y = both(p, x)
+    return glu(y[:, :8], y[:, 8:]) @ p["down"]
+
+  def of_kernels(p, x):
+    return glu(*(x @ w + b for w, b in zip(jnp.split(p["up"], 2, 1), jnp.split(p["bias"], 2), strict=True))) @ p["down"]
+
+  wanted = frozenset({M("up", -1, 1, 2), M("bias", -1, 1, 2), M("down", -2)})
+  for apply in (by_slices, of_kernels, lambda p, x: glu(*jnp.moveaxis(both(p, x).reshape(-1, 2, 8), 1, 0)) @ p["down"],
+                lambda p, x: glu(*jnp.split(both(p, x), 2, -1)) @ p["down"]):
+    found = coupled_units(apply, params, draw(3, 5, 6))
+    assert wanted in members(found)
+    assert_free(apply, params, draw(3, 5, 6), found)
+
+  with pytest.warns(UserWarning, match="up is cut in parts of unequal size"):
+    coupled_units(lambda p, x: glu(both(p, x)[:, :12], 1.0) @ p["down"], params | {"down": draw(3, 12, 4)},
+                  draw(3, 5, 6))
 
 
 def test_what_is_told_apart_keeps_its_order():
