@@ -47,8 +47,6 @@ def transforms(model):
 def cases():
   for make in MODELS:
     for name, _ in transforms(make()):
-      if (name, make) == ("rows", experts):
-        continue  # refused
       quick = (name, make) in QUICK
       yield pytest.param(make, name, id=f"{name}-{make.__name__}", marks=[] if quick else [pytest.mark.exhaustive])
 
@@ -114,11 +112,23 @@ def test_lora_on_heads_is_lora_on_matrices():
   assert_trees_close(*jax.jit(lambda *sides: (general(*sides), matrices(*sides)))(trainable, X))
 
 
-def test_rows_of_experts_are_refused():
+def test_rows_of_experts_are_those_of_their_layer_or_what_a_choice_has_of_each():
   model = experts()
   arranged = axes_of(model.apply, model.params, X).arrange(model.params)
-  with pytest.raises(ValueError, match="moe/layers/experts/down .*is a stack of experts"):
-    submatrix(indices={model.writes: np.arange(3)}).split(KEY, arranged)
+  transform = submatrix(indices={model.writes: np.array([[3, 0], [5, -1]])})
+  frozen, trainable = transform.split(KEY, arranged)
+  moved = transform.join(frozen, jax.tree.map(lambda d: d + 1, trainable))
+  down = materialize(moved)["moe"]["layers"]["experts"]["down"]
+  moved = np.asarray(down != arranged["moe"]["layers"]["experts"]["down"]).all(-1)
+  want = np.zeros((2, 4, HIDDEN), bool)
+  want[0, :, [0, 3]] = want[1, :, 5] = True
+  np.testing.assert_array_equal(moved, want)
+  flags = np.zeros((2, 4, HIDDEN, DIM), bool)
+  flags[0, 1, 7] = flags[1, 2, 9] = True
+  chosen = jax.tree.map(lambda _: False, arranged)
+  chosen["moe"]["layers"]["experts"]["down"] = flags
+  _, trainable = submatrix(chosen).split(KEY, arranged)
+  assert jax.tree.leaves(trainable)[0].shape == (2, 4, 1, DIM)
 
 
 def test_each_method_acts_on_the_side_that_it_names():

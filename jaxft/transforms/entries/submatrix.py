@@ -115,7 +115,7 @@ def submatrix(
     select: a choice of whole rows or columns (`jaxft.tree.choice`): `choose_rows`, `s2ft_units`, or whole matrices.
     indices: in place of it, for each glob the rows or columns of the matrices it matches: `[k]`, the same in every
       layer, or `[L, k]`, a row for each layer of the model, where -1 stands for none (layers with fewer, see
-      `unit_indices`).
+      `unit_indices`). Of experts, all in a layer have the same.
     axis: -2 for rows, the input side of `x @ w`; -1 for columns; for indices, also one for each glob. None takes of
       each leaf that a choice has the rows if these are whole, and else the columns; of indices the rows.
     dtype: of what trains.
@@ -236,6 +236,8 @@ def _by_glob(indices: Mapping[str, Any], axis: int | Mapping[str, int] | None, p
       problem = f"is matched by {' and '.join(globs)}"
     if not problem:
       here, problem = _of_layers(here, layer_of(path, leaves[path]), leaves[path].shape[a])
+    if not problem and stack_axes(path, leaves[path]) > layer_axes(path, leaves[path]):  # the same of each expert
+      here = np.broadcast_to(here[..., None, :], (*leaves[path].shape[:-2], here.shape[-1]))
     found[path] = here, a, problem
   return found
 
@@ -262,8 +264,6 @@ def _by_choice(select: Choice, axis: int | None, params: Tree) -> dict[str, Foun
 def _no_matrix(path: str, leaf: Any) -> str:
   if not is_float(leaf):
     return f"is {leaf.dtype}, and no weight of floating point"
-  if stack_axes(path, leaf) > layer_axes(path, leaf):
-    return "is a stack of experts, and rows are told apart by layer alone; sparse_delta takes their entries"
   return "" if is_matrix(path, leaf) else "is no matrix [m, n] or stack of them [L, m, n]"
 
 
