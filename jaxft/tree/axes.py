@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from jaxft.tree.leaf_uses import BATCH, INDEX, Use
+from jaxft.tree.leaf_uses import BATCH, GATHER, INDEX, Use
 
 Kind = Literal["matrix", "table", "depthwise", "vector", "unused"]
 
@@ -43,7 +43,7 @@ class LeafAxes(NamedTuple):
   @property
   def arranged_shape(self) -> tuple[int, ...]:
     """`[layers, experts, in, out]`, those that there are."""
-    return tuple(math.prod(self.shape[axis] for axis in group) for group in self._groups)
+    return tuple(math.prod(self.shape[axis] for axis in group) for group in self.groups)
 
   @property
   def pattern(self) -> str:
@@ -51,11 +51,12 @@ class LeafAxes(NamedTuple):
     names = {}
     for name, axes in (("layers", self.layers), ("experts", self.experts), ("in", self.rows), ("out", self.columns)):
       names |= {axis: name if len(axes) == 1 else f"{name}{i}" for i, axis in enumerate(axes)}
-    groups = [names[g[0]] if len(g) == 1 else f"({' '.join(names[axis] for axis in g)})" for g in self._groups]
+    groups = [names[g[0]] if len(g) == 1 else f"({' '.join(names[axis] for axis in g)})" for g in self.groups]
     return f"{' '.join(names[axis] for axis in range(len(self.shape)))} -> {' '.join(groups)}"
 
   @property
-  def _groups(self) -> list[tuple[int, ...]]:
+  def groups(self) -> list[tuple[int, ...]]:
+    """For each axis of the arranged leaf the leaf's axes that it is made of."""
     return [group for group in (self.layers, self.experts, self.rows, self.columns) if group]
 
 
@@ -79,7 +80,9 @@ def axes_from_uses(path: str, shape: Sequence[int], uses: Sequence[Use]) -> Leaf
       matrices or len({tuple(axis for axis, _ in use.stack) for use in settled}) > 1):
     raise ValueError(f"the uses of {path} {shape} disagree:{described(uses)}")
   use = settled[0]
-  beside = {BATCH, INDEX} if any(over not in (BATCH, INDEX) for _, over in use.stack) else {BATCH}
+  beside = {BATCH, GATHER}
+  if any(over not in (*beside, INDEX) for _, over in use.stack):
+    beside.add(INDEX)
   scanned = tuple(axis for axis, over in use.stack if over not in beside)
   experts = tuple(axis for axis, over in use.stack if over in beside)  # one picked within a scan is an expert too
   stack = next((over for _, over in use.stack if over not in beside), "")

@@ -13,7 +13,8 @@ from jax.extend.core import Literal as Constant
 
 from jaxft.tree.traced import scan_parts, shape_of
 
-BATCH, INDEX = "batch", "index"  # what an axis is a stack over: matrices side by side, or entries picked one by one
+# What an axis is a stack over: matrices side by side, entries picked one by one, or an entry picked for each example.
+BATCH, INDEX, GATHER = "batch", "index", "gather"
 Kind = Literal["product", "lookup", "convolution", "depthwise", "elementwise", "constant", "other"]
 
 
@@ -27,7 +28,7 @@ class Use(NamedTuple):
     operation: the primitive.
     rows: axes that are contracted with activations, or looked up.
     columns: axes that come out.
-    stack: axes of which one entry at a time is used, and over what: "scan 0", "index", or "batch".
+    stack: axes of which one entry at a time is used, and over what: "scan 0", "index", "gather", or "batch".
   """
 
   kind: Kind
@@ -58,6 +59,11 @@ class Held:
 
   def pick(self, order: Sequence[int]) -> "Held":
     return dataclasses.replace(self, axes=tuple(self.axes[i] for i in order))
+
+  @property
+  def is_gathered(self) -> bool:
+    """Whether it shows another entry for each example: rows of a table, or an expert's matrix."""
+    return any(over == GATHER for _, over in self.stack)
 
   def within(self, axis: int, over: str) -> "Held":
     """One entry of an axis, which stays with length 1."""
@@ -90,7 +96,9 @@ def leaf_uses(jaxpr: Any, leaves: Sequence[tuple[str, tuple[int, ...]] | None]) 
   """
   walk = Walk({leaf[0]: {} for leaf in leaves if leaf is not None}, {})
   whole = lambda path, shape: Held(path, tuple((Factor(i, 1, n),) for i, n in enumerate(shape)))
-  walk(jaxpr, [Value(varies=True) if leaf is None else Value((whole(*leaf),)) for leaf in leaves])
+  for value in walk(jaxpr, [Value(varies=True) if leaf is None else Value((whole(*leaf),)) for leaf in leaves]):
+    for held in value.held if value.varies else ():
+      walk.note_elementwise(held, "output")
   return {path: tuple(uses) for path, uses in walk.uses.items()}
 
 
@@ -118,9 +126,9 @@ class Walk:
     self.uses[held.path][Use(kind, operation, clean(rows), clean(columns), stack)] = None
 
   def note_elementwise(self, held: Held, operation: str, kind: Kind = "elementwise") -> None:
-    picked = tuple(a for a, over in held.stack if over == INDEX)
-    if picked and kind == "elementwise":  # one entry of a table, added or multiplied
-      stack = tuple((a, over) for a, over in held.stack if over != INDEX)
+    picked = tuple(a for a, over in held.stack if over in (INDEX, GATHER))
+    if picked and (kind == "elementwise" or held.is_gathered):  # an entry of a table, added or multiplied
+      stack = tuple((a, over) for a, over in held.stack if a not in picked)
       self.note(dataclasses.replace(held, stack=stack), "lookup", operation, picked, _leaf_axes(held.axes))
     else:
       self.note(held, kind, operation, (), _leaf_axes(held.axes))
@@ -250,34 +258,37 @@ def _gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   kept = [a for a in range(len(shape)) if a not in (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)]
   shown = []
   for held in inputs[0].held:
-    if single:
+    for a in numbers.operand_batching_dims:
+      held = held.within(a, BATCH)
+    rows = _leaf_axes([held.axes[a] for a in found])
+    columns = _leaf_axes([held.axes[a] for a in range(len(shape)) if a not in found])
+    if single or len(columns) > 1:  # of several axes there may be a matrix for each example: its use says it
       for a in found:
-        held = held.within(a, INDEX)
+        held = held.within(a, INDEX if single else GATHER)
       axes: list[tuple[Factor, ...]] = [()] * len(shape_of(eqn.outvars[0]))
       for place, a in zip(numbers.offset_dims, kept, strict=True):
         axes[place] = held.axes[a]
       shown.append(dataclasses.replace(held, axes=tuple(axes)))
     else:
-      for a in numbers.operand_batching_dims:
-        held = held.within(a, BATCH)
-      rows = _leaf_axes([held.axes[a] for a in found])
-      columns = _leaf_axes([held.axes[a] for a in range(len(shape)) if a not in found])
       walk.note(held, "lookup", "gather", rows, columns)
   return [Value(tuple(shown), varies=not single or any(value.varies for value in inputs[1:]) and not shown)]
 
 
 def _dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   contracting, batch = eqn.params["dimension_numbers"]
-  with_leaf = all(value.held for value in inputs)
+  with_leaf = all(value.held and not value.varies for value in inputs)
   for side, value in enumerate(inputs):
     for held in value.held:
       contracted = _leaf_axes([held.axes[i] for i in contracting[side]])
+      free = [factors for i, factors in enumerate(held.axes) if i not in (*contracting[side], *batch[side])]
+      if held.is_gathered and not (batch[side] and contracted and _leaf_axes(free)):
+        walk.note_elementwise(held, "dot_general")
+        continue
       if len(batch[side]) == len(held.axes):  # entry by entry, as `einsum("td,d->td")` is
         walk.note_elementwise(held, "dot_general", "constant" if with_leaf else "elementwise")
         continue
       for i in batch[side]:
         held = held.within(i, BATCH)
-      free = [factors for i, factors in enumerate(held.axes) if i not in (*contracting[side], *batch[side])]
       _note_product(walk, held, "dot_general", contracted, _leaf_axes(free), constant=with_leaf)
   return [Value(varies=True)]
 

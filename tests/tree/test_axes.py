@@ -252,6 +252,22 @@ def test_matrices_that_are_picked_one_by_one_within_a_layer_are_experts():
   assert {pattern.split()[0] for kind, pattern in towers.values() if kind == "matrix"} == {"layers"}
 
 
+def test_matrices_that_are_gathered_for_each_token_are_experts_and_entries_of_a_table_are_not():
+  def top_k(p, x):
+    x = x.reshape(-1, 16)
+    gates, chosen = jax.lax.top_k(x @ p["gate"], 2)
+    return jnp.einsum("tkf,tkfd,tk->td", jnp.einsum("td,tkdf->tkf", x, p["up"][chosen]), p["down"][chosen], gates)
+
+  experts = ("matrix", "experts in out -> experts in out")
+  assert patterns(top_k, shapes(gate=(16, 4), up=(4, 16, 32), down=(4, 32, 16)), X) == {
+      "gate": ("matrix", "in out -> in out"), "experts/up": experts, "experts/down": experts}
+  for apply in (lambda p, x: p["table"][jnp.arange(7) % 4] + x.reshape(2, 7, 4, 4),
+                lambda p, x: jnp.einsum("thd,hde->te", p["table"][jnp.arange(7) % 4], p["out"]) + x,
+                lambda p, x: p["table"][x[0, :, 0].astype(int) % 4]):
+    found = patterns(apply, shapes(table=(4, 4, 4), out=(4, 4, 16)), X)
+    assert found["table"] == ("table", "in out0 out1 -> in (out0 out1)")
+
+
 def test_experts_of_a_ragged_product():
   apply = lambda p, x: jax.lax.ragged_dot(x, p["up"], jnp.array([2, 5]))
   found = patterns(apply, shapes(up=(2, 16, 32)), jax.ShapeDtypeStruct((7, 16), jnp.float32))
