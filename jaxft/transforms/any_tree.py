@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 
+from jaxft.tree.adapted import followed_axes
 from jaxft.tree.boxes import (
   boxed_frozen,
   boxed_trainable,
   check_shared,
+  has_names,
   is_foreign,
   put_aside,
   rebuilt,
@@ -34,8 +36,10 @@ def split_any_tree(split: Callable[[jax.Array, Any], tuple[Any, Any]]) -> Callab
           + ", ".join(f"{path} ({kind})" for path, kind in put_aside(params)[:8])
           + ". Where a library keeps its arrays in objects, give it what holds them as leaves, as "
           "`pz.unbind_params(model)` of penzai does")
-    frozen, trainable = split(key, seen)
-    return boxed_frozen(frozen, params), boxed_trainable(trainable, params)
+    sides = split(key, seen)
+    follows = followed_axes(split, key, seen) if has_names(params) else None
+    frozen_axes, trainable_axes = jax.tree.map(lambda _: None, sides) if follows is None else follows
+    return boxed_frozen(sides[0], params, frozen_axes), boxed_trainable(sides[1], params, trainable_axes)
 
   return of_any_tree
 

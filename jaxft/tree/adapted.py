@@ -1,10 +1,15 @@
 """What a leaf adapts, known from its path and its shape: how factors find the weight whose cuts they inherit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any, TypeVar
 
+import jax
+
+from jaxft.tree.paths import Tree, is_float
+
 T = TypeVar("T")
+Followed = tuple[int | None, ...]  # for each axis of an array the axis of its weight, counted from the end
 
 
 def adapted(path: str, known: Mapping[str, T]) -> T | None:
@@ -42,3 +47,46 @@ def aligned(shape: tuple[int, ...], source: tuple[int, ...], names: tuple[Any, .
   if not matches:
     return [None] * len(shape)
   return [options[0] if len(set(options)) == 1 else None for options in zip(*matches, strict=True)]
+
+
+def followed_axes(split: Callable[[jax.Array, Tree], tuple[Tree, Tree]], key: jax.Array, params: Tree) -> Tree | None:
+  """For each array that a transform makes, the axes of the weights that its own axes grow with.
+
+  Found by splitting shapes in which one axis of all weights is twice as long, so that a rank is not taken for an axis
+  of its size.
+
+  >>> from jaxft.transforms import lora
+  >>> followed_axes(lora("w", rank=4).split, jax.random.key(0), {"w": jnp.ones((4, 4))})[1]
+  {'w': {'a': (-2, None), 'b': (None, -1)}}
+
+  Args:
+    split: of a transform.
+    key: for it.
+    params: arrays or shapes.
+
+  Returns:
+    The two sides of the split with a tuple in the place of each array; None where the transform takes no other sizes,
+    as a choice of single entries does.
+  """
+
+  def made(grown: int | None) -> tuple[list[Any], Any]:
+    def shape(x: Any) -> Any:
+      if not is_float(x):
+        return x
+      longer = lambda i, n: 2 * n if i - len(x.shape) == grown else n
+      return jax.ShapeDtypeStruct([longer(i, n) for i, n in enumerate(x.shape)], x.dtype)
+
+    return jax.tree.flatten(jax.eval_shape(split, key, jax.tree.map(shape, params)))
+
+  rank = max((x.ndim for x in jax.tree.leaves(params) if is_float(x)), default=0)
+  leaves, structure = made(None)
+  follows = [[None] * x.ndim for x in leaves]
+  try:
+    for axis in range(-rank, 0):
+      for x, y, found in zip(leaves, made(axis)[0], follows, strict=True):
+        for i, (n, m) in enumerate(zip(x.shape, y.shape, strict=True)):
+          if m == 2 * n:
+            found[i] = axis
+  except (TypeError, ValueError):
+    return None
+  return structure.unflatten(map(tuple, follows))

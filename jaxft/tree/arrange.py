@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxft.tree.arranged_paths import arranged_paths, experts_of_layers
 from jaxft.tree.axes import LeafAxes, axes_by_hand, axes_from_uses
+from jaxft.tree.boxes import arranged_box, boxes_by_path
 from jaxft.tree.depth import shared_path
 from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.leaf_uses import Use, leaf_uses
@@ -71,6 +72,8 @@ class Axes(Mapping[str, LeafAxes]):
   def arrange(self, params: Tree) -> dict[str, Any]:
     """The params as a nested dict of arranged leaves; under `jax.jit` no more than reshapes and transposes.
 
+    A leaf in a box (`nn.Partitioned`, `nnx.Variable`) gets one of its kind, with the names of the axes as they lie now.
+
     Args:
       params: of the structure and the shapes that the axes were read from: arrays, shapes, or holes.
 
@@ -79,12 +82,17 @@ class Axes(Mapping[str, LeafAxes]):
     """
     named = dict(self._arrays(params, "params"))
     arranged: dict[str, Any] = {}
+    boxes = boxes_by_path(params)
     for path, leaf in named.items():
       *parents, name = self.paths[path].split("/")
       node = arranged
       for parent in parents:
         node = node.setdefault(parent, {})
-      node[name] = None if leaf is None else _arrange(self.leaves[path], leaf)
+      if leaf is None:
+        node[name] = None
+        continue
+      own, made = self.leaves[path], _arrange(self.leaves[path], leaf)
+      node[name] = arranged_box(boxes[path], made, own.groups) if path in boxes else made
     return arranged
 
   def restore(self, arranged: Tree) -> Tree:

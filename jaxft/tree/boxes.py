@@ -18,13 +18,14 @@ variables of `nnx` that a forward pass writes, random states, batch statistics, 
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec
 
-from jaxft.tree.adapted import adapted, aligned
+from jaxft.tree.adapted import Followed, adapted, aligned
 from jaxft.tree.paths import Tree, is_array, is_leaf, is_structured, path_of
 
 _WRITTEN = {"RngState", "BatchStat", "Cache", "Intermediate"}
@@ -123,11 +124,16 @@ def put_aside(tree: Tree) -> list[tuple[str, str]]:
   return [(path_of(keys), _kind(x)) for keys, x in nodes if _kept(x) or isinstance(x, Unseen)]
 
 
-def boxed_frozen(frozen: Tree, params: Tree) -> Tree:
-  """The frozen side of `weights(params)` in the boxes of `params`, with its variables that are no weights put back."""
+def boxed_frozen(frozen: Tree, params: Tree, follows: Tree) -> Tree:
+  """The frozen side of `weights(params)` in the boxes of `params`, with its variables that are no weights put back.
+
+  Args:
+    frozen, params: see above.
+    follows: for each array of `frozen` what `followed_axes` says, or None.
+  """
   nodes, structure = jax.tree.flatten(params, is_leaf=_stops)
 
-  def put(node: Any, leaf: Any) -> Any:
+  def put(node: Any, leaf: Any, follows: Any) -> Any:
     if _kept(node):
       return node if _is_variable(type(node)) or isinstance(node, Aside) else Aside(node)
     opened = _open(node)
@@ -135,21 +141,59 @@ def boxed_frozen(frozen: Tree, params: Tree) -> Tree:
       return leaf
     if is_array(leaf) and not is_structured(leaf) and tuple(leaf.shape) == _shape(opened.leaf):
       return opened.form.unflatten([leaf])
-    return Boxed(jax.tree.map(lambda x: _box(opened, x), leaf), opened.form)
+    return Boxed(jax.tree.map(lambda x, of: _box(opened, x, of), leaf, follows), opened.form)
 
-  return structure.unflatten(map(put, nodes, structure.flatten_up_to(frozen)))
+  return structure.unflatten(map(put, nodes, structure.flatten_up_to(frozen), structure.flatten_up_to(follows)))
 
 
-def boxed_trainable(trainable: Tree, params: Tree) -> Tree:
+def boxed_trainable(trainable: Tree, params: Tree, follows: Tree) -> Tree:
   """What trains in boxes like those of the weights in `params` that it adapts; what adapts none of them has no box."""
   known = {path_of(keys): opened for keys, node in jax.tree_util.tree_flatten_with_path(params, is_leaf=_stops)[0]
            if (opened := _open(node)) is not None and opened.leaf is not None}
 
-  def put(keys: tuple[Any, ...], x: Any) -> Any:
+  def put(keys: tuple[Any, ...], x: Any, follows: Any) -> Any:
     opened = adapted(path_of(keys), known)
-    return x if opened is None else _box(opened, x)
+    return x if opened is None else _box(opened, x, follows)
 
-  return jax.tree_util.tree_map_with_path(put, trainable)
+  return jax.tree_util.tree_map_with_path(put, trainable, follows)
+
+
+def has_names(params: Tree) -> bool:
+  """Whether a box of a tree names the axes of its array.
+
+  >>> import flax.linen as nn
+  >>> has_names({"kernel": nn.Partitioned(np.ones((2, 3)), ("embed", "mlp"))}), has_names({"kernel": np.ones((2, 3))})
+  (True, False)
+  """
+  return any(_names(x) for x in jax.tree.leaves(params, is_leaf=_stops) if _is_box(x))
+
+
+def boxes_by_path(tree: Tree) -> dict[str, Any]:
+  """The boxes of a tree.
+
+  >>> boxes_by_path({"kernel": np.ones((2, 3))})
+  {}
+  """
+  nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_stops)[0]
+  return {path_of(keys): x for keys, x in nodes if _is_box(x) and _open(x) is not None}
+
+
+def arranged_box(box: Any, x: Any, groups: Sequence[Sequence[int]]) -> Any:
+  """An arranged leaf in a box like its own, given which axes each of its axes was made of.
+
+  Of several that were made one, the first that is longer than 1 gives its name, which cuts both in the same places.
+
+  >>> import flax.linen as nn
+  >>> box = nn.Partitioned(np.ones((2, 4, 3)), ("embed", "heads", None))
+  >>> arranged_box(box, np.ones((2, 12)), [(0,), (1, 2)]).names
+  ('embed', 'heads')
+  """
+  opened = _open(box)
+  assert opened is not None
+  shape = _shape(opened.leaf)
+  first = [next((axis for axis in group if shape[axis] > 1), None) for group in groups]
+  pick = lambda names: [None if i is None or i >= len(names) else names[i] for i in first]
+  return _reboxed(opened, x, {key: pick(names) for key, names in _names(box).items()})
 
 
 def rebuilt(joined: Tree, frozen: Tree) -> Tree:
@@ -210,20 +254,36 @@ def _open(x: Any) -> _Opened | None:
   return _Opened(x, leaves[0], form) if len(leaves) == 1 else None
 
 
-def _box(opened: _Opened, x: Any) -> Any:
+def _box(opened: _Opened, x: Any, follows: Followed | None) -> Any:
   """A part of what was made of a leaf, in a box like the leaf's."""
   if not is_array(x):
     return x
-  box, shape = opened.box, _shape(opened.leaf)
-  if tuple(x.shape) == shape:
+  shape = _shape(opened.leaf)
+
+  def inherited(names: tuple[Any, ...]) -> list[Any]:
+    if follows is None:
+      return aligned(tuple(x.shape), shape, names)
+    names = names + (None,) * (len(shape) - len(names))
+    return [names[k] if k is not None and k >= -len(shape) and n == shape[k] else None
+            for n, k in zip(x.shape, follows, strict=True)]
+
+  return _reboxed(opened, x, {key: inherited(names) for key, names in _names(opened.box).items()})
+
+
+def _reboxed(opened: _Opened, x: Any, names: Mapping[str, Sequence[Any]]) -> Any:
+  """Another array in a box of the same kind, with the names of its own axes."""
+  said = {key: tuple(of) for key, of in names.items()}
+  if said == _names(opened.box):
     return opened.form.unflatten([x])
-  if _is_variable(type(box)):
-    metadata = box.get_metadata()
-    said = {key: tuple(aligned(tuple(x.shape), shape, tuple(metadata[key])))
-            for key in _NAMES if isinstance(metadata.get(key), (tuple, PartitionSpec))}
-    return box.replace(x, **said)
-  names = getattr(box, "names", None)
-  return x if names is None else box.replace_boxed(x).replace(names=tuple(aligned(tuple(x.shape), shape, names)))
+  if _is_variable(type(opened.box)):
+    return opened.box.replace(x, **said)
+  return opened.box.replace_boxed(x).replace(**said)
+
+
+def _names(box: Any) -> dict[str, tuple[Any, ...]]:
+  """What a box says of the axes of its array, under the names under which it does."""
+  said = box.get_metadata() if _is_variable(type(box)) else {"names": getattr(box, "names", None)}
+  return {key: tuple(said[key]) for key in (*_NAMES, "names") if isinstance(said.get(key), (tuple, PartitionSpec))}
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:

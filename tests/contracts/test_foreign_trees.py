@@ -17,7 +17,7 @@ from jaxft.training import abstract_state
 from jaxft.transforms import chain, dora, freeze, full, lora, on, quantize, sparse_delta, submatrix, train
 from jaxft.transforms.entries.sparse_delta import chosen_entries
 from jaxft.transforms.entries.submatrix import submatrix_delta
-from jaxft.tree import apply_task_vector, by_path, interpolate, leaves_with_paths, matrices, task_vector
+from jaxft.tree import apply_task_vector, axes_of, by_path, interpolate, leaves_with_paths, matrices, task_vector
 from jaxft.tree.boxes import put_aside
 from jaxft.tree.paths import is_float
 from tests.contracts.comparison import assert_trees_close
@@ -120,6 +120,42 @@ def test_specs_of_linen_boxes():
   quantized, _ = quantize("up/kernel", block=2).split(KEY, params)
   parts = nn.get_partition_spec(quantized)["up"]["kernel"].value
   assert (parts.codes, parts.scales) == (P("embed", "mlp"), P(None, "mlp"))
+
+
+class Heads(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.lecun_normal()
+    q = nn.DenseGeneral(
+        (4, 2), kernel_init=nn.with_logical_partitioning(init, ("embed", "heads", "kv")), name="query")(x)
+    out = nn.with_partitioning(init, ("heads", None, "embed"))
+    return nn.DenseGeneral(8, axis=(-2, -1), kernel_init=out, use_bias=False, name="out")(q)
+
+
+def test_specs_of_arranged_boxes():
+  """Of heads and what they hold, made one axis, the heads are cut; a rank of the size of every axis is not."""
+  x = jnp.ones((2, 3, 8))
+  params = Heads().init(KEY, x)["params"]
+  axes = axes_of(lambda params, x: Heads().apply({"params": params}, x), params, x)
+  arranged = axes.arrange(params)
+  assert nn.get_partition_spec(arranged)["query"]["kernel"] == P("embed", "heads")
+  assert isinstance(arranged["query"]["kernel"], nn.LogicallyPartitioned)
+  transform = dora("*/kernel", rank=8)
+  frozen, trainable = transform.split(KEY, arranged)
+  specs = nn.get_partition_spec(trainable)
+  assert specs["query"]["kernel"] == {"a": P("embed", None), "b": P(None, "heads"), "magnitude": P("heads")}
+  assert specs["out"]["kernel"] == {"a": P("heads", None), "b": P(None, "embed"), "magnitude": P("embed")}
+  back = axes.restore(materialize(transform.join(frozen, trainable)))
+  assert nn.get_partition_spec(back) == nn.get_partition_spec(params)
+
+
+def test_statistics_stay_frozen_when_they_are_arranged():
+  params, apply, inputs, unseen = nnx_state()
+  arranged = axes_of(apply, params, inputs).arrange(params)
+  assert {path for path, _ in put_aside(arranged)} == unseen
+  _, trainable = lora("up/kernel", rank=2).split(KEY, arranged)
+  assert nnx.get_partition_spec(trainable)["up"]["kernel"]["a"].get_value() == P("embed", None)
 
 
 def test_names_of_stacked_boxes_are_those_of_the_layers():
