@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxft.leaves.evaluation.evaluator import Evaluator, Rule, bind
 from jaxft.leaves.evaluation.views import View
+from jaxft.tree.traced import scan_parts
 
 
 def _inline(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any]:
@@ -28,11 +29,8 @@ def _remat(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any]:
 
 def _scan(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any]:
   p, closed = eqn.params, eqn.params["jaxpr"]
-  # Which are carried and which are scanned is told by rank: the equation's parameters for it differ between versions.
-  longer = lambda outer, inner: outer.aval.ndim == inner.aval.ndim + 1
-  first_xs = len(inputs) - sum(map(longer, eqn.invars, closed.jaxpr.invars))
-  num_carry = len(eqn.outvars) - sum(map(longer, eqn.outvars, closed.jaxpr.outvars))
-  first_carry = first_xs - num_carry
+  first_carry, num_carry, _ = scan_parts(eqn)
+  first_xs = first_carry + num_carry
   consts, carry, xs = inputs[:first_carry], inputs[first_carry:first_xs], inputs[first_xs:]
   xs = [(x.front() or run.materialize("scan", [x])[0]) if isinstance(x, View) else x for x in xs]
 
