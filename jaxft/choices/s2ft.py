@@ -93,10 +93,11 @@ def s2ft_units(
     matrices = [place for place in _matrices(params, choice) if place.path in own]
     if not matrices:
       raise ValueError(
-          f"{name} must be 0 where there are none; units has none that {'rows' if axis == -2 else 'columns'} of the "
-          f"chosen matrices in layers hold, of {len(units)} kinds. coupled_units(apply, params, *inputs) finds them, "
-          "and axes_of(.., layers=..) says which subtrees are layers; by hand they are such as Coupled((Member("
-          "'**/query/kernel', -1, head_dim), Member('**/out/kernel', -2, head_dim)))")
+          f"{name} must be 0 where there are none; of the {len(units)} kinds in units, none is of "
+          f"{'heads' if name.endswith('heads') else 'channels'} in {'rows' if axis == -2 else 'columns'} of the chosen "
+          "matrices in layers. coupled_units(apply, params, *inputs) finds them, and axes_of(.., layers=..) says which "
+          "subtrees are layers; by hand they are such as Coupled((Member('**/query/kernel', -1, head_dim), "
+          "Member('**/out/kernel', -2, head_dim)))")
     check_oriented([place.path for place in matrices])
     for place in matrices:
       _check_divides("units", own[place.path], axis, place)
@@ -159,8 +160,10 @@ class _Place(NamedTuple):
 def _matrices(params: Tree, select: Choice, *, strict: bool = False) -> Iterator[_Place]:
   """The matrices in layers of a choice; `strict` where it may have no other leaves."""
   for (path, leaf), matched in zip(leaves_with_paths(params), jax.tree.leaves(mask(select, params)), strict=True):
-    layer = layer_of(path, leaf) if matched and leaf is not None else None
-    if not matched or not strict and (layer is None or not is_matrix(path, leaf)):
+    if not matched or leaf is None:
+      continue
+    layer = layer_of(path, leaf)
+    if not strict and (layer is None or not is_matrix(path, leaf)):
       continue
     if strict:
       check_oriented([path])

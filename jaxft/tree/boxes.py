@@ -283,7 +283,8 @@ def _reboxed(opened: _Opened, x: Any, names: Mapping[str, Sequence[Any]]) -> Any
 def _names(box: Any) -> dict[str, tuple[Any, ...]]:
   """What a box says of the axes of its array, under the names under which it does."""
   said = box.get_metadata() if _is_variable(type(box)) else {"names": getattr(box, "names", None)}
-  return {key: tuple(said[key]) for key in (*_NAMES, "names") if isinstance(said.get(key), (tuple, PartitionSpec))}
+  found = ((key, said.get(key)) for key in (*_NAMES, "names"))
+  return {key: tuple(of) for key, of in found if isinstance(of, (tuple, PartitionSpec))}
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:

@@ -287,17 +287,21 @@ class _Walk:
   def convolution(self, eqn: Any, inputs: list[_Value]) -> list[_Value]:
     numbers = eqn.params["dimension_numbers"]
     out, into, *_ = numbers.rhs_spec
-    if eqn.params["feature_group_count"] != 1 or not inputs[0].varies or not inputs[1].held:
+    shape, groups = shape_of(eqn.invars[1]), eqn.params["feature_group_count"]
+    depthwise = 1 < groups == shape[out] and shape[into] == 1  # each channel has a kernel of its own
+    if not (depthwise or groups == 1) or not inputs[0].varies or not inputs[1].held:
       return self.unknown(eqn, inputs)
-    channel, n = numbers.lhs_spec[1], shape_of(eqn.invars[1])[into]
-    self.meet(n, [(inputs[0].nodes(channel), self.is_alike(inputs[0], channel, n)), (inputs[1].nodes(into), False)])
-    blank: list[tuple[Factor, ...]] = [()] * len(shape_of(eqn.outvars[0]))
+    channel, met = numbers.lhs_spec[1], out if depthwise else into
+    n = shape[met]
+    self.meet(n, [(inputs[0].nodes(channel), self.is_alike(inputs[0], channel, n)), (inputs[1].nodes(met), False)])
+    batch = numbers.lhs_spec[0]
+    for value, kept in ((inputs[0], (batch, channel)), (inputs[1], (out, into))):
+      for held in (*value.held, *value.flows):  # places in space, or in a window
+        self.ties.fix([Node(held.path, f) for axis, factors in enumerate(held.axes) if axis not in kept
+                       for f in factors])
     flows = []
     for held in inputs[1].held:
-      for axis, factors in enumerate(held.axes):
-        if axis not in (out, into):
-          self.ties.fix([Node(held.path, f) for f in factors])
-      axes = list(blank)
+      axes: list[tuple[Factor, ...]] = [()] * len(shape_of(eqn.outvars[0]))
       axes[numbers.out_spec[1]] = held.axes[out]
       flows.append(dataclasses.replace(held, axes=tuple(axes)))
     return [_Value(flows=tuple(flows), varies=True)]
@@ -324,8 +328,8 @@ class _Walk:
     starts, strides = eqn.params.get("start_indices"), eqn.params.get("strides")
     value = inputs[0]
     for axis, (n, m) in enumerate(zip(before, after, strict=True)):
-      known = starts is not None and (strides is None or strides[axis] == 1)
-      value = self.part(value, axis, n, m, starts[axis] if known else None)
+      start = None if starts is None or strides is not None and strides[axis] != 1 else starts[axis]
+      value = self.part(value, axis, n, m, start)
     return [value]
 
   def split(self, eqn: Any, inputs: list[_Value]) -> list[_Value]:

@@ -278,7 +278,7 @@ of = lambda indices, **options: submatrix(indices=indices, **options)
     (lambda p: unit_norms(p, "**/mlp/down/kernel", unit=0), "unit must divide axis -2 .*; got 0"),
     (lambda p: s2ft_units(KEY, p, units=[query_heads(5, 2)]), "units must divide axis -2 of layers/attention/out/"),
     (lambda p: s2ft_units(KEY, p, units=UNITS, heads=0.01, channels=0.01), "must draw at least one unit"),
-    (lambda p: s2ft_units(KEY, p, units=[MLP_CHANNELS]), "heads must be 0 where there are none; units has none that"),
+    (lambda p: s2ft_units(KEY, p, units=[MLP_CHANNELS]), "heads must be 0 where there are none; of the 1 kinds"),
     (lambda p: s2ft_units(KEY, p, units=UNITS, value_heads=0.5, value="**/out/kernel"), "value_heads must be 0 where"),
     (lambda p: s2ft_units(KEY, p, units=[*UNITS, Coupled((Member("**/out/kernel", -1, 4),))], heads=0.5,
                           value_heads=0.5, value="**/out/kernel"), "both are chosen of layers/attention/out/kernel"),

@@ -132,6 +132,27 @@ def test_units_of_kernels_that_are_cut_in_parts():
                   draw(3, 5, 6))
 
 
+def test_channels_of_a_state_space_layer():
+  """Two parts of one kernel, of which one is convolved for each channel and runs through a scan over time."""
+  params = {"in_proj": draw(1, 6, 16), "conv": draw(2, 3, 1, 8), "decay": draw(3, 8, 2), "out_proj": draw(4, 8, 6)}
+
+  def apply(p, x):
+    u, gate = jnp.split(x @ p["in_proj"], 2, -1)
+    u = jax.lax.conv_general_dilated(
+        u, p["conv"], (1,), [(2, 0)], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=8)
+    def step(h, u):
+      h = h * jax.nn.sigmoid(p["decay"]) + u[..., None]
+      return h, h.sum(-1)
+
+    _, y = jax.lax.scan(step, jnp.zeros((2, 8, 2)), jnp.moveaxis(u, 1, 0))
+    return (jnp.moveaxis(y, 0, 1) * jax.nn.silu(gate)) @ p["out_proj"]
+
+  found = coupled_units(apply, params, draw(5, 2, 7, 6))
+  channels = {M("in_proj", -1, 1, 2), M("conv", -1), M("decay", -2), M("out_proj", -2)}
+  assert frozenset(channels) in members(found)
+  assert_free(apply, params, draw(5, 2, 7, 6), found)
+
+
 def test_what_is_told_apart_keeps_its_order():
   params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
   free = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
