@@ -34,7 +34,7 @@ def all_modes(p, x):
 def slices(p, x):
   i = jnp.int32(x[0, 0] > 0) + 3
   return (p["e"][2:8] + x, p["e"][:12:2] + x, jax.lax.dynamic_slice(p["e"], (i, 0), (6, DIM)) * x,
-          p["e"][None, :6] + x, x @ p["e"][5:9].T, jnp.squeeze(p["e"][7:8], 0))
+          p["e"][None, :6] + x, x @ p["e"][5:9].T, jnp.squeeze(p["e"][7:8], 0), x * p["e"][3], p["e"][7:8] * x)
 
 
 def other_layouts(p, x):

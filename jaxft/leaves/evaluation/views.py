@@ -174,6 +174,8 @@ class View:
   def scale(self, s: Array) -> "View | None":
     """The view times an array that broadcasts against it; None unless its axes are stacks' and rows' or columns'."""
     shape = (1,) * (len(self.axes) - s.ndim) + s.shape
+    if any(n not in (1, m) for n, m in zip(shape, self.shape, strict=True)):
+      return None  # it is the view that broadcasts
     ranks = lambda places: {f.axis for i in places for f in self.axes[i]}
     full: list[int] = [i for i, n in enumerate(shape) if n != 1]
     while more := [i for i, axis in enumerate(self.axes) if i not in full and ranks([i]) & ranks(full) and axis]:
