@@ -43,12 +43,12 @@ def lt_sft(fraction: float) -> ParamTransform:
   return sparse_delta(select)
 
 
-UNITS = [Coupled((Member(UP, -2, 8), Member(UP, -1, 8))), Coupled((Member(UP, -1), Member(DOWN, -2)))]
+UNITS = [Coupled((Member(UP, -2, 8),)), Coupled((Member(UP, -1), Member(DOWN, -2)))]
 
 
 def units(**fractions) -> ParamTransform:
-  """S2FT of the blocks, whose `up` stands for the output matrix of heads of 8 and, by columns, for the values."""
-  return submatrix(partial(s2ft_units, KEY, units=UNITS, value=UP, up=UP, **fractions))
+  """S2FT of the blocks, whose `up` makes the channels and, by rows, stands for the output matrix of heads of 8."""
+  return submatrix(partial(s2ft_units, KEY, units=UNITS, up=UP, **fractions))
 
 
 def half(groups=(KERNELS,), **options) -> ParamTransform:
