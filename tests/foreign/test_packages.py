@@ -128,7 +128,7 @@ def test_adapters_equal_the_plain_path_and_nothing_is_formed(package, make, meth
   with warnings.catch_warnings():
     warnings.simplefilter("error", MaterializedWarning)
     got, want = jax.jit(lambda trainable: (fast(trainable), plain(trainable)))(trainable)
-  assert_trees_close(got, want)
+  assert_trees_close(got, want, atol=5e-5)  # of gradients up to 2: float32 rounds sums in either order
   # An update that moves nothing would make both equal too.
   assert all(np.any(np.asarray(g)) for g in jax.tree.leaves(got[1]))
   tuned = back(transform.join(frozen, trainable))
