@@ -87,13 +87,19 @@ def _add(w: Array, d: Array) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _derivative_alone(x: Array, d: Array, indices: Array, product: Any, contracted: bool, n_out: int) -> Array:
   """Zeros, with the derivative in d of `delta_product`."""
-  return jnp.zeros((*x.shape[:-1], n_out), x.dtype)
+  return _zeros(x, d, indices, n_out)
 
 
 @_derivative_alone.defjvp
 def _(product, contracted, n_out, primals, tangents):
-  x, _, indices = primals
-  return jnp.zeros((*x.shape[:-1], n_out), x.dtype), delta_product(x, tangents[1], indices, product, contracted, n_out)
+  x, d, indices = primals
+  return _zeros(x, d, indices, n_out), delta_product(x, tangents[1], indices, product, contracted, n_out)
+
+
+def _zeros(x: Array, d: Array, indices: Any, n_out: int) -> Array:
+  """Zeros that `vmap` batches wherever it batches the derivative: inside a scan JAX does not do so by itself."""
+  some = x[..., :1] + (d[(0,) * d.ndim] + indices[0]).astype(x.dtype)
+  return jnp.where(jnp.zeros((*x.shape[:-1], n_out), bool), some, jnp.zeros((), x.dtype))
 
 
 def submatrix(
