@@ -242,7 +242,7 @@ CASES = [
     Case("mixed_negative_contrastive", lambda b, f: f(b["query"], b["positive"], 0.4, where=b["where"]),
          losses.mixed_negative_contrastive, embeddings, ("query", "positive"), "where", ("query", "positive")),
     _embedding_case("mixed_negatives_ranking",
-                    lambda b, f: f(*_pairs(b), jnp.flip(b["negative"], axis=1) + b["negative"], temperature=0.3,
+                    lambda b, f: f(*_pairs(b), jnp.flip(b["negative"], axis=1), temperature=0.3,
                                    gamma=0.0, where=b["where"]), losses.mixed_negatives_ranking),
     Case("soft_clip",
          lambda b, f: f(b["query"], b["positive"], losses.mixup_targets(b["partner"], 0.7), where=b["where"]),
