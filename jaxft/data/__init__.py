@@ -1,9 +1,15 @@
 """Data sets by name, and the way from their records to batches on a mesh."""
 
+from jaxft.data.augmentation.back_translation import back_translate
+from jaxft.data.augmentation.easy import easy_data_augmentation, text_edit
+from jaxft.data.augmentation.mixup import mixup
+from jaxft.data.augmentation.synonyms import nearest_word_synonyms, wordnet_synonyms
+from jaxft.data.augmentation.views import two_views
 from jaxft.data.chat import Rendered, render_chat, render_with_spans, tokenize_chats
 from jaxft.data.class_splits import BaseNovel, Session, base_to_novel, few_shot, sessions
 from jaxft.data.collate import collate
 from jaxft.data.demonstrations import retrieve_demonstrations
+from jaxft.data.hard_negatives import HardNegatives, mine_hard_negatives
 from jaxft.data.images import on_background
 from jaxft.data.packing import pack, pack_texts
 from jaxft.data.pipeline import (
@@ -19,6 +25,7 @@ from jaxft.data.position import fingerprint, position, restore
 from jaxft.data.prepare import Records, prepare
 from jaxft.data.sources import builder, names, source
 from jaxft.data.splits import near_duplicates, per_group_split
+from jaxft.data.task_batches import draw_mixture, task_homogeneous_batches
 from jaxft.data.tokenization import (
   tokenize_completions,
   tokenize_pairs,

@@ -42,6 +42,7 @@ from jaxft.losses.mixing import (
     hardest_pairs,
     mix_negatives,
     mixed_negative_contrastive,
+    mixed_negatives_ranking,
     mixup_targets,
     slerp,
     soft_clip,

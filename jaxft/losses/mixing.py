@@ -8,7 +8,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.checks import in_range
-from jaxft.losses.contrastive import cosine_similarity, normalize, products, supervised_contrastive
+from jaxft.losses.contrastive import (
+    cosine_similarity,
+    focal,
+    info_nce,
+    normalize,
+    products,
+    supervised_contrastive,
+)
 from jaxft.losses.in_batch import contrastive_blocks
 from jaxft.losses.reduction import count_of
 from jaxft.signatures import AnyArray, check_arrays
@@ -399,3 +406,58 @@ def blend_negatives(
   scores = jnp.sum(normalize(query)[:, None] * unit, axis=-1)
   weights = jax.nn.softmax(jnp.where(kept, scores / temperature, jnp.finfo(scores.dtype).min / 2))
   return normalize(jnp.sum(jax.lax.stop_gradient(weights)[..., None] * unit, axis=1))[:, None]
+
+
+@check_arrays
+def mixed_negatives_ranking(
+    query: Float[AnyArray, "batch dim"],
+    positive: Float[AnyArray, "batch dim"],
+    negative: Float[AnyArray, "batch negatives dim"],
+    made: Float[AnyArray, "batch made dim"],
+    *,
+    temperature: float | Float[AnyArray, ""] = 0.01,
+    gamma: float = 0.5,
+    query_ids: Int[AnyArray, " batch"] | None = None,
+    positive_ids: Int[AnyArray, " batch"] | None = None,
+    negative_ids: Int[AnyArray, "batch negatives"] | None = None,
+    where: Bool[AnyArray, " batch"] | None = None,
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+  """Focal `multiple_negatives_ranking`, where negatives that were made of a row's own compete in that row alone.
+
+      Z_i = sum_j exp(s(q_i, p_j) / t) + sum_jk exp(s(q_i, n_jk) / t) + sum_k exp(s(q_i, m_ik) / t)
+      loss_i = -(1 - P_i)^gamma log P_i,   P_i = exp(s(q_i, p_i) / t) / Z_i
+
+  Args:
+    query, positive, negative: see `multiple_negatives_ranking`.
+    made: of `mix_negatives`, `blend_negatives`, or both side by side; the gradient flows into what they were made of.
+    temperature: t > 0.
+    gamma: see `focal`, whose factor is a constant here; 0 is InfoNCE.
+    query_ids, positive_ids, negative_ids: of the texts; copies are no negatives, see `contrastive_blocks`.
+    where: rows that are not padding; padding is a candidate for nobody, gives 0 and weighs 0.
+
+  Returns:
+    `(values, weights)` of the rows, float32.
+
+  Raises:
+    ValueError: temperature <= 0 or not finite; a traced one gives NaN. gamma below 0 or not finite.
+
+  Example:
+    >>> negatives = jnp.ones((2, 2, 2))
+    >>> made = mix_negatives(jax.random.key(0), negatives)
+    >>> values, weights = mixed_negatives_ranking(jnp.eye(2), jnp.eye(2), negatives, made, temperature=1.0, gamma=0.0)
+    >>> np.array(values).round(3), weights
+    (array([1.629, 1.629], dtype=float32), Array([1., 1.], dtype=float32))
+
+  Source: the fine-tuning of KaLM-Embedding-V2, Zhao et al. 2025 (arXiv 2506.20923), as told by others; whether what is
+  made competes in all rows is not known.
+  """
+  scores, index, drop = contrastive_blocks(
+      query, positive, negative, queries=False, positives=False, query_ids=query_ids, positive_ids=positive_ids,
+      negative_ids=negative_ids, where=where)
+  if where is not None:
+    query, made = jnp.where(where[:, None], query, 0), jnp.where(where[:, None, None], made, 0)
+  own = jnp.sum(normalize(query)[:, None] * normalize(made), axis=-1)
+  scores = jnp.concatenate([scores, own], axis=1)
+  drop = jnp.concatenate([drop, jnp.zeros(own.shape, bool)], axis=1)
+  values, weights = info_nce(scores, index, temperature=temperature, drop=drop, where=where)
+  return focal(values, gamma=gamma), weights

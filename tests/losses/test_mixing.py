@@ -95,6 +95,19 @@ def test_made_negatives_lie_between_two_that_differ():
   np.testing.assert_allclose(blend(1e4), 0.5, rtol=1e-3)
 
 
+def test_made_negatives_compete_in_their_own_row_alone():
+  query, positive = (jnp.asarray(rng.normal(size=(4, 5)), jnp.float32) for _ in range(2))
+  negative, made = (jnp.asarray(rng.normal(size=(4, 3, 5)), jnp.float32) for _ in range(2))
+  loss = lambda made, **options: losses.mixed_negatives_ranking(
+      query, positive, negative, made, temperature=0.3, **options)[0]
+  plain, _ = losses.multiple_negatives_ranking(query, positive, negative, temperature=0.3)
+  own = jnp.sum(losses.normalize(query)[:, None] * losses.normalize(made), axis=-1) / 0.3
+  true = jnp.sum(losses.normalize(query) * losses.normalize(positive), axis=-1) / 0.3
+  more = jnp.logaddexp(plain + true, jax.nn.logsumexp(own, axis=1)) - true
+  np.testing.assert_allclose(loss(made, gamma=0.0), more, rtol=1e-5)
+  np.testing.assert_allclose(loss(made), losses.focal(more, gamma=0.5), rtol=1e-5)
+
+
 def test_focal_weights_of_what_is_certain():
   similarity, positives = jnp.zeros((1, 4)), jnp.array([[True, True, False, False]])
   focal = lambda gamma: losses.supervised_contrastive(similarity, positives, gamma=gamma)[0][0]

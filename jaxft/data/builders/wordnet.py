@@ -54,19 +54,29 @@ class WordNet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     del dl_manager  # apt fetches the archive, from wherever the user's apt is set up to fetch
-    name, version, sha256 = _ARCHIVE
     splits: dict[str, list[tuple[str, Synset]]] = {"train": [], "validation": [], "test": []}
-    with open_debian_package(fetch_debian_package(name, version, sha256=sha256)) as archive:
-      for part in PARTS:
-        file: Any = archive.extractfile(f"./usr/share/wordnet/data.{part}")  # None for a folder
-        for synset in read_synsets(io.TextIOWrapper(file, encoding="ascii")):
-          splits[hashed_split(synset.words[0].lower())].append((part, synset))
+    for part, synset in read_wordnet():
+      splits[hashed_split(synset.words[0].lower())].append((part, synset))
     return {split: self._generate_examples(synsets) for split, synsets in splits.items()}
 
   def _generate_examples(self, synsets):
     for i, (part, synset) in enumerate(synsets):
       yield i, {"anchor": synset.definition, "positive": synset.words[0], "words": synset.words,
                 "examples": synset.examples, "part": part}
+
+
+def read_wordnet() -> Iterator[tuple[str, Synset]]:
+  """All sets of synonyms with the part of speech of each, in the order of the source.
+
+  Raises:
+    OSError: the archive cannot be fetched.
+  """
+  name, version, sha256 = _ARCHIVE
+  with open_debian_package(fetch_debian_package(name, version, sha256=sha256)) as archive:
+    for part in PARTS:
+      file: Any = archive.extractfile(f"./usr/share/wordnet/data.{part}")  # None for a folder
+      for synset in read_synsets(io.TextIOWrapper(file, encoding="ascii")):
+        yield part, synset
 
 
 def read_synsets(lines: io.TextIOBase) -> Iterator[Synset]:

@@ -1,0 +1,1 @@
+"""Other wordings and mixtures of training examples, with the labels that they keep or share."""
