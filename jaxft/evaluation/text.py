@@ -1,9 +1,9 @@
-"""Metrics of generated text: ROUGE and BLEU by the published packages, exact match and token F1 as in SQuAD."""
+"""Metrics of generated text: ROUGE and BLEU by the published packages, exact match and F1 as in SQuAD, faithfulness."""
 
 import collections
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 References = Sequence[str | Sequence[str]]
@@ -111,6 +111,37 @@ def token_f1(predictions: Sequence[str], references: References) -> list[float]:
     return 2 * shared / (len(p) + len(r))
 
   return _best(predictions, references, f1)
+
+
+def caption_faithfulness(
+    captions: Sequence[str], references: References, *, ignore: Collection[str] = ()
+) -> list[float]:
+  """The share of a caption's words that some reference has: 1 where nothing is invented, however little is said.
+
+  Words are runs of letters and digits in lower case, and each counts once. What a caption leaves out is not in it:
+  report how well captions are told apart beside it (`bag_retrieval`).
+
+  Args:
+    captions: texts; one without a word invents nothing, 1.
+    references: what is true of each image: one text, or several, whose words count together.
+    ignore: words that say nothing of an image, such as "a" and "with".
+
+  Raises:
+    ValueError: the lengths differ, or a caption has no reference.
+
+  Example:
+    >>> caption_faithfulness(["A red cat.", "a cat"], [["red fox", "cat face"], "dog"], ignore=("a",))
+    [1.0, 0.0]
+
+  Source: as the share of what is mentioned that is not there CHAIR, Rohrbach et al. 2018 (arXiv 1809.02156), of objects
+  in place of words and the other way around.
+  """
+  words = lambda text: {word for word in re.findall(r"[^\W_]+", text.lower()) if word not in ignore}
+  out = []
+  for caption, true in zip(captions, _as_lists(captions, references), strict=True):
+    said = words(caption)
+    out.append(len(said & set().union(*map(words, true))) / len(said) if said else 1.0)
+  return out
 
 
 def _best(predictions, references, score) -> list[float]:

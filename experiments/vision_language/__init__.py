@@ -1,0 +1,1 @@
+"""Studies of models of pictures and texts."""
