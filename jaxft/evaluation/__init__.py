@@ -10,6 +10,7 @@ from jaxft.evaluation.code import exact_match_at_k, pass_at_k
 from jaxft.evaluation.continual import harmonic_mean, normalized_accuracy, retention, transfer_metrics
 from jaxft.evaluation.correlation import average_ranks, pearson, r_squared, spearman
 from jaxft.evaluation.crossed import CrossedMean, crossed_mean, influences, jackknife_ratio, ratio
+from jaxft.evaluation.environments import EnvironmentScores, by_environment
 from jaxft.evaluation.multiple_choice import multiple_choice_accuracy, multiple_choice_metrics, predict_choice
 from jaxft.evaluation.multiplicity import benjamini_hochberg, holm
 from jaxft.evaluation.perplexity import bits_per_byte, perplexity, rolling_windows
