@@ -16,7 +16,7 @@ tuning has the last block, 600,000 params, and a head. Controls: the head alone,
 without the small model, and the ensemble of full tuning and the small model, whose probabilities are averaged as well.
 
 A seed draws the pictures, their backgrounds and frames, the batches and the inits. Rates are chosen on the environment
-of the tuning data: nobody may look at the others.
+of the tuning data, as nobody may look at the others; LEVI's layers and its small model have one each.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 from experiments.tasks.convnet_stages import (
@@ -34,7 +35,6 @@ from experiments.tasks.convnet_stages import (
   batches,
   fashion,
   features,
-  fit,
   frozen_pass,
   init_head,
   load_convnet,
@@ -48,6 +48,8 @@ from jaxft.models.linear import linear
 from jaxft.models.pixels import standardize
 from jaxft.seal import check_open
 from jaxft.studies.study import Arm, Bars, Claim, Premise, Score, Study, higher, not_lower
+
+Rates = dict[str, Any]  # of each part of the params
 
 LABEL_OF = {0: 0, 2: 0, 3: 1, 4: 1}  # T-shirts and pullovers, dresses and coats
 BACKGROUNDS = ((40, 60, 140), (140, 70, 30))
@@ -72,14 +74,15 @@ class Config:
   batch_size: int = 32
   rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
   head_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+  layer_rates: tuple[float, ...] = (1e-2, 3e-2, 1e-1, 3e-1)
   seeds: tuple[int, ...] = tuple(range(12))
   tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
 SMOKE = Config(
     model="efficientnet-lite0:tiny", image_size=16, taps=("blocks/0/out",), read=60, before=8, before_steps=2, shots=8,
-    validation=20, test=20, steps=2, batch_size=4, rates=(1e-3, 1e-2), head_rates=(1e-3, 1e-2), seeds=(0, 1),
-    tuning_seeds=(100,))
+    validation=20, test=20, steps=2, batch_size=4, rates=(1e-3, 1e-2), head_rates=(1e-3, 1e-2),
+    layer_rates=(1e-2, 1e-1), seeds=(0, 1), tuning_seeds=(100,))
 
 HEAD, FULL, SMALL, PROBES, BOTH, METHOD = (
     "head alone", "full", "small model alone", "layers without the small model", "full and small, averaged", "LEVI")
@@ -164,6 +167,12 @@ def outputs(arm: str, net: ConvNet, method: SideNetwork, params: Params, looks: 
   return linear(features(net, last, looks.states), params["head"])[None]
 
 
+def rates_of(rate: float | tuple[float, float]) -> Rates:
+  """Of every part of the params: all alike, or one for LEVI's layers and one for its small model."""
+  layers, small = rate if isinstance(rate, tuple) else (rate, rate)
+  return {"last": layers, "head": layers, "views": layers, "side": small}
+
+
 class World:
   """The ConvNet with its flaw, and the pictures in all their looks."""
 
@@ -179,7 +188,7 @@ class World:
         slice(None, config.before), slice(config.before, None)))
     flawed = picked(before, np.arange(len(before.labels)), BEFORE, seed=0)
     rows = batches(0, len(flawed.labels), steps=config.before_steps, batch_size=config.batch_size)
-    self.last = self._fit(FULL, self.net.last, jax.random.key(0), flawed, rows, config.before_rate)["last"]
+    self.last = self._fit(FULL, self.net.last, jax.random.key(0), flawed, rows, rates_of(config.before_rate))["last"]
     self.pool = self._with_last(now)
     self.held_out = cache(self._held_out)
     self.tuned = cache(self._tuned)
@@ -207,31 +216,38 @@ class World:
       return {"side": SIDE.init(of_side), "head": init_head(of_head, SIDE.dim, 2)}
     return {"last": last, "head": init_head(of_head, self.net.dim, 2)}
 
-  def _fitted(
-      self, arm: str, last: Params, key: Array, looks: Looks, rows: Array, rate: float | Float[Array, ""]
-  ) -> Params:
-    def loss(params: Params, batch: Looks, key: Array) -> Float[Array, ""]:
-      del key
+  def _fitted(self, arm: str, last: Params, key: Array, looks: Looks, rows: Array, rates: Rates) -> Params:
+    """Adam, each part of the params at a rate of its own that falls linearly to zero."""
+    def loss(params: Params, batch: Looks) -> Float[Array, ""]:
       views = outputs(arm, self.net, self._method(arm), params, batch)
       return Mean.of(*deep_supervision(cross_entropy)(views, labels=batch.labels)).value
 
-    # Nothing in a step is drawn.
-    return fit(loss, self._init(arm, last, key), looks, rows, jax.random.split(key, len(rows)), rate)
+    def step(carry: Any, rows: Array) -> tuple[Any, None]:
+      params, state = carry
+      grads = jax.grad(loss)(params, jax.tree.map(lambda x: x[rows], looks))
+      updates, state = update.update(grads, state, params)
+      updates = {part: jax.tree.map(lambda x, part=part: rates[part] * x, of) for part, of in updates.items()}
+      return (optax.apply_updates(params, updates), state), None
 
-  def _tuned(self, arm: str, rate: float, seed: int) -> Params:
+    params = self._init(arm, last, key)
+    update = optax.adam(optax.linear_schedule(1.0, 0.0, len(rows)))
+    return jax.lax.scan(step, (params, update.init(params)), rows)[0][0]
+
+  def _tuned(self, arm: str, rate: float | tuple[float, float], seed: int) -> Params:
     c = self.config
     rng = np.random.default_rng(seed)
     some = rng.permutation(len(self.pool.labels))[: c.shots]
     looks = picked(self.pool, some, NOW, seed)
     rows = batches(seed, len(some), steps=c.steps, batch_size=c.batch_size)
-    return self._fit(arm, self.last, jax.random.key(seed), looks, rows, rate)
+    return self._fit(arm, self.last, jax.random.key(seed), looks, rows, rates_of(rate))
 
   def run(self, arm: str, rate: Any, seed: int, split: str) -> dict[str, Any]:
     """One arm, in all environments."""
     check_open(split)
     looks = self.held_out(split)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), looks)
-    of = {FULL: rate["full"], SMALL: rate["small"]} if arm == BOTH else {arm: rate}
+    of = {FULL: rate["full"], SMALL: rate["small"]} if arm == BOTH else {
+        arm: (rate["layers"], rate["small"]) if arm == METHOD else rate}
     logits = [self._logits(name, self.tuned(name, r, seed), flat) for name, r in of.items()]
     right = np.asarray(np.argmax(np.logaddexp.reduce(np.stack(logits)), axis=-1) == flat.labels, np.float64)
     right, labels = right.reshape(looks.labels.shape), np.asarray(looks.labels)[:, 0]
@@ -244,8 +260,8 @@ def arms(config: Config) -> dict[str, Arm]:
   """The head alone, full tuning, the small model, both averaged, and LEVI with and without its small model."""
   world = World(config)
   rates = {HEAD: config.head_rates, FULL: config.rates, SMALL: config.head_rates,
-           BOTH: {"full": config.rates, "small": config.head_rates}, PROBES: config.head_rates,
-           METHOD: config.head_rates}
+           BOTH: {"full": config.rates, "small": config.head_rates}, PROBES: config.layer_rates,
+           METHOD: {"layers": config.layer_rates, "small": config.head_rates}}
   return {arm: Arm(partial(world.run, arm), of) for arm, of in rates.items()}
 
 
