@@ -12,4 +12,5 @@ from jaxft.adapters.prefix import (
     prefix_to_peft,
 )
 from jaxft.adapters.protocol import Adapter, chain_adapters
+from jaxft.adapters.side_network import SideModel, SideNetwork, average_views, pool_places, side_network
 from jaxft.adapters.soft_prompt import p_tuning, random_prompt, soft_prompt, text_prompt, vocabulary_prompt

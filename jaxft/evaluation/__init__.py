@@ -11,6 +11,7 @@ from jaxft.evaluation.continual import harmonic_mean, normalized_accuracy, reten
 from jaxft.evaluation.correlation import average_ranks, pearson, r_squared, spearman
 from jaxft.evaluation.crossed import CrossedMean, crossed_mean, influences, jackknife_ratio, ratio
 from jaxft.evaluation.embedding_space import alignment, modality_gap, uniformity
+from jaxft.evaluation.environments import EnvironmentScores, by_environment
 from jaxft.evaluation.multiple_choice import multiple_choice_accuracy, multiple_choice_metrics, predict_choice
 from jaxft.evaluation.multiplicity import benjamini_hochberg, holm
 from jaxft.evaluation.perplexity import bits_per_byte, perplexity, rolling_windows

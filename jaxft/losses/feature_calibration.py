@@ -51,7 +51,7 @@ def calibrate_features(
     head: Float[AnyArray, "classes dim"],
     *,
     norm: float | Float[AnyArray, ""] = 1.0,
-    rotate: bool = True,
+    rotate: bool | Float[AnyArray, "dim dim"] = True,
     translate: bool = True,
     where: Bool[AnyArray, " rows"] | None = None,
 ) -> Float[Array, "rows dim"]:
@@ -67,7 +67,9 @@ def calibrate_features(
     labels: their classes, in [0, classes).
     head: weights of the classifier.
     norm: of the result, the mean length of the batch's features.
-    rotate, translate: leave a step out with False.
+    rotate: False leaves the step out; an R that `rotation` gave at an earlier step, of rows of unit length, is taken in
+      place of a new one, whose decomposition may cost more than all else.
+    translate: False leaves the step out.
     where: rows of the bank that are filled; the others give 0.
 
   Example:
@@ -83,8 +85,9 @@ def calibrate_features(
   kept = jnp.ones(len(source), bool) if where is None else where
   source, target, head = (jax.lax.stop_gradient(x) for x in (source, target, head))
   p, q = (normalize(jnp.where(kept[:, None], x, 0)) for x in (source, target))
-  if rotate:
-    p = (p - _mean(p, kept)) @ rotation(p, q, where=kept).T
+  if rotate is not False:
+    turn = rotation(p, q, where=kept) if rotate is True else jax.lax.stop_gradient(rotate)
+    p = (p - _mean(p, kept)) @ turn.T
   if translate:
     member = jax.nn.one_hot(labels, len(head)) * kept[:, None]
     count = jnp.maximum(jnp.sum(member, axis=0), 1)[:, None]

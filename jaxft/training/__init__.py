@@ -3,6 +3,7 @@
 from jaxft.training.checkpoints import Checkpoints, fingerprint_of
 from jaxft.training.checksums import checksum
 from jaxft.training.cost import Cost, cost_table, training_cost
+from jaxft.training.feature_bank import FeatureBank, empty_bank, push
 from jaxft.training.gradient_cache import cached_value_and_grad, embed_cached
 from jaxft.training.interrupts import Stopped
 from jaxft.training.loop import fit

@@ -40,6 +40,8 @@ MORE = {
     "composable-sparse": Budget(small=200),
     # The decompositions run outside of `jax.jit`: they are made once, of each matrix.
     "corda": Budget(small=200),
+    # Five kinds of models, each trained and judged by a program of its own; one of them is trained twice.
+    "levi": Budget(large=16),
     # Five lengths of prompts, two of beams, and four arms, each with the logits of 49,152 tokens.
     "peft-for-code": Budget(large=14, small=200, flops=4e9),
 }

@@ -51,3 +51,12 @@ def test_nothing_asked_is_nothing_moved_and_empty_rows_stay_out():
   want = calibrate_features(P[:9], P[:9, ::-1], LABELS[:9], HEAD)
   np.testing.assert_allclose(got[:9], want, atol=1e-5)
   assert not got[9:].any()
+
+
+def test_a_rotation_may_be_kept():
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  q = rng.normal(size=P.shape).astype(np.float32)
+  new = calibrate_features(P, q, LABELS, HEAD)
+  np.testing.assert_allclose(
+      calibrate_features(P, q, LABELS, HEAD, rotate=rotation(unit(P), unit(q))), new, atol=1e-5)
+  assert np.abs(calibrate_features(P, q, LABELS, HEAD, rotate=np.eye(5, dtype=np.float32)) - new).max() > 0.1
