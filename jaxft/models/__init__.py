@@ -12,4 +12,5 @@ __all__ = defer(__name__, {
     "pixels": (),
     "sites": (),
     "linearize": ("linearize",),
+    "heads.simplex": ("simplex_weights",),
 })
