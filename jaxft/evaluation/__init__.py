@@ -1,5 +1,6 @@
 """Evaluation: metrics defined as the field's packages define them, and the results that they are written into."""
 
+from jaxft.evaluation.attribute_spaces import attribute_precision, chance_precision, entanglement
 from jaxft.evaluation.calibration import (
     brier_score,
     calibration_error,
