@@ -1,5 +1,6 @@
 """Evaluation: metrics defined as the field's packages define them, and the results that they are written into."""
 
+from jaxft.evaluation.attribute_spaces import attribute_precision, chance_precision, entanglement
 from jaxft.evaluation.calibration import (
     brier_score,
     calibration_error,
@@ -7,6 +8,13 @@ from jaxft.evaluation.calibration import (
     fit_temperature,
 )
 from jaxft.evaluation.code import exact_match_at_k, pass_at_k
+from jaxft.evaluation.compatibility import (
+    average_compatibility,
+    average_multimodel_accuracy,
+    class_templates,
+    compatibility_violations,
+    identification_hits,
+)
 from jaxft.evaluation.continual import harmonic_mean, normalized_accuracy, retention, transfer_metrics
 from jaxft.evaluation.correlation import average_ranks, pearson, r_squared, spearman
 from jaxft.evaluation.crossed import CrossedMean, crossed_mean, influences, jackknife_ratio, ratio

@@ -12,4 +12,6 @@ __all__ = defer(__name__, {
     "pixels": (),
     "sites": (),
     "linearize": ("linearize",),
+    "heads": (),
+    "heads.simplex": ("simplex_weights",),
 })

@@ -1,0 +1,1 @@
+"""What stands on a model: classifiers and readers of its features."""
