@@ -7,7 +7,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-# command -> (its module, what it does); a module has `main(args: list[str]) -> None`.
+from jaxft.processes import RESTART
+from jaxft.roll_call import ProcessLost
+
+# command -> (its module, what it does); a module has `main(args: list[str]) -> None`, and takes as second argument, of
+# the commands in SPREAD, what it calls before its work.
 COMMANDS = {
     "finetune": ("jaxft.cli.finetune", "fine-tune a pretrained model on a data set; resumes where it was stopped"),
     "plan": ("jaxft.cli.plan", "what a finetune would train, hold and cost, before paying for it; same options"),
@@ -21,6 +25,9 @@ COMMANDS = {
     "convert": ("jaxft.cli.convert", "a GGUF file or a Hugging Face folder to a Hugging Face folder in safetensors"),
 }
 
+# Those that run as several processes, on one machine or many; see `jaxft.cli.processes`.
+SPREAD = ("finetune", "run")
+
 # What the library raises for input that it cannot take; anything else is a fault of its own. See `_is_input`.
 USER_ERRORS = (ValueError, TypeError, OSError)
 
@@ -29,7 +36,8 @@ def main(args: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit status.
 
   Errors are one line on standard error: status 2 for bad input, 1 for a fault of the library, 3 for a training
-  that diverged, 130 for Ctrl-C.
+  that diverged, 75 for a run to be started again (it was stopped by SIGTERM with everything saved, or lost one of its
+  processes), 130 for Ctrl-C.
   `--traceback` anywhere, or JAXFT_TRACEBACK=1, raises them instead.
   """
   args = list(sys.argv[1:] if args is None else args)
@@ -41,24 +49,35 @@ def main(args: Sequence[str] | None = None) -> int:
   if args[0] == "--version":
     print(f"jaxft {importlib.metadata.version('jaxft')}")
     return 0
+  status, said, fault = _outcome(args[0], args[1:], trace)
+  if args[0] in SPREAD:
+    from jaxft import processes
+
+    status, said = processes.finish(status, said, fault=fault)
+  if said is not None:
+    print(said, file=sys.stderr)
+  return status
+
+
+def _outcome(command: str, args: list[str], trace: bool) -> tuple[int, str | None, bool]:
+  """Exit status, line for standard error, and whether an error ended the command, which others must be told."""
   try:
-    _run(args[0], args[1:])
+    _run(command, args)
     sys.stdout.flush()
   except SystemExit as e:
-    return _status(e)
+    status = _status(e)
+    return status, None, status not in (0, RESTART)
   except KeyboardInterrupt as e:
-    print(f"jaxft: interrupted{f'; {e}' if str(e) else ''}", file=sys.stderr)
-    return 130
+    return 130, f"jaxft: interrupted{f'; {e}' if str(e) else ''}", True
   except BrokenPipeError:
     # The reader of a pipe has gone (`jaxft list | head`); without this Python complains once more at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+    return 141, None, True
   except Exception as e:
     if trace:
       traceback.print_exc()
-    print(_line(e), file=sys.stderr)
-    return 2 if _is_input(e) else 1
-  return 0
+    return RESTART if isinstance(e, ProcessLost) else 2 if _is_input(e) else 1, _line(e), True
+  return 0, None, False
 
 
 def usage() -> str:
@@ -67,7 +86,8 @@ def usage() -> str:
   lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
   return (
       "usage: jaxft COMMAND [options]\n\nFine-tuning methods for JAX.\n\n" + "\n".join(lines) +
-      "\n\n`jaxft COMMAND --help` shows every option and its default; --traceback shows where an error arose."
+      "\n\n`jaxft COMMAND --help` shows every option and its default; --traceback shows where an error arose.\n"
+      f"{' and '.join(SPREAD)} run as several processes too: --processes N on this machine, and see their --help."
   )
 
 
@@ -76,7 +96,16 @@ def _run(command: str, args: list[str]) -> None:
     from jaxft.checks import nearest
 
     raise ValueError(f"unknown command {command!r}; {nearest(command, list(COMMANDS))}")
-  importlib.import_module(COMMANDS[command][0]).main(args)
+  main = importlib.import_module(COMMANDS[command][0]).main
+  if command not in SPREAD:
+    main(args)
+    return
+  from jaxft.cli import processes
+
+  options, rest = processes.take(args)
+  if "-h" in rest or "--help" in rest:
+    print(processes.HELP + "\n")
+  main(rest, lambda: processes.enter(options, [command, *rest]))
 
 
 def _status(e: SystemExit) -> int:

@@ -1,6 +1,7 @@
 """`jaxft finetune`: a pretrained model, a data set, a method and a loss, from one command to a tuned model."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from jaxft.recipes.options import Finetune, parse
 DIVERGED = 3  # exit status of a run that was stopped at a number that is not finite
 
 
-def main(args: list[str]) -> None:
+def main(args: list[str], enter: Callable[[], None]) -> None:
   options = parse(args, command="finetune", description=Finetune.__doc__)
+  enter()
   from jaxft.recipes.finetune import finetune  # not before the options: --help needs no JAX
   from jaxft.training import Diverged
 
@@ -20,7 +22,8 @@ def main(args: list[str]) -> None:
     print(f"jaxft: error: {e}. Try a lower --learning-rate, with --overwrite or another --out; "
           "--no-stop-if-not-finite goes on all the same", file=sys.stderr)
     raise SystemExit(DIVERGED) from e
-  print(as_text(summary))
+  if summary is not None:  # the first process tells
+    print(as_text(summary))
 
 
 def as_text(summary: dict[str, Any]) -> str:

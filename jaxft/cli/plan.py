@@ -1,6 +1,7 @@
 """`jaxft plan`: what a finetune would train, hold and cost; nothing is allocated and no weights are read."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -28,7 +29,20 @@ def main(args: list[str]) -> None:
   options = tyro.cli(
       PlanOptions, args=args, prog="jaxft plan", config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
   found = plan_of(options)
-  print(json.dumps(dataclasses.asdict(found), indent=1, default=str) if options.json else found)
+  limits = None
+  if options.topology is not None and options.compile:
+    from jaxft.training.roofline import roofline
+
+    limits = roofline(found, options.topology.partition(":")[0])
+  if options.json:
+    facts = dataclasses.asdict(found)
+    if limits is not None:
+      facts["roofline"] = {**dataclasses.asdict(limits), "bound": limits.bound}
+    print(json.dumps(facts, indent=1, default=str))
+    return
+  print(found)
+  if limits is not None:
+    print(limits)
 
 
 def plan_of(options: PlanOptions) -> Any:
@@ -95,10 +109,7 @@ def _mesh(compute: Compute, topology: str | None) -> Any:
   from jaxft.recipes.run import mesh_of
 
   if topology is not None:
-    from jax.experimental import topologies
-
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    return mesh_of(compute, devices)
+    return mesh_of(compute, _described(topology))
   wanted = math.prod((compute.data_parallel or 1, compute.fsdp, compute.tensor))
   if wanted > 1:
     try:
@@ -108,3 +119,23 @@ def _mesh(compute: Compute, topology: str | None) -> Any:
       pass
   devices = jax.devices()
   return mesh_of(compute, devices if len(devices) >= wanted else jax.devices("cpu"))
+
+
+def _described(topology: str) -> Any:
+  """The devices of TPUs that are not here."""
+  from jax.experimental import topologies
+
+  from jaxft.checks import one_of
+  from jaxft.training.roofline import CHIPS
+
+  chip, colon, shape = topology.partition(":")
+  if not colon or not all(n.isdecimal() for n in shape.split("x")):
+    raise ValueError(f"--topology takes a chip and a shape, as v5e:16x16 or v5p:4x4x4; got {topology!r}")
+  one_of("--topology's chip", chip, CHIPS)
+  if importlib.util.find_spec("libtpu") is None:
+    raise ImportError("--topology compiles with libtpu, which is not installed: pip install 'jaxft[tpu-aot]'")
+  try:
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  except Exception as e:
+    raise ValueError(f"libtpu does not describe --topology {topology}: {' '.join(str(e).split())[:300]}. One process "
+                     "at a time can hold it; one that was killed leaves /tmp/libtpu_lockfile, to be removed") from e

@@ -1,9 +1,11 @@
 """`jaxft run`: an experiment by its slug."""
 
+from collections.abc import Callable
+
 _USAGE = "usage: jaxft run EXPERIMENT [--smoke] [--out FILE] [--package PACKAGE] [overrides of its config]"
 
 
-def main(args: list[str]) -> None:
+def main(args: list[str], enter: Callable[[], None]) -> None:
   from jaxft.studies import experiment
 
   package, args = _package(args)
@@ -11,6 +13,7 @@ def main(args: list[str]) -> None:
     slugs = [f"  {slug}  {e.title}" for slug, e in experiment.discover(package).items()] or ["  (none)"]
     print("\n".join([_USAGE, "", *slugs, "", "`jaxft run EXPERIMENT --help` shows its config."]))
     raise SystemExit(0 if args else 2)
+  enter()  # before the study's module, which may compute as it is imported
   experiment.main(experiment.find(args[0], package), args[1:], package)
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from jaxft.data import (
@@ -21,6 +22,8 @@ from jaxft.evaluation.embed import embed_texts
 from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes.options import Examples, Optimization
 from jaxft.recipes.tasks import Embed, column
+from jaxft.together import is_first
+from jaxft.training.mesh import rows_of_process
 
 Records = Sequence[Mapping[str, Any]]
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
@@ -78,7 +81,8 @@ class Guided(Sequence):
   def __init__(self, records: Records, tokenizer: Tokenizer, embed: Embed, *, max_length: int):
     self._records = records
     self._vectors = {
-        key: embed_texts(embed, column(records, key), tokenizer, max_length=max_length, progress=f"guide: {key}")
+        key: embed_texts(embed, column(records, key), tokenizer, max_length=max_length,
+                         progress=f"guide: {key}" if is_first() else None)
         for key in keys_of(records)
     }
 
@@ -103,17 +107,22 @@ def keys_of(records: Records) -> tuple[str, ...]:
   return ("anchor", "positive", "negative") if "negative" in first else ("anchor", "positive")
 
 
-def lengths_up_to(longest: int) -> list[int]:
-  """The lengths that batches are padded to: a step is compiled once for each of them."""
+def lengths_up_to(longest: int, one: bool = False) -> list[int]:
+  """The lengths that batches are padded to: a step is compiled once for each of them; `one` takes the longest alone."""
   if longest < 2:
     raise ValueError(f"max_length must be at least 2; got {longest}")
-  return [*(n for n in BUCKETS if n < longest), longest]
+  return [longest] if one else [*(n for n in BUCKETS if n < longest), longest]
 
 
-def pair_collate(model: Pretrained, keys: Sequence[str], *, max_length: int) -> Collate:
-  """Records of pairs to `{key: {ids, mask}}`, and their `guide` vectors where they have them."""
+def pair_collate(
+    model: Pretrained, keys: Sequence[str], *, max_length: int, one_length: bool = False
+) -> Collate:
+  """Records of pairs to `{key: {ids, mask}}`, and their `guide` vectors where they have them.
+
+  Batches are padded to one of a few lengths, or all to `max_length`, as where processes pad parts of the same batch.
+  """
   _, tokenizer = model.text_encoder()
-  lengths, pad = lengths_up_to(max_length), tokenizer.token_to_id("[PAD]") or 0
+  lengths, pad = lengths_up_to(max_length, one_length), tokenizer.token_to_id("[PAD]") or 0
 
   def collate(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     out = tokenize_pairs(records, tokenizer, lengths=lengths, keys=tuple(keys), pad_id=pad)
@@ -125,7 +134,9 @@ def pair_collate(model: Pretrained, keys: Sequence[str], *, max_length: int) -> 
   return collate
 
 
-def language_collate(model: Pretrained, first: Mapping[str, Any], *, max_length: int) -> Collate:
+def language_collate(
+    model: Pretrained, first: Mapping[str, Any], *, max_length: int, one_length: bool = False
+) -> Collate:
   """Records to `ids`, `mask` and `loss_mask`; the fields of the first record say what kind they are.
 
   - `messages`: a chat; the loss is on the assistant's turns.
@@ -133,13 +144,15 @@ def language_collate(model: Pretrained, first: Mapping[str, Any], *, max_length:
   - `question`, `answer`: a chat of two turns where the model has a chat template, otherwise prompt and completion.
   - `text`: the loss is on all of it.
 
+  `one_length` as of `pair_collate`.
+
   Raises:
     ValueError: none of these, a chat for a model without a chat template, or texts longer than the model's context.
   """
   (config, tokenizer), template, fields = model.text_decoder(), model.chat_template, dict(first)
   if max_length > model.max_length:
     raise ValueError(f"max_length may be at most the context of {model.name}, {model.max_length}; got {max_length}")
-  shared = {"lengths": lengths_up_to(max_length), "pad_id": config.pad_id or 0}
+  shared = {"lengths": lengths_up_to(max_length, one_length), "pad_id": config.pad_id or 0}
   completions = lambda records: tokenize_completions(records, tokenizer, eos_id=config.eos_id, **shared)
   chats = lambda records, template: tokenize_chats(records, tokenizer, template, **special_tokens(model), **shared)
   if "messages" in fields:
@@ -175,12 +188,16 @@ def special_tokens(model: Pretrained) -> dict[str, str]:
 
 
 def training_batches(
-    records: Records, collate: Collate, examples: Examples, optimization: Optimization
+    records: Records, collate: Collate, examples: Examples, optimization: Optimization, mesh: Mesh | None = None
 ) -> grain.MapDataset | grain.DatasetIterator:
-  """Endless batches for `jaxft.training.fit`: by the step, or an iterator where rows are packed."""
+  """Endless batches for `jaxft.training.fit`: by the step, or an iterator where rows are packed.
+
+  With several processes each reads its own rows of every batch, as the mesh says.
+  """
   size, seed = optimization.batch_size, optimization.seed
   if not examples.pack:
-    return batches(records, batch_size=size, seed=seed, collate=collate)
+    shard = grain.sharding.ShardOptions(*rows_of_process(mesh))
+    return batches(records, batch_size=size, seed=seed, collate=collate, shard=shard)
 
   def unpadded(record: Mapping[str, Any]) -> dict[str, Any]:
     row = collate([record])

@@ -1,5 +1,6 @@
 """A fine-tuning run from its options to its folder: data, recipe, loop, tuned model and summary."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -34,27 +35,34 @@ from jaxft.recipes.methods import METHODS
 from jaxft.recipes.options import Finetune, defining
 from jaxft.recipes.quiet import quiet_threads
 from jaxft.recipes.run import DTYPES, check_options, loss_name, mesh_of, recipe_of
+from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, TensorBoard, checksum, fit, init_state, make_train_step
-from jaxft.training.mesh import check_rows
+from jaxft.training.gather import to_host
+from jaxft.training.mesh import check_rows, rows_of_process
 from jaxft.training.recipe import Objective
 from jaxft.tree import count
 
 LOSS_SOURCES = {"gist": ("2402.16829",), "mnrl": ("1705.00652",)}
 
 
-def finetune(options: Finetune) -> dict[str, Any]:
+def finetune(options: Finetune) -> dict[str, Any] | None:
   """Runs to the end, or resumes to it, and returns the summary that is also written to `summary.json`.
+
+  Under `jax.distributed` every process calls it with the same options and the same `out`. The first writes what is
+  written, and it alone returns the summary; the others return None.
 
   Raises:
     ValueError, TypeError, OSError: bad input, before anything is trained; or the disk, with the last checkpoint named.
     Diverged: a loss or a norm is not finite; nothing is saved from there on, and the last checkpoint is named.
-    Stopped: SIGINT or SIGTERM, with the last checkpoint named.
+    Stopped: SIGINT or SIGTERM, with the last checkpoint named; see `fit`.
   """
   keep_freed_memory()
   out = options.output.out
   check_options(options)
   check_apart(out, _places(options))
-  resumed = run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
+  resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
+  resumed, = from_first(resumed)
+  check_shared(out)
   try:
     return _train(options, resumed)
   except KeyboardInterrupt:  # before or after the training loop, which stops by itself
@@ -68,20 +76,27 @@ def _places(options: Finetune) -> dict[str, str]:
   return places | ({"data": options.data} if is_place(options.data) else {})
 
 
-def _train(options: Finetune, resumed: bool) -> dict[str, Any]:
+def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   out, optimization = options.output.out, options.optimization
   mesh = mesh_of(options.compute)
   if mesh is not None:
     check_rows(optimization.batch_size, mesh, optimization.accumulate)
   splits = read_splits(options.data, options.examples)
-  model = load(options.model)
-  inputs = {"data version": splits.version, "records": len(splits.train)}
-  read = {**inputs, "model's weights": checksum(model.params)}
-  if resumed:
+  with _on_host(mesh):
+    model = load(options.model)
+    inputs = {"data version": splits.version, "records": len(splits.train)}
+    read = {**inputs, "model's weights": checksum(model.params)}
+  check_same(read)
+  complete = validated = False
+  if resumed and is_first():
     run_folder.check_inputs(out, read)
-    if (out / run_folder.SUMMARY).exists():
-      print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
-      return json.loads((out / run_folder.SUMMARY).read_text())
+    complete, validated = (out / run_folder.SUMMARY).exists(), bool(run_folder.validations(out))
+  complete, validated = from_first(complete, validated)
+  if complete:
+    if not is_first():
+      return None
+    print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
+    return json.loads((out / run_folder.SUMMARY).read_text())
   steps = optimization.steps or max(1, math.ceil(optimization.epochs * len(splits.train) / optimization.batch_size))
   recipe = recipe_of(options, model.config, steps, mesh)
   step = make_train_step(recipe)
@@ -89,16 +104,18 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any]:
   facts = {"steps": steps, "trained_parameters": count(state.trainable), "parameters": count(model.params)}
   records, collate, validate = _prepare(options, model, splits, recipe.objective, mesh)
   model = dataclasses.replace(model, params={})  # frozen and the state hold them from here on
-  batches = training_batches(records, collate, options.examples, optimization)
+  batches = training_batches(records, collate, options.examples, optimization, mesh)
   evaluate = None if validate is None else (
       lambda state, frozen: validate(recipe.transform.join(frozen, state.trainable)))
 
-  before = evaluate(state, frozen) if evaluate and not (resumed and run_folder.validations(out)) else None
-  if not resumed:  # Not sooner: what is refused so far loses no run that is there, nor stands in a corrected one's way.
+  before = evaluate(state, frozen) if evaluate and not validated else None
+  if not resumed and is_first():
+    # Not sooner: what is refused so far loses no run that is there, nor stands in a corrected one's way.
     run_folder.begin_run(out, defining(options), read)
 
-  writers: list[Any] = [JsonLines(out / run_folder.METRICS)]
-  if options.output.tensorboard:
+  wait_for_all("run begun")  # in a folder that the first process may have emptied
+  writers: list[Any] = [JsonLines(out / run_folder.METRICS)] if is_first() else []
+  if options.output.tensorboard and is_first():
     writers.append(TensorBoard(out / run_folder.TENSORBOARD))
   try:
     if before is not None:
@@ -120,7 +137,20 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any]:
   finally:
     for writer in writers:
       writer.close()
-  return _finish(options, model, recipe.transform.join(frozen, state.trainable), facts)
+  tuned = to_host(recipe.transform.join(frozen, state.trainable))
+  summary = _finish(options, model, tuned, facts) if is_first() else None
+  wait_for_all("run finished")
+  return summary
+
+
+def _on_host(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+  """Where a model is read that will be cut over a mesh: in the host's memory, as one device may not hold it whole."""
+  if mesh is None:
+    return contextlib.nullcontext()
+  try:
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+  except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+    return contextlib.nullcontext()
 
 
 def _prepare(
@@ -130,10 +160,13 @@ def _prepare(
   records, held = splits.train, splits.validation
   if model.tokenizer is None:
     raise ValueError(f"{model.name} has no tokenizer.json, which tuning on text needs")
+  several = rows_of_process(mesh)[1] > 1  # each pads its own rows, and all to the same length
+  if several and options.examples.pack:
+    raise ValueError("--pack is for one process: how many rows the texts of an epoch fill is known only in order")
   light = dataclasses.replace(model, params={})  # what the functions below keep must not keep the weights alive
   loss = loss_name(options.loss.loss, model.kind)
   if model.kind == "decoder":
-    collate = language_collate(light, records[0], max_length=options.examples.max_length)
+    collate = language_collate(light, records[0], max_length=options.examples.max_length, one_length=several)
     _check_scored(records, collate, options.examples.max_length)
     size = options.optimization.batch_size
     validate = None if held is None else measure.perplexity(objective, held, collate, size, mesh)
@@ -145,11 +178,12 @@ def _prepare(
   if loss == "gist":
     guide = load(options.loss.guide) if options.loss.guide else model
     config, tokenizer = guide.text_encoder("guide")
-    records = Guided(
-        records, tokenizer, tasks.embedder(guide.params, config), max_length=min(length, guide.max_length))
+    # Each process embeds by itself, on one device; a model of the run itself may lie in the host's memory.
+    params = guide.params if mesh is None else jax.device_put(guide.params, jax.local_devices()[0])
+    records = Guided(records, tokenizer, tasks.embedder(params, config), max_length=min(length, guide.max_length))
   dtype = DTYPES[options.compute.dtype]
-  validate = None if held is None else measure.retrieval(light, held, max_length=length, dtype=dtype)
-  return records, pair_collate(light, keys, max_length=length), validate
+  validate = None if held is None else measure.retrieval(light, held, max_length=length, dtype=dtype, mesh=mesh)
+  return records, pair_collate(light, keys, max_length=length, one_length=several), validate
 
 
 def _check_scored(records: Records, collate: Collate, max_length: int) -> None:

@@ -16,12 +16,15 @@ from jaxft.studies.page import note_of, page
 from jaxft.studies.plot import plot
 from jaxft.studies.result_file import check_path, write
 from jaxft.studies.study import Study
+from jaxft.together import is_first
 
 
 def run(
     study: Study, config: Any, *, flags: list[str], out: Path | None, smoke: bool = False, package: str = "experiments"
 ) -> Findings:
   """Conducts a study, going on where a killed run was, prints what it found, and writes its files.
+
+  Under `jax.distributed` the processes share out its runs; the first prints and writes.
 
   Args:
     study: what to run.
@@ -36,6 +39,8 @@ def run(
     OSError: its folder cannot be written.
     ModuleNotFoundError: matplotlib, which draws the plot, is not installed.
   """
+  if not is_first():
+    out = None
   if out is not None:  # before the work, so that none is done in vain
     check_out(out)
   keep_freed_memory()
@@ -44,10 +49,12 @@ def run(
   findings = conduct(study, config, ledger, smoke=smoke)
   where = [] if package == "experiments" else ["--package", package]
   findings = dataclasses.replace(findings, command=shlex.join(["jaxft", "run", study.slug, *where, *flags]))
-  print(page(study, findings))
+  if is_first():
+    print(page(study, findings))
   if out is not None:
     print(f"written to {write(study, findings, out)}, with its page {write_page(study, findings, out)}")
-  ledger.clear()
+  if is_first():
+    ledger.clear()
   return findings
 
 

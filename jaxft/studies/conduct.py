@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -15,6 +16,7 @@ from jaxft.studies.scored import Scored, check_smooth, per_item, smoothness
 from jaxft.studies.study import Arm, Premise, Score, Study
 from jaxft.studies.tuning import Chosen, Setting, Tuning, as_argument, number_names
 from jaxft.studies.verdict import check_claims
+from jaxft.together import from_first, is_first, share
 
 FEWEST_SEEDS, FEWEST_TUNING_SEEDS, FEWEST_SETTINGS = 5, 3, 4  # of a study that is to say something
 
@@ -43,14 +45,16 @@ def conduct(study: Study, config: Any, ledger: Ledger | None = None, *, smoke: b
     raise ValueError(
         f"seeds must be at least {FEWEST_SEEDS} and tuning_seeds at least {FEWEST_TUNING_SEEDS}, since an interval of "
         f"fewer is too narrow; got {len(seeds)} and {len(tuning_seeds)}; a smoke run takes any")
-  with tqdm(desc=study.slug, unit=" runs") as bar:
+  with tqdm(desc=study.slug, unit=" runs", disable=not is_first()) as bar:
     with sealed("test"):
       arms = _arms(study, config)
       check_claims(study, arms)
       runs = _Runs(study, arms, ledger, bar)
       chooser = study.score(study.choose_by)
       sign = 1.0 if chooser.higher_is_better else -1.0
-      tuning = Tuning(arms, lambda arm, setting, seed: sign * runs.mean(arm, setting, seed, chooser.name), tuning_seeds)
+      tuning = Tuning(
+          arms, lambda arm, setting, seed: sign * runs.mean(arm, setting, seed, chooser.name), tuning_seeds,
+          prepare=lambda asked: runs.prepare([(*run, "validation") for run in asked]))
       few = [arm for arm in arms if number_names(arms[arm]) and tuning.settings(arm) < FEWEST_SETTINGS]
       if few and not smoke:
         raise ValueError(f"rates must be at least {FEWEST_SETTINGS} to choose from; {few[0]} has "
@@ -66,15 +70,16 @@ def conduct(study: Study, config: Any, ledger: Ledger | None = None, *, smoke: b
                      for premise in study.premises)
 
       premises, costs, chosen = measured(), {}, None
-      if smoke or all(premise.holds for premise in premises):
+      if from_first(smoke or all(premise.holds for premise in premises))[0]:
         costs = {name: _cost(name, arm) for name, arm in arms.items()}
         chosen = tuning.choose_all()
         if not smoke:
           runs.check_statistics(chosen, tuning_seeds, "validation")
         premises = measured()  # again: a grid that arms share may have grown since, and one of them chosen otherwise
-      if chosen is None or not (smoke or all(premise.holds for premise in premises)):
+      if chosen is None or not from_first(smoke or all(premise.holds for premise in premises))[0]:
         return Findings.of(study, config, premises=premises, arms={}, seconds=runs.seconds)
     # From here on nothing is chosen any more.
+    runs.prepare([(name, chosen[name].setting, seed, "test") for name in arms for seed in seeds])
     found = {name: _found(study, arm, chosen[name], costs[name], runs, name, seeds, sign) for name, arm in arms.items()}
     _check_items(study, found)
     if not smoke:
@@ -120,13 +125,24 @@ def _cost(name: str, arm: Arm) -> dict[str, float]:
   return cost
 
 
+Asked = tuple[str, Setting, int, str]  # arm, setting, seed, split
+
+
+class _Unmade(Exception):
+  """The ledger does not hold a run."""
+
+
 class _Runs:
-  """Every run of a study once: the scores of an arm at a setting, for a seed, on a split."""
+  """Every run of a study once: the scores of an arm at a setting, for a seed, on a split.
+
+  Of several processes each makes its share of the runs, on its own devices, and the first keeps them all.
+  """
 
   def __init__(self, study: Study, arms: Mapping[str, Arm], ledger: Ledger | None, bar: tqdm):
     self._study, self._arms, self._bar = study, arms, bar
     self._kept: dict[str, dict[str, np.ndarray]] = {}
-    self._ledger = ledger or (lambda name, compute: compute())
+    self._ledger = ledger if ledger is not None and is_first() else (lambda name, compute: compute())
+    self._made: dict[str, Any] = {}
     self._smoothness: dict[str, dict[str, float]] = {}
     self.seconds = 0.0
 
@@ -134,12 +150,34 @@ class _Runs:
     name = self._name(arm, setting, seed, split)
     if name not in self._kept:
       self._bar.set_postfix_str(name, refresh=False)
-      run = self._ledger(name, lambda: self._run(arm, setting, seed, split))
+      self.prepare([(arm, setting, seed, split)])
+      run = self._made.pop(name, None) or self._ledger(name, lambda: self._run(arm, setting, seed, split))
       self.seconds += run["seconds"]
       self._smoothness[name] = run["smoothness"]
       self._kept[name] = {score: np.asarray(items, np.float64) for score, items in run["scores"].items()}
       self._bar.update()
     return self._kept[name]
+
+  def prepare(self, asked: Sequence[Asked]) -> None:
+    """Makes runs that will be asked for, each by one of the processes; with one process they wait until asked for."""
+    if jax.process_count() == 1:
+      return
+    names = {self._name(*run): run for run in asked}
+    names = {name: run for name, run in names.items() if name not in self._kept and name not in self._made}
+    self._made |= share({name: found for name in names if is_first() and (found := self._known(name)) is not None})
+    left = [name for name in names if name not in self._made]
+    own = left[jax.process_index()::jax.process_count()]
+    made = share({name: self._run(*names[name]) for name in own})
+    self._made |= {name: self._ledger(name, lambda name=name: made[name]) for name in left}
+
+  def _known(self, name: str) -> Any:
+    def unmade() -> Any:
+      raise _Unmade
+
+    try:
+      return self._ledger(name, unmade)
+    except _Unmade:
+      return None
 
   def mean(self, arm: str, setting: Setting, seed: int, score: str) -> float:
     """A score on validation data."""

@@ -37,11 +37,13 @@ class Tuning:
     arms: by name.
     evaluate: `(arm, setting, seed) -> score` on validation data; higher is better, not finite where the run diverged.
     seeds: the tuning seeds. A setting at which any of them diverges is rejected; of the others the best mean wins.
+    prepare: called with the `(arm, setting, seed)` that will be evaluated next, so that they can be made together.
   """
 
   def __init__(
-      self, arms: Mapping[str, Arm], evaluate: Callable[[str, Setting, int], float], seeds: Sequence[int]):
-    self._evaluate, self._seeds = evaluate, tuple(seeds)
+      self, arms: Mapping[str, Arm], evaluate: Callable[[str, Setting, int], float], seeds: Sequence[int],
+      prepare: Callable[[Sequence[tuple[str, Setting, int]]], Any] = lambda asked: None):
+    self._evaluate, self._seeds, self._prepare = evaluate, tuple(seeds), prepare
     grids = {name: _grids(name, arm) for name, arm in arms.items()}
     self._names = {name: number_names(arm) for name, arm in arms.items()}
     # Equal grids are one object: what one arm adds, all have.
@@ -60,6 +62,7 @@ class Tuning:
     """
     grid = self._grids[arm]
     while True:
+      self._prepare([(arm, setting, seed) for setting in grid.settings() for seed in self._seeds])
       curve = {setting: [self._evaluate(arm, setting, seed) for seed in self._seeds] for setting in grid.settings()}
       sound = {setting: float(np.mean(scores)) for setting, scores in curve.items() if np.isfinite(scores).all()}
       if not sound:
@@ -74,6 +77,8 @@ class Tuning:
     """All arms, again until no grid has grown under an arm that had chosen before."""
     while True:
       before = [len(list(grid.settings())) for grid in self._grids.values()]
+      self._prepare([(arm, setting, seed) for arm, grid in self._grids.items() for setting in grid.settings()
+                     for seed in self._seeds])
       chosen = {arm: self.choose(arm) for arm in self._grids}
       if before == [len(list(grid.settings())) for grid in self._grids.values()]:
         return chosen

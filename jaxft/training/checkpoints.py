@@ -17,18 +17,21 @@ import logging
 import os
 import shutil
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxft.together import all_of, is_first, wait_for_all
 from jaxft.training.checksums import checksum, checksums, json_checksum, kind_of
 from jaxft.training.state import TrainState
 from jaxft.tree.paths import path_of
 
 Tree = Any
 Json = dict[str, Any]
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -141,17 +144,15 @@ class Checkpoints:
     """
     failed = []
     for step in reversed(self.steps):
-      try:
-        run = self._read_run(step)
-      except Exception as e:
+      run, e = _tried(lambda step=step: self._read_run(step))
+      if run is None:
         failed.append((step, e))
         continue
       self._check(step, run["fingerprint"])
       target = _flat(jax.tree.map(_shape, state))
       self._check_kinds(step, run["state"], target)
-      try:
-        flat = self._read_state(step, run["state"], target)
-      except Exception as e:
+      flat, e = _tried(lambda step=step, run=run, target=target: self._read_state(step, run["state"], target))
+      if flat is None:
         failed.append((step, e))
         continue
       self._set_aside(failed)
@@ -207,24 +208,26 @@ class Checkpoints:
       aside = self.folder / f"unreadable-{step}"
       logger.warning("checkpoint %s cannot be read and is set aside as %s: %s",
                      self.folder / str(step), aside.name, _first_line(e))
-      if jax.process_index() == 0:
+      if is_first():
         (self.folder / str(step)).rename(aside)
     if failed:
+      wait_for_all("unreadable checkpoints set aside")
       self._manager.reload()
 
   def _unwritten(self, e: Exception) -> OSError:
     free = ""
     if "://" not in str(self.folder) and self.folder.exists():
       free = f" ({shutil.disk_usage(str(self.folder)).free / 2**20:.0f} MiB are free there)"
-    self._sweep()
-    self._manager = self._open()  # the old one would report the same failure at every later save
+    if jax.process_count() == 1:  # of several, the one that failed ends, and the others with it
+      self._sweep()
+      self._manager = self._open()  # the old one would report the same failure at every later save
     last = f"{self.folder / str(self.steps[-1])} is the last complete one" if self.steps else "none is complete"
     return OSError(f"a checkpoint could not be written to {self.folder}{free}: {_first_line(e)}; {last}")
 
   def _sweep(self) -> None:
     """Removes what the failed save left. Its threads may still be writing there, so a removal can need several tries;
     left to the next save, one that comes too early would fail that save too."""
-    if jax.process_index() != 0 or "://" in str(self.folder):
+    if "://" in str(self.folder):
       return
     for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
       for _ in range(50):
@@ -232,6 +235,16 @@ class Checkpoints:
         if not left.exists():
           break
         time.sleep(0.1)
+
+
+def _tried(read: Callable[[], T]) -> tuple[T | None, Exception]:
+  """What was read, None where a process of the run could not read its part, and this one's error."""
+  result, error = None, Exception("another process cannot read its part")
+  try:
+    result = read()
+  except Exception as e:
+    error = e
+  return (result if all_of(result is not None) else None), error
 
 
 def _first_line(e: Exception) -> str:

@@ -9,9 +9,13 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from jaxft.processes import RESTART
+
 
 class Stopped(SystemExit):
-  """A signal ended the run after a finished step; the process ends with 128 + the signal's number, without a trace.
+  """A signal ended the run after a finished step; the process ends without a trace, of SIGTERM with RESTART.
+
+  So a scheduler's launcher starts it again, and no launcher does so after Ctrl-C, whose status is 130.
 
   Attributes:
     step: steps taken.
@@ -19,7 +23,7 @@ class Stopped(SystemExit):
   """
 
   def __init__(self, signum: int, step: int, checkpoint: str):
-    super().__init__(128 + signum)
+    super().__init__(RESTART if signum == signal.SIGTERM else 128 + signum)
     self.signum, self.step, self.checkpoint = signum, step, checkpoint
 
   def __str__(self) -> str:

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from jaxft.together import is_first
 from jaxft.training.checkpoints import Checkpoints, fingerprint_of
 from jaxft.training.interrupts import Stopped, interrupts
-from jaxft.training.mesh import leading_axes
+from jaxft.training.mesh import leading_axes, rows_of_process
 from jaxft.training.metrics import Writer
 from jaxft.training.state import TrainState
 from jaxft.training.watch import Watch
@@ -91,7 +92,7 @@ def fit(
   if not (isinstance(steps, (int, np.integer)) and steps >= 0):
     raise ValueError(f"steps must be an integer >= 0; got {steps!r}")
   source = _source(batches, steps)
-  first_process = jax.process_index() == 0
+  first_process = is_first()
   writers = writers if first_process else ()
   if checkpoints is not None:
     checkpoints.require(fingerprint_of(state, frozen))
@@ -116,7 +117,7 @@ def fit(
     if checkpoints is not None and checkpoints.latest != t:
       checkpoints.save(state, source.position())
 
-  clock = _Rate()
+  clock, parts = _Rate(), rows_of_process(getattr(train_step, "mesh", None))[1]
   with (interrupts() as caught,
         tqdm(total=steps, initial=t, disable=not (progress and first_process), unit="step") as bar):
     while t < steps:
@@ -125,7 +126,7 @@ def fit(
       state, metrics = train_step(state, frozen, batch)
       t += 1
       bar.update()
-      clock.count(max(leading_axes(batch).values()) * jax.process_count())
+      clock.count(max(leading_axes(batch).values()) * parts)
       if due:  # read one step late, so that the host never waits for the step that it has just started
         watch.read()
       wanted = t % log_every == 0 or t == steps

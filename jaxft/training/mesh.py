@@ -6,11 +6,13 @@ Three axes, each of size 1 where it is not used:
 - `tensor`: parameters cut along it, every device computing its part of each row.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -71,6 +73,37 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
 
+def rows_of_process(mesh: Mesh | None) -> tuple[int, int]:
+  """`(i, n)`: of a global batch in n equal parts, this process's devices hold the i-th.
+
+  Processes along an axis other than `data` and `fsdp` hold the same rows, and must give the same.
+
+  >>> rows_of_process(make_mesh())  # one process holds all rows
+  (0, 1)
+
+  Raises:
+    ValueError: the mesh has no device of this process, or its rows are not one of n equal parts.
+  """
+  return (0, 1) if mesh is None or jax.process_count() == 1 else _rows_of_process(mesh)
+
+
+@functools.cache  # asked for at every step
+def _rows_of_process(mesh: Mesh) -> tuple[int, int]:
+  shards = math.prod(mesh.shape[a] for a in batch_axes(mesh))
+  rows: dict[int, set[int]] = {}
+  for device, (part, *_) in batch_sharding(mesh).devices_indices_map((shards,)).items():
+    rows.setdefault(device.process_index, set()).update(range(*part.indices(shards)))
+  if jax.process_index() not in rows:
+    raise ValueError(f"the mesh must have devices of all {jax.process_count()} processes; it has none of process "
+                     f"{jax.process_index()}")
+  parts = sorted({tuple(sorted(r)) for r in rows.values()})
+  size = shards // len(parts)
+  if parts != [tuple(range(i * size, (i + 1) * size)) for i in range(len(parts))]:
+    raise ValueError("each process must hold one of equal parts of the batch, as with make_mesh's order of devices; "
+                     f"this mesh gives them the parts {parts}")
+  return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
 def leading_axes(batch: Any) -> dict[str, int]:
   """The leading axis of each array of a batch, by its path; scalars and keys of rank 0 belong to the whole batch.
 
@@ -107,8 +140,8 @@ def place_batch(batch: Any, mesh: Mesh | None) -> Any:
   ((64, 4), (8, 4))
 
   Args:
-    batch: a tree of arrays. With several processes each gives its own rows, the same number, and the global batch is
-      their concatenation in the order of the processes.
+    batch: a tree of arrays. With several processes each gives its own rows (`rows_of_process`), the same number, and
+      the global batch is their concatenation in the order of the parts.
     mesh: None leaves the batch as it is.
 
   Raises:
@@ -117,8 +150,9 @@ def place_batch(batch: Any, mesh: Mesh | None) -> Any:
   if mesh is None:
     return batch
   sharding = batch_sharding(mesh)
+  parts = 1 if _is_global(batch) else rows_of_process(mesh)[1]
   for rows in leading_axes(batch).values():
-    check_rows(rows if _is_global(batch) else rows * jax.process_count(), mesh)
+    check_rows(rows * parts, mesh)
 
   whole = NamedSharding(mesh, PartitionSpec())
 
@@ -126,12 +160,27 @@ def place_batch(batch: Any, mesh: Mesh | None) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if x.ndim else whole)
     if not np.ndim(x):
-      return jax.device_put(x, whole)
+      return put(x, whole)
     if isinstance(x, jax.Array) and (x.sharding == sharding or jax.process_count() == 1):
       return jax.device_put(x, sharding)
-    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+    x = np.asarray(x)
+    return jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * parts, *x.shape[1:]))
 
   return jax.tree.map(place, batch)
+
+
+def put(x: Any, sharding: NamedSharding) -> jax.Array:
+  """An array that every process has whole, on the devices of all; `jax.device_put` where one process has them all.
+
+  Over several processes `device_put` sends every array around to see that all have the same; here that is given.
+  """
+  if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+    return jax.device_put(x, sharding)
+  if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    words = put(jax.random.key_data(x), sharding)
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+  values = np.asarray(x)
+  return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part])
 
 
 def check_rows(rows: int, mesh: Mesh, accumulate: int = 1) -> None:

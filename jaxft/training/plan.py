@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.analysis.flops import Flops, count_jaxpr
+from jaxft.training.collectives import Collective, collectives
 from jaxft.training.mesh import place_batch
 from jaxft.training.recipe import Recipe
 from jaxft.training.state import abstract_state
@@ -27,6 +28,7 @@ class Compiled:
     flops: its estimate, which counts the body of each scan once.
     arguments, outputs, temporaries: bytes; donated arguments are among both of the first two.
     aliased: bytes of outputs that take the place of donated arguments.
+    collectives: what each device sends others, loops multiplied out.
   """
 
   flops: float
@@ -34,6 +36,7 @@ class Compiled:
   outputs: int
   temporaries: int
   aliased: int
+  collectives: tuple[Collective, ...] = ()
 
   @property
   def peak(self) -> int:
@@ -93,6 +96,8 @@ class Plan:
     if self.compiled is not None:
       lines.append(f"compiled     {mib(self.compiled.peak)} a device at once, {mib(self.compiled.temporaries)} of it "
                    f"temporary; {self.compiled.flops:.4g} operations by the compiler's count (each scan's body once)")
+      lines += [f"sends        {mib(c.bytes)} a device by {c.count} {c.kind} over {c.axes}"
+                for c in self.compiled.collectives]
     return "\n".join(lines)
 
 
@@ -131,7 +136,7 @@ def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> P
     compiled = Compiled(
         float(cost.get("flops", math.nan)),
         memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes,
-        memory.alias_size_in_bytes)
+        memory.alias_size_in_bytes, () if recipe.mesh is None else collectives(executable, recipe.mesh))
   return Plan(
       devices=1 if recipe.mesh is None else recipe.mesh.size,
       params=count(params),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from jaxft.training.mesh import put
 from jaxft.training.recipe import Recipe, check_recipe
 from jaxft.training.sharding import inherit_specs, shardings_for, specs_for
 from jaxft.tree.boxes import set_aside
@@ -62,13 +63,13 @@ def init_state(key: jax.Array, params: Tree, recipe: Recipe) -> tuple[TrainState
   params = set_aside(params)
   specs = specs_for(params, recipe.rules, mesh)
   if mesh is not None:
-    params = jax.device_put(params, shardings_for(specs, mesh))
+    params = jax.tree.map(put, params, shardings_for(specs, mesh))
   split_key, step_key = jax.random.split(key)
   frozen, trainable = transform.split(split_key, params)
   if not jax.tree.leaves(trainable):
     raise ValueError("transform trains nothing: the trainable side of its split has no array")
 
-  place = lambda tree: tree if mesh is None else jax.device_put(tree, _shardings(tree, params, specs, mesh))
+  place = lambda tree: tree if mesh is None else jax.tree.map(put, tree, _shardings(tree, params, specs, mesh))
   # On one device as one program; over several, arrays that `split` made may lie elsewhere than the others.
   trainable = place((jax.jit(_copied) if mesh is None else _copied)(trainable))
   frozen = place(jax.tree.map(jnp.asarray, frozen))
@@ -77,10 +78,7 @@ def init_state(key: jax.Array, params: Tree, recipe: Recipe) -> tuple[TrainState
   step = jnp.zeros((), jnp.int32)
   if mesh is not None:
     replicated = NamedSharding(mesh, PartitionSpec())
-    step = jax.device_put(step, replicated)
-    # As words, because a typed key cannot be put on devices of other processes.
-    words = jax.device_put(jax.random.key_data(step_key), replicated)
-    step_key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(step_key))
+    step, step_key = put(step, replicated), put(step_key, replicated)
   return TrainState(step, trainable, opt_state, step_key), frozen
 
 

@@ -1,11 +1,15 @@
 """A study from its declaration to its verdict: premises first, choices on validation data, test data once."""
 
 import dataclasses
+import json
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jaxft.seal import SealedSplitError, check_open
+from jaxft.studies import conduct as module
 from jaxft.studies.conduct import conduct
 from jaxft.studies.findings import ABSENT
 from jaxft.studies.result_file import read, write
@@ -277,3 +281,57 @@ def test_a_smoke_run_tries_all_of_the_path_and_decides_the_same():
   few = dict(seeds=(0, 1), tuning_seeds=(100,))
   found = conduct(study(arms=rated((1e-3,))), Config(gain=0.0, **few), smoke=True)
   assert found.verdict == ABSENT and not found.claims and set(found.arms) == {"start", "full", "method"}
+
+
+def test_processes_share_out_the_runs_and_find_what_one_finds(monkeypatch):
+  place, barrier, shared, made = threading.local(), threading.Barrier(2), [{}, {}], [[], []]
+
+  def share(values):
+    """As of two processes: everybody gives, and everybody gets all."""
+    shared[place.index] = json.loads(json.dumps(values))
+    barrier.wait(timeout=60)
+    everything = {**shared[0], **shared[1]}
+    barrier.wait(timeout=60)
+    return everything
+
+  def from_first(*flags):
+    return tuple(share({str(i): flag for i, flag in enumerate(flags)} if place.index == 0 else {}).values())
+
+  monkeypatch.setattr("jaxft.studies.findings.code_digest", lambda name: "")  # Python cannot parse in two threads
+  monkeypatch.setattr(module, "share", share)
+  monkeypatch.setattr(module, "from_first", from_first)
+  monkeypatch.setattr(module, "is_first", lambda: place.index == 0)
+  monkeypatch.setattr(module, "jax", SimpleNamespace(process_count=lambda: 2, process_index=lambda: place.index))
+
+  def noted(name, run):
+    def one(rate, seed, split):
+      made[place.index].append((name, rate, seed, split))
+      return run(rate, seed, split)
+
+    return one
+
+  found = [None, None]
+
+  def process(index, kept):
+    place.index = index
+    found[index] = conduct(study(arms=wrapped(noted)), Config(effect=0.6), kept[index])
+
+  def both(kept):
+    threads = [threading.Thread(target=process, args=(index, kept)) for index in range(2)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join(timeout=120)
+    return made[0] + made[1]
+
+  kept = {}
+  ledger = lambda name, compute: kept[name] if name in kept else kept.setdefault(name, compute())
+  runs = both([ledger, None])
+  assert len(runs) == len(set(runs)) == len(kept), "every run is made by one of them, and kept by the first"
+  assert all(len(own) > len(runs) / 3 for own in made)
+  monkeypatch.undo()
+  alone = conduct(study(), Config(effect=0.6))
+  for one in found:
+    assert one.verdict == alone.verdict
+    for name, arm in alone.arms.items():
+      np.testing.assert_array_equal(one.arms[name].scores["score"], arm.scores["score"])

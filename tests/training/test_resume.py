@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from jaxft.processes import RESTART
 from jaxft.training import Checkpoints, JsonLines, Stopped, fit, make_mesh, read_json_lines
 from tests.processes import start_python
 from tests.training import toy
@@ -115,8 +116,8 @@ def test_an_iterator_goes_on_where_it_was(tmp_path):
     fit_toy(tmp_path / "cut", 12)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_after_the_step_with_everything_saved(tmp_path, capsys, signum):
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, RESTART)])
+def test_a_signal_ends_the_run_after_the_step_with_everything_saved(tmp_path, capsys, signum, status):
   data = toy.dataset()
 
   class Interrupted:
@@ -129,7 +130,7 @@ def test_a_signal_ends_the_run_after_the_step_with_everything_saved(tmp_path, ca
   writer = JsonLines(tmp_path / "metrics.jsonl")
   with pytest.raises(Stopped) as stopped:
     fit_toy(tmp_path, 20, batches=Interrupted(), save_every=None, writers=[writer], log_every=1)
-  assert stopped.value.code == 128 + signum and stopped.value.step == 6
+  assert stopped.value.code == status and stopped.value.step == 6
   assert f"stopped by {signal.Signals(signum).name} after step 6; the last checkpoint is" in capsys.readouterr().err
   assert {s: signal.getsignal(s) for s in before} == before
   assert Checkpoints(tmp_path / "checkpoints").steps == [6]
@@ -151,7 +152,7 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path):
   # A SIGTERM to one of them, as a pod is preempted: both stop after the same step, and save it together.
   processes[1].send_signal(signal.SIGTERM)
   outputs = [p.communicate(timeout=120)[0] for p in processes]
-  assert [p.returncode for p in processes] == [128 + signal.SIGTERM] * 2, "\n".join(o[-2000:] for o in outputs)
+  assert [p.returncode for p in processes] == [RESTART] * 2, "\n".join(o[-2000:] for o in outputs)
   step = Checkpoints(shared / "checkpoints").latest
   assert f"stopped by SIGTERM after step {step}" in outputs[0]
   alone = fit_toy(tmp_path / "alone", 6, make_mesh(data=4))

@@ -1,0 +1,74 @@
+"""What chips send one another: read from a program's text, and of a program that this machine's devices run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from jaxft.analysis.flops import Flops
+from jaxft.training import make_mesh
+from jaxft.training.collectives import Collective, collectives, of_text
+from jaxft.training.plan import Compiled, Plan
+from jaxft.training.roofline import CHIPS, roofline
+
+TEXT = """HloModule jit_step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%body.1 (p: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
+  %p = (s32[], f32[64,32]{1,0}) parameter(0)
+  %ag = bf16[64,32]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %t = (s32[], f32[64,32]{1,0}) tuple(%i, %y)
+}
+
+%cond.1 (p: (s32[], f32[64,32])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %w = (s32[], f32[64,32]{1,0}) while(%init), condition=%cond.1, body=%body.1, backend_config={"known_trip_count":{"n":"12"}}
+  %ar = (f32[16]{0}, f32[4]{0}) all-reduce(%u, %v), channel_id=2, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
+  %rs = f32[4,8]{1,0} reduce-scatter(%z), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %named = f32[6]{0} all-reduce(%n), replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_1'}, to_apply=%add
+  %part = f32[2]{0} all-reduce(%n), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1':(1)2}, to_apply=%add
+  %cps = (f32[10]{0}, f32[10]{0}, u32[], u32[]) collective-permute-start(%q), source_target_pairs={{0,4},{4,0}}
+  %cpd = f32[10]{0} collective-permute-done(%cps)
+  ROOT %alone = f32[8]{0} all-reduce(%k), channel_id=5, replica_groups={{0},{1}}, to_apply=%add
+}
+"""  # noqa: E501
+
+
+def test_kinds_axes_turns_and_bytes_are_read_from_a_programs_text():
+  assert of_text(TEXT, make_mesh(data=2, fsdp=4)) == (
+      Collective("all-gather", "fsdp", 12, 12 * 64 * 32 * 2 * 3 // 4),
+      Collective("reduce-scatter", "data+fsdp", 1, 8 * 4 * 8 * 4 * 7 // 8),
+      Collective("all-reduce", "data", 1, 2 * 20 * 4 // 2),
+      Collective("collective-permute", "data", 1, 40),
+      Collective("all-reduce", "fsdp", 1, 2 * 24 * 3 // 4),
+      Collective("all-reduce", "unknown", 1, 2 * 8 * 7 // 8))
+
+
+def test_of_a_program_in_which_a_layer_is_gathered_at_each_turn():
+  mesh = make_mesh(data=1, fsdp=8)
+  whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "fsdp"))
+  stack = jax.ShapeDtypeStruct((3, 16, 16), jnp.float32, sharding=cut)
+  x = jax.ShapeDtypeStruct((4, 16), jnp.float32, sharding=whole)
+
+  def run(stack, x):
+    return jax.lax.scan(lambda x, w: (x @ jax.lax.with_sharding_constraint(w, whole), None), x, stack)[0]
+
+  found = collectives(jax.jit(run, out_shardings=whole).lower(stack, x).compile(), mesh)
+  assert found == (Collective("all-gather", "fsdp", 3, 3 * 16 * 16 * 4 * 7 // 8),)
+
+
+def test_the_roofline_is_what_takes_longest():
+  compiled = Compiled(1.0, int(8e9), int(2e9), int(4e9), 0, (Collective("all-gather", "fsdp", 1, int(2e9)),))
+  plan = Plan(4, 1, 1, 0, 0, 0, 0, 0, 0, Flops(4 * 197e12 * 0.5, 0.0, frozenset()), compiled)
+  found = roofline(plan, "v5e")
+  np.testing.assert_allclose([found.compute, found.memory, found.interconnect], [0.5, 10e9 / 0.82e12, 0.01])
+  assert found.bound == "compute" and found.fits == (compiled.peak <= CHIPS["v5e"].memory)
+  with pytest.raises(ValueError, match="chip must be one of v5e, v5p, v6e"):
+    roofline(plan, "v4")

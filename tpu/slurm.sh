@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# A run on a SLURM cluster of GPUs: one process a GPU, which find each other by SLURM's own variables.
+#   slurm.sh [--dry-run] --nodes 4 --gpus 8 [--time 24:00:00] [--name jaxft] [--partition P] [--account A] [--venv FOLDER]
+#            -- finetune --model ... --out /shared/runs/n
+# Two minutes before its time is up, or when it is preempted, the job gets SIGTERM: the run saves a step, ends with 75, and
+# the job is put into the queue again; so too where a node fails. --out and the data must lie on the shared file system.
+set -euo pipefail
+
+nodes=1 gpus=8 time=24:00:00 name=jaxft partition='' account='' venv="$HOME/jaxft-venv" dry=''
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --dry-run) dry=1; shift ;;
+    --nodes) nodes="$2"; shift 2 ;;
+    --gpus) gpus="$2"; shift 2 ;;
+    --time) time="$2"; shift 2 ;;
+    --name) name="$2"; shift 2 ;;
+    --partition) partition="$2"; shift 2 ;;
+    --account) account="$2"; shift 2 ;;
+    --venv) venv="$2"; shift 2 ;;
+    --) shift; break ;;
+    *) echo "slurm.sh: unknown option $1" >&2; exit 2 ;;
+  esac
+done
+[ $# -gt 0 ] || { echo "slurm.sh: give the command of jaxft after --" >&2; exit 2; }
+
+script() {
+  cat <<HEAD
+#!/usr/bin/env bash
+#SBATCH --job-name=$name
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=$gpus
+#SBATCH --gpus-per-node=$gpus
+#SBATCH --time=$time
+#SBATCH --output=$name-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:TERM@120
+HEAD
+  [ -z "$partition" ] || echo "#SBATCH --partition=$partition"
+  [ -z "$account" ] || echo "#SBATCH --account=$account"
+  printf 'command=('; printf '%q ' "$venv/bin/jaxft" "$@"; echo ')'
+  cat <<'BODY'
+# A kill of all tasks at the first that ends would cut the last save of the others short; they end by themselves.
+srun --kill-on-bad-exit=0 "${command[@]}" &
+step=$!
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
+wait "$step"; status=$?
+while kill -0 "$step" 2>/dev/null; do wait "$step"; status=$?; done
+if [ "$status" -eq 75 ] || [ "$status" -gt 128 ]; then
+  echo "exit status $status: into the queue again"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
+BODY
+}
+
+if [ -n "$dry" ]; then
+  echo "+ sbatch, with"
+  script "$@"
+else
+  script "$@" | sbatch
+fi

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs one process of a run, and starts it again where a new start can help: at 75 (it was stopped with everything saved,
+# or lost another process) and where a signal ended it. Any other status is the last.
+#   supervise.sh [--dry-run] [--restarts 20] [--wait 15] -- COMMAND...
+# All processes of a run end together, so that all of their supervisors start them again together.
+set -uo pipefail
+
+restarts=20 wait=15 dry=''
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --dry-run) dry=1; shift ;;
+    --restarts) restarts="$2"; shift 2 ;;
+    --wait) wait="$2"; shift 2 ;;
+    --) shift; break ;;
+    *) echo "supervise.sh: unknown option $1; the command stands after --" >&2; exit 2 ;;
+  esac
+done
+[ $# -gt 0 ] || { echo "supervise.sh: give the command after --" >&2; exit 2; }
+if [ -n "$dry" ]; then
+  printf '+'; printf ' %q' "$@"; printf '\n+ again at exit status 75 or above 128, at most %s times, after %s s\n' "$restarts" "$wait"
+  exit 0
+fi
+
+child='' stopped='' passed_on=''
+# SIGTERM is for the run: it saves a step. It comes when the machine is taken away, so there is no new start after it.
+# It is passed on once: a second one would end the run before its save.
+pass_on() { if [ -n "$child" ] && [ -z "$passed_on" ]; then passed_on=1; kill -TERM "$child" 2>/dev/null; fi; }
+trap 'stopped=1; pass_on' TERM INT
+for ((start = 0; ; start++)); do
+  "$@" &
+  child=$!
+  [ -z "$stopped" ] || pass_on
+  wait "$child"; status=$?
+  while kill -0 "$child" 2>/dev/null; do wait "$child"; status=$?; done  # a trap ends a wait
+  child=''
+  if [ -n "$stopped" ] || { [ "$status" -ne 75 ] && [ "$status" -le 128 ]; }; then exit "$status"; fi
+  if [ "$start" -ge "$restarts" ]; then
+    echo "supervise.sh: exit status $status after $restarts restarts; no more" >&2
+    exit "$status"
+  fi
+  echo "supervise.sh: exit status $status; restart $((start + 1)) of $restarts in $wait s" >&2
+  sleep "$wait" &
+  wait $!
+  [ -z "$stopped" ] || exit 75
+done

@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# A run on a TPU VM slice: asks for it as a queued resource, sets up every worker, runs, and asks again when the slice is
+# taken away.
+#   vm.sh [--dry-run] launch --name N --zone Z --type v5litepod-16 -- finetune --model ... --out /mnt/runs/n
+#   vm.sh [--dry-run] logs|stop|status|delete --name N --zone Z
+# Options of launch:
+#   --project P     project (gcloud's own where none is given)
+#   --runtime R     TPU software version (by the type: v2-alpha-tpuv5-lite, v2-alpha-tpuv5, v2-alpha-tpuv6e)
+#   --spot          cheaper, and taken away at any time
+#   --bucket B      gs://B is mounted at /mnt on every worker (Cloud Storage FUSE): a place that all workers share
+#   --share H:/P    an NFS share (Filestore), mounted there instead
+#   --restarts N    slices to ask for again after one was taken away (20)
+# Exit status: that of the run.
+set -euo pipefail
+
+dry=''
+[ "${1:-}" = --dry-run ] && { dry=1; shift; }
+action="${1:-}"
+[ $# -gt 0 ] && shift
+name='' zone='' type='' project='' runtime='' spot='' bucket='' share='' restarts=20
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --dry-run) dry=1; shift ;;
+    --name) name="$2"; shift 2 ;;
+    --zone) zone="$2"; shift 2 ;;
+    --type) type="$2"; shift 2 ;;
+    --project) project="$2"; shift 2 ;;
+    --runtime) runtime="$2"; shift 2 ;;
+    --spot) spot=1; shift ;;
+    --bucket) bucket="${2#gs://}"; shift 2 ;;
+    --share) share="$2"; shift 2 ;;
+    --restarts) restarts="$2"; shift 2 ;;
+    --) shift; break ;;
+    *) echo "vm.sh: unknown option $1" >&2; exit 2 ;;
+  esac
+done
+need() { [ -n "$2" ] || { echo "vm.sh: $action needs --$1" >&2; exit 2; }; }
+need name "$name"
+need zone "$zone"
+root="$(cd "$(dirname "$0")/.." && pwd)"
+where=("--zone=$zone" --quiet)
+[ -z "$project" ] || where+=("--project=$project")
+
+show() { printf '+'; printf ' %q' "$@"; echo; }
+run() { show "$@"; [ -n "$dry" ] || "$@"; }
+tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
+on_all() { tpus tpu-vm ssh "$name" --worker=all "--command=$1"; }
+
+state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)' 2>/dev/null || echo NONE; }
+
+create() {
+  local flags=("--node-id=$name" "--accelerator-type=$type" "--runtime-version=$runtime")
+  [ -z "$spot" ] || flags+=(--spot)
+  tpus queued-resources create "$name" "${flags[@]}"
+}
+
+await_active() {
+  if [ -n "$dry" ]; then
+    show gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)'
+    echo "+ again every 30 s until it is ACTIVE"
+    return
+  fi
+  local now
+  while now="$(state)"; [ "$now" != ACTIVE ]; do
+    case "$now" in
+      FAILED|SUSPENDED|NONE)
+        echo "vm.sh: the queued resource is $now" >&2
+        gcloud compute tpus queued-resources describe "$name" "${where[@]}" >&2 || true
+        return 1 ;;
+    esac
+    echo "vm.sh: $now" >&2
+    sleep 30
+  done
+}
+
+delete() { tpus queued-resources delete "$name" --force; }
+
+install() {
+  run tar -czf "/tmp/jaxft-$name.tar.gz" -C "$root" --exclude=.git --exclude=.venv --exclude='experiments/results' .
+  tpus tpu-vm scp "/tmp/jaxft-$name.tar.gz" "$name:/tmp/jaxft.tar.gz" --worker=all
+  on_all 'mkdir -p ~/jaxft && tar -xzf /tmp/jaxft.tar.gz -C ~/jaxft && ~/jaxft/tpu/setup.sh --accelerator tpu'
+  if [ -n "$bucket" ]; then
+    on_all "sudo mkdir -p /mnt && command -v gcsfuse >/dev/null || { echo 'deb https://packages.cloud.google.com/apt gcsfuse-jammy main' | sudo tee /etc/apt/sources.list.d/gcsfuse.list && curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /etc/apt/trusted.gpg.d/gcsfuse.asc >/dev/null && sudo apt-get update -q && sudo apt-get install -qy gcsfuse; }; mountpoint -q /mnt || sudo gcsfuse -o allow_other --implicit-dirs --rename-dir-limit 100000 --uid \$(id -u) --gid \$(id -g) $bucket /mnt"
+  elif [ -n "$share" ]; then
+    on_all "mountpoint -q /mnt || { sudo apt-get install -qy nfs-common && sudo mount -t nfs $share /mnt; }"
+  fi
+}
+
+case "$action" in
+  launch)
+    need type "$type"
+    [ $# -gt 0 ] || { echo "vm.sh: give the command of jaxft after --" >&2; exit 2; }
+    if [ -z "$runtime" ]; then
+      case "$type" in
+        v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+        v5p-*) runtime=v2-alpha-tpuv5 ;;
+        v6e-*) runtime=v2-alpha-tpuv6e ;;
+        *) echo "vm.sh: --runtime must be given for $type" >&2; exit 2 ;;
+      esac
+    fi
+    if [ -z "$bucket$share" ]; then
+      echo "vm.sh: note: without --bucket or --share only one worker sees what another writes; a slice of several needs one" >&2
+    fi
+    command="$(printf ' %q' "$@")"
+    # The run's own supervisor starts it again on a slice that lives; this loop asks for another when the slice is gone.
+    for ((start = 0; ; start++)); do
+      if [ -n "$dry" ] || [ "$(state)" = NONE ]; then create; fi
+      if await_active; then
+        install
+        status=0
+        on_all "\$HOME/jaxft/tpu/supervise.sh -- \$HOME/jaxft-venv/bin/jaxft$command 2>&1 | tee -a \$HOME/jaxft.log; exit \${PIPESTATUS[0]}" || status=$?
+        [ -z "$dry" ] || { echo "+ at another state than ACTIVE afterwards: delete, create and run again, at most $restarts times"; exit 0; }
+        if [ "$status" -eq 0 ] || [ "$(state)" = ACTIVE ]; then exit "$status"; fi
+      else
+        status=75
+      fi
+      [ "$start" -lt "$restarts" ] || { echo "vm.sh: no more after $restarts restarts" >&2; exit "$status"; }
+      [ "$(state)" = NONE ] || delete
+    done ;;
+  logs) on_all 'tail -n 50 ~/jaxft.log' ;;
+  stop) on_all 'pkill -TERM -f "[j]axft/tpu/supervise.sh"' ;;  # the run saves a step and ends
+  status) tpus queued-resources describe "$name" ;;
+  delete) delete ;;
+  *) echo "vm.sh: the action must be launch, logs, stop, status or delete; got '$action'" >&2; exit 2 ;;
+esac
