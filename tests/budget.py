@@ -37,7 +37,7 @@ def share_of(node: str, shares: int) -> int:
 
 
 def parse_share(text: str) -> tuple[int, int]:
-  """`"13/8"`, the fourteenth commit in eight shares, is share 5 of 8."""
+  """`"21/16"`, the twenty-first commit in sixteen shares, is share 5 of 16."""
   number, _, shares = text.partition("/")
   if not (number.isdecimal() and shares.isdecimal() and int(shares)):
     raise pytest.UsageError(f"--share takes NUMBER/SHARES, two whole numbers; got {text!r}")
