@@ -14,8 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.experiments
 	$(PY) -m experiments.demo --report report
 
-# The quick tier: of every contract what catches each kind of fault. `make test SHARE=13/8` runs a share of the exhaustive
-# tier with it, in the same processes: eight numbers in a row run all of it.
+# The quick tier: of every contract what catches each kind of fault. `make test SHARE=21/16` runs a share of the
+# exhaustive tier with it, in the same processes: sixteen numbers in a row run all of it.
 test: $(VENV)/.parity
 	$(PY) -m ruff check .
 	$(PYTEST) --durations 15 $(if $(SHARE),--share $(SHARE),-m "not exhaustive") tests

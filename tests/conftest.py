@@ -1,8 +1,12 @@
 """Eight virtual CPU devices for every test, the compilation cache, and the real checkpoints and datasets."""
 
+import gc
 import os
 from importlib.metadata import version
 
+# What is imported stays: the collector, which looked through all of it again and again, starts after the collection of
+# the tests (`pytest_collection_finish`).
+gc.disable()
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 # Eight devices on two busy cores may wait for each other longer than XLA's 40 seconds, after which it aborts the
 # process.
@@ -32,9 +36,10 @@ if os.environ.get("JAXFT_CHECK_CALLS") != "0":
 
 from jaxft.compilation import use_compilation_cache
 from tests.budget import Budget, parse_share
+from tests.compiled import free_many, share_context
 
 use_compilation_cache()
-_finished = 0
+share_context()
 
 
 def pytest_addoption(parser):
@@ -63,11 +68,14 @@ def smollm2():
   return load("smollm2-135m")
 
 
+def pytest_collection_finish():
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
+  gc.enable()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
-  """Frees compiled programs now and then: they are 10 MB a test, and a process has a bounded number of memory maps."""
-  del item
-  global _finished
-  _finished += 1
-  if nextitem is not None and _finished % 100 == 0:
-    jax.clear_caches()
+  if nextitem is not None:
+    free_many(between_files=nextitem.path != item.path)

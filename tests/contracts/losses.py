@@ -13,6 +13,7 @@ are differentiated, and which boolean array says what counts. Everything else is
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,12 @@ from jaxtyping import Array, Bool, Float, Int, jaxtyped
 from jaxft import losses
 from jaxft.signatures import AnyArray, check_arrays
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, AnyArray]
+
+
+@functools.cache
+def checked_result(loss: Callable[..., Any]) -> Callable[..., Any]:
+  return jaxtyped(typechecker=beartype)(inspect.unwrap(loss))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Case:
 
   def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
     # Below its own check of the arguments, which has its own test, so that what it returns is checked as well.
-    return self.call(batch, jaxtyped(typechecker=beartype)(inspect.unwrap(self.loss)))
+    return self.call(batch, checked_result(self.loss))
 
   def arguments(self, batch: Batch) -> dict[str, Any]:
     """What the loss is called with, by the names of its parameters."""
@@ -68,21 +74,21 @@ class Case:
 
 
 def embeddings(rng: np.random.Generator, rows: int) -> Batch:
-  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  draw = lambda *shape: np.asarray(rng.normal(size=shape), np.float32)
   batch = {name: draw(rows, 6) for name in ("query", "positive", "guide_query", "guide_positive")}
   # Of these texts the fifth is the first again.
-  batch |= {"ids": jnp.asarray(np.arange(rows) % 4), "partner": jnp.asarray(np.arange(rows)[::-1].copy())}
-  return batch | {"negative": draw(rows, 2, 6), "guide_negative": draw(rows, 2, 6), "where": jnp.ones(rows, bool)}
+  batch |= {"ids": np.arange(rows, dtype=np.int32) % 4, "partner": np.arange(rows, dtype=np.int32)[::-1]}
+  return batch | {"negative": draw(rows, 2, 6), "guide_negative": draw(rows, 2, 6), "where": np.ones(rows, bool)}
 
 
 def similarities(rng: np.random.Generator, rows: int) -> Batch:
   # Seven candidates of its own for each row, so that the loss is one of rows and not of the batch.
   return {
-      "similarity": jnp.asarray(rng.uniform(-1, 1, (rows, 7)), jnp.float32),
-      "positive": jnp.asarray(np.arange(rows) % 7),
-      "positives": jnp.asarray(rng.random((rows, 7)) < 0.5),
-      "drop": jnp.asarray(rng.random((rows, 7)) < 0.3),
-      "where": jnp.ones(rows, bool),
+      "similarity": np.asarray(rng.uniform(-1, 1, (rows, 7)), np.float32),
+      "positive": np.arange(rows, dtype=np.int32) % 7,
+      "positives": rng.random((rows, 7)) < 0.5,
+      "drop": rng.random((rows, 7)) < 0.3,
+      "where": np.ones(rows, bool),
   }
 
 
@@ -90,9 +96,9 @@ def sequences(rng: np.random.Generator, rows: int) -> Batch:
   mask = rng.random((rows, 5)) < 0.7
   mask[:, 0], mask[:, 2] = False, True
   return {
-      "logits": jnp.asarray(rng.normal(size=(rows, 5, 9)), jnp.float32),
-      "tokens": jnp.asarray(rng.integers(0, 9, (rows, 5))),
-      "mask": jnp.asarray(mask),
+      "logits": np.asarray(rng.normal(size=(rows, 5, 9)), np.float32),
+      "tokens": rng.integers(0, 9, (rows, 5), np.int32),
+      "mask": mask,
   }
 
 
@@ -101,29 +107,29 @@ def views(rng: np.random.Generator, rows: int) -> Batch:
   draw = lambda: rng.normal(size=(rows, 4))
   weak = np.where(np.arange(rows)[:, None] % 3 == 1, 0.05, 1.0) * (draw() + [5.0, 0, 0, 0])
   return {
-      "weak": jnp.asarray(weak, jnp.float32), "strong": jnp.asarray(draw(), jnp.float32),
-      "where": jnp.ones(rows, bool)}
+      "weak": np.asarray(weak, np.float32), "strong": np.asarray(draw(), np.float32),
+      "where": np.ones(rows, bool)}
 
 
 def states(rng: np.random.Generator, rows: int) -> Batch:
   where = rng.random((rows, 5)) < 0.7
   where[:, 2] = True
   return {
-      "hidden": jnp.asarray(rng.normal(size=(rows, 5, 6)), jnp.float32),
-      "labels": jnp.asarray(rng.integers(0, 9, (rows, 5))),
-      "where": jnp.asarray(where),
+      "hidden": np.asarray(rng.normal(size=(rows, 5, 6)), np.float32),
+      "labels": rng.integers(0, 9, (rows, 5), np.int32),
+      "where": where,
   }
 
 
 def labelled(rng: np.random.Generator, rows: int) -> Batch:
-  draw = lambda *shape: jnp.asarray(rng.normal(size=(rows, *shape)), jnp.float32)
+  draw = lambda *shape: np.asarray(rng.normal(size=(rows, *shape)), np.float32)
   return {
       "a": draw(6), "b": draw(6), "c": draw(6), "views": draw(2, 6), "layers_a": draw(3, 6), "layers_b": draw(3, 6),
       "logits": draw(4), "heads": draw(3, 4), "number": draw(), "other": draw(),
-      "labels": jnp.asarray(np.arange(rows) % 3), "same": jnp.asarray(np.arange(rows) % 3 != 1),
-      "soft": jnp.asarray(rng.dirichlet(np.ones(4), rows), jnp.float32),
-      "scores": jnp.asarray(np.arange(rows) % 3 / 2, jnp.float32),  # with ties
-      "where": jnp.ones(rows, bool),
+      "labels": np.arange(rows, dtype=np.int32) % 3, "same": np.arange(rows) % 3 != 1,
+      "soft": np.asarray(rng.dirichlet(np.ones(4), rows), np.float32),
+      "scores": np.asarray(np.arange(rows) % 3 / 2, np.float32),  # with ties
+      "where": np.ones(rows, bool),
   }
 
 
@@ -133,16 +139,18 @@ def lists(rng: np.random.Generator, rows: int) -> Batch:
   # Scores half a unit apart: a step of finite differences changes no rank.
   scores = np.stack([rng.permutation(6) for _ in range(rows)]) / 2 - 1.2
   return {
-      "scores": jnp.asarray(scores, jnp.float32),
-      "labels": jnp.asarray(np.stack([rng.permutation([3, 2, 0, 1, 1, 0]) for _ in range(rows)]), jnp.float32),
-      "teacher": jnp.asarray(rng.normal(size=(rows, 6)), jnp.float32), "where": jnp.asarray(where)}
+      "scores": np.asarray(scores, np.float32),
+      "labels": np.asarray(np.stack([rng.permutation([3, 2, 0, 1, 1, 0]) for _ in range(rows)]), np.float32),
+      "teacher": np.asarray(rng.normal(size=(rows, 6)), np.float32), "where": where}
 
 
 def token_vectors(rng: np.random.Generator, rows: int) -> Batch:
-  draw = lambda *shape: jnp.asarray(rng.normal(size=(rows, *shape, 4)), jnp.float32)
-  return {
-      "query": draw(2), "positive": draw(3), "negative": draw(2, 3), "ids": jnp.asarray(np.arange(rows) % 4),
-      "document_mask": jnp.asarray(rng.random((rows, 3)) < 0.7).at[:, 1].set(True), "where": jnp.ones(rows, bool)}
+  draw = lambda *shape: np.asarray(rng.normal(size=(rows, *shape, 4)), np.float32)
+  batch = {
+      "query": draw(2), "positive": draw(3), "negative": draw(2, 3), "ids": np.arange(rows, dtype=np.int32) % 4,
+      "document_mask": rng.random((rows, 3)) < 0.7, "where": np.ones(rows, bool)}
+  batch["document_mask"][:, 1] = True
+  return batch
 
 
 # Losses that functions of losses give, with the batch as the leading axis of all that they take.
@@ -179,7 +187,7 @@ def supervised_heads(
       jnp.moveaxis(jnp.asarray(logits), 1, 0), labels=labels, where=where)
 
 
-HEAD = jnp.asarray(np.random.default_rng(1).normal(size=(6, 9)), jnp.float32)
+HEAD = jax.device_put(np.random.default_rng(1).normal(size=(6, 9)).astype(np.float32))
 
 
 def _embedding_case(

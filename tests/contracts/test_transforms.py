@@ -42,25 +42,30 @@ def test_numbers(case):
 
 
 def check_numbers(case, blocks=PLAIN_BLOCKS):
-  """The start, the plain and the fast path, a few steps, and unrolled layers, by one program of each case."""
+  """The start, the plain and the fast path, a few steps, and unrolled layers, by one program of each case.
+
+  What trains is moved and compared in NumPy's arrays, without a program.
+  """
   params = small(case, blocks=blocks)
   frozen, start = case.transform.split(KEY, params)
+  host = jax.device_get(start)
   before = jax.tree.map(np.array, (params, frozen))
 
   on_plain_path = loss_and_gradients(case, lambda params, x: blocks.forward(materialize(params), x))
   on_fast_path = loss_and_gradients(case, blocks.forward)
-  passes = jax.jit(lambda *sides: (on_plain_path(*sides), on_fast_path(*sides)))
-  formed = lambda trainable: materialize(case.transform.join(frozen, trainable))
+  compiled = jax.jit(lambda *sides: (on_plain_path(*sides), on_fast_path(*sides)))
+  passes = lambda *sides: jax.device_get(compiled(*sides))
+  formed = lambda trainable: materialize(case.transform.join(frozen, jax.device_put(trainable)))
   check_start(case, formed(start), params)
-  plain, fast = passes(frozen, moved(start), X)
+  plain, fast = passes(frozen, moved(host), X)
   assert jax.tree.structure(plain[1]) == jax.tree.structure(start)
   assert all(np.any(g != 0) for g in jax.tree.leaves(plain[1])), "a gradient is zero"
   assert_trees_close(fast, plain)
-  last = check_steps(passes, frozen, start)
+  last = check_steps(passes, frozen, host)
   check_what_stays(case, params, start, formed(last))
   dropout = jax.tree.leaves(jax.eval_shape(lambda *sides: _dropout_keys(case.transform.join(*sides)), frozen, start))
   if not case.layout and (not case.variant or dropout):  # the filter of a layout names the pieces of its own
-    check_unrolled(case, params, frozen, start, formed(moved(start)))
+    check_unrolled(case, params, frozen, start, formed(moved(host)))
   assert_trees_equal((params, frozen), before)
 
 
@@ -80,10 +85,10 @@ def check_steps(passes, frozen, start):
   for _ in range(3):
     _, ((loss, _), grads) = passes(frozen, trainable, X)
     losses.append(float(loss))
-    trainable = jax.tree.map(lambda x, g: jnp.asarray(x - 0.001 * np.sign(g), x.dtype), trainable, grads)
+    trainable = jax.tree.map(lambda x, g: (x - 0.001 * np.sign(g)).astype(x.dtype), trainable, grads)
   assert losses[2] < losses[0], losses
   for (path, was), now in zip(array_paths(start), jax.tree.leaves(trainable), strict=True):
-    assert np.any(np.asarray(now) != np.asarray(was)), f"{path} never moves"
+    assert np.any(now != was), f"{path} never moves"
   return trainable
 
 
@@ -123,8 +128,8 @@ def test_bfloat16_weights_are_rounded_once(case):
   frozen, trainable = case.transform.split(KEY, small(case, jnp.bfloat16))
   draw = np.random.default_rng(0)
   # Each number by another step: by the same one, the reflections of HRA would still undo one another.
-  move = lambda x: x + jnp.asarray(0.02 * draw.standard_normal(x.shape), x.dtype)
-  trainable = jax.tree.map(move, trainable)
+  move = lambda x: np.asarray(x) + (0.02 * draw.standard_normal(x.shape)).astype(x.dtype)
+  trainable = jax.device_put(jax.tree.map(move, trainable))
   merged = materialize(case.transform.join(frozen, trainable))
   exact = materialize(case.transform.join(in_float32(frozen), in_float32(trainable)))
   for got, want in zip(jax.tree.leaves(merged), jax.tree.leaves(exact), strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.contracts.transforms import PLAIN_BLOCKS, Blocks, Case
@@ -66,5 +67,5 @@ def loss_and_gradients(case: Case, apply: Callable[..., jax.Array]) -> Callable[
 
 
 def moved(trainable: Any) -> Any:
-  """Off the start, where an update is often zero."""
-  return jax.tree.map(lambda x: x + jnp.asarray(0.02, x.dtype), trainable)
+  """Off the start, where an update is often zero; NumPy's arrays stay NumPy's."""
+  return jax.tree.map(lambda x: x + np.asarray(0.02, x.dtype), trainable)
