@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxft.losses import Mean, guided_info_nce, multiple_negatives_ranking
+from jaxft.losses import Mean, guided_info_nce, multiple_negatives_ranking, text_ids
 from jaxft.models import decoder, encoder
 from jaxft.models.remat import Policy
 from jaxft.training.gradient_cache import embed_cached
@@ -24,7 +24,8 @@ Rows = tuple[Float[Array, "batch dim"], Float[Array, "batch dim"], Float[Array, 
 
 def contrastive(
     embed: Callable[[Any, Batch, jax.Array], Rows], *, guide: Callable[[Batch], Rows] | None = None,
-    where: Callable[[Batch], Any] = lambda batch: None, **options: Any,
+    where: Callable[[Batch], Any] = lambda batch: None, copies: Callable[[Batch], dict[str, Any]] = lambda batch: {},
+    **options: Any,
 ) -> Objective:
   """InfoNCE among the rows of a batch, or GISTEmbed's guided loss.
 
@@ -35,15 +36,15 @@ def contrastive(
     guide: `batch -> ` the guide's embeddings of the same three. With a guide the loss is `guided_info_nce`, without one
       `multiple_negatives_ranking`.
     where: `batch -> ` False for rows that do not count.
+    copies: `batch -> {"query_ids", "positive_ids", "negative_ids"}` or some of them: by these the loss tells copies of
+      a row's texts, which are no negatives of it.
     options: of the loss.
   """
 
   def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
-    rows = embed(params, batch, key)
-    if guide is None:
-      losses = multiple_negatives_ranking(*rows, where=where(batch), **options)
-    else:
-      losses = guided_info_nce(*rows, *guide(batch), where=where(batch), **options)
+    rows, read = embed(params, batch, key), {"where": where(batch), **copies(batch), **options}
+    losses = multiple_negatives_ranking(*rows, **read) if guide is None else (
+        guided_info_nce(*rows, *guide(batch), **read))
     return Mean.of(*losses), {}
 
   return objective
@@ -56,12 +57,12 @@ def text_pairs(
   """Pairs or triples of texts through the encoder, then `contrastive`.
 
   A batch holds `anchor`, `positive` and perhaps `negative`, each with `ids` and `mask` `[B, T]` and, where guided,
-  `guide`, the guide's vector `[B, dim]`; `where` `[B]`, if present, is False at rows that fill up a batch.
+  `guide`, the guide's vector `[B, dim]`; `where` `[B]`, if present, is False at rows that fill up a batch. Data sets
+  repeat themselves: a copy of a row's texts elsewhere in the batch is no negative of it, and its partner is none.
 
   Args:
     config: of the encoder.
-    guided: GISTEmbed's loss. A copy of the positive elsewhere in the batch is then dropped too, since data sets repeat
-      themselves.
+    guided: GISTEmbed's loss; what the guide cannot tell from the positive is dropped too.
     chunks: the number of micro-batches in which texts are embedded; all of them are compared with all (GradCache).
     mesh: where the micro-batches lie.
     dtype, remat: see `encoder.embed`.
@@ -79,17 +80,23 @@ def text_pairs(
       return _rows(vectors(params, texts, key))
     return _rows(embed_cached(vectors, params, texts, key, chunks=chunks, mesh=mesh))
 
+  def copies(batch: Batch) -> dict[str, Any]:
+    ids = {name: text_ids(batch[name]["ids"], batch[name]["mask"]) for name in TEXTS if name in batch}
+    query, positive, negative = _rows(ids)
+    return {"query_ids": query, "positive_ids": positive, "negative_ids": negative}
+
   given = {name: value for name, value in options.items() if value is not None}
+  given |= {"where": lambda batch: batch.get("where"), "copies": copies}
   if not guided:
-    return contrastive(embed, where=lambda batch: batch.get("where"), **given)
+    return contrastive(embed, **given)
   guide = lambda batch: _rows({name: batch[name]["guide"] for name in TEXTS if name in batch})
-  return contrastive(embed, guide=guide, where=lambda batch: batch.get("where"), inclusive=True, **given)
+  return contrastive(embed, guide=guide, inclusive=True, **given)
 
 
-def _rows(vectors: dict[str, Any]) -> Rows:
-  """Anchor, positive and, as `[B, 1, dim]` as the losses take several of them, the negative or None."""
-  negative = vectors.get("negative")
-  return vectors["anchor"], vectors["positive"], None if negative is None else negative[:, None]
+def _rows(texts: dict[str, Any]) -> tuple[Any, Any, Any]:
+  """Anchor, positive and, as `[B, 1, ...]` as the losses take several of them, the negative or None."""
+  negative = texts.get("negative")
+  return texts["anchor"], texts["positive"], None if negative is None else negative[:, None]
 
 
 def language(config: decoder.DecoderConfig, *, dtype: Any = jnp.float32, remat: Policy = "dots") -> Objective:
