@@ -28,6 +28,9 @@ class Family(NamedTuple):
     kind: what it is used for.
     config: the class of its configs.
     init: `(key, config) -> params`.
+    embed: `(params, config, *inputs, **options) -> [batch, dim]`, the inputs `ids` and `mask`, or standardized images;
+      None: it gives no vectors.
+    matrices: a glob of what methods that adapt matrices take where nothing is chosen.
     tensors: `config -> ` its tensors under the names of Hugging Face checkpoints.
     prefixes: what may stand before all of these names.
     tied: `config -> ` the name of a tensor that files may hold and that must equal the token embedding; None: no such.
@@ -41,6 +44,8 @@ class Family(NamedTuple):
   kind: Literal["encoder", "decoder", "vision"]
   config: type
   init: Callable[..., dict[str, Any]]
+  embed: Callable[..., Any] | None
+  matrices: str
   tensors: Callable[[Any], Tensors]
   prefixes: tuple[str, ...]
   tied: Callable[[Any], str | None]
@@ -83,6 +88,8 @@ BERT = Family(
     kind="encoder",
     config=EncoderConfig,
     init=encoder.init,
+    embed=encoder.embed,
+    matrices="layers/**/kernel",
     tensors=lambda c: bert_tensors(
         vocab=c.vocab_size, dim=c.dim, mlp=c.mlp_dim, positions=c.max_length, types=c.type_vocab_size,
         num_layers=c.num_layers),
@@ -100,6 +107,8 @@ LLAMA = Family(
     kind="decoder",
     config=DecoderConfig,
     init=decoder.init,
+    embed=None,
+    matrices="layers/**/kernel",
     tensors=lambda c: llama_tensors(
         vocab=c.vocab_size, dim=c.dim, mlp=c.mlp_dim, query=c.num_heads * c.head_dim, key=c.num_kv_heads * c.head_dim,
         num_layers=c.num_layers, tie_embeddings=c.tie_embeddings),
@@ -116,6 +125,8 @@ VIT = Family(
     kind="vision",
     config=VisionConfig,
     init=vision.init,
+    embed=vision.embed,
+    matrices="layers/**/kernel",
     tensors=lambda c: vision_tensors(
         dim=c.dim, mlp=c.mlp_dim, positions=c.num_positions, channels=c.channels, patch=c.patch_size,
         num_layers=c.num_layers, clip=c.embed_norm),
@@ -138,6 +149,8 @@ EFFICIENTNET = Family(
     kind="vision",
     config=EfficientNetConfig,
     init=efficientnet.init,
+    embed=efficientnet.embed,
+    matrices="blocks/*/{expand,project}/kernel",
     tensors=efficientnet_tensors,
     prefixes=(),
     tied=lambda c: None,

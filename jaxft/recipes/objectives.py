@@ -1,5 +1,6 @@
 """What a run minimizes: objectives `(params, batch, key) -> (Mean, metrics)`, made from a model and a loss."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,8 +10,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxft.losses import Mean, guided_info_nce, multiple_negatives_ranking, text_ids
+from jaxft.formats.families import family_of
+from jaxft.formats.huggingface_config import Config
+from jaxft.losses import (
+  Mean,
+  cosine_similarity,
+  cross_entropy,
+  guided_info_nce,
+  multiple_negatives_ranking,
+  squared_error,
+  supervised_contrastive,
+  text_ids,
+)
 from jaxft.models import decoder, encoder
+from jaxft.models.linear import linear
+from jaxft.models.pixels import standardize
 from jaxft.models.remat import Policy
 from jaxft.training.gradient_cache import embed_cached
 from jaxft.training.recipe import Objective
@@ -97,6 +111,76 @@ def _rows(texts: dict[str, Any]) -> tuple[Any, Any, Any]:
   """Anchor, positive and, as `[B, 1, ...]` as the losses take several of them, the negative or None."""
   negative = texts.get("negative")
   return texts["anchor"], texts["positive"], None if negative is None else negative[:, None]
+
+
+def features(config: Config, *, dtype: Any = jnp.float32, remat: Policy = "dots") -> Callable[[Any, Batch], Array]:
+  """`(params, batch) -> [B, dim]`: a model's vectors, not scaled, of a batch with `ids` and `mask`, or with `images`.
+
+  Raises:
+    ValueError: the model gives no vectors.
+  """
+  embed = family_of(config).embed
+  if embed is None:
+    raise ValueError(f"model must be one that gives vectors of texts or images; got a {family_of(config).kind}")
+  plain: Any = dataclasses.replace(config, normalize=False)  # pyright: ignore[reportCallIssue]: decoders are refused
+
+  def run(params: Any, batch: Batch) -> Array:
+    if "images" in batch:
+      inputs = (standardize(batch["images"], mean=plain.mean, std=plain.std),)
+    else:
+      inputs = (batch["ids"], batch["mask"])
+    return embed(params, plain, *inputs, dtype=dtype, remat=remat)
+
+  return run
+
+
+def prediction(config: Config, *, classes: bool, dtype: Any = jnp.float32, remat: Policy = "dots") -> Objective:
+  """A classifier by cross-entropy or a regressor by squared error: `output/{kernel,bias}` over the model's vectors.
+
+  A batch holds what `features` takes and `target` `[B]`, labels or numbers; `where` `[B]`, if present, is False at rows
+  that fill up a batch.
+  """
+  vectors = features(config, dtype=dtype, remat=remat)
+
+  def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
+    del key
+    scores = linear(vectors(params, batch).astype(jnp.float32), params["output"])
+    if classes:
+      losses = cross_entropy(scores, batch["target"], where=batch.get("where"))
+    else:
+      losses = squared_error(scores[:, 0], batch["target"], where=batch.get("where"))
+    return Mean.of(*losses), {}
+
+  return objective
+
+
+def same_label(
+    config: Config, *, chunks: int = 1, mesh: Mesh | None = None, dtype: Any = jnp.float32, remat: Policy = "dots",
+    **options: Any,
+) -> Objective:
+  """SupCon: examples of one label are each other's positives among all of the batch, which is as of `prediction`.
+
+  Args:
+    config: of the model.
+    chunks, mesh: see `text_pairs`.
+    dtype, remat: see `features`.
+    options: of `supervised_contrastive`; those that are None take its own defaults.
+  """
+  run = features(config, dtype=dtype, remat=remat)
+  vectors = lambda params, batch, key: run(params, batch)
+  given = {name: value for name, value in options.items() if value is not None}
+
+  def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
+    inputs = {name: batch[name] for name in ("images", "ids", "mask") if name in batch}
+    x = vectors(params, inputs, key) if chunks == 1 else (
+        embed_cached(vectors, params, inputs, key, chunks=chunks, mesh=mesh))
+    label, own = batch["target"], jnp.eye(len(x), dtype=bool)
+    drop = own if batch.get("where") is None else own | ~batch["where"]
+    losses = supervised_contrastive(
+        cosine_similarity(x, x), label[:, None] == label, drop=drop, where=batch.get("where"), **given)
+    return Mean.of(*losses), {}
+
+  return objective
 
 
 def language(config: decoder.DecoderConfig, *, dtype: Any = jnp.float32, remat: Policy = "dots") -> Objective:
