@@ -56,7 +56,7 @@ def plan_of(options: PlanOptions) -> Any:
   config = config_of(run.model)
   recipe = recipe_of(run, config, run.optimization.steps or 1000, mesh)
   guide_dim = config_of(run.loss.guide).dim if run.loss.guide else config.dim
-  return plan(recipe, _params(config), batch_shape(run, config, guide_dim), compile=options.compile)
+  return plan(recipe, _params(run, config), batch_shape(run, config, guide_dim), compile=options.compile)
 
 
 def config_of(name: str) -> Any:
@@ -79,27 +79,40 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
   import jax.numpy as jnp
 
   from jaxft.formats.families import family_of
-  from jaxft.recipes.run import loss_name
+  from jaxft.recipes.run import TARGETS, loss_name
 
   rows, length = run.optimization.batch_size, run.examples.max_length
   kind = family_of(config).kind
+  loss = loss_name(run.loss.loss, kind)
+  target = {"target": jax.ShapeDtypeStruct((rows,), jnp.float32 if loss == "mse" else jnp.int32)}
+  if kind == "vision":
+    shape = (rows, config.image_size, config.image_size, config.channels)
+    return {"images": jax.ShapeDtypeStruct(shape, jnp.uint8), **target}
   if kind == "encoder":
     length = min(length, config.max_length)
   ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
   if kind == "decoder":
     return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})
   text = {"ids": ids, "mask": ids}
-  if loss_name(run.loss.loss, "encoder") == "gist":
+  if loss in TARGETS:
+    return {**text, **target}
+  if loss == "gist":
     text["guide"] = jax.ShapeDtypeStruct((rows, guide_dim), jnp.float32)
   return {"anchor": text, "positive": text}
 
 
-def _params(config: Any) -> Any:
+def _params(run: Finetune, config: Any) -> Any:
+  """The params in shapes; the output layer of a classifier as of two labels, since no data are read."""
   import jax
 
   from jaxft.formats.families import family_of
+  from jaxft.recipes.output import init_output
+  from jaxft.recipes.run import WITH_OUTPUT, loss_name
 
-  return jax.eval_shape(lambda: family_of(config).init(jax.random.key(0), config))
+  family = family_of(config)
+  loss = loss_name(run.loss.loss, family.kind)
+  output = {"output": init_output(config.dim, 1 if loss == "mse" else 2)} if loss in WITH_OUTPUT else {}
+  return jax.eval_shape(lambda: {**family.init(jax.random.key(0), config), **output})
 
 
 def _mesh(compute: Compute, topology: str | None) -> Any:

@@ -15,6 +15,7 @@ from jaxft.data.builders.emoji import EmojiImages
 from jaxft.data.builders.emoji_names import EmojiNames
 from jaxft.data.builders.fashion_mnist import FashionMnist
 from jaxft.data.builders.humaneval import HumanEval
+from jaxft.data.builders.image_folder import holds_pictures, image_folder_builder
 from jaxft.data.builders.jsonl import jsonl_builder
 from jaxft.data.builders.reasoning import reasoning_builder
 from jaxft.data.builders.sentiment import Sentiment
@@ -70,7 +71,7 @@ def source(name: str | os.PathLike, split: str, *, data_dir: str | os.PathLike |
   Args:
     name: one of `names()` (`digits`, `docstrings`, `sentiment/news`, ...); `reasoning_gym/<task>`; `tfds:<name>` for
       any TFDS data set, as `tfds:mnist` or `tfds:glue/sst2`; the path of a `.jsonl` file; the path of a folder that
-      TFDS prepared.
+      TFDS prepared, or of one with a folder of pictures for each class.
     split: a split's name or TFDS's arithmetic on them, as `train[:90%]`. A JSONL file is all `train`.
     data_dir: the folder of prepared data sets; None takes `datasets` in jaxft's cache folder.
 
@@ -115,9 +116,12 @@ def builder(name: str | os.PathLike, *, data_dir: str | os.PathLike | None = Non
   if path.suffix == ".jsonl":
     return jsonl_builder(path, data_dir=data_dir)
   if path.is_dir():
-    if not (path / "dataset_info.json").exists():
-      raise ValueError(f"name must be the folder that TFDS prepared, with its dataset_info.json; {path} has none")
-    return tfds.builder_from_directory(path)
+    if (path / "dataset_info.json").exists():
+      return tfds.builder_from_directory(path)
+    if holds_pictures(path):
+      return image_folder_builder(path, data_dir=data_dir)
+    raise ValueError("name must be the folder that TFDS prepared, with its dataset_info.json, or one that holds a "
+                     f"folder of pictures for each class; {path} has neither")
   known = [*names(), "reasoning_gym/<task>", "tfds:<name>"]
   what = "nor a file or folder here" if "/" in text or "." in text else "nor a folder here"
   raise ValueError(f"name must be a data set, a .jsonl file or a prepared folder; {text!r} is no data set {what}; "

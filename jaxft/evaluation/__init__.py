@@ -26,8 +26,8 @@ from jaxft.evaluation.perplexity import bits_per_byte, perplexity, rolling_windo
 from jaxft.evaluation.probe import few_shot_accuracy, fit_logistic, fit_ridge, ridge_probe
 from jaxft.evaluation.retrieval import judged_relevance, ranking_metrics, retrieval_metrics, streaming_top_k
 from jaxft.evaluation.scoring import encode_pair, score_choices
-from jaxft.evaluation.separability import Separability, class_separability, knn_accuracy
 from jaxft.evaluation.self_retrieval import bag_retrieval, random_distractor_recall
+from jaxft.evaluation.separability import Separability, class_separability, knn_accuracy
 from jaxft.evaluation.stages import backward_transfer, forward_transfer, overall_performance
 from jaxft.evaluation.text import bleu, caption_faithfulness, exact_match, rouge, token_f1
 from jaxft.evaluation.uncertainty import (

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 from tokenizers import Tokenizer
 
 from jaxft.formats.efficientnet_files import efficientnet_tensors
-from jaxft.formats.huggingface_config import Config, bert_json, llama_json
-from jaxft.formats.names import HEAD, Tensors, bert_tensors, llama_tensors, vision_tensors
+from jaxft.formats.huggingface_config import Config, bert_json, llama_json, mpnet_json
+from jaxft.formats.names import HEAD, Tensors, bert_tensors, llama_tensors, mpnet_tensors, vision_tensors
 from jaxft.formats.vision_config import efficientnet_json, vision_json
 from jaxft.models import decoder, efficientnet, encoder, vision
 from jaxft.models.decoder import DecoderConfig
@@ -28,6 +28,9 @@ class Family(NamedTuple):
     kind: what it is used for.
     config: the class of its configs.
     init: `(key, config) -> params`.
+    embed: `(params, config, *inputs, **options) -> [batch, dim]`, the inputs `ids` and `mask`, or standardized images;
+      None: it gives no vectors.
+    matrices: a glob of what methods that adapt matrices take where nothing is chosen.
     tensors: `config -> ` its tensors under the names of Hugging Face checkpoints.
     prefixes: what may stand before all of these names.
     tied: `config -> ` the name of a tensor that files may hold and that must equal the token embedding; None: no such.
@@ -41,6 +44,8 @@ class Family(NamedTuple):
   kind: Literal["encoder", "decoder", "vision"]
   config: type
   init: Callable[..., dict[str, Any]]
+  embed: Callable[..., Any] | None
+  matrices: str
   tensors: Callable[[Any], Tensors]
   prefixes: tuple[str, ...]
   tied: Callable[[Any], str | None]
@@ -51,9 +56,28 @@ class Family(NamedTuple):
   shrink: Callable[[Any, int, int, int], Any]
 
 
-def _bert_special_tokens(config: EncoderConfig, tokenizer: Tokenizer) -> dict[str, str]:
-  del config
+def _encoder_tensors(config: EncoderConfig) -> Tensors:
+  c = config
+  sizes = {"vocab": c.vocab_size, "dim": c.dim, "mlp": c.mlp_dim, "positions": c.max_length + c.position_offset}
+  if c.relative_buckets:
+    return mpnet_tensors(**sizes, buckets=c.relative_buckets, heads=c.num_heads, num_layers=c.num_layers)
+  return bert_tensors(**sizes, types=c.type_vocab_size, num_layers=c.num_layers)
+
+
+def _encoder_json(config: EncoderConfig) -> dict[str, Any]:
+  """ValueError where neither BERT nor MPNet computes what the config says."""
+  mpnet = config.relative_buckets == 32
+  if config.relative_buckets not in (0, 32) or mpnet != (config.position_offset > 0) or (
+      mpnet == (config.type_vocab_size > 0)):
+    raise ValueError("config must be that of a BERT, with token types, or of an MPNet, with 32 relative_buckets and a "
+                     f"position_offset, to be saved; got {config}")
+  return mpnet_json(config) if mpnet else bert_json(config)
+
+
+def _encoder_special_tokens(config: EncoderConfig, tokenizer: Tokenizer) -> dict[str, str]:
   roles = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+  if config.relative_buckets:
+    roles = {"bos": "<s>", "eos": "</s>", "unk": "[UNK]", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
   return {f"{role}_token": token for role, token in roles.items() if tokenizer.token_to_id(token) is not None}
 
 
@@ -79,17 +103,17 @@ def _shrunk_efficientnet(config: EfficientNetConfig, layers: int, heads: int, di
   return dataclasses.replace(config, blocks=blocks, stem=8, dim=dim, image_size=64)
 
 
-BERT = Family(
+ENCODER = Family(
     kind="encoder",
     config=EncoderConfig,
     init=encoder.init,
-    tensors=lambda c: bert_tensors(
-        vocab=c.vocab_size, dim=c.dim, mlp=c.mlp_dim, positions=c.max_length, types=c.type_vocab_size,
-        num_layers=c.num_layers),
-    prefixes=("bert.",),
+    embed=encoder.embed,
+    matrices="layers/**/kernel",
+    tensors=_encoder_tensors,
+    prefixes=("bert.", "mpnet."),
     tied=lambda c: None,
-    config_json=bert_json,
-    special_tokens=_bert_special_tokens,
+    config_json=_encoder_json,
+    special_tokens=_encoder_special_tokens,
     key_sizes=lambda c: (c.num_heads, c.dim // c.num_heads),
     peft_task="FEATURE_EXTRACTION",
     shrink=lambda c, layers, heads, dim: dataclasses.replace(
@@ -100,6 +124,8 @@ LLAMA = Family(
     kind="decoder",
     config=DecoderConfig,
     init=decoder.init,
+    embed=None,
+    matrices="layers/**/kernel",
     tensors=lambda c: llama_tensors(
         vocab=c.vocab_size, dim=c.dim, mlp=c.mlp_dim, query=c.num_heads * c.head_dim, key=c.num_kv_heads * c.head_dim,
         num_layers=c.num_layers, tie_embeddings=c.tie_embeddings),
@@ -116,6 +142,8 @@ VIT = Family(
     kind="vision",
     config=VisionConfig,
     init=vision.init,
+    embed=vision.embed,
+    matrices="layers/**/kernel",
     tensors=lambda c: vision_tensors(
         dim=c.dim, mlp=c.mlp_dim, positions=c.num_positions, channels=c.channels, patch=c.patch_size,
         num_layers=c.num_layers, clip=c.embed_norm),
@@ -138,6 +166,8 @@ EFFICIENTNET = Family(
     kind="vision",
     config=EfficientNetConfig,
     init=efficientnet.init,
+    embed=efficientnet.embed,
+    matrices="blocks/*/{expand,project}/kernel",
     tensors=efficientnet_tensors,
     prefixes=(),
     tied=lambda c: None,
@@ -148,7 +178,7 @@ EFFICIENTNET = Family(
     shrink=_shrunk_efficientnet,
 )
 
-FAMILIES = (BERT, LLAMA, VIT, EFFICIENTNET)
+FAMILIES = (ENCODER, LLAMA, VIT, EFFICIENTNET)
 
 
 def family_of(config: Config) -> Family:

@@ -29,6 +29,11 @@ _BERT_CHECKED = {
   "hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": _NO, "add_cross_attention": _NO,
   "is_encoder_decoder": _NO,
 }
+# transformers takes 32 buckets whatever the config says.
+_MPNET_CHECKED = {
+  "hidden_act": ("gelu",), "relative_attention_num_buckets": (32,), "is_decoder": _NO, "add_cross_attention": _NO,
+  "is_encoder_decoder": _NO,
+}
 _LLAMA_CHECKED = {
   "hidden_act": ("silu",), "attention_bias": _NO, "mlp_bias": _NO, "is_encoder_decoder": _NO, "rope_interleaved": _NO,
 }
@@ -51,16 +56,16 @@ def from_huggingface(
   Raises:
     ValueError: a key is missing or of the wrong kind, or asks for what the models do not compute; all are named.
   """
-  readers = {"bert": _bert, "llama": _llama, "mistral": _llama}
+  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama}
   kind = config.get("model_type")
   if kind not in readers:
     raise ValueError(f"model_type {kind!r} is not supported; {nearest(str(kind), sorted(readers))}")
   read = Reader(config)
   out = readers[kind](read)
   read.finish()
-  if kind == "bert":
-    out |= {"pooling": pooling, "normalize": normalize}
-  return EncoderConfig(**out) if kind == "bert" else DecoderConfig(**out)
+  if kind in ("bert", "mpnet"):
+    return EncoderConfig(**out, pooling=pooling, normalize=normalize)
+  return DecoderConfig(**out)
 
 
 class Reader:
@@ -142,6 +147,21 @@ def _bert(read: Reader) -> dict[str, Any]:
   }
 
 
+def _mpnet(read: Reader) -> dict[str, Any]:
+  read.check(_MPNET_CHECKED)
+  read.seen.add("tie_word_embeddings")
+  sizes = _sizes(read)
+  pad = read.special_tokens(sizes["vocab_size"])["pad_id"]
+  offset = 2 if pad is None else pad + 1  # the row of the padding token's id stays unread, and those before it
+  positions = read("max_position_embeddings", int, 512)
+  if positions <= offset:
+    read.problems.append(f"max_position_embeddings must be above {offset}; got {positions}")
+  return {
+    **sizes, "max_length": positions - offset, "position_offset": offset, "type_vocab_size": 0,
+    "relative_buckets": 32, "norm_eps": read("layer_norm_eps", float, 1e-12),
+  }
+
+
 def _llama(read: Reader) -> dict[str, Any]:
   read.check(_LLAMA_CHECKED)
   mistral = read.config.get("model_type") == "mistral"
@@ -185,6 +205,15 @@ def bert_json(config: EncoderConfig) -> dict[str, Any]:
   return {
     "architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute",
     "type_vocab_size": config.type_vocab_size, "layer_norm_eps": config.norm_eps,
+  }
+
+
+def mpnet_json(config: EncoderConfig) -> dict[str, Any]:
+  """The same of an MPNet, whose position table has rows that no token reads."""
+  return {
+    "architectures": ["MPNetModel"], "model_type": "mpnet", "hidden_act": "gelu", "layer_norm_eps": config.norm_eps,
+    "relative_attention_num_buckets": config.relative_buckets, "pad_token_id": config.position_offset - 1,
+    "bos_token_id": 0, "eos_token_id": 2, "max_position_embeddings": config.max_length + config.position_offset,
   }
 
 

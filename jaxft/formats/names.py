@@ -60,6 +60,17 @@ ENCODER = (
   *_layer_norm(f"{_OURS}/mlp_norm", f"{_BERT}.output.LayerNorm"),
 )
 
+MPNET = (
+  *(rule for rule in ENCODER if not rule.layered and "types" not in rule.path),
+  Rule("relative/embedding", "encoder.relative_attention_bias.weight", ("buckets", "heads")),
+  *_linear(f"{_OURS}/attention/query", f"{_BERT}.attention.attn.q", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/key", f"{_BERT}.attention.attn.k", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/value", f"{_BERT}.attention.attn.v", "dim", "dim", bias=True),
+  *_linear(f"{_OURS}/attention/out", f"{_BERT}.attention.attn.o", "dim", "dim", bias=True),
+  *_layer_norm(f"{_OURS}/attention_norm", f"{_BERT}.attention.LayerNorm"),
+  *(rule for rule in ENCODER if "/mlp" in rule.path),
+)
+
 _LLAMA = "model.layers.{layer}"
 
 DECODER = (
@@ -181,6 +192,14 @@ def bert_tensors(*, vocab: int, dim: int, mlp: int, positions: int, types: int, 
   """The tensors of a BERT of these sizes."""
   return Tensors(
       ENCODER, {"vocab": vocab, "dim": dim, "mlp": mlp, "positions": positions, "types": types}, num_layers)
+
+
+def mpnet_tensors(
+    *, vocab: int, dim: int, mlp: int, positions: int, buckets: int, heads: int, num_layers: int
+) -> Tensors:
+  """The tensors of an MPNet of these sizes."""
+  sizes = {"vocab": vocab, "dim": dim, "mlp": mlp, "positions": positions, "buckets": buckets, "heads": heads}
+  return Tensors(MPNET, sizes, num_layers)
 
 
 def llama_tensors(

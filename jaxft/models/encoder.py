@@ -1,6 +1,7 @@
-"""BERT: a bidirectional text encoder with post-layer norms, as plain functions over a nested dict of params.
+"""BERT and MPNet: bidirectional text encoders with post-layer norms, as plain functions over a nested dict of params.
 
-    embed/{tokens,positions,types}/embedding, embed/norm/{scale,bias}
+    embed/{tokens,positions,types}/embedding, embed/norm/{scale,bias}    types where the config has some
+    relative/embedding                             [buckets, heads], of all layers, where the config has some
     layers/attention/{query,key,value,out}/{kernel,bias}   kernel [L, in, out]; also unrolled or cut, see `stack`
     layers/attention_norm/{scale,bias}
     layers/mlp/{up,down}/{kernel,bias}
@@ -11,14 +12,15 @@ Any leaf may be a structured one: kernels are contracted, embeddings looked up, 
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from jaxft.leaves import lookup
-from jaxft.models.attention import attend, packed_positions, same_segment
+from jaxft.leaves import lookup, materialize
+from jaxft.models.attention import attend, packed_positions, relative_buckets, same_segment
 from jaxft.models.bounds import check_range, rows
 from jaxft.models.linear import linear
 from jaxft.models.norms import layer_norm, unit_length
@@ -37,7 +39,9 @@ class EncoderConfig:
   Attributes:
     vocab_size, dim, num_layers, num_heads, mlp_dim: sizes.
     max_length: rows of the position table: the longest text, in tokens.
-    type_vocab_size: rows of the token-type table.
+    position_offset: rows of that table before these, which no token reads: MPNet has two.
+    type_vocab_size: rows of the token-type table; 0: there is none.
+    relative_buckets: of MPNet's bias of the scores by the distance of two tokens; 0: there is none.
     norm_eps: of every layer norm.
     pooling: "mean" over the real tokens, or "cls", the first position.
     normalize: scale embeddings to unit length.
@@ -49,7 +53,9 @@ class EncoderConfig:
   num_heads: int
   mlp_dim: int
   max_length: int = 512
+  position_offset: int = 0
   type_vocab_size: int = 2
+  relative_buckets: int = 0
   norm_eps: float = 1e-12
   pooling: str = "mean"
   normalize: bool = True
@@ -57,22 +63,23 @@ class EncoderConfig:
   def __post_init__(self):
     if self.dim % self.num_heads:
       raise ValueError(f"dim must be a multiple of num_heads; got {self.dim} and {self.num_heads}")
+    if self.relative_buckets % 4:
+      raise ValueError(f"relative_buckets must be a multiple of 4; got {self.relative_buckets}")
     if self.pooling not in ("mean", "cls"):
       raise ValueError(f"pooling must be 'mean' or 'cls'; got {self.pooling!r}")
 
 
 def init(key: Key[Array, ""], config: EncoderConfig, *, stddev: float = 0.02) -> dict[str, Any]:
   """Random params, stacked, float32: matrices normal with BERT's standard deviation, biases 0, scales 1."""
-  c, keys = config, iter(jax.random.split(key, 9))
+  c, keys = config, iter(jax.random.split(key, 9 + bool(config.relative_buckets)))
   normal = lambda *shape: stddev * jax.random.normal(next(keys), shape)
   table = lambda rows: {"embedding": normal(rows, c.dim)}
   dense = lambda m, n: {"kernel": normal(c.num_layers, m, n), "bias": jnp.zeros((c.num_layers, n))}
   norm = lambda *lead: {"scale": jnp.ones((*lead, c.dim)), "bias": jnp.zeros((*lead, c.dim))}
-  return {
-      "embed": {
-          "tokens": table(c.vocab_size), "positions": table(c.max_length), "types": table(c.type_vocab_size),
-          "norm": norm(),
-      },
+  embed = {"tokens": table(c.vocab_size), "positions": table(c.max_length + c.position_offset)}
+  embed |= {"types": table(c.type_vocab_size)} if c.type_vocab_size else {}
+  params = {
+      "embed": {**embed, "norm": norm()},
       "layers": {
           "attention": {name: dense(c.dim, c.dim) for name in ("query", "key", "value", "out")},
           "attention_norm": norm(c.num_layers),
@@ -80,6 +87,8 @@ def init(key: Key[Array, ""], config: EncoderConfig, *, stddev: float = 0.02) ->
           "mlp_norm": norm(c.num_layers),
       },
   }
+  return params | (
+      {"relative": {"embedding": normal(c.relative_buckets, c.num_heads)}} if c.relative_buckets else {})
 
 
 def hidden_states(
@@ -104,7 +113,7 @@ def hidden_states(
     ids: token ids; the states of a row with a real one outside [0, vocab_size) are NaN.
     mask: nonzero at real tokens; None where all are. States at other positions are finite and mean nothing, whatever
       their ids.
-    types: token types, 0 where None; out of range they give NaN, as ids do.
+    types: token types, 0 where None; out of range they give NaN, as ids do. None where the config has none.
     segment_ids: of rows that hold several texts, 0 at padding: a position sees only its own text, and positions count
       from its start, so that a row may be longer than `max_length` but no text in it. A mask is not needed beside it.
     dtype: of the activations; norms and softmax are float32 whatever it is.
@@ -120,7 +129,8 @@ def hidden_states(
     ValueError: more positions than `config.max_length` in a row or, where segment_ids are not traced, in a segment (NaN
       where they are); an edit that prepends positions to packed rows, or names that are not sites.
 
-  Source: Devlin et al. 2018 (arXiv 1810.04805), with the exact GELU.
+  Source: Devlin et al. 2018 (arXiv 1810.04805), with the exact GELU; with `relative_buckets`, Song et al. 2020, MPNet
+  (arXiv 2004.09297).
   """
   edits = check_sites(edits, record, SITES, config.num_layers)
   tap = Tap(edits, record)
@@ -129,6 +139,11 @@ def hidden_states(
   if segment_ids is not None:
     same = same_segment(segment_ids)
     visible = same if visible is None else same & visible
+
+  if config.relative_buckets:
+    table = materialize(params["relative"]["embedding"]).astype(jnp.float32)
+    bias = table[relative_buckets(x.shape[1], config.relative_buckets)].transpose(2, 0, 1)
+    attention = partial(attention, bias=bias)
 
   def layer(params, x, index, tap):
     del index
@@ -155,20 +170,23 @@ def _embed(params, config, ids, mask, types, segment_ids, dtype, tap):
   if added and mask is not None:
     mask = jnp.pad(mask, ((0, 0), (added, 0)), constant_values=1)
     real = mask.astype(bool)
-  types = jnp.zeros_like(ids[:1]) if types is None else types
-  types = jnp.pad(types, ((0, 0), (added, 0)))
   x = x + _positions(params["positions"]["embedding"], config, length, real, segment_ids).astype(dtype)
-  x = x + rows(params["types"]["embedding"], types, None if types.shape[0] < x.shape[0] else real).astype(dtype)
+  if config.type_vocab_size:
+    types = jnp.zeros_like(ids[:1]) if types is None else types
+    types = jnp.pad(types, ((0, 0), (added, 0)))
+    x = x + rows(params["types"]["embedding"], types, None if types.shape[0] < x.shape[0] else real).astype(dtype)
+  elif types is not None:
+    raise ValueError("types must be None: the config's type_vocab_size is 0")
   return tap("embed/out", layer_norm(x, params["norm"], eps=config.norm_eps)), mask
 
 
 def _positions(table, config, length, real, segment_ids):
   if segment_ids is None:
-    return lookup(table, jnp.arange(length))
+    return lookup(table, config.position_offset + jnp.arange(length))
   positions = packed_positions(segment_ids)
   if length > config.max_length:
     check_range("positions within segment_ids", positions, real, config.max_length, "max_length being the table's rows")
-  return rows(table, positions, real)
+  return rows(table, config.position_offset + positions, real)
 
 
 def _attention(params, config, x, visible, attention, tap: Tap):

@@ -1,7 +1,7 @@
 """From a data set's records to the batches of a run: which records, tokenized how, in which order."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
@@ -17,9 +17,14 @@ from jaxft.data import (
   tokenize_chats,
   tokenize_completions,
   tokenize_pairs,
+  tokenize_texts,
 )
+from jaxft.data.images import read_image
 from jaxft.evaluation.embed import embed_texts
 from jaxft.formats.pretrained import Pretrained
+from jaxft.models.efficientnet import EfficientNetConfig
+from jaxft.models.vision import VisionConfig
+from jaxft.recipes.labels import Target
 from jaxft.recipes.options import Examples, Optimization
 from jaxft.recipes.tasks import Embed, column
 from jaxft.together import is_first
@@ -35,6 +40,11 @@ class Subset(Sequence):
 
   def __init__(self, records: Records, indices: Iterable[int]):
     self._records, self._indices = records, [int(i) for i in indices]
+
+  @property
+  def features(self) -> Any:
+    """What TFDS says of the fields; empty where the records are not its own."""
+    return getattr(self._records, "features", {})
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -102,8 +112,8 @@ def keys_of(records: Records) -> tuple[str, ...]:
   """
   first = records[0]
   if "anchor" not in first or "positive" not in first:
-    raise ValueError("an encoder learns from pairs (fields anchor, positive and perhaps negative); got the fields "
-                     + ", ".join(first))
+    raise ValueError("an encoder learns from pairs (fields anchor, positive and perhaps negative), or from text and a "
+                     "label or value by --loss cross_entropy, supcon or mse; got the fields " + ", ".join(first))
   return ("anchor", "positive", "negative") if "negative" in first else ("anchor", "positive")
 
 
@@ -132,6 +142,23 @@ def pair_collate(
     return out
 
   return collate
+
+
+def target_collate(
+    model: Pretrained, target: Target, *, max_length: int, one_length: bool = False
+) -> Collate:
+  """Records of a `text` or `image` and a target to `ids` and `mask`, or `images`, and `target`.
+
+  `one_length` as of `pair_collate`.
+  """
+  if model.kind == "vision":
+    size = cast(VisionConfig | EfficientNetConfig, model.config).image_size
+    read = lambda records: {"images": np.stack([read_image(image, size) for image in column(records, "image")])}
+  else:
+    _, tokenizer = model.text_encoder()
+    lengths, pad = lengths_up_to(max_length, one_length), tokenizer.token_to_id("[PAD]") or 0
+    read = lambda records: dict(tokenize_texts(column(records, "text"), tokenizer, lengths=lengths, pad_id=pad))
+  return lambda records: {**read(records), "target": target.of(records)}
 
 
 def language_collate(

@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,12 +30,24 @@ from jaxft.recipes.examples import (
   language_collate,
   pair_collate,
   read_splits,
+  target_collate,
   training_batches,
 )
+from jaxft.recipes.labels import Target, labels_of, numbers_of
 from jaxft.recipes.methods import METHODS
 from jaxft.recipes.options import Finetune, defining
+from jaxft.recipes.output import init_output, save_output
 from jaxft.recipes.quiet import quiet_threads
-from jaxft.recipes.run import DTYPES, check_options, loss_name, mesh_of, recipe_of
+from jaxft.recipes.run import (
+  DTYPES,
+  TARGETS,
+  WITH_OUTPUT,
+  check_options,
+  loss_name,
+  mesh_of,
+  recipe_of,
+  target_field,
+)
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, TensorBoard, checksum, fit, init_state, make_train_step
 from jaxft.training.gather import to_host
@@ -42,7 +55,7 @@ from jaxft.training.mesh import check_rows, rows_of_process
 from jaxft.training.recipe import Objective
 from jaxft.tree import count
 
-LOSS_SOURCES = {"gist": ("2402.16829",), "mnrl": ("1705.00652",)}
+LOSS_SOURCES = {"gist": ("2402.16829",), "mnrl": ("1705.00652",), "supcon": ("2004.11362",)}
 
 
 def finetune(options: Finetune) -> dict[str, Any] | None:
@@ -98,11 +111,14 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
     return json.loads((out / run_folder.SUMMARY).read_text())
   steps = optimization.steps or max(1, math.ceil(optimization.epochs * len(splits.train) / optimization.batch_size))
-  recipe = recipe_of(options, model.config, steps, mesh)
+  recipe, target = recipe_of(options, model.config, steps, mesh), _target(options, model, splits)
+  if target is not None and loss_name(options.loss.loss, model.kind) in WITH_OUTPUT:
+    with _on_host(mesh):
+      model.params["output"] = init_output(model.config.dim, target.outputs)
   step = make_train_step(recipe)
   state, frozen = init_state(jax.random.key(optimization.seed), model.params, recipe)
   facts = {"steps": steps, "trained_parameters": count(state.trainable), "parameters": count(model.params)}
-  records, collate, validate = _prepare(options, model, splits, recipe.objective, mesh)
+  records, collate, validate = _prepare(options, model, splits, target, recipe.objective, mesh)
   model = dataclasses.replace(model, params={})  # frozen and the state hold them from here on
   batches = training_batches(records, collate, options.examples, optimization, mesh)
   evaluate = None if validate is None else (
@@ -138,7 +154,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     for writer in writers:
       writer.close()
   tuned = to_host(recipe.transform.join(frozen, state.trainable))
-  summary = _finish(options, model, tuned, facts) if is_first() else None
+  summary = _finish(options, model, tuned, facts, target) if is_first() else None
   wait_for_all("run finished")
   return summary
 
@@ -153,26 +169,43 @@ def _on_host(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def _target(options: Finetune, model: Pretrained, splits: Splits) -> Target | None:
+  """What a classifier, a regressor or an embedder of labels learns; None of other losses."""
+  loss = loss_name(options.loss.loss, model.kind)
+  if loss not in TARGETS:
+    return None
+  return (numbers_of if loss == "mse" else labels_of)(splits.train, target_field(options.loss, loss))
+
+
 def _prepare(
-    options: Finetune, model: Pretrained, splits: Splits, objective: Objective, mesh: Mesh | None
+    options: Finetune, model: Pretrained, splits: Splits, target: Target | None, objective: Objective, mesh: Mesh | None
 ) -> tuple[Records, Collate, measure.Measure | None]:
   """The records to train on, how they become batches, and the measure of validation, None where there is no data."""
   records, held = splits.train, splits.validation
-  if model.tokenizer is None:
+  if model.tokenizer is None and model.kind != "vision":
     raise ValueError(f"{model.name} has no tokenizer.json, which tuning on text needs")
   several = rows_of_process(mesh)[1] > 1  # each pads its own rows, and all to the same length
   if several and options.examples.pack:
     raise ValueError("--pack is for one process: how many rows the texts of an epoch fill is known only in order")
   light = dataclasses.replace(model, params={})  # what the functions below keep must not keep the weights alive
   loss = loss_name(options.loss.loss, model.kind)
+  if options.examples.pack and model.kind != "decoder":
+    raise ValueError("--pack is for decoders; a model of vectors needs one a row")
+  if target is not None:
+    length = min(options.examples.max_length, model.max_length)
+    collate = target_collate(light, target, max_length=length, one_length=several)
+    collate([records[0]])  # what is wrong with the records is told before anything is compiled
+    if held is None:
+      return records, collate, None
+    over = (held, collate, options.optimization.batch_size, mesh)
+    kind = measure.same_label if loss == "supcon" else partial(measure.prediction, target=target)
+    return records, collate, kind(model.config, *over, dtype=DTYPES[options.compute.dtype])
   if model.kind == "decoder":
     collate = language_collate(light, records[0], max_length=options.examples.max_length, one_length=several)
     _check_scored(records, collate, options.examples.max_length)
     size = options.optimization.batch_size
     validate = None if held is None else measure.perplexity(objective, held, collate, size, mesh)
     return records, collate, validate
-  if options.examples.pack:
-    raise ValueError("--pack is for decoders; an encoder needs one vector a row")
   keys, length = keys_of(records), min(options.examples.max_length, model.max_length)
   _check_different(records, keys, options.optimization.batch_size)
   if loss == "gist":
@@ -209,14 +242,19 @@ def _check_different(records: Records, keys: Sequence[str], batch_size: int) -> 
                    f"the others of a batch are the negatives of each; got {batch_size}")
 
 
-def _finish(options: Finetune, model: Pretrained, params: Any, facts: dict[str, Any]) -> dict[str, Any]:
-  """Saves the tuned model and the summary."""
-  out = options.output.out
+def _finish(
+    options: Finetune, model: Pretrained, params: Any, facts: dict[str, Any], target: Target | None
+) -> dict[str, Any]:
+  """Saves the tuned model, with the output layer of one that has it, and the summary."""
+  out, output = options.output.out, params.get("output")
+  params = {name: part for name, part in params.items() if name != "output"}
   shutil.rmtree(out / run_folder.MODEL, ignore_errors=True)  # of a run that was killed before its summary
   try:
     save_directory(  # it appears complete or not at all
         params, model.config, out / run_folder.MODEL, tokenizer=model.tokenizer, chat_template=model.chat_template,
         max_length=model.max_length)
+    if target is not None and output is not None:
+      save_output(output, target, out / run_folder.MODEL)
   except OSError as e:
     raise OSError(f"{e}; {run_folder.last_checkpoint(out)}") from e
   scores, loss = run_folder.validations(out), loss_name(options.loss.loss, model.kind)

@@ -5,13 +5,19 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxft.data import evaluation_batches
+from jaxft.evaluation import pearson, retrieval_metrics
+from jaxft.formats.huggingface_config import Config
 from jaxft.formats.pretrained import Pretrained
-from jaxft.losses import Mean
+from jaxft.losses import Mean, cosine_similarity
+from jaxft.models.linear import linear
 from jaxft.recipes import tasks
 from jaxft.recipes.examples import Collate, Records
+from jaxft.recipes.labels import Target
+from jaxft.recipes.objectives import features
 from jaxft.together import is_first
 from jaxft.training.mesh import place_batch, rows_of_process
 from jaxft.training.recipe import Objective
@@ -48,3 +54,63 @@ def perplexity(objective: Objective, records: Records, collate: Collate, batch_s
     return tasks.loss_and_perplexity(total)
 
   return measure
+
+
+def prediction(
+    config: Config, records: Records, collate: Collate, batch_size: int, mesh: Mesh | None, *, target: Target,
+    dtype: Any,
+) -> Measure:
+  """A classifier's accuracy and mean loss in nats; or a regressor's r and root mean squared error, in its own unit."""
+  vectors = features(config, dtype=dtype, remat="none")
+  scores_of = lambda params, batch: linear(vectors(params, batch), params["output"])
+  over = _over(scores_of, records, collate, batch_size, mesh)
+
+  def measure(params: Any) -> dict[str, float]:
+    scores, wanted = over(params)
+    if target.classes:
+      log_p = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+      right, nats = scores.argmax(axis=1) == wanted, -log_p[np.arange(len(wanted)), wanted]
+      return {"accuracy": float(right.mean()), "loss": float(nats.mean())}
+    error = float(np.sqrt(np.mean((scores[:, 0] - wanted) ** 2))) * target.std
+    same = scores[:, 0].std() == 0 or wanted.std() == 0  # as before the first step, where r has no meaning
+    return {"pearson": 0.0 if same else float(pearson(scores[:, 0], wanted)), "rmse": error}
+
+  return measure
+
+
+def same_label(
+    config: Config, records: Records, collate: Collate, batch_size: int, mesh: Mesh | None, *, dtype: Any
+) -> Measure:
+  """How an embedder finds, for each record, the others of its label among all: mean average precision, hit rate."""
+  over = _over(features(config, dtype=dtype, remat="none"), records, collate, batch_size, mesh)
+
+  def measure(params: Any) -> dict[str, float]:
+    found, labels = over(params)
+    n = len(labels)
+    relevance = (labels[:, None] == labels).astype(np.int32)
+    metrics = retrieval_metrics(
+        cosine_similarity(found, found), relevance, ks=(1, n), exclude=np.eye(n, dtype=bool))
+    return {"map": float(np.mean(metrics[f"map@{n}"])), "hit_rate@1": float(np.mean(metrics["hit_rate@1"]))}
+
+  return measure
+
+
+def _over(
+    run: Callable[[Any, Any], Any], records: Records, collate: Collate, batch_size: int, mesh: Mesh | None
+) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
+  """What a function of params and batch gives of every record, float32, and the targets, in an order of the batches."""
+  shard = grain.sharding.ShardOptions(*rows_of_process(mesh))
+  batches: Any = evaluation_batches(records, batch_size=batch_size, collate=collate, shard=shard)
+  # What other processes computed is read here too.
+  everywhere = {} if mesh is None else {"out_shardings": NamedSharding(mesh, PartitionSpec())}
+  with_targets = jax.jit(lambda params, batch: (run(params, batch), batch["target"], batch["where"]), **everywhere)
+
+  def over(params: Any) -> tuple[np.ndarray, np.ndarray]:
+    found, targets = [], []
+    for t in range(len(batches)):
+      scores, target, where = map(np.asarray, with_targets(params, place_batch(batches[t], mesh)))
+      found.append(scores.astype(np.float32)[where])
+      targets.append(target[where])
+    return np.concatenate(found), np.concatenate(targets)
+
+  return over

@@ -1,5 +1,6 @@
 """What a run minimizes: objectives `(params, batch, key) -> (Mean, metrics)`, made from a model and a loss."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,8 +10,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxft.losses import Mean, guided_info_nce, multiple_negatives_ranking
+from jaxft.formats.families import family_of
+from jaxft.formats.huggingface_config import Config
+from jaxft.losses import (
+  Mean,
+  cosine_similarity,
+  cross_entropy,
+  guided_info_nce,
+  multiple_negatives_ranking,
+  squared_error,
+  supervised_contrastive,
+  text_ids,
+)
 from jaxft.models import decoder, encoder
+from jaxft.models.linear import linear
+from jaxft.models.pixels import standardize
 from jaxft.models.remat import Policy
 from jaxft.training.gradient_cache import embed_cached
 from jaxft.training.recipe import Objective
@@ -24,7 +38,8 @@ Rows = tuple[Float[Array, "batch dim"], Float[Array, "batch dim"], Float[Array, 
 
 def contrastive(
     embed: Callable[[Any, Batch, jax.Array], Rows], *, guide: Callable[[Batch], Rows] | None = None,
-    where: Callable[[Batch], Any] = lambda batch: None, **options: Any,
+    where: Callable[[Batch], Any] = lambda batch: None, copies: Callable[[Batch], dict[str, Any]] = lambda batch: {},
+    **options: Any,
 ) -> Objective:
   """InfoNCE among the rows of a batch, or GISTEmbed's guided loss.
 
@@ -35,15 +50,15 @@ def contrastive(
     guide: `batch -> ` the guide's embeddings of the same three. With a guide the loss is `guided_info_nce`, without one
       `multiple_negatives_ranking`.
     where: `batch -> ` False for rows that do not count.
+    copies: `batch -> {"query_ids", "positive_ids", "negative_ids"}` or some of them: by these the loss tells copies of
+      a row's texts, which are no negatives of it.
     options: of the loss.
   """
 
   def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
-    rows = embed(params, batch, key)
-    if guide is None:
-      losses = multiple_negatives_ranking(*rows, where=where(batch), **options)
-    else:
-      losses = guided_info_nce(*rows, *guide(batch), where=where(batch), **options)
+    rows, read = embed(params, batch, key), {"where": where(batch), **copies(batch), **options}
+    losses = multiple_negatives_ranking(*rows, **read) if guide is None else (
+        guided_info_nce(*rows, *guide(batch), **read))
     return Mean.of(*losses), {}
 
   return objective
@@ -56,12 +71,12 @@ def text_pairs(
   """Pairs or triples of texts through the encoder, then `contrastive`.
 
   A batch holds `anchor`, `positive` and perhaps `negative`, each with `ids` and `mask` `[B, T]` and, where guided,
-  `guide`, the guide's vector `[B, dim]`; `where` `[B]`, if present, is False at rows that fill up a batch.
+  `guide`, the guide's vector `[B, dim]`; `where` `[B]`, if present, is False at rows that fill up a batch. Data sets
+  repeat themselves: a copy of a row's texts elsewhere in the batch is no negative of it, and its partner is none.
 
   Args:
     config: of the encoder.
-    guided: GISTEmbed's loss. A copy of the positive elsewhere in the batch is then dropped too, since data sets repeat
-      themselves.
+    guided: GISTEmbed's loss; what the guide cannot tell from the positive is dropped too.
     chunks: the number of micro-batches in which texts are embedded; all of them are compared with all (GradCache).
     mesh: where the micro-batches lie.
     dtype, remat: see `encoder.embed`.
@@ -79,17 +94,93 @@ def text_pairs(
       return _rows(vectors(params, texts, key))
     return _rows(embed_cached(vectors, params, texts, key, chunks=chunks, mesh=mesh))
 
+  def copies(batch: Batch) -> dict[str, Any]:
+    ids = {name: text_ids(batch[name]["ids"], batch[name]["mask"]) for name in TEXTS if name in batch}
+    query, positive, negative = _rows(ids)
+    return {"query_ids": query, "positive_ids": positive, "negative_ids": negative}
+
   given = {name: value for name, value in options.items() if value is not None}
+  given |= {"where": lambda batch: batch.get("where"), "copies": copies}
   if not guided:
-    return contrastive(embed, where=lambda batch: batch.get("where"), **given)
+    return contrastive(embed, **given)
   guide = lambda batch: _rows({name: batch[name]["guide"] for name in TEXTS if name in batch})
-  return contrastive(embed, guide=guide, where=lambda batch: batch.get("where"), inclusive=True, **given)
+  return contrastive(embed, guide=guide, inclusive=True, **given)
 
 
-def _rows(vectors: dict[str, Any]) -> Rows:
-  """Anchor, positive and, as `[B, 1, dim]` as the losses take several of them, the negative or None."""
-  negative = vectors.get("negative")
-  return vectors["anchor"], vectors["positive"], None if negative is None else negative[:, None]
+def _rows(texts: dict[str, Any]) -> tuple[Any, Any, Any]:
+  """Anchor, positive and, as `[B, 1, ...]` as the losses take several of them, the negative or None."""
+  negative = texts.get("negative")
+  return texts["anchor"], texts["positive"], None if negative is None else negative[:, None]
+
+
+def features(config: Config, *, dtype: Any = jnp.float32, remat: Policy = "dots") -> Callable[[Any, Batch], Array]:
+  """`(params, batch) -> [B, dim]`: a model's vectors, not scaled, of a batch with `ids` and `mask`, or with `images`.
+
+  Raises:
+    ValueError: the model gives no vectors.
+  """
+  embed = family_of(config).embed
+  if embed is None:
+    raise ValueError(f"model must be one that gives vectors of texts or images; got a {family_of(config).kind}")
+  plain: Any = dataclasses.replace(config, normalize=False)  # pyright: ignore[reportCallIssue]: decoders are refused
+
+  def run(params: Any, batch: Batch) -> Array:
+    if "images" in batch:
+      inputs = (standardize(batch["images"], mean=plain.mean, std=plain.std),)
+    else:
+      inputs = (batch["ids"], batch["mask"])
+    return embed(params, plain, *inputs, dtype=dtype, remat=remat)
+
+  return run
+
+
+def prediction(config: Config, *, classes: bool, dtype: Any = jnp.float32, remat: Policy = "dots") -> Objective:
+  """A classifier by cross-entropy or a regressor by squared error: `output/{kernel,bias}` over the model's vectors.
+
+  A batch holds what `features` takes and `target` `[B]`, labels or numbers; `where` `[B]`, if present, is False at rows
+  that fill up a batch.
+  """
+  vectors = features(config, dtype=dtype, remat=remat)
+
+  def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
+    del key
+    scores = linear(vectors(params, batch).astype(jnp.float32), params["output"])
+    if classes:
+      losses = cross_entropy(scores, batch["target"], where=batch.get("where"))
+    else:
+      losses = squared_error(scores[:, 0], batch["target"], where=batch.get("where"))
+    return Mean.of(*losses), {}
+
+  return objective
+
+
+def same_label(
+    config: Config, *, chunks: int = 1, mesh: Mesh | None = None, dtype: Any = jnp.float32, remat: Policy = "dots",
+    **options: Any,
+) -> Objective:
+  """SupCon: examples of one label are each other's positives among all of the batch, which is as of `prediction`.
+
+  Args:
+    config: of the model.
+    chunks, mesh: see `text_pairs`.
+    dtype, remat: see `features`.
+    options: of `supervised_contrastive`; those that are None take its own defaults.
+  """
+  run = features(config, dtype=dtype, remat=remat)
+  vectors = lambda params, batch, key: run(params, batch)
+  given = {name: value for name, value in options.items() if value is not None}
+
+  def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
+    inputs = {name: batch[name] for name in ("images", "ids", "mask") if name in batch}
+    x = vectors(params, inputs, key) if chunks == 1 else (
+        embed_cached(vectors, params, inputs, key, chunks=chunks, mesh=mesh))
+    label, own = batch["target"], jnp.eye(len(x), dtype=bool)
+    drop = own if batch.get("where") is None else own | ~batch["where"]
+    losses = supervised_contrastive(
+        cosine_similarity(x, x), label[:, None] == label, drop=drop, where=batch.get("where"), **given)
+    return Mean.of(*losses), {}
+
+  return objective
 
 
 def language(config: decoder.DecoderConfig, *, dtype: Any = jnp.float32, remat: Policy = "dots") -> Objective:

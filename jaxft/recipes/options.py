@@ -57,13 +57,16 @@ class Loss:
   """What is minimized."""
 
   loss: str | None = None
-  """Encoders: gist or mnrl; decoders: sft. None: the first of the model's kind."""
+  """Encoders of text: gist or mnrl (pairs), cross_entropy (a classifier), mse (a regressor) or supcon (an embedder of
+  labels); models of images: cross_entropy, mse or supcon; decoders: sft. None: the first of the model's kind."""
   guide: str | None = None
   """gist: the preset or folder that judges false negatives. None: the model itself, before tuning."""
   temperature: float | None = None
-  """gist, mnrl: temperature. None: the loss's own default (gist 0.01, mnrl 0.05)."""
+  """gist, mnrl, supcon: temperature. None: the loss's own default (gist 0.01, mnrl 0.05, supcon 0.07)."""
   margin: float = 0.0
   """gist: a candidate is dropped when the guide finds it closer than the positive minus this margin."""
+  target: str | None = None
+  """cross_entropy, supcon, mse: the field to learn. None: label, for mse value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +137,10 @@ class Finetune:
   """Fine-tunes a pretrained model on a data set."""
 
   model: str
-  """A preset (minilm-l6, smollm2-135m) or a Hugging Face folder."""
+  """A preset (minilm-l6, mpnet-base, smollm2-135m, efficientnet-lite0) or a Hugging Face folder."""
   data: str
-  """A data set (docstrings, sentiment/neighbours-news, reasoning_gym/<task>, tfds:<name>), a .jsonl file, or a folder
+  """A data set (docstrings, sentiment/neighbours-news, reasoning_gym/<task>, tfds:<name>), a .jsonl file (text or the
+  path of an image, with a label or a value, among others), a folder with a folder of pictures for each class, or one
   that TFDS prepared."""
   method: Annotated[Adaptation, tyro.conf.arg(name="adaptation")] = Adaptation()
   examples: Examples = Examples()

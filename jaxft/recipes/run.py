@@ -12,17 +12,25 @@ from jax.sharding import Mesh
 from jaxft.checks import one_of, pick
 from jaxft.formats.families import family_of
 from jaxft.models.remat import POLICIES
-from jaxft.recipes.methods import METHODS, make_transform, usual_rate
-from jaxft.recipes.objectives import language, text_pairs
+from jaxft.recipes.methods import MATRICES, METHODS, make_transform, usual_rate
+from jaxft.recipes.objectives import language, prediction, same_label, text_pairs
 from jaxft.recipes.optimizers import SCHEDULES, adamw
-from jaxft.recipes.options import Compute, Examples, Finetune, Loss, Optimization
+from jaxft.recipes.options import Adaptation, Compute, Examples, Finetune, Loss, Optimization
 from jaxft.training import DECODER_RULES, ENCODER_RULES, Recipe, make_mesh
 from jaxft.training.recipe import Objective
+from jaxft.transforms import ParamTransform, chain, train
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-LOSSES = {"encoder": ("gist", "mnrl"), "decoder": ("sft",)}  # by kind of model; the first where none is named
-READ_BY_LOSS = {"gist": ("guide", "temperature", "margin"), "mnrl": ("temperature",), "sft": ()}
-RULES = {"encoder": ENCODER_RULES, "decoder": DECODER_RULES}
+# By kind of model; the first where none is named.
+LOSSES = {
+    "encoder": ("gist", "mnrl", "cross_entropy", "mse", "supcon"), "vision": ("cross_entropy", "mse", "supcon"),
+    "decoder": ("sft",)}
+READ_BY_LOSS = {
+    "gist": ("guide", "temperature", "margin"), "mnrl": ("temperature",), "cross_entropy": ("target",),
+    "mse": ("target",), "supcon": ("target", "temperature"), "sft": ()}
+TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value"}  # the usual field of those that learn one
+WITH_OUTPUT = ("cross_entropy", "mse")
+RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES}
 
 
 def check_options(options: Finetune) -> None:
@@ -78,6 +86,11 @@ def _check_finite(options: Finetune) -> None:
           raise ValueError(f"{name} must be finite; got {value}")
 
 
+def target_field(loss: Loss, name: str) -> str:
+  """The field of the records that the loss of this name learns."""
+  return loss.target or TARGETS[name]
+
+
 def check_loss(loss: Loss, name: str) -> None:
   """Raises ValueError for an option of the loss that the loss of this name does not read."""
   ignored = [f"--{f.name}" for f in dataclasses.fields(loss)
@@ -88,7 +101,7 @@ def check_loss(loss: Loss, name: str) -> None:
 
 
 def loss_name(name: str | None, kind: str) -> str:
-  """The checked name of a loss for a kind of model, "encoder" or "decoder"; None takes the kind's first loss."""
+  """The checked name of a loss for a kind of model, as "encoder"; None takes the kind's first loss."""
   known = LOSSES[kind]
   if name is not None:
     one_of(f"loss with this {kind}", name, known)
@@ -113,25 +126,37 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Reci
   """
   optimization, dtype = run.optimization, pick("dtype", run.compute.dtype, DTYPES)
   kind = family_of(config).kind
-  rules = pick("kind of model", kind, RULES)
+  rules, loss = pick("kind of model", kind, RULES), loss_name(run.loss.loss, kind)
   rate = optimization.learning_rate
   optimizer = adamw(
       usual_rate(run.method.method) if rate is None else rate, steps, schedule=optimization.schedule,
       warmup_steps=round(optimization.warmup * steps), weight_decay=optimization.weight_decay,
       clip_norm=optimization.clip_norm)
   return Recipe(
-      _objective(run, config, kind, mesh), make_transform(run.method), optimizer, mesh=mesh, rules=rules,
-      # An encoder's micro-batches are inside its objective, which compares the whole batch.
-      accumulate=optimization.accumulate if kind == "decoder" else 1,
+      _objective(run, config, loss, mesh), _transform(run.method, config, loss), optimizer, mesh=mesh, rules=rules,
+      # The micro-batches of a contrastive loss are inside its objective, which compares the whole batch.
+      accumulate=optimization.accumulate if loss in ("sft", *WITH_OUTPUT) else 1,
       compute_dtype=None if run.compute.dtype == "float32" else dtype)
 
 
-def _objective(run: Finetune, config: Any, kind: str, mesh: Mesh | None) -> Objective:
-  loss = loss_name(run.loss.loss, kind)
+def _transform(method: Adaptation, config: Any, loss: str) -> ParamTransform:
+  """The method, on the model's own matrices where none are chosen; an output layer trains whole, whatever it is."""
+  if not method.select and METHODS[method.method].select == MATRICES:
+    method = dataclasses.replace(method, select=(family_of(config).matrices,))
+  transform = make_transform(method)
+  return chain(train("output/**"), transform) if loss in WITH_OUTPUT else transform
+
+
+def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None) -> Objective:
   check_loss(run.loss, loss)
   compute = {"dtype": DTYPES[run.compute.dtype], "remat": run.compute.remat}
-  if kind == "decoder":
+  if loss == "sft":
     return language(config, **compute)
+  if loss in WITH_OUTPUT:
+    return prediction(config, classes=loss == "cross_entropy", **compute)
+  if loss == "supcon":
+    return same_label(
+        config, temperature=run.loss.temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)
   guided = {"guided": True, "margin": run.loss.margin} if loss == "gist" else {}
   return text_pairs(
       config, **guided, temperature=run.loss.temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)

@@ -95,3 +95,17 @@ def test_one_error_with_file_and_line_and_nothing_written(tmp_path, lines, messa
 def test_unknown_format(tmp_path):
   with pytest.raises(ValueError, match="format must be one of .* got 'pair'; nearest: pairs"):
     jsonl_builder(write(tmp_path, {"text": "a"}), format="pair", data_dir=tmp_path / "data")
+
+
+def test_images_lie_beside_their_file_and_labels_may_be_numbers(tmp_path):
+  import numpy as np
+  from PIL import Image
+
+  for folder in ("a", "b"):
+    (tmp_path / folder).mkdir()
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / folder / "x.png")
+    path = write(tmp_path / folder, {"image": "x.png", "label": 3})
+    record, = data.source(path, "train", data_dir=tmp_path / "data")
+    assert record == {"image": str(tmp_path / folder / "x.png"), "label": "3"}  # each its own, by the same lines
+  path = write(tmp_path, {"text": "a", "value": 2})
+  assert list(data.source(path, "train", data_dir=tmp_path / "data")) == [{"text": "a", "value": 2.0}]

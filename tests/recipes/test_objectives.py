@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.models import decoder
-from jaxft.recipes.objectives import language
+from jaxft.losses import multiple_negatives_ranking
+from jaxft.models import decoder, encoder
+from jaxft.recipes.objectives import language, text_pairs
 
 
 def test_language_counts_the_marked_tokens_of_real_rows():
@@ -24,3 +25,25 @@ def test_language_counts_the_marked_tokens_of_real_rows():
   # Token 0 and token 3 begin a segment, token 1 is not marked, token 5 is padding.
   want = [-log_probs[row, t - 1, batch["ids"][row, t]] for row in (0, 1) for t in (2, 4)]
   assert mean.weight == 4 and mean.value == pytest.approx(float(np.mean(want)), rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": 2}])
+def test_a_copy_of_the_positive_is_no_negative(options):
+  """Rows 0 and 2 have one positive, of other padding; the hard negative of row 1 is the positive of row 3."""
+  config = encoder.EncoderConfig(vocab_size=30, dim=8, num_layers=1, num_heads=1, mlp_dim=8, max_length=4)
+  params = encoder.init(jax.random.key(0), config, stddev=0.5)
+  text = lambda rows: {"ids": np.array(rows, np.int32), "mask": (np.array(rows) > 0).astype(np.int32)}
+  batch = {
+      "anchor": text([[2, 3, 0], [4, 5, 6], [7, 0, 0], [8, 9, 0]]),
+      "positive": text([[10, 11, 0], [12, 0, 0], [0, 10, 11], [13, 14, 0]]),
+      "negative": text([[15, 0, 0], [13, 14, 0], [16, 0, 0], [17, 0, 0]]),
+  }
+  mean, _ = text_pairs(config, temperature=0.5, **options)(params, batch, jax.random.key(0))
+  vectors = [encoder.embed(params, config, batch[name]["ids"], batch[name]["mask"]) for name in batch]
+  query, positive, negative = (np.asarray(x, np.float64) for x in vectors)
+  scores = np.exp(np.concatenate([query @ positive.T, query @ negative.T], axis=1) / 0.5)
+  scores[0, 2] = scores[2, 0] = scores[3, 4 + 1] = 0
+  want = -np.log(scores[np.arange(4), np.arange(4)] / scores.sum(axis=1)).mean()
+  assert float(mean.value) == pytest.approx(want, rel=1e-5)
+  unaware = multiple_negatives_ranking(vectors[0], vectors[1], vectors[2][:, None], temperature=0.5)[0]
+  assert float(mean.value) < float(unaware.mean()) - 0.05

@@ -1,19 +1,24 @@
-"""A JSONL file as a data set: chats, completions, texts, pairs, triples and preferences, checked line by line."""
+"""A JSONL file as a data set, checked line by line: chats, completions, texts, pairs, triples, preferences, and texts
+or images with a label or a value."""
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxft.checks import nearest, one_of
+from jaxft.data.images import image_problem
 from jaxft.data.prepare import config_of, is_prepared, prepare
 
-# The keys of each format's lines: they tell the format. All hold text but `messages`; only a prompt may be empty.
+# The keys of each format's lines: they tell the format. All hold text but `messages` and `value`, a number; only a
+# prompt may be empty. An `image` is the path of a file, from the folder of the JSONL file where it is relative.
 FORMATS: dict[str, tuple[str, ...]] = {
   "chat": ("messages",),
   "completion": ("prompt", "completion"),
@@ -21,6 +26,10 @@ FORMATS: dict[str, tuple[str, ...]] = {
   "pairs": ("anchor", "positive"),
   "triples": ("anchor", "positive", "negative"),
   "preferences": ("prompt", "chosen", "rejected"),
+  "labels": ("text", "label"),
+  "values": ("text", "value"),
+  "image labels": ("image", "label"),
+  "image values": ("image", "value"),
 }
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -43,13 +52,14 @@ class Jsonl(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self) -> tfds.core.DatasetInfo:
     config = config_of(self)
     text = tfds.features.Text()
-    one = tfds.features.Sequence({"role": text, "content": text}) if config.format == "chat" else text
+    turns = tfds.features.Sequence({"role": text, "content": text})
+    other = {"messages": turns, "value": tfds.features.Scalar(np.float64)}
     return tfds.core.DatasetInfo(
       builder=self,
       description=f"{config.format} from {Path(config.path).name}",
       disable_shuffling=True,
       metadata=tfds.core.MetadataDict(format=config.format),
-      features=tfds.features.FeaturesDict({key: one for key in FORMATS[config.format]}),
+      features=tfds.features.FeaturesDict({key: other.get(key, text) for key in FORMATS[config.format]}),
     )
 
   def _split_generators(self, dl_manager):
@@ -57,9 +67,10 @@ class Jsonl(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {"train": self._generate_examples()}
 
   def _generate_examples(self):
-    keys = FORMATS[config_of(self).format]
-    records = (value for _, value, _ in _lines(Path(config_of(self).path)))
-    yield from enumerate({key: record[key] for key in keys} for record in records)
+    keys, path = FORMATS[config_of(self).format], Path(config_of(self).path)
+    read = {"image": lambda name: os.fspath(path.parent / name), "label": str}
+    records = (value for _, value, _ in _lines(path))
+    yield from enumerate({key: read.get(key, lambda x: x)(record[key]) for key in keys} for record in records)
 
 
 def jsonl_builder(
@@ -86,7 +97,9 @@ def jsonl_builder(
   with open(path, "rb") as f:
     content = hashlib.file_digest(f, "sha256").hexdigest()[:24]
   format = format or _detect(path)
-  digest = hashlib.sha256(json.dumps([content, format, sorted(ignore)]).encode()).hexdigest()[:24]
+  # Images are read later, from where they lie.
+  place = [os.fspath(path.parent.resolve())] if "image" in FORMATS[format] else []
+  digest = hashlib.sha256(json.dumps([content, format, sorted(ignore), *place]).encode()).hexdigest()[:24]
   config = JsonlConfig(name=digest, path=os.fspath(path.resolve()), format=format, ignore=tuple(ignore))
   if not is_prepared(Jsonl, data_dir=data_dir, config=config):
     check_jsonl(path, format, ignore=ignore)
@@ -97,11 +110,11 @@ def check_jsonl(path: str | os.PathLike, format: str, *, ignore: Sequence[str] =
   """Reads a whole JSONL file against a format and returns its number of records.
 
   Raises:
-    ValueError: a line is no JSON object of the format, or there is none.
+    ValueError: a line is no JSON object of the format, its image is none, or there is no line.
   """
   broken, count = [], 0
   for number, value, problem in _lines(Path(path)):
-    problem = problem or _problem(value, format, ignore)
+    problem = problem or _problem(value, format, ignore, Path(path).parent)
     count += problem is None
     if problem:
       broken.append((number, problem))
@@ -154,7 +167,7 @@ def _detect(path: Path) -> str:
   raise ValueError(f"{path}: the file holds no record")
 
 
-def _problem(value: Any, format: str, ignore: Sequence[str]) -> str | None:
+def _problem(value: Any, format: str, ignore: Sequence[str], folder: Path) -> str | None:
   """What keeps a parsed line from being a record of the format; None if nothing does."""
   keys = FORMATS[format]
   if not isinstance(value, dict):
@@ -167,12 +180,20 @@ def _problem(value: Any, format: str, ignore: Sequence[str]) -> str | None:
   if format == "chat":
     return _chat_problem(value["messages"])
   for key in keys:
+    if key == "value":
+      if not isinstance(value[key], int | float) or isinstance(value[key], bool) or not math.isfinite(value[key]):
+        return f"value must be a finite number; got {value[key]!r}"
+      continue
+    if key == "label" and isinstance(value[key], int):
+      continue
     if not isinstance(value[key], str):
       return f"{key} must be text; got {type(value[key]).__name__}"
     if (lone := _lone_surrogate(value[key])) is not None:
       return f"{key} {lone}"
     if not value[key].strip() and key != "prompt":
       return f"{key} is empty"
+    if key == "image" and (problem := image_problem(folder / value[key])) is not None:
+      return problem
   return None
 
 

@@ -61,8 +61,8 @@ def transformer_spec(params: Tree, *, num_kv_heads: int, stream: bool = True) ->
   """The symmetries of this library's decoders and encoders.
 
   For each layer the channels of the MLP (`gate` and `up` with `down`), and the key heads with the query heads that they
-  serve. Inside a head nothing moves, as rotary positions pair its entries. The residual stream is one group over all
-  layers.
+  serve. Inside a head nothing moves, as rotary positions pair its entries; of MPNet no head does, as all layers share
+  one bias of the heads' scores. The residual stream is one group over all layers.
 
   >>> params = {"layers": {"0": {"mlp": {"up": {"kernel": np.ones((4, 8))}, "down": {"kernel": np.ones((8, 4))}}}}}
   >>> for group, axes in transformer_spec(params, num_kv_heads=2).groups.items():
@@ -85,6 +85,7 @@ def transformer_spec(params: Tree, *, num_kv_heads: int, stream: bool = True) ->
   if not all(name.isdigit() for name in layers):
     raise ValueError("params must have unrolled layers, layers/0/...; unroll them with unstack_layers")
   groups: dict[str, list[Axis]] = {}
+  heads = "relative/embedding" not in leaves
 
   def add(group: str, path: str, axis: int, units: int | None = None) -> None:
     if path in leaves:
@@ -97,10 +98,11 @@ def transformer_spec(params: Tree, *, num_kv_heads: int, stream: bool = True) ->
       add(f"{at}/mlp", f"{at}/mlp/{name}/kernel", 1)
       add(f"{at}/mlp", f"{at}/mlp/{name}/bias", 0)
     add(f"{at}/mlp", f"{at}/mlp/down/kernel", 0)
-    for name in ("query", "key", "value"):
+    for name in ("query", "key", "value") if heads else ():
       add(f"{at}/heads", f"{at}/attention/{name}/kernel", 1, num_kv_heads)
       add(f"{at}/heads", f"{at}/attention/{name}/bias", 0, num_kv_heads)
-    add(f"{at}/heads", f"{at}/attention/out/kernel", 0, num_kv_heads)
+    if heads:
+      add(f"{at}/heads", f"{at}/attention/out/kernel", 0, num_kv_heads)
     if not stream:
       continue
     for name in ("attention/query", "attention/key", "attention/value", "mlp/gate", "mlp/up"):
