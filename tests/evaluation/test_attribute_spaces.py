@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxft.evaluation.attribute_spaces import attribute_precision, chance_precision, entanglement
+from jaxft.evaluation.embeddings.attribute_spaces import attribute_precision, chance_precision, entanglement
 
 
 def test_precision_is_scikit_learns():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxft.evaluation.compatibility import (
+from jaxft.evaluation.embeddings.compatibility import (
   average_compatibility,
   average_multimodel_accuracy,
   class_templates,
