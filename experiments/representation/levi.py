@@ -80,9 +80,9 @@ class Config:
 
 
 SMOKE = Config(
-    model="efficientnet-lite0:tiny", image_size=16, taps=("blocks/0/out",), read=60, before=8, before_steps=2, shots=8,
-    validation=20, test=20, steps=2, batch_size=4, rates=(1e-3, 1e-2), head_rates=(1e-3, 1e-2),
-    layer_rates=(1e-2, 1e-1), seeds=(0, 1), tuning_seeds=(100,))
+    model="efficientnet-lite0:tiny", image_size=16, taps=("blocks/0/out",), read=80, before=8, before_steps=2, shots=16,
+    validation=40, test=40, steps=6, batch_size=8, rates=(0.1,), head_rates=(0.1,), layer_rates=(0.1,),
+    seeds=(0, 1), tuning_seeds=(100,))
 
 HEAD, FULL, SMALL, PROBES, BOTH, METHOD = (
     "head alone", "full", "small model alone", "layers without the small model", "full and small, averaged", "LEVI")
