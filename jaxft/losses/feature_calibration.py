@@ -29,9 +29,9 @@ def rotation(
 
   Example:
     >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -2.0]])
-    >>> rotation(x, x[:, ::-1] * jnp.array([-1.0, 1.0])).round(3)  # a quarter turn
-    Array([[ 0., -1.],
-           [ 1.,  0.]], dtype=float32)
+    >>> jnp.rint(rotation(x, x[:, ::-1] * jnp.array([-1.0, 1.0]))).astype(int)  # a quarter turn
+    Array([[ 0, -1],
+           [ 1,  0]], dtype=int32)
 
   Source: Kabsch 1976.
   """
