@@ -24,6 +24,10 @@ from tqdm import tqdm
 _RECORD = "archive.json"
 
 
+class NotAvailable(OSError):
+  """What a data set needs is not here and cannot be fetched: a client, its package, or what draws pictures."""
+
+
 def home() -> Path:
   """The cache folder of everything fetched or converted: `$JAXFT_HOME`, `~/.cache/jaxft` where that is not set."""
   return Path(os.environ.get("JAXFT_HOME") or "~/.cache/jaxft").expanduser()
@@ -64,7 +68,8 @@ def fetch_npm_package(name: str, version: str, *, sha256: str, verify: bool = Fa
 
   Raises:
     ValueError: an argument is malformed, or what the registry serves has another hash (nothing is kept).
-    OSError: there is no npm, it cannot fetch the package, or the cache folder cannot be written.
+    NotAvailable: there is no npm, or it cannot fetch the package.
+    OSError: the cache folder cannot be written.
   """
   _check("name", name, r"(@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*")
   _check("version", version, r"[0-9][A-Za-z0-9.+-]*")
@@ -77,7 +82,8 @@ def fetch_debian_package(name: str, version: str, *, sha256: str, verify: bool =
 
   Raises:
     ValueError: an argument is malformed, or what the archive serves has another hash (nothing is kept).
-    OSError: there is no apt-get, its lists do not have this version, or the cache folder cannot be written.
+    NotAvailable: there is no apt-get, or its lists do not have this version.
+    OSError: the cache folder cannot be written.
   """
   _check("name", name, r"[a-z0-9][a-z0-9.+-]*")
   _check("version", version, r"[0-9][A-Za-z0-9.+~:-]*")
@@ -141,13 +147,13 @@ def _by_pip(scratch: Path, name: str, version: str, sha256: str, source: bool) -
 def _by_client(scratch: Path, name: str, version: str, command: Sequence[str]) -> None:
   """Runs a client that puts what it fetches into the folder that it runs in."""
   if shutil.which(command[0]) is None:
-    raise OSError(f"could not fetch {name} {version}: there is no {command[0]} on this machine")
+    raise NotAvailable(f"could not fetch {name} {version}: there is no {command[0]} on this machine")
   failed, text = _run(command, scratch, name, version)
   if failed:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"E:|npm (error|ERR!)", line)] or lines[-1:]
     reason = " ".join(errors[:2]) or f"{command[0]} gave no reason"
-    raise OSError(f"could not fetch {name} {version}: {reason[:300]}")
+    raise NotAvailable(f"could not fetch {name} {version}: {reason[:300]}")
 
 
 def _run(command: Sequence[str], scratch: Path, name: str, version: str) -> tuple[bool, str]:

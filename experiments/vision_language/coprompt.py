@@ -243,8 +243,8 @@ STUDY = Study(
     slug="coprompt", arxiv="2306.01195", title="Consistency-guided Prompt Learning for Vision-Language Models",
     question="vision and language",
     use_when="few pictures of some classes are there, and classes without any must still be told",
-    setting="a home-made dual encoder (EfficientNet-Lite0, MiniLM) tells 41 kinds of emoji in a style that it has not "
-            "seen; 4 pictures of each of 21 kinds; prompts before the last two layers of the text tower, two adapters",
+    setting="a home-made dual encoder (EfficientNet-Lite0, MiniLM) tells kinds of emoji in a new style, from 4 "
+            "pictures of each of 21 kinds; prompts in the text tower, two adapters",
     config=Config, smoke=SMOKE, arms=arms,
     scores=(
         Score("hm", "harmonic mean of the accuracies on base and on novel classes", shared_items=False),

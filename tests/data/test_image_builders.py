@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import subprocess
 import tarfile
 
 import numpy as np
@@ -22,6 +21,7 @@ from jaxft.data.builders import (
   wordnet,
 )
 from jaxft.data.images import on_background
+from tests.available import or_skipped
 
 Image = pytest.importorskip("PIL.Image")
 SPLITS = ("train", "validation", "test")
@@ -247,10 +247,8 @@ def test_without_node_it_says_so(monkeypatch):
 
 
 def fetched(name):
-  try:
+  with or_skipped():
     return data.builder(name)
-  except (OSError, subprocess.SubprocessError) as e:
-    pytest.skip(f"{name} cannot be prepared here: {e}")
 
 
 @pytest.mark.exhaustive

@@ -5,19 +5,28 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.tasks import emoji_dual_encoder as task
 from experiments.tasks.picture_features import BACKGROUND, described, features
-from jaxft.data import on_background, source
+from jaxft.data import builder, on_background, source
 from jaxft.formats import load
 from jaxft.models import dual_encoder
 from jaxft.models.pixels import standardize
 from jaxft.studies.digest import code_digest
 from jaxft.studies.experiment import results_folder
+from tests.available import or_skipped
 
 LIMIT = task.TINY.vision.limit
 
 
+@pytest.fixture(scope="module")
+def pictures():
+  with or_skipped():
+    return [builder(name) for name in ("emoji/fluent", *task.TINY.sources)]
+
+
+@pytest.mark.usefixtures("pictures")
 def test_features_and_projections_give_what_the_whole_model_does():
   aligned = task.alignment(task.TINY)
   params, towers = task.whole(aligned, task.TINY)
@@ -37,6 +46,7 @@ def test_features_and_projections_give_what_the_whole_model_does():
   np.testing.assert_allclose(task.embed(aligned, "text", task.text_features(texts, task.TINY)), want, atol=1e-4)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_pictures_have_no_skin_tones_and_names_belong_to_them():
   records = described("emoji/twitter", "validation", limit=LIMIT)
   assert records and not any(np.any(row["tones"]) for row in records) and "image" not in records[0]

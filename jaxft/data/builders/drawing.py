@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from jaxft.fetch import fetch_npm_package
+from jaxft.fetch import NotAvailable, fetch_npm_package
 
 Package = tuple[str, str, str]  # name, version, SHA-256
 
@@ -47,10 +47,10 @@ def node_folder(*packages: Package) -> Iterator[Path]:
   """A folder in which Node finds these packages, for as long as the context is open.
 
   Raises:
-    OSError: there is no Node, or a package cannot be fetched.
+    NotAvailable: there is no Node, or a package cannot be fetched.
   """
   if shutil.which("node") is None:
-    raise OSError("drawing needs Node, and there is no node on this machine")
+    raise NotAvailable("drawing needs Node, and there is no node on this machine")
   with tempfile.TemporaryDirectory(prefix="jaxft-node-") as folder:
     for name, version, sha256 in packages:
       to = Path(folder) / "node_modules" / name
@@ -66,11 +66,11 @@ def resvg_packages() -> tuple[Package, Package]:
   """resvg, and its binary for this machine.
 
   Raises:
-    OSError: none is known for this machine.
+    NotAvailable: none is known for this machine.
   """
   machine = platform.system(), platform.machine()
   if machine not in _BINARIES:
-    raise OSError(f"drawing needs @resvg/resvg-js, of which no binary is known for {' '.join(machine)}")
+    raise NotAvailable(f"drawing needs @resvg/resvg-js, of which no binary is known for {' '.join(machine)}")
   kind, sha256 = _BINARIES[machine]
   return _RESVG, (f"{_RESVG[0]}-{kind}", _RESVG[1], sha256)
 
