@@ -102,8 +102,9 @@ def _over(
   shard = grain.sharding.ShardOptions(*rows_of_process(mesh))
   batches: Any = evaluation_batches(records, batch_size=batch_size, collate=collate, shard=shard)
   # What other processes computed is read here too.
-  everywhere = {} if mesh is None else {"out_shardings": NamedSharding(mesh, PartitionSpec())}
-  with_targets = jax.jit(lambda params, batch: (run(params, batch), batch["target"], batch["where"]), **everywhere)
+  everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+  with_targets = jax.jit(
+      lambda params, batch: (run(params, batch), batch["target"], batch["where"]), out_shardings=everywhere)
 
   def over(params: Any) -> tuple[np.ndarray, np.ndarray]:
     found, targets = [], []

@@ -12,6 +12,7 @@ from jaxft.seal import SealedSplitError, check_open
 from jaxft.studies import conduct as module
 from jaxft.studies.conduct import conduct
 from jaxft.studies.findings import ABSENT
+from jaxft.studies.ledger import Ledger
 from jaxft.studies.result_file import read, write
 from jaxft.studies.scored import per_item
 from jaxft.studies.study import Arm, Bars, Claim, Front, Grid, Premise, Score, higher, lower
@@ -283,7 +284,7 @@ def test_a_smoke_run_tries_all_of_the_path_and_decides_the_same():
   assert found.verdict == ABSENT and not found.claims and set(found.arms) == {"start", "full", "method"}
 
 
-def test_processes_share_out_the_runs_and_find_what_one_finds(monkeypatch):
+def test_processes_share_out_the_runs_and_find_what_one_finds(monkeypatch, tmp_path):
   place, barrier, shared, made = threading.local(), threading.Barrier(2), [{}, {}], [[], []]
 
   def share(values):
@@ -324,9 +325,10 @@ def test_processes_share_out_the_runs_and_find_what_one_finds(monkeypatch):
       thread.join(timeout=120)
     return made[0] + made[1]
 
-  kept = {}
-  ledger = lambda name, compute: kept[name] if name in kept else kept.setdefault(name, compute())
+  monkeypatch.setenv("JAXFT_HOME", str(tmp_path))
+  ledger = Ledger("toy", Config(effect=0.6), "tests")
   runs = both([ledger, None])
+  kept = list(ledger.path.iterdir())
   assert len(runs) == len(set(runs)) == len(kept), "every run is made by one of them, and kept by the first"
   assert all(len(own) > len(runs) / 3 for own in made)
   monkeypatch.undo()
