@@ -66,8 +66,8 @@ class Config:
 
 
 SMOKE = Config(
-    model="minilm-l6:tiny", length=16, pairs=16, drawn=12, held_out=6, hidden=4, negatives=2, ranks=(0, 4), steps=2,
-    batch_size=4, rates=(1e-3,), seeds=(0, 1), tuning_seeds=(100,))
+    model="minilm-l6:tiny", length=16, pairs=32, drawn=24, held_out=24, hidden=16, negatives=2, ranks=(0, 4), steps=10,
+    batch_size=8, rates=(1e-1,), seeds=(0, 1), tuning_seeds=(100,))
 
 
 class Way(NamedTuple):
@@ -122,6 +122,7 @@ class World:
     self._teach = jax.jit(lambda ids, mask: encoder.embed(self.model.params, self.model.config, ids, mask))
     self.pairs, self.of_seed = cache(self._pairs), cache(self._of_seed)
     self._learn, self._ranks = jax.jit(self._fit, static_argnums=0), jax.jit(self._reciprocal)
+    self._embed = jax.jit(embed)
 
   def _pairs(self, split: str) -> Pairs:
     c, records = self.config, source("docstrings", split)
@@ -212,7 +213,7 @@ class World:
     params = self._learn(
         way.mixed, way.focal, float(way.distilled), jax.random.key(seed), *self.of_seed(seed), rate)
     held = self.pairs(split)
-    return self._scores(embed(params, held.queries), embed(params, held.documents), split)
+    return self._scores(self._embed(params, held.queries), self._embed(params, held.documents), split)
 
 
 def arms(config: Config) -> dict[str, Arm]:

@@ -61,9 +61,9 @@ def labels_of(records: Records, field: str) -> Target:
   first = column([records[0]], field)
   if not isinstance(first[0], str):
     raise ValueError(f"{field} must be a label, as text or as a class of the data set; got {first[0]!r:.60}")
-  classes: tuple[str, ...] = tuple(sorted(set(column(records, field))))
+  classes = tuple(sorted(set(column(records, field))))
   if len(classes) < 2:
-    raise ValueError(f"{field} must have two labels or more; all {len(records)} records have {classes[0]!r}")
+    raise ValueError(f"{field} must have two labels or more; all {len(records)} records have {first[0]!r}")
   return Target(field, classes)
 
 
