@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
+from jaxft.unit_rows import unit_rows
 
 
 class HardNegatives(NamedTuple):
@@ -105,4 +106,4 @@ def _unit(name: str, x: Float[AnyArray, "rows dim"]) -> Float[np.ndarray, "rows 
   if x.ndim != 2:
     raise ValueError(f"{name} must be a matrix; got shape {x.shape}")
   require_finite(**{name.replace("[", "_").replace("]", ""): x})
-  return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  return unit_rows(x)

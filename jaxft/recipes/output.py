@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxft.formats.safetensors import open_checkpoint, save_file
+from jaxft.models.linear import linear
 from jaxft.recipes.labels import Target
 
 FILE = "output.safetensors"
@@ -29,7 +30,7 @@ class Output(NamedTuple):
 
   def __call__(self, vectors: Float[Any, "batch dim"]) -> Float[Array, "batch outputs"]:
     """Scores of the classes, or the number."""
-    return jnp.asarray(vectors) @ self.kernel + self.bias
+    return linear(jnp.asarray(vectors), {"kernel": self.kernel, "bias": self.bias})
 
 
 def init_output(dim: int, outputs: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jaxft.data.augmentation.easy import Synonyms
 from jaxft.data.builders.wordnet import Synset, read_wordnet
 from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
+from jaxft.unit_rows import unit_rows
 
 
 def nearest_word_synonyms(
@@ -44,7 +45,7 @@ def nearest_word_synonyms(
     raise ValueError(f"vocabulary must name rows in [0, {len(embedding)}); got {rows.min()} to {rows.max()}")
   table = np.asarray(embedding, np.float32)[rows]
   require_finite(embedding=table)
-  table = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
+  table = unit_rows(table)
   place = {word: i for i, word in enumerate(chosen)}
 
   @cache

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from jaxft.evaluation.ranges import require_range
 from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray, check_arrays
+from jaxft.unit_rows import unit_rows
 
 
 @check_arrays
@@ -34,7 +35,7 @@ def class_templates(
   require_range(0, num_classes - 1, labels=labels)
   member = np.asarray(labels)[:, None] == np.arange(num_classes)
   sums = member.T.astype(np.float64) @ np.asarray(features, np.float64)
-  return _unit(sums)  # of a mean and of a sum it is the same
+  return unit_rows(sums)  # of a mean and of a sum it is the same
 
 
 @check_arrays
@@ -150,8 +151,3 @@ def _triangle(matrix: Float[AnyArray, "models models"], *, least: int) -> Float[
     raise ValueError(f"matrix must be square, of at least {least} models; got shape {matrix.shape}")
   require_finite(np.tri(len(matrix), dtype=bool), matrix=matrix)
   return matrix
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-  length = np.linalg.norm(x, axis=-1, keepdims=True)
-  return x / np.where(length > 0, length, 1.0)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from jaxft.checks import in_range, one_of
 from jaxft.finite import require_finite
 from jaxft.signatures import AnyArray
+from jaxft.unit_rows import unit_rows
 
 
 class Separability(NamedTuple):
@@ -69,7 +70,7 @@ def class_separability(features: Float[AnyArray, "items dim"], labels: Int[AnyAr
   largest = np.maximum(a, b)
   silhouette = np.where((mine > 1) & (largest > 0), (b - a) / np.where(largest > 0, largest, 1), 0.0)
 
-  unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  unit = unit_rows(x)
   cosine, same = unit @ unit.T, of[:, None] == of
   pairs = same & ~np.eye(len(x), dtype=bool)
   return Separability(
@@ -113,7 +114,7 @@ def knn_accuracy(
       raise ValueError(f"temperature must be None with metric {metric!r}; got {temperature}")
   classes, of = np.unique(label, return_inverse=True)
   if metric == "cosine":
-    x, test = (a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12) for a in (x, test))
+    x, test = unit_rows(x), unit_rows(test)
     near = test @ x.T
   else:
     near = -_distances(test, x)
