@@ -181,7 +181,7 @@ def _turn(params: dict[str, Any], config: Config, by: int) -> dict[str, Any]:
   if isinstance(config, EncoderConfig):
     return params
   pair = params["layers"]["prefix"]
-  turn = rotation(jnp.full((1, 1), by), head_dim=config.head_dim, theta=config.rope_theta)
+  turn = rotation(jnp.full((1, 1), by), head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
   return {"layers": {"prefix": {**pair, "key": rotate(pair["key"], turn)}}}
 
 

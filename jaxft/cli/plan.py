@@ -60,16 +60,20 @@ def plan_of(options: PlanOptions) -> Any:
 
 
 def config_of(name: str) -> Any:
-  """The config of a preset, a Hugging Face folder or a GGUF file, without its weights."""
+  """The config of a preset, a shape, a Hugging Face folder or a GGUF file, without its weights."""
   from jaxft.checks import nearest
   from jaxft.formats.gguf import open_gguf
   from jaxft.formats.gguf_llama import config_of as gguf_config
   from jaxft.formats.huggingface import read_config
   from jaxft.formats.presets import PRESETS, fetch
+  from jaxft.formats.shapes import read_shape, shape_names
 
+  if name in shape_names() and not Path(name).exists():
+    return read_shape(name)
   path = fetch(name) if name in PRESETS else Path(name)
   if not path.exists():
-    raise ValueError(f"{name!r} is neither a preset nor an existing path; {nearest(name, list(PRESETS))}")
+    raise ValueError(f"{name!r} is neither a preset, a shape nor an existing path; "
+                     f"{nearest(name, [*PRESETS, *shape_names()])}")
   return gguf_config(open_gguf(path)) if path.suffix == ".gguf" else read_config(path)
 
 

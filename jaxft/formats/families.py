@@ -128,7 +128,7 @@ LLAMA = Family(
     matrices="layers/**/kernel",
     tensors=lambda c: llama_tensors(
         vocab=c.vocab_size, dim=c.dim, mlp=c.mlp_dim, query=c.num_heads * c.head_dim, key=c.num_kv_heads * c.head_dim,
-        num_layers=c.num_layers, tie_embeddings=c.tie_embeddings),
+        num_layers=c.num_layers, tie_embeddings=c.tie_embeddings, head=c.head_dim, qk_norm=c.qk_norm),
     prefixes=(),
     tied=lambda c: HEAD.name if c.tie_embeddings else None,
     config_json=llama_json,

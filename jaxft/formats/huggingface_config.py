@@ -12,6 +12,7 @@ from jaxft.checks import nearest
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
+from jaxft.models.rope import RopeScaling
 from jaxft.models.vision import VisionConfig
 
 # Bookkeeping, training-time and generation-time settings.
@@ -56,7 +57,7 @@ def from_huggingface(
   Raises:
     ValueError: a key is missing or of the wrong kind, or asks for what the models do not compute; all are named.
   """
-  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama}
+  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama, "qwen3": _llama}
   kind = config.get("model_type")
   if kind not in readers:
     raise ValueError(f"model_type {kind!r} is not supported; {nearest(str(kind), sorted(readers))}")
@@ -164,15 +165,20 @@ def _mpnet(read: Reader) -> dict[str, Any]:
 
 def _llama(read: Reader) -> dict[str, Any]:
   read.check(_LLAMA_CHECKED)
-  mistral = read.config.get("model_type") == "mistral"
+  mistral, qwen = (read.config.get("model_type") == name for name in ("mistral", "qwen3"))
   out = {
-    **_sizes(read),
+    **_sizes(read), **_rope(read), "qk_norm": qwen,
     "max_length": read("max_position_embeddings", int), "norm_eps": read("rms_norm_eps", float, 1e-6),
-    "tie_embeddings": read("tie_word_embeddings", bool, False), "rope_theta": _rope_theta(read),
+    "tie_embeddings": read("tie_word_embeddings", bool, False),
   }
   out |= read.special_tokens(out["vocab_size"])
-  out["num_kv_heads"] = read("num_key_value_heads", int, 8 if mistral else out["num_heads"])
-  out["head_dim"] = read("head_dim", int, max(1, out["dim"] // out["num_heads"]))
+  out["num_kv_heads"] = read("num_key_value_heads", int, 8 if mistral else 32 if qwen else out["num_heads"])
+  out["head_dim"] = read("head_dim", int, 128 if qwen else max(1, out["dim"] // out["num_heads"]))
+  if qwen:
+    read.check({"use_sliding_window": _NO})
+    read.seen |= {"sliding_window", "max_window_layers", "layer_types"}  # without one, a window says nothing
+    if set(read.config.get("layer_types") or ()) - {"full_attention"}:
+      read.refuse("layer_types", "supported: 'full_attention' in all")
   if mistral:
     read.seen.add("sliding_window")
     # transformers takes 4096 for a key that is absent, none for null.
@@ -182,22 +188,36 @@ def _llama(read: Reader) -> dict[str, Any]:
   return out
 
 
-def _rope_theta(read: Reader) -> float:
-  """The base of the rotary angles, from `rope_theta` (transformers 4) or `rope_parameters` (transformers 5)."""
-  thetas = [read("rope_theta", float, 10000.0)]
+_STRETCH = {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
+            "original_max_position_embeddings": "original_length"}
+
+
+def _rope(read: Reader) -> dict[str, Any]:
+  """Base and stretching of the rotary angles, from the keys of transformers 4 or `rope_parameters` (transformers 5)."""
+  thetas, scaling = [read("rope_theta", float, 10000.0)], None
   for key in ("rope_scaling", "rope_parameters"):
     read.seen.add(key)
     settings = read.config.get(key)
     if settings is None:
       continue
-    if not isinstance(settings, dict) or set(settings) - {"rope_theta", "rope_type", "type"} or any(
-        settings.get(name, "default") != "default" for name in ("rope_type", "type")):
-      read.refuse(key, "supported: null, or rope_type 'default' with a rope_theta")
-    elif "rope_theta" in settings:
-      nested = Reader(settings)
+    named = settings if isinstance(settings, dict) else {"rope_type": settings}
+    kinds = {named[name] for name in ("rope_type", "type") if name in named} or {"default"}
+    stretched = kinds == {"llama3"} and set(_STRETCH) <= set(named)
+    if not (stretched or kinds == {"default"}) or set(named) - {"rope_theta", "rope_type", "type"} - (
+        set(_STRETCH) if stretched else set()):
+      read.refuse(key, "supported: null, rope_type 'default', or 'llama3' with its four numbers, and a rope_theta")
+      continue
+    nested = Reader(named)
+    if "rope_theta" in named:
       thetas.append(nested("rope_theta", float))
-      read.problems += nested.problems
-  return thetas[-1]
+    if stretched:
+      numbers = {ours: nested(theirs, int if ours == "original_length" else float) for theirs, ours in _STRETCH.items()}
+      if numbers["low_freq_factor"] < numbers["high_freq_factor"]:
+        scaling = RopeScaling(**numbers)
+      else:
+        read.refuse(key, "low_freq_factor must be below high_freq_factor")
+    read.problems += nested.problems
+  return {"rope_theta": thetas[-1], "rope_scaling": scaling}
 
 
 def bert_json(config: EncoderConfig) -> dict[str, Any]:
@@ -218,11 +238,15 @@ def mpnet_json(config: EncoderConfig) -> dict[str, Any]:
 
 
 def llama_json(config: DecoderConfig) -> dict[str, Any]:
-  """What the `config.json` of a Llama has besides the sizes of every model, in the keys of transformers 4 and 5."""
+  """What the `config.json` of a Llama or Qwen3 has besides the sizes of every model, in transformers' keys, 4 and 5."""
+  scaling, kind = config.rope_scaling, "Qwen3" if config.qk_norm else "Llama"
+  stretch = None if scaling is None else {
+    "rope_type": "llama3", **{theirs: getattr(scaling, ours) for theirs, ours in _STRETCH.items()}}
   return {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    "architectures": [f"{kind}ForCausalLM"], "model_type": kind.lower(), "hidden_act": "silu",
     "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim, "rms_norm_eps": config.norm_eps,
-    "rope_theta": config.rope_theta, "rope_scaling": None, "attention_bias": False, "mlp_bias": False,
+    "rope_theta": config.rope_theta, "rope_scaling": stretch, "attention_bias": False,
+    **({"use_sliding_window": False} if config.qk_norm else {"mlp_bias": False}),
     "tie_word_embeddings": config.tie_embeddings, "bos_token_id": config.bos_id, "eos_token_id": config.eos_id,
     "pad_token_id": config.pad_id,
   }

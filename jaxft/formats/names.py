@@ -87,6 +87,10 @@ DECODER = (
   Rule("norm/scale", "model.norm.weight", ("dim",)),
 )
 
+QK_NORM = tuple(
+  Rule(f"{_OURS}/attention/{ours}_norm/scale", f"{_LLAMA}.self_attn.{theirs}_norm.weight", ("head",))
+  for ours, theirs in (("query", "q"), ("key", "k")))
+
 _VIT, _CLIP = "encoder.layer.{layer}", "encoder.layers.{layer}"
 
 
@@ -203,11 +207,15 @@ def mpnet_tensors(
 
 
 def llama_tensors(
-    *, vocab: int, dim: int, mlp: int, query: int, key: int, num_layers: int, tie_embeddings: bool
+    *, vocab: int, dim: int, mlp: int, query: int, key: int, num_layers: int, tie_embeddings: bool, head: int,
+    qk_norm: bool = False,
 ) -> Tensors:
-  """The tensors of a Llama of these sizes; `query` and `key` are those of all heads. A tied head is no tensor."""
-  sizes = {"vocab": vocab, "dim": dim, "mlp": mlp, "query": query, "key": key}
-  return Tensors(DECODER if tie_embeddings else (*DECODER, HEAD), sizes, num_layers)
+  """The tensors of a Llama of these sizes, or with `qk_norm` of a Qwen3; `query` and `key` are those of all heads.
+
+  A tied head is no tensor.
+  """
+  sizes = {"vocab": vocab, "dim": dim, "mlp": mlp, "query": query, "key": key, "head": head}
+  return Tensors((*DECODER, *(QK_NORM if qk_norm else ()), *(() if tie_embeddings else (HEAD,))), sizes, num_layers)
 
 
 def vision_tensors(

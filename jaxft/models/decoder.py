@@ -1,8 +1,9 @@
-"""Llama: a causal language model with rotary positions and grouped-query attention, as plain functions.
+"""Llama and its like: a causal language model with rotary positions and grouped queries, as plain functions.
 
     embed/tokens/embedding                          [V, d]
     layers/attention/{query,key,value,out}/kernel   [L, in, out]; also unrolled or cut, see `stack`
     layers/attention_norm/scale, layers/mlp_norm/scale
+    layers/attention/{query,key}_norm/scale         [L, head_dim], of a config with `qk_norm`
     layers/mlp/{gate,up,down}/kernel
     norm/scale                                      [d]
     head/kernel                                     [d, V], absent where the embedding is tied
@@ -23,13 +24,14 @@ from jaxft.leaves import dot
 from jaxft.leaves.products import dot_transposed
 from jaxft.losses.language import token_weights
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
+from jaxft.models.activation_sharding import along_batch
 from jaxft.models.attention import attend, packed_positions, same_segment
 from jaxft.models.bounds import check_range, rows
 from jaxft.models.cache import Cache, extend, write
 from jaxft.models.linear import linear
 from jaxft.models.norms import rms_norm
 from jaxft.models.remat import Policy
-from jaxft.models.rope import rotate, rotation
+from jaxft.models.rope import RopeScaling, rotate, rotation
 from jaxft.models.sites import LAYER_SITES, Edits, Tap, check_sites
 from jaxft.models.stack import run_layers
 from jaxft.signatures import AnyArray, check_arrays
@@ -48,6 +50,8 @@ class DecoderConfig:
       positions have no table, so that a config with a larger one reads further (see `with_rope_base`).
     norm_eps: of every norm.
     rope_theta: base of the rotary frequencies.
+    rope_scaling: how they are stretched; None: they are not.
+    qk_norm: each head's queries and keys are normed before they are rotated, as in Qwen3.
     tie_embeddings: the head is the token embedding.
     bos_id, eos_id, pad_id: special tokens, rows of the embedding; None where there is none.
   """
@@ -62,6 +66,8 @@ class DecoderConfig:
   max_length: int = 2048
   norm_eps: float = 1e-5
   rope_theta: float = 10000.0
+  rope_scaling: RopeScaling | None = None
+  qk_norm: bool = False
   tie_embeddings: bool = True
   bos_id: int | None = None
   eos_id: int | None = None
@@ -108,6 +114,8 @@ def init(key: Key[Array, ""], config: DecoderConfig, *, stddev: float = 0.02) ->
           "attention": {
               "query": dense(c.dim, wide), "key": dense(c.dim, narrow), "value": dense(c.dim, narrow),
               "out": dense(wide, c.dim, residual),
+              **({f"{name}_norm": {"scale": jnp.ones((c.num_layers, c.head_dim))} for name in ("query", "key")}
+                 if c.qk_norm else {}),
           },
           "mlp_norm": norm(c.num_layers),
           "mlp": {
@@ -171,7 +179,7 @@ def hidden_states(
   edits = check_sites(edits, record, SITES, config.num_layers)
   tap = Tap(edits, record)
   real = mask.astype(bool) if mask is not None else None if segment_ids is None else segment_ids != 0
-  x = tap("embed", rows(params["embed"]["tokens"]["embedding"], ids, real).astype(dtype))
+  x = along_batch(tap("embed", rows(params["embed"]["tokens"]["embedding"], ids, real).astype(dtype)))
   added = x.shape[1] - ids.shape[1]
   _check_layout(added, x.shape[1], config, positions, segment_ids, cache)
   if added and mask is not None:
@@ -184,9 +192,9 @@ def hidden_states(
     x, cache = carry
     y = rms_norm(x, params["attention_norm"], eps=config.norm_eps)
     y, cache = _attention(params["attention"], config, y, turn, visible, cache, index, attention, tap)
-    x = x + y
+    x = along_batch(x + y)
     x = x + _mlp(params["mlp"], rms_norm(x, params["mlp_norm"], eps=config.norm_eps), tap)
-    return tap("layers/out", x), cache
+    return along_batch(tap("layers/out", x)), cache
 
   (x, cache), recorded = run_layers(
       layer, params["layers"], (x, cache), num_layers=config.num_layers, edits=edits, record=record, remat=remat
@@ -211,7 +219,7 @@ def _turn(config, length, mask, real, positions, segment_ids, cache):
   """The rotation of every position; NaN at those that are traced and turn out to lie outside the context."""
   given = positions is not None
   positions = positions if given else _positions(length, mask, segment_ids, cache)
-  turn = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta)
+  turn = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
   # A position that was counted is smaller than the number of places there are.
   if not given and (length if cache is None else cache.seen.shape[1]) <= config.max_length:
     return turn
@@ -245,8 +253,12 @@ def _visible(shape, mask, segment_ids, cache):
 
 def _attention(params, config, x, turn, visible, cache, index, attention, tap: Tap):
   heads = lambda y: y.reshape(*y.shape[:2], -1, config.head_dim)
-  query = tap("layers/attention/query", rotate(heads(linear(x, params["query"])), turn), x)
-  key = tap("layers/attention/key", rotate(heads(linear(x, params["key"])), turn), x)
+  query, key = heads(linear(x, params["query"])), heads(linear(x, params["key"]))
+  if config.qk_norm:
+    query = rms_norm(query, params["query_norm"], eps=config.norm_eps)
+    key = rms_norm(key, params["key_norm"], eps=config.norm_eps)
+  query = tap("layers/attention/query", rotate(query, turn), x)
+  key = tap("layers/attention/key", rotate(key, turn), x)
   value = tap("layers/attention/value", heads(linear(x, params["value"])), x)
   if cache is not None:
     # A prefix that an edit prepended is prepended in every pass: it stays out of the cache.

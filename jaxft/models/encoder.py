@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from jaxft.leaves import lookup, materialize
+from jaxft.models.activation_sharding import along_batch
 from jaxft.models.attention import attend, packed_positions, relative_buckets, same_segment
 from jaxft.models.bounds import check_range, rows
 from jaxft.models.linear import linear
@@ -148,9 +149,9 @@ def hidden_states(
   def layer(params, x, index, tap):
     del index
     y = _attention(params["attention"], config, x, visible, attention, tap)
-    x = layer_norm(x + y, params["attention_norm"], eps=eps)
+    x = along_batch(layer_norm(x + y, params["attention_norm"], eps=eps))
     x = layer_norm(x + _mlp(params["mlp"], x, tap), params["mlp_norm"], eps=eps)
-    return tap("layers/out", x)
+    return along_batch(tap("layers/out", x))
 
   eps = config.norm_eps
   x, recorded = run_layers(
@@ -177,7 +178,7 @@ def _embed(params, config, ids, mask, types, segment_ids, dtype, tap):
     x = x + rows(params["types"]["embedding"], types, None if types.shape[0] < x.shape[0] else real).astype(dtype)
   elif types is not None:
     raise ValueError("types must be None: the config's type_vocab_size is 0")
-  return tap("embed/out", layer_norm(x, params["norm"], eps=config.norm_eps)), mask
+  return along_batch(tap("embed/out", layer_norm(x, params["norm"], eps=config.norm_eps))), mask
 
 
 def _positions(table, config, length, real, segment_ids):

@@ -8,6 +8,35 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """How Llama 3.1 stretches rotary frequencies for a longer context; those of short periods stay.
+
+  Attributes:
+    factor: by how much periods longer than `original_length / low_freq_factor` grow.
+    low_freq_factor, high_freq_factor: periods shorter than `original_length / high_freq_factor` stay; between the two
+      the frequency goes over linearly in `original_length / period`.
+    original_length: the context before, in tokens.
+  """
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_length: int
+
+  def __post_init__(self):
+    if not 0 < self.low_freq_factor < self.high_freq_factor:
+      raise ValueError("low_freq_factor must lie in (0, high_freq_factor); got "
+                       f"{self.low_freq_factor} and {self.high_freq_factor}")
+
+  def __call__(self, frequencies: Float[np.ndarray, " half"]) -> Float[np.ndarray, " half"]:
+    """The stretched frequencies, in radians a token."""
+    low, high = self.low_freq_factor, self.high_freq_factor
+    turns = self.original_length * frequencies / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return frequencies * (kept + (1 - kept) / self.factor)
+
+
 class Rotation(NamedTuple):
   """Cosines and sines of every position's angles, float32, ready to broadcast against heads."""
 
@@ -15,9 +44,13 @@ class Rotation(NamedTuple):
   sin: Float[Array, "#batch time 1 half"]
 
 
-def rotation(positions: Int[Array, "#batch time"], *, head_dim: int, theta: float) -> Rotation:
+def rotation(
+    positions: Int[Array, "#batch time"], *, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> Rotation:
   """The angles `position * theta^(-2 i / head_dim)`, i < head_dim / 2: made once, used by every layer."""
   frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  if scaling is not None:
+    frequencies = jnp.asarray(scaling(2 * np.pi / wavelengths(head_dim, theta)), jnp.float32)
   angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
   return Rotation(jnp.cos(angles), jnp.sin(angles))
 

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxft.checks import one_of
 from jaxft.leaves import materialize
+from jaxft.models.activation_sharding import along_batch
 from jaxft.models.attention import attend
 from jaxft.models.encoder import pool
 from jaxft.models.linear import linear
@@ -173,9 +174,9 @@ def hidden_states(
 
   def layer(params, x, index, tap):
     del index
-    x = x + _attention(params["attention"], config, norm(x, params["attention_norm"]), attention, tap)
+    x = along_batch(x + _attention(params["attention"], config, norm(x, params["attention_norm"]), attention, tap))
     x = x + _mlp(params["mlp"], config, norm(x, params["mlp_norm"]), tap)
-    return tap("layers/out", x)
+    return along_batch(tap("layers/out", x))
 
   norm = lambda x, params: layer_norm(x, params, eps=config.norm_eps)
   x, recorded = run_layers(
@@ -192,7 +193,7 @@ def _embed(params, config, images, tap):
   x = x + materialize(params["positions"]).astype(x.dtype)
   if config.embed_norm:
     x = layer_norm(x, params["norm"], eps=config.norm_eps)
-  return tap("embed/out", x)
+  return along_batch(tap("embed/out", x))
 
 
 def _attention(params, config, x, attention, tap: Tap):

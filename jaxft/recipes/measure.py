@@ -19,7 +19,7 @@ from jaxft.recipes.examples import Collate, Records
 from jaxft.recipes.labels import Target
 from jaxft.recipes.objectives import features
 from jaxft.together import is_first
-from jaxft.training.mesh import place_batch, rows_of_process
+from jaxft.training.mesh import place_batch, rows_of_process, under_mesh
 from jaxft.training.recipe import Objective
 
 Measure = Callable[[Any], dict[str, float]]
@@ -47,7 +47,11 @@ def perplexity(objective: Objective, records: Records, collate: Collate, batch_s
   """A decoder's loss over all tokens of all records, and its exponential."""
   shard = grain.sharding.ShardOptions(*rows_of_process(mesh))
   batches = evaluation_batches(records, batch_size=batch_size, collate=collate, shard=shard)
-  value = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[0])
+
+  @jax.jit
+  def value(params: Any, batch: Any) -> Mean:
+    with under_mesh(mesh):
+      return objective(params, batch, jax.random.key(0))[0]
 
   def measure(params: Any) -> dict[str, float]:
     total = sum((value(params, place_batch(batches[t], mesh)) for t in range(len(batches))), Mean.zero())
@@ -103,8 +107,12 @@ def _over(
   batches: Any = evaluation_batches(records, batch_size=batch_size, collate=collate, shard=shard)
   # What other processes computed is read here too.
   everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-  with_targets = jax.jit(
-      lambda params, batch: (run(params, batch), batch["target"], batch["where"]), out_shardings=everywhere)
+
+  def traced(params: Any, batch: Any) -> tuple[Any, Any, Any]:
+    with under_mesh(mesh):
+      return run(params, batch), batch["target"], batch["where"]
+
+  with_targets = jax.jit(traced, out_shardings=everywhere)
 
   def over(params: Any) -> tuple[np.ndarray, np.ndarray]:
     found, targets = [], []

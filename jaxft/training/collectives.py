@@ -16,6 +16,9 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z][a-z\
 _CALLS = re.compile(r"(body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BOUND = re.compile(r"^\s*ROOT %?[\w.\-]+ = pred\[\]\S* compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(LT|GT)")
+_CONSTANT = re.compile(r"^\s*%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"([a-z]+\d*)[a-z0-9]*\[([\d,]*)\]")
 
 
@@ -60,12 +63,20 @@ def of_text(text: str, mesh: Mesh) -> tuple[Collective, ...]:
   """`collectives` of an optimized program in XLA's text form."""
   bodies, entry = _computations(text)
   found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-  for name, times in _executions(bodies, entry).items():
+  # A TPU computes other things while a collective is under way: the collective then stands in each of the pieces that
+  # it is cut into, with one channel.
+  seen: set[tuple[str, str]] = set()
+  for name, times in sorted(_executions(bodies, entry).items(), key=lambda item: -item[1]):
     for line in bodies[name]:
       match = _INSTRUCTION.match(line)
       kind = match[2].removesuffix("-start") if match else ""
       if match is None or kind not in KINDS:
         continue
+      channel = _CHANNEL.search(line)
+      if channel is not None:
+        if (kind, channel[1]) in seen:
+          continue
+        seen.add((kind, channel[1]))
       group, axes = _group(line, mesh)
       if group > 1:
         entry_of = found[kind, axes]
@@ -101,12 +112,24 @@ def _executions(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
       called = [(role, callee) for role, callee in _CALLS.findall(line)]
       called += [("branch", callee.strip().lstrip("%")) for match in _BRANCHES.findall(line)
                  for callee in match.split(",")]
-      trips = _TRIPS.search(line)
+      trips = _trips(line, called, bodies)
       for role, callee in called:
-        run(callee, n * (int(trips[1]) if trips and role == "body" else 1))
+        run(callee, n * (trips if role == "body" else 1))
 
   run(entry, 1)
   return times
+
+
+def _trips(line: str, called: list[tuple[str, str]], bodies: dict[str, list[str]]) -> int:
+  """How often a loop turns: as XLA notes it, or the bound that its counter is compared with, as in a scan."""
+  if noted := _TRIPS.search(line):
+    return int(noted[1])
+  condition = bodies.get(next((callee for role, callee in called if role == "condition"), ""), [])
+  bounds = [found for text in condition if (found := _BOUND.match(text))]
+  if not bounds:
+    return 1
+  constants = {found[1]: int(found[2]) for text in condition if (found := _CONSTANT.match(text))}
+  return constants.get(bounds[-1][2 if bounds[-1][3] == "LT" else 1], 1)
 
 
 def _group(line: str, mesh: Mesh) -> tuple[int, str]:

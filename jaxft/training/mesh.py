@@ -6,6 +6,7 @@ Three axes, each of size 1 where it is not used:
 - `tensor`: parameters cut along it, every device computing its part of each row.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-BATCH_AXES = ("data", "fsdp")
+from jaxft.models.activation_sharding import BATCH_AXES
 
 
 def make_mesh(
@@ -57,6 +58,20 @@ def check_mesh(mesh: Mesh | None) -> None:
   """Raises TypeError where it is neither a mesh nor None."""
   if mesh is not None and not isinstance(mesh, Mesh):
     raise TypeError(f"mesh must be a jax.sharding.Mesh, as of make_mesh(...), or None; got {mesh!r:.80}")
+
+
+def under_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+  """What is traced within knows the mesh, and keeps activations along its batch (`along_batch`); None: nothing.
+
+  >>> mesh = make_mesh()
+  >>> def double(x):
+  ...   with under_mesh(mesh):
+  ...     return 2 * along_batch(x)
+  >>> from jaxft.models.activation_sharding import along_batch
+  >>> jax.jit(double)(jnp.ones((8 * mesh.size, 2))).shape[1]
+  2
+  """
+  return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

@@ -44,6 +44,10 @@ class Compiled:
     return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
+class DoesNotFit(ValueError):
+  """A step takes more memory than a device has, by the compiler's account."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """The cost of training; bytes are those of the device that holds most.
@@ -123,13 +127,14 @@ def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> P
   Raises:
     TypeError: `recipe` is no `Recipe`.
     ValueError: the backend's compiler does not say what a program takes, and `compile` is True.
+    DoesNotFit: the compiler refuses the program, since no device of the mesh holds it.
   """
   params, batch = jax.tree.map(_shape, (set_aside(params), batch))
   state, frozen = abstract_state(params, recipe)
   step = make_train_step(recipe)
   compiled = None
   if compile:
-    executable = step.lower(state, frozen, batch).compile()
+    executable = _compiled(step.lower(state, frozen, batch))
     memory, cost = executable.memory_analysis(), executable.cost_analysis()
     if memory is None or cost is None:
       raise ValueError("compile must be False on this backend, whose compiler gives no analysis; got True")
@@ -150,6 +155,18 @@ def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> P
       flops=count_jaxpr(step.trace(state, frozen, batch).jaxpr),
       compiled=compiled,
   )
+
+
+def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    says = str(e).strip().splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
+    raise DoesNotFit(f"mesh must hold the step; the compiler says: {says:.300} Cut the parameters over more devices "
+                     "(fsdp, tensor), keep less for the backward pass (remat), or take fewer rows or shorter ones"
+                     ) from None
 
 
 def bytes_per_device(tree: Tree) -> int:

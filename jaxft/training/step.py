@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxft.leaves.dropout import seed_dropout
 from jaxft.losses.reduction import Mean
-from jaxft.training.mesh import batch_size, check_rows, cut_rows, merge_scalars, place_batch
+from jaxft.training.mesh import batch_size, check_rows, cut_rows, merge_scalars, place_batch, under_mesh
 from jaxft.training.recipe import Recipe, check_recipe
 from jaxft.training.state import TrainState
 from jaxft.tree.paths import array_paths, is_float, is_structured
@@ -117,7 +117,8 @@ def make_train_step(recipe: Recipe, *, donate: bool = True) -> TrainStep:
     if compute_dtype is not None:
       params = cast_floating(params, compute_dtype)
     dropout_key, objective_key = jax.random.split(key)
-    mean, metrics = objective(seed_dropout(params, dropout_key), batch, objective_key)
+    with under_mesh(mesh):
+      mean, metrics = objective(seed_dropout(params, dropout_key), batch, objective_key)
     if not isinstance(mean, Mean):
       raise TypeError(f"objective must return (Mean, metrics); its first value is a {type(mean).__name__}")
     taken = [name for name in metrics if name in RESERVED]

@@ -18,6 +18,7 @@ from jaxft.leaves import materialize
 from jaxft.models import decoder, encoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
+from jaxft.models.rope import RopeScaling
 from jaxft.transforms import lora
 from jaxft.tree import cut_layers, leaves_with_paths, unstack_layers
 
@@ -26,7 +27,8 @@ ENCODER_CONFIG = EncoderConfig(vocab_size=50, dim=12, num_layers=3, num_heads=2,
 DECODER_CONFIG = DecoderConfig(vocab_size=50, dim=12, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=20,
                                rope_theta=5e4, bos_id=1, eos_id=2)
 UNTIED_CONFIG = dataclasses.replace(DECODER_CONFIG, tie_embeddings=False, pad_id=0)
-CONFIGS = {"encoder": ENCODER_CONFIG, "decoder": DECODER_CONFIG, "untied": UNTIED_CONFIG}
+QWEN_CONFIG = dataclasses.replace(UNTIED_CONFIG, qk_norm=True, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 512))
+CONFIGS = {"encoder": ENCODER_CONFIG, "decoder": DECODER_CONFIG, "untied": UNTIED_CONFIG, "qwen3": QWEN_CONFIG}
 
 
 def params_of(config, dtype=jnp.float32):
@@ -192,10 +194,18 @@ def test_a_bert_with_prefix_pooler_and_position_ids(tmp_path):
   assert_same(load_directory(tmp_path / "a")[0], params)
 
 
+STRETCHED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+             "original_max_position_embeddings": 8192}
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling = .* is not supported"),
     ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_parameters = .* is not supported"),
     ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta must be a positive float"),
+    ({"rope_scaling": STRETCHED | {"low_freq_factor": 4.0}}, "low_freq_factor must be below high_freq_factor"),
+    ({"rope_scaling": STRETCHED | {"factor": 0}}, "factor must be a positive float; got 0"),
+    ({"rope_scaling": STRETCHED | {"mscale": 2.0}}, "rope_scaling = .* is not supported"),
+    ({"rope_scaling": "llama3"}, "rope_scaling = 'llama3' is not supported"),
     ({"attention_bias": True}, "attention_bias = True is not supported"),
     ({"mlp_bias": True}, "mlp_bias = True"),
     ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported; supported: 'silu'"),

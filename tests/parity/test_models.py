@@ -117,17 +117,25 @@ def test_smollm2_loss_equals_that_of_transformers(smollm2, torch_smollm2):
   assert mean.weight == mask[:, 1:].sum() and mean.value == pytest.approx(want, rel=1e-5)
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
+@pytest.fixture(scope="module", params=["tied", "untied and stretched", "qwen3"])
 def small_llama(request, tmp_path_factory):
   """A Llama with shapes unlike each other (head_dim * heads != dim), random, saved and loaded through its files."""
   torch.manual_seed(0)
-  config = transformers.LlamaConfig(
+  rope = {"rope_type": "default", "rope_theta": 5000.0}
+  if "stretched" in request.param:  # of the pairs of a head some turn as before, some slower, some between
+    rope |= {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+             "original_max_position_embeddings": 32}
+  name = "Qwen3" if request.param == "qwen3" else "Llama"
+  config = getattr(transformers, f"{name}Config")(
       vocab_size=97, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
       intermediate_size=56, tie_word_embeddings=request.param == "tied", max_position_embeddings=64,
-      rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
-      initializer_range=0.2, bos_token_id=1, eos_token_id=2,
+      rope_parameters=rope, initializer_range=0.2, bos_token_id=1, eos_token_id=2,
   )
-  model = transformers.LlamaForCausalLM(config).eval()
+  model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      if parameter.ndim == 1:
+        parameter.normal_(1.0, 0.2)  # scales of norms, which would all be one
   path = tmp_path_factory.mktemp("llama")
   model.save_pretrained(path)
   return model, path
@@ -152,6 +160,8 @@ def test_small_llama_states_logits_and_gradients(small_llama):
     assert relative_error(ours["attention"]["key"]["kernel"], theirs.self_attn.k_proj.weight.grad.T) < 1e-3
     assert relative_error(ours["mlp"]["down"]["kernel"], theirs.mlp.down_proj.weight.grad.T) < 1e-3
     assert relative_error(ours["attention_norm"]["scale"], theirs.input_layernorm.weight.grad) < 1e-3
+    if config.qk_norm:
+      assert relative_error(ours["attention"]["key_norm"]["scale"], theirs.self_attn.k_norm.weight.grad) < 1e-3
 
 
 def test_small_llama_in_bfloat16_is_no_further_from_float32_than_torch(small_llama):

@@ -51,6 +51,38 @@ def test_kinds_axes_turns_and_bytes_are_read_from_a_programs_text():
       Collective("all-reduce", "unknown", 1, 2 * 8 * 7 // 8))
 
 
+TPU = """HloModule jit_step, is_scheduled=true
+
+%started (p: bf16[1,8,32]) -> (bf16[1,8,32], bf16[1,64,32]) {
+  %ag = bf16[1,64,32]{2,1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={1}
+}
+
+%async_collective_fusion.3 (p: bf16[1,8,32]) -> (bf16[4,4], bf16[1,64,32]) {
+  %ag.1 = bf16[1,64,32]{2,1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={1}
+}
+
+%body.1 (p: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
+  %async-collective-start.6 = (bf16[1,8,32], bf16[1,64,32]) fusion(%w), kind=kCustom, calls=%started
+  %fusion.9 = (bf16[4,4], bf16[1,64,32]) fusion(%w), kind=kOutput, calls=%async_collective_fusion.3
+}
+
+%cond.1 (p: (s32[], f32[64,32])) -> pred[] {
+  %constant.4 = s32[]{:T(128)} constant(5)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %constant.4), direction=LT, metadata={op_name="jit(step)/while/cond/lt"}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  ROOT %w = (s32[], f32[64,32]{1,0}) while(%init), condition=%cond.1, body=%body.1
+}
+"""
+
+
+def test_of_a_tpu_the_pieces_of_one_collective_are_one_and_a_loops_turns_are_those_of_its_condition():
+  assert of_text(TPU, make_mesh(data=1, fsdp=8)) == (
+      Collective("all-gather", "fsdp", 5, 5 * 64 * 32 * 2 * 7 // 8),)
+
+
 def test_of_a_program_in_which_a_layer_is_gathered_at_each_turn():
   mesh = make_mesh(data=1, fsdp=8)
   whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "fsdp"))

@@ -179,9 +179,11 @@ def _known(config: Mapping[str, Any]) -> Tensors | None:
   if config.get("model_type") == "bert":
     positions, types = size("max_position_embeddings", 512), size("type_vocab_size", 2)
     return bert_tensors(**common, positions=positions, types=types)
-  if config.get("model_type") in ("llama", "mistral"):
+  if config.get("model_type") in ("llama", "mistral", "qwen3"):
     kv_heads = size("num_key_value_heads", 8 if config["model_type"] == "mistral" else heads)
-    head = size("head_dim", common["dim"] // heads)
+    qwen = config["model_type"] == "qwen3"
+    head = size("head_dim", 128 if qwen else common["dim"] // heads)
     return llama_tensors(
-        **common, query=heads * head, key=kv_heads * head, tie_embeddings=size("tie_word_embeddings", False))
+        **common, query=heads * head, key=kv_heads * head, tie_embeddings=size("tie_word_embeddings", False), head=head,
+        qk_norm=qwen)
   return None

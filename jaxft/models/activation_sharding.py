@@ -1,0 +1,39 @@
+"""Where activations lie on a mesh: with the rows of their batch.
+
+Parameters that are cut along `fsdp` are to be gathered where they are used. Left to itself, XLA's partitioner may as
+well cut the activations as the parameters are cut, and give every device all rows of the batch: one layer of an 8B
+model on 256 chips then takes more memory than a chip has. So each model says after its embedding and after each layer
+that the rows stay where the batch is.
+"""
+
+import math
+
+import jax
+from jax.core import Tracer
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Shaped
+
+BATCH_AXES = ("data", "fsdp")
+
+
+def along_batch(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
+  """The same values, their leading axis cut over the mesh axes `data` and `fsdp`; nothing without a mesh.
+
+  >>> along_batch(jnp.ones((4, 2))).shape  # no mesh
+  (4, 2)
+
+  The mesh is the one under which JAX traces: `make_train_step` sets its recipe's, and elsewhere `jax.set_mesh` does.
+
+  Args:
+    x: activations. Where the leading axis does not divide, or the mesh's axes are explicit or manual, such as within
+      `jax.shard_map`, they are left alone.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or not isinstance(x, Tracer):
+    return x
+  automatic = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+  axes = tuple(name for name in BATCH_AXES if name in automatic)
+  if not axes or x.shape[0] % math.prod(mesh.shape[name] for name in axes):
+    return x
+  rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))
