@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxft.choices import random_module_mask, s2ft_units
+from jaxft.choices import s2ft_units
 from jaxft.files import write_text
 from jaxft.formats.shapes import read_shape
 from jaxft.losses import Mean
@@ -27,7 +27,7 @@ from jaxft.training import Recipe, make_mesh, plan
 from jaxft.training.plan import DoesNotFit
 from jaxft.training.roofline import CHIPS, roofline
 from jaxft.training.rules import DECODER_RULES
-from jaxft.transforms import ParamTransform, chain, dora, full, lora, quantize, submatrix, train
+from jaxft.transforms import ParamTransform, chain, dora, full, lora, quantize, submatrix
 from jaxft.tree.coupled import MLP_CHANNELS, key_heads
 from jaxft.tree.partition import count
 
@@ -36,7 +36,6 @@ MATRICES, RANK, LENGTH = "layers/**/kernel", 16, 2048
 
 METHODS: dict[str, Callable[[Any], ParamTransform]] = {
     "full": lambda params: full(),
-    "hft": lambda params: train(random_module_mask(jax.random.key(0), params)),
     "s2ft": lambda params: submatrix(s2ft_units(
         jax.random.key(0), params, units=[MLP_CHANNELS, key_heads(128, queries_per_key=4)])),
     "lora": lambda params: lora(MATRICES, rank=RANK),
@@ -73,7 +72,7 @@ def compiled(case: Case) -> dict[str, Any]:
   config = read_shape(case.model)
   mesh = make_mesh(data=1, fsdp=len(devices), devices=devices)
   # What trains is float32; a method that freezes the model keeps it as it is published.
-  dtype = jnp.float32 if case.method in ("full", "hft") else jnp.bfloat16
+  dtype = jnp.float32 if case.method == "full" else jnp.bfloat16
   params = jax.eval_shape(lambda: jax.tree.map(lambda x: x.astype(dtype), decoder.init(jax.random.key(0), config)))
   objective = lambda params, batch, key: (
       Mean.of(*decoder.token_nll(params, config, batch["ids"], dtype=jnp.bfloat16, remat="full", chunk=1024)), {})

@@ -128,7 +128,7 @@ def tokenizer_of(file: GGUF) -> Tokenizer:
     raise ValueError(f"{file.path}: {e}") from None
 
 
-def _token_ids(file: GGUF, vocab_size: int) -> dict[str, int | None]:
+def _token_ids(file: GGUF, vocab_size: int) -> dict[str, Any]:
   names = {"bos_id": "bos", "eos_id": "eos", "pad_id": "padding"}
   ids = {role: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in names.items()}
   for role, value in ids.items():

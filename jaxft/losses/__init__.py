@@ -34,18 +34,20 @@ from jaxft.losses.language import (
 )
 from jaxft.losses.late_interaction import late_interaction, maxsim, maxsim_candidates
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
+from jaxft.losses.mixed_contrastive import (
+    core_tuning,
+    mixed_negative_contrastive,
+    mixed_negatives_ranking,
+    soft_clip,
+)
 from jaxft.losses.mixing import (
     HardestPairs,
     blend_negatives,
-    core_tuning,
     core_tuning_pairs,
     hardest_pairs,
     mix_negatives,
-    mixed_negative_contrastive,
-    mixed_negatives_ranking,
     mixup_targets,
     slerp,
-    soft_clip,
 )
 from jaxft.losses.nested import LayerWeights, adaptive_layers, deep_supervision, matryoshka, matryoshka_2d, submodels
 from jaxft.losses.pairs import (
