@@ -64,7 +64,8 @@ SMOKE = Config(
     recipe=TINY, least=3, most=6, shots=1, sentences=2, boundary=1, steps=2, batch_size=4, rates=(1e-2, 3e-2),
     seeds=(0, 1), tuning_seeds=(100,))
 
-FROZEN, PLAIN, WEAK, METHOD, SAME = "frozen", "lambda 0", "lambda 1", "lambda 8", "lambda 8, the same view"
+FROZEN, PLAIN, WEAK = "frozen", "no consistency", "CoPrompt, lambda 1"
+METHOD, SAME = "CoPrompt", "CoPrompt, the same view"
 WEIGHTS = {PLAIN: 0.0, WEAK: 1.0, METHOD: 8.0, SAME: 8.0}
 
 
