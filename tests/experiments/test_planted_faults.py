@@ -4,6 +4,7 @@ What is edited in a result file, a flipped verdict among it, is found by `tests/
 """
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.merging import atlas, fine_tuning_transfer, merging_baselines
@@ -55,6 +56,16 @@ def test_coefficients_that_ignore_the_granularity(tmp_path, monkeypatch):
 
 def test_a_guide_that_drops_nothing(tmp_path, monkeypatch):
   monkeypatch.setitem(gistembed.MARGINS, gistembed.METHOD, gistembed.MARGINS[gistembed.UNGUIDED])
+  with pytest.raises(AssertionError, match="the method does what the baseline does"):
+    run(gistembed.STUDY, tmp_path)
+
+
+def test_a_loss_that_ignores_its_guide(tmp_path, monkeypatch):
+  loss = gistembed.guided_info_nce
+  blind = lambda x: jnp.eye(1, x.shape[-1]).repeat(len(x), axis=0)  # to this guide all images are one
+  monkeypatch.setattr(
+      gistembed, "guided_info_nce", lambda query, positive, negative, by_query, by_positive, by_negative, **options:
+      loss(query, positive, negative, blind(by_query), blind(by_positive), by_negative, **options))
   with pytest.raises(AssertionError, match="the method does what the baseline does"):
     run(gistembed.STUDY, tmp_path)
 
