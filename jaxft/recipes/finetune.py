@@ -73,13 +73,14 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
   out = options.output.out
   check_options(options)
   check_apart(out, _places(options))
-  resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
-  resumed, = from_first(resumed)
-  check_shared(out)
-  try:
-    return _train(options, resumed)
-  except KeyboardInterrupt:  # before or after the training loop, which stops by itself
-    raise KeyboardInterrupt(run_folder.last_checkpoint(out)) from None
+  with run_folder.held(out) if is_first() else contextlib.nullcontext():
+    resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
+    resumed, = from_first(resumed)
+    check_shared(out)
+    try:
+      return _train(options, resumed)
+    except KeyboardInterrupt:  # before or after the training loop, which stops by itself
+      raise KeyboardInterrupt(run_folder.last_checkpoint(out)) from None
 
 
 def _places(options: Finetune) -> dict[str, str]:
@@ -101,8 +102,11 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     read = {**inputs, "model's weights": checksum(model.params)}
   check_same(read)
   complete = validated = False
+  total = lambda steps, epochs: steps or max(1, math.ceil(epochs * len(splits.train) / optimization.batch_size))
+  steps = total(optimization.steps, optimization.epochs)
   if resumed and is_first():
     run_folder.check_inputs(out, read)
+    run_folder.grow(out, defining(options), steps, total)
     complete, validated = (out / run_folder.SUMMARY).exists(), bool(run_folder.validations(out))
   complete, validated = from_first(complete, validated)
   if complete:
@@ -110,7 +114,6 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
       return None
     print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
     return json.loads((out / run_folder.SUMMARY).read_text())
-  steps = optimization.steps or max(1, math.ceil(optimization.epochs * len(splits.train) / optimization.batch_size))
   recipe, target = recipe_of(options, model.config, steps, mesh), _target(options, model, splits)
   if target is not None and loss_name(options.loss.loss, model.kind) in WITH_OUTPUT:
     with _on_host(mesh):
@@ -137,10 +140,12 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     if before is not None:
       for writer in writers:
         writer.write(0, {f"eval/{name}": v for name, v in before.items()})
-    fingerprint = {**defining(options), **inputs}
+    fingerprint = {**{k: v for k, v in defining(options).items() if k not in run_folder.LENGTH}, **inputs}
     with quiet_threads(), Checkpoints(
         out / run_folder.CHECKPOINTS, max_to_keep=options.output.keep, configuration=defining(options),
         fingerprint=fingerprint) as saved:
+      if saved.latest is not None and is_first():
+        print(f"jaxft: resuming the run in {out} at step {saved.latest} of {steps}", file=sys.stderr)
       state = fit(
           step, state, frozen, batches, steps=steps, checkpoints=saved, save_every=options.output.checkpoint_every,
           evaluate=evaluate, evaluate_every=options.output.eval_every, writers=writers,

@@ -74,7 +74,7 @@ class Optimization:
   """How it is minimized: AdamW."""
 
   steps: int | None = None
-  """Steps in all. None: as many as `epochs` takes."""
+  """Steps in all; more than before lets a run that is resumed go on. None: as many as `epochs` takes."""
   epochs: float = 1.0
   """Passes over the training data, where no steps are given."""
   batch_size: int = 32

@@ -60,7 +60,8 @@ def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, tin
   for name in ("model", "checkpoints/3"):
     shutil.rmtree(tmp_path / "broken" / name)
   (tmp_path / "broken/summary.json").unlink()
-  assert jaxft(*args, "--out", tmp_path / "broken").status == 0
+  again = jaxft(*args, "--out", tmp_path / "broken")
+  assert again.status == 0 and f"resuming the run in {tmp_path / 'broken'} at step 2 of 3" in again.err
   resumed, unbroken = weights(tmp_path / "broken"), weights(tmp_path / "run")
   assert all(np.array_equal(resumed[name], unbroken[name]) for name in unbroken)
   assert numbers(tmp_path / "broken") == numbers(tmp_path / "run")
@@ -80,6 +81,13 @@ def test_a_complete_run_is_left_alone_and_another_one_refused(jaxft, tiny, pairs
   (tmp_path / "run/model/model.safetensors").write_bytes(b"another")
   assert jaxft(*args).status == 0
   assert all(np.array_equal(x, trained[name]) for name, x in weights(tmp_path / "run").items())
+  # More steps go on from the last checkpoint.
+  longer = jaxft(*args, "--steps", 2)
+  assert longer.status == 0 and "grows from 1 to 2 steps" in longer.err and "at step 1 of 2" in longer.err
+  assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 2
+  assert [line["step"] for line in numbers(tmp_path / "run")] == [1, 2]
+  assert "may grow but not shrink; got 1" in jaxft(*args).error
+  args += ["--steps", 2]
   text = pairs.read_text()
   pairs.write_text(text + text.splitlines()[0] + "\n")
   changed = jaxft(*args)
