@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 
 import jaxft
-
 from jaxft.checks import nearest
 from jaxft.studies import result_file
 from jaxft.studies.command import run
