@@ -104,7 +104,7 @@ def test_each_command_runs_from_what_pip_installs_alone(wheel, newest, tiny, tin
     pytest.skip("the dependencies cannot be fetched here")
   assert done.returncode == 0, done.stderr
   environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JAX", "XLA"))}
-  environment["JAX_PLATFORMS"] = "cpu"
+  environment |= {"JAX_PLATFORMS": "cpu", "JAXFT_HOME": str(tmp_path / "home")}
 
   def run(*args):
     done = subprocess.run([tmp_path / "env/bin/jaxft", *map(str, args)], cwd=tmp_path, env=environment,
