@@ -20,6 +20,7 @@ COMMANDS = {
     "run": ("jaxft.cli.run", "an experiment: jaxft run EXPERIMENT [--smoke] [overrides of its config]"),
     "list": ("jaxft.cli.listing", "the experiments and their committed results"),
     "cite": ("jaxft.cli.cite", "BibTeX of the papers behind functions, a run's folder or an experiment"),
+    "formats": ("jaxft.cli.formats", "what a file of records may hold, with an example each"),
     "fetch": ("jaxft.cli.fetch", "presets and data sets into the cache folder"),
     "merge": ("jaxft.cli.merge", "many checkpoints to one, as a mergekit configuration says; from disk to disk"),
     "convert": ("jaxft.cli.convert", "a GGUF file or a Hugging Face folder to a Hugging Face folder in safetensors"),

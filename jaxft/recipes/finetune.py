@@ -26,6 +26,7 @@ from jaxft.recipes.examples import (
   Guided,
   Records,
   Splits,
+  as_pairs,
   keys_of,
   language_collate,
   pair_collate,
@@ -211,6 +212,7 @@ def _prepare(
     size = options.optimization.batch_size
     validate = None if held is None else measure.perplexity(objective, held, collate, size, mesh)
     return records, collate, validate
+  records, held = as_pairs(records), None if held is None else as_pairs(held)
   keys, length = keys_of(records), min(options.examples.max_length, model.max_length)
   _check_different(records, keys, options.optimization.batch_size)
   if loss == "gist":

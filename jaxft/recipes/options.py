@@ -39,6 +39,9 @@ class Adaptation:
 class Examples:
   """What is learnt from."""
 
+  fields: str | None = None
+  """Names of a file's columns, theirs=ours: query=anchor,answer=positive; nothing after = leaves the column out.
+  `jaxft formats` shows what is known."""
   split: str = "train"
   """Split to train on; TFDS arithmetic, as train[:10%], is understood."""
   validation: str | None = None
