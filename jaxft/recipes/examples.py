@@ -139,6 +139,18 @@ def keys_of(records: Records) -> tuple[str, ...]:
   return ("anchor", "positive", "negative") if "negative" in first else ("anchor", "positive")
 
 
+def scored_keys(records: Records) -> tuple[str, ...]:
+  """The texts of scored pairs.
+
+  Raises:
+    ValueError: the records are none.
+  """
+  if missing := [name for name in ("sentence1", "sentence2", "score") if name not in records[0]]:
+    raise ValueError(f"loss cosent learns from pairs with a score (fields sentence1, sentence2, score); there is no "
+                     f"{', '.join(missing)} among {', '.join(records[0])}")
+  return ("sentence1", "sentence2")
+
+
 def lengths_up_to(longest: int, one: bool = False) -> list[int]:
   """The lengths that batches are padded to: a step is compiled once for each of them; `one` takes the longest alone."""
   if longest < 2:
@@ -157,7 +169,9 @@ def pair_collate(
   lengths, pad = lengths_up_to(max_length, one_length), tokenizer.token_to_id("[PAD]") or 0
 
   def collate(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    out = tokenize_pairs(records, tokenizer, lengths=lengths, keys=tuple(keys), pad_id=pad)
+    out: dict[str, Any] = tokenize_pairs(records, tokenizer, lengths=lengths, keys=tuple(keys), pad_id=pad)
+    if "score" in records[0]:
+      out["score"] = np.array([r["score"] for r in records], np.float32)
     for key in keys:
       if f"guide/{key}" in records[0]:
         out[key] = {**out[key], "guide": np.stack([r[f"guide/{key}"] for r in records])}

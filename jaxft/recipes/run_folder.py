@@ -14,8 +14,8 @@ from typing import Any
 from jaxft.files import check_writable, remove_leftovers, write_text
 from jaxft.training.metrics import read_json_lines
 
-CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, SUMMARY, TENSORBOARD = (
-    "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "summary.json", "tensorboard")
+CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, ADAPTER, SUMMARY, TENSORBOARD = (
+    "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "adapter", "summary.json", "tensorboard")
 
 
 LOCK = ".lock"
@@ -98,13 +98,14 @@ def open_run(out: Path, defining: dict[str, Any], *, overwrite: bool) -> bool:
   path, resumed = out / CONFIG, False
   if path.exists():
     saved = _configuration(path)
-    resumed = not overwrite and (_steps_saved(out) != [] or (out / MODEL).exists() or (out / SUMMARY).exists())
+    resumed = not overwrite and (_steps_saved(out) != [] or any(
+        (out / name).exists() for name in (MODEL, ADAPTER, SUMMARY)))
     if resumed:
       _check_same(out, saved, defining)
-  elif left := [name for name in (CHECKPOINTS, MODEL, METRICS, SUMMARY) if (out / name).exists()]:
+  elif left := [name for name in (CHECKPOINTS, MODEL, ADAPTER, METRICS, SUMMARY) if (out / name).exists()]:
     raise ValueError(f"{out} holds {', '.join(left)} but no {CONFIG}: it is no run, to be resumed or overwritten; "
                      "choose another --out")
-  for name in (CONFIG, INPUTS, METRICS, SUMMARY, MODEL):
+  for name in (CONFIG, INPUTS, METRICS, SUMMARY, MODEL, ADAPTER):
     remove_leftovers(out / name)
   for part in out.glob(".jaxft-*"):  # of a process that was killed as it tried whether the folder can be written
     part.unlink(missing_ok=True)
@@ -199,7 +200,7 @@ def _check_same(out: Path, saved: dict[str, Any], defining: dict[str, Any]) -> N
 
 def _delete_run(out: Path) -> None:
   """Deletes what a run writes, and nothing else that the folder may hold."""
-  for name in (CHECKPOINTS, MODEL, TENSORBOARD):
+  for name in (CHECKPOINTS, MODEL, ADAPTER, TENSORBOARD):
     shutil.rmtree(out / name, ignore_errors=True)
   for name in (INPUTS, METRICS, SUMMARY, CONFIG):  # the last, so that what a kill leaves is still a run
     (out / name).unlink(missing_ok=True)
