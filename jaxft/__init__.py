@@ -16,7 +16,7 @@ _NAMES = {
     "models": (),
     "adapters": (),
     "optimizers": (),
-    "formats": ("load",),
+    "formats": (),
     "analysis": (),
     "merging": (),
     "selection": (),
@@ -24,7 +24,7 @@ _NAMES = {
     "data": (),
     "evaluation": (),
     "training": ("Recipe", "init_state", "make_train_step"),
-    "recipes": (),
+    "recipes": ("load",),
     "studies": (),
 }
 __version__ = "0.1.0"

@@ -22,6 +22,7 @@ LONG = {
     "tests/contracts/test_transform_states.py": "it saves and shards all transforms",
     "tests/transforms/test_every_pair.py": "it traces every pair of transforms",
     "tests/test_types.py": "it checks the types of the whole library",
+    "tests/cli/test_installed.py": "it installs the library into empty environments",
     "tests/test_examples.py": "it runs the example of every public function",
 }
 

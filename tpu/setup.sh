@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Sets up jaxft on this machine in a virtual environment, with the versions of constraints.txt.
-#   setup.sh [--dry-run] [--accelerator tpu|cuda12|cpu] [--venv FOLDER] [--extras chat,gguf,tensorboard]
+#   setup.sh [--dry-run] [--accelerator tpu|cuda12|cpu] [--venv FOLDER] [--extras gguf,tensorboard]
 set -euo pipefail
 
-accelerator=tpu venv="$HOME/jaxft-venv" extras=chat,gguf,tensorboard dry=''
+accelerator=tpu venv="$HOME/jaxft-venv" extras=gguf,tensorboard dry=''
 while [ $# -gt 0 ]; do
   case "$1" in
     --dry-run) dry=1; shift ;;
@@ -31,6 +31,7 @@ if [ -z "$python" ]; then
   python=python3.12
 fi
 if [ -n "$dry" ] || [ ! -x "$venv/bin/python" ]; then run "$python" -m venv "$venv"; fi
-# JAX with its accelerator in the same call, so that one solution holds for both.
-run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" "$jax" "${root}[$extras]"
+# JAX with its accelerator in the same call, so that one solution holds for both; editable, as the studies lie beside
+# the library and are no part of what is installed.
+run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" "$jax" -e "${root}[$extras]"
 run "$venv/bin/python" -m jaxft --version

@@ -20,6 +20,7 @@ COMMANDS = {
     "run": ("jaxft.cli.run", "an experiment: jaxft run EXPERIMENT [--smoke] [overrides of its config]"),
     "list": ("jaxft.cli.listing", "the experiments and their committed results"),
     "cite": ("jaxft.cli.cite", "BibTeX of the papers behind functions, a run's folder or an experiment"),
+    "formats": ("jaxft.cli.formats", "what a file of records may hold, with an example each"),
     "fetch": ("jaxft.cli.fetch", "presets and data sets into the cache folder"),
     "merge": ("jaxft.cli.merge", "many checkpoints to one, as a mergekit configuration says; from disk to disk"),
     "convert": ("jaxft.cli.convert", "a GGUF file or a Hugging Face folder to a Hugging Face folder in safetensors"),
@@ -30,6 +31,15 @@ SPREAD = ("finetune", "run")
 
 # What the library raises for input that it cannot take; anything else is a fault of its own. See `_is_input`.
 USER_ERRORS = (ValueError, TypeError, OSError)
+
+# Characters of an error's line; beyond them it may hold a whole file that somebody else wrote.
+LONGEST = 2000
+
+# Modules that `pip install jaxft` does not bring -> the extra that does.
+EXTRAS = {
+    "gguf": "gguf", "matplotlib": "experiments", "PIL": "experiments", "reasoning_gym": "reasoning",
+    "rouge_score": "text-metrics", "sacrebleu": "text-metrics", "sklearn": "experiments", "tensorboardX": "tensorboard",
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -117,11 +127,20 @@ def _status(e: SystemExit) -> int:
 
 def _is_input(e: Exception) -> bool:
   # The library's own ImportErrors say which extra to install and name no module; Python's do.
-  return isinstance(e, USER_ERRORS) or (isinstance(e, ImportError) and e.name is None)
+  return isinstance(e, USER_ERRORS) or (isinstance(e, ImportError) and (e.name is None or _extra(e) is not None))
+
+
+def _extra(e: Exception) -> str | None:
+  """The extra that brings what an import lacked; None of other errors."""
+  return EXTRAS.get((e.name or "").partition(".")[0]) if isinstance(e, ModuleNotFoundError) else None
 
 
 def _line(e: Exception) -> str:
   text = " ".join(str(e).split()) or type(e).__name__
+  if len(text) > LONGEST:
+    text = f"{text[:LONGEST]} ... ({len(text) - LONGEST} more characters; --traceback shows all)"
+  if (extra := _extra(e)) is not None:
+    return f"jaxft: error: this needs the extra {extra} ({text}): pip install 'jaxft[{extra}]'"
   if _is_input(e):
     return f"jaxft: error: {text}"
   return f"jaxft: internal error: {type(e).__name__}: {text} (--traceback shows where)"

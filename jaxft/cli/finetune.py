@@ -40,7 +40,8 @@ def as_text(summary: dict[str, Any]) -> str:
   rate = s["examples_per_second"]
   lines += [
       f"  {'?' if rate is None else f'{rate:.1f}'} examples/s, {s['peak_memory_bytes'] / 2**20:,.0f} MiB at most",
-      f"  model: {out / run_folder.MODEL}",
+      *([f"  model: {out / run_folder.MODEL}"] if (out / run_folder.MODEL).exists() else []),
+      *([f"  adapter: {out / run_folder.ADAPTER}"] if s.get("adapter") else []),
       f"  metrics: {out / run_folder.METRICS}, checkpoints: {out / run_folder.CHECKPOINTS}",
   ]
   return "\n".join(lines + [f"  cite: arXiv {number}" for number in s["arxiv"]])

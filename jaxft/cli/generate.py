@@ -56,32 +56,17 @@ def generate(options: Generate) -> list[dict[str, Any]]:
     ValueError: an option is out of its range, the model is no decoder or gives scores that are not finite, or a chat is
       asked of one without a template.
   """
-  import jax
-
   from jaxft.checks import pick
-  from jaxft.decoding.generate import generate as run
-  from jaxft.decoding.stepwise import stepwise_decoder
   from jaxft.formats.pretrained import load
+  from jaxft.recipes.model import answer
   from jaxft.recipes.run import DTYPES
 
   dtype = pick("dtype", options.dtype, DTYPES)
   _check(options)
-  model = load(options.model)
-  config, tokenizer = model.text_decoder()
-  rows = [_encode(options, model, prompt) for prompt in options.prompts]
-  ids, mask = _left_padded(rows, config.pad_id or 0, config.max_length)
-  out = run(
-      stepwise_decoder(model.params, config, dtype=dtype), ids, jax.random.key(options.seed), mask=mask,
+  return answer(
+      load(options.model), options.prompts, chat=options.chat, system=options.system, seed=options.seed, dtype=dtype,
       max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
       min_p=options.min_p)
-  answers = []
-  for prompt, tokens, kept, log_probs in zip(options.prompts, *jax.device_get(out), strict=True):
-    tokens, log_probs = tokens[kept].tolist(), log_probs[kept].tolist()
-    if -1 in tokens:
-      raise ValueError(f"model must give finite scores; {options.model} gave others after the prompt {prompt[-40:]!r}")
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
-    answers.append({"prompt": prompt, "text": text, "tokens": tokens, "log_probs": log_probs})
-  return answers
 
 
 def _check(options: Generate) -> None:
@@ -98,38 +83,3 @@ def _check(options: Generate) -> None:
     raise ValueError(f"{', '.join(filters)} needs a temperature above 0: at 0 the likeliest token is taken")
   if options.system is not None and not options.chat:
     raise ValueError("--system needs --chat")
-
-
-def _encode(options: Generate, model: Any, prompt: str) -> list[int]:
-  from jaxft.data.chat import render_chat
-  from jaxft.recipes.examples import special_tokens
-
-  if not options.chat:
-    ids = model.tokenizer.encode(prompt).ids
-  else:
-    if model.chat_template is None:
-      raise ValueError(f"--chat needs a checkpoint with a chat template; {options.model} has none")
-    turns = [] if options.system is None else [{"role": "system", "content": options.system}]
-    turns.append({"role": "user", "content": prompt})
-    text = render_chat(turns, model.chat_template, add_generation_prompt=True, **special_tokens(model))
-    # The template writes the special tokens itself.
-    ids = model.tokenizer.encode(text, add_special_tokens=False).ids
-  if not ids:
-    raise ValueError("a prompt must have at least one token; got an empty one")
-  return ids
-
-
-def _left_padded(rows: list[list[int]], pad_id: int, context: int) -> tuple[Any, Any]:
-  """Ids and mask, padded on the left to a multiple of 16 tokens, so that prompts of like length share a compilation.
-
-  Padding goes no further than the context.
-  """
-  import numpy as np
-
-  longest = max(map(len, rows))
-  length = max(longest, min(-(-longest // 16) * 16, context))
-  ids, mask = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), np.int32)
-  for i, row in enumerate(rows):
-    ids[i, length - len(row):] = row
-    mask[i, length - len(row):] = 1
-  return ids, mask

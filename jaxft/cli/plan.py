@@ -47,6 +47,8 @@ def main(args: list[str]) -> None:
 
 def plan_of(options: PlanOptions) -> Any:
   """The `jaxft.training.plan.Plan` of the options."""
+  from jaxft.formats.families import family_of
+  from jaxft.recipes.guess import with_loss
   from jaxft.recipes.run import check_options, recipe_of
   from jaxft.training import plan
 
@@ -54,6 +56,10 @@ def plan_of(options: PlanOptions) -> Any:
   check_options(run)
   mesh = _mesh(run.compute, options.topology)
   config = config_of(run.model)
+  kind = family_of(config).kind
+  # No data are read: pairs for an encoder, labels for a model of images, where no task is named.
+  usual = {"encoder": ("anchor", "positive"), "vision": ("label",)}.get(kind, ()) if run.loss.task is None else ()
+  run, _ = with_loss(run, kind, usual)
   recipe = recipe_of(run, config, run.optimization.steps or 1000, mesh)
   guide_dim = config_of(run.loss.guide).dim if run.loss.guide else config.dim
   return plan(recipe, _params(run, config), batch_shape(run, config, guide_dim), compile=options.compile)
@@ -102,6 +108,8 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
     return {**text, **target}
   if loss == "gist":
     text["guide"] = jax.ShapeDtypeStruct((rows, guide_dim), jnp.float32)
+  if loss == "cosent":
+    return {"sentence1": text, "sentence2": text, "score": jax.ShapeDtypeStruct((rows,), jnp.float32)}
   return {"anchor": text, "positive": text}
 
 
@@ -115,7 +123,7 @@ def _params(run: Finetune, config: Any) -> Any:
 
   family = family_of(config)
   loss = loss_name(run.loss.loss, family.kind)
-  output = {"output": init_output(config.dim, 1 if loss == "mse" else 2)} if loss in WITH_OUTPUT else {}
+  output = {"output": init_output(config, 1 if loss == "mse" else 2, run.loss.head)} if loss in WITH_OUTPUT else {}
   return jax.eval_shape(lambda: {**family.init(jax.random.key(0), config), **output})
 
 

@@ -40,7 +40,6 @@ def render_chat(
 
   Raises:
     ValueError: the template is broken, or refuses the conversation.
-    ImportError: Jinja is not installed.
   """
   compiled, error = _compile(template)
   try:
@@ -157,10 +156,7 @@ def tokenize_chats(
 @functools.lru_cache(maxsize=8)
 def _compile(template: str):
   """The template in the environment that templates are written for, and the exception it raises."""
-  try:
-    import jinja2.sandbox
-  except ImportError:
-    raise ImportError("chat templates need Jinja: pip install 'jaxft[chat]'") from None
+  import jinja2.sandbox  # imported where it is used: most data need none
 
   def refuse(message: str):
     raise jinja2.TemplateError(message)

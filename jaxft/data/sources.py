@@ -16,10 +16,12 @@ from jaxft.data.builders.emoji_names import EmojiNames
 from jaxft.data.builders.fashion_mnist import FashionMnist
 from jaxft.data.builders.humaneval import HumanEval
 from jaxft.data.builders.image_folder import holds_pictures, image_folder_builder
-from jaxft.data.builders.jsonl import jsonl_builder
 from jaxft.data.builders.reasoning import reasoning_builder
 from jaxft.data.builders.sentiment import Sentiment
 from jaxft.data.builders.wordnet import WordNet
+from jaxft.data.files.builder import files_builder
+from jaxft.data.files.formats import parse_fields
+from jaxft.data.files.rows import KINDS, holds_files
 from jaxft.data.prepare import Records, prepare
 from jaxft.seal import check_open
 
@@ -61,7 +63,9 @@ def is_place(name: str | os.PathLike) -> bool:
   return text not in _BUILDERS and not text.startswith(("reasoning_gym/", "tfds:"))
 
 
-def source(name: str | os.PathLike, split: str, *, data_dir: str | os.PathLike | None = None) -> Records:
+def source(
+    name: str | os.PathLike, split: str, *, fields: str | None = None, data_dir: str | os.PathLike | None = None
+) -> Records:
   """A split of a data set, prepared on the first call and opened from disk after that.
 
   >>> records = source("digits", "train[:10]")
@@ -70,25 +74,33 @@ def source(name: str | os.PathLike, split: str, *, data_dir: str | os.PathLike |
 
   Args:
     name: one of `names()` (`digits`, `docstrings`, `sentiment/news`, ...); `reasoning_gym/<task>`; `tfds:<name>` for
-      any TFDS data set, as `tfds:mnist` or `tfds:glue/sst2`; the path of a `.jsonl` file; the path of a folder that
-      TFDS prepared, or of one with a folder of pictures for each class.
-    split: a split's name or TFDS's arithmetic on them, as `train[:90%]`. A JSONL file is all `train`.
+      any TFDS data set, as `tfds:mnist` or `tfds:glue/sst2`; the path of a file of `jaxft.data.files`, or of a folder
+      of them or that `datasets.save_to_disk` wrote; the path of a folder that TFDS prepared, or of one with a folder of
+      pictures for each class.
+    split: a split's name or TFDS's arithmetic on them, as `train[:90%]`. A file is all `train`.
+    fields: other names of a file's columns, as `query=anchor,answer=positive`.
     data_dir: the folder of prepared data sets; None takes `datasets` in jaxft's cache folder.
 
   Returns:
     A random-access sequence of records (dicts), with text as str.
 
   Raises:
-    ValueError: no such data set or split (the nearest are named), or a JSONL file with a broken line.
+    ValueError: no such data set or split (the nearest are named), or a file with a broken row.
     OSError: an archive cannot be fetched, or the folder not written.
     SealedSplitError: the split is sealed; see `jaxft.seal`.
   """
-  made = builder(name, data_dir=data_dir)
+  return open_split(builder(name, fields=fields, data_dir=data_dir), split)
+
+
+def open_split(made: tfds.core.DatasetBuilder, split: str) -> Records:
+  """A split of a prepared builder; raises as `source` does."""
   check_open(split, list(made.info.splits))
   return Records(made, split)
 
 
-def builder(name: str | os.PathLike, *, data_dir: str | os.PathLike | None = None) -> tfds.core.DatasetBuilder:
+def builder(
+    name: str | os.PathLike, *, fields: str | None = None, data_dir: str | os.PathLike | None = None
+) -> tfds.core.DatasetBuilder:
   """The prepared builder of a data set (its `info` has features, splits and citation); `source` gives its arguments.
 
   >>> info = builder("digits").info
@@ -96,14 +108,19 @@ def builder(name: str | os.PathLike, *, data_dir: str | os.PathLike | None = Non
   {'train': 1197, 'validation': 300, 'test': 300}
 
   Args:
-    name, data_dir: see `source`.
+    name, fields, data_dir: see `source`.
 
   Raises:
-    ValueError: no such data set (the nearest are named), a JSONL file with a broken line, or a folder that TFDS has not
-      prepared.
+    ValueError: no such data set (the nearest are named), a file with a broken row, a folder of another kind, or fields
+      for what is no file.
     OSError: an archive cannot be fetched, or the folder not written.
   """
-  text = os.fspath(name)
+  text, names_of = os.fspath(name), parse_fields(fields)
+  path = Path(text).expanduser()
+  if is_place(name) and (path.suffix.lower() in KINDS or _holds_files(path)):
+    return files_builder(path, fields=names_of, data_dir=data_dir)
+  if fields:
+    raise ValueError(f"fields renames the columns of files, of which {text} is none; got {fields!r}")
   if text in _BUILDERS:
     make = _BUILDERS[text]
     config = {"config": text.split("/", 1)[1]} if "/" in text else {}
@@ -112,20 +129,22 @@ def builder(name: str | os.PathLike, *, data_dir: str | os.PathLike | None = Non
     return reasoning_builder(text.removeprefix("reasoning_gym/"), data_dir=data_dir)
   if text.startswith("tfds:"):
     return _tfds_builder(text.removeprefix("tfds:"), data_dir)
-  path = Path(text).expanduser()
-  if path.suffix == ".jsonl":
-    return jsonl_builder(path, data_dir=data_dir)
   if path.is_dir():
     if (path / "dataset_info.json").exists():
       return tfds.builder_from_directory(path)
     if holds_pictures(path):
       return image_folder_builder(path, data_dir=data_dir)
     raise ValueError("name must be the folder that TFDS prepared, with its dataset_info.json, or one that holds a "
-                     f"folder of pictures for each class; {path} has neither")
+                     f"folder of pictures for each class, or {', '.join(KINDS)} files; {path} has none of these")
   known = [*names(), "reasoning_gym/<task>", "tfds:<name>"]
   what = "nor a file or folder here" if "/" in text or "." in text else "nor a folder here"
-  raise ValueError(f"name must be a data set, a .jsonl file or a prepared folder; {text!r} is no data set {what}; "
-                   f"{nearest(text, known)}")
+  raise ValueError(f"name must be a data set, a {', '.join(KINDS)} file or a folder of them; {text!r} is no data set "
+                   f"{what}; {nearest(text, known)}")
+
+
+def _holds_files(path: Path) -> bool:
+  """Whether a path is a folder of files of records, and not one that TFDS prepared."""
+  return path.is_dir() and not (path / "features.json").exists() and holds_files(path)
 
 
 def _tfds_builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:

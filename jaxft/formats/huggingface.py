@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from jaxft.files import part_of, remove_leftovers, write_text
 from jaxft.formats.families import family_of
+from jaxft.formats.heads import Head, head_form, head_json, head_names, head_tensors
 from jaxft.formats.huggingface_config import Config, TextConfig, from_huggingface, sizes_json
 from jaxft.formats.names import HEAD, STACK, Rule, Tensors, misfits
 from jaxft.formats.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards
@@ -157,7 +158,9 @@ def _check(checkpoint: Checkpoint, config: Config, prefix: str, path: Path) -> N
         lambda rule: prefix + rule.name, available=len(checkpoint.tensors))
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
-  held = {name: info for name, info in checkpoint.tensors.items() if not _IGNORED.fullmatch(name)}
+  heads = head_names(config)  # which `read_head` reads
+  held = {name: info for name, info in checkpoint.tensors.items()
+          if not _IGNORED.fullmatch(name) and name not in heads}
   if (tied := family_of(config).tied(config)) in held:
     _check_tied(checkpoint, held.pop(tied), path)
   problems = misfits(expected, held)
@@ -221,7 +224,8 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
 
 def save_directory(
     params: Mapping[str, Any], config: Config, path: str | os.PathLike, *, tokenizer: Tokenizer | None = None,
-    chat_template: str | None = None, max_length: int | None = None, max_shard_bytes: int = 5 * 10**9,
+    chat_template: str | None = None, max_length: int | None = None, head: Head | None = None,
+    max_shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Saves a folder that `load_directory`, transformers and sentence-transformers load; it appears whole or not at all.
 
@@ -240,16 +244,23 @@ def save_directory(
     tokenizer: saved as `tokenizer.json`.
     chat_template: the Jinja template that goes with it.
     max_length: the most tokens of an encoder's input; None takes the size of its position table.
+    head: of a classifier or regressor, for which transformers must have a form (`jaxft.formats.heads`).
     max_shard_bytes: larger checkpoints are cut into several files.
 
   Raises:
     FileExistsError: there is something at `path`.
-    ValueError: the params are not those of the config, or the tokenizer has tokens for which the embedding has no row.
+    ValueError: the params are not those of the config, or the tokenizer has tokens for which the embedding has no row,
+      or there is no form for the head.
   """
   path = Path(path)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise FileExistsError(f"{path} exists; saving does not replace it")
-  tensors = to_named(params, config)
+  tensors, said = to_named(params, config), {}
+  if head is not None:
+    if (form := head_form(config)) is None:
+      raise ValueError(f"head must be None beside a model for which transformers has no such class; got {config!r:.80}")
+    tensors = {form.prefix + name: x for name, x in tensors.items()} | head_tensors(head, form)
+    said = head_json(head, form)
   if tokenizer is not None:
     if not isinstance(config, TextConfig):
       raise ValueError("tokenizer must be None beside a model of images")
@@ -262,7 +273,7 @@ def save_directory(
     save_shards(tensors, part, max_shard_bytes=max_shard_bytes, metadata={"format": "pt"})
     dtype = str(jnp.result_type(*(x.dtype for x in tensors.values())))
     family = family_of(config)
-    files = {"config.json": sizes_json(config, dtype=dtype) | family.config_json(config)}
+    files = {"config.json": sizes_json(config, dtype=dtype) | family.config_json(config) | said}
     if tokenizer is not None and isinstance(config, TextConfig):
       tokenizer.save(str(part / "tokenizer.json"))
       files["tokenizer_config.json"] = _tokenizer_config(tokenizer, config, chat_template, max_length)

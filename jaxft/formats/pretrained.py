@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from tokenizers import Tokenizer
@@ -18,6 +19,7 @@ from jaxft.checks import nearest
 from jaxft.formats.families import family_of
 from jaxft.formats.gguf import open_gguf
 from jaxft.formats.gguf_llama import load_gguf, tokenizer_of
+from jaxft.formats.heads import Head, read_head
 from jaxft.formats.huggingface import load_directory, read_config
 from jaxft.formats.huggingface_config import Config, TextConfig
 from jaxft.formats.presets import PRESETS, fetch
@@ -32,7 +34,7 @@ from jaxft.tree import unstack_layers
 C = TypeVar("C", EncoderConfig, DecoderConfig)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Pretrained:
   """A pretrained model: what the functions of its module in `jaxft.models` take, and its tokenizer.
 
@@ -44,6 +46,7 @@ class Pretrained:
     chat_template: the Jinja template of a chat model, else None.
     max_length: the most tokens of an input: for an encoder what it was tuned with, which may be less than its position
       table holds; for a decoder its context; 0 where it reads no tokens but images.
+    head: that of a classifier or regressor, else None.
   """
 
   name: str
@@ -52,6 +55,18 @@ class Pretrained:
   tokenizer: Tokenizer | None
   chat_template: str | None
   max_length: int
+  head: Head | None = None
+
+  def __repr__(self) -> str:
+    """Two lines, however large it is."""
+    leaves = jax.tree.leaves(self.params)
+    kinds = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+    reads = (f"texts of up to {self.max_length} tokens" if self.tokenizer is not None else
+             "images" if self.kind == "vision" else "ids")
+    head = "" if self.head is None else f", with a head of {', '.join(self.head.classes) or 'one number':.60}"
+    numbers = sum(leaf.size for leaf in leaves)
+    return (f"{type(self).__name__} {self.name}: {self.kind} of {numbers:,} parameters ({kinds or 'held elsewhere'})\n"
+            f"  {type(self.config).__name__} of {self.config.dim} dimensions; reads {reads}{head}")
 
   @property
   def kind(self) -> Literal["encoder", "decoder", "vision"]:
@@ -123,11 +138,11 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
     raise ValueError(f"{name!r} must be a preset, a Hugging Face folder or a .gguf file; got another kind of file")
   params, config = load_directory(path, dtype=dtype, stacked=stacked)
   if not isinstance(config, TextConfig):
-    return Pretrained(name, params, config, None, None, 0)
+    return Pretrained(name, params, config, None, None, 0, read_head(path, config))
   tokenizer, chat_template, max_length = read_tokenizer(path)
   # A position table bounds an encoder's input whatever a file beside it says.
   max_length = min(max_length or config.max_length, config.max_length)
-  return _checked(Pretrained(name, params, config, tokenizer, chat_template, max_length))
+  return _checked(Pretrained(name, params, config, tokenizer, chat_template, max_length, read_head(path, config)))
 
 
 def _checked(model: Pretrained) -> Pretrained:

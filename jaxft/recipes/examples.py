@@ -12,7 +12,6 @@ from jaxft.data import (
   batches,
   builder,
   pack,
-  source,
   stream,
   tokenize_chats,
   tokenize_completions,
@@ -20,6 +19,7 @@ from jaxft.data import (
   tokenize_texts,
 )
 from jaxft.data.images import read_image
+from jaxft.data.sources import open_split
 from jaxft.evaluation.embed import embed_texts
 from jaxft.formats.pretrained import Pretrained
 from jaxft.models.efficientnet import EfficientNetConfig
@@ -70,19 +70,41 @@ def read_splits(name: str, options: Examples) -> Splits:
   """
   if not 0 <= options.holdout < 1:
     raise ValueError(f"holdout must lie in [0, 1); got {options.holdout}")
-  made = builder(name)
+  made = builder(name, fields=options.fields)
   version = made.info.full_name
-  records = source(name, options.split)
+  records = open_split(made, options.split)
   if options.validation is not None:
-    return Splits(records, source(name, options.validation), version)
+    return Splits(records, open_split(made, options.validation), version)
   if "validation" in made.info.splits:
-    return Splits(records, source(name, "validation"), version)
+    return Splits(records, open_split(made, "validation"), version)
   held = max(1, round(options.holdout * len(records))) if options.holdout and len(records) > 1 else 0
   if not held:
     return Splits(records, None, version)
   # At random, because files are often sorted; by a fixed seed, so that no run validates on what another was tuned on.
   order = np.random.default_rng(0).permutation(len(records))
   return Splits(Subset(records, np.sort(order[held:])), Subset(records, np.sort(order[:held])), version)
+
+
+class Renamed(Sequence):
+  """Records with other names of their fields; those without one are left out."""
+
+  def __init__(self, records: Records, fields: Mapping[str, str]):
+    self._records, self._fields = records, fields
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  # No slices, as of the records themselves.
+  def __getitem__(self, i: int) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    record = self._records[i]
+    return {own: record[theirs] for theirs, own in self._fields.items()}
+
+
+def as_pairs(records: Records) -> Records:
+  """Questions and answers as the pairs that an encoder learns from; other records as they are."""
+  if {"question", "answer"} <= {*records[0]} and "anchor" not in records[0]:
+    return Renamed(records, {"question": "anchor", "answer": "positive"})
+  return records
 
 
 class Guided(Sequence):
@@ -117,6 +139,18 @@ def keys_of(records: Records) -> tuple[str, ...]:
   return ("anchor", "positive", "negative") if "negative" in first else ("anchor", "positive")
 
 
+def scored_keys(records: Records) -> tuple[str, ...]:
+  """The texts of scored pairs.
+
+  Raises:
+    ValueError: the records are none.
+  """
+  if missing := [name for name in ("sentence1", "sentence2", "score") if name not in records[0]]:
+    raise ValueError(f"loss cosent learns from pairs with a score (fields sentence1, sentence2, score); there is no "
+                     f"{', '.join(missing)} among {', '.join(records[0])}")
+  return ("sentence1", "sentence2")
+
+
 def lengths_up_to(longest: int, one: bool = False) -> list[int]:
   """The lengths that batches are padded to: a step is compiled once for each of them; `one` takes the longest alone."""
   if longest < 2:
@@ -135,7 +169,9 @@ def pair_collate(
   lengths, pad = lengths_up_to(max_length, one_length), tokenizer.token_to_id("[PAD]") or 0
 
   def collate(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    out = tokenize_pairs(records, tokenizer, lengths=lengths, keys=tuple(keys), pad_id=pad)
+    out: dict[str, Any] = tokenize_pairs(records, tokenizer, lengths=lengths, keys=tuple(keys), pad_id=pad)
+    if "score" in records[0]:
+      out["score"] = np.array([r["score"] for r in records], np.float32)
     for key in keys:
       if f"guide/{key}" in records[0]:
         out[key] = {**out[key], "guide": np.stack([r[f"guide/{key}"] for r in records])}

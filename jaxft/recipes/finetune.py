@@ -7,8 +7,6 @@ import math
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,39 +18,22 @@ from jaxft.formats.huggingface import save_directory
 from jaxft.formats.presets import PRESETS
 from jaxft.formats.pretrained import Pretrained, load
 from jaxft.host_memory import keep_freed_memory
-from jaxft.recipes import measure, run_folder, tasks
-from jaxft.recipes.examples import (
-  Collate,
-  Guided,
-  Records,
-  Splits,
-  keys_of,
-  language_collate,
-  pair_collate,
-  read_splits,
-  target_collate,
-  training_batches,
-)
-from jaxft.recipes.labels import Target, labels_of, numbers_of
+from jaxft.recipes import run_folder
+from jaxft.recipes.adapter import save_adapter
+from jaxft.recipes.examples import read_splits, training_batches
+from jaxft.recipes.guess import with_loss
+from jaxft.recipes.labels import Target
 from jaxft.recipes.methods import METHODS
 from jaxft.recipes.options import Finetune, defining
-from jaxft.recipes.output import init_output, save_output
+from jaxft.recipes.output import fits_form, head_of, init_output, save_output
+from jaxft.recipes.preparation import prepare, target_of
 from jaxft.recipes.quiet import quiet_threads
-from jaxft.recipes.run import (
-  DTYPES,
-  TARGETS,
-  WITH_OUTPUT,
-  check_options,
-  loss_name,
-  mesh_of,
-  recipe_of,
-  target_field,
-)
+from jaxft.recipes.run import WITH_OUTPUT, check_options, loss_name, mesh_of, recipe_of
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, TensorBoard, checksum, fit, init_state, make_train_step
 from jaxft.training.gather import to_host
-from jaxft.training.mesh import check_rows, rows_of_process
-from jaxft.training.recipe import Objective
+from jaxft.training.mesh import check_rows
+from jaxft.transforms import ParamTransform
 from jaxft.tree import count
 
 LOSS_SOURCES = {"gist": ("2402.16829",), "mnrl": ("1705.00652",), "supcon": ("2004.11362",)}
@@ -73,13 +54,14 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
   out = options.output.out
   check_options(options)
   check_apart(out, _places(options))
-  resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
-  resumed, = from_first(resumed)
-  check_shared(out)
-  try:
-    return _train(options, resumed)
-  except KeyboardInterrupt:  # before or after the training loop, which stops by itself
-    raise KeyboardInterrupt(run_folder.last_checkpoint(out)) from None
+  with run_folder.held(out) if is_first() else contextlib.nullcontext():
+    resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
+    resumed, = from_first(resumed)
+    check_shared(out)
+    try:
+      return _train(options, resumed)
+    except KeyboardInterrupt:  # before or after the training loop, which stops by itself
+      raise KeyboardInterrupt(run_folder.last_checkpoint(out)) from None
 
 
 def _places(options: Finetune) -> dict[str, str]:
@@ -90,7 +72,7 @@ def _places(options: Finetune) -> dict[str, str]:
 
 
 def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
-  out, optimization = options.output.out, options.optimization
+  out, optimization, given = options.output.out, options.optimization, defining(options)
   mesh = mesh_of(options.compute)
   if mesh is not None:
     check_rows(optimization.batch_size, mesh, optimization.accumulate)
@@ -101,8 +83,11 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     read = {**inputs, "model's weights": checksum(model.params)}
   check_same(read)
   complete = validated = False
+  total = lambda steps, epochs: steps or max(1, math.ceil(epochs * len(splits.train) / optimization.batch_size))
+  steps = total(optimization.steps, optimization.epochs)
   if resumed and is_first():
     run_folder.check_inputs(out, read)
+    run_folder.grow(out, given, steps, total)
     complete, validated = (out / run_folder.SUMMARY).exists(), bool(run_folder.validations(out))
   complete, validated = from_first(complete, validated)
   if complete:
@@ -110,15 +95,17 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
       return None
     print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
     return json.loads((out / run_folder.SUMMARY).read_text())
-  steps = optimization.steps or max(1, math.ceil(optimization.epochs * len(splits.train) / optimization.batch_size))
-  recipe, target = recipe_of(options, model.config, steps, mesh), _target(options, model, splits)
+  options, chosen = with_loss(options, model.kind, [*splits.train[0]])
+  if chosen is not None and is_first():
+    print(f"jaxft: {chosen}", file=sys.stderr)
+  recipe, target = recipe_of(options, model.config, steps, mesh), target_of(options, model, splits)
   if target is not None and loss_name(options.loss.loss, model.kind) in WITH_OUTPUT:
     with _on_host(mesh):
-      model.params["output"] = init_output(model.config.dim, target.outputs)
+      model.params["output"] = init_output(model.config, target.outputs, options.loss.head)
   step = make_train_step(recipe)
   state, frozen = init_state(jax.random.key(optimization.seed), model.params, recipe)
   facts = {"steps": steps, "trained_parameters": count(state.trainable), "parameters": count(model.params)}
-  records, collate, validate = _prepare(options, model, splits, target, recipe.objective, mesh)
+  records, collate, validate = prepare(options, model, splits, target, recipe.objective, mesh)
   model = dataclasses.replace(model, params={})  # frozen and the state hold them from here on
   batches = training_batches(records, collate, options.examples, optimization, mesh)
   evaluate = None if validate is None else (
@@ -127,7 +114,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   before = evaluate(state, frozen) if evaluate and not validated else None
   if not resumed and is_first():
     # Not sooner: what is refused so far loses no run that is there, nor stands in a corrected one's way.
-    run_folder.begin_run(out, defining(options), read)
+    run_folder.begin_run(out, given, read)
 
   wait_for_all("run begun")  # in a folder that the first process may have emptied
   writers: list[Any] = [JsonLines(out / run_folder.METRICS)] if is_first() else []
@@ -137,10 +124,12 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     if before is not None:
       for writer in writers:
         writer.write(0, {f"eval/{name}": v for name, v in before.items()})
-    fingerprint = {**defining(options), **inputs}
+    fingerprint = {**{k: v for k, v in given.items() if k not in run_folder.LENGTH}, **inputs}
     with quiet_threads(), Checkpoints(
-        out / run_folder.CHECKPOINTS, max_to_keep=options.output.keep, configuration=defining(options),
+        out / run_folder.CHECKPOINTS, max_to_keep=options.output.keep, configuration=given,
         fingerprint=fingerprint) as saved:
+      if saved.latest is not None and is_first():
+        print(f"jaxft: resuming the run in {out} at step {saved.latest} of {steps}", file=sys.stderr)
       state = fit(
           step, state, frozen, batches, steps=steps, checkpoints=saved, save_every=options.output.checkpoint_every,
           evaluate=evaluate, evaluate_every=options.output.eval_every, writers=writers,
@@ -153,8 +142,11 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   finally:
     for writer in writers:
       writer.close()
+  notes = {}
+  if jax.process_count() == 1:
+    notes = _save_adapter(options, model, recipe.transform, frozen, state.trainable, target)
   tuned = to_host(recipe.transform.join(frozen, state.trainable))
-  summary = _finish(options, model, tuned, facts, target) if is_first() else None
+  summary = _finish(options, model, tuned, facts | notes, target) if is_first() else None
   wait_for_all("run finished")
   return summary
 
@@ -169,77 +161,21 @@ def _on_host(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def _target(options: Finetune, model: Pretrained, splits: Splits) -> Target | None:
-  """What a classifier, a regressor or an embedder of labels learns; None of other losses."""
-  loss = loss_name(options.loss.loss, model.kind)
-  if loss not in TARGETS:
-    return None
-  return (numbers_of if loss == "mse" else labels_of)(splits.train, target_field(options.loss, loss))
-
-
-def _prepare(
-    options: Finetune, model: Pretrained, splits: Splits, target: Target | None, objective: Objective, mesh: Mesh | None
-) -> tuple[Records, Collate, measure.Measure | None]:
-  """The records to train on, how they become batches, and the measure of validation, None where there is no data."""
-  records, held = splits.train, splits.validation
-  if model.tokenizer is None and model.kind != "vision":
-    raise ValueError(f"{model.name} has no tokenizer.json, which tuning on text needs")
-  several = rows_of_process(mesh)[1] > 1  # each pads its own rows, and all to the same length
-  if several and options.examples.pack:
-    raise ValueError("--pack is for one process: how many rows the texts of an epoch fill is known only in order")
-  light = dataclasses.replace(model, params={})  # what the functions below keep must not keep the weights alive
-  loss = loss_name(options.loss.loss, model.kind)
-  if options.examples.pack and model.kind != "decoder":
-    raise ValueError("--pack is for decoders; a model of vectors needs one a row")
-  if target is not None:
-    length = min(options.examples.max_length, model.max_length)
-    collate = target_collate(light, target, max_length=length, one_length=several)
-    collate([records[0]])  # what is wrong with the records is told before anything is compiled
-    if held is None:
-      return records, collate, None
-    over = (held, collate, options.optimization.batch_size, mesh)
-    kind = measure.same_label if loss == "supcon" else partial(measure.prediction, target=target)
-    return records, collate, kind(model.config, *over, dtype=DTYPES[options.compute.dtype])
-  if model.kind == "decoder":
-    collate = language_collate(light, records[0], max_length=options.examples.max_length, one_length=several)
-    _check_scored(records, collate, options.examples.max_length)
-    size = options.optimization.batch_size
-    validate = None if held is None else measure.perplexity(objective, held, collate, size, mesh)
-    return records, collate, validate
-  keys, length = keys_of(records), min(options.examples.max_length, model.max_length)
-  _check_different(records, keys, options.optimization.batch_size)
-  if loss == "gist":
-    guide = load(options.loss.guide) if options.loss.guide else model
-    config, tokenizer = guide.text_encoder("guide")
-    # Each process embeds by itself, on one device; a model of the run itself may lie in the host's memory.
-    params = guide.params if mesh is None else jax.device_put(guide.params, jax.local_devices()[0])
-    records = Guided(records, tokenizer, tasks.embedder(params, config), max_length=min(length, guide.max_length))
-  dtype = DTYPES[options.compute.dtype]
-  validate = None if held is None else measure.retrieval(light, held, max_length=length, dtype=dtype, mesh=mesh)
-  return records, pair_collate(light, keys, max_length=length, one_length=several), validate
-
-
-def _check_scored(records: Records, collate: Collate, max_length: int) -> None:
-  """Raises ValueError where no record has a token to learn from; reads as far as the first that has one."""
-  for record in records:
-    if collate([record])["loss_mask"][:, 1:].any():  # the first token follows none that could predict it
-      return
-  raise ValueError(f"data must hold a token to learn from; got none in {len(records)} records: the data mark none, or "
-                   f"max_length = {max_length} cuts them all off")
-
-
-def _check_different(records: Records, keys: Sequence[str], batch_size: int) -> None:
-  """Raises ValueError where a batch must hold an example twice, which would be a negative of itself.
-
-  Reads as far as the record with which there are enough.
-  """
-  different: set[tuple[str, ...]] = set()
-  for record in records:
-    different.add(tuple(record[key] for key in keys))
-    if len(different) >= batch_size:
-      return
-  raise ValueError(f"batch_size must be at most the number of different pairs, {len(different)} of {len(records)}, as "
-                   f"the others of a batch are the negatives of each; got {batch_size}")
+def _save_adapter(
+    options: Finetune, model: Pretrained, transform: ParamTransform, frozen: Any, trainable: Any, target: Target | None
+) -> dict[str, Any]:
+  """Writes the adapter where the method has one, and says where it lies, or why there is none."""
+  if target is not None and loss_name(options.loss.loss, model.kind) in WITH_OUTPUT:
+    why = "a head that trains with it goes into the merged model alone"
+  else:
+    try:
+      why = save_adapter(
+          options, transform, frozen, trainable, model.config, options.output.out / run_folder.ADAPTER)
+    except OSError as e:
+      raise OSError(f"{e}; {run_folder.last_checkpoint(options.output.out)}") from e
+  if why is not None and not options.output.merge:
+    print(f"jaxft: note: the merged model is written all the same, as there is no adapter: {why}", file=sys.stderr)
+  return {"adapter": why is None, **({} if why is None else {"no_adapter": why})}
 
 
 def _finish(
@@ -249,12 +185,15 @@ def _finish(
   out, output = options.output.out, params.get("output")
   params = {name: part for name, part in params.items() if name != "output"}
   shutil.rmtree(out / run_folder.MODEL, ignore_errors=True)  # of a run that was killed before its summary
+  head = None if target is None or output is None else head_of(output, target)
+  own = head if head is not None and fits_form(head, model.config) else None
   try:
-    save_directory(  # it appears complete or not at all
-        params, model.config, out / run_folder.MODEL, tokenizer=model.tokenizer, chat_template=model.chat_template,
-        max_length=model.max_length)
-    if target is not None and output is not None:
-      save_output(output, target, out / run_folder.MODEL)
+    if options.output.merge or not facts.get("adapter"):
+      save_directory(  # it appears complete or not at all
+          params, model.config, out / run_folder.MODEL, tokenizer=model.tokenizer, chat_template=model.chat_template,
+          max_length=model.max_length, head=own)
+      if head is not None and own is None:
+        save_output(head, out / run_folder.MODEL)
   except OSError as e:
     raise OSError(f"{e}; {run_folder.last_checkpoint(out)}") from e
   scores, loss = run_folder.validations(out), loss_name(options.loss.loss, model.kind)

@@ -9,15 +9,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxft.data import evaluation_batches
-from jaxft.evaluation import pearson, retrieval_metrics
+from jaxft.evaluation import pearson, retrieval_metrics, spearman
+from jaxft.evaluation.embed import embed_texts
 from jaxft.formats.huggingface_config import Config
 from jaxft.formats.pretrained import Pretrained
 from jaxft.losses import Mean, cosine_similarity
-from jaxft.models.linear import linear
 from jaxft.recipes import tasks
 from jaxft.recipes.examples import Collate, Records
 from jaxft.recipes.labels import Target
-from jaxft.recipes.objectives import features
+from jaxft.recipes.objectives import SCORED, features, prediction_scores
 from jaxft.together import is_first
 from jaxft.training.mesh import place_batch, rows_of_process, under_mesh
 from jaxft.training.recipe import Objective
@@ -39,6 +39,26 @@ def retrieval(
         lambda ids, mask: embed(params, ids, mask), records, tokenizer, max_length=max_length,
         progress="validation" if is_first() else None)
     return {name: scores[name] for name in ("ndcg@10", "recall@1", "mrr@10")}
+
+  return measure
+
+
+def similarity(
+    model: Pretrained, records: Records, *, max_length: int, dtype: Any, mesh: Mesh | None = None
+) -> Measure:
+  """How the cosines of an encoder's pairs of texts are ordered as their scores are: Spearman's and Pearson's r."""
+  config, tokenizer = model.text_encoder()
+  embed = tasks.embedding_function(config, dtype=dtype)
+  if jax.process_count() > 1 and mesh is not None:  # what other processes computed is read here too
+    embed = jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))
+  scores = np.array(tasks.column(records, "score"), np.float64)
+
+  def measure(params: Any) -> dict[str, float]:
+    one, other = (np.asarray(embed_texts(
+        lambda ids, mask: embed(params, ids, mask), tasks.column(records, name), tokenizer, max_length=max_length,
+        progress=f"validation: {name}" if is_first() else None), np.float64) for name in SCORED)
+    cosines = (one * other).sum(1) / np.maximum(np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1), 1e-12)
+    return {"spearman": float(spearman(cosines, scores)), "pearson": float(pearson(cosines, scores))}
 
   return measure
 
@@ -65,9 +85,7 @@ def prediction(
     dtype: Any,
 ) -> Measure:
   """A classifier's accuracy and mean loss in nats; or a regressor's r and root mean squared error, in its own unit."""
-  vectors = features(config, dtype=dtype, remat="none")
-  scores_of = lambda params, batch: linear(vectors(params, batch), params["output"])
-  over = _over(scores_of, records, collate, batch_size, mesh)
+  over = _over(prediction_scores(config, dtype=dtype, remat="none"), records, collate, batch_size, mesh)
 
   def measure(params: Any) -> dict[str, float]:
     scores, wanted = over(params)

@@ -11,9 +11,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxft.formats.families import family_of
+from jaxft.formats.heads import apply_head
 from jaxft.formats.huggingface_config import Config
 from jaxft.losses import (
   Mean,
+  cosent,
   cosine_similarity,
   cross_entropy,
   guided_info_nce,
@@ -23,7 +25,6 @@ from jaxft.losses import (
   text_ids,
 )
 from jaxft.models import decoder, encoder
-from jaxft.models.linear import linear
 from jaxft.models.pixels import standardize
 from jaxft.models.remat import Policy
 from jaxft.training.gradient_cache import embed_cached
@@ -31,6 +32,7 @@ from jaxft.training.recipe import Objective
 
 Batch = Any
 TEXTS = ("anchor", "positive", "negative")
+SCORED = ("sentence1", "sentence2")
 
 # Anchors and positives `[batch, dim]`, negatives `[batch, n, dim]` or None.
 Rows = tuple[Float[Array, "batch dim"], Float[Array, "batch dim"], Float[Array, "batch n dim"] | None]
@@ -113,6 +115,33 @@ def _rows(texts: dict[str, Any]) -> tuple[Any, Any, Any]:
   return texts["anchor"], texts["positive"], None if negative is None else negative[:, None]
 
 
+def scored_pairs(
+    config: encoder.EncoderConfig, *, chunks: int = 1, mesh: Mesh | None = None, dtype: Any = jnp.float32,
+    remat: Policy = "dots", **options: Any,
+) -> Objective:
+  """CoSENT: of two pairs of texts, those with the higher score are to be more alike.
+
+  A batch holds `sentence1` and `sentence2`, each with `ids` and `mask` `[B, T]`, and `score` `[B]`; `where` `[B]`, if
+  present, is False at rows that fill up a batch.
+
+  Args:
+    config, chunks, mesh, dtype, remat: see `text_pairs`.
+    options: of `cosent`; those that are None take its own defaults.
+  """
+  run = partial(encoder.embed, config=config, dtype=dtype, remat=remat)
+  vectors = lambda params, texts, key: {name: run(params, ids=x["ids"], mask=x["mask"]) for name, x in texts.items()}
+  given = {name: value for name, value in options.items() if value is not None}
+
+  def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
+    texts = {name: batch[name] for name in SCORED}
+    sides = vectors(params, texts, key) if chunks == 1 else (
+        embed_cached(vectors, params, texts, key, chunks=chunks, mesh=mesh))
+    one, other = (sides[name] for name in SCORED)
+    return Mean.of(*cosent(one, other, batch["score"], where=batch.get("where"), **given)), {}
+
+  return objective
+
+
 def features(config: Config, *, dtype: Any = jnp.float32, remat: Policy = "dots") -> Callable[[Any, Batch], Array]:
   """`(params, batch) -> [B, dim]`: a model's vectors, not scaled, of a batch with `ids` and `mask`, or with `images`.
 
@@ -134,17 +163,30 @@ def features(config: Config, *, dtype: Any = jnp.float32, remat: Policy = "dots"
   return run
 
 
+def prediction_scores(
+    config: Config, *, dtype: Any = jnp.float32, remat: Policy = "dots"
+) -> Callable[[Any, Batch], Float[Array, "batch outputs"]]:
+  """`(params, batch) -> [B, outputs]`: the head `output` of the params on a model's vectors.
+
+  A head with a dense layer, as transformers has it for encoders, takes the state of the first token.
+  """
+  first = dataclasses.replace(config, pooling="cls") if isinstance(config, encoder.EncoderConfig) else config
+  by_dense = {dense: features(kind, dtype=dtype, remat=remat) for dense, kind in ((True, first), (False, config))}
+  return lambda params, batch: apply_head(
+      params["output"], by_dense["dense" in params["output"]](params, batch).astype(jnp.float32))
+
+
 def prediction(config: Config, *, classes: bool, dtype: Any = jnp.float32, remat: Policy = "dots") -> Objective:
-  """A classifier by cross-entropy or a regressor by squared error: `output/{kernel,bias}` over the model's vectors.
+  """A classifier by cross-entropy or a regressor by squared error: the head `output` over the model's vectors.
 
   A batch holds what `features` takes and `target` `[B]`, labels or numbers; `where` `[B]`, if present, is False at rows
   that fill up a batch.
   """
-  vectors = features(config, dtype=dtype, remat=remat)
+  run = prediction_scores(config, dtype=dtype, remat=remat)
 
   def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
     del key
-    scores = linear(vectors(params, batch).astype(jnp.float32), params["output"])
+    scores = run(params, batch)
     if classes:
       losses = cross_entropy(scores, batch["target"], where=batch.get("where"))
     else:

@@ -39,6 +39,9 @@ class Adaptation:
 class Examples:
   """What is learnt from."""
 
+  fields: str | None = None
+  """Names of a file's columns, theirs=ours: query=anchor,answer=positive; nothing after = leaves the column out.
+  `jaxft formats` shows what is known."""
   split: str = "train"
   """Split to train on; TFDS arithmetic, as train[:10%], is understood."""
   validation: str | None = None
@@ -56,17 +59,24 @@ class Examples:
 class Loss:
   """What is minimized."""
 
+  task: str | None = None
+  """sft, embed, classify or regress. None: what the columns of the data are for, which is said at the start."""
   loss: str | None = None
-  """Encoders of text: gist or mnrl (pairs), cross_entropy (a classifier), mse (a regressor) or supcon (an embedder of
-  labels); models of images: cross_entropy, mse or supcon; decoders: sft. None: the first of the model's kind."""
+  """In place of a task. Encoders of text: mnrl or gist (pairs), cosent (scored pairs), cross_entropy (a classifier),
+  mse (a regressor) or supcon (an embedder of labels); models of images: cross_entropy, mse or supcon; decoders: sft."""
   guide: str | None = None
-  """gist: the preset or folder that judges false negatives. None: the model itself, before tuning."""
+  """Pairs: the preset or folder that judges false negatives, by the loss gist. None with gist: the model itself,
+  before tuning."""
   temperature: float | None = None
-  """gist, mnrl, supcon: temperature. None: the loss's own default (gist 0.01, mnrl 0.05, supcon 0.07)."""
+  """gist, mnrl, cosent, supcon: temperature. None: the loss's own default (gist 0.01, mnrl and cosent 0.05, supcon
+  0.07)."""
   margin: float = 0.0
   """gist: a candidate is dropped when the guide finds it closer than the positive minus this margin."""
   target: str | None = None
   """cross_entropy, supcon, mse: the field to learn. None: label, for mse value."""
+  head: str | None = None
+  """cross_entropy, mse: what the head reads. first: the first token, by a dense layer, as transformers'
+  BertForSequenceClassification does; vector: the model's own vector. None: first for encoders, vector for images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Optimization:
   """How it is minimized: AdamW."""
 
   steps: int | None = None
-  """Steps in all. None: as many as `epochs` takes."""
+  """Steps in all; more than before lets a run that is resumed go on. None: as many as `epochs` takes."""
   epochs: float = 1.0
   """Passes over the training data, where no steps are given."""
   batch_size: int = 32
@@ -118,6 +128,8 @@ class Output:
   """Folder of config, metrics, checkpoints and the tuned model; a run that it holds already is resumed."""
   overwrite: bool = False
   """Delete the run in that folder, once all that the new one reads is known to be good, and start anew."""
+  merge: bool = True
+  """Write the tuned model, adapter and all in one, to model/. Off: only adapter/, in PEFT's form."""
   checkpoint_every: int = 500
   """Steps between checkpoints; the last step is always saved."""
   keep: int = 2

@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 from jaxft.checks import one_of, pick
 from jaxft.formats.families import family_of
 from jaxft.models.remat import POLICIES
+from jaxft.recipes.guess import check_task
 from jaxft.recipes.methods import MATRICES, METHODS, make_transform, usual_rate
-from jaxft.recipes.objectives import language, prediction, same_label, text_pairs
+from jaxft.recipes.objectives import language, prediction, same_label, scored_pairs, text_pairs
 from jaxft.recipes.optimizers import SCHEDULES, adamw
 from jaxft.recipes.options import Adaptation, Compute, Examples, Finetune, Loss, Optimization
+from jaxft.recipes.output import HEADS
 from jaxft.training import DECODER_RULES, ENCODER_RULES, Recipe, make_mesh
 from jaxft.training.recipe import Objective
 from jaxft.transforms import ParamTransform, chain, train
@@ -23,11 +25,11 @@ from jaxft.transforms import ParamTransform, chain, train
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # By kind of model; the first where none is named.
 LOSSES = {
-    "encoder": ("gist", "mnrl", "cross_entropy", "mse", "supcon"), "vision": ("cross_entropy", "mse", "supcon"),
-    "decoder": ("sft",)}
+    "encoder": ("mnrl", "gist", "cosent", "cross_entropy", "mse", "supcon"),
+    "vision": ("cross_entropy", "mse", "supcon"), "decoder": ("sft",)}
 READ_BY_LOSS = {
-    "gist": ("guide", "temperature", "margin"), "mnrl": ("temperature",), "cross_entropy": ("target",),
-    "mse": ("target",), "supcon": ("target", "temperature"), "sft": ()}
+    "gist": ("guide", "temperature", "margin"), "mnrl": ("temperature",), "cosent": ("temperature",),
+    "cross_entropy": ("target", "head"), "mse": ("target", "head"), "supcon": ("target", "temperature"), "sft": ()}
 TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value"}  # the usual field of those that learn one
 WITH_OUTPUT = ("cross_entropy", "mse")
 RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES}
@@ -42,6 +44,9 @@ def check_options(options: Finetune) -> None:
   _check_finite(options)
   make_transform(options.method)
   _check_contradictions(options)
+  check_task(options.loss)
+  if options.loss.head is not None:
+    one_of("head", options.loss.head, HEADS)
   for name, value in (
       ("steps", options.optimization.steps), ("batch_size", options.optimization.batch_size),
       ("accumulate", options.optimization.accumulate), ("checkpoint_every", options.output.checkpoint_every),
@@ -94,7 +99,7 @@ def target_field(loss: Loss, name: str) -> str:
 def check_loss(loss: Loss, name: str) -> None:
   """Raises ValueError for an option of the loss that the loss of this name does not read."""
   ignored = [f"--{f.name}" for f in dataclasses.fields(loss)
-             if f.name not in ("loss", *READ_BY_LOSS[name]) and getattr(loss, f.name) != f.default]
+             if f.name not in ("loss", "task", *READ_BY_LOSS[name]) and getattr(loss, f.name) != f.default]
   if ignored:
     reads = ", ".join(f"--{option}" for option in READ_BY_LOSS[name]) or "no option"
     raise ValueError(f"loss {name} does not read {', '.join(ignored)}; it reads {reads}")
@@ -156,6 +161,9 @@ def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None) -> Obje
     return prediction(config, classes=loss == "cross_entropy", **compute)
   if loss == "supcon":
     return same_label(
+        config, temperature=run.loss.temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)
+  if loss == "cosent":
+    return scored_pairs(
         config, temperature=run.loss.temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)
   guided = {"guided": True, "margin": run.loss.margin} if loss == "gist" else {}
   return text_pairs(

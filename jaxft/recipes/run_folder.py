@@ -1,26 +1,87 @@
 """The folder of a run: what it holds, and whether it may be resumed."""
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
 import statistics
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxft.files import check_writable, remove_leftovers, write_text
 from jaxft.training.metrics import read_json_lines
 
-CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, SUMMARY, TENSORBOARD = (
-    "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "summary.json", "tensorboard")
+CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, ADAPTER, SUMMARY, TENSORBOARD = (
+    "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "adapter", "summary.json", "tensorboard")
 
+
+LOCK = ".lock"
 
 # What every `config.json` of a run has: by them it is told from one of a model.
 OWN = ("model", "data", "method")
+# How long a run is: it may grow.
+LENGTH = ("steps", "epochs")
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+  """Makes a run's folder and keeps other processes out of it; one that was made here and is still empty goes again.
+
+  The operating system lets go of it when the process ends, however it ends.
+
+  Raises:
+    ValueError: another process trains there.
+    OSError: it cannot be written.
+  """
+  new = not out.exists()
+  check_writable(out)
+  lock = _lock(out / LOCK)
+  try:
+    yield
+  finally:
+    if lock is not None:
+      (out / LOCK).unlink(missing_ok=True)
+      lock.close()
+    if new:
+      with contextlib.suppress(OSError):  # it is not empty
+        out.rmdir()
+
+
+def _lock(path: Path) -> Any:
+  """The locked file with this process's number in it; None, said so, where the file system has no locks."""
+  while True:
+    file = open(path, "a+", encoding="utf-8")
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      process = file.read().strip() or "unknown"
+      file.close()
+      raise ValueError(f"another process (pid {process}) trains in {path.parent}; wait for it, or choose another "
+                       "--out") from None
+    except OSError as e:
+      print(f"jaxft: note: {path.parent} cannot be locked ({e.strerror}): start no second process there",
+            file=sys.stderr)
+      file.close()
+      path.unlink(missing_ok=True)
+      return None
+    # The one that held it may have removed it between the two calls, and others lock a new file.
+    if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+      file.truncate(0)
+      file.write(str(os.getpid()))
+      file.flush()
+      return file
+    file.close()
 
 
 def open_run(out: Path, defining: dict[str, Any], *, overwrite: bool) -> bool:
-  """Makes a run's folder or looks at the one that is there; of a run that is there, nothing is deleted or changed.
+  """Looks at a folder that is `held`; of a run that is there, nothing is deleted or changed.
 
-  What writers that were killed have left half made is removed.
+  What writers that were killed have left half made is removed. What ended before its first checkpoint is no run: there
+  is nothing in it to resume, and `begin_run` starts anew whatever its options were.
 
   Args:
     out: the folder.
@@ -28,24 +89,27 @@ def open_run(out: Path, defining: dict[str, Any], *, overwrite: bool) -> bool:
     overwrite: a run that is there will be deleted, by `begin_run`.
 
   Returns:
-    Whether there is a run of the same options, to be resumed.
+    Whether there is a run of the same options, but perhaps of another length, to be resumed.
 
   Raises:
     ValueError: it holds a run of other options (all that differ are named), or files that are no run.
     OSError: it cannot be written.
   """
-  check_writable(out)
-  path = out / CONFIG
+  path, resumed = out / CONFIG, False
   if path.exists():
     saved = _configuration(path)
-    if not overwrite:
+    resumed = not overwrite and (_steps_saved(out) != [] or any(
+        (out / name).exists() for name in (MODEL, ADAPTER, SUMMARY)))
+    if resumed:
       _check_same(out, saved, defining)
-  elif left := [name for name in (CHECKPOINTS, MODEL, METRICS, SUMMARY) if (out / name).exists()]:
+  elif left := [name for name in (CHECKPOINTS, MODEL, ADAPTER, METRICS, SUMMARY) if (out / name).exists()]:
     raise ValueError(f"{out} holds {', '.join(left)} but no {CONFIG}: it is no run, to be resumed or overwritten; "
                      "choose another --out")
-  for name in (CONFIG, INPUTS, SUMMARY, MODEL):
+  for name in (CONFIG, INPUTS, METRICS, SUMMARY, MODEL, ADAPTER):
     remove_leftovers(out / name)
-  return path.exists() and not overwrite
+  for part in out.glob(".jaxft-*"):  # of a process that was killed as it tried whether the folder can be written
+    part.unlink(missing_ok=True)
+  return resumed
 
 
 def begin_run(out: Path, defining: dict[str, Any], inputs: dict[str, Any]) -> None:
@@ -61,6 +125,33 @@ def begin_run(out: Path, defining: dict[str, Any], inputs: dict[str, Any]) -> No
   (out / INPUTS).unlink(missing_ok=True)  # of a run that was killed before it began
   check_inputs(out, inputs)
   write_text(out / CONFIG, json.dumps(defining, indent=1) + "\n")
+
+
+def grow(out: Path, defining: dict[str, Any], steps: int, total: Any) -> None:
+  """Takes the length of a run that is resumed from the new options, and reopens one that was complete.
+
+  Args:
+    out: the folder.
+    defining: the new options, like those that are there but for the length.
+    steps: of the run in all.
+    total: `(steps, epochs) -> ` the steps of a run with these options.
+
+  Raises:
+    ValueError: the run that is there is longer, or holds no checkpoint to go on from.
+  """
+  saved = _configuration(out / CONFIG)
+  before = total(saved["steps"], saved["epochs"])
+  if steps == before:
+    return
+  if steps < before:
+    raise ValueError(f"{out} holds a run of {before} steps, which may grow but not shrink; got {steps}")
+  if not _steps_saved(out):
+    raise ValueError(f"{out} holds a run of {before} steps and no checkpoint to go on from to {steps}; choose another "
+                     "--out, or --overwrite to start anew")
+  (out / SUMMARY).unlink(missing_ok=True)
+  write_text(out / CONFIG, json.dumps(defining, indent=1) + "\n")
+  print(f"jaxft: the run in {out} grows from {before} to {steps} steps; from here on the learning rate is that of "
+        f"{steps} steps", file=sys.stderr)
 
 
 def check_inputs(out: Path, inputs: dict[str, Any]) -> None:
@@ -100,7 +191,7 @@ def _configuration(path: Path) -> dict[str, Any]:
 
 
 def _check_same(out: Path, saved: dict[str, Any], defining: dict[str, Any]) -> None:
-  differ = [key for key in {**saved, **defining} if saved.get(key) != defining.get(key)]
+  differ = [key for key in {**saved, **defining} if saved.get(key) != defining.get(key) and key not in LENGTH]
   if differ:
     shown = "; ".join(f"{key}: {saved.get(key)!r} there, {defining.get(key)!r} here" for key in differ)
     raise ValueError(f"{out} holds a run of another configuration; {len(differ)} options differ: {shown}. "
@@ -109,7 +200,7 @@ def _check_same(out: Path, saved: dict[str, Any], defining: dict[str, Any]) -> N
 
 def _delete_run(out: Path) -> None:
   """Deletes what a run writes, and nothing else that the folder may hold."""
-  for name in (CHECKPOINTS, MODEL, TENSORBOARD):
+  for name in (CHECKPOINTS, MODEL, ADAPTER, TENSORBOARD):
     shutil.rmtree(out / name, ignore_errors=True)
   for name in (INPUTS, METRICS, SUMMARY, CONFIG):  # the last, so that what a kill leaves is still a run
     (out / name).unlink(missing_ok=True)
@@ -133,5 +224,10 @@ def _metrics(out: Path) -> list[dict[str, Any]]:
 
 def last_checkpoint(out: Path) -> str:
   """The newest complete checkpoint, in words."""
-  steps = [int(p.name) for p in (out / CHECKPOINTS).glob("*") if p.name.isdigit()]
+  steps = _steps_saved(out)
   return f"the last checkpoint is {out / CHECKPOINTS / str(max(steps))}" if steps else "no checkpoint had been written"
+
+
+def _steps_saved(out: Path) -> list[int]:
+  """The steps of the complete checkpoints, in no order."""
+  return [int(p.name) for p in (out / CHECKPOINTS).glob("*") if p.name.isdigit()]

@@ -4,7 +4,9 @@ import importlib
 import pkgutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import jaxft
 from jaxft.checks import nearest
 from jaxft.studies import result_file
 from jaxft.studies.command import run
@@ -16,7 +18,7 @@ def discover(package: str = "experiments") -> dict[str, Study]:
   """The experiments of a package by slug: every module of it, in folders too, that defines `STUDY`.
 
   Raises:
-    ModuleNotFoundError: there is no such package on the path.
+    ValueError: there is no such package; see `find_package`.
   """
   declared = (_declared(module) for module in _modules(package))
   return dict(sorted((study.slug, study) for study in declared if study is not None))
@@ -35,9 +37,29 @@ def find(slug: str, package: str = "experiments") -> Study:
   return studies[slug]
 
 
+def find_package(package: str) -> ModuleType:
+  """A package of experiments: on the path, or in the working folder, or beside the library as in its repository.
+
+  Raises:
+    ValueError: it lies at none of these places: the studies are no part of what is installed.
+  """
+  try:
+    return importlib.import_module(package)
+  except ModuleNotFoundError as e:
+    if e.name is None or not f"{package}.".startswith(f"{e.name}."):  # something that the package itself imports
+      raise
+  for place in (Path.cwd(), Path(jaxft.__file__).parents[1]):
+    if (place / package.partition(".")[0]).is_dir():
+      sys.path.append(str(place))
+      importlib.invalidate_caches()
+      return importlib.import_module(package)
+  raise ValueError(f"the studies come with the repository, not with what pip installs: there is no package {package!r} "
+                   "here; run this in a clone of it, or name a package of your own by --package")
+
+
 def _modules(package: str) -> list[str]:
   """The names of a package's modules, those of its folders included."""
-  found = pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
+  found = pkgutil.walk_packages(find_package(package).__path__, f"{package}.")
   return [info.name for info in found if not info.ispkg]
 
 
@@ -48,7 +70,7 @@ def _declared(module: str) -> Study | None:
 
 def results_folder(package: str = "experiments") -> Path:
   """Where the committed results of a package of experiments lie."""
-  return Path(importlib.import_module(package).__path__[0]) / "results"
+  return Path(find_package(package).__path__[0]) / "results"
 
 
 def committed(study: Study, package: str = "experiments") -> Findings | None:

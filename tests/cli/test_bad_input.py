@@ -41,7 +41,7 @@ def test_unknown_preset_and_data_set(finetune, tmp_path, options, said):
 @pytest.mark.parametrize("options, said", [
     (("--method", "lroa"), ("method", "'lroa'", "nearest: road, lora")),
     (("--loss", "gists"), ("loss", "'gists'", "nearest: gist")),
-    (("--loss", "sft"), ("loss", "'sft'", "gist, mnrl")),
+    (("--loss", "sft"), ("loss", "'sft'", "mnrl, gist")),
     (("--schedule", "cosin"), ("schedule", "nearest: cosine")),
     (("--dtype", "float16"), ("dtype", "bfloat16")),
     (("--remat", "ful"), ("remat", "nearest: full")),
@@ -166,7 +166,8 @@ def test_a_batch_larger_than_the_different_pairs(finetune, tmp_path):
 def test_data_that_the_model_cannot_learn_from(finetune, tmp_path):
   data = tmp_path / "text.jsonl"
   data.write_text('{"text": "one"}\n{"text": "two"}\n')
-  assert "anchor" in (error := finetune(data=data).error) and "text" in error
+  assert "data of text are none that this encoder learns from" in (error := finetune(data=data).error)
+  assert "embed: anchor, positive or question, answer or" in error
 
 
 def test_an_output_folder_that_cannot_be_written(finetune, jaxft, tiny, tmp_path):

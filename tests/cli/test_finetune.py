@@ -33,7 +33,8 @@ def numbers(out):
 
 @pytest.mark.parametrize("pretrained", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, tiny, pairs, tmp_path, pretrained):
-  from jaxft.formats import load
+  from jaxft.formats import load, load_peft
+  from jaxft.leaves import materialize
 
   model, trained = ("minilm-l6", "331,776") if pretrained else (str(tiny), "3,584")
   args = ["finetune", "--model", model, "--data", pairs, "--batch-size", 4, "--max-length", 16, "--steps", 3,
@@ -41,7 +42,7 @@ def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, tin
   answer = jaxft(*args, "--out", tmp_path / "run")
   assert answer.status == 0, answer.err
   for said in (f"{trained} parameters trained", "validation ndcg@10", "examples/s", str(tmp_path / "run/model"),
-               "2106.09685", "2402.16829"):
+               "2106.09685", "1705.00652"):
     assert said in answer.out
   metrics = read_json_lines(tmp_path / "run/metrics.jsonl")
   assert [m["step"] for m in metrics] == [0, 1, 2, 3, 3]
@@ -54,13 +55,19 @@ def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, tin
   changed = {path for path in old if not np.array_equal(old[path], new[path])}
   assert changed == {path for path in old if "layers" in path and "kernel" in path}
   assert tuned.config == start.config and tuned.max_length == start.max_length
+  # The adapter in PEFT's form, on the model that was tuned, is the tuned model.
+  adapter = load_peft(tmp_path / "run/adapter", start.params, start.config)
+  joined = flat(materialize(adapter.transform.join(adapter.frozen, adapter.trainable)))
+  assert all(np.allclose(joined[path], new[path], rtol=1e-6, atol=1e-6) for path in new)
+  assert adapter.settings["base_model_name_or_path"] == model
 
   # As a kill between step 2 and step 3 leaves the folder.
   shutil.copytree(tmp_path / "run", tmp_path / "broken")
   for name in ("model", "checkpoints/3"):
     shutil.rmtree(tmp_path / "broken" / name)
   (tmp_path / "broken/summary.json").unlink()
-  assert jaxft(*args, "--out", tmp_path / "broken").status == 0
+  again = jaxft(*args, "--out", tmp_path / "broken")
+  assert again.status == 0 and f"resuming the run in {tmp_path / 'broken'} at step 2 of 3" in again.err
   resumed, unbroken = weights(tmp_path / "broken"), weights(tmp_path / "run")
   assert all(np.array_equal(resumed[name], unbroken[name]) for name in unbroken)
   assert numbers(tmp_path / "broken") == numbers(tmp_path / "run")
@@ -80,6 +87,13 @@ def test_a_complete_run_is_left_alone_and_another_one_refused(jaxft, tiny, pairs
   (tmp_path / "run/model/model.safetensors").write_bytes(b"another")
   assert jaxft(*args).status == 0
   assert all(np.array_equal(x, trained[name]) for name, x in weights(tmp_path / "run").items())
+  # More steps go on from the last checkpoint.
+  longer = jaxft(*args, "--steps", 2)
+  assert longer.status == 0 and "grows from 1 to 2 steps" in longer.err and "at step 1 of 2" in longer.err
+  assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 2
+  assert [line["step"] for line in numbers(tmp_path / "run")] == [1, 2]
+  assert "may grow but not shrink; got 1" in jaxft(*args).error
+  args += ["--steps", 2]
   text = pairs.read_text()
   pairs.write_text(text + text.splitlines()[0] + "\n")
   changed = jaxft(*args)
@@ -146,7 +160,7 @@ def test_a_decoder_is_tuned_on_chats(jaxft, tiny_decoder, chats, tmp_path, pretr
         ("--method", "full", "--accumulate", 2, "--remat", "dots", "--dtype", "bfloat16", "--guide", "minilm-l6",
          "--holdout", 0, "--epochs", 0.5, "--schedule", "constant"), marks=pytest.mark.exhaustive),
     ("--method", "rslora", "--dropout", 0.1, "--data-parallel", 2, "--fsdp", 2, "--schedule", "linear",
-     "--clip-norm", 0),
+     "--clip-norm", 0, "--no-merge"),
 ])
 def test_methods_and_options(jaxft, tiny, pairs, tmp_path, options):
   steps = () if "--epochs" in options else ("--steps", 2)
@@ -158,6 +172,8 @@ def test_methods_and_options(jaxft, tiny, pairs, tmp_path, options):
   assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
   assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 2
   assert ("eval/ndcg@10" in lines[0]) == ("--holdout" not in options)
+  assert (tmp_path / "run/adapter").exists() == ("full" not in options)
+  assert (tmp_path / "run/model").exists() == ("--no-merge" not in options)
 
 
 @pytest.mark.exhaustive

@@ -71,18 +71,23 @@ def run(jaxft, model, data, out, *options):
 
 
 def test_a_classifier_of_texts(jaxft, tiny, texts, tmp_path):
-  summary = run(jaxft, tiny, texts / "labels.jsonl", tmp_path / "run", "--loss", "cross_entropy")
+  summary = run(jaxft, tiny, texts / "labels.jsonl", tmp_path / "run")
+  assert summary["loss"] == "cross_entropy"  # by the columns
   assert summary["before"]["loss"] == pytest.approx(np.log(2), rel=1e-5)  # the output layer begins with zeros
   assert summary["after"]["loss"] != summary["before"]["loss"] and 0 <= summary["after"]["accuracy"] <= 1
-  assert summary["trained_parameters"] == 3_584 + 2 * 16 + 2  # LoRA's factors and the output layer
+  # LoRA's factors, the dense layer and the output layer.
+  assert summary["trained_parameters"] == 3_584 + 16 * 16 + 16 + 2 * 16 + 2
   output = load_output(tmp_path / "run/model")
   assert output.classes == ("big", "small") and np.abs(output.kernel).max() > 0
+  assert np.abs(output.dense["kernel"] - np.eye(16)).max() > 0
 
 
 def test_a_regressor_of_texts(jaxft, tiny, texts, tmp_path):
-  summary = run(jaxft, tiny, texts / "values.jsonl", tmp_path / "run", "--loss", "mse", "--method", "full")
+  options = ("--task", "regress", "--head", "vector", "--method", "full")
+  summary = run(jaxft, tiny, texts / "values.jsonl", tmp_path / "run", *options)
   assert set(summary["after"]) == {"pearson", "rmse"} and 0 < summary["after"]["rmse"] < 5
   output = load_output(tmp_path / "run/model")
+  assert (tmp_path / "run/model/output.safetensors").exists() and output.dense is None
   assert not output.classes and 1.5 < output.bias[0] < 4.5  # on the values' own scale, about their mean
 
 
@@ -149,7 +154,58 @@ def test_what_a_model_of_images_or_labels_cannot_learn_from(jaxft, tiny, vit, te
       "finetune", "--model", model, "--data", data, "--out", tmp_path / "run", *FEW, *options).error
   assert "'image'; it has label, text" in fails(vit, texts / "labels.jsonl")
   assert "'label'; it has text, value" in fails(tiny, texts / "values.jsonl", "--loss", "cross_entropy")
-  assert "by --loss cross_entropy, supcon or mse; got the fields label, text" in fails(tiny, texts / "labels.jsonl")
+  assert "by --loss cross_entropy, supcon or mse; got the fields label, text" in fails(
+      tiny, texts / "labels.jsonl", "--loss", "mnrl")
+  assert "--target label needs --task" in fails(tiny, texts / "labels.jsonl", "--target", "label")
+  assert "give one; got regress and mse" in fails(tiny, texts / "values.jsonl", "--task", "regress", "--loss", "mse")
+  assert "nearest: classify" in fails(tiny, texts / "labels.jsonl", "--task", "clasify")
+  assert "task with this vision must be one of classify, regress, embed" in fails(
+      vit, texts / "labels.jsonl", "--task", "sft")
   assert "label must be a number; got 'big'" in fails(
       tiny, texts / "labels.jsonl", "--loss", "mse", "--target", "label")
   assert "mnrl does not read --target" in fails(tiny, texts / "labels.jsonl", "--loss", "mnrl", "--target", "label")
+
+
+def test_an_embedder_of_scored_pairs(jaxft, tiny, tmp_path):
+  rows = [{"sentence1": f"{word} one", "sentence2": f"{word} two", "score": i / 11}
+          for i, word in enumerate("rivers birds engines poems bridges storms coins maps bread glass".split())]
+  data = write_lines(tmp_path / "data.jsonl", rows)
+  summary = run(jaxft, tiny, data, tmp_path / "run", "--accumulate", 2)
+  assert summary["loss"] == "cosent" and set(summary["after"]) == {"spearman", "pearson"}
+  plan = jaxft("plan", "--model", tiny, "--data", "x", "--loss", "cosent", "--no-compile", "--json",
+               "--data-parallel", 1)
+  assert json.loads(plan.out)["trained"] == summary["trained_parameters"], plan.err
+  fails = jaxft("finetune", "--model", tiny, "--data", write_lines(tmp_path / "pairs.jsonl", [{"text": "a"}]), "--loss",
+                "cosent", "--out", tmp_path / "other", *FEW)
+  assert "there is no sentence1, sentence2, score among text" in fails.error
+
+
+def test_an_encoder_takes_questions_and_answers_as_pairs():
+  from jaxft.recipes.examples import as_pairs, keys_of
+
+  records = [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]
+  pairs = as_pairs(records)
+  assert keys_of(pairs) == ("anchor", "positive") and list(pairs) == [
+      {"anchor": "a", "positive": "b"}, {"anchor": "c", "positive": "d"}]
+  own = [{"anchor": "a", "positive": "b"}]
+  assert as_pairs(own) is own
+
+
+@pytest.mark.parametrize("kind, fields, options, loss", [
+    ("encoder", ("text", "label"), {}, "cross_entropy"), ("encoder", ("text", "value"), {}, "mse"),
+    ("encoder", ("anchor", "positive"), {}, "mnrl"), ("encoder", ("question", "answer"), {}, "mnrl"),
+    ("encoder", ("anchor", "positive", "negative"), {"guide": "m"}, "gist"),
+    ("encoder", ("sentence1", "sentence2", "score"), {}, "cosent"),
+    ("encoder", ("text", "label"), {"task": "embed"}, "supcon"),
+    ("encoder", ("text", "rating"), {"task": "regress", "target": "rating"}, "mse"),
+    ("vision", ("image", "label"), {}, "cross_entropy"), ("vision", ("image", "value"), {}, "mse"),
+    ("vision", ("image", "label"), {"task": "embed"}, "supcon"), ("decoder", ("messages",), {}, "sft"),
+    ("encoder", (), {"task": "embed"}, "mnrl"),
+])
+def test_the_loss_that_the_columns_ask_for(kind, fields, options, loss):
+  from jaxft.recipes.guess import with_loss
+  from jaxft.recipes.options import Finetune, Loss
+
+  named, said = with_loss(Finetune("m", "d", loss=Loss(**options)), kind, fields)
+  assert named.loss.loss == loss and f"by the loss {loss}" in said
+  assert with_loss(named, kind, fields) == (named, None)

@@ -79,6 +79,19 @@ def test_a_failure_leaves_nothing_that_looks_prepared(tmp_path):
   assert len(data.prepare(Failing, data_dir=tmp_path).as_data_source("test")) == 300
 
 
+def test_offline_a_tfds_data_set_is_one_error_in_seconds(tmp_path, monkeypatch):
+  from tensorflow_datasets.core.download import downloader
+
+  from jaxft.fetch import NotAvailable
+
+  for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
+    monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+  tries = downloader.MAX_RETRIES
+  with pytest.raises(NotAvailable, match=r"mnist/.* is not prepared here, and what it needs .* downloaded: https://"):
+    data.source("tfds:mnist", "train", data_dir=tmp_path)
+  assert downloader.MAX_RETRIES == tries > 3
+
+
 def test_any_tfds_data_set_by_name(tmp_path):
   class JaxftNumbers(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")

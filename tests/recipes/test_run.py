@@ -12,6 +12,7 @@ from jaxft.files import check_apart, write_text
 from jaxft.recipes import run_folder
 from jaxft.recipes.options import Examples, Finetune, Loss, Optimization
 from jaxft.recipes.run import check_loss, check_options
+from tests.processes import start_python
 
 RUN = Finetune(model="m", data="d")
 
@@ -47,7 +48,13 @@ def test_a_run_goes_on_with_what_it_began_with_alone(tmp_path):
   assert not run_folder.open_run(tmp_path, OPTIONS, overwrite=False)
   assert not list(tmp_path.iterdir())
   run_folder.begin_run(tmp_path, OPTIONS, inputs)
+  assert not run_folder.open_run(tmp_path, OPTIONS | {"rank": 4}, overwrite=False)  # nothing was saved: it is no run
+  (tmp_path / "checkpoints/1.orbax-checkpoint-tmp").mkdir(parents=True)
+  assert not run_folder.open_run(tmp_path, OPTIONS, overwrite=False)
+  (tmp_path / "checkpoints/1").mkdir()
   assert run_folder.open_run(tmp_path, OPTIONS, overwrite=False)
+  with pytest.raises(ValueError, match="rank: None there, 4 here"):
+    run_folder.open_run(tmp_path, OPTIONS | {"rank": 4}, overwrite=False)
   run_folder.check_inputs(tmp_path, inputs)
   with pytest.raises(ValueError, match="changed since: data version: 'a' there, 'b' here; records: 3 there, 4 here"):
     run_folder.check_inputs(tmp_path, inputs | {"data version": "b", "records": 4})
@@ -60,6 +67,57 @@ def test_a_run_goes_on_with_what_it_began_with_alone(tmp_path):
   run_folder.begin_run(tmp_path, OPTIONS | {"rank": 4}, inputs | {"records": 5})
   assert json.loads((tmp_path / run_folder.INPUTS).read_text())["records"] == 5
   assert json.loads((tmp_path / run_folder.CONFIG).read_text())["rank"] == 4
+
+
+def test_a_run_may_grow_and_not_shrink(tmp_path, capsys):
+  total = lambda steps, epochs: steps or round(epochs * 4)
+  options = OPTIONS | {"steps": 3, "epochs": 1.0}
+  run_folder.begin_run(tmp_path, options, {})
+  write_text(tmp_path / run_folder.SUMMARY, "{}")
+  longer = OPTIONS | {"steps": None, "epochs": 2.0}
+  with pytest.raises(ValueError, match="holds a run of 3 steps and no checkpoint to go on from to 8"):
+    run_folder.grow(tmp_path, longer, 8, total)
+  (tmp_path / "checkpoints/3").mkdir(parents=True)
+  assert run_folder.open_run(tmp_path, longer, overwrite=False)
+  with pytest.raises(ValueError, match="3 steps, which may grow but not shrink; got 2"):
+    run_folder.grow(tmp_path, options | {"steps": 2}, 2, total)
+  run_folder.grow(tmp_path, options, 3, total)
+  assert (tmp_path / run_folder.SUMMARY).exists() and not capsys.readouterr().err
+  run_folder.grow(tmp_path, longer, 8, total)
+  assert not (tmp_path / run_folder.SUMMARY).exists() and "grows from 3 to 8 steps" in capsys.readouterr().err
+  assert json.loads((tmp_path / run_folder.CONFIG).read_text()) == longer
+
+
+def test_a_folder_is_of_one_process(tmp_path):
+  code = "import sys, pathlib; from jaxft.recipes.run_folder import held\n"
+  code += "with held(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+  out = tmp_path / "new" / "run"
+  with start_python("-c", code, out, stdin=subprocess.PIPE) as other:
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=rf"another process \(pid {other.pid}\) trains in {out}"):
+      with run_folder.held(out):
+        pass
+    other.kill()
+  with run_folder.held(out):  # what was killed holds nothing
+    with pytest.raises(ValueError, match=rf"pid {os.getpid()}\)"):
+      with run_folder.held(out):
+        pass
+    assert out.exists()
+  assert not list(out.iterdir())
+  out.rmdir()
+  with run_folder.held(out):
+    pass
+  assert not out.exists()  # made here, and empty
+
+
+def test_where_there_are_no_locks_it_says_so(tmp_path, monkeypatch, capsys):
+  def none(*args):
+    raise OSError(38, "Function not implemented")
+
+  monkeypatch.setattr(run_folder.fcntl, "flock", none)
+  with run_folder.held(tmp_path):
+    assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
 
 
 def contents(folder):
@@ -84,7 +142,8 @@ def test_what_killed_writers_left_is_removed(tmp_path):
   dead, alive = ended.stdout.decode().strip(), os.getppid()
   for name in (f".model.{dead}.part", f".model.{alive}.part", f".model.{os.getpid()}.part", f".mine.{dead}.part"):
     (tmp_path / name).mkdir()
-  write_text(tmp_path / f".config.json.{dead}.part", "{")
+  for name in (f".config.json.{dead}.part", f".metrics.jsonl.{dead}.part", ".jaxft-a1b2"):
+    write_text(tmp_path / name, "{")
   run_folder.open_run(tmp_path, OPTIONS, overwrite=False)
   assert {path.name for path in tmp_path.iterdir()} == {f".model.{alive}.part", f".mine.{dead}.part"}
 

@@ -1,0 +1,177 @@
+"""From the rows of a file to records of one of the library's own formats, each checked."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxft.data.files.formats import FORMATS, OWN, check_spelling, detect, rename
+from jaxft.data.files.rows import KINDS, rows_of
+from jaxft.data.images import image_problem
+
+ROLES = ("system", "user", "assistant", "tool")
+NUMBERS = ("value", "score")
+
+
+class Reading(NamedTuple):
+  """How the files of a data set are read.
+
+  Attributes:
+    format: of the rows, a key of `FORMATS`.
+    fields: other names of columns, as of `formats.rename`.
+  """
+
+  format: str
+  fields: Mapping[str, str] = {}
+
+  @property
+  def own(self) -> str:
+    """The format of the records."""
+    return FORMATS[self.format].into or self.format
+
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """What is read of a row."""
+    return (*FORMATS[self.format].columns, *FORMATS[self.format].optional)
+
+
+def reading_of(file: Path, *, format: str | None, fields: Mapping[str, str]) -> Reading:
+  """The format that the columns of the first row tell.
+
+  Raises:
+    ValueError: they are of no format or of two, or there is no row; file and place are named.
+  """
+  for where, row, problem in rows_of(file):
+    if problem is None and not isinstance(row, dict):
+      problem = f"must be a JSON object; got {type(row).__name__}"
+    if problem is not None:
+      raise ValueError(f"{file}, {where}: {problem}")
+    try:
+      columns = list(rename(row, fields))
+      format = format or detect(columns)
+      check_spelling(format, columns)
+    except ValueError as e:
+      raise ValueError(f"{file}, {where}: {e}") from None
+    return Reading(format, fields)
+  raise ValueError(f"{file}: the file holds no record")
+
+
+def records(file: Path, reading: Reading) -> Iterator[dict[str, Any]]:
+  """The records of a file that `check` has found whole."""
+  for _, row, _ in rows_of(file):
+    yield _record(row, reading, file)
+
+
+def check(file: Path, reading: Reading) -> dict[str, None]:
+  """Reads a whole file and returns the columns of its rows that are not read, in order.
+
+  Raises:
+    ValueError: a row is none of the format, or its image is none, or there is none: the first is shown with its place
+      and reason, the others are counted.
+  """
+  broken, count, others = [], 0, {}
+  for where, row, problem in rows_of(file):
+    problem = problem or _problem(row, reading, file)
+    count += problem is None
+    if problem:
+      broken.append((where, problem))
+    else:
+      others |= dict.fromkeys(name for name in row if reading.fields.get(name, name) not in reading.columns)
+  if broken:
+    where, problem = broken[0]
+    more = ""
+    if len(broken) > 1:
+      kind, _, number = broken[1][0].partition(" ")
+      more = f" ({len(broken) - 1} more broken {kind}s, the next is {number})"
+    raise ValueError(f"{file}, {where}: {problem}{more}")
+  if not count:
+    raise ValueError(f"{file}: the file holds no record")
+  return others
+
+
+def _record(row: Mapping[str, Any], reading: Reading, file: Path) -> dict[str, Any]:
+  own = OWN[reading.own]
+  made = _converted(rename(row, reading.fields), reading)
+  plain = {"image": lambda name: os.fspath(file.parent / name), "label": str, "messages": _turns,
+           **dict.fromkeys(NUMBERS, float)}
+  return {key: plain.get(key, lambda x: x)(made[key]) for key in own.columns}
+
+
+def _converted(row: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+  """A row of the library's own format; ValueError where it is none of that which it should have."""
+  return FORMATS[reading.format].convert({name: value for name, value in row.items() if name in reading.columns})
+
+
+def _turns(messages: Any) -> list[dict[str, str]]:
+  return [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+
+
+def _problem(row: Any, reading: Reading, file: Path) -> str | None:
+  """What keeps a row from being a record of the format; None if nothing does."""
+  form = FORMATS[reading.format]
+  if not isinstance(row, dict):
+    return f"must be a JSON object; got {type(row).__name__}"
+  try:
+    row = rename(row, reading.fields)
+    if missing := [key for key in form.columns if key not in row]:
+      return (f"{reading.format} takes the keys {', '.join(form.columns)}; {', '.join(missing)} missing from "
+              f"{sorted(row)}")
+    made = _converted(row, reading)
+  except ValueError as e:
+    return str(e)
+  if reading.own == "chat":
+    return _chat_problem(made["messages"])
+  of_text = KINDS.get(file.suffix.lower()) in (KINDS[".csv"], KINDS[".tsv"])  # where every cell is
+  for key in OWN[reading.own].columns:
+    if (problem := _value_problem(key, made[key], of_text, file.parent)) is not None:
+      return problem
+  return None
+
+
+def _value_problem(key: str, value: Any, of_text: bool, folder: Path) -> str | None:
+  if key in NUMBERS:
+    if of_text and isinstance(value, str):
+      try:
+        value = float(value)
+      except ValueError:
+        pass
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+      return f"{key} must be a finite number; got {value!r:.60}"
+    return None
+  if key == "label" and isinstance(value, int):
+    return None
+  if not isinstance(value, str):
+    return f"{key} must be text; got {type(value).__name__}"
+  if (lone := _lone_surrogate(value)) is not None:
+    return f"{key} {lone}"
+  if not value.strip() and key != "prompt":
+    return f"{key} is empty"
+  return image_problem(folder / value) if key == "image" else None
+
+
+def _chat_problem(messages: Any) -> str | None:
+  if not isinstance(messages, list) or not messages:
+    return "messages must be a list of at least one message"
+  for i, message in enumerate(messages):
+    if not isinstance(message, dict) or set(message) != {"role", "content"}:
+      got = sorted(message) if isinstance(message, dict) else type(message).__name__
+      return f"messages[{i}] must have the keys role and content; got {got}"
+    if message["role"] not in ROLES:
+      return f"messages[{i}] role must be one of {', '.join(ROLES)}; got {message['role']!r}"
+    if not isinstance(message["content"], str):
+      return f"messages[{i}] content must be text; got {type(message['content']).__name__}"
+    if (lone := _lone_surrogate(message["content"])) is not None:
+      return f"messages[{i}] content {lone}"
+  if all(message["role"] != "assistant" for message in messages):
+    return "messages has no turn of the assistant, so nothing to learn"
+  return None
+
+
+def _lone_surrogate(text: str) -> str | None:
+  r"""What is wrong with a text that no encoding can hold: JSON lets half of a pair, as "\ud800", stand alone."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    return f"is not valid Unicode: a lone surrogate, \\u{ord(text[e.start]):04x}, at character {e.start}"
+  return None

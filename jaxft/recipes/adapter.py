@@ -1,0 +1,59 @@
+"""The adapter of a finished run in PEFT's form, beside the tuned model."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jaxft.files import part_of
+from jaxft.formats.peft_files import save_peft
+from jaxft.formats.pretrained import load
+from jaxft.recipes.options import Adaptation, Finetune
+from jaxft.transforms import ParamTransform
+
+# method -> PEFT's type
+TYPES = {
+    **dict.fromkeys(("lora", "rslora", "qlora", "dora", "pissa", "olora", "mica"), "LORA"),
+    "vera": "VERA", "delora": "DELORA", "rand_lora": "RANDLORA", "loha": "LOHA", "lokr": "LOKR", "hira": "HIRA",
+    "miss": "MISS", "fourier_ft": "FOURIERFT", "oft": "OFT", "boft": "BOFT", "hra": "HRA", "road": "ROAD",
+    "ia3": "IA3", "shira": "SHIRA", "norm_tuning": "LN_TUNING",
+}
+
+
+def settings_of(method: Adaptation) -> dict[str, Any]:
+  """What nothing in the trained numbers tells and PEFT's file must hold."""
+  return {
+      "loha": {"alpha": method.alpha}, "rand_lora": {"randlora_alpha": method.alpha},
+      "oft": {"use_cayley_neumann": False}, "fourier_ft": {"scaling": 150.0},
+  }.get(method.method, {})
+
+
+def save_adapter(
+    options: Finetune, transform: ParamTransform, frozen: Any, trainable: Any, config: Any, folder: Path
+) -> str | None:
+  """Writes `adapter_config.json` and `adapter_model.safetensors`; returns why there is none, or None.
+
+  Args:
+    options: of the run; its model is read again, since most formats hold what is added to it.
+    transform, frozen, trainable: of the run, after training.
+    config: of the model.
+    folder: to be replaced.
+
+  Raises:
+    OSError: the folder cannot be written.
+  """
+  name = options.method.method
+  if name not in TYPES:
+    return f"PEFT has no form for the method {name}"
+  # What was quantized stays so: the adapter goes with it, and not with the weights before.
+  base = frozen if name == "qlora" else load(options.model).params
+  part = part_of(folder)
+  try:
+    save_peft(part, transform, frozen, trainable, base, config, peft_type=TYPES[name], base_model=options.model,
+              **settings_of(options.method))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+  except ValueError as e:
+    return str(e)
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+  return None

@@ -1,0 +1,67 @@
+"""What a run is for, from what it is told and from the columns of its data."""
+
+import dataclasses
+from collections.abc import Collection
+
+from jaxft.checks import one_of
+from jaxft.recipes.options import Finetune, Loss
+
+# task -> kind of model -> its losses, by the fields that the records must have; the first that fits is taken
+TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
+    "sft": {"decoder": (((), "sft"),)},
+    "embed": {
+        "encoder": ((("anchor", "positive"), "mnrl"), (("question", "answer"), "mnrl"),
+                    (("sentence1", "sentence2", "score"), "cosent"), (("label",), "supcon")),
+        "vision": ((("label",), "supcon"),)},
+    "classify": {"encoder": ((("label",), "cross_entropy"),), "vision": ((("label",), "cross_entropy"),)},
+    "regress": {"encoder": ((("value",), "mse"),), "vision": ((("value",), "mse"),)},
+}
+# In which order they are tried where no task is named: a label beside a text is there to be learnt.
+_ORDER = ("sft", "classify", "regress", "embed")
+
+
+def check_task(loss: Loss) -> None:
+  """Raises ValueError for a task that there is not, or two options of which one says what the other does."""
+  if loss.task is not None:
+    one_of("task", loss.task, TASKS)
+    if loss.loss is not None:
+      raise ValueError(f"--task and --loss both say what to learn: give one; got {loss.task} and {loss.loss}")
+
+
+def with_loss(options: Finetune, kind: str, fields: Collection[str]) -> tuple[Finetune, str | None]:
+  """The options with the loss named, and what was chosen, in words; None where the options named it.
+
+  Args:
+    options: whose `loss.loss` may be None.
+    kind: of the model.
+    fields: of the records; empty where none have been read.
+
+  Raises:
+    ValueError: the task is not one of such a model, or the records are none that it learns from.
+  """
+  loss = options.loss
+  if loss.loss is not None:
+    return options, None
+  name = _guess(loss, kind, fields)
+  task = next(t for t, kinds in TASKS.items() if any(name == found for _, found in kinds.get(kind, ())) or (
+      name == "gist" and t == "embed"))
+  named = dataclasses.replace(options, loss=dataclasses.replace(loss, loss=name))
+  return named, f"task {task} by the loss {name}" + (f", for records of {', '.join(fields)}" if fields else "")
+
+
+def _guess(loss: Loss, kind: str, fields: Collection[str]) -> str:
+  known = [task for task in _ORDER if kind in TASKS[task]]
+  if loss.task is not None:
+    one_of(f"task with this {kind}", loss.task, known)
+    known = [loss.task]
+  # The field to be learnt may have another name.
+  given = {*fields} | ({"label", "value"} if loss.target else set())
+  for task in known:
+    for needed, name in TASKS[task][kind]:
+      if {*needed} <= given or not fields:
+        if loss.target and loss.task is None and len(known) > 1:
+          raise ValueError(f"--target {loss.target} needs --task: what is it, a label to classify by or a value?")
+        return "gist" if loss.guide is not None and name == "mnrl" else name
+  takes = "; ".join(f"{task}: {' or '.join(', '.join(needed) or 'texts' for needed, _ in TASKS[task][kind])}"
+                    for task in known)
+  raise ValueError(f"data of {', '.join(fields)} are none that this {kind} learns from ({takes}); see `jaxft formats`")

@@ -1,0 +1,185 @@
+"""`jaxft.load`: a pretrained or tuned model with what one does with it, each a line over the library's functions."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxft.checks import not_one_str
+from jaxft.data.chat import render_chat
+from jaxft.data.images import read_image
+from jaxft.decoding.generate import generate
+from jaxft.decoding.stepwise import stepwise_decoder
+from jaxft.evaluation.embed import embed_texts
+from jaxft.formats import pretrained
+from jaxft.formats.pretrained import Pretrained
+from jaxft.models import decoder
+from jaxft.recipes import tasks
+from jaxft.recipes.examples import special_tokens
+from jaxft.recipes.objectives import features
+
+
+class Model(Pretrained):
+  """A pretrained model, and its vectors, scores and texts."""
+
+  def encode(self, inputs: Sequence[Any], *, max_length: int | None = None) -> Float[np.ndarray, "inputs dim"]:
+    """One vector for each text, or each image.
+
+    Args:
+      inputs: texts of an encoder; paths or arrays of a model of images.
+      max_length: the most tokens of a text; None takes the model's own.
+
+    Raises:
+      ValueError: it is a decoder, or there is no input.
+    """
+    if self.kind == "vision":
+      return np.asarray(self._features(inputs), np.float32)
+    config, tokenizer = self.text_encoder()
+    embed = tasks.embedder(self.params, config)
+    return embed_texts(embed, inputs, tokenizer, max_length=min(max_length or self.max_length, self.max_length))
+
+  def logits(self, inputs: Any) -> Float[Array, "..."]:
+    """Scores: of a classifier `[inputs, classes]`, of a regressor `[inputs, 1]`, of a decoder `[inputs, time, vocab]`.
+
+    Args:
+      inputs: texts, or images; of a decoder also ids `[inputs, time]`. Texts of a decoder are padded on the right.
+
+    Raises:
+      ValueError: it is an encoder or a model of images without a head, or a text is empty.
+    """
+    if self.kind == "decoder":
+      config, tokenizer = self.text_decoder()
+      if not hasattr(inputs, "ndim"):
+        not_one_str("inputs", inputs)
+        rows = [tokenizer.encode(text).ids for text in inputs]
+        if not rows or not all(rows):
+          raise ValueError("inputs must hold at least one token each; got an empty text, or none")
+        inputs = np.zeros((len(rows), max(map(len, rows))), np.int32) + (config.pad_id or 0)
+        for i, row in enumerate(rows):
+          inputs[i, : len(row)] = row
+      hidden, *_ = decoder.hidden_states(self.params, config, inputs)
+      return decoder.logits(self.params, config, hidden)
+    if self.head is None:
+      raise ValueError(f"{self.name} has no head that gives scores; encode gives its vectors")
+    if self.kind == "vision":
+      return self.head(self._features(inputs))
+    config, tokenizer = self.text_encoder()
+    pooling = config.pooling if self.head.dense is None else "cls"
+    embed = tasks.embedder(self.params, dataclasses.replace(config, pooling=pooling, normalize=False))
+    return self.head(embed_texts(embed, inputs, tokenizer, max_length=self.max_length))
+
+  def generate(
+      self, prompts: Sequence[str], *, chat: bool = False, system: str | None = None, max_new_tokens: int = 128,
+      temperature: float = 0.0, seed: int = 0, **options: Any,
+  ) -> list[str]:
+    """The text that a decoder adds to each prompt, or answers it with.
+
+    Args:
+      prompts: texts, continued together as one batch.
+      chat: each is a user's turn, written out by the checkpoint's chat template.
+      system: with `chat`, the message before it.
+      max_new_tokens: most tokens to add.
+      temperature: 0 takes the likeliest token.
+      seed: of the draws.
+      options: `top_k`, `top_p`, `min_p`, of `jaxft.decoding.generate`.
+
+    Raises:
+      ValueError: it is no decoder, has no chat template where one is asked for, or gives scores that are not finite.
+    """
+    not_one_str("prompts", prompts)
+    answers = answer(self, prompts, chat=chat, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
+                     seed=seed, **options)
+    return [row["text"] for row in answers]
+
+  def _features(self, images: Sequence[Any]) -> Float[Array, "images dim"]:
+    if not len(images):
+      raise ValueError("inputs must hold at least one image; got none")
+    size: int = self.config.image_size  # pyright: ignore[reportAttributeAccessIssue]: asked of models of images alone
+    pixels = np.stack([read_image(image, size) for image in images])
+    return jax.jit(features(self.config, remat="none"))(self.params, {"images": pixels})
+
+
+def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Model:
+  """A model by the name of a preset or from a folder or GGUF file; `jaxft.formats.load` says which.
+
+  >>> model = load("minilm-l6:tiny")
+  >>> model.encode(["a text", "another"]).shape
+  (2, 48)
+  >>> model
+  Model minilm-l6:tiny: encoder of 1,546,368 parameters (float32)
+    EncoderConfig of 48 dimensions; reads texts of up to 256 tokens
+
+  Args:
+    name_or_path, dtype, stacked: see `jaxft.formats.load`. A tuned classifier or regressor has its head too.
+
+  Raises:
+    ValueError, OSError: see there.
+  """
+  found = pretrained.load(name_or_path, dtype=dtype, stacked=stacked)
+  head = found.head
+  if head is None and os.path.exists(os.path.join(name_or_path, "output.safetensors")):
+    from jaxft.recipes.output import load_output
+
+    head = load_output(os.fspath(name_or_path))
+  return Model(**{**vars(found), "head": head})
+
+
+def answer(
+    model: Pretrained, prompts: Sequence[str], *, chat: bool = False, system: str | None = None, seed: int = 0,
+    dtype: Any = jnp.float32, **options: Any,
+) -> list[dict[str, Any]]:
+  """One dict a prompt: `prompt`, `text`, `tokens` and their `log_probs`.
+
+  Raises:
+    ValueError: the model is no decoder or gives scores that are not finite, a prompt is empty, or a chat is asked of
+      one without a template.
+  """
+  config, tokenizer = model.text_decoder()
+  rows = [_encode(model, prompt, chat, system) for prompt in prompts]
+  ids, mask = _left_padded(rows, config.pad_id or 0, config.max_length)
+  out = generate(stepwise_decoder(model.params, config, dtype=dtype), ids, jax.random.key(seed), mask=mask, **options)
+  answers = []
+  for prompt, tokens, kept, log_probs in zip(prompts, *jax.device_get(out), strict=True):
+    tokens, log_probs = tokens[kept].tolist(), log_probs[kept].tolist()
+    if -1 in tokens:
+      raise ValueError(f"model must give finite scores; {model.name} gave others after the prompt {prompt[-40:]!r}")
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    answers.append({"prompt": prompt, "text": text, "tokens": tokens, "log_probs": log_probs})
+  return answers
+
+
+def _encode(model: Pretrained, prompt: str, chat: bool, system: str | None) -> list[int]:
+  _, tokenizer = model.text_decoder()
+  if not chat:
+    ids = tokenizer.encode(prompt).ids
+  else:
+    if model.chat_template is None:
+      raise ValueError(f"--chat needs a checkpoint with a chat template; {model.name} has none")
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    turns.append({"role": "user", "content": prompt})
+    text = render_chat(turns, model.chat_template, add_generation_prompt=True, **special_tokens(model))
+    # The template writes the special tokens itself.
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+  if not ids:
+    raise ValueError("a prompt must have at least one token; got an empty one")
+  return ids
+
+
+def _left_padded(rows: list[list[int]], pad_id: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+  """Ids and mask, padded on the left to a multiple of 16 tokens, so that prompts of like length share a compilation.
+
+  Padding goes no further than the context.
+  """
+  longest = max(map(len, rows))
+  length = max(longest, min(-(-longest // 16) * 16, context))
+  ids, mask = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), np.int32)
+  for i, row in enumerate(rows):
+    ids[i, length - len(row):] = row
+    mask[i, length - len(row):] = 1
+  return ids, mask

@@ -1,0 +1,92 @@
+"""`jaxft.load`: vectors, scores and texts in a line, as the functions beneath give them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxft
+from jaxft.formats.heads import Head
+from jaxft.formats.huggingface import save_directory
+from jaxft.models import decoder, encoder, vision
+from tests import draws
+
+TEXTS = ["a text", "another, which is longer"]
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder():
+  return jaxft.load("minilm-l6:tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny_decoder():
+  return jaxft.load("smollm2-135m:tiny")
+
+
+def test_vectors_of_texts(tiny_encoder):
+  ids = tiny_encoder.tokenizer.encode(TEXTS[0]).ids
+  wanted = encoder.embed(tiny_encoder.params, tiny_encoder.config, np.array([ids]), np.ones((1, len(ids)), np.int32))
+  found = tiny_encoder.encode(TEXTS)
+  np.testing.assert_allclose(found[:1], wanted, rtol=1e-5, atol=1e-6)
+  assert found.shape == (2, 48) and not np.allclose(found[0], found[1])
+  assert np.allclose(tiny_encoder.encode(["a b c d"], max_length=3), tiny_encoder.encode(["a"]), atol=1e-6)
+  with pytest.raises(ValueError, match="has no head that gives scores; encode gives its vectors"):
+    tiny_encoder.logits(TEXTS)
+  with pytest.raises(ValueError, match="must be a decoder"):
+    tiny_encoder.generate(TEXTS)
+  with pytest.raises(TypeError, match="texts must be a sequence of str"):
+    tiny_encoder.encode("a text")
+
+
+def test_scores_of_a_classifier_that_was_saved(tiny_encoder, tmp_path):
+  layer = {"kernel": draws.normal(0, 48, 48), "bias": draws.normal(1, 48)}
+  head = Head(draws.normal(2, 48, 2), draws.normal(3, 2), layer, ("no", "yes"))
+  save_directory(tiny_encoder.params, tiny_encoder.config, tmp_path / "model", tokenizer=tiny_encoder.tokenizer,
+                 head=head)
+  model = jaxft.load(tmp_path / "model")
+  ids = tiny_encoder.tokenizer.encode(TEXTS[1]).ids
+  hidden, _ = encoder.hidden_states(model.params, model.config, np.array([ids]), np.ones((1, len(ids)), np.int32))
+  wanted = jnp.tanh(hidden[:, 0] @ layer["kernel"] + layer["bias"]) @ head.kernel + head.bias
+  np.testing.assert_allclose(model.logits(TEXTS)[1:], wanted, rtol=1e-4, atol=1e-5)
+  assert "with a head of no, yes" in repr(model)
+  np.testing.assert_allclose(model.encode(TEXTS), tiny_encoder.encode(TEXTS), rtol=1e-6)
+
+
+def test_a_decoder_scores_and_continues(tiny_decoder):
+  rows = [tiny_decoder.tokenizer.encode(text).ids for text in TEXTS]
+  scores = tiny_decoder.logits(TEXTS)
+  for row, found in zip(rows, scores, strict=True):
+    hidden, *_ = decoder.hidden_states(tiny_decoder.params, tiny_decoder.config, np.array([row]))
+    np.testing.assert_allclose(
+        found[: len(row)], decoder.logits(tiny_decoder.params, tiny_decoder.config, hidden)[0], rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(tiny_decoder.logits(np.array([rows[0]]))[0], tiny_decoder.logits(TEXTS[:1])[0])
+  first, = tiny_decoder.generate(TEXTS[:1], max_new_tokens=1)
+  likeliest = int(scores[0, len(rows[0]) - 1].argmax())
+  assert first == tiny_decoder.tokenizer.decode([likeliest], skip_special_tokens=True)
+  assert len(tiny_decoder.generate(TEXTS, chat=True, max_new_tokens=2, temperature=1.0)) == 2
+  with pytest.raises(ValueError, match="must be an encoder"):
+    tiny_decoder.encode(TEXTS)
+  with pytest.raises(ValueError, match="inputs must hold at least one token each"):
+    tiny_decoder.logits([""])
+  with pytest.raises(TypeError, match="prompts must be a sequence of str"):
+    tiny_decoder.generate("a text")
+
+
+def test_vectors_and_scores_of_images(tmp_path):
+  config = vision.VisionConfig(image_size=8, patch_size=4, dim=16, num_layers=1, num_heads=2, mlp_dim=16)
+  head = Head(draws.normal(0, 16, 3), draws.normal(1, 3), None, ("a", "b", "c"))
+  save_directory(vision.init(jax.random.key(0), config), config, tmp_path / "vit", head=head)
+  model = jaxft.load(tmp_path / "vit")
+  images = [np.full((8, 8, 3), value, np.uint8) for value in (0, 200)]
+  vectors = model.encode(images)
+  wanted = np.stack([(image / 255 - 0.5) / 0.5 for image in images]).astype(np.float32)
+  np.testing.assert_allclose(vectors, vision.embed(model.params, model.config, wanted), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(model.logits(images), vectors @ head.kernel + head.bias, rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match="at least one image"):
+    model.encode([])
+
+
+def test_a_model_is_shown_in_two_lines(tiny_encoder, tiny_decoder):
+  assert repr(tiny_encoder).count("\n") == 1 and "encoder of 1," in repr(tiny_encoder)
+  assert "decoder of" in repr(tiny_decoder) and len(repr(tiny_decoder)) < 300
