@@ -57,6 +57,21 @@ from jaxft.losses.pairs import (
     online_contrastive_pairs,
     pair_features,
 )
+from jaxft.losses.preference.direct import aot, dpo, ipo
+from jaxft.losses.preference.pairwise import Ranking, bradley_terry
+from jaxft.losses.preference.pointwise import PointwiseRanking, pointwise_preference
+from jaxft.losses.preference.reference_free import asft, cpo, orpo, poft, simpo
+from jaxft.losses.preference.reward_model import reward_model
+from jaxft.losses.preference.scores import (
+    Divergence,
+    alpha_reward,
+    divergence_score,
+    length_desensitized,
+    log1mexp,
+    log_odds,
+    wpo_weights,
+)
+from jaxft.losses.preference.unpaired import Unpaired, kto, mismatched_kl
 from jaxft.losses.ranking.lambda_loss import Scheme, lambda_loss, rank_net
 from jaxft.losses.ranking.listwise import list_mle, list_net, rank_mse
 from jaxft.losses.ranking.pointwise import binary_cross_entropy, cross_entropy, soft_cross_entropy, squared_error
@@ -64,4 +79,10 @@ from jaxft.losses.reduction import Mean
 from jaxft.losses.regularization import global_orthogonal, l1_to_reference, l2_to_reference, sum_of_norms
 from jaxft.losses.score_function import Reward, leave_one_out, reinforce, retrieval_reward, whiten
 from jaxft.losses.sparse import csr_reconstruction, flops, splade, splade_weights
+from jaxft.losses.tokens.linear_log_probs import (
+    TokenStatistics,
+    linear_sequence_log_probs,
+    linear_token_log_probs,
+    token_statistics,
+)
 from jaxft.losses.triplets import batch_all_triplet, batch_hard_triplet, batch_semi_hard_triplet, triplet

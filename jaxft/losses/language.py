@@ -121,7 +121,7 @@ def sequence_log_probs(
     raise ValueError(f"normalize must be None or 'tokens'; got {normalize!r}")
   scored = token_weights(tokens, mask, segment_ids=segment_ids) != 0
   log_probs, _ = _score(logits, tokens, scored)
-  total, count = (_sequence_sums(x, segment_ids) for x in (log_probs, scored.astype(jnp.float32)))
+  total, count = (sequence_sums(x, segment_ids) for x in (log_probs, scored.astype(jnp.float32)))
   values = total / jnp.maximum(count, 1) if normalize == "tokens" else total
   return values, (count > 0).astype(jnp.float32)
 
@@ -163,6 +163,8 @@ def weighted_nll(
   Sources: Szegedy et al. 2015 (arXiv 1512.00567), label smoothing; Chowdhery et al. 2022 (arXiv 2204.02311), z-loss.
 
   sentence-transformers: `DenoisingAutoEncoderLoss`, of a decoder that reads the embedding of the damaged text
+
+  TRL: `SFTTrainer`, `loss_type` "nll"; `DPOTrainer`, `loss_type` "sft", of the chosen responses
   """
   if not 0 <= label_smoothing < 1:
     raise ValueError(f"label_smoothing must lie in [0, 1); got {label_smoothing}")
@@ -225,8 +227,8 @@ def aggregate_tokens(
     weights = jnp.where(segment_ids != 0, weights, 0)
   if mode == "token-mean":
     return Mean.of(values, where=weights)
-  sums = _sequence_sums(jnp.where(weights != 0, values, 0) * weights, segment_ids)
-  count = _sequence_sums(weights, segment_ids)
+  sums = sequence_sums(jnp.where(weights != 0, values, 0) * weights, segment_ids)
+  count = sequence_sums(weights, segment_ids)
   if mode == "seq-mean-token-mean":
     sums = sums / jnp.where(count > 0, count, 1)
   if mode == "seq-mean-token-sum-norm":
@@ -234,7 +236,7 @@ def aggregate_tokens(
   return Mean.of(sums, where=count > 0)
 
 
-def _sequence_sums(
+def sequence_sums(
     x: Float[AnyArray, "batch time"], segment_ids: Int[AnyArray, "batch time"] | None
 ) -> Float[Array, "batch *segments"]:  # noqa: F821
   """Sums over rows, or over the sequences of packed rows, `[batch, time]`: entry k is the row's sequence number k."""
