@@ -57,6 +57,19 @@ from jaxft.losses.pairs import (
     online_contrastive_pairs,
     pair_features,
 )
+from jaxft.losses.policy.advantages import (
+    Scale,
+    gae,
+    group_advantages,
+    informative_groups,
+    leave_one_out_advantages,
+    overlong_penalty,
+    shaped_rewards,
+)
+from jaxft.losses.policy.clipped import clipped_policy_loss, clipped_value_loss
+from jaxft.losses.policy.masks import drop_truncated, top_entropy_mask
+from jaxft.losses.policy.ratios import Estimator, Level, importance_ratio, kl_estimate, off_policy_mask
+from jaxft.losses.policy.softened import cispo, sapo, vespo
 from jaxft.losses.preference.direct import aot, dpo, ipo
 from jaxft.losses.preference.pairwise import Ranking, bradley_terry
 from jaxft.losses.preference.pointwise import PointwiseRanking, pointwise_preference

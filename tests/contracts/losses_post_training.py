@@ -22,6 +22,18 @@ def pairs(rng: np.random.Generator, rows: int) -> Batch:
   return batch | {"where": np.ones(rows, bool)}
 
 
+def rollouts(rng: np.random.Generator, rows: int) -> Batch:
+  draw = lambda *shape: np.asarray(rng.normal(size=(rows, *shape)), np.float32)
+  where = rng.random((rows, 5)) < 0.7
+  where[:, 2] = True
+  log_probs = -1 - np.abs(draw(5))
+  # Shifts that a step of finite differences takes over no clip.
+  shift = lambda: rng.choice(np.array([-0.55, -0.32, -0.1, 0.1, 0.4], np.float32), (rows, 5))
+  batch = {"log_probs": log_probs, "old": log_probs + shift(), "reference": log_probs + 0.3 * draw(5)}
+  batch |= {"advantages": draw(), "token_advantages": draw(5), "values": draw(5), "returns": draw(5)}
+  return batch | {"old_values": batch["values"] + shift(), "where": where}
+
+
 @check_arrays
 def pairwise(
     chosen: Float[AnyArray, " batch"], rejected: Float[AnyArray, " batch"], *, margin: Float[AnyArray, " batch"],
@@ -63,6 +75,12 @@ def _of_pairs(name: str, call: Any, loss: Any, *guarded: str, trained: tuple[str
 
 def _of_states(name: str, call: Any, loss: Any) -> Case:
   return Case(name, call, loss, states, ("hidden",), "where", ("hidden", "labels"), read_at=1, low=5e-2, by_row=True)
+
+
+def _of_rollouts(
+    name: str, call: Any, loss: Any, *guarded: str, trained: str = "log_probs", variant: bool = False
+) -> Case:
+  return Case(name, call, loss, rollouts, (trained,), "where", (trained, *guarded), by_row=True, variant=variant)
 
 
 def _four(b: Batch) -> list[AnyArray]:
@@ -108,4 +126,22 @@ CASES = [
                lambda b, f: f(b["hidden"], HEAD, b["labels"], b["where"], normalize="tokens", chunk=3),
                losses.linear_sequence_log_probs),
     _of_states("token_statistics", lambda b, f: f(b["hidden"], b["labels"], b["where"]), statistics),
+    _of_rollouts("clipped_policy_loss",
+                 lambda b, f: f(b["log_probs"], b["old"], b["token_advantages"], high=0.28, delta=1.5, dual=2.0,
+                                where=b["where"]), losses.clipped_policy_loss, "old", "token_advantages"),
+    _of_rollouts("clipped_policy_loss_of_sequences",
+                 lambda b, f: f(b["log_probs"], b["old"], b["advantages"], level="sequence", where=b["where"]),
+                 losses.clipped_policy_loss, "old", variant=True),
+    _of_rollouts("clipped_value_loss",
+                 lambda b, f: f(b["values"], b["old_values"], b["returns"], where=b["where"]),
+                 losses.clipped_value_loss, "old_values", "returns", trained="values", variant=True),
+    # With ratios that are constants to differences too: all beyond the cap, or without a weight.
+    _of_rollouts("cispo", lambda b, f: f(b["log_probs"], b["old"], b["advantages"], high=0.01, where=b["where"]),
+                 losses.cispo, "old", variant=True),
+    _of_rollouts("vespo", lambda b, f: f(b["log_probs"], b["old"], b["advantages"], positive=(0.0, 1e-4),
+                                         negative=(0.0, 1e-4), where=b["where"]), losses.vespo, "old", variant=True),
+    _of_rollouts("sapo", lambda b, f: f(b["log_probs"], b["old"], b["advantages"], where=b["where"]),
+                 losses.sapo, "old", variant=True),
+    _of_rollouts("kl_estimate", lambda b, f: f(b["log_probs"], b["reference"], where=b["where"]),
+                 losses.kl_estimate, "reference", variant=True),
 ]

@@ -18,6 +18,8 @@ NO_LOSS = {
     "calibrate_features", "rotation",  # test_feature_calibration.py
     "leave_one_out", "retrieval_reward", "whiten",  # rewards and baselines; test_score_function.py
     "focal",  # of a loss's values
+    "drop_truncated", "gae", "group_advantages", "importance_ratio", "informative_groups", "leave_one_out_advantages",
+    "off_policy_mask", "overlong_penalty", "shaped_rewards", "top_entropy_mask",  # test_policy.py
     "alpha_reward", "divergence_score", "length_desensitized", "log1mexp", "log_odds", "mismatched_kl",
     "wpo_weights",  # scores and weights of responses; test_preference.py
     "l1_to_reference", "l2_to_reference", "sum_of_norms",  # of trees
