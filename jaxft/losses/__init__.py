@@ -11,6 +11,9 @@ from jaxft.losses.contrastive import (
 )
 from jaxft.losses.distances import Metric, all_distances, pair_distances
 from jaxft.losses.distillation import candidate_scores, distill_scores, margin_mse
+from jaxft.losses.divergence.distilled import distill_logits, generalized_jsd, linear_generalized_jsd
+from jaxft.losses.divergence.kl import kl_divergence, next_tokens, symmetric_kl
+from jaxft.losses.divergence.passes import noise_consistency, paraphrase_consistency
 from jaxft.losses.feature_calibration import calibrate_features, rotation
 from jaxft.losses.guided_contrastive import MarginStrategy, false_negative_mask, guided_info_nce
 from jaxft.losses.in_batch import (
@@ -98,4 +101,5 @@ from jaxft.losses.tokens.linear_log_probs import (
     linear_token_log_probs,
     token_statistics,
 )
+from jaxft.losses.tokens.token_losses import Penalty, dynamic_fine_tuning, replaced_token_detection, span_penalty
 from jaxft.losses.triplets import batch_all_triplet, batch_hard_triplet, batch_semi_hard_triplet, triplet

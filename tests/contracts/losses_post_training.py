@@ -34,6 +34,30 @@ def rollouts(rng: np.random.Generator, rows: int) -> Batch:
   return batch | {"old_values": batch["values"] + shift(), "where": where}
 
 
+def passes(rng: np.random.Generator, rows: int) -> Batch:
+  where = rng.random((rows, 5)) < 0.7
+  where[:, 2] = True
+  batch = {name: np.asarray(rng.normal(size=(rows, 5, 7)), np.float32) for name in ("first", "second", "third")}
+  batch |= {"wordings": np.asarray(rng.normal(size=(rows, 2, 5, 7)), np.float32)}
+  batch |= {name: np.asarray(rng.normal(size=(rows, 5, 6)), np.float32) for name in ("hidden", "teacher_hidden")}
+  return batch | {"labels": rng.integers(0, 7, (rows, 5), np.int32), "where": where}
+
+
+def spans(rng: np.random.Generator, rows: int) -> Batch:
+  draw = lambda *shape: np.abs(np.asarray(rng.normal(size=(rows, *shape)), np.float32))
+  starts = rng.integers(0, 4, (rows, 2), np.int32)
+  return {"log_probs": -0.3 - draw(5), "starts": starts, "ends": starts + 1 + np.arange(2, dtype=np.int32),
+          "risks": 1 + draw(2), "where": np.ones(rows, bool)}
+
+
+def labels_of_tokens(rng: np.random.Generator, rows: int) -> Batch:
+  where = rng.random((rows, 5)) < 0.7
+  where[:, 2] = True
+  tokens = lambda: rng.integers(0, 2, (rows, 5), np.int32)
+  logits = np.asarray(rng.normal(size=(rows, 5)), np.float32)
+  return {"logits": logits, "corrupted": tokens(), "original": tokens(), "where": where}
+
+
 @check_arrays
 def pairwise(
     chosen: Float[AnyArray, " batch"], rejected: Float[AnyArray, " batch"], *, margin: Float[AnyArray, " batch"],
@@ -81,6 +105,10 @@ def _of_rollouts(
     name: str, call: Any, loss: Any, *guarded: str, trained: str = "log_probs", variant: bool = False
 ) -> Case:
   return Case(name, call, loss, rollouts, (trained,), "where", (trained, *guarded), by_row=True, variant=variant)
+
+
+def _of_passes(name: str, call: Any, loss: Any, trained: str = "first", *guarded: str, variant: bool = False) -> Case:
+  return Case(name, call, loss, passes, (trained,), "where", (trained, *guarded), by_row=True, variant=variant)
 
 
 def _four(b: Batch) -> list[AnyArray]:
@@ -144,4 +172,29 @@ CASES = [
                  losses.sapo, "old", variant=True),
     _of_rollouts("kl_estimate", lambda b, f: f(b["log_probs"], b["reference"], where=b["where"]),
                  losses.kl_estimate, "reference", variant=True),
+    _of_passes("kl_divergence", lambda b, f: f(b["second"], b["first"], temperature=2.0, where=b["where"]),
+               losses.kl_divergence, "first", "second", variant=True),
+    _of_passes("symmetric_kl", lambda b, f: f(b["first"], b["second"], where=b["where"]), losses.symmetric_kl,
+               "first", "second", variant=True),
+    _of_passes("generalized_jsd", lambda b, f: f(b["first"], b["second"], beta=0.3, where=b["where"]),
+               losses.generalized_jsd, "first", "second"),
+    _of_passes("distill_logits", lambda b, f: f(b["first"], b["second"], b["labels"], top_k=3, where=b["where"]),
+               losses.distill_logits, "first", "second", "labels"),
+    _of_passes("noise_consistency",  # by the pass that follows both others
+               lambda b, f: f(b["second"], b["first"], b["third"], b["labels"], consistency_weight=0.5,
+                              where=b["where"]),
+               losses.noise_consistency, "first", "second", "third", "labels", variant=True),
+    Case("paraphrase_consistency", lambda b, f: f(b["first"], b["wordings"], where=b["where"]),
+         losses.paraphrase_consistency, passes, ("wordings",), "where", ("first",), by_row=True, variant=True),
+    Case("linear_generalized_jsd",
+         lambda b, f: f(b["hidden"], HEAD, b["teacher_hidden"], HEAD, where=b["where"], chunk=3),
+         losses.linear_generalized_jsd, passes, ("hidden",), "where", ("hidden", "teacher_hidden"), low=1e-1,
+         by_row=True),
+    *(Case(f"span_penalty_{kind}",
+           lambda b, f, kind=kind: f(b["log_probs"], b["starts"], b["ends"], b["risks"], kind=kind, where=b["where"]),
+           losses.span_penalty, spans, ("log_probs",), "where", ("log_probs", "risks"), by_row=True,
+           variant=kind == "likelihood") for kind in get_args(losses.Penalty)),
+    Case("replaced_token_detection", lambda b, f: f(b["logits"], b["corrupted"], b["original"], where=b["where"]),
+         losses.replaced_token_detection, labels_of_tokens, ("logits",), "where", ("logits", "corrupted", "original"),
+         by_row=True, variant=True),
 ]

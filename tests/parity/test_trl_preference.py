@@ -139,8 +139,9 @@ def test_kto(models):
   assert kl > 0
 
 
-def test_losses_of_two_log_probabilities():
+def test_losses_of_two_log_probabilities(monkeypatch):
   """ORPO, CPO, SimPO, AlphaPO and reward models, of numbers alone."""
+  monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
   from trl import RewardTrainer
   from trl.experimental.cpo import CPOTrainer
   from trl.experimental.orpo import ORPOTrainer
