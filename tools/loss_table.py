@@ -1,6 +1,6 @@
 """The table of losses, `jaxft/losses/README.md`, made of the docstrings: `python -m tools.loss_table`.
 
-A docstring names its counterpart in its last paragraph, which begins with `sentence-transformers:`.
+A docstring names its counterparts in paragraphs at its end, which begin with `sentence-transformers:` and `TRL:`.
 """
 
 import inspect
@@ -11,6 +11,7 @@ from jaxft import losses
 from jaxft.training import embed_cached
 
 PAGE = Path(__file__).parents[1] / "jaxft" / "losses" / "README.md"
+LIBRARIES = ("sentence-transformers", "TRL")
 HEAD = """# Losses
 
 Made of the docstrings by `python -m tools.loss_table`. A loss takes arrays and gives `(values, weights)` of rows or
@@ -21,15 +22,17 @@ ids.
 """
 
 
-def counterpart(function) -> str:
-  """What the docstring says of sentence-transformers; empty where it says nothing."""
-  found = re.search(r"^sentence-transformers: (.+)\Z", inspect.getdoc(function) or "", re.DOTALL | re.MULTILINE)
+def counterpart(function, library: str = LIBRARIES[0]) -> str:
+  """What the docstring says of a library; empty where it says nothing."""
+  text = inspect.getdoc(function) or ""
+  found = re.search(rf"^{library}: (.+?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
   return " ".join(found[1].split()) if found else ""
 
 
 def is_loss(function) -> bool:
   returned = str(inspect.signature(function).return_annotation)
-  return "tuple[" in returned and "values" in (inspect.getdoc(function) or "") or bool(counterpart(function))
+  gives_values = "tuple[" in returned and "values" in (inspect.getdoc(function) or "")
+  return gives_values or any(counterpart(function, library) for library in LIBRARIES)
 
 
 def page() -> str:
@@ -38,12 +41,12 @@ def page() -> str:
   for name, function in functions.items():
     if is_loss(function):
       first = (inspect.getdoc(function) or "").split("\n")[0].replace("|", "\\|")
-      row = f"| `{name}` | {first} | {counterpart(function)} |"
+      row = " | ".join([f"| `{name}`", first, *(counterpart(function, library) for library in LIBRARIES)]) + " |"
       modules.setdefault(function.__module__.removeprefix("jaxft.losses."), []).append(row)
-  lines = [HEAD, "| loss | what it is | in sentence-transformers |", "| --- | --- | --- |"]
+  lines = [HEAD, "| loss | what it is | in sentence-transformers | in TRL |", "| --- | --- | --- | --- |"]
   for module, rows in modules.items():
-    lines += [f"| **{module.rpartition('.')[2].replace('_', ' ')}** | | |", *rows]
-  lines += [f"| `training.embed_cached` | the gradient cache | {counterpart(embed_cached)} |"]
+    lines += [f"| **{module.replace('.', ': ').replace('_', ' ')}** | | | |", *rows]
+  lines += [f"| `training.embed_cached` | the gradient cache | {counterpart(embed_cached)} |  |"]
   return "\n".join(lines) + "\n"
 
 

@@ -121,7 +121,7 @@ def sequence_log_probs(
     raise ValueError(f"normalize must be None or 'tokens'; got {normalize!r}")
   scored = token_weights(tokens, mask, segment_ids=segment_ids) != 0
   log_probs, _ = _score(logits, tokens, scored)
-  total, count = (_sequence_sums(x, segment_ids) for x in (log_probs, scored.astype(jnp.float32)))
+  total, count = (sequence_sums(x, segment_ids) for x in (log_probs, scored.astype(jnp.float32)))
   values = total / jnp.maximum(count, 1) if normalize == "tokens" else total
   return values, (count > 0).astype(jnp.float32)
 
@@ -163,6 +163,8 @@ def weighted_nll(
   Sources: Szegedy et al. 2015 (arXiv 1512.00567), label smoothing; Chowdhery et al. 2022 (arXiv 2204.02311), z-loss.
 
   sentence-transformers: `DenoisingAutoEncoderLoss`, of a decoder that reads the embedding of the damaged text
+
+  TRL: `SFTTrainer`, `loss_type` "nll"; `DPOTrainer`, `loss_type` "sft", of the chosen responses
   """
   if not 0 <= label_smoothing < 1:
     raise ValueError(f"label_smoothing must lie in [0, 1); got {label_smoothing}")
@@ -185,26 +187,30 @@ def aggregate_tokens(
     *,
     mode: Aggregation = "token-mean",
     max_length: int | None = None,
+    count_empty: bool = False,
     segment_ids: Int[AnyArray, "batch time"] | None = None,
 ) -> Mean:
   """Reduces values per token in one of the four ways that post-training losses differ by.
 
   Args:
     values: one value for each token.
-    weights: which tokens count, or how much. A sequence where none counts is no sequence.
+    weights: which tokens count, or how much. A sequence where none counts is no sequence, unless `count_empty`.
     mode: "token-mean": `sum w v / sum w`, long sequences count more (SFT, DAPO);
       "seq-mean-token-mean": each sequence its own mean, then the mean of these (GRPO);
       "seq-mean-token-sum": each sequence its sum (DPO-like, REINFORCE);
       "seq-mean-token-sum-norm": that over a constant (Dr. GRPO).
     max_length: the constant of the last mode; None takes the number of columns, which for packed rows is no length of a
       sequence and must be given.
+    count_empty: the modes of sequences count rows where no token counts as well, with the value 0: TRL's policy losses
+      do so where they mask truncated responses. Not of packed rows.
     segment_ids: of packed rows, whose sequences are then counted one by one.
 
   Returns:
     A `Mean` whose weight counts tokens in the first mode and sequences in the others, so that micro-batches add up.
 
   Raises:
-    ValueError: an unknown mode, `max_length` with another mode, below 1, or missing for packed rows.
+    ValueError: an unknown mode, `max_length` with another mode, below 1, or missing for packed rows; `count_empty` with
+      "token-mean" or packed rows.
 
   Example:
     >>> values, weights = jnp.array([[1.0, 1.0, 1.0], [4.0, 0.0, 0.0]]), jnp.array([[1, 1, 1], [1, 0, 0]])
@@ -220,21 +226,23 @@ def aggregate_tokens(
     raise ValueError(f"max_length must be at least 1 and finite; got {max_length}")
   if mode == "seq-mean-token-sum-norm" and max_length is None and segment_ids is not None:
     raise ValueError("max_length must be given with segment_ids: a packed row's columns are no length of a sequence")
+  if count_empty and (mode == "token-mean" or segment_ids is not None):
+    raise ValueError(f"count_empty must be False with mode 'token-mean' and with segment_ids; got it with {mode!r}")
   weights = weights.astype(jnp.float32)
   if segment_ids is not None:
     weights = jnp.where(segment_ids != 0, weights, 0)
   if mode == "token-mean":
     return Mean.of(values, where=weights)
-  sums = _sequence_sums(jnp.where(weights != 0, values, 0) * weights, segment_ids)
-  count = _sequence_sums(weights, segment_ids)
+  sums = sequence_sums(jnp.where(weights != 0, values, 0) * weights, segment_ids)
+  count = sequence_sums(weights, segment_ids)
   if mode == "seq-mean-token-mean":
     sums = sums / jnp.where(count > 0, count, 1)
   if mode == "seq-mean-token-sum-norm":
     sums = sums / (values.shape[-1] if max_length is None else max_length)
-  return Mean.of(sums, where=count > 0)
+  return Mean.of(sums, where=None if count_empty else count > 0)
 
 
-def _sequence_sums(
+def sequence_sums(
     x: Float[AnyArray, "batch time"], segment_ids: Int[AnyArray, "batch time"] | None
 ) -> Float[Array, "batch *segments"]:  # noqa: F821
   """Sums over rows, or over the sequences of packed rows, `[batch, time]`: entry k is the row's sequence number k."""

@@ -86,7 +86,7 @@ class _Head:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _nll(head, hidden, leaves, labels):
-  return _in_pieces(head.pieces, lambda h, y: _losses(head.logits(h, leaves), y)[0], hidden, labels)
+  return in_pieces(head.pieces, lambda h, y: _losses(head.logits(h, leaves), y)[0], hidden, labels)
 
 
 def _nll_forward(head, hidden, leaves, labels):
@@ -100,7 +100,7 @@ def _nll_forward(head, hidden, leaves, labels):
     nll, log_sum = _losses(logits, y)
     return nll, pull(_logits_gradient(logits, log_sum, y))[0] if wants_hidden else None
 
-  nll, gradient = _in_pieces(head.pieces, piece, hidden, labels)
+  nll, gradient = in_pieces(head.pieces, piece, hidden, labels)
   kept = None if all(leaf is None for leaf in trained) else (hidden, labels, trained, frozen)
   return nll, (gradient, kept)
 
@@ -146,7 +146,7 @@ def _is_label(logits, labels):
   return jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
 
 
-def _in_pieces(pieces, f, *arrays):
+def in_pieces(pieces, f, *arrays):
   """`f` over pieces of arrays `[..., time, *rest]` (all but hidden have no rest), its outputs put together again."""
   return _scan_pieces(pieces, lambda carry, *piece: (carry, f(*piece)), None, *arrays)[1]
 

@@ -81,3 +81,23 @@ def count_of(
 ) -> Float[Array, " *shape"]:
   """A mask, or weights, as the weights that a loss gives beside its values; ones where there is none."""
   return jnp.ones(shape, jnp.float32) if where is None else jnp.asarray(where, jnp.float32)
+
+
+def masked(where: AnyArray | None, *arrays: AnyArray) -> tuple[Array, ...]:
+  """The arrays in float32, 0 where the mask is False or the weight 0: what stands there reaches no value or gradient.
+
+  The mask has the leading axes of each array.
+  """
+  read = []
+  for x in arrays:
+    if where is not None:
+      counts = jnp.asarray(where) != 0
+      x = jnp.where(counts.reshape(counts.shape + (1,) * (x.ndim - counts.ndim)), x, 0)
+    read.append(jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)))
+  return tuple(read)
+
+
+def weighed(values: Float[Array, " *shape"], where: AnyArray | None) -> tuple[Array, Array]:
+  """The pair that a loss gives: its values, 0 where nothing counts, and what they weigh."""
+  weights = count_of(where, values.shape)
+  return (values if where is None else jnp.where(weights != 0, values, 0.0)), weights

@@ -137,25 +137,29 @@ def leave_one_out(rewards: Float[AnyArray, "batch samples"]) -> Float[Array, "ba
 
 @check_arrays
 def whiten(
-    advantages: Float[AnyArray, " batch"], *, where: Bool[AnyArray, " batch"] | None = None, eps: float = 1e-8
-) -> Float[Array, " batch"]:
+    advantages: Float[AnyArray, " *shape"], *, where: Bool[AnyArray, " *shape"] | None = None, eps: float = 1e-8,
+    ddof: int = 0,
+) -> Float[Array, " *shape"]:
   """`(x - mean) / sqrt(variance + eps)` over the batch, so that one learning rate suits rewards of any scale.
 
   Args:
-    advantages: of the rows.
-    where: rows that count; the others give 0.
+    advantages: of the rows, or of tokens.
+    where: those that count; the others give 0.
     eps: >= 0, for rewards that are all alike.
+    ddof: 0, or 1 for the unbiased variance, which PPO takes.
 
   Raises:
-    ValueError: eps below 0 or not finite.
+    ValueError: eps below 0 or not finite, or another ddof.
 
   Example:
     >>> whiten(jnp.array([1.0, 3.0]))
     Array([-1.,  1.], dtype=float32)
   """
   in_range("eps", eps, "[0, inf)")
+  if ddof not in (0, 1):
+    raise ValueError(f"ddof must be 0 or 1; got {ddof}")
   kept = jnp.ones(advantages.shape, bool) if where is None else where
   x = jnp.asarray(jnp.where(kept, advantages, 0), jnp.float32)
   count = jnp.maximum(jnp.sum(kept), 1)
   apart = jnp.where(kept, x - jnp.sum(x) / count, 0.0)
-  return apart / jnp.sqrt(jnp.sum(apart * apart) / count + eps)
+  return apart / jnp.sqrt(jnp.sum(apart * apart) / jnp.maximum(count - ddof, 1) + eps)

@@ -49,6 +49,7 @@ class Case:
     guarded: names of the arrays that may hold anything where the mask is False.
     read_at: how far before a masked position the guarded arrays are read: logits at t - 1 score the token at t.
     low: how near bfloat16 inputs come to the same numbers in float32; far where products take the inputs' dtype.
+    by_row: each row counts by itself, so that micro-batches add up.
     variant: a function of another case with other options, or one of rows that shares all but its formula with
       another's: what rests on the function alone is exhaustive for it.
   """
@@ -62,6 +63,7 @@ class Case:
   guarded: tuple[str, ...]
   read_at: int = 0
   low: float = 1e-5
+  by_row: bool = False
   variant: bool = False
 
   def __call__(self, batch: Batch) -> tuple[jax.Array, jax.Array]:

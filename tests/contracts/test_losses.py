@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxft import losses
 from jaxft.losses import Mean
-from tests.contracts.losses import CASES, Case
+from tests.contracts import losses as of_all_kinds, losses_post_training as of_post_training
+from tests.contracts.losses import Case
 
 pytestmark = pytest.mark.interpreter
 ROWS = 8
+CASES = of_all_kinds.CASES + of_post_training.CASES
 # In the scope of the module, so that all tests of a case run one after another, on programs compiled once.
 parametrize = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name, scope="module")
 # What another case of the same function shows in the quick tests.
@@ -143,6 +145,20 @@ def test_padding_equals_absence(case):
   padded, plain = mean_of(values, weights), mean_of(*want)
   # A square of a mean that cancels is exact to the rounding of its terms alone.
   assert padded.value == pytest.approx(float(plain.value), rel=1e-5, abs=1e-9) and padded.weight == plain.weight
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.by_row], ids=lambda case: case.name, scope="module")
+def test_micro_batches_add_up(case):
+  batch = make(case)
+  whole, *parts = (run(case, batch | {case.mask: batch[case.mask] & rows}) for rows in (
+      np.array(list(map(part, range(ROWS)))).reshape(-1, *(1,) * (batch[case.mask].ndim - 1))
+      for part in (lambda i: True, lambda i: i < 3, lambda i: i >= 3)))
+  # Other weights than 0 and 1 would do as well: what adds up are a sum and a weight.
+  means = [Mean(np.sum(values * weights), np.sum(weights)) for values, weights, _ in (whole, *parts)]
+  assert all(mean.weight > 0 for mean in means)
+  assert float((means[1] + means[2]).value) == pytest.approx(float(means[0].value), rel=1e-6)
+  for name in case.trained:
+    np.testing.assert_allclose(parts[0][2][name] + parts[1][2][name], whole[2][name], rtol=1e-5, atol=1e-6)
 
 
 @by_function
