@@ -10,6 +10,7 @@ from jaxft.data.chat import Rendered, render_chat, render_with_spans, tokenize_c
 from jaxft.data.class_splits import BaseNovel, Session, base_to_novel, few_shot, sessions
 from jaxft.data.collate import collate
 from jaxft.data.demonstrations import retrieve_demonstrations
+from jaxft.data.descriptions import Description, Example, ObjectNote, Revision, box_text, refine, to_box, to_examples
 from jaxft.data.hard_negatives import HardNegatives, mine_hard_negatives
 from jaxft.data.images import on_background
 from jaxft.data.packing import pack, pack_texts
