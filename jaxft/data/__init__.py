@@ -5,10 +5,12 @@ from jaxft.data.augmentation.easy import easy_data_augmentation, text_edit
 from jaxft.data.augmentation.mixup import mixup
 from jaxft.data.augmentation.synonyms import nearest_word_synonyms, wordnet_synonyms
 from jaxft.data.augmentation.views import two_views
+from jaxft.data.bags import bag_batches, scheduled, similar_bags
 from jaxft.data.chat import Rendered, render_chat, render_with_spans, tokenize_chats
 from jaxft.data.class_splits import BaseNovel, Session, base_to_novel, few_shot, sessions
 from jaxft.data.collate import collate
 from jaxft.data.demonstrations import retrieve_demonstrations
+from jaxft.data.descriptions import Description, Example, ObjectNote, Revision, box_text, refine, to_box, to_examples
 from jaxft.data.hard_negatives import HardNegatives, mine_hard_negatives
 from jaxft.data.images import on_background
 from jaxft.data.packing import pack, pack_texts

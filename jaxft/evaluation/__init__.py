@@ -10,6 +10,16 @@ from jaxft.evaluation.code import exact_match_at_k, pass_at_k
 from jaxft.evaluation.continual import harmonic_mean, normalized_accuracy, retention, transfer_metrics
 from jaxft.evaluation.correlation import average_ranks, pearson, r_squared, spearman
 from jaxft.evaluation.crossed import CrossedMean, crossed_mean, influences, jackknife_ratio, ratio
+from jaxft.evaluation.descriptions import (
+    Readability,
+    TextCounts,
+    cumulative_prefixes,
+    mean_rank,
+    net_preference,
+    readability,
+    sentences,
+    text_counts,
+)
 from jaxft.evaluation.embeddings.attribute_spaces import attribute_precision, chance_precision, entanglement
 from jaxft.evaluation.embeddings.compatibility import (
     average_compatibility,

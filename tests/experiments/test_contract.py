@@ -43,8 +43,12 @@ MORE = {
     "composable-sparse": Budget(small=200),
     # The decompositions run outside of `jax.jit`: they are made once, of each matrix.
     "corda": Budget(small=200),
+    # Features of five splits, three parts of models that are made first, three ways to tune, captions of three sizes.
+    "discriminative-captioning": Budget(large=16, small=230),
     # Five kinds of models, each trained and judged by a program of its own; one of them is trained twice.
     "levi": Budget(large=16),
+    # Two captioners, a dual encoder and a retriever are made first.
+    "no-detail-left-behind": Budget(small=230),
     # Five lengths of prompts, two of beams, and four arms, each with the logits of 49,152 tokens.
     "peft-for-code": Budget(large=14, small=200, flops=4e9),
 }
