@@ -1,4 +1,4 @@
-"""The one picture of a result: bars of a score, or a front of two, with intervals over seeds and items."""
+"""The one picture of a result: bars of a score, a front of two or lines over several, with their intervals."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from jaxft.evaluation import crossed_mean
 from jaxft.files import write_atomically
 from jaxft.studies.findings import Findings
-from jaxft.studies.study import Bars, Front, Study
+from jaxft.studies.study import Bars, Front, Lines, Study
 
 
 def plot(study: Study, findings: Findings, path: str | Path) -> Path:
@@ -28,6 +28,8 @@ def plot(study: Study, findings: Findings, path: str | Path) -> Path:
     wanted = study.plot or Bars(study.scores[0].name)
     if isinstance(wanted, Front):
       _front(axes, study, findings, wanted)
+    elif isinstance(wanted, Lines):
+      _lines(axes, study, findings, wanted)
     else:
       _bars(axes, study, findings, wanted)
     axes.spines[["top", "right"]].set_visible(False)
@@ -64,3 +66,19 @@ def _front(axes: Any, study: Study, findings: Findings, wanted: Front) -> None:
   axes.set_xlabel(study.score(wanted.x).what)
   axes.set_ylabel(study.score(wanted.y).what)
   axes.grid(alpha=0.3)
+
+
+def _lines(axes: Any, study: Study, findings: Findings, wanted: Lines) -> None:
+  width = 0.5 / len(findings.arms)  # arms stand beside each other, so that no interval hides another
+  for row, arm in enumerate(findings.arms):
+    found = [_spread(findings, arm, score) for _, score in wanted.points]
+    at = [i + width * (row - (len(findings.arms) - 1) / 2) for i in range(len(found))]
+    means, halves = zip(*found, strict=True)
+    named = arm in (study.method, study.baseline)
+    axes.errorbar(at, means, yerr=halves, marker="o", markersize=4, capsize=2, label=arm, zorder=2 + named,
+                  color=_colour(study, arm) if named else f"C{row + 2}", linewidth=1.8 if named else 1)
+  axes.set_xticks(range(len(wanted.points)), [name for name, _ in wanted.points])
+  axes.set_xlabel(wanted.x)
+  axes.set_ylabel(wanted.y)
+  axes.grid(axis="y", alpha=0.3)
+  axes.legend(fontsize=8)

@@ -156,6 +156,24 @@ class Bars(NamedTuple):
   score: str
 
 
+class Lines(NamedTuple):
+  """A plot of several scores in their order, one line an arm, such as the quality of each size of a model.
+
+  Attributes:
+    points: of the horizontal axis, `(its name there, the score)`.
+    x, y: what the axes show.
+  """
+
+  points: tuple[tuple[str, str], ...]
+  x: str
+  y: str
+
+
+def plotted(plot: Front | Bars | Lines | None) -> tuple[str, ...]:
+  """The scores that a plot shows."""
+  return tuple(score for _, score in plot.points) if isinstance(plot, Lines) else tuple(plot or ())
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
   """One system's study.
@@ -199,7 +217,7 @@ class Study:
   best: str | None = None
   gain: str | None = None
   kept: str | None = None
-  plot: Front | Bars | None = None
+  plot: Front | Bars | Lines | None = None
 
   def __post_init__(self) -> None:
     names = [score.name for score in self.scores]
@@ -223,7 +241,7 @@ class Study:
     for premise in self.premises:
       if not math.isfinite(premise.at_least):
         raise ValueError(f"at_least must be finite; the premise {premise.text!r} has {premise.at_least}")
-    if unknown := [name for name in self.plot or () if name not in names]:
+    if unknown := [name for name in plotted(self.plot) if name not in names]:
       raise ValueError(f"plot must be of the scores {names}; got {unknown[0]!r}; {nearest(unknown[0], names)}")
 
   def score(self, name: str) -> Score:

@@ -15,7 +15,7 @@ from jaxft.studies.findings import ABSENT
 from jaxft.studies.ledger import Ledger
 from jaxft.studies.result_file import read, write
 from jaxft.studies.scored import per_item
-from jaxft.studies.study import Arm, Bars, Claim, Front, Grid, Premise, Score, higher, lower
+from jaxft.studies.study import Arm, Bars, Claim, Front, Grid, Lines, Premise, Score, higher, lower
 from tests.studies.toys import EQUAL, GRID, Config, arms, study
 
 
@@ -223,6 +223,7 @@ def test_seeds_never_tune_and_are_enough(config, message):
     (dict(premises=(Premise("x", lambda s: 1.0, at_least=float("nan")),)), "at_least must be finite; the premise 'x'"),
     (dict(plot=Front("score", "kept")), r"plot must be of the scores \['score'\]; got 'kept'"),
     (dict(plot=Bars("scor")), "got 'scor'; nearest: score"),
+    (dict(plot=Lines((("a", "score"), ("b", "scor")), "x", "y")), "got 'scor'; nearest: score"),
     (dict(scores=(Score("a b", ""),), choose_by="a b"), "identifiers"),
 ])
 def test_declarations_are_checked(change, message):

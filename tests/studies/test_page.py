@@ -12,7 +12,7 @@ from jaxft.studies.index import index
 from jaxft.studies.page import note_of, page, with_interval
 from jaxft.studies.plot import plot
 from jaxft.studies.result_file import read
-from jaxft.studies.study import Arm, Claim, Front, Score, lower
+from jaxft.studies.study import Arm, Claim, Front, Lines, Score, lower
 from tests.studies.toys import EQUAL, Config, arms, study
 
 
@@ -87,10 +87,12 @@ def test_plots_are_the_same_bytes_for_the_same_result(tmp_path):
   two = study(scores=(*study().scores, Score("kept", "old points")), plot=Front("kept", "score"), arms=lambda c: {
       name: arm._replace(run=lambda *call, run=arm.run: run(*call) | {"kept": run(*call)["score"] / 2})
       for name, arm in arms(c).items()})
-  for declared in (study(), two):
+  lines = dataclasses.replace(two, plot=Lines((("new", "score"), ("old", "kept")), "task", "points"))
+  for declared in (study(), two, lines):
     found = conduct(declared, Config(items=8))
     first, second = (plot(declared, found, tmp_path / f"{i}.svg").read_text() for i in range(2))
     assert first == second and all(f">{arm}<" in first for arm in found.arms)
+  assert all(f">{word}<" in first for word in ("new", "old", "task", "points"))
   with pytest.raises(ValueError, match="has no arms to draw: premise absent"):
     plot(study(), conduct(study(), Config(gain=0.0)), tmp_path / "x.svg")
 
