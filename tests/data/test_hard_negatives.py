@@ -67,3 +67,12 @@ def test_draws_differ_by_seed_and_a_margin_may_leave_none():
 def test_what_is_refused(change, message):
   with pytest.raises(ValueError, match=message):
     mine_hard_negatives(**({"queries": QUERIES, "corpus": CORPUS, "positives": POSITIVES, "ranks": (0, 9)} | change))
+
+
+def test_a_relative_margin_lowers_the_threshold_whatever_the_sign_of_the_positive():
+  """Of a positive at -0.5 the threshold is -0.75, and not -0.25, above which the positive itself would be."""
+  at = lambda cosine: [cosine, np.sqrt(1 - cosine**2)]
+  corpus = np.array([at(-0.5), at(-0.4), at(-0.7), at(-0.8)])
+  rows, found = mine_hard_negatives(
+      np.array([[1.0, 0.0]]), corpus, [0], n=3, ranks=(0, 3), relative_margin=0.5, seed=None)
+  assert rows[found].tolist() == [3]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.leaves import LowRank, Scaled, dot, lazy, seed_dropout
+from jaxft.leaves.products import dot_transposed
 
 KEY = jax.random.key(0)
 M, N = 12, 10
@@ -31,6 +32,15 @@ def test_dropout_within_another_leaf_gets_a_key_of_its_own():
   assert not jnp.any(jax.random.key_data(seeded.key) == jax.random.key_data(seeded.w.w.key))
   plain = {"w": Scaled(draw(5, M, N), draw(6, M, 1))}
   assert seed_dropout(plain, KEY)["w"] is plain["w"]
+
+
+def test_dropout_of_a_table_that_is_multiplied_by_acts_on_what_enters_its_factors():
+  """As the head that a tied table is: on the input of b, and not on what meets the table itself."""
+  leaf = LowRank(draw(0, N, M), draw(1, N, 3), draw(2, 3, M), scale=0.5, dropout=0.5, key=KEY)
+  x = draw(7, 4, M)
+  dropped = jnp.where(jax.random.bernoulli(KEY, 0.5, x.shape), 2 * x, 0)
+  np.testing.assert_allclose(
+      dot_transposed(x, leaf), x @ leaf.w.T + 0.5 * (dropped @ leaf.b.T) @ leaf.a.T, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_of_experts_differs_between_them_in_any_function():

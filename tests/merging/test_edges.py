@@ -44,8 +44,9 @@ def test_an_only_layer_is_the_last(tmp_path):
 
 @pytest.mark.parametrize("weights, want", [
     ([0.505, -0.5], [0.505 / 0.005, -0.5 / 0.005]), ([0.5, -0.5], [0.5, -0.5]), ([1e-9, 0], [1e-9, 0]),
+    ([0.2, -0.7], [-0.4, 1.4]),
 ])
-def test_weights_that_nearly_balance(weights, want):
+def test_weights_that_nearly_balance_or_add_up_to_less_than_zero(weights, want):
   np.testing.assert_allclose(sum_coefficients(weights, normalize=True), want, rtol=1e-5)
 
 
