@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxft.command_line import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
@@ -22,7 +24,7 @@ class Convert:
 
 
 def main(args: list[str]) -> None:
-  options = tyro.cli(Convert, args=args, prog="jaxft convert")
+  options = parse(Convert, args, prog="jaxft convert")
   from jaxft.checks import pick
   from jaxft.files import check_apart, check_writable
   from jaxft.formats.huggingface import load_directory, save_directory

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxft import command_line
 from jaxft.recipes.methods import names_by_kind, rates_by_method, selected_by_default
 
 _METHODS = f"What trains; {names_by_kind()}"
@@ -163,10 +164,9 @@ class Finetune:
 
 
 def parse(args: list[str], *, command: str, description: str | None) -> Finetune:
-  """The options of a command line; `--help` and faults end the process as argparse does."""
-  return tyro.cli(
-      Finetune, args=args, prog=f"jaxft {command}", description=description, config=(tyro.conf.OmitArgPrefixes,)
-  )
+  """The options of a command line; `--help` ends the process as argparse does, and faults are ValueErrors."""
+  return command_line.parse(
+      Finetune, args, prog=f"jaxft {command}", description=description, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def defining(options: Finetune) -> dict[str, Any]:
