@@ -23,12 +23,13 @@ from jaxft.recipes.adapter import save_adapter
 from jaxft.recipes.examples import read_splits, training_batches
 from jaxft.recipes.guess import with_loss
 from jaxft.recipes.labels import Target
-from jaxft.recipes.methods import METHODS
+from jaxft.recipes.methods import METHODS, usual_rate
 from jaxft.recipes.options import Finetune, defining
 from jaxft.recipes.output import fits_form, head_of, init_output, save_output
 from jaxft.recipes.preparation import prepare, target_of
 from jaxft.recipes.quiet import quiet_threads
 from jaxft.recipes.run import WITH_OUTPUT, check_options, loss_name, mesh_of, recipe_of
+from jaxft.recipes.run_file import as_text
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, TensorBoard, checksum, fit, init_state, make_train_step
 from jaxft.training.gather import to_host
@@ -95,6 +96,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
       return None
     print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
     return json.loads((out / run_folder.SUMMARY).read_text())
+  asked = options  # what `run.yaml` says
   options, chosen = with_loss(options, model.kind, [*splits.train[0]])
   if chosen is not None and is_first():
     print(f"jaxft: {chosen}", file=sys.stderr)
@@ -115,6 +117,10 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   if not resumed and is_first():
     # Not sooner: what is refused so far loses no run that is there, nor stands in a corrected one's way.
     run_folder.begin_run(out, given, read)
+  if is_first():
+    found = {"loss": options.loss.loss, "steps": steps, "learning_rate": (
+        usual_rate(options.method.method) if optimization.learning_rate is None else optimization.learning_rate)}
+    write_text(out / run_folder.RUN, as_text(asked, found))
 
   wait_for_all("run begun")  # in a folder that the first process may have emptied
   writers: list[Any] = [JsonLines(out / run_folder.METRICS)] if is_first() else []

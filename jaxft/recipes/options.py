@@ -30,6 +30,8 @@ class Adaptation:
   """Rank of the factors; of the methods with another size, what stands in its place (miss: rows, hra: reflections)."""
   alpha: float = 16.0
   """Of those with low-rank factors: the update is scaled by alpha / rank, with rslora by alpha / sqrt(rank)."""
+  quantize: str | None = None
+  """Keep the adapted matrices in nf4 or int8 while the method trains beside them; not for methods that train them."""
   draw: int = 0
   """hft: seed of the half that trains; take another in every stage."""
   dropout: float = 0.0

@@ -120,10 +120,13 @@ def test_generate_takes_a_decoder(jaxft, tiny):
 def test_formats_are_in_the_readme_as_the_command_prints_them(jaxft):
   from pathlib import Path
 
+  from jaxft.cli import COMMANDS
   from jaxft.data.files.formats import FORMATS
 
   table = jaxft("formats", "--markdown").out
   assert table in (Path(__file__).parents[2] / "README.md").read_text()  # made by `jaxft formats --markdown`
+  for command, (_, what) in COMMANDS.items():
+    assert f"| `{command}` | {what} |" in (Path(__file__).parents[2] / "README.md").read_text()
   text = jaxft("formats").out
   for name, form in FORMATS.items():
     assert name in text and json.dumps(form.example) in text
