@@ -42,7 +42,9 @@ def read_tokenizer(path: str | os.PathLike) -> TokenizerFiles:
   if (file := path / "tokenizer.json").is_file():
     try:
       tokenizer = Tokenizer.from_file(str(file))
-    except Exception as e:  # the library raises bare Exception
+    except BaseException as e:  # the library raises bare Exception; its panics are none
+      if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+        raise
       raise ValueError(f"{file} is not a valid tokenizer: {e}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -34,6 +34,7 @@ from jaxft.together import check_same, check_shared, from_first, is_first, wait_
 from jaxft.training import Checkpoints, JsonLines, TensorBoard, checksum, fit, init_state, make_train_step
 from jaxft.training.gather import to_host
 from jaxft.training.mesh import check_rows
+from jaxft.training.metrics import check_tensorboard
 from jaxft.transforms import ParamTransform
 from jaxft.tree import count
 
@@ -54,6 +55,8 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
   keep_freed_memory()
   out = options.output.out
   check_options(options)
+  if options.output.tensorboard:
+    check_tensorboard()
   check_apart(out, _places(options))
   with run_folder.held(out) if is_first() else contextlib.nullcontext():
     resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
@@ -108,6 +111,13 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   state, frozen = init_state(jax.random.key(optimization.seed), model.params, recipe)
   facts = {"steps": steps, "trained_parameters": count(state.trainable), "parameters": count(model.params)}
   records, collate, validate = prepare(options, model, splits, target, recipe.objective, mesh)
+  if is_first():
+    held = "none" if splits.validation is None else f"{len(splits.validation):,}"
+    print(f"jaxft: {len(splits.train):,} records to train on and {held} to validate; {steps:,} steps of "
+          f"{optimization.batch_size}; {facts['trained_parameters']:,} of {facts['parameters']:,} parameters train",
+          file=sys.stderr)
+    if model.head is not None:
+      print(f"jaxft: note: the head that {options.model} has is not read, nor kept", file=sys.stderr)
   model = dataclasses.replace(model, params={})  # frozen and the state hold them from here on
   batches = training_batches(records, collate, options.examples, optimization, mesh)
   evaluate = None if validate is None else (
