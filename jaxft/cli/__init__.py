@@ -23,7 +23,8 @@ COMMANDS = {
     "formats": ("jaxft.cli.formats", "what a file of records may hold, with an example each"),
     "fetch": ("jaxft.cli.fetch", "presets and data sets into the cache folder"),
     "merge": ("jaxft.cli.merge", "many checkpoints to one, as a mergekit configuration says; from disk to disk"),
-    "convert": ("jaxft.cli.convert", "a GGUF file or a Hugging Face folder to a Hugging Face folder in safetensors"),
+    "completion": ("jaxft.cli.completion", "a script by which bash, zsh or fish completes commands and options"),
+    "convert": ("jaxft.cli.convert", "a checkpoint, or an adapter merged, to a Hugging Face folder or a GGUF file"),
 }
 
 # Those that run as several processes, on one machine or many; see `jaxft.cli.processes`.

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from jaxft.command_line import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class Cite:
@@ -21,7 +23,7 @@ class Cite:
 def main(args: list[str]) -> None:
   from jaxft.citations import bibtex
 
-  options = tyro.cli(Cite, args=args, prog="jaxft cite")
+  options = parse(Cite, args, prog="jaxft cite")
   if not options.names:
     raise ValueError("names: give at least one function, run folder or experiment")
   print(bibtex(tuple(number for name in options.names for number in _numbers(name, options.package))))

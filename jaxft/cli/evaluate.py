@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import tyro
+from jaxft.command_line import parse
 
 DOMAINS = ("movies", "products", "news", "tweets")
 
@@ -34,7 +34,7 @@ class Evaluate:
 
 
 def main(args: list[str]) -> None:
-  options = tyro.cli(Evaluate, args=args, prog="jaxft evaluate")
+  options = parse(Evaluate, args, prog="jaxft evaluate")
   rows = evaluate(options)
   print(json.dumps(rows, indent=1) if options.json else as_table(rows))
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from jaxft.command_line import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class Fetch:
@@ -18,7 +20,7 @@ class Fetch:
 
 
 def main(args: list[str]) -> None:
-  options = tyro.cli(Fetch, args=args, prog="jaxft fetch")
+  options = parse(Fetch, args, prog="jaxft fetch")
   from jaxft.data.sources import names as datasets
   from jaxft.formats.presets import PRESETS
 

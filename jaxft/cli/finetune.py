@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.recipes.options import Finetune, parse
+from jaxft.recipes.run_file import expand
 
 DIVERGED = 3  # exit status of a run that was stopped at a number that is not finite
 
 
 def main(args: list[str], enter: Callable[[], None]) -> None:
-  options = parse(args, command="finetune", description=Finetune.__doc__)
+  options = parse(expand(args), command="finetune", description=f"{Finetune.__doc__} Or: jaxft finetune RUN.yaml, "
+                  "a file of these options; each run writes its own to run.yaml.")
   enter()
   from jaxft.recipes.finetune import finetune  # not before the options: --help needs no JAX
   from jaxft.training import Diverged
@@ -43,5 +45,6 @@ def as_text(summary: dict[str, Any]) -> str:
       *([f"  model: {out / run_folder.MODEL}"] if (out / run_folder.MODEL).exists() else []),
       *([f"  adapter: {out / run_folder.ADAPTER}"] if s.get("adapter") else []),
       f"  metrics: {out / run_folder.METRICS}, checkpoints: {out / run_folder.CHECKPOINTS}",
+      f"  again: jaxft finetune {out / run_folder.RUN} --out FOLDER",
   ]
   return "\n".join(lines + [f"  cite: arXiv {number}" for number in s["arxiv"]])

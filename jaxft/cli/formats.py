@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-import tyro
+from jaxft.command_line import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Formats:
 
 
 def main(args: list[str]) -> None:
-  options = tyro.cli(Formats, args=args, prog="jaxft formats")
+  options = parse(Formats, args, prog="jaxft formats")
   print(as_markdown() if options.markdown else as_text())
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxft.command_line import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
@@ -39,7 +41,7 @@ class Generate:
 
 
 def main(args: list[str]) -> None:
-  options = tyro.cli(Generate, args=args, prog="jaxft generate")
+  options = parse(Generate, args, prog="jaxft generate")
   if not options.prompts:
     options = dataclasses.replace(options, prompts=(sys.stdin.read().rstrip("\n"),))
   for i, answer in enumerate(generate(options)):

@@ -5,7 +5,7 @@ import json
 import textwrap
 from typing import Any
 
-import tyro
+from jaxft.command_line import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class List:
 
 
 def main(args: list[str]) -> None:
-  options = tyro.cli(List, args=args, prog="jaxft list")
+  options = parse(List, args, prog="jaxft list")
   found = rows(options.package)
   print(json.dumps(found, indent=1) if options.json else as_text(found))
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from jaxft.command_line import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class Merge:
@@ -40,7 +42,7 @@ class Merge:
 
 
 def main(args: list[str]) -> None:
-  options = tyro.cli(Merge, args=args, prog="jaxft merge")
+  options = parse(Merge, args, prog="jaxft merge")
   from jaxft.checks import one_of
   from jaxft.host_memory import keep_freed_blocks
   from jaxft.merging.streaming.recipe_files.configuration import DTYPES

@@ -9,6 +9,7 @@ from typing import Any
 
 import tyro
 
+from jaxft.command_line import parse
 from jaxft.recipes.options import Compute, Finetune
 
 
@@ -26,8 +27,8 @@ class PlanOptions:
 
 
 def main(args: list[str]) -> None:
-  options = tyro.cli(
-      PlanOptions, args=args, prog="jaxft plan", config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
+  options = parse(
+      PlanOptions, args, prog="jaxft plan", config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
   found = plan_of(options)
   limits = None
   if options.topology is not None and options.compile:

@@ -48,6 +48,8 @@ def render_chat(
     )
   except error as e:
     raise ValueError(f"the chat template refuses this conversation: {e}") from None
+  except Exception as e:  # whatever somebody else's template divides by, indexes or calls
+    raise ValueError(f"the chat template fails at this conversation: {type(e).__name__}: {e}") from None
 
 
 def render_with_spans(messages: Sequence[Mapping[str, Any]], template: str, **variables: Any) -> Rendered:

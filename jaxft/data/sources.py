@@ -1,5 +1,6 @@
 """`source(name, split)`: any data set by name, as a sequence of records read at random."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def builder(
     return _tfds_builder(text.removeprefix("tfds:"), data_dir)
   if path.is_dir():
     if (path / "dataset_info.json").exists():
+      _check_features(path)
       return tfds.builder_from_directory(path)
     if holds_pictures(path):
       return image_folder_builder(path, data_dir=data_dir)
@@ -145,6 +147,21 @@ def builder(
 def _holds_files(path: Path) -> bool:
   """Whether a path is a folder of files of records, and not one that TFDS prepared."""
   return path.is_dir() and not (path / "features.json").exists() and holds_files(path)
+
+
+def _check_features(path: Path) -> None:
+  """Raises ValueError where a prepared folder names a class outside TFDS, whose module TFDS would import."""
+  try:
+    waiting: list[Any] = [json.loads((path / "features.json").read_text(encoding="utf-8"))]
+  except (OSError, ValueError, RecursionError) as e:
+    raise ValueError(f"{path} is no folder that TFDS prepared: features.json: {e}") from None
+  while waiting:
+    value = waiting.pop()
+    if isinstance(value, dict):
+      name = value.get("pythonClassName", "tensorflow_datasets.")
+      if not str(name).startswith("tensorflow_datasets."):
+        raise ValueError(f"{path}: features.json must name classes of tensorflow_datasets alone; got {name!r:.100}")
+    waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _tfds_builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:

@@ -34,7 +34,7 @@ def embed_texts(
     tokenizer: its truncation and padding settings are left as they are; its own special tokens are added.
     max_length: longer texts keep their first tokens.
     tokens_per_batch: about the number of tokens in one call, padding included.
-    progress: label of a progress bar on standard error; None shows none.
+    progress: label of a progress bar on standard error, where that is a terminal; None shows none.
 
   Returns:
     `[N, dim]` float32.
@@ -53,7 +53,7 @@ def embed_texts(
   out: list[Any] = [None] * len(encoded)
   texts_of = Counter(map(width, encoded))
   start = 0
-  with tqdm(total=len(encoded), desc=progress, unit="text", disable=progress is None, leave=False) as bar:
+  with tqdm(total=len(encoded), desc=progress, unit="text", disable=progress is None or None, leave=False) as bar:
     while start < len(order):
       time = width(encoded[order[start]])
       size = 2 ** min(max(0, (tokens_per_batch // time).bit_length() - 1), (texts_of[time] - 1).bit_length())

@@ -14,7 +14,7 @@ from jaxft.formats.names import Rule, misfits
 from jaxft.formats.tokenizers import byte_level_bpe
 from jaxft.models.decoder import DecoderConfig
 
-_NAMES = {
+NAMES = {
   "embed/tokens/embedding": "token_embd.weight",
   "layers/{layer}/attention_norm/scale": "blk.{layer}.attn_norm.weight",
   "layers/{layer}/attention/query/kernel": "blk.{layer}.attn_q.weight",
@@ -90,7 +90,7 @@ def load_gguf(
   config = config_of(file)
   tensors = LLAMA.tensors(config)
   try:
-    expected = tensors.expected(lambda rule: _NAMES[rule.path], available=len(file.tensors))
+    expected = tensors.expected(lambda rule: NAMES[rule.path], available=len(file.tensors))
   except ValueError as e:
     raise ValueError(f"{file.path}: {e}") from None
   problems = misfits(expected, file.tensors)
@@ -98,7 +98,7 @@ def load_gguf(
     raise ValueError(f"{file.path}: {len(problems)} tensors do not fit the metadata: {'; '.join(problems)}")
 
   def read(rule: Rule, layer: int | None) -> np.ndarray:
-    tensor = file.read(_NAMES[rule.path].format(layer=layer))
+    tensor = file.read(NAMES[rule.path].format(layer=layer))
     if "/query/" in rule.path or "/key/" in rule.path:
       tensor = _half_split(tensor, config.head_dim)
     return tensor.T if rule.transpose else tensor

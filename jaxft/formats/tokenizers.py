@@ -12,7 +12,7 @@ from jaxft.checks import one_of
 from jaxft.formats.safetensors import read_json
 
 # The pre-tokenizers of llama.cpp that are rebuilt here, by its name for them.
-_PRE_TOKENIZERS = {
+PRE_TOKENIZERS = {
   "smollm": lambda: pre_tokenizers.Sequence([
     pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]),
   "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
@@ -42,7 +42,9 @@ def read_tokenizer(path: str | os.PathLike) -> TokenizerFiles:
   if (file := path / "tokenizer.json").is_file():
     try:
       tokenizer = Tokenizer.from_file(str(file))
-    except Exception as e:  # the library raises bare Exception
+    except BaseException as e:  # the library raises bare Exception; its panics are none
+      if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+        raise
       raise ValueError(f"{file} is not a valid tokenizer: {e}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -99,7 +101,7 @@ def byte_level_bpe(
   Raises:
     ValueError: a list is malformed, or the pre-tokenizer is not one that is rebuilt exactly.
   """
-  one_of("pre-tokenizer", pre, _PRE_TOKENIZERS)
+  one_of("pre-tokenizer", pre, PRE_TOKENIZERS)
   _check_strings("tokens", tokens)
   _check_strings("merges", merges)
   vocab = {token: i for i, token in enumerate(tokens)}
@@ -118,7 +120,7 @@ def byte_level_bpe(
           single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, bos_id)])
   except Exception as e:  # the library raises bare Exception, for a merge of unknown tokens
     raise ValueError(f"tokens and merges make no tokenizer: {e}") from None
-  tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+  tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
   tokenizer.decoder = decoders.ByteLevel()
   never_split = {_CONTROL: True, _USER_DEFINED: False}
   tokenizer.add_tokens([

@@ -45,7 +45,8 @@ def save_adapter(
   if name not in TYPES:
     return f"PEFT has no form for the method {name}"
   # What was quantized stays so: the adapter goes with it, and not with the weights before.
-  base = frozen if name == "qlora" else load(options.model).params
+  quantized = name == "qlora" or options.method.quantize is not None
+  base = frozen if quantized else load(options.model).params
   part = part_of(folder)
   try:
     save_peft(part, transform, frozen, trainable, base, config, peft_type=TYPES[name], base_model=options.model,

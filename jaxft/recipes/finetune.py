@@ -23,16 +23,18 @@ from jaxft.recipes.adapter import save_adapter
 from jaxft.recipes.examples import read_splits, training_batches
 from jaxft.recipes.guess import with_loss
 from jaxft.recipes.labels import Target
-from jaxft.recipes.methods import METHODS
+from jaxft.recipes.methods import METHODS, usual_rate
 from jaxft.recipes.options import Finetune, defining
 from jaxft.recipes.output import fits_form, head_of, init_output, save_output
 from jaxft.recipes.preparation import prepare, target_of
 from jaxft.recipes.quiet import quiet_threads
 from jaxft.recipes.run import WITH_OUTPUT, check_options, loss_name, mesh_of, recipe_of
+from jaxft.recipes.run_file import as_text
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, TensorBoard, checksum, fit, init_state, make_train_step
 from jaxft.training.gather import to_host
 from jaxft.training.mesh import check_rows
+from jaxft.training.metrics import check_tensorboard
 from jaxft.transforms import ParamTransform
 from jaxft.tree import count
 
@@ -53,6 +55,8 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
   keep_freed_memory()
   out = options.output.out
   check_options(options)
+  if options.output.tensorboard:
+    check_tensorboard()
   check_apart(out, _places(options))
   with run_folder.held(out) if is_first() else contextlib.nullcontext():
     resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
@@ -95,6 +99,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
       return None
     print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
     return json.loads((out / run_folder.SUMMARY).read_text())
+  asked = options  # what `run.yaml` says
   options, chosen = with_loss(options, model.kind, [*splits.train[0]])
   if chosen is not None and is_first():
     print(f"jaxft: {chosen}", file=sys.stderr)
@@ -106,6 +111,13 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   state, frozen = init_state(jax.random.key(optimization.seed), model.params, recipe)
   facts = {"steps": steps, "trained_parameters": count(state.trainable), "parameters": count(model.params)}
   records, collate, validate = prepare(options, model, splits, target, recipe.objective, mesh)
+  if is_first():
+    held = "none" if splits.validation is None else f"{len(splits.validation):,}"
+    print(f"jaxft: {len(splits.train):,} records to train on and {held} to validate; {steps:,} steps of "
+          f"{optimization.batch_size}; {facts['trained_parameters']:,} of {facts['parameters']:,} parameters train",
+          file=sys.stderr)
+    if model.head is not None:
+      print(f"jaxft: note: the head that {options.model} has is not read, nor kept", file=sys.stderr)
   model = dataclasses.replace(model, params={})  # frozen and the state hold them from here on
   batches = training_batches(records, collate, options.examples, optimization, mesh)
   evaluate = None if validate is None else (
@@ -115,6 +127,10 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   if not resumed and is_first():
     # Not sooner: what is refused so far loses no run that is there, nor stands in a corrected one's way.
     run_folder.begin_run(out, given, read)
+  if is_first():
+    found = {"loss": options.loss.loss, "steps": steps, "learning_rate": (
+        usual_rate(options.method.method) if optimization.learning_rate is None else optimization.learning_rate)}
+    write_text(out / run_folder.RUN, as_text(asked, found))
 
   wait_for_all("run begun")  # in a folder that the first process may have emptied
   writers: list[Any] = [JsonLines(out / run_folder.METRICS)] if is_first() else []

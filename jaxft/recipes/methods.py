@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from jaxft.checks import pick
+from jaxft.checks import one_of, pick
 
 if TYPE_CHECKING:
   from jaxft.recipes.options import Adaptation
@@ -102,7 +102,8 @@ def make_transform(options: "Adaptation") -> "ParamTransform":
   """The transform of the options.
 
   Raises:
-    ValueError: an unknown method, one that needs `select` without it, or an option given that the method does not read.
+    ValueError: an unknown method, one that needs `select` without it, an option given that the method does not read, or
+      a method that cannot train beside quantized matrices.
   """
   method = pick("method", options.method, METHODS)
   if not options.select and method.select is None:
@@ -112,13 +113,26 @@ def make_transform(options: "Adaptation") -> "ParamTransform":
   seen = _Seen(options)
   select = list(options.select) or method.select and [method.select]
   transform = method.make(transforms, cast("Adaptation", seen), select)
-  read = seen.read | {"method"} | ({"select"} if method.reads_select else set())
+  if options.quantize is not None:
+    transform = _quantized(transforms, transform, method, options, select)
+  read = seen.read | {"method", "quantize"} | ({"select"} if method.reads_select else set())
   ignored = [f.name for f in dataclasses.fields(options)
              if f.name not in read and getattr(options, f.name) != f.default]
   if ignored:
     raise ValueError(f"method {options.method} does not read {', '.join(f'--{name}' for name in ignored)}; it reads "
                      f"{', '.join(f'--{name}' for name in sorted(read - {'method'})) or 'no option'}")
   return transform
+
+
+def _quantized(t: Any, transform: "ParamTransform", method: Method, options: "Adaptation", select: Any) -> Any:
+  """The method over matrices that are kept in few bits."""
+  from jaxft.transforms.quantize import FORMATS
+
+  one_of("quantize", options.quantize, FORMATS)
+  if method.kind in ("whole weights", "entries") or options.method == "qlora":
+    raise ValueError(f"quantize goes with a method that leaves its matrices frozen; {options.method} "
+                     f"{'quantizes them itself' if options.method == 'qlora' else 'trains them'}")
+  return t.chain(transform, t.quantize(select or [MATRICES], format=options.quantize))
 
 
 class _Seen:

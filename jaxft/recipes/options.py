@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxft import command_line
 from jaxft.recipes.methods import names_by_kind, rates_by_method, selected_by_default
 
 _METHODS = f"What trains; {names_by_kind()}"
@@ -29,6 +30,8 @@ class Adaptation:
   """Rank of the factors; of the methods with another size, what stands in its place (miss: rows, hra: reflections)."""
   alpha: float = 16.0
   """Of those with low-rank factors: the update is scaled by alpha / rank, with rslora by alpha / sqrt(rank)."""
+  quantize: str | None = None
+  """Keep the adapted matrices in nf4 or int8 while the method trains beside them; not for methods that train them."""
   draw: int = 0
   """hft: seed of the half that trains; take another in every stage."""
   dropout: float = 0.0
@@ -163,10 +166,9 @@ class Finetune:
 
 
 def parse(args: list[str], *, command: str, description: str | None) -> Finetune:
-  """The options of a command line; `--help` and faults end the process as argparse does."""
-  return tyro.cli(
-      Finetune, args=args, prog=f"jaxft {command}", description=description, config=(tyro.conf.OmitArgPrefixes,)
-  )
+  """The options of a command line; `--help` ends the process as argparse does, and faults are ValueErrors."""
+  return command_line.parse(
+      Finetune, args, prog=f"jaxft {command}", description=description, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def defining(options: Finetune) -> dict[str, Any]:

@@ -18,7 +18,7 @@ CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, ADAPTER, SUMMARY, TENSORBOARD = (
     "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "adapter", "summary.json", "tensorboard")
 
 
-LOCK = ".lock"
+LOCK, RUN = ".lock", "run.yaml"
 
 # What every `config.json` of a run has: by them it is told from one of a model.
 OWN = ("model", "data", "method")
@@ -105,7 +105,7 @@ def open_run(out: Path, defining: dict[str, Any], *, overwrite: bool) -> bool:
   elif left := [name for name in (CHECKPOINTS, MODEL, ADAPTER, METRICS, SUMMARY) if (out / name).exists()]:
     raise ValueError(f"{out} holds {', '.join(left)} but no {CONFIG}: it is no run, to be resumed or overwritten; "
                      "choose another --out")
-  for name in (CONFIG, INPUTS, METRICS, SUMMARY, MODEL, ADAPTER):
+  for name in (CONFIG, INPUTS, METRICS, SUMMARY, MODEL, ADAPTER, RUN):
     remove_leftovers(out / name)
   for part in out.glob(".jaxft-*"):  # of a process that was killed as it tried whether the folder can be written
     part.unlink(missing_ok=True)
@@ -202,7 +202,7 @@ def _delete_run(out: Path) -> None:
   """Deletes what a run writes, and nothing else that the folder may hold."""
   for name in (CHECKPOINTS, MODEL, ADAPTER, TENSORBOARD):
     shutil.rmtree(out / name, ignore_errors=True)
-  for name in (INPUTS, METRICS, SUMMARY, CONFIG):  # the last, so that what a kill leaves is still a run
+  for name in (INPUTS, METRICS, SUMMARY, RUN, CONFIG):  # the last, so that what a kill leaves is still a run
     (out / name).unlink(missing_ok=True)
 
 

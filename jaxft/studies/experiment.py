@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import jaxft
+from jaxft import command_line
 from jaxft.checks import nearest
 from jaxft.studies import result_file
 from jaxft.studies.command import run
@@ -93,8 +94,6 @@ def main(study: Study, args: list[str] | None = None, package: str = "experiment
   Raises:
     ValueError: the study is not of the package; `--out` is no place for a result.
   """
-  import tyro
-
   module = study.arms.__module__
   if module != "__main__" and not f"{module}.".startswith(f"{package}."):
     raise ValueError(f"package must be one that holds {study.slug}, whose arms are made in {module}; got {package!r}")
@@ -111,7 +110,7 @@ def main(study: Study, args: list[str] | None = None, package: str = "experiment
   command = f"jaxft run {study.slug}"
   description = f"{study.title} (arXiv {study.arxiv}). Also: --smoke (seconds), --out FILE."
   default = study.smoke if smoke else study.config()
-  config = tyro.cli(study.config, default=default, args=rest, prog=command, description=description)
+  config = command_line.parse(study.config, rest, prog=command, default=default, description=description)
   if out is None and config == study.config():
     out = results_folder(package) / f"{study.slug}.json"
   flags = (["--smoke"] if smoke else []) + rest

@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import jax
 import orbax.checkpoint as ocp
@@ -125,7 +125,13 @@ class Checkpoints:
     except Exception as e:
       raise self._unwritten(e) from e
 
-  def restore(self, state: TrainState) -> tuple[TrainState, Any] | None:
+  @overload
+  def restore(self) -> tuple[dict[str, Any], Json]: ...
+
+  @overload
+  def restore(self, state: TrainState) -> tuple[TrainState, Any] | None: ...
+
+  def restore(self, state: TrainState | None = None) -> Any:
     """Reads the newest checkpoint that can be read, onto the devices and shardings of `state`.
 
     A checkpoint that cannot be read (cut short or damaged, were it by one bit) is set aside as `unreadable-<step>` with
@@ -133,7 +139,7 @@ class Checkpoints:
 
     Args:
       state: says the structure, dtypes and shardings; arrays or shapes. The number of devices may differ from the
-        number at saving.
+        number at saving. Without it the newest checkpoint is read as it is; see `read`.
 
     Returns:
       `(state, position)`, or None where there is no checkpoint.
@@ -142,6 +148,8 @@ class Checkpoints:
       ValueError: the checkpoint has another fingerprint (the keys that differ are named) or other arrays, or none can
         be read.
     """
+    if state is None:
+      return self.read()
     failed = []
     for step in reversed(self.steps):
       run, e = _tried(lambda step=step: self._read_run(step))
@@ -161,6 +169,28 @@ class Checkpoints:
       reasons = "; ".join(f"step {step}: {_first_line(e)}" for step, e in failed)
       raise ValueError(f"none of the checkpoints in {self.folder} can be read: {reasons}")
     return None
+
+  def read(self, step: int | None = None) -> tuple[dict[str, Any], Json]:
+    """The arrays of a checkpoint by path and what it was made from, whatever run it is of; onto the host.
+
+        arrays, configuration = Checkpoints("runs/chat/checkpoints").read()
+        arrays["trainable.layers.mlp.up.kernel.a"], configuration["rank"]
+
+    Args:
+      step: None takes the newest.
+
+    Raises:
+      ValueError: there is none, or none of that step, or it is damaged.
+    """
+    if not self.steps or step is not None and step not in self.steps:
+      raise ValueError(f"{self.folder} holds the checkpoints of the steps {self.steps}; got {step}")
+    step = self.steps[-1] if step is None else step
+    try:
+      run = self._read_run(step)
+      target = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in _kinds(run["state"]).items()}
+      return self._read_state(step, run["state"], target), run["configuration"]
+    except Exception as e:
+      raise ValueError(f"the checkpoint of step {step} in {self.folder} cannot be read: {_first_line(e)}") from None
 
   def _read_run(self, step: int) -> Json:
     run = dict(self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"])
@@ -249,6 +279,15 @@ def _tried(read: Callable[[], T]) -> tuple[T | None, Exception]:
 
 def _first_line(e: Exception) -> str:
   return (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
+
+
+def _kinds(saved: dict[str, str]) -> dict[str, tuple[tuple[int, ...], str]]:
+  """Shape and dtype of each array, from what `checksums` wrote: `float32[2, 3]:0f...`."""
+  out = {}
+  for name, said in saved.items():
+    dtype, _, shape = said.rpartition(":")[0].partition("[")
+    out[name] = (tuple(int(size) for size in shape.rstrip("]").split(",") if size.strip()), dtype)
+  return out
 
 
 def _as_json(x: Any) -> Any:

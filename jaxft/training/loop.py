@@ -15,6 +15,7 @@ from jaxft.training.checkpoints import Checkpoints, fingerprint_of
 from jaxft.training.interrupts import Stopped, interrupts
 from jaxft.training.mesh import leading_axes, rows_of_process
 from jaxft.training.metrics import Writer
+from jaxft.training.progress import progress as shown
 from jaxft.training.state import TrainState
 from jaxft.training.watch import Watch
 
@@ -71,7 +72,7 @@ def fit(
       only the whole run.
     stop_if_not_finite: end the run at the first step whose loss, gradient norm or update norm is not finite, and save
       nothing that this step has touched. Metrics are read some steps late, but always before anything is saved.
-    progress: show a bar.
+    progress: show a bar, or lines where there is no terminal.
 
   Returns:
     The state after `steps` steps.
@@ -119,7 +120,7 @@ def fit(
 
   clock, parts = _Rate(), rows_of_process(getattr(train_step, "mesh", None))[1]
   with (interrupts() as caught,
-        tqdm(total=steps, initial=t, disable=not (progress and first_process), unit="step") as bar):
+        shown(steps, t, show=progress and first_process) as bar):
     while t < steps:
       batch = source.next(t)
       due = watch.due

@@ -72,6 +72,14 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return out
 
 
+def check_tensorboard() -> None:
+  """Raises ImportError, which says how to get it, where tensorboardX is not installed."""
+  try:
+    import tensorboardX  # noqa: F401
+  except ImportError:
+    raise ImportError("TensorBoard needs tensorboardX: pip install 'jaxft[tensorboard]'") from None
+
+
 class TensorBoard:
   """Scalars for TensorBoard, written by tensorboardX.
 
@@ -80,10 +88,9 @@ class TensorBoard:
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
-    try:
-      import tensorboardX
-    except ImportError:
-      raise ImportError("TensorBoard needs tensorboardX: pip install 'jaxft[tensorboard]'") from None
+    check_tensorboard()
+    import tensorboardX
+
     self._make = lambda **kwargs: tensorboardX.SummaryWriter(os.fspath(folder), **kwargs)
     self._writer = self._make()
 

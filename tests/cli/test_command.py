@@ -132,3 +132,16 @@ def test_a_fault_of_the_library_is_not_called_bad_input(jaxft, monkeypatch):
   monkeypatch.setattr(listing, "rows", lambda package: 1 / 0)
   answer = jaxft("list")
   assert answer.status == 1 and "jaxft: internal error: ZeroDivisionError" in answer.err
+
+
+def test_completion_knows_every_command_and_option(jaxft, tmp_path):
+  bash = jaxft("completion", "bash").out
+  (tmp_path / "words").write_text(bash + "\ncomplete_at() { COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _jaxft; "
+                                  "echo \"${COMPREPLY[@]}\"; }\ncomplete_at jaxft fin\n"
+                                  "complete_at jaxft finetune --learn\ncomplete_at jaxft convert --max\n")
+  done = subprocess.run(["bash", tmp_path / "words"], capture_output=True, text=True, check=True)
+  assert done.stdout.split() == ["finetune", "--learning-rate", "--max-shard-bytes"], done.stderr
+  assert "bashcompinit" in jaxft("completion", "zsh").out
+  fish = jaxft("completion", "fish").out
+  assert all(f"__fish_seen_subcommand_from {command}'" in fish for command in COMMANDS if command != "completion")
+  assert "nearest: fish" in jaxft("completion", "fsh").error

@@ -41,6 +41,7 @@ def test_an_encoder_is_tuned_and_a_resumed_run_equals_an_unbroken_one(jaxft, tin
           "--checkpoint-every", 1, "--log-every", 1, *ONE]
   answer = jaxft(*args, "--out", tmp_path / "run")
   assert answer.status == 0, answer.err
+  assert "11 records to train on and 1 to validate; 3 steps of 4" in answer.err
   for said in (f"{trained} parameters trained", "validation ndcg@10", "examples/s", str(tmp_path / "run/model"),
                "2106.09685", "1705.00652"):
     assert said in answer.out

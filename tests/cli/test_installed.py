@@ -134,7 +134,7 @@ def test_each_command_runs_from_what_pip_installs_alone(wheel, newest, tiny, tin
   works("evaluate", "--model", "other/model", "--data", pairs, "--split", "train")
   works("generate", "--model", "run/model", "--chat", "Hello", "--max-new-tokens", 2)
   assert "2106.09685" in works("cite", "lora", "run")
-  assert "minilm-l6" in works("fetch")
+  assert "minilm-l6" in works("fetch") and "Alpaca" in works("formats") and "_jaxft" in works("completion", "bash")
   works("merge", merge, "-o", "merged")
   works("convert", "merged", "converted")
   for command in (("list",), ("run", "gistembed")):

@@ -120,10 +120,34 @@ def test_generate_takes_a_decoder(jaxft, tiny):
 def test_formats_are_in_the_readme_as_the_command_prints_them(jaxft):
   from pathlib import Path
 
+  from jaxft.cli import COMMANDS
   from jaxft.data.files.formats import FORMATS
 
   table = jaxft("formats", "--markdown").out
   assert table in (Path(__file__).parents[2] / "README.md").read_text()  # made by `jaxft formats --markdown`
+  for command, (_, what) in COMMANDS.items():
+    assert f"| `{command}` | {what} |" in (Path(__file__).parents[2] / "README.md").read_text()
   text = jaxft("formats").out
   for name, form in FORMATS.items():
     assert name in text and json.dumps(form.example) in text
+
+
+def test_convert_merges_an_adapter_and_writes_for_llama_cpp(jaxft, tiny_decoder, tmp_path):
+  from jaxft.formats import load, save_peft
+  from jaxft.leaves import materialize
+  from jaxft.transforms import lora
+
+  model = load(tiny_decoder)
+  transform = lora("layers/mlp/up/kernel", rank=2)
+  frozen, trainable = transform.split(jax.random.key(0), model.params)
+  trainable = jax.tree.map(lambda x: x + 0.1, trainable)
+  save_peft(tmp_path / "adapter", transform, frozen, trainable, model.params, model.config)
+  assert "names none" in jaxft("convert", tmp_path / "adapter", tmp_path / "out").error
+  assert jaxft("convert", tmp_path / "adapter", tmp_path / "out", "--base", tiny_decoder).status == 0
+  wanted = materialize(transform.join(frozen, trainable))
+  for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(load(tmp_path / "out").params), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+  answer = jaxft("convert", tmp_path / "out", tmp_path / "m.gguf", "--dtype", "Q8_0")
+  assert answer.status == 0 and "every tensor read back in Q8_0" in answer.out, answer.err
+  assert "nearest: F16" in jaxft("convert", tmp_path / "out", tmp_path / "n.gguf", "--dtype", "float16").error
+  assert "--base goes with an adapter" in jaxft("convert", tiny_decoder, tmp_path / "x", "--base", "y").error

@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -45,6 +46,17 @@ def test_a_prepared_folder_is_a_name(prepared):
   folder = data.prepare(Digits, data_dir=prepared).data_dir
   by_path, by_name = data.source(folder, "test"), data.source("digits", "test", data_dir=prepared)
   np.testing.assert_array_equal(by_path[5]["image"], by_name[5]["image"])
+
+
+def test_a_prepared_folder_imports_no_class_of_somebody_else(prepared, tmp_path):
+  folder = shutil.copytree(data.prepare(Digits, data_dir=prepared).data_dir, tmp_path / "digits")
+  features = folder / "features.json"
+  features.write_text(features.read_text().replace("tensorflow_datasets.core.features.tensor_feature.Tensor", "evil.T"))
+  with pytest.raises(ValueError, match="must name classes of tensorflow_datasets alone; got 'evil.T'"):
+    data.source(folder, "train")
+  features.write_text("[" * 100_000)
+  with pytest.raises(ValueError, match="is no folder that TFDS prepared"):
+    data.source(folder, "train")
 
 
 def test_preparing_twice_writes_the_same_bytes_and_once_only(tmp_path):

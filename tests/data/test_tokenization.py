@@ -118,6 +118,9 @@ def test_templates_cannot_reach_out():
     data.render_chat(CHAT, "{{ raise_exception('no system turns') }}")
   with pytest.raises(ValueError, match="template must be a Jinja chat template"):
     data.render_chat(CHAT, "{% for %}")
+  for broken in ("{{ 1/0 }}", "{{ messages[9].content.x }}", "{{ 'a' + 1 }}", "{{ range(10**9) }}"):
+    with pytest.raises(ValueError, match="the chat template (fails at|refuses) this conversation"):
+      data.render_chat(CHAT, broken)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():

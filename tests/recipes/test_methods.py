@@ -39,7 +39,20 @@ def test_a_method_trains_something_and_keeps_the_shapes(name, family):
     ({"method": "lora", "draw": 3}, "lora does not read --draw"), ({"method": "hira", "alpha": 1.0}, "--alpha"),
     ({"method": "hft", "rank": 4}, "hft does not read --rank; it reads --draw"),
     ({"method": "train"}, "method train needs --select"),
+    ({"method": "full", "quantize": "nf4"}, "leaves its matrices frozen; full trains them"),
+    ({"method": "qlora", "quantize": "nf4"}, "qlora quantizes them itself"),
+    ({"method": "lora", "quantize": "nf5"}, "quantize must be one of int8, nf4; got 'nf5'"),
 ])
 def test_an_option_that_the_method_does_not_read_is_refused(options, message):
   with pytest.raises(ValueError, match=message):
     make_transform(Adaptation(**options))
+
+
+def test_a_method_beside_quantized_matrices():
+  model, config = CONFIGS["decoder"]
+  params = jax.eval_shape(lambda key: model.init(key, config), jax.random.key(0))
+  size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  sides = {q: jax.eval_shape(make_transform(Adaptation(method="dora", quantize=q)).split, jax.random.key(1), params)
+           for q in (None, "int8", "nf4")}
+  frozen, trained = ({q: size(side[i]) for q, side in sides.items()} for i in (0, 1))
+  assert frozen["nf4"] < frozen["int8"] < frozen[None] and trained["nf4"] == trained[None]

@@ -52,6 +52,22 @@ def test_a_fresh_folder_restores_nothing(tmp_path):
   assert Checkpoints(tmp_path / "new" / "folder").restore(toy.start()[0]) is None
 
 
+def test_a_run_is_read_without_what_it_must_be_equal_to(tmp_path):
+  fill(tmp_path, 2, configuration={"rank": 4}, fingerprint={"frozen": "0f"})
+  arrays, configuration = Checkpoints(tmp_path).restore()
+  state = trained(2)
+  wanted = {jax.tree_util.keystr(keys, simple=True, separator="."): x
+            for keys, x in jax.tree_util.tree_leaves_with_path(state.trainable)}
+  assert configuration == {"rank": 4} and int(arrays["step"]) == 2
+  for name, x in wanted.items():
+    np.testing.assert_array_equal(arrays[f"trainable.{name}"], x)
+  assert int(Checkpoints(tmp_path).read(1)[0]["step"]) == 1
+  with pytest.raises(ValueError, match=r"holds the checkpoints of the steps \[1, 2\]; got 3"):
+    Checkpoints(tmp_path).read(3)
+  with pytest.raises(ValueError, match=r"of the steps \[\]; got None"):
+    Checkpoints(tmp_path / "none").restore()
+
+
 def test_another_fingerprint_is_refused_with_the_keys_that_differ(tmp_path):
   state = trained(1)
   with Checkpoints(tmp_path, fingerprint={"rate": 0.1, "model": "a", "old": 1}) as checkpoints:

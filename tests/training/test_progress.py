@@ -1,0 +1,35 @@
+"""A bar on a terminal, plain lines in a log."""
+
+import re
+
+from jaxft.training import progress
+
+
+def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
+  clock = iter(range(0, 1000, 4))
+  monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+  with progress.progress(6, 1, show=True) as bar:
+    for step in range(2, 7):
+      bar.update()
+      bar.set_postfix({"loss": step})
+  lines = capsys.readouterr().err.splitlines()
+  assert all(re.match(r"\d\d:\d\d:\d\d step \d of 6, loss=\d", line) for line in lines)
+  assert 1 < len(lines) < 5 and "step 6 of 6, loss=6" in lines[-1] and " left" not in lines[-1]
+  assert any(line.endswith(" s left") for line in lines[:-1])
+
+
+def test_nothing_where_nothing_is_asked_for(capsys):
+  with progress.progress(2, 0, show=False) as bar:
+    bar.update()
+    bar.set_postfix({"loss": 1})
+  assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+  monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+  with progress.progress(2, 0, show=True) as bar:
+    assert not isinstance(bar, progress.Lines) and bar.total == 2
+
+
+def test_durations_in_words():
+  assert [progress._words(x) for x in (1, 119, 120, 7199, 7200)] == ["1 s", "119 s", "2 min", "120 min", "2 h"]
