@@ -8,6 +8,7 @@ from jaxft.data.augmentation.views import two_views
 from jaxft.data.chat import Rendered, render_chat, render_with_spans, tokenize_chats
 from jaxft.data.class_splits import BaseNovel, Session, base_to_novel, few_shot, sessions
 from jaxft.data.collate import collate
+from jaxft.data.computed import with_computed
 from jaxft.data.demonstrations import retrieve_demonstrations
 from jaxft.data.hard_negatives import HardNegatives, mine_hard_negatives
 from jaxft.data.images import on_background
