@@ -24,9 +24,11 @@ from jaxft.data.corruption.denoising import (
 from jaxft.data.corruption.spans import prefix_mask, random_segmentation, random_spans_mask
 from jaxft.data.corruption.tokens import Corrupted, Replacement, corrupt_tokens, replace_by_generator
 from jaxft.data.corruption.vectors import adaptive_gaussian_noise, embedding_noise
+from jaxft.data.deconfounding import Deconfounded, residualize_reward
 from jaxft.data.demonstrations import retrieve_demonstrations
 from jaxft.data.hard_negatives import HardNegatives, mine_hard_negatives
 from jaxft.data.images import on_background
+from jaxft.data.key_tokens import deciding_offsets, key_token_weights
 from jaxft.data.packing import pack, pack_texts
 from jaxft.data.pipeline import (
   batch_indices,
