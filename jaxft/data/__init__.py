@@ -9,10 +9,28 @@ from jaxft.data.bags import bag_batches, scheduled, similar_bags
 from jaxft.data.chat import Rendered, render_chat, render_with_spans, tokenize_chats
 from jaxft.data.class_splits import BaseNovel, Session, base_to_novel, few_shot, sessions
 from jaxft.data.collate import collate
+from jaxft.data.computed import with_computed
+from jaxft.data.corruption.denoising import (
+  T5,
+  UL2,
+  UL2R,
+  Denoised,
+  Denoiser,
+  Mixed,
+  mixture_of_denoisers,
+  span_corruption,
+  span_lengths,
+  to_prefix_lm,
+)
+from jaxft.data.corruption.spans import prefix_mask, random_segmentation, random_spans_mask
+from jaxft.data.corruption.tokens import Corrupted, Replacement, corrupt_tokens, replace_by_generator
+from jaxft.data.corruption.vectors import adaptive_gaussian_noise, embedding_noise
+from jaxft.data.deconfounding import Deconfounded, residualize_reward
 from jaxft.data.demonstrations import retrieve_demonstrations
 from jaxft.data.descriptions import Description, Example, ObjectNote, Revision, box_text, refine, to_box, to_examples
 from jaxft.data.hard_negatives import HardNegatives, mine_hard_negatives
 from jaxft.data.images import on_background
+from jaxft.data.key_tokens import deciding_offsets, key_token_weights
 from jaxft.data.packing import pack, pack_texts
 from jaxft.data.pipeline import (
   batch_indices,
