@@ -72,7 +72,7 @@ def bag_batches(
   """Batches of whole bags, one bag after the other in a row; every bag comes once before one comes again.
 
   >>> bag_batches(np.array([[0, 1], [2, 3]]), bags_per_batch=2, steps=1, seed=0)
-  array([[2, 3, 0, 1]], dtype=int32)
+  array([[0, 1, 2, 3]], dtype=int32)
 
   Args:
     bags: of `similar_bags`.

@@ -48,7 +48,7 @@ MORE = {
     # Five kinds of models, each trained and judged by a program of its own; one of them is trained twice.
     "levi": Budget(large=16),
     # Two captioners, a dual encoder and a retriever are made first.
-    "no-detail-left-behind": Budget(small=230),
+    "no-detail-left-behind": Budget(small=260),
     # Five lengths of prompts, two of beams, and four arms, each with the logits of 49,152 tokens.
     "peft-for-code": Budget(large=14, small=200, flops=4e9),
 }
