@@ -13,8 +13,9 @@ from jax.extend.core import Literal as Constant
 
 from jaxft.tree.traced import scan_parts, shape_of
 
-# What an axis is a stack over: matrices side by side, entries picked one by one, or an entry picked for each example.
-BATCH, INDEX, GATHER = "batch", "index", "gather"
+# What an axis is a stack over: matrices side by side, entries that the function picks one by one, an entry that an
+# input picks, or one that it picks for each example.
+BATCH, INDEX, ROW, GATHER = "batch", "index", "row", "gather"
 Kind = Literal["product", "lookup", "convolution", "depthwise", "elementwise", "constant", "other"]
 
 
@@ -28,7 +29,7 @@ class Use(NamedTuple):
     operation: the primitive.
     rows: axes that are contracted with activations, or looked up.
     columns: axes that come out.
-    stack: axes of which one entry at a time is used, and over what: "scan 0", "index", "gather", or "batch".
+    stack: axes of which one entry at a time is used, and over what: "scan 0", "index", "row", "gather", or "batch".
   """
 
   kind: Kind
@@ -126,7 +127,7 @@ class Walk:
     self.uses[held.path][Use(kind, operation, clean(rows), clean(columns), stack)] = None
 
   def note_elementwise(self, held: Held, operation: str, kind: Kind = "elementwise") -> None:
-    picked = tuple(a for a, over in held.stack if over in (INDEX, GATHER))
+    picked = tuple(a for a, over in held.stack if over in (ROW, GATHER))
     if picked and (kind == "elementwise" or held.is_gathered):  # an entry of a table, added or multiplied
       stack = tuple((a, over) for a, over in held.stack if a not in picked)
       self.note(dataclasses.replace(held, stack=stack), "lookup", operation, picked, _leaf_axes(held.axes))
@@ -194,11 +195,16 @@ def expanded(held: Held, eqn: Any) -> Held:
       () if i in new else next(axes) for i in range(len(shape_of(eqn.outvars[0])))))
 
 
-def sliced(held: Held, eqn: Any) -> Held:
+def sliced(held: Held, eqn: Any, over: str = INDEX) -> Held:
   before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
   for i, (n, m) in enumerate(zip(before, after, strict=True)):
-    held = held.within(i, INDEX) if m == 1 < n else held
+    held = held.within(i, over) if m == 1 < n else held
   return held
+
+
+def _dynamic_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  over = ROW if any(value.varies for value in inputs[1:]) else INDEX
+  return [Value(tuple(sliced(held, eqn, over) for held in inputs[0].held), any(value.varies for value in inputs))]
 
 
 def reshaped(held: Held, eqn: Any) -> Held:
@@ -264,7 +270,7 @@ def _gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     columns = _leaf_axes([held.axes[a] for a in range(len(shape)) if a not in found])
     if single or len(columns) > 1:  # of several axes there may be a matrix for each example: its use says it
       for a in found:
-        held = held.within(a, INDEX if single else GATHER)
+        held = held.within(a, GATHER if not single else ROW if inputs[1].varies else INDEX)
       axes: list[tuple[Factor, ...]] = [()] * len(shape_of(eqn.outvars[0]))
       for place, a in zip(numbers.offset_dims, kept, strict=True):
         axes[place] = held.axes[a]
@@ -281,7 +287,8 @@ def _dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     for held in value.held:
       contracted = _leaf_axes([held.axes[i] for i in contracting[side]])
       free = [factors for i, factors in enumerate(held.axes) if i not in (*contracting[side], *batch[side])]
-      if held.is_gathered and not (batch[side] and contracted and _leaf_axes(free)):
+      in_use = contracted and _leaf_axes(free)
+      if held.is_gathered and not (batch[side] and in_use) or any(o == ROW for _, o in held.stack) and not in_use:
         walk.note_elementwise(held, "dot_general")
         continue
       if len(batch[side]) == len(held.axes):  # entry by entry, as `einsum("td,d->td")` is
@@ -329,12 +336,16 @@ def _conv(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   return [Value(varies=True)]
 
 
-def _call(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-  names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+def _called(eqn: Any) -> Any:
+  """The jaxpr that an equation calls once with its inputs; None where it is no such call."""
+  names = ("jaxpr", "call_jaxpr", "fun_jaxpr") if RULES.get(eqn.primitive.name) is _call else ()
   closed = next((eqn.params[name] for name in names if name in eqn.params), None)
-  if closed is None or len(getattr(closed, "jaxpr", closed).invars) != len(inputs):
-    return _other(walk, eqn, inputs)
-  return walk(closed, inputs)
+  return None if closed is None or len(getattr(closed, "jaxpr", closed).invars) != len(eqn.invars) else closed
+
+
+def _call(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  closed = _called(eqn)
+  return _other(walk, eqn, inputs) if closed is None else walk(closed, inputs)
 
 
 def _scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -344,9 +355,10 @@ def _scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     if scanned[i]:
       value = value._replace(held=tuple(
           h.within(0, name).pick(range(1, len(h.axes))) for h in value.held))
-    elif i >= first_carry and not value.held:
-      value = Value(varies=True)
     inside.append(value)
+  last_carry = first_carry + carries
+  inside[first_carry: last_carry] = _carried(
+      eqn.params["jaxpr"], inside[:first_carry], inside[first_carry: last_carry], inside[last_carry:])
   outs = walk(eqn.params["jaxpr"], inside)
   back = lambda h: dataclasses.replace(  # nnx.scan hands weights through as what is stacked again
       h, axes=(tuple(Factor(a, 1, eqn.params["length"]) for a, over in h.stack if over == name), *h.axes),
@@ -357,9 +369,34 @@ def _scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 def _while(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   first_body = eqn.params["cond_nconsts"]
   first_carry = first_body + eqn.params["body_nconsts"]
-  carry = [value if value.held else Value(varies=True) for value in inputs[first_carry:]]
+  carry = _carried(eqn.params["body_jaxpr"], inputs[first_body:first_carry], inputs[first_carry:])
   walk(eqn.params["cond_jaxpr"], [*inputs[:first_body], *carry])
   return walk(eqn.params["body_jaxpr"], [*inputs[first_body:first_carry], *carry])
+
+
+def _carried(
+    closed: Any, consts: Sequence[Value], carry: Sequence[Value], scanned: Sequence[Value] = ()
+) -> list[Value]:
+  """What a loop carries, as its body finds it: a count of turns is all that does not vary."""
+  moved = lambda values: [value.varies or bool(value.held) for value in values]
+  flags, before = moved(carry), None
+  while flags != before:
+    before = flags
+    after = _moved(closed, [*moved(consts), *flags, *moved(scanned)])
+    flags = [a or b for a, b in zip(flags, after, strict=False)]
+  return [v if v.held else Value(varies=flag) for v, flag in zip(carry, flags, strict=True)]
+
+
+def _moved(closed: Any, given: Sequence[bool]) -> list[bool]:
+  """Which outputs of a jaxpr depend on any of the given arguments."""
+  jaxpr = getattr(closed, "jaxpr", closed)
+  known = dict(zip(jaxpr.invars, given, strict=True))
+  read = lambda v: not isinstance(v, Constant) and known.get(v, False)
+  for eqn in jaxpr.eqns:
+    inputs = [read(v) for v in eqn.invars]
+    inner = _called(eqn)
+    known.update(zip(eqn.outvars, _moved(inner, inputs) if inner else [any(inputs)] * len(eqn.outvars), strict=True))
+  return [read(v) for v in jaxpr.outvars]
 
 
 def _cond(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -384,7 +421,7 @@ RULES: dict[str, Callable[[Walk, Any, Sequence[Value]], list[Value]]] = {
     "expand_dims": _shown(expanded),
     "broadcast_in_dim": _shown(broadcast),
     "slice": _shown(sliced),
-    "dynamic_slice": _shown(sliced),
+    "dynamic_slice": _dynamic_slice,
     "split": _shown(lambda held, eqn: held),
     "pad": _shown(lambda held, eqn: held),
     "rev": _shown(lambda held, eqn: held),
