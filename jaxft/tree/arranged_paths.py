@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from jaxft.tree.axes import LeafAxes
 from jaxft.tree.depth import STACKS, layer_of, stack_of
+from jaxft.tree.function.held import INDEX
+from jaxft.tree.function.leaf_uses import Use
 from jaxft.tree.globs import glob_to_regex
-from jaxft.tree.leaf_uses import INDEX, Use
 
 
 class Siblings(NamedTuple):

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from jaxft.tree.leaf_uses import BATCH, GATHER, INDEX, ROW, Use
+from jaxft.tree.function.held import BATCH, GATHER, INDEX, ROW
+from jaxft.tree.function.leaf_uses import Use
 
 Kind = Literal["matrix", "table", "depthwise", "vector", "unused"]
 
