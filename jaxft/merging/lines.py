@@ -126,7 +126,8 @@ def lines(
   depths = stack_depths(delta)
   if not depths:
     raise ValueError("delta has no leaf inside a layer stack (`layers/...`): other models are arranged so by the "
-                     "function that uses them, jaxft.tree.axes_of(apply, params, *inputs)")
+                     "function that uses them, jaxft.tree.axes_of(apply, params, *inputs, layers=...), where layers "
+                     "says which subtrees are layers if siblings that are alike do not")
   coefficients = {stack: depth_schedule(n, first=alpha, last=alpha + beta) for stack, n in depths.items()}
   return scale_by_depth(delta, coefficients, outside=alpha if outside is None else outside)
 

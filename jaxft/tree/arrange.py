@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.tree.arranged_paths import arranged_paths, experts_of_layers
+from jaxft.tree.arranged_paths import arranged_paths, settled_indices
 from jaxft.tree.axes import LeafAxes, axes_by_hand, axes_from_uses
 from jaxft.tree.boxes import arranged_box, boxes_by_path
 from jaxft.tree.depth import shared_path
+from jaxft.tree.function.leaf_uses import Use, leaf_uses
+from jaxft.tree.function.traced import trace
 from jaxft.tree.globs import glob_to_regex
-from jaxft.tree.leaf_uses import Use, leaf_uses
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
-from jaxft.tree.traced import trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,8 @@ def axes_of(
     by_hand: for globs of paths, an arrangement in einops notation, `"heads dim embed -> (heads dim) embed"`, in place
       of what the function says.
     layers: globs of the subtrees that are layers where they are not stacked, such as `"encoder/block_*"`; found by
-      themselves where there is one level of siblings that are alike and hold several matrices.
+      themselves where there is one level of siblings that are alike and hold several matrices. A subtree without an
+      index is a stack of one layer, such as one that is used at every depth.
 
   Raises:
     ValueError: the uses of a leaf disagree, or do not tell rows from columns; siblings within siblings may both be
@@ -183,7 +184,7 @@ def axes_of(
                      "by_hand={'**/out': 'heads dim embed -> (heads dim) embed'}")
   uses = {path: () if path in given else u for path, u in found.items()}
   globs = (layers,) if isinstance(layers, str) else layers
-  leaves |= experts_of_layers(leaves, globs)
+  leaves |= settled_indices(leaves, uses, globs)
   paths = arranged_paths(leaves, globs)
   return Axes(leaves, uses, paths, traced.structure, traced.others)
 

@@ -6,9 +6,10 @@ from os.path import commonprefix
 from typing import NamedTuple
 
 from jaxft.tree.axes import LeafAxes
-from jaxft.tree.depth import layer_of
+from jaxft.tree.depth import STACKS, layer_of, stack_of
+from jaxft.tree.function.held import INDEX
+from jaxft.tree.function.leaf_uses import Use
 from jaxft.tree.globs import glob_to_regex
-from jaxft.tree.leaf_uses import INDEX
 
 
 class Siblings(NamedTuple):
@@ -22,7 +23,8 @@ class Siblings(NamedTuple):
   members: tuple[tuple[str, ...], ...]
 
   def __str__(self) -> str:
-    return f"{'/'.join(self.members[0])} to {'/'.join(self.members[-1])}"
+    first, last = ("/".join(member) for member in (self.members[0], self.members[-1]))
+    return first if first == last else f"{first} to {last}"
 
 
 def arranged_paths(axes: Mapping[str, LeafAxes], layers: Sequence[str] = ()) -> dict[str, str]:
@@ -33,31 +35,39 @@ def arranged_paths(axes: Mapping[str, LeafAxes], layers: Sequence[str] = ()) -> 
       moe/up                                side by side              moe/experts/up
       blocks/0/block_3/up                   alike within another      blocks-0/block/layers/3/up
       linear/weight                         a matrix, or a table      linear/kernel, linear/embedding
+      head/layers/0/kernel                  beside layers of others   head/layers-0/kernel
 
   What the library would read rightly as it is stays as it is.
 
   Args:
     axes: of each leaf.
-    layers: globs of the subtrees that are layers, such as `encoder/block_*`, where several could be.
+    layers: globs of the subtrees that are layers, such as `encoder/block_*`, where several could be; one without an
+      index is a stack of one layer.
 
   Raises:
-    ValueError: siblings within siblings may both be layers; or layers matches no siblings.
+    ValueError: siblings within siblings may both be layers; or one of layers matches no subtree.
   """
   parts = {path: tuple(path.split("/")) for path in axes}
   for path, own in axes.items():
     if own.experts:
       parts[path] = (*parts[path][:-1], "experts", parts[path][-1])
-    if own.kind in ("matrix", "table") and parts[path][-1] == "weight":
-      parts[path] = (*parts[path][:-1], "kernel" if own.kind == "matrix" else "embedding")
-  for stack in dict.fromkeys(own.stack for own in axes.values() if own.layers):
-    members = [path for path, own in axes.items() if own.layers and own.stack == stack]
+    if own.rows and parts[path][-1] == "weight":
+      parts[path] = (*parts[path][:-1], "embedding" if own.kind == "table" else "kernel")
+  # Loops of unequal length, of which each layer is picked by its index, are not of one stack.
+  stacks = {path: (own.stack, own.shape[own.layers[0]]) for path, own in axes.items() if own.layers}
+  for stack in dict.fromkeys(stacks.values()):
+    members = [path for path, own in stacks.items() if own == stack]
     shared = len(commonprefix([path.split("/") for path in members]))  # pyright: ignore
     place = min(shared, min(len(path.split("/")) for path in members) - 1)
     for path in members:
       if not _reads_as_stack(parts[path], axes[path]):
         parts[path] = (*parts[path][:place], "layers", *parts[path][place:])
-  for family in _families(axes, layers):
+  families = _families(axes, layers)
+  for family in families:
     parts |= _names_of(family, axes, parts)
+  may_have = layers or any(own.layers for own in axes.values())
+  if may_have or any(_holds_several(held) for held in _siblings(axes).values()):
+    parts |= _not_layers(families, axes, parts)
   arranged = {path: "/".join(p) for path, p in parts.items()}
   if len(set(arranged.values())) < len(arranged):
     taken = [path for path, p in arranged.items() if list(arranged.values()).count(p) > 1]
@@ -85,17 +95,58 @@ def _names_of(
   return renamed
 
 
-def experts_of_layers(axes: Mapping[str, LeafAxes], layers: Sequence[str] = ()) -> dict[str, LeafAxes]:
-  """The leaves that have experts where they seem to have layers: their axis is indexed within one layer of several.
+def _not_layers(
+    families: Sequence[Siblings], axes: Mapping[str, LeafAxes], parts: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+  """Other paths for what its name alone makes layers, of a matrix each: an MLP's beside layers, or what may be such.
 
-      layers/3/moe/up [E, in, out], used as `up[0]`, `up[1]`, ...
+      head/layers/0/kernel          head/layers-0/kernel
+  """
+  members = [member for family in families for member in family.members]
+  plain = {path: "/".join(parts[path]) for path, own in axes.items() if not own.layers
+           and not any(tuple(path.split("/"))[: len(member)] == member for member in members)}
+  one = _Shaped((1,))  # of `layers` without an index, such as what is not used beside a stack, the layers are an array
+  alone = {path: layer for path, name in plain.items() if isinstance(layer := layer_of(name, one), int)}
+  stacks = {path: (stack_of(plain[path]), layer) for path, layer in alone.items()}
+  matrices = [stacks[path] for path in alone if axes[path].rows]
+  several = {stack for stack, _ in matrices if any(matrices.count(m) > 1 for m in matrices if m[0] == stack)}
+  joined = re.compile(rf"(?:(?<=/)|^)({'|'.join(STACKS)})[/_.](?=\d+(?:/|$))")
+  return {path: tuple(joined.sub(r"\1-", plain[path]).split("/")) for path in alone if stacks[path][0] not in several}
+
+
+def settled_indices(
+    axes: Mapping[str, LeafAxes], uses: Mapping[str, Sequence[Use]], layers: Sequence[str] = ()
+) -> dict[str, LeafAxes]:
+  """The leaves whose entries the function picks one by one, where these are no layers.
+
+      layers/3/moe/up [E, in, out]    up[0], up[1], ... within one layer of several    experts
+      modulation [6, dim]             of a vector, and no matrix is picked so          one vector
+      codebooks [4, rows, dim]        of tables, likewise                              one table
 
   Args:
     axes, layers: see `arranged_paths`.
+    uses: of each leaf.
   """
   members = [member for family in _families(axes, layers) for member in family.members]
-  return {path: own._replace(layers=(), experts=own.layers, stack="") for path, own in axes.items()
-          if own.stack == INDEX and any(tuple(path.split("/"))[: len(member)] == member for member in members)}
+  within = lambda path: next((m for m in members if tuple(path.split("/"))[: len(m)] == m), ())
+  picked = {path: {axis for use in found for axis, over in use.stack if over == INDEX} for path, found in uses.items()}
+  picked = {path: chosen for path, found in picked.items() if path in axes
+            and (chosen := found & {*axes[path].layers, *axes[path].experts})}
+  of_matrices = {(within(path), axes[path].shape[axis]) for path, chosen in picked.items() for axis in chosen
+                 if axes[path].kind not in ("vector", "table")}
+  settled = {}
+  for path, chosen in picked.items():
+    own = axes[path]
+    if any((within(path), own.shape[axis]) not in of_matrices for axis in chosen):
+      left = lambda axes, chosen=chosen: tuple(axis for axis in axes if axis not in chosen)
+      joined = "rows" if own.rows else "columns"
+      own = own._replace(layers=left(own.layers), experts=left(own.experts), **{
+          joined: tuple(sorted({*getattr(own, joined), *chosen}))})
+      own = own if own.layers else own._replace(stack="")
+    elif own.stack == INDEX and within(path):
+      own = own._replace(layers=(), experts=own.layers, stack="")
+    settled[path] = own
+  return settled
 
 
 class _Shaped(NamedTuple):
@@ -111,8 +162,8 @@ def _reads_as_stack(parts: Sequence[str], own: LeafAxes) -> bool:
   return found is not None and not isinstance(found, int)
 
 
-def _families(axes: Mapping[str, LeafAxes], layers: Sequence[str]) -> list[Siblings]:
-  """The siblings that are layers: the outermost that hold several matrices, one level of them on each path."""
+def _siblings(axes: Mapping[str, LeafAxes]) -> dict[Siblings, list[set[tuple[str, tuple[int, ...]]]]]:
+  """All subtrees that differ by an index, from 0 or 1 on, and which matrices each of them holds."""
   trees: dict[tuple[tuple[str, ...], str], dict[int, tuple[str, ...]]] = {}
   held: dict[tuple[str, ...], set[tuple[str, tuple[int, ...]]]] = {}
   for path, own in axes.items():
@@ -123,20 +174,36 @@ def _families(axes: Mapping[str, LeafAxes], layers: Sequence[str]) -> list[Sibli
         trees.setdefault((parts[:i], found[1]), {})[int(found[2])] = parts[: i + 1]
         if own.rows and not own.layers:
           held.setdefault(parts[: i + 1], set()).add(("/".join(parts[i + 1:]), own.shape))
-  families = []
+  found = {}
   for (parent, stem), members in trees.items():
     indices = sorted(members)
-    if len(indices) < 2 or indices != list(range(indices[0], indices[0] + len(indices))) or indices[0] > 1:
-      continue
-    families.append(Siblings(parent, stem, tuple(members[i] for i in indices)))
+    if indices == list(range(indices[0], indices[0] + len(indices))) and indices[0] <= 1:
+      siblings = Siblings(parent, stem, tuple(members[i] for i in indices))
+      found[siblings] = [held.get(member, set()) for member in siblings.members]
+  return found
+
+
+def _holds_several(held: Sequence[set[tuple[str, tuple[int, ...]]]]) -> bool:
+  return len(held) > 1 and all(len(matrices) > 1 for matrices in held)
+
+
+def _families(axes: Mapping[str, LeafAxes], layers: Sequence[str]) -> list[Siblings]:
+  """The siblings that are layers: the outermost that hold several matrices, one level of them on each path."""
+  siblings = _siblings(axes)
+  families = list(siblings)
   if layers:
-    globs = [glob_to_regex(glob) for glob in layers]
-    chosen = [f for f in families if any(g.fullmatch("/".join(f.members[0])) for g in globs)]
-    if not chosen:
-      raise ValueError(f"layers must match subtrees with indices; {', '.join(layers)} matches none of "
-                       f"{'; '.join(map(str, families[:8]))}")
-    return chosen
-  alike = [f for f in families if len(set.intersection(*(held.get(m, set()) for m in f.members))) > 1]
+    subtrees = dict.fromkeys(tuple(path.split("/")[:i]) for path in axes for i in range(1, path.count("/") + 1))
+    alone = [Siblings(tree[:-1], tree[-1], (tree,)) for tree in subtrees]
+    chosen = []
+    for glob in layers:
+      matches = [f for f in families if glob_to_regex(glob).fullmatch("/".join(f.members[0]))]
+      matches = matches or [f for f in alone if glob_to_regex(glob).fullmatch("/".join(f.members[0]))]
+      if not matches:
+        raise ValueError(f"layers must match subtrees; {glob} matches none of "
+                         f"{'; '.join(map(str, (families or alone)[:8])) or 'none, as there are no subtrees'}")
+      chosen += matches
+    return list(dict.fromkeys(chosen))
+  alike = [f for f, held in siblings.items() if len(held) > 1 and len(set.intersection(*held)) > 1]
   for outer in alike:
     for inner in alike:
       if any(inner.parent[: len(m)] == m for m in outer.members):

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from jaxft.tree.leaf_uses import BATCH, GATHER, INDEX, Use
+from jaxft.tree.function.held import BATCH, GATHER, INDEX, ROW
+from jaxft.tree.function.leaf_uses import Use
 
 Kind = Literal["matrix", "table", "depthwise", "vector", "unused"]
 
@@ -76,11 +77,14 @@ def axes_from_uses(path: str, shape: Sequence[int], uses: Sequence[Use]) -> Leaf
   settled = lookups or matrices or list(uses)
   if not matrices and any(use.kind in ("constant", "other") for use in uses) and sum(n > 1 for n in shape) > 1:
     raise ValueError(f"the uses of {path} {shape} do not tell rows from columns:{described(uses)}")
+  stacks = lambda uses: {tuple(axis for axis, _ in use.stack) for use in uses}
+  if not matrices and len(stacks(settled)) > 1:  # one entry here, and all there, or another's
+    settled = [use._replace(stack=tuple(s for s in use.stack if s[1] != INDEX)) for use in settled]
   if len({(use.rows, use.columns, tuple(axis for axis, _ in use.stack)) for use in settled}) > 1 and (
-      matrices or len({tuple(axis for axis, _ in use.stack) for use in settled}) > 1):
+      matrices or len(stacks(settled)) > 1):
     raise ValueError(f"the uses of {path} {shape} disagree:{described(uses)}")
   use = settled[0]
-  beside = {BATCH, GATHER}
+  beside = {BATCH, ROW, GATHER}
   if any(over not in (*beside, INDEX) for _, over in use.stack):
     beside.add(INDEX)
   scanned = tuple(axis for axis, over in use.stack if over not in beside)

@@ -5,9 +5,11 @@ Their kernels are `[out, in]`, have heads, lie along other axes of a scan, are f
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 DIM, HEADS, HEAD, HIDDEN = 48, 6, 8, 96
 
@@ -138,4 +140,59 @@ def tied():
   return Foreign(params, apply, np.arange(32).reshape(2, 16) % 11, "mix/kernel", "table/embedding")
 
 
-MODELS = [out_in, heads, grouped_queries, scanned_over_axis_1, named_h, fused, convolution, experts, two_towers, tied]
+class Layer(nnx.Module):
+
+  def __init__(self, rngs):
+    self.attention = nnx.MultiHeadAttention(num_heads=HEADS, in_features=DIM, decode=False, rngs=rngs)
+    self.up, self.down = nnx.Linear(DIM, HIDDEN, rngs=rngs), nnx.Linear(HIDDEN, DIM, rngs=rngs)
+    self.norm = nnx.LayerNorm(DIM, rngs=rngs)
+
+  def __call__(self, x):
+    x = x + self.attention(self.norm(x))
+    return x + self.down(jnp.tanh(self.up(x)))
+
+
+class Albert(nnx.Module):
+  """One layer, used three times, between factors of a tied table."""
+
+  def __init__(self, rngs):
+    self.words, self.shared = nnx.Embed(12, 8, rngs=rngs), Layer(rngs)
+    self.into, self.back = nnx.Linear(8, DIM, rngs=rngs), nnx.Linear(DIM, 8, rngs=rngs)
+
+  def __call__(self, ids):
+    x = self.into(self.words(ids))
+    for _ in range(3):
+      x = self.shared(x)
+    return self.words.attend(self.back(x))
+
+
+def shared_layer():
+  graph, params = nnx.split(Albert(nnx.Rngs(0)))
+  return Foreign(params, lambda params, ids: nnx.merge(graph, params)(ids), np.arange(32).reshape(2, 16) % 11,
+                 "shared/attention/query/kernel", "shared/down/kernel")
+
+
+class UNet(nn.Module):
+  """Down and up again: convolutions under GroupNorm, told the time, with a skip connection across."""
+
+  @nn.compact
+  def __call__(self, x, time):
+    conv = lambda size, name, **settings: nn.Conv(size, (3, 3), name=name, **settings)
+    first = conv(8, "conv_in")(x)
+    h = conv(16, "downsample", strides=(2, 2))(first)
+    y = nn.swish(nn.GroupNorm(4, name="norm")(h)) + nn.Dense(16, name="time")(time)[:, None, None]
+    h = h + conv(16, "conv")(y)
+    up = nn.ConvTranspose(8, (4, 4), strides=(2, 2), name="upsample")(h)
+    x = jnp.concatenate([up, first], axis=-1)
+    return conv(3, "conv_out")(nn.swish(nn.GroupNorm(4, name="norm_out")(x)))
+
+
+def u_net():
+  inputs = draw(0, 2, 8, 8, 3), draw(1, 2, 4)
+  params = UNet().init(jax.random.key(0), *inputs)["params"]
+  return Foreign(params, lambda params, inputs: UNet().apply({"params": params}, *inputs), inputs, "conv/kernel",
+                 "upsample/kernel")
+
+
+MODELS = [out_in, heads, grouped_queries, scanned_over_axis_1, named_h, fused, convolution, experts, two_towers, tied,
+          shared_layer, u_net]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jaxft.analysis.flops import count_jaxpr
+from jaxft.choices import s2ft_units
 from jaxft.leaves import MaterializedWarning, lazy, materialize
 from jaxft.merging import lines
 from jaxft.transforms import chain, dora, ia3, lora, oft, quantize, submatrix, train
-from jaxft.tree import axes_of, leaves_with_paths
+from jaxft.tree import axes_of, coupled_units, leaves_with_paths
 from jaxft.tree.axes import LeafAxes
 from tests.contracts.arranged_models import (
     DIM,
@@ -25,7 +26,9 @@ from tests.contracts.arranged_models import (
     draw,
     experts,
     heads,
+    shared_layer,
     tied,
+    u_net,
 )
 from tests.contracts.comparison import assert_trees_close
 
@@ -64,7 +67,7 @@ def test_adapters_are_equal_to_the_plain_path_and_form_nothing(make, name):
   plain = loss(lambda params, x: model.apply(axes.restore(materialize(params)), x))
   with warnings.catch_warnings():
     # What has no cheap form in a convolution is formed, with this warning.
-    warnings.simplefilter("ignore" if make is convolution and name != "lora" else "error", MaterializedWarning)
+    warnings.simplefilter("ignore" if make in (convolution, u_net) and name != "lora" else "error", MaterializedWarning)
     got, want = jax.jit(lambda *sides: (fast(*sides), plain(*sides)))(trainable, model.inputs)
   assert_trees_close(got, want)
 
@@ -74,7 +77,7 @@ def matmul_flops(apply, trains, inputs):
   return count_jaxpr(jax.make_jaxpr(jax.grad(lambda trains, x: jnp.sum(apply(trains, x) ** 2)))(trains, inputs)).matmul
 
 
-@pytest.mark.parametrize("make", [m for m in MODELS if m not in (convolution, tied)])
+@pytest.mark.parametrize("make", [m for m in MODELS if m not in (convolution, tied, shared_layer, u_net)])
 def test_lora_and_freezing_cost_what_they_promise(make):
   model = make()
   axes = axes_of(model.apply, model.params, model.inputs)
@@ -142,11 +145,11 @@ def test_each_method_acts_on_the_side_that_it_names():
     size = lambda group, own=own: int(np.prod([own.shape[axis] for axis in group]))
     assert (rows, columns) == (size(own.rows), size(own.columns)) and isinstance(own, LeafAxes)
     if make is not tied:
-      assert columns == DIM  # it writes to the stream
+      assert columns == (8 if make is u_net else DIM)  # it writes to the stream
       magnitude = dict(leaves_with_paths(dora(model.writes, rank=1).split(KEY, arranged)[1]))
-      assert magnitude[f"{model.writes}/magnitude"].shape == (*stack, DIM)
+      assert magnitude[f"{model.writes}/magnitude"].shape == (*stack, columns)
       scales = jax.tree.leaves(ia3(outputs=model.writes, inputs=None).split(KEY, arranged)[1])
-      assert [s.shape for s in scales] == [(*stack, 1, DIM)]
+      assert [s.shape for s in scales] == [(*stack, 1, columns)]
 
 
 def test_what_could_be_either_way_is_refused_without_the_function():
@@ -156,6 +159,26 @@ def test_what_could_be_either_way_is_refused_without_the_function():
       method.split(KEY, params)
   with pytest.raises(ValueError, match=r"attention/kernel \(48, 6, 8\).*matrices when arranged"):
     lora("**/kernel", rank=1).split(KEY, params)
+
+
+def test_a_layer_that_is_used_at_every_depth_is_a_stack_of_one_if_it_is_named():
+  model = shared_layer()
+  axes = axes_of(model.apply, model.params, model.inputs)
+  with pytest.raises(ValueError, match=r"no leaf inside a layer stack.*layers=.*which subtrees are layers"):
+    lines(axes.arrange(model.params), alpha=0.0, beta=1.0)
+  axes = axes_of(model.apply, model.params, model.inputs, layers="shared")
+  arranged = axes.arrange(model.params)
+  scaled = dict(leaves_with_paths(lines(arranged, alpha=0.0, beta=1.0)))
+  down = scaled["shared/layers/0/down/kernel"]
+  np.testing.assert_array_equal(down, dict(leaves_with_paths(arranged))["shared/layers/0/down/kernel"])
+  assert not scaled["into/kernel"].any()
+  units = coupled_units(axes.arranged(model.apply), arranged, model.inputs)
+  chosen = dict(leaves_with_paths(s2ft_units(KEY, arranged, units=units, heads=0.5, channels=0.25)))
+  rows = {path: np.asarray(rows).any(-1) for path, rows in chosen.items() if rows is not False}
+  assert rows.keys() == {"shared/layers/0/attention/out/kernel", "shared/layers/0/down/kernel"}
+  heads = rows["shared/layers/0/attention/out/kernel"].reshape(HEADS, HEAD)
+  assert (heads.all(-1) == heads.any(-1)).all() and heads.any(-1).sum() == HEADS // 2
+  assert rows["shared/layers/0/down/kernel"].sum() == HIDDEN // 4
 
 
 def test_lines_gives_the_last_layer_of_each_tower_the_whole_update():

@@ -214,6 +214,12 @@ def test_convolutions_are_matrices_depthwise_ones_are_named_and_grouped_ones_mus
   assert axes["params/depthwise/kernel"].kind == "depthwise"
 
 
+def test_a_depthwise_kernel_that_is_called_weight_is_a_kernel_too():
+  conv = eqx.nn.Conv1d(16, 16, 3, groups=16, key=jax.random.key(0))
+  axes = axes_of(lambda m, x: jax.vmap(m)(x), conv, jax.ShapeDtypeStruct((2, 16, 7), jnp.float32))
+  assert axes["weight"].kind == "depthwise" and axes.paths["weight"] == "kernel"
+
+
 def test_experts_and_layers_of_loops_and_scans():
   params = shapes(gate=(16, 4), up=(3, 4, 16, 32), down=(3, 4, 32, 16), mix=(3, 16, 16))
 
@@ -384,7 +390,7 @@ def test_siblings_within_siblings_must_be_told_apart():
   assert axes.paths["stage_1/block_0/up"] == "stage_1/block_0/up"  # the layer of its own stack, read from its name
   assert layer_of(axes.paths["stage_1/block_1/up"], None) == 1
   assert axes_of(apply, params, X, layers="stage_*").paths["stage_1/block_0/up"] == "stage/layers/1/block_0/up"
-  with pytest.raises(ValueError, match="layers must match subtrees with indices; body_0 matches none of"):
+  with pytest.raises(ValueError, match="layers must match subtrees; body_0 matches none of"):
     axes_of(apply, params, X, layers="body_0")
 
 

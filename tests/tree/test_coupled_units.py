@@ -99,6 +99,11 @@ def test_units_of_every_model(make):
       "experts": {M("moe/layers/experts/up", -1), M("moe/layers/experts/down", -2)},
       "two_towers": {M("text/h/layers/up", -1), M("text/h/layers/down", -2)},
       "tied": {M("table/embedding", -1), M("mix/kernel", -2), M("mix/kernel", -1)},
+      "shared_layer": {M("shared/up/kernel", -1), M("shared/up/bias", -1), M("shared/down/kernel", -2)},
+      # Groups of a norm, with all that makes, shifts or reads their channels; the skip connection's are told apart.
+      "u_net": {*(M(f"{name}/{part}", -1, 4) for name in ("downsample", "time", "conv") for part in ("kernel", "bias")),
+                M("norm/scale", -1, 4), M("norm/bias", -1, 4), M("conv/kernel", -2, 4, 9),
+                M("upsample/kernel", -2, 4, 16)},
   }[make.__name__]
   assert frozenset(wanted) in members(found)
   if make is arranged_models.grouped_queries:  # the heads that share a key, in their groups

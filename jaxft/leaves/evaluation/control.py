@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxft.leaves.evaluation.evaluator import Evaluator, Rule, bind
 from jaxft.leaves.evaluation.views import View
-from jaxft.tree.traced import scan_parts
+from jaxft.tree.function.traced import scan_parts
 
 
 def _inline(run: Evaluator, eqn: Any, inputs: list[Any]) -> Sequence[Any]:

@@ -11,10 +11,22 @@ from typing import Any, Literal, NamedTuple
 
 from jax.extend.core import Literal as Constant
 
-from jaxft.tree.traced import scan_parts, shape_of
+from jaxft.tree.function.held import (
+  BATCH,
+  GATHER,
+  INDEX,
+  ROW,
+  Factor,
+  Held,
+  broadcast,
+  expanded,
+  leaf_axes,
+  reshaped,
+  sliced,
+  squeezed,
+)
+from jaxft.tree.function.traced import scan_parts, shape_of
 
-# What an axis is a stack over: matrices side by side, entries picked one by one, or an entry picked for each example.
-BATCH, INDEX, GATHER = "batch", "index", "gather"
 Kind = Literal["product", "lookup", "convolution", "depthwise", "elementwise", "constant", "other"]
 
 
@@ -28,7 +40,7 @@ class Use(NamedTuple):
     operation: the primitive.
     rows: axes that are contracted with activations, or looked up.
     columns: axes that come out.
-    stack: axes of which one entry at a time is used, and over what: "scan 0", "index", "gather", or "batch".
+    stack: axes of which one entry at a time is used, and over what: "scan 0", "index", "row", "gather", or "batch".
   """
 
   kind: Kind
@@ -36,40 +48,6 @@ class Use(NamedTuple):
   rows: tuple[int, ...]
   columns: tuple[int, ...]
   stack: tuple[tuple[int, str], ...] = ()
-
-
-class Factor(NamedTuple):
-  """Every `stride`-th of consecutive entries along a leaf's axis, `size` of them: what a reshape makes of an axis.
-
-  Axes below 0 are none of the leaf's: along -1 all entries are alike, along -2 they are another's.
-  """
-
-  axis: int
-  stride: int
-  size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Held:
-  """A leaf as a variable of the jaxpr shows it: the leaf's factors along each axis of the variable."""
-
-  path: str
-  axes: tuple[tuple[Factor, ...], ...]
-  stack: tuple[tuple[int, str], ...] = ()
-
-  def pick(self, order: Sequence[int]) -> "Held":
-    return dataclasses.replace(self, axes=tuple(self.axes[i] for i in order))
-
-  @property
-  def is_gathered(self) -> bool:
-    """Whether it shows another entry for each example: rows of a table, or an expert's matrix."""
-    return any(over == GATHER for _, over in self.stack)
-
-  def within(self, axis: int, over: str) -> "Held":
-    """One entry of an axis, which stays with length 1."""
-    stack = self.stack + tuple((a, over) for a in _leaf_axes([self.axes[axis]]) if a not in dict(self.stack))
-    axes = tuple(() if i == axis else factors for i, factors in enumerate(self.axes))
-    return dataclasses.replace(self, axes=axes, stack=stack)
 
 
 class Value(NamedTuple):
@@ -126,19 +104,15 @@ class Walk:
     self.uses[held.path][Use(kind, operation, clean(rows), clean(columns), stack)] = None
 
   def note_elementwise(self, held: Held, operation: str, kind: Kind = "elementwise") -> None:
-    picked = tuple(a for a, over in held.stack if over in (INDEX, GATHER))
+    picked = tuple(a for a, over in held.stack if over in (ROW, GATHER))
     if picked and (kind == "elementwise" or held.is_gathered):  # an entry of a table, added or multiplied
       stack = tuple((a, over) for a, over in held.stack if a not in picked)
-      self.note(dataclasses.replace(held, stack=stack), "lookup", operation, picked, _leaf_axes(held.axes))
+      self.note(dataclasses.replace(held, stack=stack), "lookup", operation, picked, leaf_axes(held.axes))
     else:
-      self.note(held, kind, operation, (), _leaf_axes(held.axes))
+      self.note(held, kind, operation, (), leaf_axes(held.axes))
 
   def name_of(self, eqn: Any) -> str:
     return self.scans.setdefault(id(eqn), f"scan {len(self.scans)}")
-
-
-def _leaf_axes(axes: Sequence[Sequence[Factor]]) -> tuple[int, ...]:
-  return tuple(dict.fromkeys(factor.axis for factors in axes for factor in factors if factor.axis >= 0))
 
 
 # Rules: (walk, equation, what is known of its inputs) -> what is known of its outputs.
@@ -151,7 +125,7 @@ def _other(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     shown = [(h, shape_of(v)) for v, value in zip(eqn.invars, inputs, strict=True) for h in value.held]
     for held, shape in shown:
       if all(shape != shape_of(out) for out in eqn.outvars):  # a statistic of a weight, or a scale of another
-        walk.note(held, "constant", eqn.primitive.name, (), _leaf_axes(held.axes))
+        walk.note(held, "constant", eqn.primitive.name, (), leaf_axes(held.axes))
     return [Value(tuple(h for h, shape in shown if shape == shape_of(out))) for out in eqn.outvars]
   for v, value in zip(eqn.invars, inputs, strict=True):
     spread = any(_spreads(shape_of(v), shape_of(out)) for out in eqn.outvars)
@@ -175,69 +149,9 @@ def _shown(change: Callable[[Held, Any], Held]) -> Callable[..., list[Value]]:
   return rule
 
 
-def broadcast(held: Held, eqn: Any) -> Held:
-  shape, given = eqn.params["shape"], shape_of(eqn.invars[0])
-  axes: list[tuple[Factor, ...]] = [(Factor(-1, 0, n),) if n > 1 else () for n in shape]
-  for i, place in enumerate(eqn.params["broadcast_dimensions"]):
-    axes[place] = held.axes[i] if given[i] == shape[place] else axes[place]
-  return dataclasses.replace(held, axes=tuple(axes))
-
-
-def squeezed(held: Held, eqn: Any) -> Held:
-  return held.pick([i for i in range(len(held.axes)) if i not in eqn.params["dimensions"]])
-
-
-def expanded(held: Held, eqn: Any) -> Held:
-  axes = iter(held.axes)
-  new = eqn.params["dimensions"]
-  return dataclasses.replace(held, axes=tuple(
-      () if i in new else next(axes) for i in range(len(shape_of(eqn.outvars[0])))))
-
-
-def sliced(held: Held, eqn: Any) -> Held:
-  before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-  for i, (n, m) in enumerate(zip(before, after, strict=True)):
-    held = held.within(i, INDEX) if m == 1 < n else held
-  return held
-
-
-def reshaped(held: Held, eqn: Any) -> Held:
-  before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-  axes: list[tuple[Factor, ...]] = []
-  i = j = 0
-  while i < len(before) or j < len(after):
-    i0, j0, n, m = i, j, 1, 1
-    while True:  # the shortest runs of axes before and after with as many entries
-      if n <= m and i < len(before) and (n < m or i == i0):
-        n, i = n * before[i], i + 1
-      elif j < len(after) and (m < n or j == j0):
-        m, j = m * after[j], j + 1
-      else:
-        break
-    run = [f for k in range(i0, i) for f in held.axes[k] or ((Factor(-2, 0, before[k]),) if before[k] > 1 else ())]
-    axes += regrouped(run, after[j0:j])
-  known = [any(f.axis != -2 for f in factors) for factors in axes]
-  return dataclasses.replace(held, axes=tuple(factors if k else () for k, factors in zip(known, axes, strict=True)))
-
-
-def regrouped(factors: Sequence[Factor], sizes: Sequence[int]) -> list[tuple[Factor, ...]]:
-  """Factors dealt out to axes of the given sizes; all to each axis where they do not fit."""
-  if math.prod(f.size for f in factors) != math.prod(sizes):
-    return [tuple(factors) if n > 1 else () for n in sizes]
-  left, dealt = list(factors), []
-  for n in sizes:
-    own: list[Factor] = []
-    while left and (had := math.prod(f.size for f in own)) * left[0].size <= n and (had < n or left[0].size == 1):
-      own.append(left.pop(0))
-    missing = n // math.prod(f.size for f in own)
-    if missing > 1:
-      if not left or left[0].size % missing:
-        return [tuple(factors) if n > 1 else () for n in sizes]
-      axis, stride, size = left[0]
-      own.append(Factor(axis, stride * (size // missing), missing))
-      left[0] = Factor(axis, stride, size // missing)
-    dealt.append(tuple(own))
-  return dealt
+def _dynamic_slice(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  over = ROW if any(value.varies for value in inputs[1:]) else INDEX
+  return [Value(tuple(sliced(held, eqn, over) for held in inputs[0].held), any(value.varies for value in inputs))]
 
 
 def _concatenate(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -260,11 +174,11 @@ def _gather(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   for held in inputs[0].held:
     for a in numbers.operand_batching_dims:
       held = held.within(a, BATCH)
-    rows = _leaf_axes([held.axes[a] for a in found])
-    columns = _leaf_axes([held.axes[a] for a in range(len(shape)) if a not in found])
+    rows = leaf_axes([held.axes[a] for a in found])
+    columns = leaf_axes([held.axes[a] for a in range(len(shape)) if a not in found])
     if single or len(columns) > 1:  # of several axes there may be a matrix for each example: its use says it
       for a in found:
-        held = held.within(a, INDEX if single else GATHER)
+        held = held.within(a, GATHER if not single else ROW if inputs[1].varies else INDEX)
       axes: list[tuple[Factor, ...]] = [()] * len(shape_of(eqn.outvars[0]))
       for place, a in zip(numbers.offset_dims, kept, strict=True):
         axes[place] = held.axes[a]
@@ -279,9 +193,10 @@ def _dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   with_leaf = all(value.held and not value.varies for value in inputs)
   for side, value in enumerate(inputs):
     for held in value.held:
-      contracted = _leaf_axes([held.axes[i] for i in contracting[side]])
+      contracted = leaf_axes([held.axes[i] for i in contracting[side]])
       free = [factors for i, factors in enumerate(held.axes) if i not in (*contracting[side], *batch[side])]
-      if held.is_gathered and not (batch[side] and contracted and _leaf_axes(free)):
+      in_use = contracted and leaf_axes(free)
+      if held.is_gathered and not (batch[side] and in_use) or any(o == ROW for _, o in held.stack) and not in_use:
         walk.note_elementwise(held, "dot_general")
         continue
       if len(batch[side]) == len(held.axes):  # entry by entry, as `einsum("td,d->td")` is
@@ -289,7 +204,7 @@ def _dot_general(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         continue
       for i in batch[side]:
         held = held.within(i, BATCH)
-      _note_product(walk, held, "dot_general", contracted, _leaf_axes(free), constant=with_leaf)
+      _note_product(walk, held, "dot_general", contracted, leaf_axes(free), constant=with_leaf)
   return [Value(varies=True)]
 
 
@@ -308,11 +223,11 @@ def _ragged_dot(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     return _other(walk, eqn, inputs)
   for held in inputs[1].held:
     stacked = [*numbers.rhs_group_dimensions, *batch]
-    contracted = _leaf_axes([held.axes[i] for i in contracting])
+    contracted = leaf_axes([held.axes[i] for i in contracting])
     for i in stacked:
       held = held.within(i, BATCH)
     free = [f for i, f in enumerate(held.axes) if i not in (*contracting, *stacked)]
-    _note_product(walk, held, "ragged_dot_general", contracted, _leaf_axes(free))
+    _note_product(walk, held, "ragged_dot_general", contracted, leaf_axes(free))
   return [Value(varies=True)]
 
 
@@ -324,17 +239,21 @@ def _conv(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   for held in inputs[1].held:
     groups = eqn.params["feature_group_count"]
     kind: Kind = "depthwise" if groups > 1 and shape[into] == 1 else "convolution" if groups == 1 else "other"
-    rows = _leaf_axes([held.axes[i] for i in (*window, into)])
-    walk.note(held, kind, "conv_general_dilated", rows, _leaf_axes([held.axes[out]]))
+    rows = leaf_axes([held.axes[i] for i in (*window, into)])
+    walk.note(held, kind, "conv_general_dilated", rows, leaf_axes([held.axes[out]]))
   return [Value(varies=True)]
 
 
-def _call(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-  names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+def _called(eqn: Any) -> Any:
+  """The jaxpr that an equation calls once with its inputs; None where it is no such call."""
+  names = ("jaxpr", "call_jaxpr", "fun_jaxpr") if RULES.get(eqn.primitive.name) is _call else ()
   closed = next((eqn.params[name] for name in names if name in eqn.params), None)
-  if closed is None or len(getattr(closed, "jaxpr", closed).invars) != len(inputs):
-    return _other(walk, eqn, inputs)
-  return walk(closed, inputs)
+  return None if closed is None or len(getattr(closed, "jaxpr", closed).invars) != len(eqn.invars) else closed
+
+
+def _call(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+  closed = _called(eqn)
+  return _other(walk, eqn, inputs) if closed is None else walk(closed, inputs)
 
 
 def _scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -344,9 +263,10 @@ def _scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     if scanned[i]:
       value = value._replace(held=tuple(
           h.within(0, name).pick(range(1, len(h.axes))) for h in value.held))
-    elif i >= first_carry and not value.held:
-      value = Value(varies=True)
     inside.append(value)
+  last_carry = first_carry + carries
+  inside[first_carry: last_carry] = _carried(
+      eqn.params["jaxpr"], inside[:first_carry], inside[first_carry: last_carry], inside[last_carry:])
   outs = walk(eqn.params["jaxpr"], inside)
   back = lambda h: dataclasses.replace(  # nnx.scan hands weights through as what is stacked again
       h, axes=(tuple(Factor(a, 1, eqn.params["length"]) for a, over in h.stack if over == name), *h.axes),
@@ -357,9 +277,34 @@ def _scan(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 def _while(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
   first_body = eqn.params["cond_nconsts"]
   first_carry = first_body + eqn.params["body_nconsts"]
-  carry = [value if value.held else Value(varies=True) for value in inputs[first_carry:]]
+  carry = _carried(eqn.params["body_jaxpr"], inputs[first_body:first_carry], inputs[first_carry:])
   walk(eqn.params["cond_jaxpr"], [*inputs[:first_body], *carry])
   return walk(eqn.params["body_jaxpr"], [*inputs[first_body:first_carry], *carry])
+
+
+def _carried(
+    closed: Any, consts: Sequence[Value], carry: Sequence[Value], scanned: Sequence[Value] = ()
+) -> list[Value]:
+  """What a loop carries, as its body finds it: a count of turns is all that does not vary."""
+  moved = lambda values: [value.varies or bool(value.held) for value in values]
+  flags, before = moved(carry), None
+  while flags != before:
+    before = flags
+    after = _moved(closed, [*moved(consts), *flags, *moved(scanned)])
+    flags = [a or b for a, b in zip(flags, after, strict=False)]
+  return [v if v.held else Value(varies=flag) for v, flag in zip(carry, flags, strict=True)]
+
+
+def _moved(closed: Any, given: Sequence[bool]) -> list[bool]:
+  """Which outputs of a jaxpr depend on any of the given arguments."""
+  jaxpr = getattr(closed, "jaxpr", closed)
+  known = dict(zip(jaxpr.invars, given, strict=True))
+  read = lambda v: not isinstance(v, Constant) and known.get(v, False)
+  for eqn in jaxpr.eqns:
+    inputs = [read(v) for v in eqn.invars]
+    inner = _called(eqn)
+    known.update(zip(eqn.outvars, _moved(inner, inputs) if inner else [any(inputs)] * len(eqn.outvars), strict=True))
+  return [read(v) for v in jaxpr.outvars]
 
 
 def _cond(walk: Walk, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -384,7 +329,7 @@ RULES: dict[str, Callable[[Walk, Any, Sequence[Value]], list[Value]]] = {
     "expand_dims": _shown(expanded),
     "broadcast_in_dim": _shown(broadcast),
     "slice": _shown(sliced),
-    "dynamic_slice": _shown(sliced),
+    "dynamic_slice": _dynamic_slice,
     "split": _shown(lambda held, eqn: held),
     "pad": _shown(lambda held, eqn: held),
     "rev": _shown(lambda held, eqn: held),

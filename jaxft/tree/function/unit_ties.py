@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxft.tree.leaf_uses import Factor
+from jaxft.tree.function.held import Factor
 
 
 class Node(NamedTuple):

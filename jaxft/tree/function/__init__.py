@@ -1,0 +1,1 @@
+"""What is read from the function of a model: its jaxpr, how it uses each leaf, and which units leaves share."""
