@@ -3,8 +3,8 @@
     jaxft run micro-edit            six minutes on one core, and once ten for the home-made dual encoder
     jaxft run micro-edit --smoke    seconds
 
-Two drawn faces (Dicebear's avatars) differ in one thing that their captions name: skin, hair, its colour, glasses,
-earrings or a feature. The dual encoder of `tasks/emoji_dual_encoder.py` is to tell which caption is of which picture.
+Two drawn faces (Dicebear's avatars) differ in one thing that their captions name and their pictures show: skin, hair,
+its colour, glasses, earrings or a feature. The dual encoder of `tasks/emoji_dual_encoder.py` is to tell which caption is of which picture.
 It has the features of its ConvNet, which stay as they are, and the vectors of MiniLM; what trains is both projections
 and a hidden layer beside that of pictures, by CLIP's loss. Arms: batches of faces that have nothing to do with each
 other; batches of edited pairs, in which the other of a pair is a negative, as many pictures and captions in all; the

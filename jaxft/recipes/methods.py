@@ -115,12 +115,13 @@ def make_transform(options: "Adaptation") -> "ParamTransform":
   transform = method.make(transforms, cast("Adaptation", seen), select)
   if options.quantize is not None:
     transform = _quantized(transforms, transform, method, options, select)
-  read = seen.read | {"method", "quantize"} | ({"select"} if method.reads_select else set())
+  read = seen.read | ({"select"} if method.reads_select else set()) | (
+      {"quantize"} if _quantizable(method, options.method) else set())
   ignored = [f.name for f in dataclasses.fields(options)
-             if f.name not in read and getattr(options, f.name) != f.default]
+             if f.name not in read | {"method"} and getattr(options, f.name) != f.default]
   if ignored:
     raise ValueError(f"method {options.method} does not read {', '.join(f'--{name}' for name in ignored)}; it reads "
-                     f"{', '.join(f'--{name}' for name in sorted(read - {'method'})) or 'no option'}")
+                     f"{', '.join(f'--{name}' for name in sorted(read)) or 'no option'}")
   return transform
 
 
@@ -129,10 +130,15 @@ def _quantized(t: Any, transform: "ParamTransform", method: Method, options: "Ad
   from jaxft.transforms.quantize import FORMATS
 
   one_of("quantize", options.quantize, FORMATS)
-  if method.kind in ("whole weights", "entries") or options.method == "qlora":
+  if not _quantizable(method, options.method):
     raise ValueError(f"quantize goes with a method that leaves its matrices frozen; {options.method} "
                      f"{'quantizes them itself' if options.method == 'qlora' else 'trains them'}")
   return t.chain(transform, t.quantize(select or [MATRICES], format=options.quantize))
+
+
+def _quantizable(method: Method, name: str) -> bool:
+  """Whether the method leaves matrices frozen that are not in few bits already."""
+  return method.kind not in ("whole weights", "entries") and name != "qlora"
 
 
 class _Seen:

@@ -35,7 +35,8 @@ def test_a_method_trains_something_and_keeps_the_shapes(name, family):
 
 @pytest.mark.parametrize("options, message", [
     ({"method": "full", "select": ("layers/**",)}, "method full does not read --select; it reads no option"),
-    ({"method": "vera", "alpha": 9.0, "dropout": 0.5}, "not read --alpha, --dropout; it reads --rank, --select"),
+    ({"method": "vera", "alpha": 9.0, "dropout": 0.5},
+     "not read --alpha, --dropout; it reads --quantize, --rank, --select"),
     ({"method": "lora", "draw": 3}, "lora does not read --draw"), ({"method": "hira", "alpha": 1.0}, "--alpha"),
     ({"method": "hft", "rank": 4}, "hft does not read --rank; it reads --draw"),
     ({"method": "train"}, "method train needs --select"),

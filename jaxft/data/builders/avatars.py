@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -60,12 +61,13 @@ class Avatars(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Faces 96 x 96 with red, green, blue and alpha, in the style Adventurer, with nine attributes and a caption.
 
   `faces` has 6,000 with all attributes drawn at random. `edits` has 3,000 pairs: `edited` differs from `image` in the
-  one `attribute` alone, of those that a caption names, from `before` to `after`, and `difference` says so. Drawn once.
+  one `attribute` alone, of those that a caption names, from `before` to `after`, and `difference` says so. Edits that
+  do not show are left out: hair hides earrings, and a bald head has no colour of hair. Drawn once.
   """
 
   name = "avatars"
   VERSION = tfds.core.Version("1.0.0")
-  BUILDER_CONFIGS = [AvatarsConfig(name="faces", pairs=False), AvatarsConfig(name="edits", pairs=True)]
+  BUILDER_CONFIGS = [AvatarsConfig(name="faces", pairs=False), AvatarsConfig(name="edits", pairs=True, version="1.1.0")]
 
   def _info(self) -> tfds.core.DatasetInfo:
     text, image = tfds.features.Text, tfds.features.Image(shape=(SIZE, SIZE, 4))
@@ -88,16 +90,20 @@ class Avatars(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     del dl_manager  # npm fetches what draws, from wherever the user's npm is set up to fetch
-    config, rng = config_of(self), np.random.default_rng(0)
-    pairs, total = config.pairs, _COUNTS[config.name]
-    drawn = [sample_edit(rng) if pairs else sample_face(rng) for _ in range(total)]
+    config = config_of(self)
+    total = _COUNTS[config.name]
     low, high = total * 8 // 10, total * 9 // 10
-    parts = {"train": drawn[:low], "validation": drawn[low:high], "test": drawn[high:]}
-    make = _edit_records if pairs else _face_records
-    return {split: self._generate_examples(make, part) for split, part in parts.items()}
+    counts = {"train": low, "validation": high - low, "test": total - high}
+    if config.pairs:
+      parts = {split: itertools.islice(_edit_records(np.random.default_rng([1, i])), count)
+               for i, (split, count) in enumerate(counts.items())}
+    else:
+      rng = np.random.default_rng(0)
+      parts = {split: _face_records([sample_face(rng) for _ in range(count)]) for split, count in counts.items()}
+    return {split: self._generate_examples(part) for split, part in parts.items()}
 
-  def _generate_examples(self, make, part):
-    yield from enumerate(make(part))
+  def _generate_examples(self, records):
+    yield from enumerate(records)
 
 
 def sample_face(rng: np.random.Generator) -> Face:
@@ -161,12 +167,17 @@ def _face_records(faces: list[Face]) -> Iterator[dict[str, Any]]:
     yield {"image": png, "caption": caption(face), **face}
 
 
-def _edit_records(edits: list[tuple[Face, Face, str]]) -> Iterator[dict[str, Any]]:
-  pngs = draw_faces(face for face, edited, _ in edits for face in (face, edited))
+def _edit_records(rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+  """Edits that show, without end."""
+  edits, drawn = itertools.tee(sample_edit(rng) for _ in itertools.count())
+  pngs = draw_faces(face for face, edited, _ in drawn for face in (face, edited))
   for face, edited, attribute in edits:
+    image, edited_image = next(pngs), next(pngs)
+    if image == edited_image:
+      continue
     before, after = face[attribute], edited[attribute]
     yield {
-      "image": next(pngs), "caption": caption(face), **face, "edited": next(pngs), "edited_caption": caption(edited),
+      "image": image, "caption": caption(face), **face, "edited": edited_image, "edited_caption": caption(edited),
       "attribute": attribute, "before": before, "after": after, "difference": difference(attribute, before, after),
     }
 
