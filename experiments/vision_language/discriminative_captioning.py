@@ -24,8 +24,8 @@ from jaxtyping import Float
 
 from experiments.tasks.captions.captioner import TINY, Recipe, ids_of, seen
 from experiments.tasks.captions.tuning import GREEDY, REFERENCES, SAMPLED, World, at_random, pictures
-from experiments.tasks.captions.words import references
-from jaxft.evaluation import caption_faithfulness, token_f1
+from experiments.tasks.captions.words import references, to_ids
+from jaxft.evaluation import caption_faithfulness, random_distractor_recall, token_f1
 from jaxft.seal import check_open
 from jaxft.studies.study import Arm, Bars, Claim, Premise, Score, Study, higher, not_lower
 
@@ -93,8 +93,13 @@ class Tuned:
     x, true = self._held(split)
     names = [" ".join(one.name) for one in true]
     found = partial(self.world.found, distractors=self.config.distractors)
+    ids = to_ids([text.split() for text in said], self.world.made.words, longest=self.config.recipe.longest)
+    own = random_distractor_recall(
+        jax.random.key(0), self.world.finder.texts(ids), self.world.finder.pictures(x),
+        distractors=self.config.distractors)
     return {
-        "first": found(said, x), "elsewhere": found(of_drawings, self.drawings(split)),
+        "first": found(said, x), "own": np.asarray(own, np.float64),
+        "elsewhere": found(of_drawings, self.drawings(split)),
         "true": caption_faithfulness(said, [" ".join((*one.name, *one.tags)) for one in true]),
         "f1": token_f1(said, names), "words": [float(len(one.split())) for one in said]}
 
@@ -115,6 +120,7 @@ STUDY = Study(
     config=Config, smoke=SMOKE, arms=arms,
     scores=(
         Score("first", "share of pictures that the judge finds by their captions among 99 others"),
+        Score("own", "the same by the retriever that rewards"),
         Score("elsewhere", "the same of drawings, another domain"),
         Score("true", "share of a caption's words that the name or a tag has"),
         Score("f1", "F1 of the words of captions and names"),

@@ -44,7 +44,7 @@ MORE = {
     # The decompositions run outside of `jax.jit`: they are made once, of each matrix.
     "corda": Budget(small=200),
     # Features of five splits, three parts of models that are made first, three ways to tune, captions of three sizes.
-    "discriminative-captioning": Budget(large=16, small=230),
+    "discriminative-captioning": Budget(large=16, small=260),
     # Five kinds of models, each trained and judged by a program of its own; one of them is trained twice.
     "levi": Budget(large=16),
     # Two captioners, a dual encoder and a retriever are made first.
