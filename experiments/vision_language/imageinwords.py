@@ -163,8 +163,8 @@ STUDY = Study(
     slug="imageinwords", arxiv="2405.02793",
     title="ImageInWords: Unlocking Hyper-Detailed Image Descriptions", question="vision and language",
     use_when="there is money for so many words about images, and captions leave most of them out",
-    setting="a home-made captioner (EfficientNet-Lite0, a decoder of two layers) of emoji in a new style, tuned on 400 "
-            "names or on as many words of refined descriptions, for 60 steps of 60",
+    setting="a home-made captioner (EfficientNet-Lite0, two layers) of emoji in a new style, tuned on 400 names or as "
+            "many words of refined descriptions, 60 steps of 60",
     config=Config, smoke=SMOKE, arms=arms,
     scores=(
         Score("preferred", "net preference over the caption before tuning, the mean of four criteria"),
