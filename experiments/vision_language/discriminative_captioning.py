@@ -115,8 +115,8 @@ STUDY = Study(
     slug="discriminative-captioning", arxiv="2304.01662",
     title="Cross-Domain Image Captioning with Discriminative Finetuning", question="vision and language",
     use_when="captions are to tell pictures apart, in a style for which there are no references",
-    setting="a home-made captioner (EfficientNet-Lite0, two layers) of emoji in a new style, tuned on 400 pictures, 100 "
-            "steps of 60; judged by another retriever than the rewarding one",
+    setting="a home-made captioner (EfficientNet-Lite0, two layers) of emoji in a new style, tuned on 400 pictures, "
+            "100 steps of 60; judged by another retriever than the rewarding one",
     config=Config, smoke=SMOKE, arms=arms,
     scores=(
         Score("first", "share of pictures that the judge finds by their captions among 99 others"),

@@ -4,13 +4,13 @@
     jaxft run micro-edit --smoke    seconds
 
 Two drawn faces (Dicebear's avatars) differ in one thing that their captions name and their pictures show: skin, hair,
-its colour, glasses, earrings or a feature. The dual encoder of `tasks/emoji_dual_encoder.py` is to tell which caption is of which picture.
-It has the features of its ConvNet, which stay as they are, and the vectors of MiniLM; what trains is both projections
-and a hidden layer beside that of pictures, by CLIP's loss. Arms: batches of faces that have nothing to do with each
-other; batches of edited pairs, in which the other of a pair is a negative, as many pictures and captions in all; the
-same with the features of a pair kept close, 1 - cosine of the embeddings times a weight, as the paper adds to its loss,
-in which the edit has to show itself against a pull; and the same beyond a margin alone, within which features may
-differ.
+its colour, glasses, earrings or a feature. The dual encoder of `tasks/emoji_dual_encoder.py` is to tell which caption
+is of which picture. It has the features of its ConvNet, which stay as they are, and the vectors of MiniLM; what trains
+is both projections and a hidden layer beside that of pictures, by CLIP's loss. Arms: batches of faces that have nothing
+to do with each other; batches of edited pairs, in which the other of a pair is a negative, as many pictures and
+captions in all; the same with the features of a pair kept close, 1 - cosine of the embeddings times a weight, as the
+paper adds to its loss, in which the edit has to show itself against a pull; and the same beyond a margin alone, within
+which features may differ.
 
 The paper's system describes differences by a large language model and reports fewer made-up ones: here a picture that
 was drawn on another background and compressed, and not edited, must not be taken for the edited one. The weight and the
