@@ -47,6 +47,8 @@ MORE = {
     "discriminative-captioning": Budget(large=16, small=260),
     # Five kinds of models, each trained and judged by a program of its own; one of them is trained twice.
     "levi": Budget(large=16),
+    # The dual encoder that it tunes is made first, where no other study of the process has made it.
+    "micro-edit": Budget(large=14),
     # Two captioners, a dual encoder and a retriever are made first.
     "no-detail-left-behind": Budget(small=260),
     # Five lengths of prompts, two of beams, and four arms, each with the logits of 49,152 tokens.
@@ -58,6 +60,7 @@ MORE = {
 TOLD_BY = {
     "dr-tune": "drift",                   # of the features of twenty pictures, not how many are told
     "geodesic-mixup": "gap",              # between pictures and names, not how many find each other first
+    "micro-edit": "near",                 # cosine of a picture and its edit, not how many of the pairs are told
     "lora-vs-full": "target",             # after three steps no matrix has an intruder
     "peft-data-augmentation": "scatter",  # of the features of twelve sentences, not how many are told
 }

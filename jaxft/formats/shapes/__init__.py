@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxft.checks import nearest
+from jaxft import checks
 
 FOLDER = Path(__file__).parent
 
@@ -34,5 +34,5 @@ def read_shape(name: str) -> Any:
 
   if name not in shape_names():
     raise ValueError(f"name must be one of the shapes {', '.join(shape_names())}; got {name!r}; "
-                     f"{nearest(name, shape_names())}")
+                     f"{checks.nearest(name, shape_names())}")
   return from_huggingface(json.loads((FOLDER / f"{name}.json").read_text()))
