@@ -1,6 +1,7 @@
 """`jaxft.load`: a pretrained or tuned model with what one does with it, each a line over the library's functions."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +42,7 @@ class Model(Pretrained):
     if self.kind == "vision":
       return np.asarray(self._features(inputs), np.float32)
     config, tokenizer = self.text_encoder()
-    embed = tasks.embedder(self.params, config)
+    embed = functools.partial(_text_vectors(config), self.params)
     return embed_texts(embed, inputs, tokenizer, max_length=min(max_length or self.max_length, self.max_length))
 
   def logits(self, inputs: Any) -> Float[Array, "..."]:
@@ -71,7 +72,8 @@ class Model(Pretrained):
       return self.head(self._features(inputs))
     config, tokenizer = self.text_encoder()
     pooling = config.pooling if self.head.dense is None else "cls"
-    embed = tasks.embedder(self.params, dataclasses.replace(config, pooling=pooling, normalize=False))
+    embed = functools.partial(
+        _text_vectors(dataclasses.replace(config, pooling=pooling, normalize=False)), self.params)
     return self.head(embed_texts(embed, inputs, tokenizer, max_length=self.max_length))
 
   def generate(
@@ -102,7 +104,18 @@ class Model(Pretrained):
       raise ValueError("inputs must hold at least one image; got none")
     size: int = self.config.image_size  # pyright: ignore[reportAttributeAccessIssue]: asked of models of images alone
     pixels = np.stack([read_image(image, size) for image in images])
-    return jax.jit(features(self.config, remat="none"))(self.params, {"images": pixels})
+    return _image_vectors(self.config)(self.params, {"images": pixels})
+
+
+# Kept by config: a function made anew at each call would be compiled at each call.
+@functools.cache
+def _text_vectors(config: Any) -> Any:
+  return tasks.embedding_function(config)
+
+
+@functools.cache
+def _image_vectors(config: Any) -> Any:
+  return jax.jit(features(config, remat="none"))
 
 
 def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Model:

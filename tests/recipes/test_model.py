@@ -29,6 +29,8 @@ def test_vectors_of_texts(tiny_encoder):
   wanted = encoder.embed(tiny_encoder.params, tiny_encoder.config, np.array([ids]), np.ones((1, len(ids)), np.int32))
   found = tiny_encoder.encode(TEXTS)
   np.testing.assert_allclose(found[:1], wanted, rtol=1e-5, atol=1e-6)
+  with jax.no_tracing():  # what was compiled for one call serves the next
+    assert np.array_equal(tiny_encoder.encode(TEXTS), found)
   assert found.shape == (2, 48) and not np.allclose(found[0], found[1])
   assert np.allclose(tiny_encoder.encode(["a b c d"], max_length=3), tiny_encoder.encode(["a"]), atol=1e-6)
   with pytest.raises(ValueError, match="has no head that gives scores; encode gives its vectors"):

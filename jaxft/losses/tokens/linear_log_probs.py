@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from jaxft.checks import in_range
 from jaxft.leaves import dot
 from jaxft.leaves.products import dot_transposed
+from jaxft.losses.divergence.kl import negative_log_likelihood
 from jaxft.losses.language import sequence_sums, token_weights
 from jaxft.losses.linear_cross_entropy import in_pieces, linear_cross_entropy
 from jaxft.signatures import AnyArray, check_arrays
@@ -155,10 +156,8 @@ def token_statistics(
   def piece(hidden, labels, counts):
     logits = (dot_transposed if transposed else dot)(hidden, head).astype(jnp.float32) / temperature
     log_p = jax.nn.log_softmax(logits)
-    known = (labels >= 0) & (labels < logits.shape[-1])
-    picked = jnp.take_along_axis(log_p, jnp.where(known, labels, 0)[..., None], axis=-1)[..., 0]
     entropies = -jnp.sum(jnp.exp(log_p) * jnp.where(jnp.isneginf(log_p), 0.0, log_p), axis=-1)
-    found = (jnp.where(known, picked, jnp.nan), entropies, jax.nn.logsumexp(2 * log_p, axis=-1))
+    found = (-negative_log_likelihood(log_p, labels, None), entropies, jax.nn.logsumexp(2 * log_p, axis=-1))
     return tuple(jnp.where(counts, x, 0.0) for x in found)
 
   found = in_pieces(-(-labels.shape[-1] // chunk), piece, hidden, labels, counts)
