@@ -3,7 +3,8 @@ VENV   ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
             $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 PY      = $(VENV)/bin/python
-PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Errors alone: its warnings are of folders and build steps that no user of this file has to do with.
+PIP     = $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 PYTEST  = $(PY) -m pytest -n 2 --dist worksteal
 # Tests start many processes: what one has compiled to bytecode the others read.
 unexport PYTHONDONTWRITEBYTECODE
@@ -50,24 +51,29 @@ table: $(VENV)/.experiments
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo "jaxft needs Python 3.11, 3.12 or 3.13 on the PATH" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@echo "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install -qq --disable-pip-version-check --upgrade pip
 
 # One stamp per set of extras; each is a superset of the one before.
 $(VENV)/.experiments: pyproject.toml constraints.txt | $(PY)
-	$(PIP) -e '.[experiments]'
+	@echo "installing jaxft[experiments] into $(VENV), a minute or two"
+	@$(PIP) -e '.[experiments]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(PY)
-	$(PIP) -e '.[docs]'
+	@echo "installing jaxft[docs] into $(VENV), a minute or two"
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(PY)
-	$(PIP) -e '.[test]'
+	@echo "installing jaxft[test] into $(VENV), a minute or two"
+	@$(PIP) -e '.[test]'
 	@touch $@
 
 $(VENV)/.parity: pyproject.toml constraints.txt | $(PY)
-	$(PIP) -e '.[parity]'
+	@echo "installing jaxft[parity] into $(VENV), a minute or two"
+	@$(PIP) -e '.[parity]'
 	@touch $@
 
 clean:

@@ -81,6 +81,8 @@ def main(config: Config, stem: Path) -> dict[str, task.Scores]:
   keep_freed_memory()
   use_compilation_cache()
   start = time.perf_counter()
+  print(f"fine-tuning {config.model} to find a function's description from its signature, {config.steps} steps of "
+        f"{config.batch_size}, then scaling the update by depth: a few minutes on two cores", flush=True)
   model = load(config.model)
   pairs = task.load_pairs("train")
   evaluation = task.load_evaluation("test", queries=config.queries, probe=config.probe, corpus=config.corpus)
@@ -117,7 +119,11 @@ def main(config: Config, stem: Path) -> dict[str, task.Scores]:
       "device": f"{jax.devices()[0].device_kind}, JAX {jax.__version__}",
   }
   page, markdown = report(config, facts, curve, scores).write(stem)
-  print(f"wrote {page} and {markdown}")
+  width = max(map(len, scores))
+  print(f"{'':<{width}}  target nDCG@10  neighbours nDCG@10  sentiment r")
+  for name, s in scores.items():
+    print(f"{name:<{width}}  {s.ndcg:14.4f}  {s.neighbours:18.4f}  {s.sentiment:11.4f}")
+  print(f"wrote {page}, the report with its plots, and {markdown}; next: jaxft finetune --help, jaxft list")
   return scores
 
 

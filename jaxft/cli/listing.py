@@ -1,11 +1,16 @@
 """`jaxft list`: the experiments, read from their modules and their committed results."""
 
 import dataclasses
+import hashlib
 import json
 import textwrap
+from pathlib import Path
 from typing import Any
 
+import jaxft
 from jaxft.command_line import parse
+from jaxft.fetch import home
+from jaxft.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +25,38 @@ class List:
 
 def main(args: list[str]) -> None:
   options = parse(List, args, prog="jaxft list")
-  found = rows(options.package)
+  found = remembered_rows(options.package)
   print(json.dumps(found, indent=1) if options.json else as_text(found))
+
+
+def remembered_rows(package: str = "experiments") -> list[dict[str, Any]]:
+  """`rows`, computed again where a file of the package, of its results or of the library is another one by now.
+
+  To import all experiments and to judge all results by their scores takes seconds; to see that no file has changed
+  does not. Where the cache folder cannot be written, they are computed each time.
+  """
+  from jaxft.studies.packages import find_package
+
+  folders = [Path(place) for place in find_package(package).__path__]
+  digest = hashlib.sha256(jaxft.__version__.encode())
+  for folder in (Path(jaxft.__path__[0]), *folders):
+    for file in sorted(f for f in folder.rglob("*") if f.suffix in (".py", ".json", ".npz")):
+      state = file.stat()
+      digest.update(f"{file} {state.st_size} {state.st_mtime_ns}\n".encode())
+  path = home() / "listings" / f"{package}.json"
+  try:
+    kept = json.loads(path.read_text())
+    if kept["of"] == digest.hexdigest():
+      return kept["rows"]
+  except (OSError, ValueError, KeyError, TypeError):
+    pass  # none yet, or a broken one
+  found = rows(package)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"of": digest.hexdigest(), "rows": found}))
+  except OSError:
+    pass
+  return found
 
 
 def rows(package: str = "experiments") -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 from jaxft.files import part_of
 from jaxft.formats.peft_files import save_peft
 from jaxft.formats.pretrained import load
+from jaxft.recipes.method_expression import parts_of
 from jaxft.recipes.options import Adaptation, Finetune
 from jaxft.transforms import ParamTransform
 
@@ -41,7 +42,10 @@ def save_adapter(
   Raises:
     OSError: the folder cannot be written.
   """
-  name = options.method.method
+  method, *more = parts_of(options.method)
+  if more:
+    return f"PEFT has no form for methods joined, {options.method.method}"
+  name = method.method
   if name not in TYPES:
     return f"PEFT has no form for the method {name}"
   # What was quantized stays so: the adapter goes with it, and not with the weights before.
@@ -50,7 +54,7 @@ def save_adapter(
   part = part_of(folder)
   try:
     save_peft(part, transform, frozen, trainable, base, config, peft_type=TYPES[name], base_model=options.model,
-              **settings_of(options.method))
+              **settings_of(method))
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
   except ValueError as e:

@@ -23,7 +23,7 @@ from jaxft.recipes.adapter import save_adapter
 from jaxft.recipes.examples import read_splits, training_batches
 from jaxft.recipes.guess import with_loss
 from jaxft.recipes.labels import Target
-from jaxft.recipes.methods import METHODS, usual_rate
+from jaxft.recipes.methods import sources, usual_rate
 from jaxft.recipes.options import Finetune, defining
 from jaxft.recipes.output import fits_form, head_of, init_output, save_output
 from jaxft.recipes.preparation import prepare, target_of
@@ -129,7 +129,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     run_folder.begin_run(out, given, read)
   if is_first():
     found = {"loss": options.loss.loss, "steps": steps, "learning_rate": (
-        usual_rate(options.method.method) if optimization.learning_rate is None else optimization.learning_rate)}
+        usual_rate(options.method) if optimization.learning_rate is None else optimization.learning_rate)}
     write_text(out / run_folder.RUN, as_text(asked, found))
 
   wait_for_all("run begun")  # in a folder that the first process may have emptied
@@ -217,7 +217,7 @@ def _finish(
       "model": options.model, "data": options.data, "method": options.method.method, "loss": loss, **facts,
       "before": scores.get(0, {}), "after": scores.get(facts["steps"], {}),
       "examples_per_second": run_folder.examples_per_second(out), "peak_memory_bytes": peak_memory(),
-      "out": str(out), "arxiv": [*METHODS[options.method.method].arxiv, *LOSS_SOURCES.get(loss, ())],
+      "out": str(out), "arxiv": [*sources(options.method), *LOSS_SOURCES.get(loss, ())],
   }
   write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=1) + "\n")
   return summary

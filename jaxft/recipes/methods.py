@@ -4,17 +4,21 @@ The texts of the command line are made from it. It imports no JAX: transforms ar
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from jaxft.checks import one_of, pick
+from jaxft.recipes.method_expression import parts_of
 
 if TYPE_CHECKING:
   from jaxft.recipes.options import Adaptation
   from jaxft.transforms import ParamTransform
 
 MATRICES = "layers/**/kernel"
+# Words for what most models have, in place of a glob; `matrices` is each model's own.
+WORDS = {"matrices": MATRICES, "norms": "**/{attention_norm,mlp_norm,norm}/*", "biases": "**/bias",
+         "embeddings": "embed/**"}
 Make = Callable[[Any, "Adaptation", Any], "ParamTransform"]
 
 
@@ -98,23 +102,34 @@ METHODS: dict[str, Method] = {
 }
 
 
-def make_transform(options: "Adaptation") -> "ParamTransform":
-  """The transform of the options.
+def make_transform(options: "Adaptation", matrices: str = MATRICES) -> "ParamTransform":
+  """The transform of the options, which may join several methods; see `parts_of`.
+
+  Args:
+    options: what trains.
+    matrices: the glob of a model's own matrices, which methods adapt where none are selected.
 
   Raises:
     ValueError: an unknown method, one that needs `select` without it, an option given that the method does not read, or
       a method that cannot train beside quantized matrices.
   """
-  method = pick("method", options.method, METHODS)
-  if not options.select and method.select is None:
-    raise ValueError(f"method {options.method} needs --select; got none")
   from jaxft import transforms
 
-  seen = _Seen(options)
-  select = list(options.select) or method.select and [method.select]
-  transform = method.make(transforms, cast("Adaptation", seen), select)
+  parts = parts_of(options)
+  made = [_made(transforms, dataclasses.replace(part, quantize=None), matrices) for part in parts]
   if options.quantize is not None:
-    transform = _quantized(transforms, transform, method, options, select)
+    made.append(_quantized(transforms, options.quantize, parts, matrices))
+  return made[0] if len(made) == 1 else transforms.chain(*made)
+
+
+def _made(t: Any, options: "Adaptation", matrices: str) -> "ParamTransform":
+  """The transform of one method, which reads all options that are given."""
+  method = pick("method", options.method, METHODS)
+  select = _select(options, matrices)
+  if select is None:
+    raise ValueError(f"method {options.method} needs --select; got none")
+  seen = _Seen(options)
+  transform = method.make(t, cast("Adaptation", seen), select)
   read = seen.read | ({"select"} if method.reads_select else set()) | (
       {"quantize"} if _quantizable(method, options.method) else set())
   ignored = [f.name for f in dataclasses.fields(options)
@@ -125,15 +140,26 @@ def make_transform(options: "Adaptation") -> "ParamTransform":
   return transform
 
 
-def _quantized(t: Any, transform: "ParamTransform", method: Method, options: "Adaptation", select: Any) -> Any:
-  """The method over matrices that are kept in few bits."""
+def _select(options: "Adaptation", matrices: str) -> Any:
+  """The globs of a method's options, or its usual ones; "" where it has its own, None where they must be given."""
+  words = WORDS | {"matrices": matrices}
+  if options.select:
+    return [words.get(word, word) for word in options.select]
+  usual = METHODS[options.method].select
+  return [matrices if usual == MATRICES else usual] if usual else usual
+
+
+def _quantized(t: Any, format: str, parts: Sequence["Adaptation"], matrices: str) -> "ParamTransform":
+  """What keeps the matrices in few bits beside which the methods train."""
   from jaxft.transforms.quantize import FORMATS
 
-  one_of("quantize", options.quantize, FORMATS)
-  if not _quantizable(method, options.method):
-    raise ValueError(f"quantize goes with a method that leaves its matrices frozen; {options.method} "
-                     f"{'quantizes them itself' if options.method == 'qlora' else 'trains them'}")
-  return t.chain(transform, t.quantize(select or [MATRICES], format=options.quantize))
+  one_of("quantize", format, FORMATS)
+  for part in parts:
+    if part.method == "qlora" or not any(_quantizable(METHODS[p.method], p.method) for p in parts):
+      raise ValueError(f"quantize goes with a method that leaves its matrices frozen; {part.method} "
+                       f"{'quantizes them itself' if part.method == 'qlora' else 'trains them'}")
+  selected = [_select(p, matrices) or [matrices] for p in parts if _quantizable(METHODS[p.method], p.method)]
+  return t.quantize([glob for globs in selected for glob in globs], format=format)
 
 
 def _quantizable(method: Method, name: str) -> bool:
@@ -152,9 +178,15 @@ class _Seen:
     return getattr(self._options, name)
 
 
-def usual_rate(name: str) -> float:
-  """The usual peak learning rate of a method."""
-  return pick("method", name, METHODS).learning_rate
+def usual_rate(options: "Adaptation") -> float:
+  """The usual peak learning rate of a method; of several joined, that of the first."""
+  return pick("method", parts_of(options)[0].method, METHODS).learning_rate
+
+
+def sources(options: "Adaptation") -> list[str]:
+  """The arXiv ids of the methods that the options join."""
+  found = [source for part in parts_of(options) for source in METHODS[part.method].arxiv]
+  return list(dict.fromkeys(found))
 
 
 def names_by_kind() -> str:

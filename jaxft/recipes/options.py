@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import tyro
 
 from jaxft import command_line
-from jaxft.recipes.methods import names_by_kind, rates_by_method, selected_by_default
+from jaxft.recipes.method_expression import EXAMPLE
+from jaxft.recipes.methods import WORDS, names_by_kind, rates_by_method, selected_by_default
 
-_METHODS = f"What trains; {names_by_kind()}"
+_METHODS = f'What trains; {names_by_kind()} Several: "{EXAMPLE}", each with its options in brackets.'
 _SELECT = (
-    "Path globs. freeze: what stays fixed; train: what trains; bitfit, norm_tuning: which biases or norms; ia3: "
-    "matrices whose outputs are scaled; full, hft: not read; all others: matrices to adapt. "
+    f"Path globs, or {', '.join(WORDS)}. freeze: what stays fixed; train: what trains; bitfit, norm_tuning: which "
+    "biases or norms; ia3: matrices whose outputs are scaled; full, hft: not read; all others: matrices to adapt. "
     f"None given: {selected_by_default()}.")
 _RATE = f"Peak learning rate. None: the method's usual one, {rates_by_method()}."
 

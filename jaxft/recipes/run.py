@@ -13,7 +13,7 @@ from jaxft.checks import one_of, pick
 from jaxft.formats.families import family_of
 from jaxft.models.remat import POLICIES
 from jaxft.recipes.guess import check_task
-from jaxft.recipes.methods import MATRICES, METHODS, make_transform, usual_rate
+from jaxft.recipes.methods import make_transform, usual_rate
 from jaxft.recipes.objectives import language, prediction, same_label, scored_pairs, text_pairs
 from jaxft.recipes.optimizers import SCHEDULES, adamw
 from jaxft.recipes.options import Adaptation, Compute, Examples, Finetune, Loss, Optimization
@@ -37,7 +37,6 @@ RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_R
 
 def check_options(options: Finetune) -> None:
   """Raises ValueError for what is wrong with the options by themselves, before anything is read."""
-  one_of("method", options.method.method, METHODS)
   one_of("schedule", options.optimization.schedule, SCHEDULES)
   one_of("dtype", options.compute.dtype, DTYPES)
   one_of("remat", options.compute.remat, POLICIES)
@@ -134,7 +133,7 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Reci
   rules, loss = pick("kind of model", kind, RULES), loss_name(run.loss.loss, kind)
   rate = optimization.learning_rate
   optimizer = adamw(
-      usual_rate(run.method.method) if rate is None else rate, steps, schedule=optimization.schedule,
+      usual_rate(run.method) if rate is None else rate, steps, schedule=optimization.schedule,
       warmup_steps=round(optimization.warmup * steps), weight_decay=optimization.weight_decay,
       clip_norm=optimization.clip_norm)
   return Recipe(
@@ -146,9 +145,7 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Reci
 
 def _transform(method: Adaptation, config: Any, loss: str) -> ParamTransform:
   """The method, on the model's own matrices where none are chosen; an output layer trains whole, whatever it is."""
-  if not method.select and METHODS[method.method].select == MATRICES:
-    method = dataclasses.replace(method, select=(family_of(config).matrices,))
-  transform = make_transform(method)
+  transform = make_transform(method, family_of(config).matrices)
   return chain(train("output/**"), transform) if loss in WITH_OUTPUT else transform
 
 

@@ -4,14 +4,13 @@ import importlib
 import pkgutil
 import sys
 from pathlib import Path
-from types import ModuleType
 
-import jaxft
 from jaxft import command_line
 from jaxft.checks import nearest
 from jaxft.studies import result_file
 from jaxft.studies.command import run
 from jaxft.studies.findings import Findings
+from jaxft.studies.packages import find_package
 from jaxft.studies.study import Study
 
 
@@ -36,26 +35,6 @@ def find(slug: str, package: str = "experiments") -> Study:
   if slug not in studies:
     raise ValueError(f"unknown experiment {slug!r}; {nearest(slug, list(studies))}")
   return studies[slug]
-
-
-def find_package(package: str) -> ModuleType:
-  """A package of experiments: on the path, or in the working folder, or beside the library as in its repository.
-
-  Raises:
-    ValueError: it lies at none of these places: the studies are no part of what is installed.
-  """
-  try:
-    return importlib.import_module(package)
-  except ModuleNotFoundError as e:
-    if e.name is None or not f"{package}.".startswith(f"{e.name}."):  # something that the package itself imports
-      raise
-  for place in (Path.cwd(), Path(jaxft.__file__).parents[1]):
-    if (place / package.partition(".")[0]).is_dir():
-      sys.path.append(str(place))
-      importlib.invalidate_caches()
-      return importlib.import_module(package)
-  raise ValueError(f"the studies come with the repository, not with what pip installs: there is no package {package!r} "
-                   "here; run this in a clone of it, or name a package of your own by --package")
 
 
 def _modules(package: str) -> list[str]:

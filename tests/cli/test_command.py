@@ -129,7 +129,7 @@ def test_traceback_only_where_asked_for(jaxft, monkeypatch):
 def test_a_fault_of_the_library_is_not_called_bad_input(jaxft, monkeypatch):
   from jaxft.cli import listing
 
-  monkeypatch.setattr(listing, "rows", lambda package: 1 / 0)
+  monkeypatch.setattr(listing, "remembered_rows", lambda package: 1 / 0)
   answer = jaxft("list")
   assert answer.status == 1 and "jaxft: internal error: ZeroDivisionError" in answer.err
 

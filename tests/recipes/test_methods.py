@@ -5,7 +5,7 @@ import pytest
 
 from jaxft.leaves import materialize
 from jaxft.models import decoder, encoder
-from jaxft.recipes.methods import METHODS, make_transform
+from jaxft.recipes.methods import METHODS, make_transform, sources, usual_rate
 from jaxft.recipes.options import Adaptation
 from jaxft.tree import count
 
@@ -57,3 +57,51 @@ def test_a_method_beside_quantized_matrices():
            for q in (None, "int8", "nf4")}
   frozen, trained = ({q: size(side[i]) for q, side in sides.items()} for i in (0, 1))
   assert frozen["nf4"] < frozen["int8"] < frozen[None] and trained["nf4"] == trained[None]
+
+
+def test_methods_are_joined_as_chain_joins_them():
+  model, config = CONFIGS["encoder"]
+  params = jax.eval_shape(lambda key: model.init(key, config), jax.random.key(0))
+  trained = lambda options, **more: count(
+      jax.eval_shape(make_transform(options, **more).split, jax.random.key(1), params)[1])
+  lora, norms = trained(Adaptation(rank=3)), trained(Adaptation(method="train", select=("norms",)))
+  assert norms == trained(Adaptation(method="norm_tuning"))
+  joined = Adaptation(method="lora(rank=3, alpha=4) + train(norms)")
+  assert trained(joined) == lora + norms
+  assert trained(Adaptation(method=" lora ( rank = 3 )")) == lora
+  assert trained(Adaptation(method="lora + train(norms, 'embed/tokens/**') + bitfit")) > trained(
+      Adaptation(method="lora + train(norms)"))
+  assert usual_rate(joined) == usual_rate(Adaptation()) and sources(joined) == ["2106.09685"]
+  kept = lambda options: jax.eval_shape(make_transform(options).split, jax.random.key(1), params)[0]
+  size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  assert size(kept(Adaptation(method=joined.method, quantize="nf4"))) < size(kept(joined)) / 2
+  # The model's own matrices are what a method takes where none are selected, and what the word means.
+  own = {"matrices": "layers/attention/**/kernel"}
+  assert trained(Adaptation(method="lora(rank=3)"), **own) < lora
+  assert trained(Adaptation(method="lora(matrices, rank=3)"), **own) == trained(Adaptation(rank=3), **own)
+
+
+@pytest.mark.parametrize("expression, message", [
+    ("lora(rank=3) - train(norms)", "methods joined by"), ("lora(rank=3", "methods joined by"),
+    ("lora(**x)", "methods joined by"), ("lora(1)", "methods joined by"), ("f()()", "methods joined by"),
+    ("lora(rank=__import__('os'))", "rank of lora in method must be a whole number; got __import__"),
+    ("lora(rank=2.5)", "whole number; got 2.5"), ("lora(rank=True)", "whole number"), ("lora(alpha='x')", "a number"),
+    ("lora(rnk=3)", "option of lora in method must be"), ("lora(quantize=1)", "option of lora in method must be"),
+    ("lroa() + train(norms)", "nearest: lora|must be one of"), ("lora + train", "train needs --select"),
+    ("full + lora", None), ("train(norms, rank=2)", "train does not read --rank"), ("+", "methods joined by"),
+])
+def test_a_method_expression_that_says_nothing_is_refused(expression, message):
+  if message is None:
+    params = {"layers": {"mlp": {"kernel": jax.numpy.ones((4, 4))}}}
+    with pytest.raises(ValueError, match="already trains all"):
+      make_transform(Adaptation(method=expression)).split(jax.random.key(0), params)
+    return
+  with pytest.raises(ValueError, match=message):
+    make_transform(Adaptation(method=expression))
+
+
+def test_options_beside_an_expression_are_refused():
+  with pytest.raises(ValueError, match="--select, --rank beside an expression"):
+    make_transform(Adaptation(method="lora + train(norms)", rank=3, select=("layers/**",)))
+  with pytest.raises(ValueError, match="leaves its matrices frozen; train trains them"):
+    make_transform(Adaptation(method="train(norms) + bitfit", quantize="nf4"))
