@@ -40,6 +40,7 @@ LONGEST = 2000
 EXTRAS = {
     "gguf": "gguf", "matplotlib": "experiments", "PIL": "experiments", "reasoning_gym": "reasoning",
     "rouge_score": "text-metrics", "sacrebleu": "text-metrics", "sklearn": "experiments", "tensorboardX": "tensorboard",
+    "wandb": "wandb", "mlflow": "mlflow",
 }
 
 

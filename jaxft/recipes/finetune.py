@@ -31,10 +31,10 @@ from jaxft.recipes.quiet import quiet_threads
 from jaxft.recipes.run import WITH_OUTPUT, check_options, loss_name, mesh_of, recipe_of
 from jaxft.recipes.run_file import as_text
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
-from jaxft.training import Checkpoints, JsonLines, TensorBoard, checksum, fit, init_state, make_train_step
+from jaxft.training import Checkpoints, JsonLines, checksum, fit, init_state, make_train_step
 from jaxft.training.gather import to_host
 from jaxft.training.mesh import check_rows
-from jaxft.training.metrics import check_tensorboard
+from jaxft.training.metrics import check_tracker, tracker
 from jaxft.transforms import ParamTransform
 from jaxft.tree import count
 
@@ -55,8 +55,8 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
   keep_freed_memory()
   out = options.output.out
   check_options(options)
-  if options.output.tensorboard:
-    check_tensorboard()
+  for name in options.output.track:
+    check_tracker(name)
   check_apart(out, _places(options))
   with run_folder.held(out) if is_first() else contextlib.nullcontext():
     resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
@@ -134,8 +134,8 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
 
   wait_for_all("run begun")  # in a folder that the first process may have emptied
   writers: list[Any] = [JsonLines(out / run_folder.METRICS)] if is_first() else []
-  if options.output.tensorboard and is_first():
-    writers.append(TensorBoard(out / run_folder.TENSORBOARD))
+  if is_first():
+    writers += [tracker(name, out / name, run=out.name, config=given) for name in options.output.track]
   try:
     if before is not None:
       for writer in writers:

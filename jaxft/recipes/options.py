@@ -144,8 +144,9 @@ class Output:
   """Steps between lines of metrics.jsonl."""
   stop_if_not_finite: bool = True
   """End the run at the first loss, gradient norm or update norm that is not finite; nothing is saved from there on."""
-  tensorboard: bool = False
-  """Write metrics for TensorBoard too (extra `tensorboard`)."""
+  track: tuple[str, ...] = ()
+  """Write metrics for tensorboard, wandb or mlflow too, in a folder of that name (extras of the same names). Offline,
+  unless WANDB_MODE or MLFLOW_TRACKING_URI say otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)

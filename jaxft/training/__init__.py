@@ -8,7 +8,7 @@ from jaxft.training.gradient_cache import cached_value_and_grad, embed_cached
 from jaxft.training.interrupts import Stopped
 from jaxft.training.loop import fit
 from jaxft.training.mesh import batch_sharding, make_mesh, place_batch
-from jaxft.training.metrics import JsonLines, TensorBoard, read_json_lines
+from jaxft.training.metrics import JsonLines, MLflow, TensorBoard, WandB, read_json_lines
 from jaxft.training.plan import Compiled, Plan, bytes_per_device, plan
 from jaxft.training.recipe import Recipe
 from jaxft.training.rules import DECODER_RULES, ENCODER_RULES

@@ -142,6 +142,6 @@ def test_each_command_runs_from_what_pip_installs_alone(wheel, newest, tiny, tin
   pictures = write_lines(tmp_path / "pictures.jsonl", [{"image": "none.png", "label": "a"}])
   for needs in (("fetch", "digits"), ("evaluate", "--model", tiny, "--data", pictures, "--split", "train"),
                 ("merge", merge, "-o", "again", "--report", "report.html"),
-                ("finetune", "--model", tiny, "--data", pairs, *few, "--out", "board", "--tensorboard")):
+                ("finetune", "--model", tiny, "--data", pairs, *few, "--out", "board", "--track", "tensorboard")):
     assert "pip install 'jaxft[" in lacks(*needs), needs
   assert ran == {*COMMANDS}

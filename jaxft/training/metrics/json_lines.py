@@ -1,26 +1,11 @@
-"""Where metrics go: lines of JSON, TensorBoard, or any object with the same three methods.
-
-A writer has `write(step, values)`, `rewind(step)` (forget everything after that step, so that a resumed run writes no
-step twice) and `close()`.
-"""
+"""Metrics as lines of JSON."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from jaxft.files import write_text
-
-
-@runtime_checkable
-class Writer(Protocol):
-  """What the training loop asks of a writer."""
-
-  def write(self, step: int, values: dict[str, float]) -> None: ...
-
-  def rewind(self, step: int) -> None: ...
-
-  def close(self) -> None: ...
 
 
 class JsonLines:
@@ -70,38 +55,3 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       if i + 1 < len(lines):
         raise ValueError(f"{path}, line {i + 1}: not JSON: {line[:80]!r}") from None
   return out
-
-
-def check_tensorboard() -> None:
-  """Raises ImportError, which says how to get it, where tensorboardX is not installed."""
-  try:
-    import tensorboardX  # noqa: F401
-  except ImportError:
-    raise ImportError("TensorBoard needs tensorboardX: pip install 'jaxft[tensorboard]'") from None
-
-
-class TensorBoard:
-  """Scalars for TensorBoard, written by tensorboardX.
-
-  Raises:
-    ImportError: tensorboardX is not installed; the message says how to get it.
-  """
-
-  def __init__(self, folder: str | os.PathLike[str]):
-    check_tensorboard()
-    import tensorboardX
-
-    self._make = lambda **kwargs: tensorboardX.SummaryWriter(os.fspath(folder), **kwargs)
-    self._writer = self._make()
-
-  def write(self, step: int, values: dict[str, float]) -> None:
-    for name, value in values.items():
-      self._writer.add_scalar(name, value, step)
-
-  def rewind(self, step: int) -> None:
-    """Tells TensorBoard to hide what an earlier run wrote after this step; its files are append-only."""
-    self._writer.close()
-    self._writer = self._make(purge_step=step + 1)
-
-  def close(self) -> None:
-    self._writer.close()
