@@ -16,7 +16,10 @@ TRACKERS = {"tensorboard": ("tensorboardX",), "wandb": ("wandb",), "mlflow": ("m
 
 
 def check_tracker(name: str) -> None:
-  """Raises ImportError, which says how to get it, where what a tracker needs is not installed; ValueError of others."""
+  """Raises ImportError, which says how to get it, where what a tracker needs is not installed; ValueError of others.
+
+  >>> check_tracker("tensorboard")
+  """
   for module in pick("track", name, TRACKERS):
     if importlib.util.find_spec(module) is None:
       raise ImportError(f"{name} needs the package {module}: pip install 'jaxft[{name}]'")
@@ -24,6 +27,12 @@ def check_tracker(name: str) -> None:
 
 def tracker(name: str, folder: str | os.PathLike[str], *, run: str, config: Mapping[str, Any]) -> Writer:
   """The writer of this name, whose files lie in a folder.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   writer = tracker("tensorboard", folder, run="first", config={"rank": 8})
+  ...   writer.write(10, {"loss": 2.5})
+  ...   writer.close()
 
   Args:
     name: of `TRACKERS`.
