@@ -15,7 +15,7 @@ from jaxft.roll_call import ProcessLost
 COMMANDS = {
     "finetune": ("jaxft.cli.finetune", "fine-tune a pretrained model on a data set; resumes where it was stopped"),
     "plan": ("jaxft.cli.plan", "what a finetune would train, hold and cost, before paying for it; same options"),
-    "evaluate": ("jaxft.cli.evaluate", "a model on a task: retrieval, sentiment, perplexity"),
+    "evaluate": ("jaxft.cli.evaluate", "a model on a task: classes, numbers, retrieval, sentiment, perplexity"),
     "generate": ("jaxft.cli.generate", "text from a decoder, for prompts or a chat"),
     "run": ("jaxft.cli.run", "an experiment: jaxft run EXPERIMENT [--smoke] [overrides of its config]"),
     "list": ("jaxft.cli.listing", "the experiments and their committed results"),

@@ -45,11 +45,12 @@ class Model(Pretrained):
     embed = functools.partial(_text_vectors(config), self.params)
     return embed_texts(embed, inputs, tokenizer, max_length=min(max_length or self.max_length, self.max_length))
 
-  def logits(self, inputs: Any) -> Float[Array, "..."]:
+  def logits(self, inputs: Any, *, max_length: int | None = None) -> Float[Array, "..."]:
     """Scores: of a classifier `[inputs, classes]`, of a regressor `[inputs, 1]`, of a decoder `[inputs, time, vocab]`.
 
     Args:
       inputs: texts, or images; of a decoder also ids `[inputs, time]`. Texts of a decoder are padded on the right.
+      max_length: the most tokens of a text, of an encoder; None takes the model's own.
 
     Raises:
       ValueError: it is an encoder or a model of images without a head, or a text is empty.
@@ -74,7 +75,8 @@ class Model(Pretrained):
     pooling = config.pooling if self.head.dense is None else "cls"
     embed = functools.partial(
         _text_vectors(dataclasses.replace(config, pooling=pooling, normalize=False)), self.params)
-    return self.head(embed_texts(embed, inputs, tokenizer, max_length=self.max_length))
+    length = min(max_length or self.max_length, self.max_length)
+    return self.head(embed_texts(embed, inputs, tokenizer, max_length=length))
 
   def generate(
       self, prompts: Sequence[str], *, chat: bool = False, system: str | None = None, max_new_tokens: int = 128,

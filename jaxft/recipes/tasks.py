@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tokenizers import Tokenizer
 
+from jaxft.evaluation.correlation import pearson, spearman
 from jaxft.evaluation.embed import embed_texts
 from jaxft.evaluation.probe import ridge_probe
 from jaxft.evaluation.retrieval import judged_relevance, ranking_metrics, streaming_top_k
@@ -67,6 +68,47 @@ def sentiment(
   ratings = lambda records: np.array(column(records, "rating"), np.float64)
   score = ridge_probe(vectors(train, "train"), ratings(train), vectors(test, "test"), ratings(test))
   return {"pearson": score.pearson, "r2": score.r2, "penalty": score.penalty, "sentences": len(test)}
+
+
+def classification(
+    scores: Float[AnyArray, "records classes"], records: Records, classes: Sequence[str], *, field: str
+) -> dict[str, float]:
+  """How often the likeliest class is a record's own, with Wilson's 95% interval; macro F1; mean nats of the own class.
+
+  Macro F1 is the mean over the classes that occur among the records or were said of them.
+
+  Raises:
+    ValueError: the records have no such field, or one has a label that is none of the classes.
+  """
+  features = getattr(records, "features", {})
+  names = getattr(features[field], "names", None) if field in features else None
+  labels = [label if isinstance(label, str) or names is None else names[int(label)] for label in column(records, field)]
+  if unknown := sorted({str(label) for label in labels} - {*classes}):
+    raise ValueError(f"{field} must be one of the model's classes, {', '.join(classes):.200}; got {unknown[0]!r}")
+  own = np.array([classes.index(label) for label in labels])
+  scores = np.asarray(scores, np.float64)
+  said = scores.argmax(axis=1)
+  log_p = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+  f1 = [2 * np.sum((said == c) & (own == c)) / (np.sum(said == c) + np.sum(own == c))
+        for c in range(len(classes)) if c in own or c in said]
+  right, n, z = float(np.mean(said == own)), len(own), 1.959964
+  middle, half = right + z**2 / (2 * n), z * math.sqrt(right * (1 - right) / n + z**2 / (4 * n**2))
+  return {"accuracy": right, "low": (middle - half) / (1 + z**2 / n), "high": (middle + half) / (1 + z**2 / n),
+          "macro_f1": float(np.mean(f1)), "loss": float(-log_p[np.arange(n), own].mean()), "records": n}
+
+
+def regression(numbers: Float[AnyArray, " records"], records: Records, *, field: str) -> dict[str, float]:
+  """Pearson's and Spearman's r of what a model says and a record's own number, and the root of the mean squared error.
+
+  Raises:
+    ValueError: the records have no such field, it is no finite number, or r has no meaning since all are the same.
+  """
+  wanted = np.array(column(records, field), np.float64)
+  if not np.isfinite(wanted).all():
+    raise ValueError(f"{field} must be a finite number in each record")
+  numbers = np.asarray(numbers, np.float64)
+  return {"pearson": float(pearson(numbers, wanted)), "spearman": float(spearman(numbers, wanted)),
+          "rmse": float(np.sqrt(np.mean((numbers - wanted) ** 2))), "records": len(wanted)}
 
 
 def loss_and_perplexity(nll: Mean) -> dict[str, float]:

@@ -5,8 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from scipy.special import softmax
+from scipy.stats import binomtest
+from sklearn.metrics import f1_score, log_loss
 
+from jaxft import load
 from jaxft.tree import count
+from tests.cli.conftest import write_lines
 
 
 def test_plan_counts_what_a_run_trains(jaxft, tiny, tmp_path):
@@ -38,6 +43,30 @@ def test_evaluate_an_encoder(jaxft, pairs):
   assert row["task"] == "retrieval" and row["queries"] == row["corpus"] == 12 and row["recall@1"] == 1.0
   table = jaxft("evaluate", "--model", "minilm-l6", "--data", pairs, "--split", "train").out.splitlines()
   assert len(table) == 3 and "ndcg@10" in table[1] and "1.0000" in table[2]
+
+
+def test_evaluate_a_classifier_by_its_head(jaxft, tiny, tmp_path):
+  texts = [f"{word} number {i}" for i in range(4) for word in ("good", "bad", "fair")]
+  data = tmp_path / "reviews.csv"
+  data.write_text("review,mood\n" + "".join(f"{text},{text.split()[0]}\n" for text in texts))
+  fields = ("--fields", "review=text,mood=label")
+  assert jaxft("finetune", "--model", tiny, "--data", data, *fields, "--steps", 1, "--batch-size", 8, "--holdout", 0,
+               "--out", tmp_path / "run").status == 0
+  model = tmp_path / "run" / "model"
+  row, = json.loads(jaxft("evaluate", "--model", model, "--data", data, *fields, "--json").out)
+  scores = np.asarray(load(model).logits(texts), np.float64)
+  own = np.array([["bad", "fair", "good"].index(text.split()[0]) for text in texts])
+  said = scores.argmax(1)
+  interval = binomtest(int((said == own).sum()), len(own)).proportion_ci(method="wilson")
+  want = {"accuracy": (said == own).mean(), "low": interval.low, "high": interval.high, "loss": log_loss(own, softmax(
+      scores, axis=1)), "macro_f1": f1_score(own, said, average="macro", labels=sorted({*own, *said}))}
+  assert row["task"] == "classify" and row["split"] == "train" and row["records"] == 12
+  assert {name: row[name] for name in want} == pytest.approx(want, abs=1e-6)
+  other = write_lines(tmp_path / "other.jsonl", [{"text": "x", "label": "excellent"}])
+  assert "classes, bad, fair, good; got 'excellent'" in jaxft("evaluate", "--model", model, "--data", other).error
+  assert "classify, retrieval, sentiment" in jaxft("evaluate", "--model", model, "--task", "regress").error
+  assert "--data must be given for classify" in jaxft("evaluate", "--model", model).error
+  assert "does not read --target" in jaxft("evaluate", "--model", tiny, "--target", "x").error
 
 
 def test_evaluate_says_what_it_takes(jaxft, tiny, pairs):
