@@ -1,8 +1,5 @@
 """Conversations as one text, by the chat template that a checkpoint ships."""
 
-import datetime
-import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +22,8 @@ def render_chat(
 ) -> str:
   """The text of a conversation.
 
-  The template runs in a sandbox: it can neither change its arguments nor reach Python's internals.
+  The template runs in a sandbox: it can neither change its arguments nor reach Python's internals, nor make more, nor
+  run longer, than a conversation needs.
 
   >>> template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
   >>> template += "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -39,14 +37,17 @@ def render_chat(
     **variables: others that the template reads, as `bos_token`, `eos_token` or `tools`.
 
   Raises:
-    ValueError: the template is broken, or refuses the conversation.
+    ValueError: the template is broken, refuses the conversation, or makes or does too much.
   """
-  compiled, error = _compile(template)
+  import jinja2  # imported where it is used: most data need none
+
+  from jaxft.data.chat_template import compile_template
+
+  render = compile_template(template)
+  turns = [dict(message) for message in messages]
   try:
-    return compiled.render(
-      messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **variables
-    )
-  except error as e:
+    return render({"messages": turns, "add_generation_prompt": add_generation_prompt, **variables})
+  except jinja2.TemplateError as e:
     raise ValueError(f"the chat template refuses this conversation: {e}") from None
   except Exception as e:  # whatever somebody else's template divides by, indexes or calls
     raise ValueError(f"the chat template fails at this conversation: {type(e).__name__}: {e}") from None
@@ -153,24 +154,3 @@ def tokenize_chats(
   return tokenize_spans(
     [r.text for r in rendered], [r.spans for r in rendered], tokenizer, lengths=lengths, pad_id=pad_id
   )
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(template: str):
-  """The template in the environment that templates are written for, and the exception it raises."""
-  import jinja2.sandbox  # imported where it is used: most data need none
-
-  def refuse(message: str):
-    raise jinja2.TemplateError(message)
-
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-  )
-  environment.globals["raise_exception"] = refuse
-  environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-  # Jinja's own tojson escapes for HTML, which no template of a language model means.
-  environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-  try:
-    return environment.from_string(template), jinja2.TemplateError
-  except jinja2.TemplateError as e:
-    raise ValueError(f"template must be a Jinja chat template: {e}") from None
