@@ -8,7 +8,7 @@ import datetime
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import jinja2
@@ -69,7 +69,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
       _check(left.bit_length() * max(right, 0))
     elif operator == "*":
       _check(_size(left) * _size(right))
-    elif hasattr(left, "__len__") and hasattr(right, "__len__"):
+    elif isinstance(left, Sized) and isinstance(right, Sized):
       _check(len(left) + len(right))
     return super().call_binop(context, operator, left, right)
 
@@ -122,7 +122,7 @@ class _Counting(jinja2.visitor.NodeTransformer):
     return _filter(jinja2.nodes.List(node.nodes, lineno=node.lineno), "joined")
 
 
-def _filter(node: jinja2.nodes.Expr, name: str) -> jinja2.nodes.Filter:
+def _filter(node: Any, name: str) -> jinja2.nodes.Filter:
   return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
