@@ -1,5 +1,6 @@
-"""What to choose: modules at random, rows and heads, the top k of a score, ranges of layers found by a search."""
+"""What to choose: modules at random, rows and heads, the top k of a score, layers by a score or a search."""
 
+from jaxft.choices.layers import robust_threshold_layers, top_layers
 from jaxft.choices.module_search import Search, layer_ranges, tree_search, within_layers
 from jaxft.choices.random_modules import (
     chosen_fraction,

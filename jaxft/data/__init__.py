@@ -22,6 +22,7 @@ from jaxft.data.corruption.denoising import (
   span_lengths,
   to_prefix_lm,
 )
+from jaxft.data.corruption.layer_noise import LayerNoise, layer_noise
 from jaxft.data.corruption.spans import prefix_mask, random_segmentation, random_spans_mask
 from jaxft.data.corruption.tokens import Corrupted, Replacement, corrupt_tokens, replace_by_generator
 from jaxft.data.corruption.vectors import adaptive_gaussian_noise, embedding_noise
@@ -31,7 +32,7 @@ from jaxft.data.descriptions import Description, Example, ObjectNote, Revision, 
 from jaxft.data.hard_negatives import HardNegatives, mine_hard_negatives
 from jaxft.data.images import on_background
 from jaxft.data.key_tokens import deciding_offsets, key_token_weights
-from jaxft.data.packing import pack, pack_texts
+from jaxft.data.packing import pack, pack_texts, token_budget_batches
 from jaxft.data.pipeline import (
   batch_indices,
   batches,
@@ -45,7 +46,7 @@ from jaxft.data.position import fingerprint, position, restore
 from jaxft.data.prepare import Records, prepare
 from jaxft.data.sources import builder, names, source
 from jaxft.data.splits import near_duplicates, per_group_split
-from jaxft.data.task_batches import draw_mixture, task_homogeneous_batches
+from jaxft.data.task_batches import draw_mixture, task_homogeneous_batches, training_phases
 from jaxft.data.tokenization import (
   tokenize_completions,
   tokenize_pairs,

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.checks import one_of
-from jaxft.signatures import token_ids
+from jaxft.signatures import AnyArray, token_ids
 
 _PACKERS = {
   "first_fit": grain.experimental.FirstFitPackIterDataset,
@@ -135,3 +135,63 @@ def pack_texts(
       ids[row, here], segment_ids[row, here] = checked[i], start + i + 1
       at += sizes[i]
   return {"ids": ids, "segment_ids": segment_ids}
+
+
+def token_budget_batches(
+    lengths: Sequence[int] | Int[AnyArray, " examples"], *, max_tokens: int, samples_per_step: int, devices: int = 1,
+    seed: int = 0,
+) -> list[list[list[Int[np.ndarray, " _"]]]]:
+  """Steps of a fixed number of samples, cut into micro-batches of few tokens that weigh alike on every device.
+
+  A step's samples are put, the longest first, into the micro-batch with the fewest tokens. All devices have the same
+  number of micro-batches, the least with which none holds more than `max_tokens`. Accumulate them as sums and weights
+  (`Mean`), for they differ in tokens.
+
+  >>> for step in token_budget_batches([5, 3, 2, 4, 1, 1], max_tokens=6, samples_per_step=3, devices=1):
+  ...   print([micro.tolist() for micro in step[0]])
+  [[3, 5], [1]]
+  [[0], [2, 4]]
+
+  Args:
+    lengths: tokens of each example.
+    max_tokens: of a micro-batch.
+    samples_per_step: of every step; examples that are left over at the end are dropped.
+    devices: which share a step.
+    seed: of the order of the examples.
+
+  Returns:
+    `steps[step][device][micro]`, the numbers of the examples; a micro-batch may be empty.
+
+  Raises:
+    ValueError: a length below 1 or above max_tokens, fewer examples than a step takes, or a number below 1.
+
+  Source: the sampler of InstructLab's training, of Pareja et al. 2024 (arXiv 2412.13337).
+  """
+  sizes = np.asarray(lengths)
+  if max_tokens < 1 or samples_per_step < 1 or devices < 1:
+    raise ValueError("max_tokens, samples_per_step and devices must be at least 1; "
+                     f"got {max_tokens}, {samples_per_step} and {devices}")
+  if sizes.size < samples_per_step:
+    raise ValueError(f"lengths must be of at least the {samples_per_step} samples of a step; got {sizes.size}")
+  if sizes.min() < 1 or sizes.max() > max_tokens:
+    raise ValueError(f"lengths must lie in [1, max_tokens = {max_tokens}]; got {sizes.min()} to {sizes.max()}")
+  order = np.random.default_rng(seed).permutation(sizes.size)
+  steps = []
+  for start in range(0, sizes.size - samples_per_step + 1, samples_per_step):
+    samples = order[start : start + samples_per_step]
+    samples = samples[np.argsort(-sizes[samples], kind="stable")]
+    micros = max(-(-int(sizes[samples].sum()) // (max_tokens * devices)), 1)
+    while (bins := _spread(sizes, samples, micros * devices, max_tokens)) is None:
+      micros += 1
+    steps.append([[np.array(b, np.int64) for b in bins[device::devices]] for device in range(devices)])
+  return steps
+
+
+def _spread(sizes: np.ndarray, samples: np.ndarray, bins: int, most: int) -> list[list[int]] | None:
+  """The samples in so many bins; None where one would hold more than `most` tokens."""
+  filled, loads = [[] for _ in range(bins)], np.zeros(bins, np.int64)
+  for i in samples:
+    at = int(loads.argmin())
+    loads[at] += sizes[i]
+    filled[at].append(int(i))
+  return filled if loads.max() <= most else None

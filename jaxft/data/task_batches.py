@@ -1,11 +1,12 @@
 """Batches of one task each, and sets of records in given proportions."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from jaxft.checks import in_range
+from jaxft.checks import in_range, one_of
 
 
 def task_homogeneous_batches(
@@ -97,3 +98,42 @@ def draw_mixture(
     rounds = [rng.permutation(size) for _ in range(-(-count // size) if size else 0)]
     out.append(np.concatenate([*rounds, np.zeros(0, int)])[:count].astype(int))
   return out
+
+
+def training_phases(
+    sizes: Sequence[int], *, mode: Literal["stacked", "phased"], replay: float = 0.0, seed: int = 0
+) -> list[Int[np.ndarray, "_ 2"]]:
+  """Several sets of data as one shuffled whole, or one after the other, each with some of those before it.
+
+  >>> [phase.shape for phase in training_phases([4, 6], mode="stacked")]
+  [(10, 2)]
+  >>> [phase.shape for phase in training_phases([4, 6], mode="phased", replay=0.5)]  # half of the first set again
+  [(4, 2), (8, 2)]
+
+  Args:
+    sizes: records of each set, in the order of the phases: knowledge, then skills.
+    mode: "stacked" or "phased".
+    replay: of "phased", the share of every earlier set that a phase repeats, drawn anew in each; in [0, 1].
+    seed: of the order and of what is repeated.
+
+  Returns:
+    Of each phase the records `(set, row)` in their order: one phase, or one for each set. Whether the optimizer starts
+    anew in a phase is the caller's.
+
+  Raises:
+    ValueError: an unknown mode, a share out of range, replay with "stacked", or a set without records.
+
+  Source: Pareja et al. 2024 (arXiv 2412.13337), who find phases to be of no use.
+  """
+  one_of("mode", mode, ("stacked", "phased"))
+  in_range("replay", replay, "[0, 1]")
+  if mode == "stacked" and replay:
+    raise ValueError(f"replay must be 0 with mode 'stacked', which meets every record alike; got {replay}")
+  if not sizes or min(sizes) < 1:
+    raise ValueError(f"sizes must be at least 1 each; got {list(sizes)}")
+  rng = np.random.default_rng(seed)
+  whole = [np.stack([np.full(n, i), np.arange(n)], axis=1) for i, n in enumerate(sizes)]
+  if mode == "stacked":
+    return [rng.permutation(np.concatenate(whole))]
+  again = lambda part: rng.permutation(part)[: round(replay * len(part))]
+  return [rng.permutation(np.concatenate([whole[i], *(again(part) for part in whole[:i])])) for i in range(len(sizes))]

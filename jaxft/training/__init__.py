@@ -15,4 +15,5 @@ from jaxft.training.rules import DECODER_RULES, ENCODER_RULES
 from jaxft.training.sharding import inherit_specs, shardings_for, specs_for
 from jaxft.training.state import TrainState, abstract_state, init_state
 from jaxft.training.step import TrainStep, cast_floating, make_train_step
+from jaxft.training.trials.successive_halving import Halved, Round, successive_halving
 from jaxft.training.watch import Diverged

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.data.corruption import denoising, spans, tokens, vectors
+from jaxft.data.corruption import denoising, layer_noise, spans, tokens, vectors
+from jaxft.models import DecoderConfig, decoder
+from tests import draws
 
 KEYS = jax.random.split(jax.random.key(0), 400)
 TOKENS, WHERE = np.tile(np.arange(10, 20, dtype=np.int32), (400, 1)), np.tile(np.arange(10) >= 4, (400, 1))
@@ -175,3 +177,30 @@ def test_errors_name_the_argument():
     denoising.mixture_of_denoisers(KEYS[0], jnp.arange(40), 40, mode_ids={"R": 5}, **given)
   with pytest.raises(ValueError, match="denoisers must be tasks with weights >= 0, not all 0"):
     denoising.mixture_of_denoisers(KEYS[0], jnp.arange(40), 40, denoisers=(), **given)
+
+
+def test_noise_of_chosen_layers_alone():
+  config = DecoderConfig(vocab_size=7, dim=8, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=4, mlp_dim=8)
+  params = draws.params(lambda: decoder.init(jax.random.key(0), config), 0, stddev=0.5)
+  ids, where = np.arange(12, dtype=np.int32).reshape(2, 6) % 7, np.arange(6) < np.array([[6], [3]])
+
+  @jax.jit
+  def states(key, chosen, noise_std):
+    edit = layer_noise.layer_noise(key, chosen, where, noise_std=noise_std)
+    return decoder.hidden_states(params, config, ids, edits={"layers/out": edit}, record=("layers/out",)).recorded
+
+  plain = decoder.hidden_states(params, config, ids, record=("layers/out",)).recorded["layers/out"]
+  first = np.array([False, True, False])
+  noisy, again, other = (states(KEYS[i], first, 0.5)["layers/out"] for i in (0, 0, 1))
+  np.testing.assert_array_equal(noisy, again)
+  np.testing.assert_allclose(noisy[0], plain[0], rtol=1e-5, atol=1e-6)
+  apart = np.abs(np.asarray(noisy[1] - plain[1])).max(-1)
+  assert (apart[where] > 1e-3).all() and (apart[1, 3:] < 1e-5).all()  # tokens that do not count stay
+  assert (np.abs(np.asarray(noisy[2] - plain[2])).max(-1)[0] > 1e-3).all()  # and the next layer sees it
+  assert (np.asarray(noisy[1] != other[1]).all(-1) == where).all()
+  for none in (states(KEYS[0], first, 0.0), states(KEYS[0], ~first & False, 0.5)):
+    np.testing.assert_allclose(none["layers/out"], plain, rtol=1e-5, atol=1e-6)
+  both = states(KEYS[0], np.array([True, True, False]), 0.5)["layers/out"]
+  assert (both[0] != plain[0]).any() and (both[1] != noisy[1]).any()
+  with pytest.raises(ValueError, match="noise_std must"):
+    layer_noise.layer_noise(KEYS[0], first, noise_std=-1.0)

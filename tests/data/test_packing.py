@@ -98,3 +98,28 @@ def test_pack_texts_wastes_little():
 def test_pack_texts_errors(texts, kwargs, message):
   with pytest.raises(ValueError, match=message):
     data.pack_texts(texts, 8, **kwargs)
+
+
+def test_steps_of_few_tokens_and_a_fixed_number_of_samples():
+  lengths = np.random.default_rng(0).integers(1, 30, 103)
+  for devices in (1, 3):
+    steps = data.token_budget_batches(lengths, max_tokens=40, samples_per_step=20, devices=devices, seed=1)
+    assert len(steps) == 5 and all(len(step) == devices for step in steps)
+    seen = np.concatenate([micro for step in steps for device in step for micro in device])
+    assert len(set(seen.tolist())) == 100 == len(seen)  # once each, and three are left over
+    for step in steps:
+      assert sum(len(micro) for device in step for micro in device) == 20
+      counts = {len(device) for device in step}
+      loads = [int(lengths[micro].sum()) for device in step for micro in device]
+      assert len(counts) == 1 and max(loads) <= 40
+      assert len(loads) <= -(-sum(loads) // (40 * devices)) * devices + devices  # the least number, or the next one
+    again = data.token_budget_batches(lengths, max_tokens=40, samples_per_step=20, devices=devices, seed=2)
+    assert any((a[0][0].tolist() != b[0][0].tolist()) for a, b in zip(steps, again, strict=True))
+  (alone, _) = data.token_budget_batches([40, 40], max_tokens=40, samples_per_step=1, devices=2)
+  assert [len(micro) for device in alone for micro in device] == [1, 0]  # the second device has nothing to do
+  for message, sizes, most, samples, devices in (
+      (r"lengths must lie in \[1, max_tokens = 9\]; got 10 to 10", [10], 9, 1, 1),
+      ("of at least the 2 samples", [1], 9, 2, 1), ("must be at least 1; got 9, 1 and 0", [1], 9, 1, 0),
+      ("got 0 to 0", [0], 9, 1, 1)):
+    with pytest.raises(ValueError, match=message):
+      data.token_budget_batches(sizes, max_tokens=most, samples_per_step=samples, devices=devices)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxft.data import draw_mixture, task_homogeneous_batches
+from jaxft.data import draw_mixture, task_homogeneous_batches, training_phases
 
 TASKS = np.random.default_rng(0).integers(0, 3, 50)
 
@@ -49,3 +49,21 @@ def test_mixtures_have_their_proportions(proportions, counts):
 def test_what_is_refused(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_phases_and_the_whole_at_once():
+  (whole,) = training_phases([5, 7], mode="stacked", seed=3)
+  assert sorted(map(tuple, whole.tolist())) == [(0, i) for i in range(5)] + [(1, i) for i in range(7)]
+  assert len(set(whole[:5, 0].tolist())) == 2  # shuffled
+  first, second, third = training_phases([4, 6, 2], mode="phased", replay=0.5)
+  assert (first[:, 0] == 0).all() and len(first) == 4
+  assert np.bincount(second[:, 0]).tolist() == [2, 6] and np.bincount(third[:, 0]).tolist() == [2, 3, 2]
+  for phase in (first, second, third):
+    assert len(set(map(tuple, phase.tolist()))) == len(phase)
+  assert [len(p) for p in training_phases([4, 6], mode="phased")] == [4, 6]
+  for message, mode, replay in (("mode must be one of", "stack", 0.0), ("replay must lie", "phased", 2.0),
+                                ("replay must be 0 with", "stacked", 0.1)):
+    with pytest.raises(ValueError, match=message):
+      training_phases([4, 6], mode=mode, replay=replay)
+  with pytest.raises(ValueError, match="sizes must be"):
+    training_phases([4, 0], mode="stacked")

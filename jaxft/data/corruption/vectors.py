@@ -16,7 +16,7 @@ def embedding_noise(
     embeddings: Float[AnyArray, "batch time dim"],
     where: Bool[AnyArray, "batch time"] | Num[AnyArray, "batch time"],
     *,
-    alpha: float = 5.0,
+    alpha: float | Float[AnyArray, ""] = 5.0,
 ) -> Float[Array, "batch time dim"]:
   """NEFTune: uniform noise of at most `alpha / sqrt(tokens dim)` on the embeddings of each row's tokens.
 
@@ -50,7 +50,7 @@ def adaptive_gaussian_noise(
     hidden: Float[AnyArray, "batch time dim"],
     where: Bool[AnyArray, "batch time"] | Num[AnyArray, "batch time"] | None = None,
     *,
-    noise_std: float = 0.1,
+    noise_std: float | Float[AnyArray, ""] = 0.1,
     beta: float = 0.1,
     largest_factor: float = 5.0,
     logits: Float[AnyArray, "batch time vocab"] | None = None,

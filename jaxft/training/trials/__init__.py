@@ -1,0 +1,1 @@
+"""Several configurations of one run, and how to spend less than all of them would take."""
