@@ -11,7 +11,7 @@ weight helps (`off_policy_threshold` leaves out bad responses that the policy wo
 these: log-probabilities are to be taken at that of the rollouts. Filters such as top-p are only corrected by the cap.
 """
 
-from jaxft.training.rl.decoder import decoder_log_probs, decoder_log_probs_and_values, init_value_head
+from jaxft.training.rl.decoder_outputs import decoder_log_probs, decoder_log_probs_and_values, init_value_head
 from jaxft.training.rl.grpo import grpo_objective, grpo_update
 from jaxft.training.rl.ppo import ppo_objective, ppo_update
 from jaxft.training.rl.rollouts import PolicyBatch, Rollouts, rollout

@@ -31,8 +31,9 @@ def grpo_objective(
   >>> ones = jnp.ones((2, 1), bool)
   >>> batch = PolicyBatch(Rollouts(jnp.zeros((2, 1), int), ones, ones, jnp.zeros((2, 1))), jnp.array([[1.0], [0.5]]))
   >>> loss = lambda params: grpo_objective(log_probs)(params, batch, jax.random.key(0))[0].value
-  >>> jax.value_and_grad(loss)({"w": jnp.array(0.0)})  # the ratio is 1; of log p the gradient is 1/2
-  (Array(-0.75, dtype=float32), {'w': Array(-0.375, dtype=float32)})
+  >>> value, gradient = jax.value_and_grad(loss)({"w": jnp.array(0.0)})  # the ratio is 1, and of log p the gradient 1/2
+  >>> float(value), float(gradient["w"])
+  (-0.75, -0.375)
 
   Args:
     log_probs: of the policy, as `decoder_log_probs(config)`.

@@ -26,8 +26,8 @@ def decoder_log_probs(
   >>> where = jnp.array([[False, True, True]])
   >>> rollouts = Rollouts(jnp.array([[1, 2, 3]]), jnp.ones((1, 3), bool), where, jnp.zeros((1, 3)))
   >>> params = jax.tree.map(jnp.zeros_like, decoder.init(jax.random.key(0), config))
-  >>> decoder_log_probs(config)(params, rollouts).round(3)  # log 1/5
-  Array([[ 0.   , -1.609, -1.609]], dtype=float32)
+  >>> np.array(decoder_log_probs(config)(params, rollouts)).round(3)  # log 1/5
+  array([[ 0.   , -1.609, -1.609]], dtype=float32)
 
   Args:
     config: of the decoder; params may hold structured leaves.
