@@ -54,3 +54,8 @@ from jaxft.data.tokenization import (
   tokenize_spans,
   tokenize_texts,
 )
+from jaxft.data.tools.calls import ToolCall, parse_call, parse_calls, render_call, same_value
+from jaxft.data.tools.curriculum import curriculum
+from jaxft.data.tools.fragments import fragment_ends, split_fragments
+from jaxft.data.tools.rewards import TL_TRAINING, CallError, call_error, tool_call_reward
+from jaxft.data.tools.turns import Turn, drop_failed_turns, reports_error

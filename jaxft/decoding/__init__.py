@@ -4,3 +4,5 @@ from jaxft.decoding.beam_search import Beams, beam_search
 from jaxft.decoding.generate import Generated, generate
 from jaxft.decoding.sampling import min_p, sample, top_k, top_p
 from jaxft.decoding.stepwise import Stepwise, stepwise_decoder
+from jaxft.decoding.stop_strings import StopStrings, before_stop, stop_strings, token_pieces
+from jaxft.decoding.tree_search import Fragment, SearchTree, tree_search

@@ -150,10 +150,18 @@ def sample(
   _check_temperature(temperature)
   if temperature == 0:
     return _where_decided(logits, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+  logits = filtered(logits, temperature=temperature, filters=filters)
+  return _where_decided(logits, jax.random.categorical(key, logits, axis=-1).astype(jnp.int32))
+
+
+def filtered(
+    logits: Float[Array, "... vocab"], *, temperature: float, filters: Sequence[Filter] = ()
+) -> Float[Array, "... vocab"]:
+  """The scores that `sample` draws from: divided by a temperature above 0, then filtered in order."""
   logits = logits / temperature
   for filter in filters:
     logits = filter(logits)
-  return _where_decided(logits, jax.random.categorical(key, logits, axis=-1).astype(jnp.int32))
+  return logits
 
 
 def _where_decided(logits: Float[Array, "batch vocab"], token: Int[Array, " batch"]) -> Int[Array, " batch"]:

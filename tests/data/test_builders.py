@@ -3,6 +3,7 @@
 import ast
 import collections
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -160,6 +161,23 @@ def test_humaneval_solutions_compile():
   for problem in problems:
     ast.parse(problem["prompt"] + problem["canonical_solution"])
     assert f"def {problem['entry_point']}(" in problem["prompt"] and "def check(" in problem["test"]
+
+
+def test_bfcl_answers_are_calls_of_the_functions_at_hand():
+  sizes = {}
+  for category in ("simple", "multiple", "parallel", "irrelevance"):
+    rows = data.source(f"bfcl/{category}", "test")
+    sizes[category] = len(rows)
+    for row in rows:
+      functions = {function["name"]: function["parameters"]["properties"] for function in json.loads(row["functions"])}
+      answers = json.loads(row["answers"])
+      assert row["question"] and bool(answers) == (category != "irrelevance")
+      for answer in answers:
+        ((name, accepted),) = answer.items()
+        assert set(accepted) <= set(functions[name]) and all(isinstance(values, list) for values in accepted.values())
+  assert sizes == {"simple": 400, "multiple": 200, "parallel": 200, "irrelevance": 240}
+  tools = data.source("bfcl/tools", "train")
+  assert len(tools) > 100 and {"get_tweet", "get_tweet_comments"} <= {tool["name"] for tool in tools}
 
 
 @pytest.mark.parametrize("task", ["chain_sum", "spell_backward", "countdown"])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.decoding import beam_search, generate, sampling, stepwise_decoder
+from jaxft.decoding import beam_search, generate, sampling, stepwise_decoder, stop_strings
 from jaxft.leaves import materialize
 from jaxft.models import decoder
 from jaxft.models.decoder import DecoderConfig
@@ -217,3 +217,60 @@ def test_the_same_settings_compile_once(params):
   before = loop._generate._cache_size()
   run(jax.tree.map(lambda x: 2 * x, params))
   assert loop._generate._cache_size() == before
+
+
+PIECES = [chr(ord("a") + i % 26) * (1 + i // 26) for i in range(40)]
+
+
+def test_a_row_ends_where_its_text_has_a_stop_string(params):
+  """Spelled by one token or by several; the others go on, and what the prompt ends with does not count."""
+  run = lambda **options: generate(
+      stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=NEW, temperature=0.0, **options)
+  free = run()
+  texts = ["".join(PIECES[t] for t in row) for row in free.tokens]
+  wanted = [texts[0][1:3], "zzzzz"]  # of two tokens, or across them
+  ends = []
+  for row in free.tokens:
+    so_far = ["".join(PIECES[t] for t in row[: n + 1]) for n in range(NEW)]
+    ends.append(next((n + 1 for n, text in enumerate(so_far) if wanted[0] in text), NEW))
+  assert ends[0] < NEW
+  out = run(stop_strings=stop_strings(PIECES, wanted))
+  assert out.mask.sum(1).tolist() == ends
+  for row, end in enumerate(ends):
+    assert out.tokens[row, :end].tolist() == free.tokens[row, :end].tolist()
+  with pytest.raises(ValueError, match=r"a column for each of the model's 40 tokens \(vocab_size\); got 3"):
+    run(stop_strings=stop_strings(["a", "b", "c"], ["ab"]))
+  prompt_ends = PIECES[PROMPT[0, -1]] + texts[0][0]
+  if prompt_ends not in texts[0]:
+    assert run(stop_strings=stop_strings(PIECES, [prompt_ends])).tokens[0].tolist() == free.tokens[0].tolist()
+
+
+def test_the_automaton_finds_what_a_search_of_the_text_finds():
+  rng = np.random.default_rng(0)
+  pieces = ["a", "b", "ab", "ba", "aab", "", "c"]
+  for strings in (["aab"], ["abab", "ba"], ["aaa", "c"], ["a"]):
+    after = stop_strings(pieces, strings, vocab_size=9).after
+    for _ in range(200):
+      tokens = rng.integers(0, 9, 6)
+      state, text = 0, ""
+      for token in tokens:
+        state, text = after[state, token], text + (pieces[token] if token < 7 else "")
+        assert (state == len(after) - 1) == any(string in text for string in strings)
+  with pytest.raises(TypeError, match="strings must be a sequence of str; got 'ab'"):
+    stop_strings(pieces, "ab")
+  for wrong in ([], ["a", ""]):
+    with pytest.raises(ValueError, match="strings must be one string or more"):
+      stop_strings(pieces, wrong)
+  with pytest.raises(ValueError, match="vocab_size must be at least 7"):
+    stop_strings(pieces, ["a"], vocab_size=6)
+
+
+def test_log_probs_of_what_was_drawn_and_of_the_model(params):
+  out = generate(stepwise(params), PROMPT, jax.random.key(5), max_new_tokens=2, temperature=0.5, top_k=3, stop=())
+  logits = next_logits(params, PROMPT, 5)
+  token = np.asarray(out.tokens[:, 0])
+  of = lambda scores: np.asarray(jax.nn.log_softmax(scores))[np.arange(2), token]
+  np.testing.assert_allclose(out.log_probs[:, 0], of(logits), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(out.sampling_log_probs[:, 0], of(sampling.top_k(logits / 0.5, 3)), rtol=1e-4, atol=1e-5)
+  assert (generate(stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=NEW, temperature=0.0)
+          .sampling_log_probs == 0).all()
