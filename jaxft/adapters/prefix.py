@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.adapters.dense import affine, torch_dense
 from jaxft.adapters.protocol import Adapter
+from jaxft.models.attention.rope import rotate, rotation
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
-from jaxft.models.rope import rotate, rotation
 from jaxft.models.sites import Prepend
 from jaxft.signatures import AnyArray
 

@@ -1,6 +1,7 @@
 """Decoding: sampling filters, generation and beam search."""
 
 from jaxft.decoding.beam_search import Beams, beam_search
+from jaxft.decoding.conditional import stepwise_encoder_decoder
 from jaxft.decoding.generate import Generated, generate
 from jaxft.decoding.sampling import min_p, sample, top_k, top_p
 from jaxft.decoding.stepwise import Stepwise, stepwise_decoder

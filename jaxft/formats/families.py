@@ -13,11 +13,13 @@ from tokenizers import Tokenizer
 from jaxft.formats.efficientnet_files import efficientnet_tensors
 from jaxft.formats.huggingface_config import Config, bert_json, llama_json, mpnet_json
 from jaxft.formats.names import HEAD, Tensors, bert_tensors, llama_tensors, mpnet_tensors, vision_tensors
+from jaxft.formats.t5 import COPIES, t5_json, t5_tensors
 from jaxft.formats.vision_config import efficientnet_json, vision_json
-from jaxft.models import decoder, efficientnet, encoder, vision
+from jaxft.models import decoder, efficientnet, encoder, encoder_decoder_config, vision
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import Block, EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
+from jaxft.models.encoder_decoder_config import EncoderDecoderConfig
 from jaxft.models.vision import VisionConfig
 
 
@@ -33,7 +35,7 @@ class Family(NamedTuple):
     matrices: a glob of what methods that adapt matrices take where nothing is chosen.
     tensors: `config -> ` its tensors under the names of Hugging Face checkpoints.
     prefixes: what may stand before all of these names.
-    tied: `config -> ` the name of a tensor that files may hold and that must equal the token embedding; None: no such.
+    tied: `config -> ` the names of tensors that files may hold and that must equal the token embedding.
     config_json: `config -> ` what its `config.json` has besides what `sizes_json` gives.
     special_tokens: `(config, tokenizer) -> {role: token}`, for `tokenizer_config.json`.
     key_sizes: `config -> (key heads, size of a head)`.
@@ -41,14 +43,14 @@ class Family(NamedTuple):
     shrink: `(config, layers, heads, dim) -> config` with that many of each, otherwise as similar as possible.
   """
 
-  kind: Literal["encoder", "decoder", "vision"]
+  kind: Literal["encoder", "decoder", "encoder-decoder", "vision"]
   config: type
   init: Callable[..., dict[str, Any]]
   embed: Callable[..., Any] | None
   matrices: str
   tensors: Callable[[Any], Tensors]
   prefixes: tuple[str, ...]
-  tied: Callable[[Any], str | None]
+  tied: Callable[[Any], tuple[str, ...]]
   config_json: Callable[[Any], dict[str, Any]]
   special_tokens: Callable[[Any, Tokenizer], dict[str, str]]
   key_sizes: Callable[[Any], tuple[int, int]]
@@ -81,8 +83,8 @@ def _encoder_special_tokens(config: EncoderConfig, tokenizer: Tokenizer) -> dict
   return {f"{role}_token": token for role, token in roles.items() if tokenizer.token_to_id(token) is not None}
 
 
-def _llama_special_tokens(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, str]:
-  ids = {"bos_token": config.bos_id, "eos_token": config.eos_id, "pad_token": config.pad_id}
+def _own_special_tokens(config: Any, tokenizer: Tokenizer) -> dict[str, str]:
+  ids = {f"{role}_token": getattr(config, f"{role}_id", None) for role in ("bos", "eos", "pad")}
   tokens = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
   return {name: token for name, token in tokens.items() if token is not None}
 
@@ -111,7 +113,7 @@ ENCODER = Family(
     matrices="layers/**/kernel",
     tensors=_encoder_tensors,
     prefixes=("bert.", "mpnet."),
-    tied=lambda c: None,
+    tied=lambda c: (),
     config_json=_encoder_json,
     special_tokens=_encoder_special_tokens,
     key_sizes=lambda c: (c.num_heads, c.dim // c.num_heads),
@@ -130,12 +132,30 @@ LLAMA = Family(
         vocab=c.vocab_size, dim=c.dim, mlp=c.mlp_dim, query=c.num_heads * c.head_dim, key=c.num_kv_heads * c.head_dim,
         num_layers=c.num_layers, tie_embeddings=c.tie_embeddings, head=c.head_dim, qk_norm=c.qk_norm),
     prefixes=(),
-    tied=lambda c: HEAD.name if c.tie_embeddings else None,
+    tied=lambda c: (HEAD.name,) if c.tie_embeddings else (),
     config_json=llama_json,
-    special_tokens=_llama_special_tokens,
+    special_tokens=_own_special_tokens,
     key_sizes=lambda c: (c.num_kv_heads, c.head_dim),
     peft_task="CAUSAL_LM",
     shrink=_shrunk_llama,
+)
+
+ENCODER_DECODER = Family(
+    kind="encoder-decoder",
+    config=EncoderDecoderConfig,
+    init=encoder_decoder_config.init,
+    embed=None,
+    matrices="{encoder,decoder}/layers/**/kernel",
+    tensors=t5_tensors,
+    prefixes=(),
+    tied=lambda c: COPIES + ((HEAD.name,) if c.tie_embeddings else ()),
+    config_json=t5_json,
+    special_tokens=_own_special_tokens,
+    key_sizes=lambda c: (c.num_heads, c.head_dim),
+    peft_task="SEQ_2_SEQ_LM",
+    shrink=lambda c, layers, heads, dim: dataclasses.replace(
+        c, encoder_layers=layers, decoder_layers=layers + 1, dim=dim, num_heads=heads, head_dim=dim // heads,
+        mlp_dim=2 * dim),
 )
 
 VIT = Family(
@@ -148,7 +168,7 @@ VIT = Family(
         dim=c.dim, mlp=c.mlp_dim, positions=c.num_positions, channels=c.channels, patch=c.patch_size,
         num_layers=c.num_layers, clip=c.embed_norm),
     prefixes=("vit.", "vision_model."),
-    tied=lambda c: None,
+    tied=lambda c: (),
     config_json=vision_json,
     special_tokens=lambda c, tokenizer: {},
     key_sizes=lambda c: (c.num_heads, c.dim // c.num_heads),
@@ -170,7 +190,7 @@ EFFICIENTNET = Family(
     matrices="blocks/*/{expand,project}/kernel",
     tensors=efficientnet_tensors,
     prefixes=(),
-    tied=lambda c: None,
+    tied=lambda c: (),
     config_json=efficientnet_json,
     special_tokens=lambda c, tokenizer: {},
     key_sizes=_no_keys,
@@ -178,7 +198,7 @@ EFFICIENTNET = Family(
     shrink=_shrunk_efficientnet,
 )
 
-FAMILIES = (ENCODER, LLAMA, VIT, EFFICIENTNET)
+FAMILIES = (ENCODER, LLAMA, ENCODER_DECODER, VIT, EFFICIENTNET)
 
 
 def family_of(config: Config) -> Family:

@@ -1,8 +1,8 @@
 """Hugging Face model folders (`config.json`, safetensors, tokenizer) to params trees and back.
 
 BERT and MPNet encoders, with the pooling that sentence-transformers keeps beside them, Llama decoders, ViT and CLIP's
-image tower, and EfficientNet-Lite, whose folders are this library's own. What is loaded is exactly what is on disk: a
-tensor that is missing, unknown, of another shape or of another kind is an error, never a warning.
+image tower, T5, and EfficientNet-Lite, whose folders are this library's own. What is loaded is exactly what is on disk:
+a tensor that is missing, unknown, of another shape or of another kind is an error, never a warning.
 """
 
 import json
@@ -23,7 +23,7 @@ from jaxft.files import part_of, remove_leftovers, write_text
 from jaxft.formats.families import family_of
 from jaxft.formats.heads import Head, head_form, head_json, head_names, head_tensors
 from jaxft.formats.huggingface_config import Config, TextConfig, from_huggingface, sizes_json
-from jaxft.formats.names import HEAD, STACK, Rule, Tensors, misfits
+from jaxft.formats.names import Rule, Tensors, misfits, template_of
 from jaxft.formats.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards
 from jaxft.formats.tokenizers import check_tokenizer
 from jaxft.formats.vision_config import VISION, from_vision_json, preprocessor_json
@@ -31,9 +31,13 @@ from jaxft.leaves import materialize
 from jaxft.models.encoder import EncoderConfig
 from jaxft.tree import layer_of, leaves_with_paths
 
-# Buffers that old versions saved, and the poolers of BERT, MPNet and ViT, which embeddings do not use.
+# Buffers that old versions saved, a table of T5's that nothing reads, and the poolers of BERT, MPNet and ViT, which
+# embeddings do not use.
 _IGNORED = re.compile(
-    r"(bert\.|mpnet\.|vit\.|vision_model\.)?(embeddings\.position_ids|pooler\..*)|.*\.rotary_emb\.inv_freq")
+    r"(bert\.|mpnet\.|vit\.|vision_model\.)?(embeddings\.position_ids|pooler\..*)|.*\.rotary_emb\.inv_freq|"
+    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
+
+EMBEDDING = "embed/tokens/embedding"
 
 
 def load_directory(
@@ -83,16 +87,15 @@ def build_params(
   Stacked layers are read straight into one array, so that besides the params one leaf and one tensor are held.
   """
   params: dict[str, Any] = {}
-  depth = tensors.num_layers
   for rule in tensors.rules:
-    shape = tensors.shape(rule)
+    shape, layers = tensors.shape(rule), tensors.layers(rule)
     if not rule.layered:
       _set(params, rule.path, _filled(shape, [(..., read(rule, None))], dtype))
     elif stacked:
-      each = ((layer, read(rule, layer)) for layer in range(depth))
-      _set(params, rule.path.replace("/{layer}", ""), _filled((depth, *shape), each, dtype))
+      each = ((layer, read(rule, layer)) for layer in layers)
+      _set(params, rule.path.replace("/{layer}", ""), _filled((len(layers), *shape), each, dtype))
     else:
-      for layer in range(depth):
+      for layer in layers:
         _set(params, rule.path.format(layer=layer), _filled(shape, [(..., read(rule, layer))], dtype))
   return params
 
@@ -153,16 +156,19 @@ def _pooling(path: Path) -> dict[str, Any]:
 
 def _check(checkpoint: Checkpoint, config: Config, prefix: str, path: Path) -> None:
   """Raises one ValueError that names all tensors that are missing, unknown, of another shape, or not floating."""
+  family = family_of(config)
   try:
-    expected = family_of(config).tensors(config).expected(
+    expected = family.tensors(config).expected(
         lambda rule: prefix + rule.name, available=len(checkpoint.tensors))
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
   heads = head_names(config)  # which `read_head` reads
   held = {name: info for name, info in checkpoint.tensors.items()
           if not _IGNORED.fullmatch(name) and name not in heads}
-  if (tied := family_of(config).tied(config)) in held:
-    _check_tied(checkpoint, held.pop(tied), path)
+  embedding = prefix + next((rule.name for rule in family.tensors(config).rules if rule.path == EMBEDDING), "")
+  for name in family.tied(config):
+    if prefix + name in held:
+      _check_tied(checkpoint, prefix + name, held.pop(prefix + name), embedding, path)
   problems = misfits(expected, held)
   problems += [
     f"{name} has dtype {info.dtype}, which is not floating" for name, info in held.items()
@@ -172,13 +178,12 @@ def _check(checkpoint: Checkpoint, config: Config, prefix: str, path: Path) -> N
     raise ValueError(f"{path}: {len(problems)} tensors do not fit config.json: " + "; ".join(problems))
 
 
-def _check_tied(checkpoint: Checkpoint, head: Any, path: Path) -> None:
-  """A checkpoint may store a tied head a second time; if it differs, the model is not the one that config.json says."""
-  embedding = "model.embed_tokens.weight"
+def _check_tied(checkpoint: Checkpoint, name: str, copy: Any, embedding: str, path: Path) -> None:
+  """A checkpoint may store a tied table again; if the two differ, the model is not the one that config.json says."""
   info = checkpoint.tensors.get(embedding)
-  if info is not None and (info.shape != head.shape or not np.array_equal(
-      checkpoint.read(HEAD.name), checkpoint.read(embedding), equal_nan=True)):
-    raise ValueError(f"{path}: config.json ties the head to the embedding, but {HEAD.name} differs from {embedding}")
+  if info is not None and (info.shape != copy.shape or not np.array_equal(
+      checkpoint.read(name), checkpoint.read(embedding), equal_nan=True)):
+    raise ValueError(f"{path}: config.json ties the head to the embedding, but {name} differs from {embedding}")
 
 
 def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]:
@@ -199,11 +204,11 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
     if leaf is None:
       problems.append(f"{path} is a hole")
       continue
-    template = re.sub(rf"^{STACK}/(?:\d+(?::\d+)?/)?", f"{STACK}/{{layer}}/", path)
+    template = template_of(path)
     if template not in rules:
       problems.append(f"unknown {path} {tuple(leaf.shape)}")
       continue
-    rule, where = rules[template], layer_of(path, leaf) if path.startswith(f"{STACK}/") else None
+    rule, where = rules[template], layer_of(path, leaf) if rules[template].layered else None
     array = np.asarray(leaf)
     if isinstance(where, np.ndarray) and len(array) > len(where):
       problems.append(f"{path} holds {len(array)} layers and its name says {len(where)}")
@@ -213,8 +218,7 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
         problems.append(f"{path} has shape {one.shape} in one layer, the config wants {wanted}")
         break
       layers[template, None if layer is None else int(layer)] = tensors.to_there(rule, one)
-  depth = lambda rule: range(config.num_layers) if rule.layered else [None]
-  wanted = [(rule.path, layer) for rule in rules.values() for layer in depth(rule)]
+  wanted = [(rule.path, layer) for rule in rules.values() for layer in tensors.layers(rule)]
   problems += [f"missing {path.format(layer=layer)}" for path, layer in wanted if (path, layer) not in layers]
   problems += [f"unknown {path.format(layer=layer)}" for path, layer in sorted(layers.keys() - set(wanted))]
   if problems:

@@ -9,38 +9,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.checks import nearest
+from jaxft.formats.config_reader import NO, Reader
+from jaxft.formats.t5 import read_t5
+from jaxft.models.attention.rope import RopeScaling
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
-from jaxft.models.rope import RopeScaling
+from jaxft.models.encoder_decoder_config import EncoderDecoderConfig
 from jaxft.models.vision import VisionConfig
 
-# Bookkeeping, training-time and generation-time settings.
-_HARMLESS = frozenset("""
-  _name_or_path architectures model_type transformers_version torch_dtype dtype use_cache initializer_range
-  hidden_dropout_prob attention_probs_dropout_prob attention_dropout classifier_dropout gradient_checkpointing
-  pretraining_tp output_attentions output_hidden_states return_dict chunk_size_feed_forward id2label label2id
-  problem_type finetuning_task unk_token_id sep_token_id cls_token_id is_llama_config
-  transformers.js_config _attn_implementation max_length min_length temperature top_k top_p do_sample num_beams
-  repetition_penalty length_penalty num_return_sequences diversity_penalty num_beam_groups typical_p
-""".split())
-
-_NO = (None, False)
 _BERT_CHECKED = {
-  "hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": _NO, "add_cross_attention": _NO,
-  "is_encoder_decoder": _NO,
+  "hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": NO, "add_cross_attention": NO,
+  "is_encoder_decoder": NO,
 }
 # transformers takes 32 buckets whatever the config says.
 _MPNET_CHECKED = {
-  "hidden_act": ("gelu",), "relative_attention_num_buckets": (32,), "is_decoder": _NO, "add_cross_attention": _NO,
-  "is_encoder_decoder": _NO,
+  "hidden_act": ("gelu",), "relative_attention_num_buckets": (32,), "is_decoder": NO, "add_cross_attention": NO,
+  "is_encoder_decoder": NO,
 }
 _LLAMA_CHECKED = {
-  "hidden_act": ("silu",), "attention_bias": _NO, "mlp_bias": _NO, "is_encoder_decoder": _NO, "rope_interleaved": _NO,
+  "hidden_act": ("silu",), "attention_bias": NO, "mlp_bias": NO, "is_encoder_decoder": NO, "rope_interleaved": NO,
 }
 
 
-TextConfig = EncoderConfig | DecoderConfig
+TextConfig = EncoderConfig | DecoderConfig | EncoderDecoderConfig
 Config = TextConfig | VisionConfig | EfficientNetConfig
 
 
@@ -57,7 +49,7 @@ def from_huggingface(
   Raises:
     ValueError: a key is missing or of the wrong kind, or asks for what the models do not compute; all are named.
   """
-  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama, "qwen3": _llama}
+  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama, "qwen3": _llama, "t5": read_t5}
   kind = config.get("model_type")
   if kind not in readers:
     raise ValueError(f"model_type {kind!r} is not supported; {nearest(str(kind), sorted(readers))}")
@@ -66,66 +58,7 @@ def from_huggingface(
   read.finish()
   if kind in ("bert", "mpnet"):
     return EncoderConfig(**out, pooling=pooling, normalize=normalize)
-  return DecoderConfig(**out)
-
-
-class Reader:
-  """Reads keys with their checks, remembers which were read, and gathers what is wrong."""
-
-  def __init__(self, config: Mapping[str, Any]):
-    self.config = config
-    self.seen: set[str] = set(_HARMLESS)
-    self.problems: list[str] = []
-
-  def __call__(self, key: str, kind: type, default: Any = None) -> Any:
-    self.seen.add(key)
-    value = self.config.get(key)
-    if value is None and default is not None:
-      return default
-    if kind is bool and isinstance(value, bool):
-      return value
-    # bool counts as int in Python; 1e12 bounds what a hostile file can make the shapes multiply to.
-    number = (int, float) if kind is float else int
-    if kind is not bool and isinstance(value, number) and not isinstance(value, bool) and 0 < value < 10**12:
-      return kind(value)
-    self.problems.append(f"{key} must be a {'boolean' if kind is bool else f'positive {kind.__name__}'}; got {value!r}")
-    return default if default is not None else kind(1)
-
-  def token(self, key: str) -> int | None:
-    """A token id; the first where a config lists several."""
-    self.seen.add(key)
-    value = self.config.get(key)
-    if isinstance(value, list) and value:
-      value = value[0]
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= -1):
-      return None if value == -1 else value
-    self.problems.append(f"{key} must be a token id, a list of them, or null; got {value!r}")
-    return None
-
-  def special_tokens(self, vocab_size: int) -> dict[str, int | None]:
-    """The ids of the special tokens, which must be rows of the embedding."""
-    out = {f"{role}_id": self.token(f"{role}_token_id") for role in ("bos", "eos", "pad")}
-    for name, token in out.items():
-      if token is not None and token >= vocab_size:
-        self.problems.append(f"{name.replace('_id', '_token_id')} must be below vocab_size {vocab_size}; got {token}")
-        out[name] = None
-    return out
-
-  def check(self, allowed: Mapping[str, tuple[Any, ...]]) -> None:
-    for key, values in allowed.items():
-      self.seen.add(key)
-      if key in self.config and self.config[key] not in values:
-        self.refuse(key, f"supported: {', '.join(map(repr, values))}")
-
-  def refuse(self, key: str, why: str) -> None:
-    self.problems.append(f"{key} = {self.config.get(key)!r} is not supported; {why}")
-
-  def finish(self) -> None:
-    for key in sorted(set(self.config) - self.seen):
-      if self.config[key] not in (None, False, 0, "", [], {}):
-        self.refuse(key, "it is not known to leave the forward pass as it is")
-    if self.problems:
-      raise ValueError("config.json: " + "; ".join(self.problems))
+  return (EncoderDecoderConfig if kind == "t5" else DecoderConfig)(**out)
 
 
 def _sizes(read: Reader) -> dict[str, int]:
@@ -175,7 +108,7 @@ def _llama(read: Reader) -> dict[str, Any]:
   out["num_kv_heads"] = read("num_key_value_heads", int, 8 if mistral else 32 if qwen else out["num_heads"])
   out["head_dim"] = read("head_dim", int, 128 if qwen else max(1, out["dim"] // out["num_heads"]))
   if qwen:
-    read.check({"use_sliding_window": _NO})
+    read.check({"use_sliding_window": NO})
     read.seen |= {"sliding_window", "max_window_layers", "layer_types"}  # without one, a window says nothing
     if set(read.config.get("layer_types") or ()) - {"full_attention"}:
       read.refuse("layer_types", "supported: 'full_attention' in all")
@@ -256,6 +189,8 @@ def sizes_json(config: Config, *, dtype: str) -> dict[str, Any]:
   """What every `config.json` has, and in those of text their sizes."""
   if not isinstance(config, TextConfig):
     return {"torch_dtype": dtype}
+  if isinstance(config, EncoderDecoderConfig):
+    return {"vocab_size": config.vocab_size, "torch_dtype": dtype}
   return {
     "vocab_size": config.vocab_size, "hidden_size": config.dim, "num_hidden_layers": config.num_layers,
     "num_attention_heads": config.num_heads, "intermediate_size": config.mlp_dim,

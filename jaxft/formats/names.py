@@ -5,7 +5,7 @@ there `[out, in]`. Reading, writing, and importing or exporting adapters are all
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 STACK = "layers"
@@ -31,6 +31,11 @@ class Rule(NamedTuple):
   @property
   def layered(self) -> bool:
     return "{layer}" in self.path
+
+  @property
+  def stack(self) -> str:
+    """What its layers belong to: `layers`, or `decoder/layers`; '' where it is in no layer."""
+    return self.path.partition("/{layer}")[0] if self.layered else ""
 
 
 def _linear(path: str, name: str, n_in: str, n_out: str, *, bias: bool) -> list[Rule]:
@@ -144,12 +149,18 @@ class Tensors(NamedTuple):
   Attributes:
     rules: one for each tensor, in the order of files.
     sizes: what the names in `Rule.shape` stand for.
-    num_layers: how many layers it has.
+    num_layers: how many layers it has, or how many each of its stacks has.
   """
 
   rules: tuple[Rule, ...]
   sizes: Mapping[str, int]
-  num_layers: int
+  num_layers: int | Mapping[str, int]
+
+  def layers(self, rule: Rule) -> Sequence[int | None]:
+    """The layers that have a tensor of this rule; one None where it is in none."""
+    if not rule.layered:
+      return [None]
+    return range(self.num_layers if isinstance(self.num_layers, int) else self.num_layers[rule.stack])
 
   def shape(self, rule: Rule) -> tuple[int, ...]:
     """The shape of one layer's tensor here."""
@@ -180,14 +191,14 @@ class Tensors(NamedTuple):
     Raises:
       ValueError: the layers alone would need more tensors than there are.
     """
-    layered = sum(rule.layered for rule in self.rules)
-    if self.num_layers * layered > available:
-      raise ValueError(f"{self.num_layers} layers of {layered} tensors are claimed; there are {available} in all")
+    layered = sum(len(self.layers(rule)) for rule in self.rules if rule.layered)
+    if layered > available:
+      raise ValueError(f"{layered} tensors in layers are claimed; there are {available} in all")
     out = {}
     for rule in self.rules:
       shape = self.shape(rule)
       shape = self._numbers(rule.there) if rule.there is not None else shape[::-1] if rule.transpose else shape
-      for layer in range(self.num_layers) if rule.layered else [None]:
+      for layer in self.layers(rule):
         out[name_of(rule).format(layer=layer)] = shape
     return out
 
@@ -238,15 +249,20 @@ def misfits(expected: Mapping[str, tuple[int, ...]], held: Mapping[str, Any]) ->
   return out
 
 
+def template_of(path: str) -> str:
+  """The rule's path for a leaf with layers unrolled, stacked or cut: `layers/mlp/up` -> `layers/{layer}/mlp/up`."""
+  return re.sub(rf"(^|/){STACK}/(?:\d+(?::\d+)?/)?", rf"\1{STACK}/{{layer}}/", path, count=1)
+
+
 def huggingface_name(path: str, rules: tuple[Rule, ...]) -> tuple[Rule, int | None]:
   """The rule and the layer of an unrolled path: `layers/3/mlp/up/kernel` -> `(the rule of mlp/up/kernel, 3)`.
 
   Raises:
     ValueError: no rule has this path.
   """
-  found = re.fullmatch(rf"({STACK})/(\d+)/(.+)", path)
-  template = f"{STACK}/{{layer}}/{found[3]}" if found else path
+  template = template_of(path)
+  layer = re.search(r"/(\d+)/", path) if "{layer}" in template else None
   for rule in rules:
     if rule.path == template:
-      return rule, int(found[2]) if found else None
+      return rule, None if layer is None else int(layer[1])
   raise ValueError(f"path {path!r} has no name in Hugging Face checkpoints")

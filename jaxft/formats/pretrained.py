@@ -29,6 +29,7 @@ from jaxft.models.cut import cut_model
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
+from jaxft.models.encoder_decoder_config import EncoderDecoderConfig
 from jaxft.tree import unstack_layers
 
 C = TypeVar("C", EncoderConfig, DecoderConfig)
@@ -41,7 +42,7 @@ class Pretrained:
   Attributes:
     name: what it was loaded as.
     params: the nested dict of arrays.
-    config: an EncoderConfig, a DecoderConfig, a VisionConfig or an EfficientNetConfig.
+    config: an EncoderConfig, a DecoderConfig, an EncoderDecoderConfig, a VisionConfig or an EfficientNetConfig.
     tokenizer: with neither padding nor truncation; None where the checkpoint has none.
     chat_template: the Jinja template of a chat model, else None.
     max_length: the most tokens of an input: for an encoder what it was tuned with, which may be less than its position
@@ -69,7 +70,7 @@ class Pretrained:
             f"  {type(self.config).__name__} of {self.config.dim} dimensions; reads {reads}{head}")
 
   @property
-  def kind(self) -> Literal["encoder", "decoder", "vision"]:
+  def kind(self) -> Literal["encoder", "decoder", "encoder-decoder", "vision"]:
     return family_of(self.config).kind
 
   def text_encoder(self, argument: str = "model") -> tuple[EncoderConfig, Tokenizer]:
@@ -90,7 +91,8 @@ class Pretrained:
 
   def _of_text(self, kind: type[C], words: str, argument: str) -> tuple[C, Tokenizer]:
     if not isinstance(self.config, kind) or self.tokenizer is None:
-      own = {"encoder": "an encoder", "decoder": "a decoder", "vision": "a model of images"}[self.kind]
+      own = {"encoder": "an encoder", "decoder": "a decoder", "vision": "a model of images"}.get(
+          self.kind, f"an {self.kind}")
       raise ValueError(f"{argument} must be {words} with a tokenizer; {self.name} is {own} "
                        f"{'with' if self.tokenizer else 'without'} one")
     return self.config, self.tokenizer
@@ -170,8 +172,9 @@ def _tiny(preset: str, *, dtype: DTypeLike, stacked: bool) -> Pretrained:
 def _first_layers(preset: str, layers: str, **options: Any) -> Pretrained:
   """A model of the first layers of a preset."""
   config = read_config(fetch(preset))
-  if isinstance(config, EfficientNetConfig):
-    raise ValueError(f"{preset!r} has no layers to cut between: what follows the colon must be 'tiny'; got {layers!r}")
+  if isinstance(config, EfficientNetConfig | EncoderDecoderConfig):
+    raise ValueError(
+        f"{preset!r} has no one stack of layers to cut: what follows the colon must be 'tiny'; got {layers!r}")
   whole = config.num_layers
   if not (layers.isascii() and layers.isdigit() and 1 <= int(layers) <= whole):
     raise ValueError(

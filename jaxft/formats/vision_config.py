@@ -7,7 +7,7 @@ one of its own.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.formats.huggingface_config import Reader
+from jaxft.formats.config_reader import Reader
 from jaxft.models.efficientnet import Block, EfficientNetConfig
 from jaxft.models.vision import VisionConfig
 

@@ -5,6 +5,8 @@ from jaxft.deferred import defer
 __all__ = defer(__name__, {
     "decoder": ("DecoderConfig",),
     "encoder": ("EncoderConfig",),
+    "encoder_decoder": (),
+    "encoder_decoder_config": ("EncoderDecoderConfig",),
     "vision": ("VisionConfig",),
     "efficientnet": ("EfficientNetConfig",),
     "dual_encoder": (),

@@ -48,8 +48,11 @@ def cut_model(params: Tree, config: Config, boundary: int) -> tuple[Part, Part]:
     boundary: the first layer of the upper part, in [1, L - 1].
 
   Raises:
-    ValueError: the boundary leaves one part without layers.
+    ValueError: the boundary leaves one part without layers, or the model has no one stack `layers`: of a model of two
+      sides, cut the stack of one with `cut_layers`.
   """
+  if "layers" not in params:
+    raise ValueError(f"params must have one stack, 'layers', to be cut in two models; got {', '.join(params)}")
   if not 1 <= boundary < config.num_layers:
     raise ValueError(f"boundary must lie in [1, {config.num_layers - 1}]; got {boundary}")
   sides: tuple[dict, dict] = ({}, {})

@@ -26,12 +26,12 @@ from jaxft.losses.language import token_weights
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
 from jaxft.models.activation_sharding import along_batch
 from jaxft.models.attention import attend, packed_positions, same_segment
+from jaxft.models.attention.rope import RopeScaling, rotate, rotation
 from jaxft.models.bounds import check_range, rows
 from jaxft.models.cache import Cache, extend, write
 from jaxft.models.linear import linear
 from jaxft.models.norms import rms_norm
 from jaxft.models.remat import Policy
-from jaxft.models.rope import RopeScaling, rotate, rotation
 from jaxft.models.sites import LAYER_SITES, Edits, Tap, check_sites
 from jaxft.models.stack import run_layers
 from jaxft.signatures import AnyArray, check_arrays

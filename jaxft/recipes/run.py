@@ -106,7 +106,7 @@ def check_loss(loss: Loss, name: str) -> None:
 
 def loss_name(name: str | None, kind: str) -> str:
   """The checked name of a loss for a kind of model, as "encoder"; None takes the kind's first loss."""
-  known = LOSSES[kind]
+  known = pick("kind of model", kind, LOSSES)
   if name is not None:
     one_of(f"loss with this {kind}", name, known)
   return name or known[0]

@@ -16,9 +16,9 @@ from jaxft.formats.names import DECODER, ENCODER, huggingface_name
 from jaxft.formats.safetensors import open_checkpoint, save_file
 from jaxft.leaves import materialize
 from jaxft.models import decoder, encoder
+from jaxft.models.attention.rope import RopeScaling
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
-from jaxft.models.rope import RopeScaling
 from jaxft.transforms import lora
 from jaxft.tree import cut_layers, leaves_with_paths, unstack_layers
 
@@ -216,7 +216,7 @@ STRETCHED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high
     ({"hidden_size": None}, "hidden_size must be a positive int; got None"),
     ({"hidden_size": -12}, "hidden_size must be a positive int; got -12"),
     ({"hidden_size": True}, "hidden_size must be a positive int; got True"),
-    ({"num_hidden_layers": 10**11}, "100000000000 layers of 9 tensors are claimed"),
+    ({"num_hidden_layers": 10**11}, "900000000000 tensors in layers are claimed"),
     ({"hidden_size": 10**11, "head_dim": 6}, "do not fit"),
     ({"eos_token_id": "x"}, "eos_token_id must be a token id"),
     ({"eos_token_id": [50, 2]}, "eos_token_id must be below vocab_size 50; got 50"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxft.models import DecoderConfig, decoder
-from jaxft.models.rope import wavelengths, with_rope_base
+from jaxft.models.attention.rope import wavelengths, with_rope_base
 
 CONFIG = DecoderConfig(vocab_size=11, dim=8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12)
 

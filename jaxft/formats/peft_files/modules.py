@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxft.checks import nearest
 from jaxft.formats.families import family_of
-from jaxft.formats.names import STACK
+from jaxft.formats.names import template_of
 from jaxft.tree.depth import layer_of
 from jaxft.tree.paths import Tree, leaves_with_paths
 
@@ -47,7 +47,7 @@ def places(params: Tree, config: Any) -> list[Place]:
   rules = {rule.path: rule for rule in family_of(config).tensors(config).rules}
   out = []
   for path, leaf in leaves_with_paths(params):
-    rule = rules.get(re.sub(rf"^{STACK}/(?:\d+(?::\d+)?/)?", f"{STACK}/{{layer}}/", path))
+    rule = rules.get(template_of(path))
     if rule is None or leaf is None:
       continue
     where = layer_of(path, leaf) if rule.layered else None

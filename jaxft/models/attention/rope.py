@@ -47,7 +47,11 @@ class Rotation(NamedTuple):
 def rotation(
     positions: Int[Array, "#batch time"], *, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> Rotation:
-  """The angles `position * theta^(-2 i / head_dim)`, i < head_dim / 2: made once, used by every layer."""
+  """The angles `position * theta^(-2 i / head_dim)`, i < head_dim / 2: made once, used by every layer.
+
+  >>> rotation(jnp.arange(3)[None], head_dim=8, theta=1e4).cos.shape
+  (1, 3, 1, 4)
+  """
   frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
   if scaling is not None:
     frequencies = jnp.asarray(scaling(2 * np.pi / wavelengths(head_dim, theta)), jnp.float32)
@@ -57,6 +61,11 @@ def rotation(
 
 def rotate(x: Float[Array, "batch time heads head_dim"], by: Rotation) -> Float[Array, "batch time heads head_dim"]:
   """Rotates each pair `(x[i], x[i + head_dim/2])` by its position's angle; in float32, returned in x's dtype.
+
+  >>> x = jnp.ones((1, 3, 2, 8))
+  >>> turned = rotate(x, rotation(jnp.arange(3)[None], head_dim=8, theta=1e4))
+  >>> bool((turned[:, 0] == x[:, 0]).all()), bool(jnp.allclose(jnp.linalg.norm(turned, axis=-1), 8**0.5))
+  (True, True)
 
   Source: Su et al. 2021 (arXiv 2104.09864), with the pairs half a head apart instead of adjacent.
   """
@@ -69,6 +78,9 @@ def wavelengths(head_dim: int, theta: float) -> Float[np.ndarray, " half"]:
   """The period of each pair's rotation, in tokens: `2 pi theta^(2 i / head_dim)`.
 
   Pairs with periods beyond the context tell far positions apart; raising the base adds such pairs.
+
+  >>> wavelengths(4, 100.0).round(2)
+  array([ 6.28, 62.83])
   """
   return 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
 
@@ -78,6 +90,11 @@ def with_rope_base(config: Any, base: float, *, max_length: int | None = None) -
 
   The params stay as they are, but read at another base they are another model: short contexts get worse until it is
   trained on. Yi raises 1e4 to 5e6 (as released) for contexts of 200,000 tokens.
+
+  >>> from jaxft.models import DecoderConfig
+  >>> config = DecoderConfig(vocab_size=8, dim=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, mlp_dim=4)
+  >>> with_rope_base(config, 5e6, max_length=200_000).rope_theta
+  5000000.0
 
   Args:
     config: a `DecoderConfig`.

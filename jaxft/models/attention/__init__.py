@@ -1,0 +1,5 @@
+"""Attention: products of queries and keys, masks, and how positions enter: rotation and buckets of distances."""
+
+from jaxft.models.attention.dot_product import attend, packed_positions, same_segment
+from jaxft.models.attention.relative import relative_buckets
+from jaxft.models.attention.rope import Rotation, rotate, rotation, wavelengths, with_rope_base
