@@ -32,7 +32,7 @@ def main(args: list[str]) -> None:
   found = plan_of(options)
   limits = None
   if options.topology is not None and options.compile:
-    from jaxft.training.roofline import roofline
+    from jaxft.training.planning.roofline import roofline
 
     limits = roofline(found, options.topology.partition(":")[0])
   if options.json:
@@ -47,7 +47,7 @@ def main(args: list[str]) -> None:
 
 
 def plan_of(options: PlanOptions) -> Any:
-  """The `jaxft.training.plan.Plan` of the options."""
+  """The `jaxft.training.planning.plan.Plan` of the options."""
   from jaxft.formats.families import family_of
   from jaxft.recipes.guess import with_loss
   from jaxft.recipes.run import check_options, recipe_of
@@ -152,7 +152,7 @@ def _described(topology: str) -> Any:
   from jax.experimental import topologies
 
   from jaxft.checks import one_of
-  from jaxft.training.roofline import CHIPS
+  from jaxft.training.planning.roofline import CHIPS
 
   chip, colon, shape = topology.partition(":")
   if not colon or not all(n.isdecimal() for n in shape.split("x")):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.analysis.flops import Flops, count_jaxpr
-from jaxft.training.collectives import Collective, collectives
 from jaxft.training.mesh import place_batch
+from jaxft.training.planning.collectives import Collective, collectives
 from jaxft.training.recipe import Recipe
 from jaxft.training.state import abstract_state
 from jaxft.training.step import make_train_step

@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxft.checks import pick
-from jaxft.training.plan import Plan
+from jaxft.training.planning.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
