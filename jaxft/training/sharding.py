@@ -47,20 +47,30 @@ def specs_for(params: Tree, rules: Rules, mesh: Mesh | None = None) -> Tree:
     ValueError: a spec is longer than its leaf's rank, names one mesh axis twice or one that the mesh lacks, or cuts an
       axis that does not divide; the message names the path and the rule.
   """
-  compiled = [(glob, glob_to_regex(glob), spec) for glob, spec in rules]
-
   def spec_of(keys: tuple[Any, ...], leaf: Any) -> Any:
     path, spec = path_of(keys), P()
     if is_array(leaf):
-      found = next(((glob, spec) for glob, pattern, spec in compiled if pattern.fullmatch(path)), None)
-      spec = P() if found is None else _fit(path, leaf, *found, mesh)
+      glob, spec = rule_of(path, leaf, rules, mesh)
+      _check_divides(path, leaf, glob, spec, mesh)
     return _inherited(leaf, tuple(leaf.shape), tuple(spec), mesh) if is_structured(leaf) else spec
 
   return jax.tree_util.tree_map_with_path(spec_of, params, is_leaf=is_structured)
 
 
+def rule_of(path: str, leaf: Any, rules: Rules, mesh: Mesh | None) -> tuple[str | None, P]:
+  """The glob of the rule that decides for a leaf, None where none does, and its spec with the axes of a stack in front.
+
+  Raises:
+    TypeError, ValueError: as `specs_for`, but for axes that do not divide.
+  """
+  for glob, spec in rules:
+    if glob_to_regex(glob).fullmatch(path):
+      return glob, _fit(path, leaf, glob, spec, mesh)
+  return None, P()
+
+
 def _fit(path: str, leaf: Any, glob: str, spec: P, mesh: Mesh | None) -> P:
-  """One rule's spec on one leaf, with the axes of a stack put in front and everything checked."""
+  """One rule's spec on one leaf, with the axes of a stack put in front and its names checked."""
   if not isinstance(spec, P):
     raise TypeError(f"rule {glob!r} must give a PartitionSpec; got {spec!r}")
   where = f"rule {glob!r} gives {spec} to {path} {tuple(leaf.shape)}"
@@ -68,7 +78,7 @@ def _fit(path: str, leaf: Any, glob: str, spec: P, mesh: Mesh | None) -> P:
   spec = P(*[None] * min(stacked, leaf.ndim - len(spec)), *spec)
   if len(spec) > leaf.ndim:
     raise ValueError(f"{where}, which has only {leaf.ndim} axes")
-  named = [axis for part in spec for axis in _axes(part)]
+  named = [axis for part in spec for axis in axes_of_part(part)]
   if len(set(named)) < len(named):
     raise ValueError(f"{where}, which uses a mesh axis twice")
   if mesh is None:
@@ -76,14 +86,20 @@ def _fit(path: str, leaf: Any, glob: str, spec: P, mesh: Mesh | None) -> P:
   for axis in named:
     if axis not in mesh.axis_names:
       raise ValueError(f"{where}, but the mesh has no axis {axis!r}; {nearest(axis, mesh.axis_names)}")
-  for i, part in enumerate(spec):
-    parts = math.prod(mesh.shape[axis] for axis in _axes(part))
-    if leaf.shape[i] % parts:
-      raise ValueError(f"{where}, but axis {i} of size {leaf.shape[i]} does not divide by {parts} ({part!r})")
   return spec
 
 
-def _axes(part: Any) -> tuple[str, ...]:
+def _check_divides(path: str, leaf: Any, glob: str | None, spec: P, mesh: Mesh | None) -> None:
+  if mesh is None:
+    return
+  for i, part in enumerate(spec):
+    parts = math.prod(mesh.shape[axis] for axis in axes_of_part(part))
+    if leaf.shape[i] % parts:
+      raise ValueError(f"rule {glob!r} gives {spec} to {path} {tuple(leaf.shape)}, but axis {i} of size "
+                       f"{leaf.shape[i]} does not divide by {parts} ({part!r})")
+
+
+def axes_of_part(part: Any) -> tuple[str, ...]:
   """The mesh axes of one entry of a spec: None, a name, or a tuple of names."""
   if part is None:
     return ()
@@ -156,7 +172,7 @@ def _inherited(leaf: Any, shape: tuple[int, ...], spec: tuple[Any, ...], mesh: M
   names = getattr(type(leaf), "cut_alike", ())
   within = lambda keys: str(getattr(keys[0], "name", keys[0]))
   size = lambda axes: 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes)
-  axes = [_axes(part) for part in (*spec, *[None] * (len(shape) - len(spec)))]
+  axes = [axes_of_part(part) for part in (*spec, *[None] * (len(shape) - len(spec)))]
   alike = [x.shape for keys, x in jax.tree_util.tree_flatten_with_path(leaf)[0] if within(keys) in names]
   divide = lambda i, axes: all(n[i] % size(axes) == 0 for n in alike)
   for i, other in ((-2, -1), (-1, -2)) if alike else ():

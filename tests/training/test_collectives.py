@@ -130,10 +130,13 @@ def test_of_a_program_in_which_a_layer_is_gathered_at_each_turn():
 
 
 def test_the_roofline_is_what_takes_longest():
-  compiled = Compiled(1.0, int(8e9), int(2e9), int(4e9), 0, (Collective("all-gather", "fsdp", 1, int(2e9)),))
+  sent = Collective("all-gather", "fsdp", 1, int(2e9)), Collective("all-reduce", "dcn+data", 1, int(31e7))
+  compiled = Compiled(1.0, int(8e9), int(2e9), int(4e9), 0, sent)
   plan = Plan(4, 1, 1, 0, 0, 0, 0, 0, 0, Flops(4 * 197e12 * 0.5, 0.0, frozenset()), compiled)
   found = roofline(plan, "v5e")
-  np.testing.assert_allclose([found.compute, found.memory, found.interconnect], [0.5, 10e9 / 0.82e12, 0.01])
-  assert found.bound == "compute" and found.fits == (compiled.peak <= CHIPS["v5e"].memory)
+  got = [found.compute, found.memory, found.interconnect, found.network]
+  np.testing.assert_allclose(got, [0.5, 10e9 / 0.82e12, 0.01, 0.1])
+  assert found.bound == "compute" and found.least == 0.5 and "100.0 ms to other slices" in str(found)
+  assert found.fits == (compiled.peak <= CHIPS["v5e"].memory)
   with pytest.raises(ValueError, match="chip must be one of v5e, v5p, v6e"):
     roofline(plan, "v4")
