@@ -24,8 +24,9 @@ from jaxft.formats.shapes import read_shape
 from jaxft.losses import Mean
 from jaxft.models import decoder
 from jaxft.training import Recipe, make_mesh, plan
-from jaxft.training.plan import DoesNotFit
-from jaxft.training.roofline import CHIPS, roofline
+from jaxft.training.planning.collectives import GATHERED
+from jaxft.training.planning.plan import DoesNotFit
+from jaxft.training.planning.roofline import CHIPS, roofline
 from jaxft.training.rules import DECODER_RULES
 from jaxft.transforms import ParamTransform, chain, dora, full, lora, quantize, submatrix
 from jaxft.tree.coupled import MLP_CHANNELS, key_heads
@@ -110,7 +111,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
       continue
     chip = CHIPS[row["topology"].partition(":")[0]]
     sent = {kind: sum(c["bytes"] for c in row["compiled"]["collectives"] if c["kind"] in kinds)
-            for kind, kinds in (("gathered", ("all-gather",)), ("reduced", ("all-reduce", "reduce-scatter")))}
+            for kind, kinds in (("gathered", ("all-gather", GATHERED)), ("reduced", ("all-reduce", "reduce-scatter")))}
     state = row["trained_bytes"] + row["frozen_bytes"] + row["optimizer_bytes"]
     ms = lambda key, times=row["roofline"]: f"{1000 * times[key]:,.0f} ms"
     lines.append(

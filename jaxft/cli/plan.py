@@ -19,7 +19,8 @@ class PlanOptions:
 
   run: Finetune
   topology: str | None = None
-  """Compile for TPUs that are not here, such as v5e:16x16 (needs the package libtpu); the mesh spans them."""
+  """Compile for TPUs that are not here, such as v5e:16x16 (needs the package libtpu); the mesh spans them, and
+  with --slices 2 that many twice."""
   compile: bool = True
   """Ask the compiler for the memory of a step too; takes as long as compiling does."""
   json: bool = False
@@ -32,7 +33,7 @@ def main(args: list[str]) -> None:
   found = plan_of(options)
   limits = None
   if options.topology is not None and options.compile:
-    from jaxft.training.roofline import roofline
+    from jaxft.training.planning.roofline import roofline
 
     limits = roofline(found, options.topology.partition(":")[0])
   if options.json:
@@ -47,7 +48,7 @@ def main(args: list[str]) -> None:
 
 
 def plan_of(options: PlanOptions) -> Any:
-  """The `jaxft.training.plan.Plan` of the options."""
+  """The `jaxft.training.planning.plan.Plan` of the options."""
   from jaxft.formats.families import family_of
   from jaxft.recipes.guess import with_loss
   from jaxft.recipes.run import check_options, recipe_of
@@ -135,8 +136,8 @@ def _mesh(compute: Compute, topology: str | None) -> Any:
   from jaxft.recipes.run import mesh_of
 
   if topology is not None:
-    return mesh_of(compute, _described(topology))
-  wanted = math.prod((compute.data_parallel or 1, compute.fsdp, compute.tensor))
+    return mesh_of(compute, _described(topology, compute.slices or 1))
+  wanted = math.prod((compute.data_parallel or 1, compute.fsdp, compute.tensor, compute.slices or 1))
   if wanted > 1:
     try:
       now = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]: JAX adds it as it starts
@@ -147,12 +148,12 @@ def _mesh(compute: Compute, topology: str | None) -> Any:
   return mesh_of(compute, devices if len(devices) >= wanted else jax.devices("cpu"))
 
 
-def _described(topology: str) -> Any:
-  """The devices of TPUs that are not here."""
+def _described(topology: str, slices: int) -> Any:
+  """The devices of TPUs that are not here: of so many slices of a topology."""
   from jax.experimental import topologies
 
   from jaxft.checks import one_of
-  from jaxft.training.roofline import CHIPS
+  from jaxft.training.planning.roofline import CHIPS
 
   chip, colon, shape = topology.partition(":")
   if not colon or not all(n.isdecimal() for n in shape.split("x")):
@@ -161,7 +162,8 @@ def _described(topology: str) -> Any:
   if importlib.util.find_spec("libtpu") is None:
     raise ImportError("--topology compiles with libtpu, which is not installed: pip install 'jaxft[tpu-aot]'")
   try:
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=slices).devices
   except Exception as e:
-    raise ValueError(f"libtpu does not describe --topology {topology}: {' '.join(str(e).split())[:300]}. One process "
-                     "at a time can hold it; one that was killed leaves /tmp/libtpu_lockfile, to be removed") from e
+    raise ValueError(f"libtpu does not describe {slices} slices of --topology {topology}: "
+                     f"{' '.join(str(e).split())[:300]}. One process at a time can hold it; one that was killed leaves "
+                     "/tmp/libtpu_lockfile, to be removed") from e

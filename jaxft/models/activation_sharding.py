@@ -13,11 +13,12 @@ from jax.core import Tracer
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
 
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("dcn", "data", "fsdp")
+REPEATED_AXES = ("dcn", "data")  # of the mesh, along which parameters are the same
 
 
 def along_batch(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
-  """The same values, their leading axis cut over the mesh axes `data` and `fsdp`; nothing without a mesh.
+  """The same values, their leading axis cut over the mesh axes `dcn`, `data` and `fsdp`; nothing without a mesh.
 
   >>> along_batch(jnp.ones((4, 2))).shape  # no mesh
   (4, 2)

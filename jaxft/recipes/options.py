@@ -117,11 +117,13 @@ class Compute:
   remat: str = "none"
   """What layers keep for the backward pass: none (everything), dots or full (recompute all)."""
   data_parallel: int | None = None
-  """Mesh axis `data`. None: all devices that the other two leave."""
+  """Mesh axis `data`. None: all devices that the others leave."""
   fsdp: int = 1
   """Mesh axis `fsdp`: rows of the batch, and parameters cut along it."""
   tensor: int = 1
   """Mesh axis `tensor`: parameters cut along it, each device computing its part."""
+  slices: int | None = None
+  """Mesh axis `dcn`: slices of a pod, joined by the data centre's network; None: as many as the TPUs form."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,7 +117,8 @@ def mesh_of(
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: jaxlib has no stub of it
 ) -> Mesh | None:
   """The mesh of the options; None where it would be a single device."""
-  mesh = make_mesh(data=compute.data_parallel, fsdp=compute.fsdp, tensor=compute.tensor, devices=devices)
+  mesh = make_mesh(
+      data=compute.data_parallel, fsdp=compute.fsdp, tensor=compute.tensor, dcn=compute.slices, devices=devices)
   # The single device that JAX would take by itself needs no mesh.
   return None if mesh.size == 1 and mesh.devices.flat[0] == jax.devices()[0] else mesh
 

@@ -1,6 +1,8 @@
 """Device meshes and the placing of batches on them.
 
-Three axes, each of size 1 where it is not used:
+Four axes, each of size 1 where it is not used:
+- `dcn`: slices of a pod that are joined by the data centre's network alone, which is far slower than the links within
+  one. As `data`; a mesh of one slice does not have it.
 - `data`: rows of the batch; parameters are repeated along it.
 - `fsdp`: rows of the batch, and parameters cut along it (gathered when they are used).
 - `tensor`: parameters cut along it, every device computing its part of each row.
@@ -15,43 +17,74 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxft.models.activation_sharding import BATCH_AXES
 
 
 def make_mesh(
-    *, data: int | None = None, fsdp: int = 1, tensor: int = 1,
+    *, data: int | None = None, fsdp: int = 1, tensor: int = 1, dcn: int | None = None,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: jaxlib has no stub of it
 ) -> Mesh:
-  """A mesh with axes `data`, `fsdp` and `tensor`.
+  """A mesh with axes `data`, `fsdp` and `tensor`, and over several slices `dcn` before them.
 
   >>> mesh = make_mesh()  # `data` takes every device
   >>> mesh.axis_names, mesh.shape["data"] == jax.device_count(), mesh.shape["fsdp"]
   (('data', 'fsdp', 'tensor'), True, 1)
 
   Args:
-    data: size of the axis; None takes every device that the other two leave.
+    data: size of the axis; None takes every device that the others leave.
     fsdp: size of the axis.
     tensor: size of the axis.
-    devices: None takes all devices of all processes; more than the mesh needs are left unused.
+    dcn: number of slices; None is that of the devices, if they are TPUs, else 1. Devices that know of no slices are cut
+      by their processes, if these are as many, and those of a single process in equal parts, in their order.
+    devices: None takes all devices of all processes; more than the mesh needs are left unused, where it has one slice.
 
   Raises:
-    ValueError: a size below 1, or more devices asked for than there are.
+    ValueError: a size below 1, more devices asked for than there are, or slices that the devices do not form.
   """
   devices = list(jax.devices() if devices is None else devices)
-  sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+  if dcn is None:
+    dcn = len({getattr(d, "slice_index", 0) for d in devices}) if devices and devices[0].platform == "tpu" else 1
+  sizes = {"dcn": dcn, "data": data, "fsdp": fsdp, "tensor": tensor}
   for name, size in sizes.items():
     if size is not None and size < 1:
       raise ValueError(f"{name} must be at least 1; got {size}")
+  inner, each = fsdp * tensor, "" if dcn == 1 else f" of each of {dcn} slices"
   if data is None:
-    data = max(len(devices) // (fsdp * tensor), 1)
-    if data * fsdp * tensor != len(devices):
-      raise ValueError(f"fsdp * tensor must divide the {len(devices)} devices; got {fsdp} * {tensor}")
+    data = max(len(devices) // (inner * dcn), 1)
+    if data * inner * dcn != len(devices):
+      raise ValueError(f"fsdp * tensor must divide the {len(devices)} devices{each}; got {fsdp} * {tensor}")
   shape = (data, fsdp, tensor)
-  if math.prod(shape) > len(devices):
-    raise ValueError(f"a mesh of data * fsdp * tensor = {shape} takes {math.prod(shape)} devices; got {len(devices)}")
-  return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices[:math.prod(shape)])
+  if math.prod(shape) * dcn > len(devices):
+    raise ValueError(f"a mesh of data * fsdp * tensor = {shape}{each} takes {math.prod(shape) * dcn} devices; "
+                     f"got {len(devices)}")
+  names = ("data", "fsdp", "tensor")
+  if dcn == 1:
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3, devices=devices[:math.prod(shape)])
+  parts = _slices(devices, dcn)
+  if math.prod(shape) != len(parts[0]):
+    raise ValueError(f"a slice has {len(parts[0])} devices, which data * fsdp * tensor must be; got {shape}")
+  placed = np.stack([mesh_utils.create_device_mesh(shape, part) for part in parts])
+  return Mesh(placed, ("dcn", *names), axis_types=(AxisType.Auto,) * 4)
+
+
+def _slices(devices: list[Any], count: int) -> list[list[Any]]:
+  """The devices of each slice: by what they say, by their processes, or equal parts of one process's."""
+  for key in ("slice_index", "process_index"):
+    known = sorted({getattr(d, key, 0) for d in devices})
+    if len(known) == count:
+      parts = [[d for d in devices if getattr(d, key) == i] for i in known]
+      if len({len(part) for part in parts}) == 1:
+        return parts
+    if len(known) > 1:
+      raise ValueError(f"dcn must be the number of slices that the devices form by their {key}, of equal size; got "
+                       f"{count} for {len(devices)} devices of {len(known)}")
+  if len(devices) % count:
+    raise ValueError(f"dcn must divide the {len(devices)} devices; got {count}")
+  size = len(devices) // count
+  return [devices[i * size:(i + 1) * size] for i in range(count)]
 
 
 def check_mesh(mesh: Mesh | None) -> None:
@@ -80,7 +113,7 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of a batch: its leading axis over `data` and `fsdp`.
+  """The sharding of a batch: its leading axis over `dcn`, `data` and `fsdp`.
 
   >>> tuple(batch_sharding(make_mesh()).spec)  # the rows over both axes
   (('data', 'fsdp'),)
@@ -91,7 +124,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def rows_of_process(mesh: Mesh | None) -> tuple[int, int]:
   """`(i, n)`: of a global batch in n equal parts, this process's devices hold the i-th.
 
-  Processes along an axis other than `data` and `fsdp` hold the same rows, and must give the same.
+  Processes along `tensor` hold the same rows, and must give the same.
 
   >>> rows_of_process(make_mesh())  # one process holds all rows
   (0, 1)
@@ -160,7 +193,7 @@ def place_batch(batch: Any, mesh: Mesh | None) -> Any:
     mesh: None leaves the batch as it is.
 
   Raises:
-    ValueError: the global batch does not divide by the number of devices along `data` and `fsdp`.
+    ValueError: the global batch does not divide by the number of devices along `dcn`, `data` and `fsdp`.
   """
   if mesh is None:
     return batch

@@ -2,7 +2,8 @@
 
 Rules are data, an ordered list of (path glob, PartitionSpec); the first glob that matches a path decides, and a path
 that none matches is replicated. A spec describes one layer: where layers are stacked along a leading axis, an
-unsharded axis is put before it, so that the same rules serve stacked, cut and unrolled trees.
+unsharded axis is put before it, so that the same rules serve stacked, cut and unrolled trees. A structured leaf, such
+as quantized weights, has the spec of the array that it stands for, and its parts are cut by it.
 """
 
 import math
@@ -16,7 +17,7 @@ from jaxft.checks import nearest
 from jaxft.tree.adapted import adapted, aligned
 from jaxft.tree.depth import stack_axes
 from jaxft.tree.globs import glob_to_regex
-from jaxft.tree.paths import array_paths, is_array, path_of
+from jaxft.tree.paths import is_array, is_structured, path_of
 
 Tree = Any
 Rules = Sequence[tuple[str, P]]
@@ -39,26 +40,37 @@ def specs_for(params: Tree, rules: Rules, mesh: Mesh | None = None) -> Tree:
     rules: see the module's docstring.
     mesh: checks the specs against its axes and their sizes.
 
+  Returns:
+    The tree with a spec in the place of each array, of those within structured leaves too.
+
   Raises:
     ValueError: a spec is longer than its leaf's rank, names one mesh axis twice or one that the mesh lacks, or cuts an
       axis that does not divide; the message names the path and the rule.
   """
-  compiled = [(glob, glob_to_regex(glob), spec) for glob, spec in rules]
+  def spec_of(keys: tuple[Any, ...], leaf: Any) -> Any:
+    path, spec = path_of(keys), P()
+    if is_array(leaf):
+      glob, spec = rule_of(path, leaf, rules, mesh)
+      _check_divides(path, leaf, glob, spec, mesh)
+    return _inherited(leaf, tuple(leaf.shape), tuple(spec), mesh) if is_structured(leaf) else spec
 
-  def spec_of(keys: tuple[Any, ...], leaf: Any) -> P:
-    path = path_of(keys)
-    if not is_array(leaf):
-      return P()
-    for glob, pattern, spec in compiled:
-      if pattern.fullmatch(path):
-        return _fit(path, leaf, glob, spec, mesh)
-    return P()
+  return jax.tree_util.tree_map_with_path(spec_of, params, is_leaf=is_structured)
 
-  return jax.tree_util.tree_map_with_path(spec_of, params)
+
+def rule_of(path: str, leaf: Any, rules: Rules, mesh: Mesh | None) -> tuple[str | None, P]:
+  """The glob of the rule that decides for a leaf, None where none does, and its spec with the axes of a stack in front.
+
+  Raises:
+    TypeError, ValueError: as `specs_for`, but for axes that do not divide.
+  """
+  for glob, spec in rules:
+    if glob_to_regex(glob).fullmatch(path):
+      return glob, _fit(path, leaf, glob, spec, mesh)
+  return None, P()
 
 
 def _fit(path: str, leaf: Any, glob: str, spec: P, mesh: Mesh | None) -> P:
-  """One rule's spec on one leaf, with the axes of a stack put in front and everything checked."""
+  """One rule's spec on one leaf, with the axes of a stack put in front and its names checked."""
   if not isinstance(spec, P):
     raise TypeError(f"rule {glob!r} must give a PartitionSpec; got {spec!r}")
   where = f"rule {glob!r} gives {spec} to {path} {tuple(leaf.shape)}"
@@ -66,7 +78,7 @@ def _fit(path: str, leaf: Any, glob: str, spec: P, mesh: Mesh | None) -> P:
   spec = P(*[None] * min(stacked, leaf.ndim - len(spec)), *spec)
   if len(spec) > leaf.ndim:
     raise ValueError(f"{where}, which has only {leaf.ndim} axes")
-  named = [axis for part in spec for axis in _axes(part)]
+  named = [axis for part in spec for axis in axes_of_part(part)]
   if len(set(named)) < len(named):
     raise ValueError(f"{where}, which uses a mesh axis twice")
   if mesh is None:
@@ -74,21 +86,27 @@ def _fit(path: str, leaf: Any, glob: str, spec: P, mesh: Mesh | None) -> P:
   for axis in named:
     if axis not in mesh.axis_names:
       raise ValueError(f"{where}, but the mesh has no axis {axis!r}; {nearest(axis, mesh.axis_names)}")
-  for i, part in enumerate(spec):
-    parts = math.prod(mesh.shape[axis] for axis in _axes(part))
-    if leaf.shape[i] % parts:
-      raise ValueError(f"{where}, but axis {i} of size {leaf.shape[i]} does not divide by {parts} ({part!r})")
   return spec
 
 
-def _axes(part: Any) -> tuple[str, ...]:
+def _check_divides(path: str, leaf: Any, glob: str | None, spec: P, mesh: Mesh | None) -> None:
+  if mesh is None:
+    return
+  for i, part in enumerate(spec):
+    parts = math.prod(mesh.shape[axis] for axis in axes_of_part(part))
+    if leaf.shape[i] % parts:
+      raise ValueError(f"rule {glob!r} gives {spec} to {path} {tuple(leaf.shape)}, but axis {i} of size "
+                       f"{leaf.shape[i]} does not divide by {parts} ({part!r})")
+
+
+def axes_of_part(part: Any) -> tuple[str, ...]:
   """The mesh axes of one entry of a spec: None, a name, or a tuple of names."""
   if part is None:
     return ()
   return tuple(part) if isinstance(part, tuple) else (part,)
 
 
-def inherit_specs(tree: Tree, params: Tree, specs: Tree) -> Tree:
+def inherit_specs(tree: Tree, params: Tree, specs: Tree, mesh: Mesh | None = None) -> Tree:
   """Specs of trainable, frozen or optimizer leaves: each inherits from the leaf of `params` that it adapts.
 
   The adapted leaf is the one with the longest path contained in the leaf's own path:
@@ -103,6 +121,14 @@ def inherit_specs(tree: Tree, params: Tree, specs: Tree) -> Tree:
   subsequence of the sizes, and an axis that could be either of two differently cut ones stays whole. A leaf that
   adapts nothing is replicated.
 
+  A structured leaf whose class names parts as `cut_alike` (codes and scales of quantized weights) holds several rows of
+  its matrix in one row of each: these are cut where the matrix is, all in the same places. Where one of them has too
+  few rows for the mesh, all are cut along their columns instead, so that each device can decode what it holds.
+
+      frozen   layers/query/kernel/codes    [L, i / 2, o]    P(None, 'fsdp', 'tensor')
+               layers/query/kernel/scales   [L, i / 64, o]   P(None, 'fsdp', 'tensor')
+      or both, where i / 64 does not divide                  P(None, None, ('tensor', 'fsdp'))
+
   >>> params = {"up": {"kernel": np.ones((4, 8))}}
   >>> factors = {"up": {"kernel": {"a": np.ones((4, 2)), "b": np.ones((2, 8))}}}
   >>> specs = inherit_specs(factors, params, {"up": {"kernel": P("fsdp", "tensor")}})["up"]["kernel"]
@@ -113,15 +139,55 @@ def inherit_specs(tree: Tree, params: Tree, specs: Tree) -> Tree:
     tree: a tree of arrays or shapes.
     params: the params before `split`, arrays or shapes.
     specs: a spec for each array of `params`.
+    mesh: whose sizes say what divides; None: every part of a structured leaf divides as its matrix does.
   """
-  known = {path: (tuple(x.shape), tuple(spec)) for (path, x), spec in zip(
-      array_paths(params), jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)), strict=True) if is_array(x)}
+  known: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {}
+  leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_structured)
+  for (keys, x), spec in zip(leaves, structure.flatten_up_to(specs), strict=True):
+    if is_structured(x) and (alike := getattr(type(x), "cut_alike", ())):
+      spec = getattr(spec, alike[0])
+    if is_array(x) and isinstance(spec, P):
+      known[path_of(keys)] = tuple(x.shape), tuple(spec)
+    elif is_structured(x):
+      flat, form = jax.tree_util.tree_flatten_with_path(x)
+      known |= {path_of(keys + within): (tuple(y.shape), tuple(of))
+                for (within, y), of in zip(flat, form.flatten_up_to(spec), strict=True)}
 
-  def spec_of(keys: tuple[Any, ...], leaf: Any) -> P:
+  def spec_of(keys: tuple[Any, ...], leaf: Any) -> Any:
     found = adapted(path_of(keys), known)
-    return P() if found is None else _trimmed(aligned(tuple(leaf.shape), *found))
+    if is_structured(leaf) and found is not None:
+      return _inherited(leaf, *found, mesh)
+    # An array; or a structured leaf that the params have as it is, with each of its arrays known by its own path.
+    return jax.tree_util.tree_map_with_path(lambda within, x: _aligned(x, adapted(path_of(keys + within), known)), leaf)
 
-  return jax.tree_util.tree_map_with_path(spec_of, tree)
+  return jax.tree_util.tree_map_with_path(spec_of, tree, is_leaf=is_structured)
+
+
+def _aligned(x: Any, found: tuple[tuple[int, ...], tuple[Any, ...]] | None) -> P:
+  return P() if found is None else _trimmed(aligned(tuple(x.shape), *found))
+
+
+def _inherited(leaf: Any, shape: tuple[int, ...], spec: tuple[Any, ...], mesh: Mesh | None) -> Any:
+  """Specs of the arrays of a structured leaf, from the shape and the spec of the array that it stands for."""
+  names = getattr(type(leaf), "cut_alike", ())
+  within = lambda keys: str(getattr(keys[0], "name", keys[0]))
+  size = lambda axes: 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes)
+  axes = [axes_of_part(part) for part in (*spec, *[None] * (len(shape) - len(spec)))]
+  alike = [x.shape for keys, x in jax.tree_util.tree_flatten_with_path(leaf)[0] if within(keys) in names]
+  divide = lambda i, axes: all(n[i] % size(axes) == 0 for n in alike)
+  for i, other in ((-2, -1), (-1, -2)) if alike else ():
+    if not divide(i, axes[i]) and divide(other, axes[other] + axes[i]):
+      axes[other], axes[i] = axes[other] + axes[i], ()
+
+  def part(keys: tuple[Any, ...], x: Any) -> Any:
+    if is_structured(x):
+      return _inherited(x, shape, spec, mesh)
+    if within(keys) not in names:
+      return _aligned(x, (shape, spec))
+    kept = [axes if n % size(axes) == 0 else () for n, axes in zip(x.shape, axes, strict=True)]
+    return _trimmed([None if not axes else axes[0] if len(axes) == 1 else axes for axes in kept])
+
+  return jax.tree_util.tree_map_with_path(part, leaf, is_leaf=lambda x: x is not leaf and is_structured(x))
 
 
 def _trimmed(parts: list[Any]) -> P:

@@ -130,4 +130,4 @@ def abstract_state(params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
 
 
 def _shardings(tree: Tree, params: Tree, specs: Tree, mesh: Mesh) -> Tree:
-  return shardings_for(inherit_specs(tree, params, specs), mesh)
+  return shardings_for(inherit_specs(tree, params, specs, mesh), mesh)

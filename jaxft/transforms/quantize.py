@@ -67,6 +67,7 @@ class Quantized:
   dtype: Any
 
   forms = True  # its matrix in every product: see `jaxft.leaves.cuts`
+  cut_alike = ("codes", "scales")  # over the devices of a mesh: see `jaxft.training.inherit_specs`
 
   @property
   def shape(self) -> tuple[int, ...]:

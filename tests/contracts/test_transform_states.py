@@ -32,7 +32,7 @@ def test_a_sharded_step_agrees_with_an_unsharded_one(case):
   params = small(case)
   specs = jax.tree.map(lambda x: P(None, "fsdp", "tensor"), params)
   frozen, trainable = case.transform.split(KEY, params)
-  place = lambda tree: jax.device_put(tree, shardings_for(inherit_specs(tree, params, specs), mesh))
+  place = lambda tree: jax.device_put(tree, shardings_for(inherit_specs(tree, params, specs, mesh), mesh))
   optimizer, step = make_step(case.transform)
   step = jax.jit(step)
   want = step(trainable, optimizer.init(trainable), frozen, X, Y, KEY)

@@ -8,9 +8,9 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jaxft.analysis.flops import Flops
 from jaxft.training import make_mesh
-from jaxft.training.collectives import Collective, collectives, of_text
-from jaxft.training.plan import Compiled, Plan
-from jaxft.training.roofline import CHIPS, roofline
+from jaxft.training.planning.collectives import Collective, collectives, of_text
+from jaxft.training.planning.plan import Compiled, Plan
+from jaxft.training.planning.roofline import CHIPS, roofline
 
 TEXT = """HloModule jit_step
 
@@ -34,6 +34,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %rs = f32[4,8]{1,0} reduce-scatter(%z), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
   %named = f32[6]{0} all-reduce(%n), replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_1'}, to_apply=%add
   %part = f32[2]{0} all-reduce(%n), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1':(1)2}, to_apply=%add
+  %other = f32[2]{0} all-reduce(%n), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1':2}, to_apply=%add
   %cps = (f32[10]{0}, f32[10]{0}, u32[], u32[]) collective-permute-start(%q), source_target_pairs={{0,4},{4,0}}
   %cpd = f32[10]{0} collective-permute-done(%cps)
   ROOT %alone = f32[8]{0} all-reduce(%k), channel_id=5, replica_groups={{0},{1}}, to_apply=%add
@@ -46,8 +47,8 @@ def test_kinds_axes_turns_and_bytes_are_read_from_a_programs_text():
       Collective("all-gather", "fsdp", 12, 12 * 64 * 32 * 2 * 3 // 4),
       Collective("reduce-scatter", "data+fsdp", 1, 8 * 4 * 8 * 4 * 7 // 8),
       Collective("all-reduce", "data", 1, 2 * 20 * 4 // 2),
+      Collective("all-reduce", "fsdp", 2, 2 * 24 * 3 // 4 + 2 * 8 // 2),
       Collective("collective-permute", "data", 1, 40),
-      Collective("all-reduce", "fsdp", 1, 2 * 24 * 3 // 4),
       Collective("all-reduce", "unknown", 1, 2 * 8 * 7 // 8))
 
 
@@ -83,6 +84,38 @@ def test_of_a_tpu_the_pieces_of_one_collective_are_one_and_a_loops_turns_are_tho
       Collective("all-gather", "fsdp", 5, 5 * 64 * 32 * 2 * 7 // 8),)
 
 
+V5P = """HloModule jit_step, is_scheduled=true
+
+%placed (a: bf16[8,64], b: bf16[1,64], i: s32[]) -> bf16[8,64] {
+  %a = bf16[8,64]{1,0} parameter(0)
+  %b = bf16[1,64]{1,0} parameter(1)
+  ROOT %u = bf16[8,64]{1,0} dynamic-update-slice(%a, %b, %i, %z)
+}
+
+%summed (a: bf16[8,64], b: bf16[1,64]) -> bf16[8,64] {
+  ROOT %s = bf16[8,64]{1,0} add(%a, %b)
+}
+
+ENTRY %main (w: bf16[1,64]) -> bf16[8,64] {
+  %zeros = bf16[8,64]{1,0} broadcast(%zero), dimensions={}
+  %part.1 = bf16[8,64]{1,0} fusion(%zeros, %w, %i), kind=kLoop, calls=%placed
+  %part.2 = bf16[8,32]{1,0} dynamic-update-slice(%zeros, %w, %i, %z)
+  %copy-start.2 = (bf16[8,32]{1,0:S(1)}, bf16[8,32]{1,0}, u32[]) copy-start(%part.2)
+  %copy-done.2 = bf16[8,32]{1,0:S(1)} copy-done(%copy-start.2)
+  %grown = bf16[8,64]{1,0} dynamic-update-slice(%stack, %w, %i, %z)
+  %gradient = bf16[8,16]{1,0} fusion(%x, %y), kind=kOutput, calls=%summed
+  %ar = (bf16[8,64], bf16[8,32], /*index=2*/bf16[8,16], bf16[8,64]) all-reduce(%part.1, %copy-done.2, /*index=2*/%gradient, %grown), channel_id=1, replica_groups=mesh['axis_0'=1,'axis_1'=4,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_1'}, to_apply=%add
+  ROOT %r = bf16[8,64] copy(%part.1)
+}
+"""  # noqa: E501
+
+
+def test_a_sum_of_parts_in_zeros_is_a_gather_and_devices_are_read_in_the_order_that_is_noted():
+  assert of_text(V5P, make_mesh(data=2, fsdp=4)) == (
+      Collective("all-gather by all-reduce", "fsdp", 1, 2 * 8 * (64 + 32) * 2 * 3 // 4),
+      Collective("all-reduce", "fsdp", 1, 2 * 8 * (16 + 64) * 2 * 3 // 4))
+
+
 def test_of_a_program_in_which_a_layer_is_gathered_at_each_turn():
   mesh = make_mesh(data=1, fsdp=8)
   whole, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "fsdp"))
@@ -97,10 +130,13 @@ def test_of_a_program_in_which_a_layer_is_gathered_at_each_turn():
 
 
 def test_the_roofline_is_what_takes_longest():
-  compiled = Compiled(1.0, int(8e9), int(2e9), int(4e9), 0, (Collective("all-gather", "fsdp", 1, int(2e9)),))
+  sent = Collective("all-gather", "fsdp", 1, int(2e9)), Collective("all-reduce", "dcn+data", 1, int(31e7))
+  compiled = Compiled(1.0, int(8e9), int(2e9), int(4e9), 0, sent)
   plan = Plan(4, 1, 1, 0, 0, 0, 0, 0, 0, Flops(4 * 197e12 * 0.5, 0.0, frozenset()), compiled)
   found = roofline(plan, "v5e")
-  np.testing.assert_allclose([found.compute, found.memory, found.interconnect], [0.5, 10e9 / 0.82e12, 0.01])
-  assert found.bound == "compute" and found.fits == (compiled.peak <= CHIPS["v5e"].memory)
+  got = [found.compute, found.memory, found.interconnect, found.network]
+  np.testing.assert_allclose(got, [0.5, 10e9 / 0.82e12, 0.01, 0.1])
+  assert found.bound == "compute" and found.least == 0.5 and "100.0 ms to other slices" in str(found)
+  assert found.fits == (compiled.peak <= CHIPS["v5e"].memory)
   with pytest.raises(ValueError, match="chip must be one of v5e, v5p, v6e"):
     roofline(plan, "v4")

@@ -9,6 +9,7 @@ from jaxft.losses.reduction import Mean
 from jaxft.models import decoder
 from jaxft.training import DECODER_RULES, Recipe, bytes_per_device, init_state, make_mesh, plan, training_cost
 from jaxft.transforms import chain, full, lora, quantize
+from jaxft.tree.paths import array_paths
 from tests.training import toy
 
 CONFIG = decoder.DecoderConfig(
@@ -42,6 +43,8 @@ def test_bytes_are_those_of_the_real_state_on_a_mesh():
       s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.device == mesh.devices.flat[0])
   assert got.trained_bytes == on_first(state.trainable) == got.gradient_bytes
   assert got.frozen_bytes == on_first(frozen)
+  size = lambda **of: sum(x.nbytes for path, x in array_paths(frozen) if ("norm" in path) == of["vectors"])
+  assert got.frozen_bytes == size(vectors=True) + size(vectors=False) // 8, "codes and scales are cut as all matrices"
   assert got.optimizer_bytes == on_first(state.opt_state)
   assert got.frozen == sum(x.size for x in jax.tree.leaves(params)), "what is quantized counts as what it stands for"
   assert got.trained == 6 * 4 * (4 * 128 + 3 * 320)

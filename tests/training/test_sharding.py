@@ -2,12 +2,26 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from jaxft.leaves import Scaled, dot
+from jaxft.leaves.annotated import Annotated
+from jaxft.losses.reduction import Mean
 from jaxft.models import decoder, encoder
-from jaxft.training import DECODER_RULES, ENCODER_RULES, inherit_specs, make_mesh, specs_for
+from jaxft.training import (
+  DECODER_RULES,
+  ENCODER_RULES,
+  Recipe,
+  inherit_specs,
+  init_state,
+  make_mesh,
+  make_train_step,
+  place_batch,
+  specs_for,
+)
 from jaxft.training.mesh import cut_rows, join_rows
 from jaxft.transforms import chain, lora, quantize, train
 
@@ -70,14 +84,56 @@ def test_what_trains_and_its_optimizer_inherit_through_chains():
   assert adam.nu[1]["layers"]["down"]["kernel"] == P(None, "tensor", "fsdp")
 
 
-def test_a_structured_leaf_inherits_array_by_array():
-  params = {"layers": kernel(6, 64, 16)}
-  specs = specs_for(params, RULES)
-  split = quantize("**/kernel", format="nf4").split
-  frozen, _ = jax.eval_shape(split, jax.eval_shape(lambda: jax.random.key(0)), params)
-  got = inherit_specs(frozen, params, specs)["layers"]["query"]["kernel"]
-  # Two codes a byte halve the input axis, so that it no longer is the params' axis and stays whole.
-  assert {P(None, None, "tensor")} == set(jax.tree.leaves(got, is_leaf=lambda s: isinstance(s, P)))
+@pytest.mark.parametrize("shape, mesh, codes, scales", [
+    ((6, 64, 16), None, P(None, "fsdp", "tensor"), P(None, "fsdp", "tensor")),
+    ((6, 64, 16), {"fsdp": 4, "tensor": 2}, P(None, "fsdp", "tensor"), P(None, "fsdp", "tensor")),
+    # Two blocks of rows for four devices: the scales, and with them the codes, are cut by columns.
+    ((6, 32, 16), {"fsdp": 4, "tensor": 2}, P(None, None, ("tensor", "fsdp")), P(None, None, ("tensor", "fsdp"))),
+    ((6, 32, 10), {"fsdp": 4, "tensor": 2}, P(None, "fsdp", "tensor"), P(None, None, "tensor")),
+])
+def test_codes_and_scales_are_cut_as_their_matrix_is_and_in_the_same_places(shape, mesh, codes, scales):
+  params = {"layers": kernel(*shape)}
+  mesh = mesh and make_mesh(data=1, **mesh)
+  split = chain(lora("**/kernel", rank=2), quantize("**/kernel", format="nf4", block=16, double=True)).split
+  frozen, trainable = jax.eval_shape(split, jax.eval_shape(lambda: jax.random.key(0)), params)
+  got = inherit_specs({"frozen": frozen, "trained": trainable}, params, specs_for(params, RULES, mesh), mesh)
+  leaf = got["frozen"]["layers"]["query"]["kernel"]
+  assert (leaf.codes, leaf.scales, leaf.step, leaf.offset) == (codes, scales, P(), P())
+  # The same where the params are quantized already; what adapts such a leaf is cut as its codes are.
+  specs = specs_for(frozen, RULES, mesh)
+  again = inherit_specs({"frozen": frozen, "trained": trainable}, frozen, specs, mesh)
+  assert specs == again["frozen"] == got["frozen"]
+  assert again["trained"][0]["layers"]["query"]["kernel"]["b"][2:] == codes[2:]
+
+
+def test_parts_that_a_class_does_not_name_are_aligned_one_by_one():
+  params = {"layers": kernel(6, 8, 16)}
+  leaf = Annotated(Scaled(SHAPE(6, 8, 16), SHAPE(6, 1, 16)), {"order": SHAPE(6, 8)})
+  got = inherit_specs({"layers": {"query": {"kernel": leaf}}}, params, specs_for(params, RULES))
+  of = got["layers"]["query"]["kernel"]
+  assert (of.w.w, of.w.s, of.note["order"]) == (P(None, "fsdp", "tensor"), P(None, None, "tensor"), P(None, "fsdp"))
+
+
+def test_a_step_over_quantized_weights_on_a_mesh_is_that_of_one_device():
+  shape = {"layers": kernel(2, 32, 16)}
+  params = jax.tree.map(lambda x: np.random.default_rng(0).normal(size=x.shape).astype(x.dtype), shape)
+  change = chain(lora("**/kernel", rank=2), quantize("**/kernel", format="nf4", block=16))
+
+  def objective(params, batch, key):
+    del key
+    y = jax.lax.scan(lambda x, p: (jnp.tanh(jnp.tile(dot(x, p["query"]["kernel"]), 2)), None), batch, params["layers"])
+    return Mean.of(jnp.square(y[0])), {}
+
+  found = []
+  for mesh in (None, make_mesh(data=1, fsdp=4, tensor=2)):
+    recipe = Recipe(objective, change, optax.sgd(0.1), mesh=mesh, rules=RULES)
+    state, frozen = init_state(jax.random.key(0), params, recipe)
+    leaf = frozen["layers"]["query"]["kernel"]
+    assert all(x.addressable_shards[0].data.size * (8 if mesh else 1) == x.size for x in (leaf.codes, leaf.scales))
+    batch = np.random.default_rng(1).normal(size=(8, 32)).astype(np.float32)
+    state, metrics = make_train_step(recipe)(state, frozen, place_batch(batch, mesh))
+    found.append((metrics["loss"], state.trainable))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), *found)
 
 
 @pytest.mark.parametrize("shape, spec", [

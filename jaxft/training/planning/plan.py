@@ -5,11 +5,12 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxft.analysis.flops import Flops, count_jaxpr
-from jaxft.training.collectives import Collective, collectives
 from jaxft.training.mesh import place_batch
+from jaxft.training.planning.collectives import Collective, collectives
+from jaxft.training.planning.placement import Placement, check_placement
+from jaxft.training.planning.sizes import bytes_per_device
 from jaxft.training.recipe import Recipe
 from jaxft.training.state import abstract_state
 from jaxft.training.step import make_train_step
@@ -60,6 +61,7 @@ class Plan:
     trained_bytes, frozen_bytes, optimizer_bytes, batch_bytes: per device.
     gradient_bytes: per device, for as long as the optimizer has not used them.
     flops: of one step on all devices together, loops multiplied out.
+    placement: what of the state and the frozen side lies badly on the mesh; None without a mesh.
     compiled: the compiler's account per device; None where `plan` was asked not to compile.
   """
 
@@ -74,6 +76,7 @@ class Plan:
   batch_bytes: int
   flops: Flops
   compiled: Compiled | None
+  placement: Placement | None = None
 
   @property
   def share(self) -> float:
@@ -97,6 +100,7 @@ class Plan:
     ]
     if self.flops.uncounted:
       lines.append(f"             too low by the insides of: {', '.join(sorted(self.flops.uncounted))}")
+    lines += self.placement.lines() if self.placement is not None else []
     if self.compiled is not None:
       lines.append(f"compiled     {mib(self.compiled.peak)} a device at once, {mib(self.compiled.temporaries)} of it "
                    f"temporary; {self.compiled.flops:.4g} operations by the compiler's count (each scan's body once)")
@@ -154,6 +158,8 @@ def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> P
       batch_bytes=bytes_per_device(place_batch(batch, recipe.mesh)),
       flops=count_jaxpr(step.trace(state, frozen, batch).jaxpr),
       compiled=compiled,
+      placement=None if recipe.mesh is None else check_placement(
+          {"trained": state.trainable, "frozen": frozen, "optimizer": state.opt_state}, recipe.mesh),
   )
 
 
@@ -167,28 +173,6 @@ def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     raise DoesNotFit(f"mesh must hold the step; the compiler says: {says:.300} Cut the parameters over more devices "
                      "(fsdp, tensor), keep less for the backward pass (remat), or take fewer rows or shorter ones"
                      ) from None
-
-
-def bytes_per_device(tree: Tree) -> int:
-  """Bytes of a tree on one device, by the shardings of its arrays or shapes; unsharded ones count whole.
-
-  >>> half = jax.ShapeDtypeStruct((10,), jnp.bfloat16)
-  >>> bytes_per_device({"w": jnp.zeros((4, 8)), "half": half})  # 4 * 32 + 2 * 10
-  148
-  """
-  total = 0
-  for x in jax.tree.leaves(tree):
-    sharding = getattr(x, "sharding", None)
-    shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
-    total += math.ceil(math.prod(shape) * _bits(x.dtype) / 8)
-  return total
-
-
-def _bits(dtype: Any) -> int:
-  """Bits of one element: two int4 share a byte, and a typed key is as wide as its words."""
-  if jnp.issubdtype(dtype, jax.dtypes.extended):
-    return 8 * dtype.itemsize
-  return jax.dtypes.itemsize_bits(dtype)
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
