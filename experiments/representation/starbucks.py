@@ -137,7 +137,9 @@ class World:
   """Texts as the encoder reads them, and what encoders of all sizes find."""
 
   def __init__(self, config: Config):
-    self.config, self.model = config, load(config.model)
+    model = load(config.model)
+    _, self.tokenizer = model.text_encoder("model")
+    self.config, self.embedding = config, np.asarray(model.params["embed"]["tokens"]["embedding"], np.float32)
     self.pairs = cache(self._pairs)
     self._objectives = objectives(config)
     self._learn = jax.jit(self._fit, static_argnums=0)
@@ -147,12 +149,11 @@ class World:
     c, records = self.config, source("docstrings", split)
     size = c.pairs if split == "train" else c.held_out
     rows = records.__getitems__(np.linspace(0, len(records) - 1, min(size, len(records))).astype(int).tolist())
-    embedding = np.asarray(self.model.params["embed"]["tokens"]["embedding"], np.float32)
 
     def read(texts: list[str]) -> np.ndarray:
-      tokens = tokenize_texts(texts, self.model.tokenizer, lengths=c.length)
+      tokens = tokenize_texts(texts, self.tokenizer, lengths=c.length)
       weights = np.asarray(tokens["mask"], np.float32)[..., None]
-      x = (embedding[np.asarray(tokens["ids"])] * weights).sum(1) / weights.sum(1)
+      x = (self.embedding[np.asarray(tokens["ids"])] * weights).sum(1) / weights.sum(1)
       return x / np.linalg.norm(x, axis=1, keepdims=True) * x.shape[1] ** 0.5
 
     return read([row["anchor"] for row in rows]), read([row["positive"] for row in rows])

@@ -80,6 +80,7 @@ def pack(
 
 def pack_texts(
     texts: Sequence[Sequence[int]], length: int, *, rows: int | None = None, multiple: int = 1, start: int = 0,
+    slots: int | None = None,
 ) -> dict[str, Int[np.ndarray, "rows length"]]:
   """The texts of one batch in as few rows as best fit finds, the longest first; every text stays whole.
 
@@ -97,16 +98,19 @@ def pack_texts(
     multiple: without `rows`, round their number up to a multiple of this: a step is compiled for each number anew, and
       a mesh's data axis must divide it.
     start: the number of the first text; of several processes that pack one batch, each gives its own.
+    slots: the most texts of a row, as `jaxft.models.encoder.embed_segments` needs them; None lets any number in.
 
   Returns:
     `ids` (0 at padding) and `segment_ids` (text i is segment start + i + 1; 0 at padding), int32.
 
   Raises:
-    ValueError: a text is empty, longer than a row or holds what is no token id, the rows do not suffice, or multiple or
-      start is out of range.
+    ValueError: a text is empty, longer than a row or holds what is no token id, the rows do not suffice, or multiple,
+      start or slots is out of range.
   """
   if multiple < 1:
     raise ValueError(f"multiple must be at least 1; got {multiple}")
+  if slots is not None and slots < 1:
+    raise ValueError(f"slots must be None or at least 1; got {slots}")
   if not 0 <= start <= np.iinfo(np.int32).max - len(texts):  # segment 0 is padding
     raise ValueError(f"start must be at least 0, and start + {len(texts)} texts fit int32; got {start}")
   sizes = [len(text) for text in texts]
@@ -122,7 +126,8 @@ def pack_texts(
       room = length
       filled.append([])
     filled[row].append(i)
-    with_room[room - sizes[i]].append(row)
+    if slots is None or len(filled[row]) < slots:
+      with_room[room - sizes[i]].append(row)
   if rows is None:
     rows = -(-len(filled) // multiple) * multiple
   if len(filled) > rows:

@@ -15,5 +15,6 @@ __all__ = defer(__name__, {
     "sites": (),
     "linearize": ("linearize",),
     "heads": (),
+    "heads.pooling": (),
     "heads.simplex": ("simplex_weights",),
 })

@@ -23,6 +23,7 @@ from jaxft.leaves import lookup, materialize
 from jaxft.models.activation_sharding import along_batch
 from jaxft.models.attention import attend, packed_positions, relative_buckets, same_segment
 from jaxft.models.bounds import check_range, rows
+from jaxft.models.heads.pooling import segment_vectors
 from jaxft.models.linear import linear
 from jaxft.models.norms import layer_norm, unit_length
 from jaxft.models.remat import Policy
@@ -252,6 +253,24 @@ def embed_packed(
   by_text = lambda x: jax.ops.segment_sum(x.reshape(-1, x.shape[-1]), segment_ids.ravel(), texts + 1)[1:]
   pooled = by_text(weights * hidden.astype(jnp.float32)) / jnp.maximum(by_text(weights), 1e-9)
   return unit_length(pooled) if config.normalize else pooled
+
+
+def embed_segments(
+    params: dict[str, Any],
+    config: EncoderConfig,
+    ids: Int[AnyArray, "rows time"],
+    segment_ids: Int[AnyArray, "rows time"],
+    slots: int,
+    **options: Any,
+) -> Float[Array, "rows slots dim"]:
+  """The vectors of `embed_packed` row by row, at most `slots` in each: see `jaxft.models.heads.pooling`.
+
+  Args:
+    params, config, ids, segment_ids, **options: as of `embed_packed`.
+    slots: the most texts of a row, as given to `jaxft.data.pack_texts`; static.
+  """
+  hidden, _ = hidden_states(params, config, ids, segment_ids=segment_ids, **options)
+  return segment_vectors(hidden, segment_ids, slots, pooling=config.pooling, normalize=config.normalize)
 
 
 def pool(

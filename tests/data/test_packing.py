@@ -63,11 +63,13 @@ def test_errors(kwargs, message):
     data.pack(grain.MapDataset.source(examples([3])), 16, **kwargs)
 
 
-@hypothesis.given(st.lists(st.integers(1, 16), min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 3))
+@hypothesis.given(st.lists(st.integers(1, 16), min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 3),
+                  st.none() | st.integers(1, 3))
 @hypothesis.settings(max_examples=50, deadline=None)
-def test_pack_texts_keeps_every_text_whole(sizes, multiple, start):
+def test_pack_texts_keeps_every_text_whole(sizes, multiple, start, slots):
   texts = [list(range(100 * i + 1, 100 * i + 1 + size)) for i, size in enumerate(sizes)]
-  packed = data.pack_texts(texts, 16, multiple=multiple, start=start)
+  packed = data.pack_texts(texts, 16, multiple=multiple, start=start, slots=slots)
+  assert slots is None or max(len(set(row) - {0}) for row in packed["segment_ids"].tolist()) <= slots
   assert len(packed["ids"]) % multiple == 0
   assert (packed["ids"][packed["segment_ids"] == 0] == 0).all()
   for i, text in enumerate(texts):
@@ -90,6 +92,7 @@ def test_pack_texts_wastes_little():
   ([[1] * 8] * 3, {"rows": 2}, "rows must be at least 3"),
   ([[1]], {"start": -1}, "start must be at least 0, .*; got -1"),
   ([[1]], {"start": 2**31 - 1}, "start must be at least 0, and start . 1 texts fit int32; got 2147483647"),
+  ([[1]], {"slots": 0}, "slots must be None or at least 1; got 0"),
   ([[1]], {"multiple": 0}, "multiple must be at least 1; got 0"),
   ([[1], [1.7, 2]], {}, r"texts\[1\] must hold token ids, .*; got \[1.7 2. \]"),
   ([[1, -1]], {}, r"texts\[0\] must hold token ids, .*; got \[ 1 -1\]"),

@@ -9,7 +9,9 @@ from jaxft.data import pack_texts
 from jaxft.leaves import materialize
 from jaxft.models import encoder
 from jaxft.models.encoder import EncoderConfig
+from jaxft.models.heads.pooling import by_text
 from jaxft.models.sites import Prepend
+from jaxft.training import embed_cached
 from jaxft.transforms import freeze, lora
 from jaxft.tree import cut_layers, unstack_layers
 
@@ -68,6 +70,11 @@ def test_packed_texts_get_the_vectors_and_gradients_that_they_get_alone(params, 
   def together(params):
     return encoder.embed_packed(params, config, packed["ids"], packed["segment_ids"], 4)
 
+  def by_row(params):
+    embed = lambda params, rows, key: encoder.embed_segments(params, config, rows["ids"], rows["segment_ids"], 3)
+    vectors = embed_cached(embed, params, packed, jax.random.key(0), chunks=2)
+    return by_text(vectors, packed["segment_ids"], 4)
+
   weight = jax.random.normal(jax.random.key(2), (3, CONFIG.dim))
 
   def weighed(vectors):
@@ -77,9 +84,11 @@ def test_packed_texts_get_the_vectors_and_gradients_that_they_get_alone(params, 
 
     return jax.jit(jax.grad(loss, has_aux=True))
 
-  (gradient, value), (got_gradient, got) = (weighed(vectors)(params) for vectors in (apart, together))
-  close(got, value[jnp.array([0, 1, 2, 1])], rtol=1e-4, atol=1e-5)
-  close(got_gradient, gradient, rtol=1e-3, atol=1e-4)
+  gradient, value = weighed(apart)(params)
+  for vectors in (together, by_row):
+    got_gradient, got = weighed(vectors)(params)
+    close(got, value[jnp.array([0, 1, 2, 1])], rtol=1e-4, atol=1e-5)
+    close(got_gradient, gradient, rtol=1e-3, atol=1e-4)
 
 
 def test_packed_rows_take_no_prepended_positions(params):

@@ -63,6 +63,15 @@ def test_the_activations_of_one_chunk_are_held_at_a_time():
   assert cached < 0.4 * plain
 
 
+def test_one_chunk_is_embedded_once():
+  def products(f):
+    return str(jax.make_jaxpr(f)(params(), batch(), jax.random.key(0))).count("dot_general")
+
+  plain = products(jax.value_and_grad(lambda p, b, k: loss(embed(p, b, k), b)))
+  assert products(cached_value_and_grad(embed, loss, chunks=1)) == plain
+  assert products(cached_value_and_grad(embed, loss, chunks=2)) > plain
+
+
 def test_rows_keep_their_order_and_both_passes_draw_the_same():
   noisy = lambda p, rows, key: rows["id"] * p + 0 * jax.random.normal(key, rows["id"].shape)
   ids = jnp.arange(12.0)
