@@ -3,3 +3,4 @@
 from jaxft.selection.consistency import ranking_consistent
 from jaxft.selection.per_class import top_per_class
 from jaxft.selection.perplexity import select_band, sequence_perplexity
+from jaxft.selection.preference_pairs import preference_pairs
