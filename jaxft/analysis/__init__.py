@@ -6,6 +6,7 @@ from jaxft.analysis.disentanglement import disentanglement_error
 from jaxft.analysis.drift import layer_drift, mask_overlap, update_sparsity
 from jaxft.analysis.early_rank import early_rank
 from jaxft.analysis.flops import Flops, count_jaxpr, jaxpr_flops
+from jaxft.analysis.instruments import InstrumentedEffects, two_stage_least_squares
 from jaxft.analysis.intrinsic_dimension import intrinsic_dimension, subspace_alignment
 from jaxft.analysis.layer_cosine import layer_cosines
 from jaxft.analysis.layer_probe import LayerProbe, layer_mixture_probe

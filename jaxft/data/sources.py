@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from jaxft.checks import nearest
 from jaxft.data.builders.avatars import Avatars
 from jaxft.data.builders.bfcl import Bfcl
+from jaxft.data.builders.causal import Causal
 from jaxft.data.builders.clipart import Clipart
 from jaxft.data.builders.digits import Digits
 from jaxft.data.builders.docstrings import Docstrings
@@ -41,6 +42,7 @@ _BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
   "wordnet": WordNet,
   **_configs("avatars", Avatars),
   **_configs("bfcl", Bfcl),
+  **_configs("causal", Causal),
   **_configs("emoji", EmojiImages),
   **_configs("emoji-names", EmojiNames),
   **_configs("sentiment", Sentiment),

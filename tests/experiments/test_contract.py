@@ -43,6 +43,8 @@ MORE = {
     "composable-sparse": Budget(small=200),
     # The decompositions run outside of `jax.jit`: they are made once, of each matrix.
     "corda": Budget(small=200),
+    # Sentences of all lengths are embedded, in three splits.
+    "deconfoundlm": Budget(large=20),
     # Features of five splits, three parts of models that are made first, three ways to tune, captions of three sizes.
     "discriminative-captioning": Budget(large=16, small=260),
     # Five kinds of models, each trained and judged by a program of its own; one of them is trained twice.
