@@ -93,7 +93,7 @@ from jaxft.losses.preference.unpaired import Unpaired, kto, mismatched_kl
 from jaxft.losses.ranking.lambda_loss import Scheme, lambda_loss, rank_net
 from jaxft.losses.ranking.listwise import list_mle, list_net, rank_mse
 from jaxft.losses.ranking.pointwise import binary_cross_entropy, cross_entropy, soft_cross_entropy, squared_error
-from jaxft.losses.reduction import Mean
+from jaxft.losses.reduction import Mean, Terms
 from jaxft.losses.regularization import global_orthogonal, l1_to_reference, l2_to_reference, sum_of_norms
 from jaxft.losses.score_function import Reward, leave_one_out, reinforce, retrieval_reward, whiten
 from jaxft.losses.sparse import csr_reconstruction, flops, splade, splade_weights

@@ -76,6 +76,54 @@ class Mean(NamedTuple):
     return self if isinstance(other, int) and other == 0 else NotImplemented
 
 
+class Terms(NamedTuple):
+  """A loss of several means, each over what it counts itself: `sum_i scale_i total_i / weight_i`.
+
+  A likelihood per token beside a loss per pair cannot be one `Mean`: over micro-batches each needs a sum of its own.
+  Adding two of them adds mean by mean; the scales are those of the first.
+
+  >>> pairs, tokens = Mean.of(jnp.array([1.0, 3.0])), Mean.of(jnp.array([8.0, 4.0, 0.0]))
+  >>> loss = Terms.of((1.0, pairs), (0.5, tokens))
+  >>> loss.value, (loss + loss).value  # 2 + 4 / 2
+  (Array(4., dtype=float32), Array(4., dtype=float32))
+  """
+
+  means: tuple[Mean, ...]
+  scales: tuple[float | Float[Array, ""], ...]
+
+  @property
+  def value(self) -> Float[Array, ""]:
+    """The loss; a mean over nothing adds 0."""
+    return sum((scale * mean.value for scale, mean in zip(self.scales, self.means, strict=True)),
+               jnp.zeros((), jnp.float32))
+
+  @classmethod
+  def of(cls, *terms: tuple[float | Float[Array, ""], Mean]) -> "Terms":
+    """Of pairs `(scale, mean)`.
+
+    Raises:
+      ValueError: there is none.
+      TypeError: one is no such pair.
+    """
+    if not terms:
+      raise ValueError("terms must be at least one pair of a scale and a Mean; got none")
+    for term in terms:
+      if not (isinstance(term, tuple) and len(term) == 2 and isinstance(term[1], Mean)):
+        raise TypeError(f"terms must be pairs of a scale and a Mean; got {term!r:.80}")
+    scales, means = zip(*terms, strict=True)
+    return cls(means, scales)
+
+  def __add__(self, other: "Terms") -> "Terms":  # type: ignore[override]  # adds up, where a tuple would concatenate
+    if not isinstance(other, Terms):
+      return NotImplemented
+    if len(self.means) != len(other.means):
+      raise ValueError(f"terms must be as many on both sides; got {len(self.means)} and {len(other.means)}")
+    return Terms(tuple(a + b for a, b in zip(self.means, other.means, strict=True)), self.scales)
+
+  def __radd__(self, other: "Terms | int") -> "Terms":
+    return self if isinstance(other, int) and other == 0 else NotImplemented
+
+
 def count_of(
     where: Bool[AnyArray, " *shape"] | Num[AnyArray, " *shape"] | None, shape: tuple[int, ...]
 ) -> Float[Array, " *shape"]:

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxft.losses.reduction import Mean
+from jaxft.losses.reduction import Mean, Terms
 from jaxft.training.mesh import check_mesh
 from jaxft.training.sharding import Rules
 from jaxft.transforms.protocol import ParamTransform, check_transform
 from jaxft.tree.paths import Tree
 
-# (params, batch, key) -> (the loss as a sum and a weight, metrics by name)
-Objective = Callable[[Tree, Any, jax.Array], tuple[Mean, dict[str, Any]]]
+# (params, batch, key) -> (the loss as a sum and a weight, or as several with their scales; metrics by name)
+Objective = Callable[[Tree, Any, jax.Array], tuple[Mean | Terms, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Recipe:
       step = make_train_step(recipe)
 
   Attributes:
-    objective: `(params, batch, key) -> (Mean, metrics)`, metrics being `Mean`s or scalars; a scalar is averaged over
-      micro-batches by their weight. Where it multiplies through `jaxft.leaves.dot`, structured leaves keep cheap.
+    objective: `(params, batch, key) -> (Mean, metrics)`, or `Terms` in place of the `Mean`; metrics are `Mean`s or
+      scalars, and a scalar is averaged over micro-batches by their weight. Where it multiplies through
+      `jaxft.leaves.dot`, structured leaves keep cheap.
     transform: what trains: its `split` runs once, its `join` in the loss.
     optimizer: any optax transformation; it may take `params`. It sees only what trains.
     mesh: where params, state and batches lie; None for one device.

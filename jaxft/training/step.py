@@ -1,7 +1,8 @@
 """The training step, made once from an objective, an optimizer, a transform and a mesh."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxft.leaves.dropout import seed_dropout
-from jaxft.losses.reduction import Mean
+from jaxft.losses.reduction import Mean, Terms
 from jaxft.training.mesh import batch_size, check_rows, cut_rows, merge_scalars, place_batch, under_mesh
 from jaxft.training.recipe import Recipe, check_recipe
 from jaxft.training.state import TrainState
@@ -78,8 +79,11 @@ def make_train_step(recipe: Recipe, *, donate: bool = True) -> TrainStep:
       params = seed_dropout(join(frozen, trainable), key_t)        key_t = fold_in(state.key, state.step)
       g      = grad of  sum_k total_k / sum_k weight_k             over micro-batches k, by `trainable` alone
 
-  The weight is a constant of the gradient: it counts examples or tokens. With `accumulate=k` micro-batch j takes rows
-  j, j + k, j + 2k, ..., so that each device's rows stay where they are, and draws from `fold_in(key_t, j)`.
+  The weight is a constant of the gradient: it counts examples or tokens. An objective of several means (`Terms`) gives
+  `sum_i scale_i sum_k total_ik / sum_k weight_ik`, each over its own weight: with micro-batches the weights are counted
+  first, by a pass of which the compiler leaves the counting alone where they do not hang on the params. With
+  `accumulate=k` micro-batch j takes rows j, j + k, j + 2k, ..., so that each device's rows stay where they are, and
+  draws from `fold_in(key_t, j)`.
   Clipping belongs to the optimizer (`optax.chain(optax.clip_by_global_norm(1.0), ...)`): it sees only what trains.
 
   A batch of weight 0, in which nothing counts, leaves what trains and the optimizer's state bit for bit as they are:
@@ -99,9 +103,9 @@ def make_train_step(recipe: Recipe, *, donate: bool = True) -> TrainStep:
     donate: reuse the state's memory; the state passed in is then no longer valid.
 
   Returns:
-    The step. Its metrics are float32 scalars on device: `loss`, `weight` (the summed weight), `grad_norm` and
-    `update_norm` (both of what trains only), and the objective's own. In the step in which what trains
-    stops being finite, `loss`, `grad_norm` or `update_norm` is not finite either: `fit` reads these to stop.
+    The step. Its metrics are float32 scalars on device: `loss`, `weight` (the summed weight; of `Terms` that of the
+    first), `grad_norm` and `update_norm` (both of what trains only), and the objective's own. In the step in which what
+    trains stops being finite, `loss`, `grad_norm` or `update_norm` is not finite either: `fit` reads these to stop.
 
   Raises:
     TypeError: `recipe` is no `Recipe`.
@@ -112,42 +116,66 @@ def make_train_step(recipe: Recipe, *, donate: bool = True) -> TrainStep:
   objective, transform, optimizer, mesh = recipe.objective, recipe.transform, recipe.optimizer, recipe.mesh
   accumulate, compute_dtype = recipe.accumulate, recipe.compute_dtype
 
-  def loss(trainable: Tree, frozen: Tree, batch: Any, key: jax.Array) -> tuple[Array, tuple[Mean, Metrics]]:
+  def evaluated(trainable: Tree, frozen: Tree, batch: Any, key: jax.Array) -> tuple[Mean | Terms, Metrics]:
     params = transform.join(frozen, trainable)
     if compute_dtype is not None:
       params = cast_floating(params, compute_dtype)
     dropout_key, objective_key = jax.random.split(key)
     with under_mesh(mesh):
-      mean, metrics = objective(seed_dropout(params, dropout_key), batch, objective_key)
-    if not isinstance(mean, Mean):
-      raise TypeError(f"objective must return (Mean, metrics); its first value is a {type(mean).__name__}")
+      found, metrics = objective(seed_dropout(params, dropout_key), batch, objective_key)
+    if not isinstance(found, Mean | Terms):
+      raise TypeError(f"objective must return (Mean, metrics); its first value is a {type(found).__name__}")
     taken = [name for name in metrics if name in RESERVED]
     if taken:
       raise ValueError(f"metrics of the objective may not be named {taken}: the step reports these itself")
-    mean = Mean(mean.total, jax.lax.stop_gradient(mean.weight))
-    return (mean.value if accumulate == 1 else mean.total), (mean, metrics)
+    constant = lambda mean: Mean(mean.total, jax.lax.stop_gradient(mean.weight))
+    if isinstance(found, Terms):
+      return Terms(tuple(map(constant, found.means)), found.scales), metrics
+    return constant(found), metrics
 
-  def whole(state: TrainState, frozen: Tree, batch: Any, key: jax.Array) -> tuple[Mean, Metrics, Tree]:
-    (_, (mean, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable, frozen, batch, key)
-    return mean, metrics, grads
+  def whole(state: TrainState, frozen: Tree, batch: Any, key: jax.Array) -> tuple[Mean | Terms, Metrics, Tree]:
+    def loss(trainable: Tree) -> tuple[Array, tuple[Mean | Terms, Metrics]]:
+      found, metrics = evaluated(trainable, frozen, batch, key)
+      return found.value, (found, metrics)
 
-  def scanned(state: TrainState, frozen: Tree, batch: Any, key: jax.Array) -> tuple[Mean, Metrics, Tree]:
+    (_, (found, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+    return found, metrics, grads
+
+  def scanned(state: TrainState, frozen: Tree, batch: Any, key: jax.Array) -> tuple[Mean | Terms, Metrics, Tree]:
+    parts = jnp.arange(accumulate), cut_rows(batch, accumulate, mesh)
+    of_part = lambda trainable, j, part: evaluated(
+        trainable, frozen, merge_scalars(part, batch), jax.random.fold_in(key, j))
+    shapes, _ = jax.eval_shape(of_part, state.trainable, *jax.tree.map(lambda x: x[0], parts))
+    several, counted = isinstance(shapes, Terms), None
+    if several:
+      weights_of = lambda inputs: [m.weight for m in cast(Terms, of_part(state.trainable, *inputs)[0]).means]
+      weights = jax.lax.map(weights_of, parts)
+      counted = [jnp.sum(w) for w in weights]
+
     def micro(carry: Any, inputs: Any) -> tuple[Any, Any]:
-      j, part = inputs
-      part = merge_scalars(part, batch)
-      (_, (mean, metrics)), g = jax.value_and_grad(loss, has_aux=True)(
-          state.trainable, frozen, part, jax.random.fold_in(key, j))
-      metrics = {k: v if isinstance(v, Mean) else Mean(v * mean.weight, mean.weight) for k, v in metrics.items()}
-      total, grads = carry
-      return (total + mean, jax.tree.map(lambda s, x: s + x.astype(s.dtype), grads, g)), metrics
+      def loss(trainable: Tree) -> tuple[Array, tuple[Any, Metrics]]:
+        found, metrics = of_part(trainable, *inputs)
+        if not isinstance(found, Terms):
+          return found.total, (([found], []), metrics)
+        assert counted is not None
+        over_all = tuple(Mean(m.total, w) for m, w in zip(found.means, counted, strict=True))
+        scales = [jnp.asarray(scale, jnp.float32) for scale in found.scales]
+        return Terms(over_all, found.scales).value, (([*found.means], scales), metrics)
+
+      (_, ((means, scales), metrics)), g = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+      weight = means[0].weight
+      metrics = {k: v if isinstance(v, Mean) else Mean(v * weight, weight) for k, v in metrics.items()}
+      totals, grads = carry
+      totals = [a + b for a, b in zip(totals, means, strict=True)]
+      return (totals, jax.tree.map(lambda s, x: s + x.astype(s.dtype), grads, g)), (scales, metrics)
 
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), state.trainable)
-    zero = Mean(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-    parts = cut_rows(batch, accumulate, mesh)
-    (mean, grads), metrics = jax.lax.scan(micro, (zero, start), (jnp.arange(accumulate), parts))
-    scale = 1.0 / jnp.maximum(mean.weight, jnp.finfo(jnp.float32).tiny)
+    zero = [Mean.zero() for _ in (shapes.means if isinstance(shapes, Terms) else [shapes])]
+    (means, grads), (scales, metrics) = jax.lax.scan(micro, (zero, start), parts)
+    found = Terms(tuple(means), tuple(scale[0] for scale in scales)) if several else means[0]
+    scale = 1.0 if several else 1.0 / jnp.maximum(means[0].weight, jnp.finfo(jnp.float32).tiny)
     grads = jax.tree.map(lambda g, x: (g * scale).astype(x.dtype), grads, state.trainable)
-    return mean, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics), grads
+    return found, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics), grads
 
   gradient = whole if accumulate == 1 else scanned
 
@@ -176,10 +204,12 @@ def make_train_step(recipe: Recipe, *, donate: bool = True) -> TrainStep:
     return jax.lax.platform_dependent(counts, state, grads, cpu=loop, default=branch)
 
   def step(state: TrainState, frozen: Tree, batch: Any) -> tuple[TrainState, Metrics]:
-    mean, metrics, grads = gradient(state, frozen, batch, jax.random.fold_in(state.key, state.step))
-    trainable, opt_state, moved = update_if(mean.weight != 0, state, grads)  # NaN counts, and shows
+    found, metrics, grads = gradient(state, frozen, batch, jax.random.fold_in(state.key, state.step))
+    weights = [mean.weight for mean in found.means] if isinstance(found, Terms) else [found.weight]
+    counts = functools.reduce(jnp.logical_or, [weight != 0 for weight in weights])  # NaN counts, and shows
+    trainable, opt_state, moved = update_if(counts, state, grads)
     values = {k: v.value if isinstance(v, Mean) else v for k, v in metrics.items()}
-    values |= {"loss": mean.value, "weight": mean.weight, "grad_norm": norm(grads)}
+    values |= {"loss": found.value, "weight": weights[0], "grad_norm": norm(grads)}
     values["update_norm"] = jnp.where(_in_range((trainable, opt_state)), moved, jnp.nan)
     values = {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
     return TrainState(state.step + 1, trainable, opt_state, state.key), values

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jaxft.losses import Mean
+from jaxft.losses import Mean, Terms
 
 
 def test_parts_of_unequal_size_add_up_to_the_whole():
@@ -76,3 +76,17 @@ def test_what_does_not_fit_is_refused_by_name():
     Mean.of(values, where=jnp.ones((4, 3), bool))
   with pytest.raises(TypeError, match=r"values must be an array; got a tuple of 2: unpack a loss's pair"):
     Mean.of((values, values))
+
+
+def test_terms_add_mean_by_mean():
+  parts = [Terms.of((2.0, Mean.of(jnp.array(x))), (0.5, Mean.of(jnp.array(y)))) for x, y in (
+      ([1.0], [8.0, 0.0, 1.0]), ([2.0, 6.0], [3.0]))]
+  assert float(sum(parts).value) == 2 * 3 + 0.5 * 3
+  with pytest.raises(TypeError):
+    parts[0] + (1.0, 2.0)
+  with pytest.raises(ValueError, match="as many on both sides; got 2 and 1"):
+    parts[0] + Terms.of((1.0, Mean.zero()))
+  with pytest.raises(ValueError, match="at least one"):
+    Terms.of()
+  with pytest.raises(TypeError, match="pairs of a scale and a Mean"):
+    Terms.of(Mean.zero())
