@@ -9,8 +9,6 @@ from jaxft.training.interrupts import Stopped
 from jaxft.training.loop import fit
 from jaxft.training.mesh import batch_sharding, make_mesh, place_batch
 from jaxft.training.metrics import JsonLines, MLflow, TensorBoard, WandB, read_json_lines
-from jaxft.training.plan import Compiled, Plan, bytes_per_device, plan
-from jaxft.training.metrics import JsonLines, TensorBoard, read_json_lines
 from jaxft.training.planning.placement import Finding, Placement, check_placement, check_rules
 from jaxft.training.planning.plan import Compiled, Plan, plan
 from jaxft.training.planning.sizes import bytes_per_device
