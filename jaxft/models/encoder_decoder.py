@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 from jaxft.leaves import dot, materialize
 from jaxft.leaves.products import dot_transposed
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
+from jaxft.models.activation_sharding import along_batch
 from jaxft.models.attention import attend, relative_buckets
 from jaxft.models.bounds import rows
 from jaxft.models.cache import Cache, extend, write
@@ -93,7 +94,7 @@ def encode(
   edits = check_sites(edits, record, SITES, config.encoder_layers)
   tap, side = Tap(edits, record), params["encoder"]
   real = None if mask is None else mask.astype(bool)
-  x = tap("embed", rows(params["embed"]["tokens"]["embedding"], ids, real).astype(dtype))
+  x = along_batch(tap("embed", rows(params["embed"]["tokens"]["embedding"], ids, real).astype(dtype)))
   if x.shape[1] != ids.shape[1]:
     raise ValueError(f"edits of 'embed' must keep the {ids.shape[1]} positions of ids; got {x.shape[1]}")
   buckets = relative_buckets(x.shape[1], config.buckets, farthest=config.farthest)
@@ -107,7 +108,7 @@ def encode(
     y = attention(query, key, value, visible, bias=bias, scale=1.0), y
     x = x + _mixed(params["attention"], "attention", *y, tap)
     x = x + _mlp(params["mlp"], config, rms_norm(x, params["mlp_norm"], eps=config.norm_eps), tap)
-    return tap("layers/out", x)
+    return along_batch(tap("layers/out", x))
 
   x, recorded = run_layers(
       layer, side["layers"], x, num_layers=config.encoder_layers, edits=edits, record=record, remat=remat)
@@ -170,7 +171,7 @@ def decode(
   real = None if mask is None else jnp.asarray(mask).astype(bool)
   source = memory.mask if isinstance(memory, Memory) else memory_mask
   readable = None if source is None else source.astype(bool)[:, None]
-  x = tap("embed", rows(params["embed"]["tokens"]["embedding"], ids, real).astype(dtype))
+  x = along_batch(tap("embed", rows(params["embed"]["tokens"]["embedding"], ids, real).astype(dtype)))
   if x.shape[1] != time:
     raise ValueError(f"edits of 'embed' must keep the {time} positions of ids; got {x.shape[1]}")
   slots = time if cache is None else cache.seen.shape[1]
@@ -198,7 +199,7 @@ def decode(
     y = attention(query, key, value, readable, scale=1.0), y
     x = x + _mixed(params["cross_attention"], "cross_attention", *y, tap)
     x = x + _mlp(params["mlp"], config, rms_norm(x, params["mlp_norm"], eps=config.norm_eps), tap)
-    return tap("layers/out", x), cache
+    return along_batch(tap("layers/out", x)), cache
 
   (x, cache), recorded = run_layers(
       layer, side["layers"], (x, cache), num_layers=config.decoder_layers, edits=edits, record=record, remat=remat)

@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
 from jaxft.losses import Mean
-from jaxft.models import decoder
+from jaxft.models import decoder, encoder_decoder
 from jaxft.models.activation_sharding import along_batch
+from jaxft.models.encoder_decoder_config import EncoderDecoderConfig, init
 from jaxft.training import Recipe, make_mesh
 from jaxft.training.mesh import under_mesh
 from jaxft.training.rules import DECODER_RULES
@@ -50,6 +51,19 @@ def test_a_batch_is_cut_over_the_axes_that_the_mesh_has_and_left_alone_without_o
   assert constraints(under(only), x) == [P(("fsdp",), rest)]
   assert constraints(under(jax.make_mesh((8,), ("heads",), axis_types=(AxisType.Auto,))), x) == []
   assert constraints(under(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))), x) == []
+
+
+def test_both_stacks_of_an_encoder_decoder_say_where_their_rows_lie():
+  config = EncoderDecoderConfig(
+      vocab_size=23, dim=16, num_heads=2, head_dim=6, mlp_dim=20, encoder_layers=2, decoder_layers=3)
+  params = jax.eval_shape(lambda: init(jax.random.key(0), config))
+  ids = jax.ShapeDtypeStruct((8, 5), jnp.int32)
+
+  def f(params, ids):
+    with under_mesh(make_mesh(data=2, fsdp=4)):
+      return encoder_decoder.target_nll(params, config, ids, ids)
+
+  assert constraints(f, params, ids).count(P(("data", "fsdp"), P.UNCONSTRAINED, P.UNCONSTRAINED)) >= 4
 
 
 @pytest.mark.interpreter
