@@ -8,6 +8,7 @@ from jaxft.files import part_of
 from jaxft.formats.peft_files import save_peft
 from jaxft.formats.pretrained import load
 from jaxft.recipes.method_expression import parts_of
+from jaxft.recipes.methods import METHODS
 from jaxft.recipes.options import Adaptation, Finetune
 from jaxft.transforms import ParamTransform
 
@@ -42,12 +43,12 @@ def save_adapter(
   Raises:
     OSError: the folder cannot be written.
   """
-  method, *more = parts_of(options.method)
-  if more:
-    return f"PEFT has no form for methods joined, {options.method.method}"
+  parts = parts_of(options.method)
+  # What trains whole beside an adapter is kept with it.
+  method, *more = [part for part in parts if METHODS[part.method].kind != "whole weights"] or parts
   name = method.method
-  if name not in TYPES:
-    return f"PEFT has no form for the method {name}"
+  if more or name not in TYPES:
+    return f"PEFT has no form for the method {options.method.method}"
   # What was quantized stays so: the adapter goes with it, and not with the weights before.
   quantized = name == "qlora" or options.method.quantize is not None
   base = frozen if quantized else load(options.model).params
