@@ -26,6 +26,7 @@ from jaxft.data.files.builder import files_builder
 from jaxft.data.files.formats import parse_fields
 from jaxft.data.files.rows import KINDS, holds_files
 from jaxft.data.prepare import Records, prepare
+from jaxft.hub import PREFIX, on_hub, snapshot
 from jaxft.seal import check_open
 
 
@@ -65,7 +66,7 @@ def is_place(name: str | os.PathLike) -> bool:
   (True, False, False)
   """
   text = os.fspath(name)
-  return text not in _BUILDERS and not text.startswith(("reasoning_gym/", "tfds:"))
+  return text not in _BUILDERS and not text.startswith(("reasoning_gym/", "tfds:", PREFIX))
 
 
 def source(
@@ -79,9 +80,9 @@ def source(
 
   Args:
     name: one of `names()` (`digits`, `docstrings`, `sentiment/news`, ...); `reasoning_gym/<task>`; `tfds:<name>` for
-      any TFDS data set, as `tfds:mnist` or `tfds:glue/sst2`; the path of a file of `jaxft.data.files`, or of a folder
-      of them or that `datasets.save_to_disk` wrote; the path of a folder that TFDS prepared, or of one with a folder of
-      pictures for each class.
+      any TFDS data set, as `tfds:mnist` or `tfds:glue/sst2`; `hf:org/name` for one of a hub (`jaxft.hub`); the path of
+      a file of `jaxft.data.files`, or of a folder of them or that `datasets.save_to_disk` wrote; the path of a folder
+      that TFDS prepared, or of one with a folder of pictures for each class.
     split: a split's name or TFDS's arithmetic on them, as `train[:90%]`. A file is all `train`.
     fields: other names of a file's columns, as `query=anchor,answer=positive`.
     data_dir: the folder of prepared data sets; None takes `datasets` in jaxft's cache folder.
@@ -122,6 +123,8 @@ def builder(
   """
   text, names_of = os.fspath(name), parse_fields(fields)
   path = Path(text).expanduser()
+  if on_hub(text):
+    return files_builder(snapshot(text, "dataset"), fields=names_of, data_dir=data_dir)
   if is_place(name) and (path.suffix.lower() in KINDS or _holds_files(path)):
     return files_builder(path, fields=names_of, data_dir=data_dir)
   if fields:
@@ -142,7 +145,7 @@ def builder(
       return image_folder_builder(path, data_dir=data_dir)
     raise ValueError("name must be the folder that TFDS prepared, with its dataset_info.json, or one that holds a "
                      f"folder of pictures for each class, or {', '.join(KINDS)} files; {path} has none of these")
-  known = [*names(), "reasoning_gym/<task>", "tfds:<name>"]
+  known = [*names(), "reasoning_gym/<task>", "tfds:<name>", "hf:<org>/<name>"]
   what = "nor a file or folder here" if "/" in text or "." in text else "nor a folder here"
   raise ValueError(f"name must be a data set, a {', '.join(KINDS)} file or a folder of them; {text!r} is no data set "
                    f"{what}; {nearest(text, known)}")

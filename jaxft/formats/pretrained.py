@@ -25,6 +25,7 @@ from jaxft.formats.huggingface_config import Config, TextConfig
 from jaxft.formats.presets import PRESETS, fetch
 from jaxft.formats.tiny import init_tiny, tiny_config
 from jaxft.formats.tokenizers import check_tokenizer, read_tokenizer
+from jaxft.hub import on_hub, snapshot
 from jaxft.models.cut import cut_model
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
@@ -108,7 +109,8 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
   ['[CLS]', 'fine', '-', 'tuning', '[SEP]']
 
   Args:
-    name_or_path: a preset (`jaxft.formats.presets.PRESETS`, fetched on first use), a Hugging Face folder, a GGUF file.
+    name_or_path: a preset (`jaxft.formats.presets.PRESETS`, fetched on first use), a Hugging Face folder, a GGUF file,
+      or `hf:org/name`, with `@revision`, of a hub (`jaxft.hub`, the extra `hub`).
       A preset followed by `:N` has its first N layers alone, with its own embeddings, final norm and head. Followed by
       `:tiny` it is no pretrained model: random params of its architecture, two layers of 48 dimensions, the same at
       every call, with its own vocabulary, tokenizer and chat template (`jaxft.formats.tiny`).
@@ -119,9 +121,12 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
     ValueError: it is neither a preset nor something that exists (the nearest presets are named), N is no number of
       layers that it has, the checkpoint is corrupt or of a kind that is not supported, or its tokenizer has tokens for
       which the embedding has no row.
-    OSError: a preset cannot be fetched.
+    ImportError: a model of a hub, and huggingface_hub is not installed.
+    OSError: a preset or a model of a hub cannot be fetched.
   """
   name, path = str(name_or_path), Path(name_or_path)
+  if on_hub(name):
+    path = snapshot(name, "model")
   preset, colon, part = name.partition(":")
   if colon and preset in PRESETS:
     if part == "tiny":

@@ -7,6 +7,7 @@ from typing import Any
 from jaxft.files import part_of
 from jaxft.formats.peft_files import save_peft
 from jaxft.formats.pretrained import load
+from jaxft.hub import hub_id, on_hub
 from jaxft.recipes.method_expression import parts_of
 from jaxft.recipes.methods import METHODS
 from jaxft.recipes.options import Adaptation, Finetune
@@ -52,9 +53,10 @@ def save_adapter(
   # What was quantized stays so: the adapter goes with it, and not with the weights before.
   quantized = name == "qlora" or options.method.quantize is not None
   base = frozen if quantized else load(options.model).params
+  named = hub_id(options.model) if on_hub(options.model) else options.model  # as PEFT fetches it
   part = part_of(folder)
   try:
-    save_peft(part, transform, frozen, trainable, base, config, peft_type=TYPES[name], base_model=options.model,
+    save_peft(part, transform, frozen, trainable, base, config, peft_type=TYPES[name], base_model=named,
               **settings_of(method))
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)

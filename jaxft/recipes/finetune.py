@@ -18,6 +18,7 @@ from jaxft.formats.huggingface import save_directory
 from jaxft.formats.presets import PRESETS
 from jaxft.formats.pretrained import Pretrained, load
 from jaxft.host_memory import keep_freed_memory
+from jaxft.hub import on_hub
 from jaxft.recipes import run_folder
 from jaxft.recipes.adapter import save_adapter
 from jaxft.recipes.examples import read_splits, training_batches
@@ -71,7 +72,8 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
 def _places(options: Finetune) -> dict[str, str]:
   """The files and folders that a run reads, by option; presets and data sets of a name lie in the cache folder."""
   models = {"model": options.model, "guide": options.loss.guide}
-  places = {name: m for name, m in models.items() if m is not None and m.partition(":")[0] not in PRESETS}
+  named = lambda m: m.partition(":")[0] in PRESETS or on_hub(m)
+  places = {name: m for name, m in models.items() if m is not None and not named(m)}
   return places | ({"data": options.data} if is_place(options.data) else {})
 
 

@@ -156,11 +156,12 @@ class Finetune:
   """Fine-tunes a pretrained model on a data set."""
 
   model: str
-  """A preset (minilm-l6, mpnet-base, smollm2-135m, efficientnet-lite0) or a Hugging Face folder."""
+  """A preset (minilm-l6, mpnet-base, smollm2-135m, efficientnet-lite0), a Hugging Face folder, or hf:org/name (extra
+  `hub`)."""
   data: str
-  """A data set (docstrings, sentiment/neighbours-news, reasoning_gym/<task>, tfds:<name>), a .jsonl file (text or the
-  path of an image, with a label or a value, among others), a folder with a folder of pictures for each class, or one
-  that TFDS prepared."""
+  """A data set (docstrings, sentiment/neighbours-news, reasoning_gym/<task>, tfds:<name>, hf:<org>/<name>), a .jsonl
+  file (text or the path of an image, with a label or a value, among others), a folder with a folder of pictures for
+  each class, or one that TFDS prepared."""
   method: Annotated[Adaptation, tyro.conf.arg(name="adaptation")] = Adaptation()
   examples: Examples = Examples()
   loss: Annotated[Loss, tyro.conf.arg(name="objective")] = Loss()

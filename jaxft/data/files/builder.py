@@ -87,10 +87,10 @@ def files_builder(
     raise ValueError(f"{path} holds no {', '.join(KINDS)} file, and nothing that datasets.save_to_disk wrote")
   reading = reading_of(files[0], format=format, fields=fields or {})
   # Images are read later, from where they lie.
-  place = [os.fspath(path.parent.resolve())] if "image" in OWN[reading.own].columns else []
+  place = [os.fspath(path.parent.absolute())] if "image" in OWN[reading.own].columns else []
   facts = {split: [_digest(file) for file in some] for split, some in splits.items()}
   digest = hashlib.sha256(json.dumps([facts, [*reading], *place]).encode()).hexdigest()[:24]
-  names = {split: [os.fspath(file.resolve()) for file in some] for split, some in splits.items()}
+  names = {split: [os.fspath(file.absolute()) for file in some] for split, some in splits.items()}
   config = FilesConfig(name=digest, splits=names, reading=reading)
   if not is_prepared(Files, data_dir=data_dir, config=config):
     left_out = {column: None for file in files for column in check(file, reading)}
