@@ -10,6 +10,7 @@ from jaxft.data.chat import Rendered, render_chat, render_with_spans, tokenize_c
 from jaxft.data.class_splits import BaseNovel, Session, base_to_novel, few_shot, sessions
 from jaxft.data.collate import collate
 from jaxft.data.computed import with_computed
+from jaxft.data.corruption.adversarial import adversarial_consistency, adversarial_noise
 from jaxft.data.corruption.denoising import (
   T5,
   UL2,
@@ -44,6 +45,7 @@ from jaxft.data.pipeline import (
 )
 from jaxft.data.position import fingerprint, position, restore
 from jaxft.data.prepare import Records, prepare
+from jaxft.data.relabeling import folds, relabel
 from jaxft.data.sources import builder, names, source
 from jaxft.data.splits import near_duplicates, per_group_split
 from jaxft.data.task_batches import draw_mixture, task_homogeneous_batches, training_phases
