@@ -9,21 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.checks import nearest
+from jaxft.formats.config_reader import Reader
+from jaxft.formats.gemma_config import gemma_json, gemma_options
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.rope import RopeScaling
 from jaxft.models.vision import VisionConfig
-
-# Bookkeeping, training-time and generation-time settings.
-_HARMLESS = frozenset("""
-  _name_or_path architectures model_type transformers_version torch_dtype dtype use_cache initializer_range
-  hidden_dropout_prob attention_probs_dropout_prob attention_dropout classifier_dropout gradient_checkpointing
-  pretraining_tp output_attentions output_hidden_states return_dict chunk_size_feed_forward id2label label2id
-  problem_type finetuning_task unk_token_id sep_token_id cls_token_id is_llama_config
-  transformers.js_config _attn_implementation max_length min_length temperature top_k top_p do_sample num_beams
-  repetition_penalty length_penalty num_return_sequences diversity_penalty num_beam_groups typical_p
-""".split())
 
 _NO = (None, False)
 _BERT_CHECKED = {
@@ -57,7 +49,7 @@ def from_huggingface(
   Raises:
     ValueError: a key is missing or of the wrong kind, or asks for what the models do not compute; all are named.
   """
-  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama, "qwen3": _llama}
+  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama, "qwen3": _llama, "gemma3_text": _gemma}
   kind = config.get("model_type")
   if kind not in readers:
     raise ValueError(f"model_type {kind!r} is not supported; {nearest(str(kind), sorted(readers))}")
@@ -69,66 +61,7 @@ def from_huggingface(
   return DecoderConfig(**out)
 
 
-class Reader:
-  """Reads keys with their checks, remembers which were read, and gathers what is wrong."""
-
-  def __init__(self, config: Mapping[str, Any]):
-    self.config = config
-    self.seen: set[str] = set(_HARMLESS)
-    self.problems: list[str] = []
-
-  def __call__(self, key: str, kind: type, default: Any = None) -> Any:
-    self.seen.add(key)
-    value = self.config.get(key)
-    if value is None and default is not None:
-      return default
-    if kind is bool and isinstance(value, bool):
-      return value
-    # bool counts as int in Python; 1e12 bounds what a hostile file can make the shapes multiply to.
-    number = (int, float) if kind is float else int
-    if kind is not bool and isinstance(value, number) and not isinstance(value, bool) and 0 < value < 10**12:
-      return kind(value)
-    self.problems.append(f"{key} must be a {'boolean' if kind is bool else f'positive {kind.__name__}'}; got {value!r}")
-    return default if default is not None else kind(1)
-
-  def token(self, key: str) -> int | None:
-    """A token id; the first where a config lists several."""
-    self.seen.add(key)
-    value = self.config.get(key)
-    if isinstance(value, list) and value:
-      value = value[0]
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= -1):
-      return None if value == -1 else value
-    self.problems.append(f"{key} must be a token id, a list of them, or null; got {value!r}")
-    return None
-
-  def special_tokens(self, vocab_size: int) -> dict[str, int | None]:
-    """The ids of the special tokens, which must be rows of the embedding."""
-    out = {f"{role}_id": self.token(f"{role}_token_id") for role in ("bos", "eos", "pad")}
-    for name, token in out.items():
-      if token is not None and token >= vocab_size:
-        self.problems.append(f"{name.replace('_id', '_token_id')} must be below vocab_size {vocab_size}; got {token}")
-        out[name] = None
-    return out
-
-  def check(self, allowed: Mapping[str, tuple[Any, ...]]) -> None:
-    for key, values in allowed.items():
-      self.seen.add(key)
-      if key in self.config and self.config[key] not in values:
-        self.refuse(key, f"supported: {', '.join(map(repr, values))}")
-
-  def refuse(self, key: str, why: str) -> None:
-    self.problems.append(f"{key} = {self.config.get(key)!r} is not supported; {why}")
-
-  def finish(self) -> None:
-    for key in sorted(set(self.config) - self.seen):
-      if self.config[key] not in (None, False, 0, "", [], {}):
-        self.refuse(key, "it is not known to leave the forward pass as it is")
-    if self.problems:
-      raise ValueError("config.json: " + "; ".join(self.problems))
-
-
-def _sizes(read: Reader) -> dict[str, int]:
+def sizes_of(read: Reader) -> dict[str, int]:
   return {
     "vocab_size": read("vocab_size", int), "dim": read("hidden_size", int),
     "num_layers": read("num_hidden_layers", int), "num_heads": read("num_attention_heads", int),
@@ -139,7 +72,7 @@ def _sizes(read: Reader) -> dict[str, int]:
 def _bert(read: Reader) -> dict[str, Any]:
   read.check(_BERT_CHECKED)
   read.seen.add("tie_word_embeddings")  # of a head that an encoder here does not have
-  sizes = _sizes(read)
+  sizes = sizes_of(read)
   read.special_tokens(sizes["vocab_size"])
   return {
     **sizes,
@@ -151,7 +84,7 @@ def _bert(read: Reader) -> dict[str, Any]:
 def _mpnet(read: Reader) -> dict[str, Any]:
   read.check(_MPNET_CHECKED)
   read.seen.add("tie_word_embeddings")
-  sizes = _sizes(read)
+  sizes = sizes_of(read)
   pad = read.special_tokens(sizes["vocab_size"])["pad_id"]
   offset = 2 if pad is None else pad + 1  # the row of the padding token's id stays unread, and those before it
   positions = read("max_position_embeddings", int, 512)
@@ -167,7 +100,7 @@ def _llama(read: Reader) -> dict[str, Any]:
   read.check(_LLAMA_CHECKED)
   mistral, qwen = (read.config.get("model_type") == name for name in ("mistral", "qwen3"))
   out = {
-    **_sizes(read), **_rope(read), "qk_norm": qwen,
+    **sizes_of(read), **_rope(read), "qk_norm": qwen,
     "max_length": read("max_position_embeddings", int), "norm_eps": read("rms_norm_eps", float, 1e-6),
     "tie_embeddings": read("tie_word_embeddings", bool, False),
   }
@@ -186,6 +119,11 @@ def _llama(read: Reader) -> dict[str, Any]:
     if window is not None and not (isinstance(window, int) and window >= out["max_length"]):
       read.refuse("sliding_window", f"supported: null, or at least max_position_embeddings ({out['max_length']})")
   return out
+
+
+def _gemma(read: Reader) -> dict[str, Any]:
+  sizes = sizes_of(read)
+  return {**sizes, **gemma_options(read, sizes["num_layers"]), **read.special_tokens(sizes["vocab_size"])}
 
 
 _STRETCH = {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
@@ -238,7 +176,10 @@ def mpnet_json(config: EncoderConfig) -> dict[str, Any]:
 
 
 def llama_json(config: DecoderConfig) -> dict[str, Any]:
-  """What the `config.json` of a Llama or Qwen3 has besides the sizes of every model, in transformers' keys, 4 and 5."""
+  """What the `config.json` of a Llama, Qwen3 or Gemma 3 has besides the sizes of every model, for transformers 4 and 5.
+  """
+  if config.window is not None:
+    return gemma_json(config)
   scaling, kind = config.rope_scaling, "Qwen3" if config.qk_norm else "Llama"
   stretch = None if scaling is None else {
     "rope_type": "llama3", **{theirs: getattr(scaling, ours) for theirs, ours in _STRETCH.items()}}
