@@ -6,7 +6,7 @@ from jaxft.data.augmentation.mixup import mixup
 from jaxft.data.augmentation.synonyms import nearest_word_synonyms, wordnet_synonyms
 from jaxft.data.augmentation.views import two_views
 from jaxft.data.bags import bag_batches, scheduled, similar_bags
-from jaxft.data.chat import Rendered, render_chat, render_with_spans, tokenize_chats
+from jaxft.data.chat.rendering import Rendered, render_chat, render_with_spans, tokenize_chats
 from jaxft.data.class_splits import BaseNovel, Session, base_to_novel, few_shot, sessions
 from jaxft.data.collate import collate
 from jaxft.data.computed import with_computed

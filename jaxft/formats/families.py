@@ -92,9 +92,10 @@ def _own_special_tokens(config: Any, tokenizer: Tokenizer) -> dict[str, str]:
 def _shrunk_llama(config: DecoderConfig, layers: int, heads: int, dim: int) -> DecoderConfig:
   # A decoder with as many key heads as heads keeps that.
   kv_heads = heads if config.num_kv_heads == config.num_heads else heads // 2
+  window = config.window and dataclasses.replace(config.window, size=4, every=min(config.window.every, layers))
   return dataclasses.replace(
       config, num_layers=layers, dim=dim, num_heads=heads, num_kv_heads=kv_heads, head_dim=dim // heads,
-      mlp_dim=2 * dim)
+      mlp_dim=2 * dim, window=window)
 
 
 def _shrunk_efficientnet(config: EfficientNetConfig, layers: int, heads: int, dim: int) -> EfficientNetConfig:
@@ -130,7 +131,8 @@ LLAMA = Family(
     matrices="layers/**/kernel",
     tensors=lambda c: llama_tensors(
         vocab=c.vocab_size, dim=c.dim, mlp=c.mlp_dim, query=c.num_heads * c.head_dim, key=c.num_kv_heads * c.head_dim,
-        num_layers=c.num_layers, tie_embeddings=c.tie_embeddings, head=c.head_dim, qk_norm=c.qk_norm),
+        num_layers=c.num_layers, tie_embeddings=c.tie_embeddings, head=c.head_dim, qk_norm=c.qk_norm,
+        post_norms=c.post_norms),
     prefixes=(),
     tied=lambda c: (HEAD.name,) if c.tie_embeddings else (),
     config_json=llama_json,

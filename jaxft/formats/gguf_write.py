@@ -59,6 +59,8 @@ def save_gguf(
   one_of("kind", kind, KINDS)
   if not isinstance(config, DecoderConfig):
     raise TypeError(f"config must be that of a decoder; got {config!r:.60}")
+  if config.qk_norm or config.window or config.post_norms or config.rope_scaling:
+    raise ValueError(f"config must be that of a Llama without stretched positions to be written; got {config}")
   tensors, words = to_named(params, config), None if tokenizer is None else _vocabulary(tokenizer, config)
   ours = {rule.name.format(layer=layer): (rule, NAMES[rule.path].format(layer=layer))
           for rule in (*DECODER, HEAD) for layer in (range(config.num_layers) if rule.layered else [None])}

@@ -1,8 +1,9 @@
 """Hugging Face model folders (`config.json`, safetensors, tokenizer) to params trees and back.
 
-BERT and MPNet encoders, with the pooling that sentence-transformers keeps beside them, Llama decoders, ViT and CLIP's
-image tower, T5, and EfficientNet-Lite, whose folders are this library's own. What is loaded is exactly what is on disk:
-a tensor that is missing, unknown, of another shape or of another kind is an error, never a warning.
+BERT and MPNet encoders, with the pooling that sentence-transformers keeps beside them, Llama, Qwen3 and Gemma 3
+decoders, T5, ViT and CLIP's image tower, and EfficientNet-Lite, whose folders are this library's own. What is loaded is
+exactly what is on disk: a tensor that is missing, unknown, of another shape or of another kind is an error, never a
+warning.
 """
 
 import json

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxft.checks import nearest
 from jaxft.formats.config_reader import NO, Reader
+from jaxft.formats.gemma_config import gemma_json, gemma_options
 from jaxft.formats.t5 import read_t5
 from jaxft.models.attention.rope import RopeScaling
 from jaxft.models.decoder import DecoderConfig
@@ -49,7 +50,8 @@ def from_huggingface(
   Raises:
     ValueError: a key is missing or of the wrong kind, or asks for what the models do not compute; all are named.
   """
-  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama, "qwen3": _llama, "t5": read_t5}
+  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama, "qwen3": _llama,
+             "gemma3_text": _gemma, "t5": read_t5}
   kind = config.get("model_type")
   if kind not in readers:
     raise ValueError(f"model_type {kind!r} is not supported; {nearest(str(kind), sorted(readers))}")
@@ -61,7 +63,7 @@ def from_huggingface(
   return (EncoderDecoderConfig if kind == "t5" else DecoderConfig)(**out)
 
 
-def _sizes(read: Reader) -> dict[str, int]:
+def sizes_of(read: Reader) -> dict[str, int]:
   return {
     "vocab_size": read("vocab_size", int), "dim": read("hidden_size", int),
     "num_layers": read("num_hidden_layers", int), "num_heads": read("num_attention_heads", int),
@@ -72,7 +74,7 @@ def _sizes(read: Reader) -> dict[str, int]:
 def _bert(read: Reader) -> dict[str, Any]:
   read.check(_BERT_CHECKED)
   read.seen.add("tie_word_embeddings")  # of a head that an encoder here does not have
-  sizes = _sizes(read)
+  sizes = sizes_of(read)
   read.special_tokens(sizes["vocab_size"])
   return {
     **sizes,
@@ -84,7 +86,7 @@ def _bert(read: Reader) -> dict[str, Any]:
 def _mpnet(read: Reader) -> dict[str, Any]:
   read.check(_MPNET_CHECKED)
   read.seen.add("tie_word_embeddings")
-  sizes = _sizes(read)
+  sizes = sizes_of(read)
   pad = read.special_tokens(sizes["vocab_size"])["pad_id"]
   offset = 2 if pad is None else pad + 1  # the row of the padding token's id stays unread, and those before it
   positions = read("max_position_embeddings", int, 512)
@@ -100,7 +102,7 @@ def _llama(read: Reader) -> dict[str, Any]:
   read.check(_LLAMA_CHECKED)
   mistral, qwen = (read.config.get("model_type") == name for name in ("mistral", "qwen3"))
   out = {
-    **_sizes(read), **_rope(read), "qk_norm": qwen,
+    **sizes_of(read), **_rope(read), "qk_norm": qwen,
     "max_length": read("max_position_embeddings", int), "norm_eps": read("rms_norm_eps", float, 1e-6),
     "tie_embeddings": read("tie_word_embeddings", bool, False),
   }
@@ -119,6 +121,11 @@ def _llama(read: Reader) -> dict[str, Any]:
     if window is not None and not (isinstance(window, int) and window >= out["max_length"]):
       read.refuse("sliding_window", f"supported: null, or at least max_position_embeddings ({out['max_length']})")
   return out
+
+
+def _gemma(read: Reader) -> dict[str, Any]:
+  sizes = sizes_of(read)
+  return {**sizes, **gemma_options(read, sizes["num_layers"]), **read.special_tokens(sizes["vocab_size"])}
 
 
 _STRETCH = {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
@@ -171,7 +178,10 @@ def mpnet_json(config: EncoderConfig) -> dict[str, Any]:
 
 
 def llama_json(config: DecoderConfig) -> dict[str, Any]:
-  """What the `config.json` of a Llama or Qwen3 has besides the sizes of every model, in transformers' keys, 4 and 5."""
+  """What the `config.json` of a Llama, Qwen3 or Gemma 3 has besides the sizes of every model, for transformers 4 and 5.
+  """
+  if config.window is not None:
+    return gemma_json(config)
   scaling, kind = config.rope_scaling, "Qwen3" if config.qk_norm else "Llama"
   stretch = None if scaling is None else {
     "rope_type": "llama3", **{theirs: getattr(scaling, ours) for theirs, ours in _STRETCH.items()}}

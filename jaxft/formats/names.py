@@ -96,6 +96,13 @@ QK_NORM = tuple(
   Rule(f"{_OURS}/attention/{ours}_norm/scale", f"{_LLAMA}.self_attn.{theirs}_norm.weight", ("head",))
   for ours, theirs in (("query", "q"), ("key", "k")))
 
+# The norm before the MLP has another name there, and its usual one is that of the norm behind attention.
+POST_NORM = (
+  Rule(f"{_OURS}/attention_post_norm/scale", f"{_LLAMA}.post_attention_layernorm.weight", ("dim",)),
+  Rule(f"{_OURS}/mlp_norm/scale", f"{_LLAMA}.pre_feedforward_layernorm.weight", ("dim",)),
+  Rule(f"{_OURS}/mlp_post_norm/scale", f"{_LLAMA}.post_feedforward_layernorm.weight", ("dim",)),
+)
+
 _VIT, _CLIP = "encoder.layer.{layer}", "encoder.layers.{layer}"
 
 
@@ -219,14 +226,17 @@ def mpnet_tensors(
 
 def llama_tensors(
     *, vocab: int, dim: int, mlp: int, query: int, key: int, num_layers: int, tie_embeddings: bool, head: int,
-    qk_norm: bool = False,
+    qk_norm: bool = False, post_norms: bool = False,
 ) -> Tensors:
-  """The tensors of a Llama of these sizes, or with `qk_norm` of a Qwen3; `query` and `key` are those of all heads.
+  """The tensors of a Llama of these sizes, with `qk_norm` of a Qwen3, with `post_norms` too of a Gemma 3.
+
+  `query` and `key` are the sizes of all heads.
 
   A tied head is no tensor.
   """
   sizes = {"vocab": vocab, "dim": dim, "mlp": mlp, "query": query, "key": key, "head": head}
-  return Tensors((*DECODER, *(QK_NORM if qk_norm else ()), *(() if tie_embeddings else (HEAD,))), sizes, num_layers)
+  rules = DECODER if not post_norms else (*(r for r in DECODER if "mlp_norm" not in r.path), *POST_NORM)
+  return Tensors((*rules, *(QK_NORM if qk_norm else ()), *(() if tie_embeddings else (HEAD,))), sizes, num_layers)
 
 
 def vision_tensors(

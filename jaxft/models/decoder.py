@@ -1,8 +1,9 @@
-"""Llama and its like: a causal language model with rotary positions and grouped queries, as plain functions.
+"""Llama, Qwen3, Gemma 3 and their like: a causal language model with rotary positions and grouped queries.
 
     embed/tokens/embedding                          [V, d]
     layers/attention/{query,key,value,out}/kernel   [L, in, out]; also unrolled or cut, see `stack`
-    layers/attention_norm/scale, layers/mlp_norm/scale
+    layers/{attention,mlp}_norm/scale
+    layers/{attention,mlp}_post_norm/scale          of a config with `post_norms`
     layers/attention/{query,key}_norm/scale         [L, head_dim], of a config with `qk_norm`
     layers/mlp/{gate,up,down}/kernel
     norm/scale                                      [d]
@@ -11,9 +12,9 @@
 Any leaf may be a structured one, and any matrix may have a `bias` beside its kernel.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +27,10 @@ from jaxft.losses.language import token_weights
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
 from jaxft.models.activation_sharding import along_batch
 from jaxft.models.attention import attend, packed_positions, same_segment
-from jaxft.models.attention.rope import RopeScaling, rotate, rotation
+from jaxft.models.attention.rope import rotate, rotation
 from jaxft.models.bounds import check_range, rows
 from jaxft.models.cache import Cache, extend, write
+from jaxft.models.config.decoder import ACTIVATIONS, DecoderConfig
 from jaxft.models.linear import linear
 from jaxft.models.norms import rms_norm
 from jaxft.models.remat import Policy
@@ -37,53 +39,6 @@ from jaxft.models.stack import run_layers
 from jaxft.signatures import AnyArray, check_arrays
 
 SITES = ("embed", *LAYER_SITES, "norm")
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-  """The shape of a decoder.
-
-  Attributes:
-    vocab_size, dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim: sizes; each key head serves
-      num_heads / num_kv_heads query heads.
-    max_length: the context that the model was trained for, in tokens: positions lie in [0, max_length). Rotary
-      positions have no table, so that a config with a larger one reads further (see `with_rope_base`).
-    norm_eps: of every norm.
-    rope_theta: base of the rotary frequencies.
-    rope_scaling: how they are stretched; None: they are not.
-    qk_norm: each head's queries and keys are normed before they are rotated, as in Qwen3.
-    tie_embeddings: the head is the token embedding.
-    bos_id, eos_id, pad_id: special tokens, rows of the embedding; None where there is none.
-  """
-
-  vocab_size: int
-  dim: int
-  num_layers: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  mlp_dim: int
-  max_length: int = 2048
-  norm_eps: float = 1e-5
-  rope_theta: float = 10000.0
-  rope_scaling: RopeScaling | None = None
-  qk_norm: bool = False
-  tie_embeddings: bool = True
-  bos_id: int | None = None
-  eos_id: int | None = None
-  pad_id: int | None = None
-
-  def __post_init__(self):
-    if self.num_heads % self.num_kv_heads:
-      raise ValueError(
-          f"num_heads must be a multiple of num_kv_heads; got {self.num_heads} and {self.num_kv_heads}"
-      )
-    if self.head_dim % 2:
-      raise ValueError(f"head_dim must be even, for rotary pairs; got {self.head_dim}")
-    for name in ("bos_id", "eos_id", "pad_id"):
-      token = getattr(self, name)
-      if token is not None and not 0 <= token < self.vocab_size:
-        raise ValueError(f"{name} must lie in [0, vocab_size = {self.vocab_size}); got {token}")
 
 
 class Output(NamedTuple):
@@ -105,7 +60,8 @@ def init(key: Key[Array, ""], config: DecoderConfig, *, stddev: float = 0.02) ->
   c, keys = config, iter(jax.random.split(key, 9))
   normal = lambda *shape, scale=1.0: stddev * scale * jax.random.normal(next(keys), shape)
   dense = lambda m, n, scale=1.0: {"kernel": normal(c.num_layers, m, n, scale=scale)}
-  norm = lambda *lead: {"scale": jnp.ones((*lead, c.dim))}
+  ones = jnp.zeros if c.zero_centered_norms else jnp.ones
+  norm = lambda *lead: {"scale": ones((*lead, c.dim))}
   wide, narrow, residual = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, 1 / math.sqrt(2 * c.num_layers)
   params = {
       "embed": {"tokens": {"embedding": normal(c.vocab_size, c.dim)}},
@@ -114,10 +70,11 @@ def init(key: Key[Array, ""], config: DecoderConfig, *, stddev: float = 0.02) ->
           "attention": {
               "query": dense(c.dim, wide), "key": dense(c.dim, narrow), "value": dense(c.dim, narrow),
               "out": dense(wide, c.dim, residual),
-              **({f"{name}_norm": {"scale": jnp.ones((c.num_layers, c.head_dim))} for name in ("query", "key")}
+              **({f"{name}_norm": {"scale": ones((c.num_layers, c.head_dim))} for name in ("query", "key")}
                  if c.qk_norm else {}),
           },
           "mlp_norm": norm(c.num_layers),
+          **({f"{name}_post_norm": norm(c.num_layers) for name in ("attention", "mlp")} if c.post_norms else {}),
           "mlp": {
               "gate": dense(c.dim, c.mlp_dim), "up": dense(c.dim, c.mlp_dim), "down": dense(c.mlp_dim, c.dim, residual),
           },
@@ -174,32 +131,38 @@ def hidden_states(
     ValueError: more positions than `config.max_length`, cache and segment_ids together, more positions than the cache
       has slots, or names that are not sites.
 
-  Source: Touvron et al. 2023 (arXiv 2302.13971); grouped queries, Ainslie et al. 2023 (arXiv 2305.13245).
+  Source: Touvron et al. 2023 (arXiv 2302.13971); grouped queries, Ainslie et al. 2023 (arXiv 2305.13245); windows,
+  further norms and scales, Gemma Team 2025, Gemma 3 (arXiv 2503.19786).
   """
   edits = check_sites(edits, record, SITES, config.num_layers)
   tap = Tap(edits, record)
   real = mask.astype(bool) if mask is not None else None if segment_ids is None else segment_ids != 0
-  x = along_batch(tap("embed", rows(params["embed"]["tokens"]["embedding"], ids, real).astype(dtype)))
+  x = rows(params["embed"]["tokens"]["embedding"], ids, real).astype(dtype)
+  x = along_batch(tap("embed", x * jnp.asarray(math.sqrt(config.dim), dtype) if config.scale_embeddings else x))
   added = x.shape[1] - ids.shape[1]
   _check_layout(added, x.shape[1], config, positions, segment_ids, cache)
   if added and mask is not None:
     mask = jnp.pad(mask, ((0, 0), (added, 0)), constant_values=1)
     real = mask.astype(bool)
-  turn = _turn(config, x.shape[1], mask, real, positions, segment_ids, cache)
+  turns = _turns(config, x.shape[1], mask, real, positions, segment_ids, cache)
   cache, visible = _visible(x.shape[:2], mask, segment_ids, cache)
+  near = _near(config, x.shape[1], mask, cache)
+  norm = partial(rms_norm, eps=config.norm_eps, zero_centered=config.zero_centered_norms)
 
   def layer(params, carry, index, tap):
     x, cache = carry
-    y = rms_norm(x, params["attention_norm"], eps=config.norm_eps)
-    y, cache = _attention(params["attention"], config, y, turn, visible, cache, index, attention, tap)
-    x = along_batch(x + y)
-    x = x + _mlp(params["mlp"], rms_norm(x, params["mlp_norm"], eps=config.norm_eps), tap)
+    turn, seen = _of_layer(config, index, turns, visible, near)
+    y, cache = _attention(
+        params["attention"], config, norm(x, params["attention_norm"]), turn, seen, cache, index, attention, tap)
+    x = along_batch(x + (norm(y, params["attention_post_norm"]) if config.post_norms else y))
+    y = _mlp(params["mlp"], config, norm(x, params["mlp_norm"]), tap)
+    x = x + (norm(y, params["mlp_post_norm"]) if config.post_norms else y)
     return along_batch(tap("layers/out", x)), cache
 
   (x, cache), recorded = run_layers(
       layer, params["layers"], (x, cache), num_layers=config.num_layers, edits=edits, record=record, remat=remat
   )
-  x = tap("norm", rms_norm(x, params["norm"], eps=config.norm_eps))
+  x = tap("norm", norm(x, params["norm"]))
   return Output(x, cache, {**tap.recorded, **recorded})
 
 
@@ -215,18 +178,23 @@ def _check_layout(added, length, config, positions, segment_ids, cache):
         f"ids may have at most max_length = {config.max_length} positions, the model's context; got {length}")
 
 
-def _turn(config, length, mask, real, positions, segment_ids, cache):
-  """The rotation of every position; NaN at those that are traced and turn out to lie outside the context."""
+def _turns(config, length, mask, real, positions, segment_ids, cache):
+  """The rotation of every position in layers that see all, and in those with a window if there are any.
+
+  NaN at positions that are traced and turn out to lie outside the context.
+  """
   given = positions is not None
   positions = positions if given else _positions(length, mask, segment_ids, cache)
-  turn = rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
+  turns = [rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)]
+  if config.window is not None:
+    turns.append(rotation(positions, head_dim=config.head_dim, theta=config.window.rope_theta))
   # A position that was counted is smaller than the number of places there are.
   if not given and (length if cache is None else cache.seen.shape[1]) <= config.max_length:
-    return turn
+    return turns
   check_range("positions", positions, real, config.max_length, "max_length being the model's context")
   inside = (positions >= 0) & (positions < config.max_length)
   known = inside if real is None else inside | ~real
-  return jax.tree.map(lambda x: jnp.where(known[:, :, None, None], x, jnp.nan), turn)
+  return jax.tree.map(lambda x: jnp.where(known[:, :, None, None], x, jnp.nan), turns)
 
 
 def _positions(length, mask, segment_ids, cache):
@@ -251,12 +219,32 @@ def _visible(shape, mask, segment_ids, cache):
   return None, visible
 
 
+def _near(config, length, mask, cache):
+  """Which slots lie in the window of each position, counted among the real ones; None without windows."""
+  if config.window is None:
+    return None
+  if cache is None:
+    order = jnp.arange(length)[None] if mask is None else jnp.cumsum(mask.astype(bool), axis=1, dtype=jnp.int32)
+    return config.window.near(order, order)
+  slots = jnp.cumsum(cache.seen, axis=1, dtype=jnp.int32)
+  return config.window.near(jax.lax.dynamic_slice_in_dim(slots, cache.length - length, length, axis=1), slots)
+
+
+def _of_layer(config, index, turns, visible, near):
+  """The rotation and the visible slots of one layer."""
+  if near is None:
+    return turns[0], visible
+  every = config.window.sees_all(index)
+  seen = near | every
+  return jax.tree.map(partial(jnp.where, every), *turns), seen if visible is None else seen & visible
+
+
 def _attention(params, config, x, turn, visible, cache, index, attention, tap: Tap):
   heads = lambda y: y.reshape(*y.shape[:2], -1, config.head_dim)
   query, key = heads(linear(x, params["query"])), heads(linear(x, params["key"]))
   if config.qk_norm:
-    query = rms_norm(query, params["query_norm"], eps=config.norm_eps)
-    key = rms_norm(key, params["key_norm"], eps=config.norm_eps)
+    norm = partial(rms_norm, eps=config.norm_eps, zero_centered=config.zero_centered_norms)
+    query, key = norm(query, params["query_norm"]), norm(key, params["key_norm"])
   query = tap("layers/attention/query", rotate(query, turn), x)
   key = tap("layers/attention/key", rotate(key, turn), x)
   value = tap("layers/attention/value", heads(linear(x, params["value"])), x)
@@ -266,12 +254,15 @@ def _attention(params, config, x, turn, visible, cache, index, attention, tap: T
     front = key[:, :prefix], value[:, :prefix]
     cache, *rest = write(cache, index, key[:, prefix:], value[:, prefix:])
     key, value = (jnp.concatenate(parts, axis=1) for parts in zip(front, rest, strict=True)) if prefix else rest
+  if config.query_scale is not None:  # attention multiplies by 1/sqrt(head_dim)
+    query = query * jnp.asarray(config.query_scale * math.sqrt(config.head_dim), query.dtype)
   y = tap("layers/attention/heads", attention(query, key, value, visible, causal=cache is None), x)
   return tap("layers/attention/out", linear(y.reshape(*x.shape[:2], -1), params["out"]), x), cache
 
 
-def _mlp(params, x, tap: Tap):
-  y = tap("layers/mlp/hidden", jax.nn.silu(linear(x, params["gate"])) * linear(x, params["up"]), x)
+def _mlp(params, config, x, tap: Tap):
+  gate = ACTIVATIONS[config.activation]
+  y = tap("layers/mlp/hidden", gate(linear(x, params["gate"])) * linear(x, params["up"]), x)
   return tap("layers/mlp/out", linear(y, params["down"]), x)
 
 

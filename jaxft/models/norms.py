@@ -21,15 +21,18 @@ def layer_norm(x: Float[Array, "... dim"], params: dict[str, Any], *, eps: float
   return (y * params["scale"].astype(jnp.float32) + params["bias"].astype(jnp.float32)).astype(x.dtype)
 
 
-def rms_norm(x: Float[Array, "... dim"], params: dict[str, Any], *, eps: float) -> Float[Array, "... dim"]:
-  """`x / sqrt(mean(x^2) + eps) * scale` over the last axis.
+def rms_norm(
+    x: Float[Array, "... dim"], params: dict[str, Any], *, eps: float, zero_centered: bool = False
+) -> Float[Array, "... dim"]:
+  """`x / sqrt(mean(x^2) + eps) * scale` over the last axis; `* (1 + scale)` where it is zero-centered, as in Gemma.
 
   Source: Zhang and Sennrich 2019 (arXiv 1910.07467).
   """
   params = materialize(params)
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-  return (y * params["scale"].astype(jnp.float32)).astype(x.dtype)
+  scale = params["scale"].astype(jnp.float32)
+  return (y * (1 + scale if zero_centered else scale)).astype(x.dtype)
 
 
 def unit_length(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.checks import not_one_str
-from jaxft.data.chat import render_chat
+from jaxft.data.chat.rendering import render_chat
 from jaxft.data.images import read_image
 from jaxft.decoding.generate import generate
 from jaxft.decoding.stepwise import stepwise_decoder

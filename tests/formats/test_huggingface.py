@@ -16,7 +16,8 @@ from jaxft.formats.names import DECODER, ENCODER, huggingface_name
 from jaxft.formats.safetensors import open_checkpoint, save_file
 from jaxft.leaves import materialize
 from jaxft.models import decoder, encoder
-from jaxft.models.attention.rope import RopeScaling
+from jaxft.models.attention.rope import LinearScaling, RopeScaling
+from jaxft.models.config.window import Window
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.transforms import lora
@@ -28,7 +29,12 @@ DECODER_CONFIG = DecoderConfig(vocab_size=50, dim=12, num_layers=4, num_heads=4,
                                rope_theta=5e4, bos_id=1, eos_id=2)
 UNTIED_CONFIG = dataclasses.replace(DECODER_CONFIG, tie_embeddings=False, pad_id=0)
 QWEN_CONFIG = dataclasses.replace(UNTIED_CONFIG, qk_norm=True, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 512))
-CONFIGS = {"encoder": ENCODER_CONFIG, "decoder": DECODER_CONFIG, "untied": UNTIED_CONFIG, "qwen3": QWEN_CONFIG}
+GEMMA_CONFIG = dataclasses.replace(
+    DECODER_CONFIG, qk_norm=True, post_norms=True, zero_centered_norms=True, scale_embeddings=True,
+    activation="gelu_tanh", query_scale=1 / 8, rope_scaling=LinearScaling(8.0),
+    window=Window(16, every=2, rope_theta=7.0))
+CONFIGS = {"encoder": ENCODER_CONFIG, "decoder": DECODER_CONFIG, "untied": UNTIED_CONFIG, "qwen3": QWEN_CONFIG,
+           "gemma3": GEMMA_CONFIG}
 
 
 def params_of(config, dtype=jnp.float32):

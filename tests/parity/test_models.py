@@ -117,7 +117,7 @@ def test_smollm2_loss_equals_that_of_transformers(smollm2, torch_smollm2):
   assert mean.weight == mask[:, 1:].sum() and mean.value == pytest.approx(want, rel=1e-5)
 
 
-@pytest.fixture(scope="module", params=["tied", "untied and stretched", "qwen3"])
+@pytest.fixture(scope="module", params=["tied", "untied and stretched", "qwen3", "gemma3"])
 def small_llama(request, tmp_path_factory):
   """A Llama with shapes unlike each other (head_dim * heads != dim), random, saved and loaded through its files."""
   torch.manual_seed(0)
@@ -125,11 +125,16 @@ def small_llama(request, tmp_path_factory):
   if "stretched" in request.param:  # of the pairs of a head some turn as before, some slower, some between
     rope |= {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
              "original_max_position_embeddings": 32}
-  name = "Qwen3" if request.param == "qwen3" else "Llama"
-  config = getattr(transformers, f"{name}Config")(
-      vocab_size=97, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
-      intermediate_size=56, tie_word_embeddings=request.param == "tied", max_position_embeddings=64,
-      rope_parameters=rope, initializer_range=0.2, bos_token_id=1, eos_token_id=2,
+  name = {"qwen3": "Qwen3", "gemma3": "Gemma3"}.get(request.param, "Llama")
+  more, layers = {}, 3
+  if name == "Gemma3":  # a window in all layers but the third; both bases, one of them stretched
+    rope = {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}}
+    more, layers = {"sliding_window": 4, "sliding_window_pattern": 3, "query_pre_attn_scalar": 20, "pad_token_id": 0}, 4
+  config = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")(
+      **more, vocab_size=97, hidden_size=48, num_hidden_layers=layers, num_attention_heads=6, num_key_value_heads=2,
+      head_dim=16, intermediate_size=56, tie_word_embeddings=request.param in ("tied", "gemma3"),
+      max_position_embeddings=64, rope_parameters=rope, initializer_range=0.2, bos_token_id=1, eos_token_id=2,
   )
   model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
   with torch.no_grad():
@@ -149,12 +154,12 @@ def test_small_llama_states_logits_and_gradients(small_llama):
   hidden, _, recorded = decoder.hidden_states(params, config, jnp.asarray(ids), record=("embed", "layers/out"))
   assert relative_error(decoder.logits(params, config, hidden), out.logits.detach()) < 1e-4
   assert relative_error(recorded["embed"], out.hidden_states[0].detach()) < 1e-6
-  for layer in range(2):  # transformers puts the final norm on the last one
+  for layer in range(config.num_layers - 1):  # transformers puts the final norm on the last one
     assert relative_error(recorded["layers/out"][layer], out.hidden_states[layer + 1].detach()) < 1e-4
   out.loss.backward()
   grads = jax.jit(jax.grad(lambda p: Mean.of(*decoder.token_nll(p, config, jnp.asarray(ids), chunk=4)).value))(params)
   assert relative_error(grads["embed"]["tokens"]["embedding"], model.model.embed_tokens.weight.grad) < 1e-3
-  for layer in range(3):
+  for layer in range(config.num_layers):
     theirs = model.model.layers[layer]
     ours = jax.tree.map(lambda x: x[layer], grads["layers"])
     assert relative_error(ours["attention"]["key"]["kernel"], theirs.self_attn.k_proj.weight.grad.T) < 1e-3
@@ -162,6 +167,11 @@ def test_small_llama_states_logits_and_gradients(small_llama):
     assert relative_error(ours["attention_norm"]["scale"], theirs.input_layernorm.weight.grad) < 1e-3
     if config.qk_norm:
       assert relative_error(ours["attention"]["key_norm"]["scale"], theirs.self_attn.k_norm.weight.grad) < 1e-3
+    if config.post_norms:
+      for name, norm in (("attention_post_norm", theirs.post_attention_layernorm),
+                         ("mlp_norm", theirs.pre_feedforward_layernorm),
+                         ("mlp_post_norm", theirs.post_feedforward_layernorm)):
+        assert relative_error(ours[name]["scale"], norm.weight.grad) < 1e-3
 
 
 def test_small_llama_in_bfloat16_is_no_further_from_float32_than_torch(small_llama):
@@ -174,6 +184,29 @@ def test_small_llama_in_bfloat16_is_no_further_from_float32_than_torch(small_lla
     model.to(torch.float32)
   hidden = decoder.hidden_states(params, config, jnp.asarray(ids), dtype=jnp.bfloat16).hidden
   assert relative_error(decoder.logits(params, config, hidden), exact) < 1.5 * relative_error(theirs, exact)
+
+
+def test_a_small_gemma_padded_saved_and_generating(small_llama, tmp_path):
+  model, path = small_llama
+  if type(model).__name__ != "Gemma3ForCausalLM":
+    pytest.skip("for Gemma 3")
+  params, config = load_directory(path)
+  assert (config.window.size, config.window.every, config.window.rope_theta) == (4, 3, 100.0)
+  assert config.rope_scaling.factor == 4.0 and config.query_scale == pytest.approx(20**-0.5)
+  save_directory(params, config, tmp_path)
+  again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+  assert load_directory(tmp_path)[1] == config
+  ids = np.random.default_rng(1).integers(3, 97, (2, 12))
+  mask = np.arange(12) >= np.array([[0], [5]])  # on the left, as for generation
+  positions = np.maximum(mask.cumsum(1) - 1, 0)
+  with torch.no_grad():
+    want = again(torch.tensor(ids), attention_mask=torch.tensor(mask.astype(int)), position_ids=torch.tensor(positions))
+  seen, cache, got = jnp.asarray(mask), decoder.init_cache(config, 2, 14), []
+  for start, stop in ((0, 7), (7, 8), (8, 12)):  # more than a window lies in the cache
+    out = decoder.hidden_states(params, config, ids[:, start:stop], mask=seen[:, start:stop], cache=cache)
+    cache = out.cache
+    got.append(decoder.logits(params, config, out.hidden))
+  assert relative_error(np.concatenate(got, 1)[mask], want.logits.numpy()[mask]) < 1e-4
 
 
 def test_small_bert_in_both_token_types(tmp_path):

@@ -16,7 +16,7 @@ def shape_names() -> list[str]:
   """The models whose shapes are here.
 
   >>> shape_names()
-  ['llama3-70b', 'llama3-8b', 'llama3.1-405b', 'qwen3-32b']
+  ['gemma3-27b', 'llama3-70b', 'llama3-8b', 'llama3.1-405b', 'qwen3-32b', 'smollm2-1.7b']
   """
   return sorted(file.stem for file in FOLDER.glob("*.json"))
 

@@ -179,11 +179,11 @@ def _known(config: Mapping[str, Any]) -> Tensors | None:
   if config.get("model_type") == "bert":
     positions, types = size("max_position_embeddings", 512), size("type_vocab_size", 2)
     return bert_tensors(**common, positions=positions, types=types)
-  if config.get("model_type") in ("llama", "mistral", "qwen3"):
-    kv_heads = size("num_key_value_heads", 8 if config["model_type"] == "mistral" else heads)
-    qwen = config["model_type"] == "qwen3"
-    head = size("head_dim", 128 if qwen else common["dim"] // heads)
+  if (kind := config.get("model_type")) in ("llama", "mistral", "qwen3", "gemma3_text"):
+    gemma = kind == "gemma3_text"
+    kv_heads = size("num_key_value_heads", {"mistral": 8, "gemma3_text": 4}.get(kind, heads))
+    head = size("head_dim", {"qwen3": 128, "gemma3_text": 256}.get(kind, common["dim"] // heads))
     return llama_tensors(
-        **common, query=heads * head, key=kv_heads * head, tie_embeddings=size("tie_word_embeddings", False), head=head,
-        qk_norm=qwen)
+        **common, query=heads * head, key=kv_heads * head, tie_embeddings=size("tie_word_embeddings", gemma), head=head,
+        qk_norm=kind == "qwen3" or gemma, post_norms=gemma)
   return None

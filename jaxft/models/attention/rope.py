@@ -37,6 +37,24 @@ class RopeScaling:
     return frequencies * (kept + (1 - kept) / self.factor)
 
 
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+  """All rotary frequencies divided by a factor, as if positions lay closer together.
+
+  Source: Chen et al. 2023, position interpolation (arXiv 2306.15595).
+  """
+
+  factor: float
+
+  def __post_init__(self):
+    if not self.factor > 0:
+      raise ValueError(f"factor must be positive; got {self.factor}")
+
+  def __call__(self, frequencies: Float[np.ndarray, " half"]) -> Float[np.ndarray, " half"]:
+    """The stretched frequencies, in radians a token."""
+    return frequencies / self.factor
+
+
 class Rotation(NamedTuple):
   """Cosines and sines of every position's angles, float32, ready to broadcast against heads."""
 
@@ -45,7 +63,8 @@ class Rotation(NamedTuple):
 
 
 def rotation(
-    positions: Int[Array, "#batch time"], *, head_dim: int, theta: float, scaling: RopeScaling | None = None
+    positions: Int[Array, "#batch time"], *, head_dim: int, theta: float,
+    scaling: RopeScaling | LinearScaling | None = None
 ) -> Rotation:
   """The angles `position * theta^(-2 i / head_dim)`, i < head_dim / 2: made once, used by every layer.
 

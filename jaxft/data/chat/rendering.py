@@ -41,7 +41,7 @@ def render_chat(
   """
   import jinja2  # imported where it is used: most data need none
 
-  from jaxft.data.chat_template import compile_template
+  from jaxft.data.chat.template import compile_template
 
   render = compile_template(template)
   turns = [dict(message) for message in messages]
