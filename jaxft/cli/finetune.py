@@ -38,7 +38,8 @@ def as_text(summary: dict[str, Any]) -> str:
       f"{s['model']} on {s['data']}: {s['method']}, {s['loss']}, {s['steps']} steps; "
       f"{s['trained_parameters']:,} parameters trained ({share:.2%} of the model's)"
   ]
-  lines += [f"  validation {name}: {s['before'][name]:.4f} -> {value:.4f}" for name, value in s["after"].items()]
+  lines += [f"  validation {name}: {shown(name, s['before'])} -> {shown(name, s['after'])}" for name in s["after"]
+            if not name.endswith(("_low", "_high"))]
   rate = s["examples_per_second"]
   lines += [
       f"  {'?' if rate is None else f'{rate:.1f}'} examples/s, {s['peak_memory_bytes'] / 2**20:,.0f} MiB at most",
@@ -48,3 +49,11 @@ def as_text(summary: dict[str, Any]) -> str:
       f"  again: jaxft finetune {out / run_folder.RUN} --out FOLDER",
   ]
   return "\n".join(lines + [f"  cite: arXiv {number}" for number in s["arxiv"]])
+
+
+def shown(name: str, scores: dict[str, float]) -> str:
+  """A score, with its interval where it has one; a question mark where there is none."""
+  if name not in scores:
+    return "?"
+  low, high = (scores.get(f"{name}_{end}") for end in ("low", "high"))
+  return f"{scores[name]:.4f}" + ("" if low is None or high is None else f" [{low:.4f}, {high:.4f}]")

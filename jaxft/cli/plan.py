@@ -59,8 +59,9 @@ def plan_of(options: PlanOptions) -> Any:
   mesh = _mesh(run.compute, options.topology)
   config = config_of(run.model)
   kind = family_of(config).kind
-  # No data are read: pairs for an encoder, labels for a model of images, where no task is named.
-  usual = {"encoder": ("anchor", "positive"), "vision": ("label",)}.get(kind, ()) if run.loss.task is None else ()
+  # No data are read: pairs for an encoder, labels for a model of images, texts for a decoder, where no task is named.
+  usual = {"encoder": ("anchor", "positive"), "vision": ("label",), "decoder": ("text",)}[kind]
+  usual = usual if run.loss.task is None else ()
   run, _ = with_loss(run, kind, usual)
   recipe = recipe_of(run, config, run.optimization.steps or 1000, mesh)
   guide_dim = config_of(run.loss.guide).dim if run.loss.guide else config.dim
@@ -91,6 +92,7 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
   import jax.numpy as jnp
 
   from jaxft.formats.families import family_of
+  from jaxft.recipes.preference.losses import PREFERENCES
   from jaxft.recipes.run import TARGETS, loss_name
 
   rows, length = run.optimization.batch_size, run.examples.max_length
@@ -103,6 +105,11 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
   if kind == "encoder":
     length = min(length, config.max_length)
   ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+  if loss in PREFERENCES:
+    sides = 1 if PREFERENCES[loss].sides == "response" else 2
+    side = jax.ShapeDtypeStruct((rows, sides, length), jnp.int32)
+    return {"ids": side, "mask": side, "loss_mask": side, "reference": jax.ShapeDtypeStruct((rows, sides), jnp.float32),
+            "desirable": jax.ShapeDtypeStruct((rows,), jnp.bool_)}
   if kind == "decoder":
     return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})
   text = {"ids": ids, "mask": ids}

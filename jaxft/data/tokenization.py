@@ -75,7 +75,7 @@ def tokenize_pairs(
 
 def tokenize_completions(
     records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, lengths: Lengths, eos_id: int | None,
-    keys: tuple[str, str] = ("prompt", "completion"), pad_id: int = 0,
+    keys: tuple[str, str] = ("prompt", "completion"), pad_id: int = 0, special: bool = True,
 ) -> Tokens:
   """Prompts with their completions, the loss on the completions alone.
 
@@ -95,12 +95,15 @@ def tokenize_completions(
     tokenizer, lengths, pad_id: as in `tokenize_texts`.
     eos_id: the token to append to each completion, and to learn; None appends none.
     keys: of the prompt and the completion.
+    special: put the tokenizer's leading special tokens before the prompt; False where it has all of them written out,
+      as chat templates give it.
 
   Returns:
     `ids`, `mask`, and `loss_mask` (1 where a token is to be predicted), int32 [batch, length].
   """
   longest = _checked(lengths)[-1]
-  prompts = [_leading(tokenizer) + row for row in _plain_ids(_column(records, keys[0]), tokenizer)]
+  leading = _leading(tokenizer) if special else []
+  prompts = [leading + row for row in _plain_ids(_column(records, keys[0]), tokenizer)]
   ends = [] if eos_id is None else [_token("eos_id", eos_id)]
   completions = [(row + ends)[:longest] for row in _plain_ids(_column(records, keys[1]), tokenizer)]
   # Counted from the start, as the room left for a prompt may be zero.

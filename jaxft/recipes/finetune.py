@@ -24,22 +24,27 @@ from jaxft.recipes.adapter import save_adapter
 from jaxft.recipes.examples import read_splits, training_batches
 from jaxft.recipes.guess import with_loss
 from jaxft.recipes.labels import Target
-from jaxft.recipes.methods import sources, usual_rate
+from jaxft.recipes.methods import sources
 from jaxft.recipes.options import Finetune, defining
 from jaxft.recipes.output import fits_form, head_of, init_output, save_output
+from jaxft.recipes.preference.losses import PREFERENCES
+from jaxft.recipes.preference.preparation import preference_splits
 from jaxft.recipes.preparation import prepare, target_of
 from jaxft.recipes.quiet import quiet_threads
-from jaxft.recipes.run import WITH_OUTPUT, check_options, loss_name, mesh_of, recipe_of
+from jaxft.recipes.run import WITH_OUTPUT, check_options, found_of, loss_name, mesh_of, recipe_of
 from jaxft.recipes.run_file import as_text
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, checksum, fit, init_state, make_train_step
 from jaxft.training.gather import to_host
 from jaxft.training.mesh import check_rows
 from jaxft.training.metrics import check_tracker, tracker
+from jaxft.training.step import cast_floating
 from jaxft.transforms import ParamTransform
 from jaxft.tree import count
 
-LOSS_SOURCES = {"gist": ("2402.16829",), "mnrl": ("1705.00652",), "supcon": ("2004.11362",)}
+LOSS_SOURCES = {
+    "gist": ("2402.16829",), "mnrl": ("1705.00652",), "supcon": ("2004.11362",),
+    **{name: loss.arxiv for name, loss in PREFERENCES.items()}}
 
 
 def finetune(options: Finetune) -> dict[str, Any] | None:
@@ -88,6 +93,9 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     inputs = {"data version": splits.version, "records": len(splits.train)}
     read = {**inputs, "model's weights": checksum(model.params)}
   check_same(read)
+  asked = options  # what `run.yaml` says
+  options, chosen = with_loss(options, model.kind, [*splits.train[0]])
+  splits = preference_splits(options.loss.loss, splits)
   complete = validated = False
   total = lambda steps, epochs: steps or max(1, math.ceil(epochs * len(splits.train) / optimization.batch_size))
   steps = total(optimization.steps, optimization.epochs)
@@ -101,8 +109,6 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
       return None
     print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
     return json.loads((out / run_folder.SUMMARY).read_text())
-  asked = options  # what `run.yaml` says
-  options, chosen = with_loss(options, model.kind, [*splits.train[0]])
   if chosen is not None and is_first():
     print(f"jaxft: {chosen}", file=sys.stderr)
   recipe, target = recipe_of(options, model.config, steps, mesh), target_of(options, model, splits)
@@ -112,7 +118,11 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   step = make_train_step(recipe)
   state, frozen = init_state(jax.random.key(optimization.seed), model.params, recipe)
   facts = {"steps": steps, "trained_parameters": count(state.trainable), "parameters": count(model.params)}
-  records, collate, validate = prepare(options, model, splits, target, recipe.objective, mesh)
+  # Before it all: what is computed from the params as they are now outlives no step.
+  joined = lambda: recipe.transform.join(frozen, state.trainable)
+  initial = joined if recipe.compute_dtype is None else lambda: cast_floating(joined(), recipe.compute_dtype)
+  records, collate, validate = prepare(
+      options, model, splits, target, recipe.objective, mesh, initial, read["model's weights"])
   if is_first():
     held = "none" if splits.validation is None else f"{len(splits.validation):,}"
     print(f"jaxft: {len(splits.train):,} records to train on and {held} to validate; {steps:,} steps of "
@@ -130,9 +140,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     # Not sooner: what is refused so far loses no run that is there, nor stands in a corrected one's way.
     run_folder.begin_run(out, given, read)
   if is_first():
-    found = {"loss": options.loss.loss, "steps": steps, "learning_rate": (
-        usual_rate(options.method) if optimization.learning_rate is None else optimization.learning_rate)}
-    write_text(out / run_folder.RUN, as_text(asked, found))
+    write_text(out / run_folder.RUN, as_text(asked, found_of(options, loss_name(options.loss.loss, model.kind), steps)))
 
   wait_for_all("run begun")  # in a folder that the first process may have emptied
   writers: list[Any] = [JsonLines(out / run_folder.METRICS)] if is_first() else []

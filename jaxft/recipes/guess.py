@@ -5,9 +5,11 @@ from collections.abc import Collection
 
 from jaxft.checks import one_of
 from jaxft.recipes.options import Finetune, Loss
+from jaxft.recipes.preference.losses import PREFERENCES
 
 # task -> kind of model -> its losses, by the fields that the records must have; the first that fits is taken
 TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
+    "prefer": {"decoder": ((("prompt", "chosen", "rejected"), "dpo"), (("prompt", "completion", "label"), "kto"))},
     "sft": {"decoder": (((), "sft"),)},
     "embed": {
         "encoder": ((("anchor", "positive"), "mnrl"), (("question", "answer"), "mnrl"),
@@ -17,15 +19,18 @@ TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
     "regress": {"encoder": ((("value",), "mse"),), "vision": ((("value",), "mse"),)},
 }
 # In which order they are tried where no task is named: a label beside a text is there to be learnt.
-_ORDER = ("sft", "classify", "regress", "embed")
+_ORDER = ("prefer", "sft", "classify", "regress", "embed")
+# task -> losses that a run may name beside it, where there are more than the table has
+_MORE = {"prefer": tuple(PREFERENCES), "embed": ("gist",)}
 
 
 def check_task(loss: Loss) -> None:
-  """Raises ValueError for a task that there is not, or two options of which one says what the other does."""
+  """Raises ValueError for a task that there is not, or a loss that is none of the task's."""
   if loss.task is not None:
     one_of("task", loss.task, TASKS)
     if loss.loss is not None:
-      raise ValueError(f"--task and --loss both say what to learn: give one; got {loss.task} and {loss.loss}")
+      known = {name for kinds in TASKS[loss.task].values() for _, name in kinds} | {*_MORE.get(loss.task, ())}
+      one_of(f"loss with task {loss.task}", loss.loss, sorted(known))
 
 
 def with_loss(options: Finetune, kind: str, fields: Collection[str]) -> tuple[Finetune, str | None]:

@@ -1,7 +1,7 @@
 """What a run is validated by, before, during and after: `measure(params) -> {metric: value}`, compiled once."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
@@ -71,7 +71,7 @@ def perplexity(objective: Objective, records: Records, collate: Collate, batch_s
   @jax.jit
   def value(params: Any, batch: Any) -> Mean:
     with under_mesh(mesh):
-      return objective(params, batch, jax.random.key(0))[0]
+      return cast(Mean, objective(params, batch, jax.random.key(0))[0])  # one of `language`
 
   def measure(params: Any) -> dict[str, float]:
     total = sum((value(params, place_batch(batches[t], mesh)) for t in range(len(batches))), Mean.zero())

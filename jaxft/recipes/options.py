@@ -12,13 +12,36 @@ import tyro
 from jaxft import command_line
 from jaxft.recipes.method_expression import EXAMPLE
 from jaxft.recipes.methods import WORDS, names_by_kind, rates_by_method, selected_by_default
+from jaxft.recipes.preference.losses import PREFERENCES, by_value
 
 _METHODS = f'What trains; {names_by_kind()} Several: "{EXAMPLE}", each with its options in brackets.'
 _SELECT = (
     f"Path globs, or {', '.join(WORDS)}. freeze: what stays fixed; train: what trains; bitfit, norm_tuning: which "
     "biases or norms; ia3: matrices whose outputs are scaled; full, hft: not read; all others: matrices to adapt. "
     f"None given: {selected_by_default()}.")
-_RATE = f"Peak learning rate. None: the method's usual one, {rates_by_method()}."
+_RATE = (
+    f"Peak learning rate. None: the method's usual one, {rates_by_method()}; of preference losses a share of it, "
+    f"{by_value('rate')}.")
+_PAIRS = [name for name, loss in PREFERENCES.items() if loss.sides == "pair"]
+_LOSS = (
+    "In place of a task, or one of its losses. Encoders of text: mnrl or gist (pairs), cosent (scored pairs), "
+    "cross_entropy (a classifier), mse (a regressor) or supcon (an embedder of labels); models of images: "
+    f"cross_entropy, mse or supcon; decoders: sft, or preferences by {', '.join(_PAIRS)} (pairs), kto (judged "
+    "responses or pairs), poft (responses, as sft has them).")
+_MARGIN = (
+    "gist: a candidate is dropped when the guide finds it closer than the positive minus this margin (None: 0). simpo, "
+    f"poft: the lead that is asked for. None: {by_value('margin')}.")
+_BETA = f"Preference losses: the scale of the scores; orpo: the weight of the odds. None: {by_value('beta')}."
+_SMOOTHING = (
+    f"{', '.join(name for name, loss in PREFERENCES.items() if loss.label_smoothing is not None)}: the share of labels "
+    f"that is taken to be flipped. None: {by_value('label_smoothing')}.")
+_LIKELIHOOD = (
+    "Losses of pairs: the weight of the likelihood of the chosen response beside them; orpo's is of the prompt too. "
+    f"None: {by_value('likelihood')}.")
+_REFERENCE = (
+    f"{', '.join(name for name, loss in PREFERENCES.items() if loss.reference)}: preset or folder of the model that "
+    "responses are compared with; its scores are computed once. None: the model itself, before tuning; poft needs one "
+    "or several aligned models.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +87,23 @@ class Loss:
   """What is minimized."""
 
   task: str | None = None
-  """sft, embed, classify or regress. None: what the columns of the data are for, which is said at the start."""
-  loss: str | None = None
-  """In place of a task. Encoders of text: mnrl or gist (pairs), cosent (scored pairs), cross_entropy (a classifier),
-  mse (a regressor) or supcon (an embedder of labels); models of images: cross_entropy, mse or supcon; decoders: sft."""
+  """sft, prefer, embed, classify or regress. None: what the columns of the data are for, which is said at the start."""
+  loss: Annotated[str | None, tyro.conf.arg(help=_LOSS)] = None
   guide: str | None = None
   """Pairs: the preset or folder that judges false negatives, by the loss gist. None with gist: the model itself,
   before tuning."""
   temperature: float | None = None
   """gist, mnrl, cosent, supcon: temperature. None: the loss's own default (gist 0.01, mnrl and cosent 0.05, supcon
   0.07)."""
-  margin: float = 0.0
-  """gist: a candidate is dropped when the guide finds it closer than the positive minus this margin."""
+  margin: Annotated[float | None, tyro.conf.arg(help=_MARGIN)] = None
+  beta: Annotated[float | None, tyro.conf.arg(help=_BETA)] = None
+  label_smoothing: Annotated[float | None, tyro.conf.arg(help=_SMOOTHING)] = None
+  likelihood: Annotated[float | None, tyro.conf.arg(help=_LIKELIHOOD)] = None
+  reference: Annotated[tuple[str, ...], tyro.conf.arg(help=_REFERENCE)] = ()
+  desirable_weight: float | None = None
+  """kto: what the loss of a desirable response is multiplied by. None: 1."""
+  undesirable_weight: float | None = None
+  """kto: the same of an undesirable one."""
   target: str | None = None
   """cross_entropy, supcon, mse: the field to learn. None: label, for mse value."""
   head: str | None = None

@@ -1,8 +1,9 @@
 """What a run reads, made ready: its records, how they become batches, and what it is measured by."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -23,6 +24,8 @@ from jaxft.recipes.examples import (
 )
 from jaxft.recipes.labels import Target, labels_of, numbers_of
 from jaxft.recipes.options import Finetune
+from jaxft.recipes.preference.losses import PREFERENCES
+from jaxft.recipes.preference.preparation import prepare_preferences
 from jaxft.recipes.run import DTYPES, TARGETS, loss_name, target_field
 from jaxft.training.mesh import rows_of_process
 from jaxft.training.recipe import Objective
@@ -37,9 +40,13 @@ def target_of(options: Finetune, model: Pretrained, splits: Splits) -> Target | 
 
 
 def prepare(
-    options: Finetune, model: Pretrained, splits: Splits, target: Target | None, objective: Objective, mesh: Mesh | None
+    options: Finetune, model: Pretrained, splits: Splits, target: Target | None, objective: Objective,
+    mesh: Mesh | None, initial: Callable[[], Any], weights: str,
 ) -> tuple[Records, Collate, measure.Measure | None]:
-  """The records to train on, how they become batches, and the measure of validation, None where there is no data."""
+  """The records to train on, how they become batches, and the measure of validation, None where there is no data.
+
+  `initial` gives the params before the first step; `weights` tells the model's from those of others.
+  """
   records, held = splits.train, splits.validation
   if model.tokenizer is None and model.kind != "vision":
     raise ValueError(f"{model.name} has no tokenizer.json, which tuning on text needs")
@@ -50,6 +57,8 @@ def prepare(
   loss = loss_name(options.loss.loss, model.kind)
   if options.examples.pack and model.kind != "decoder":
     raise ValueError("--pack is for decoders; a model of vectors needs one a row")
+  if loss in PREFERENCES:
+    return prepare_preferences(options, loss, model, splits, initial, weights, mesh)
   if target is not None:
     length = min(options.examples.max_length, model.max_length)
     collate = target_collate(light, target, max_length=length, one_length=several)

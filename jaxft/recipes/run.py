@@ -18,6 +18,8 @@ from jaxft.recipes.objectives import language, prediction, same_label, scored_pa
 from jaxft.recipes.optimizers import SCHEDULES, adamw
 from jaxft.recipes.options import Adaptation, Compute, Examples, Finetune, Loss, Optimization
 from jaxft.recipes.output import HEADS
+from jaxft.recipes.preference.losses import PREFERENCES, Settings, reads
+from jaxft.recipes.preference.objective import preference, settings_of
 from jaxft.training import DECODER_RULES, ENCODER_RULES, Recipe, make_mesh
 from jaxft.training.recipe import Objective
 from jaxft.transforms import ParamTransform, chain, train
@@ -26,10 +28,11 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # By kind of model; the first where none is named.
 LOSSES = {
     "encoder": ("mnrl", "gist", "cosent", "cross_entropy", "mse", "supcon"),
-    "vision": ("cross_entropy", "mse", "supcon"), "decoder": ("sft",)}
+    "vision": ("cross_entropy", "mse", "supcon"), "decoder": ("sft", *PREFERENCES)}
 READ_BY_LOSS = {
     "gist": ("guide", "temperature", "margin"), "mnrl": ("temperature",), "cosent": ("temperature",),
-    "cross_entropy": ("target", "head"), "mse": ("target", "head"), "supcon": ("target", "temperature"), "sft": ()}
+    "cross_entropy": ("target", "head"), "mse": ("target", "head"), "supcon": ("target", "temperature"), "sft": (),
+    **{name: reads(name) for name in PREFERENCES}}
 TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value"}  # the usual field of those that learn one
 WITH_OUTPUT = ("cross_entropy", "mse")
 RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES}
@@ -59,6 +62,11 @@ def check_options(options: Finetune) -> None:
       ("weight_decay", options.optimization.weight_decay, lambda x: x >= 0, ">= 0"),
       ("clip_norm", options.optimization.clip_norm, lambda x: x >= 0, ">= 0"),
       ("temperature", options.loss.temperature, lambda x: x is None or x > 0, "> 0"),
+      ("beta", options.loss.beta, lambda x: x is None or x > 0, "> 0"),
+      ("likelihood", options.loss.likelihood, lambda x: x is None or x >= 0, ">= 0"),
+      ("desirable_weight", options.loss.desirable_weight, lambda x: x is None or x >= 0, ">= 0"),
+      ("undesirable_weight", options.loss.undesirable_weight, lambda x: x is None or x >= 0, ">= 0"),
+      ("label_smoothing", options.loss.label_smoothing, lambda x: x is None or 0 <= x < 0.5, "in [0, 0.5)"),
   ):
     if not good(value):
       raise ValueError(f"{name} must be {range}; got {value}")
@@ -112,6 +120,33 @@ def loss_name(name: str | None, kind: str) -> str:
   return name or known[0]
 
 
+def compares_all(loss: str) -> bool:
+  """Whether a loss compares all examples of a batch, which its objective then cuts in micro-batches itself."""
+  return PREFERENCES[loss].whole if loss in PREFERENCES else loss not in ("sft", *WITH_OUTPUT)
+
+
+def rate_of(run: Finetune, loss: str) -> float:
+  """The usual peak learning rate of a run's method with a loss."""
+  rate = usual_rate(run.method)
+  return rate * PREFERENCES[loss].rate if loss in PREFERENCES else rate
+
+
+def preference_settings(loss: Loss, name: str) -> Settings:
+  """What the options and, where they say nothing, the table of losses set of a preference loss."""
+  given = {f: getattr(loss, f) for f in Settings._fields}
+  return settings_of(name, **given)
+
+
+def found_of(options: Finetune, loss: str, steps: int) -> dict[str, Any]:
+  """What a run has of what the options leave open, by name."""
+  rate = options.optimization.learning_rate
+  found = {"loss": loss, "steps": steps, "learning_rate": rate_of(options, loss) if rate is None else rate}
+  if loss not in PREFERENCES:
+    return found
+  settings = preference_settings(options.loss, loss)._asdict()
+  return found | {option: settings[option] for option in reads(loss) if option in settings}
+
+
 def mesh_of(
     compute: Compute,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: jaxlib has no stub of it
@@ -134,13 +169,13 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Reci
   rules, loss = pick("kind of model", kind, RULES), loss_name(run.loss.loss, kind)
   rate = optimization.learning_rate
   optimizer = adamw(
-      usual_rate(run.method) if rate is None else rate, steps, schedule=optimization.schedule,
+      rate_of(run, loss) if rate is None else rate, steps, schedule=optimization.schedule,
       warmup_steps=round(optimization.warmup * steps), weight_decay=optimization.weight_decay,
       clip_norm=optimization.clip_norm)
   return Recipe(
       _objective(run, config, loss, mesh), _transform(run.method, config, loss), optimizer, mesh=mesh, rules=rules,
       # The micro-batches of a contrastive loss are inside its objective, which compares the whole batch.
-      accumulate=optimization.accumulate if loss in ("sft", *WITH_OUTPUT) else 1,
+      accumulate=1 if compares_all(loss) else optimization.accumulate,
       compute_dtype=None if run.compute.dtype == "float32" else dtype)
 
 
@@ -155,6 +190,9 @@ def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None) -> Obje
   compute = {"dtype": DTYPES[run.compute.dtype], "remat": run.compute.remat}
   if loss == "sft":
     return language(config, **compute)
+  if loss in PREFERENCES:
+    chunks = run.optimization.accumulate if compares_all(loss) else 1
+    return preference(config, loss, preference_settings(run.loss, loss), chunks=chunks, mesh=mesh, **compute)
   if loss in WITH_OUTPUT:
     return prediction(config, classes=loss == "cross_entropy", **compute)
   if loss == "supcon":

@@ -31,6 +31,8 @@ def expected(form):
     "prompt and response": question, "query and answer": pair, "query and positive": pair,
     "query, positive and negative": {**pair, "negative": "Grass is green."},
     "sentence labels": {"text": "I loved it.", "label": "positive"},
+    "preferences with the prompt in both": {"prompt": "The sky is", "chosen": " blue.", "rejected": " a dog."},
+    "preference chats with the prompt in both": FORMATS["preference chats"].example,
   }.get(form, FORMATS[form].example)
 
 
@@ -220,3 +222,40 @@ def test_images_lie_beside_their_file_and_labels_may_be_numbers(tmp_path):
     assert record == {"image": str(tmp_path / folder / "x.png"), "label": "3"}  # each its own, by the same lines
   path = write(tmp_path, {"text": "a", "value": 2})
   assert list(data.source(path, "train", data_dir=tmp_path / "data")) == [{"text": "a", "value": 2.0}]
+
+
+@pytest.mark.parametrize("chosen, rejected, prompt", [
+  ("The sky is blue.", "The sky is brown.", "The sky is"), ("Hi there", "Hi there friend", "Hi"), ("Hi", "Hi you", ""),
+  ("Yes", "No", ""), ("The cats", "The cat s", "The"), ("Say:\n\nA b", "Say:\n\nC", "Say:"),
+])
+def test_what_both_begin_with_is_the_prompt(chosen, rejected, prompt):
+  made = FORMATS["preferences with the prompt in both"].convert({"chosen": chosen, "rejected": rejected})
+  assert made["prompt"] == prompt and all(made[name].strip() for name in ("chosen", "rejected"))
+  assert (prompt + made["chosen"], prompt + made["rejected"]) == (chosen, rejected)
+
+
+@pytest.mark.parametrize("change, said", [
+  ({"chosen": "A dog.", "prompt": None}, "chosen and rejected are the same"),
+  ({"chosen": [{"role": "user", "content": "Blue."}]}, "chosen must be one turn of the assistant.*got user"),
+  ({"chosen": [{"role": "assistant", "content": " "}]}, "chosen is empty"),
+  ({"chosen": [{"role": "assistant", "content": "a"}] * 2}, "one turn of the assistant.*got assistant, assistant"),
+  ({"prompt": [{"role": "user"}], "chosen": []}, r"prompt\[0\] must have the keys role and content"),
+  ({"chosen": [], "prompt": []}, "prompt must be a list of at least one message"),
+  ({"rejected": None}, "rejected must be text; got NoneType"),
+])
+def test_pairs_that_are_none(tmp_path, change, said):
+  form = FORMATS["preference chats" if isinstance(change.get("chosen"), list) else "preferences"]
+  row = {name: value for name, value in (form.example | change).items() if name != "prompt" or value is not None}
+  path = write(tmp_path, row)
+  with pytest.raises(ValueError, match=f"line 1: .*{said}"):
+    check(path, reading_of(path, format=None, fields={}))
+
+
+def test_a_judgement_is_true_or_false(tmp_path):
+  row = FORMATS["judged responses"].example
+  path = write(tmp_path, row, {**row, "label": "good"}, {**row, "label": 2})
+  with pytest.raises(ValueError, match=r"line 2: label must be true or false; got 'good' \(1 more broken line"):
+    check(path, reading_of(path, format=None, fields={}))
+  path = tmp_path / "file.csv"
+  path.write_text("prompt,completion,label\na,b,False\nc,d,1\n")
+  assert [r["label"] for r in records_of(path, reading_of(path, format=None, fields={}))] == [False, True]

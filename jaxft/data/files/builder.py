@@ -38,7 +38,8 @@ class Files(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     own, text = config.reading.own, tfds.features.Text()
     turns = tfds.features.Sequence({"role": text, "content": text})
     number = tfds.features.Scalar(np.float64)
-    other = {"messages": turns, "value": number, "score": number}
+    other = {"value": number, "score": number, **dict.fromkeys(OWN[own].turns, turns),
+             **dict.fromkeys(OWN[own].truths, tfds.features.Scalar(np.bool_))}
     return tfds.core.DatasetInfo(
       builder=self,
       description=f"{own} from {', '.join(Path(f).name for files in config.splits.values() for f in files):.200}",

@@ -23,6 +23,9 @@ class Format(NamedTuple):
     optional: columns that it may have.
     into: the format that its rows become; None where it is one of the library's own.
     convert: `row -> row` of that format, raising ValueError where a row is none of this one.
+    turns: columns that hold a list of turns, each with `role` and `content`; of formats with the same columns, these
+      tell which one a row has.
+    truths: columns that hold true or false.
   """
 
   columns: tuple[str, ...]
@@ -31,6 +34,8 @@ class Format(NamedTuple):
   optional: tuple[str, ...] = ()
   into: str | None = None
   convert: Callable[[Row], Row] = dict
+  turns: tuple[str, ...] = ()
+  truths: tuple[str, ...] = ()
 
 
 _ROLES = {
@@ -58,17 +63,36 @@ def _from_alpaca(row: Row) -> Row:
           "answer": row["output"]}
 
 
+def _prompt_within(row: Row) -> Row:
+  """What both texts, or both lists of turns, begin with is the prompt; a text is cut before the last white space."""
+  chosen, rejected = row["chosen"], row["rejected"]
+  if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
+    raise ValueError("chosen and rejected must both be text, or both lists of turns")
+  if chosen == rejected:
+    raise ValueError("chosen and rejected are the same, so that no prompt is sure; give one in a column prompt")
+  pairs = zip(chosen, rejected, strict=False)
+  same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
+  if isinstance(chosen, str):
+    if same == min(len(chosen), len(rejected)) or not chosen[same].isspace() or not rejected[same].isspace():
+      # Not within a word, nor after the space that belongs to the next one.
+      same = next((i for i in range(same - 1, -1, -1) if chosen[i].isspace()), 0)
+    while same and chosen[same - 1].isspace():
+      same -= 1
+  return {"prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}
+
+
 def _renamed(**names: str) -> dict[str, Any]:
   """Of a format whose columns have other names alone: what its rows become, by the new name."""
   return {"convert": lambda row: {names[name]: row[name] for name in names if name in row}}
 
 
 _TURNS = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]
+_OTHER = [{"role": "assistant", "content": "A dog."}]
 
-# All hold text but `messages`, and `value` and `score`, numbers; only a prompt may be empty. An `image` is the path of
-# a file, from the folder of the file that names it where it is relative.
+# All hold text but turns and truths, and `value` and `score`, numbers; only a prompt may be empty. An `image` is the
+# path of a file, from the folder of the file that names it where it is relative.
 OWN: dict[str, Format] = {
-  "chat": Format(("messages",), "sft", {"messages": _TURNS}),
+  "chat": Format(("messages",), "sft", {"messages": _TURNS}, turns=("messages",)),
   "completion": Format(("prompt", "completion"), "sft", {"prompt": "The sky is", "completion": " blue."}),
   "question and answer": Format(
     ("question", "answer"), "sft", {"question": "Name a colour.", "answer": "Blue."}),
@@ -81,8 +105,17 @@ OWN: dict[str, Format] = {
     ("sentence1", "sentence2", "score"), "embed",
     {"sentence1": "A man plays.", "sentence2": "A man is playing.", "score": 0.75}),
   "preferences": Format(
-    ("prompt", "chosen", "rejected"), None,
+    ("prompt", "chosen", "rejected"), "prefer",
     {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "A dog."}),
+  "preference chats": Format(
+    ("prompt", "chosen", "rejected"), "prefer",
+    {"prompt": _TURNS[:1], "chosen": _TURNS[1:], "rejected": _OTHER}, turns=("prompt", "chosen", "rejected")),
+  "judged responses": Format(
+    ("prompt", "completion", "label"), "prefer",
+    {"prompt": "Name a colour.", "completion": "Blue.", "label": True}, truths=("label",)),
+  "judged chats": Format(
+    ("prompt", "completion", "label"), "prefer", {"prompt": _TURNS[:1], "completion": _TURNS[1:], "label": True},
+    turns=("prompt", "completion"), truths=("label",)),
   "labels": Format(("text", "label"), "classify", {"text": "I loved it.", "label": "positive"}),
   "values": Format(("text", "value"), "regress", {"text": "I loved it.", "value": 4.5}),
   "image labels": Format(("image", "label"), "classify", {"image": "pets/1.png", "label": "cat"}),
@@ -93,7 +126,13 @@ OTHERS: dict[str, Format] = {
   "ShareGPT": Format(
     ("conversations",), "sft",
     {"conversations": [{"from": "human", "value": "Name a colour."}, {"from": "gpt", "value": "Blue."}]},
-    into="chat", convert=_from_sharegpt),
+    into="chat", convert=_from_sharegpt, turns=("conversations",)),
+  "preferences with the prompt in both": Format(
+    ("chosen", "rejected"), "prefer", {"chosen": "The sky is blue.", "rejected": "The sky is a dog."},
+    into="preferences", convert=_prompt_within),
+  "preference chats with the prompt in both": Format(
+    ("chosen", "rejected"), "prefer", {"chosen": _TURNS, "rejected": [*_TURNS[:1], *_OTHER]},
+    into="preference chats", convert=_prompt_within, turns=("chosen", "rejected")),
   "Alpaca": Format(
     ("instruction", "output"), "sft", {"instruction": "Translate.", "input": "bleu", "output": "blue"},
     optional=("input",), into="question and answer", convert=_from_alpaca),
@@ -118,11 +157,15 @@ OTHERS: dict[str, Format] = {
 FORMATS: dict[str, Format] = {**OWN, **OTHERS}
 
 
-def detect(columns: Sequence[str]) -> str:
+def detect(columns: Sequence[str], row: Mapping[str, Any] | None = None) -> str:
   """The format that has these columns; of several, the one with most of them.
 
   >>> detect(["anchor", "positive", "id"]), detect(["instruction", "input", "output"])
   ('pairs', 'Alpaca')
+
+  Args:
+    columns: of the rows.
+    row: by which text is told from lists of turns where the columns are the same; None takes it for text.
 
   Raises:
     ValueError: they are of none, or of two alike.
@@ -133,6 +176,12 @@ def detect(columns: Sequence[str]) -> str:
     raise ValueError(f"keys {sorted(columns)} are of no format; {takes}; others are named by --fields own=theirs")
   most = max(len(FORMATS[name].columns) for name in fits)
   best = [name for name in fits if len(FORMATS[name].columns) == most]
+  lists = {column for column in columns if row is not None and isinstance(row.get(column), list)}
+  alike: dict[tuple[str, ...], list[str]] = {}
+  for name in best:
+    alike.setdefault(FORMATS[name].columns, []).append(name)
+  nearest_to = lambda name: len({*FORMATS[name].columns} & (lists ^ {*FORMATS[name].turns}))
+  best = [min(names, key=nearest_to) for names in alike.values()]
   if len(best) > 1:
     only = sorted(set(FORMATS[best[1]].columns) - set(FORMATS[best[0]].columns))
     raise ValueError(f"keys {sorted(columns)} are of {' and of '.join(best)}; leave the columns of one out, as by "

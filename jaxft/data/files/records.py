@@ -48,8 +48,9 @@ def reading_of(file: Path, *, format: str | None, fields: Mapping[str, str]) -> 
     if problem is not None:
       raise ValueError(f"{file}, {where}: {problem}")
     try:
-      columns = list(rename(row, fields))
-      format = format or detect(columns)
+      renamed = rename(row, fields)
+      columns = list(renamed)
+      format = format or detect(columns, renamed)
       check_spelling(format, columns)
     except ValueError as e:
       raise ValueError(f"{file}, {where}: {e}") from None
@@ -93,8 +94,8 @@ def check(file: Path, reading: Reading) -> dict[str, None]:
 def _record(row: Mapping[str, Any], reading: Reading, file: Path) -> dict[str, Any]:
   own = OWN[reading.own]
   made = _converted(rename(row, reading.fields), reading)
-  plain = {"image": lambda name: os.fspath(file.parent / name), "label": str, "messages": _turns,
-           **dict.fromkeys(NUMBERS, float)}
+  plain = {"image": lambda name: os.fspath(file.parent / name), "label": str, **dict.fromkeys(NUMBERS, float),
+           **dict.fromkeys(own.turns, _turns), **dict.fromkeys(own.truths, _truth)}
   return {key: plain.get(key, lambda x: x)(made[key]) for key in own.columns}
 
 
@@ -123,8 +124,16 @@ def _problem(row: Any, reading: Reading, file: Path) -> str | None:
   if reading.own == "chat":
     return _chat_problem(made["messages"])
   of_text = KINDS.get(file.suffix.lower()) in (KINDS[".csv"], KINDS[".tsv"])  # where every cell is
-  for key in OWN[reading.own].columns:
-    if (problem := _value_problem(key, made[key], of_text, file.parent)) is not None:
+  own = OWN[reading.own]
+  for key in own.columns:
+    if key in own.turns:
+      problem = _turns_problem(key, made[key]) or (None if key == "prompt" else _answer_problem(key, made[key]))
+    elif key in own.truths:
+      given = made[key]
+      problem = None if _truth(given) is not None else f"{key} must be true or false; got {given!r:.60}"
+    else:
+      problem = _value_problem(key, made[key], of_text, file.parent)
+    if problem is not None:
       return problem
   return None
 
@@ -150,21 +159,43 @@ def _value_problem(key: str, value: Any, of_text: bool, folder: Path) -> str | N
   return image_problem(folder / value) if key == "image" else None
 
 
+def _truth(value: Any) -> bool | None:
+  """True or False, as files write them; None for anything else."""
+  known = {"true": True, "false": False, "1": True, "0": False}
+  if isinstance(value, str):
+    return known.get(value.strip().lower())
+  return bool(value) if isinstance(value, bool | int) and value in (0, 1) else None
+
+
+def _answer_problem(name: str, turns: list[Any]) -> str | None:
+  """Responses are one turn of the assistant, with text in it; earlier ones are of the prompt."""
+  if len(turns) != 1 or turns[0]["role"] != "assistant":
+    roles = ", ".join(turn["role"] for turn in turns)
+    return f"{name} must be one turn of the assistant, after those of the prompt; got {roles}"
+  return None if turns[0]["content"].strip() else f"{name} is empty"
+
+
 def _chat_problem(messages: Any) -> str | None:
+  if (problem := _turns_problem("messages", messages)) is not None:
+    return problem
+  if all(message["role"] != "assistant" for message in messages):
+    return "messages has no turn of the assistant, so nothing to learn"
+  return None
+
+
+def _turns_problem(name: str, messages: Any) -> str | None:
   if not isinstance(messages, list) or not messages:
-    return "messages must be a list of at least one message"
+    return f"{name} must be a list of at least one message"
   for i, message in enumerate(messages):
     if not isinstance(message, dict) or set(message) != {"role", "content"}:
       got = sorted(message) if isinstance(message, dict) else type(message).__name__
-      return f"messages[{i}] must have the keys role and content; got {got}"
+      return f"{name}[{i}] must have the keys role and content; got {got}"
     if message["role"] not in ROLES:
-      return f"messages[{i}] role must be one of {', '.join(ROLES)}; got {message['role']!r}"
+      return f"{name}[{i}] role must be one of {', '.join(ROLES)}; got {message['role']!r}"
     if not isinstance(message["content"], str):
-      return f"messages[{i}] content must be text; got {type(message['content']).__name__}"
+      return f"{name}[{i}] content must be text; got {type(message['content']).__name__}"
     if (lone := _lone_surrogate(message["content"])) is not None:
-      return f"messages[{i}] content {lone}"
-  if all(message["role"] != "assistant" for message in messages):
-    return "messages has no turn of the assistant, so nothing to learn"
+      return f"{name}[{i}] content {lone}"
   return None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 # place in the file (as "line 3"), the row or None, and what is wrong with it or None
 Rows = Iterator[tuple[str, Any, str | None]]
 
+_MAY_BE_TURNS = ("prompt", "chosen", "rejected", "completion")
 DISK, DISK_SPLITS = "state.json", "dataset_dict.json"  # what `datasets.save_to_disk` leaves in a folder
 
 
@@ -151,7 +152,7 @@ def _separated(by: str):
 
 
 def _cell(name: str, cell: str) -> Any:
-  if name in ("messages", "conversations"):
+  if name in ("messages", "conversations") or name in _MAY_BE_TURNS and cell.lstrip().startswith("[{"):
     try:
       return json.loads(cell)
     except (ValueError, RecursionError):

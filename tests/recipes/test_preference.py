@@ -1,0 +1,150 @@
+"""Objectives of preferences: micro-batches equal one batch, what fills up counts nothing, logits are held in pieces."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+
+from jaxft import losses
+from jaxft.losses import Terms
+from jaxft.models import decoder
+from jaxft.recipes.preference.losses import PREFERENCES, by_value, reads
+from jaxft.recipes.preference.measure import of_judged, of_pairs
+from jaxft.recipes.preference.objective import POSITIONS, Sides, preference, settings_of
+from jaxft.recipes.preference.records import Judged, Mismatched
+from jaxft.training import Recipe, init_state, make_train_step
+from jaxft.transforms import full
+
+ROWS, TIME, VOCAB = 4, 9, 30
+# One of each kind of path; the others differ from one of these in the ranking alone.
+QUICK = ("dpo", "dpo_norm", "cpo", "orpo", "asft", "aot", "kto", "poft")
+
+
+def small():
+  config = decoder.DecoderConfig(
+      vocab_size=VOCAB, dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, mlp_dim=8)
+  return config, decoder.init(jax.random.key(0), config, stddev=0.5)
+
+
+def batch(sides=2, seed=0):
+  """Rows of 3 tokens of prompt and 1 to 6 of response, each of its own length."""
+  rng = np.random.default_rng(seed)
+  lengths = 4 + (np.arange(ROWS * sides).reshape(ROWS, sides) * 5 + 3) % 6
+  time = np.arange(TIME)
+  mask = (time < lengths[..., None]).astype(np.int32)
+  return {"ids": rng.integers(1, VOCAB, mask.shape).astype(np.int32) * mask, "mask": mask,
+          "loss_mask": mask * (time >= 3), "reference": -rng.uniform(5, 15, (ROWS, sides)).astype(np.float32),
+          "desirable": np.array([True, False, False, True])}
+
+
+def of_loss(name):
+  return batch(1 if PREFERENCES[name].sides == "response" else 2)
+
+
+def updates(names):
+  """Of each loss the params and metrics after a step, of one batch and of two micro-batches; all in one program."""
+  config, params = small()
+  steps, batches = {}, {name: of_loss(name) for name in names}
+  for name in names:
+    for parts in (1, 2):
+      whole = PREFERENCES[name].whole
+      objective = preference(config, name, settings_of(name, label_smoothing=0.1 if PREFERENCES[
+          name].label_smoothing is not None else None), chunks=parts if whole else 1, remat="none")
+      recipe = Recipe(objective, full(), optax.sgd(1.0), accumulate=1 if whole else parts)
+      steps[name, parts] = make_train_step(recipe, donate=False)
+  state, frozen = init_state(jax.random.key(0), params, recipe)
+  run = jax.jit(lambda state, batches: {(name, parts): step(state, frozen, batches[name])
+                                        for (name, parts), step in steps.items()})
+  return params, jax.device_get(run(state, batches))
+
+
+@pytest.mark.parametrize("names", [
+    QUICK, pytest.param(tuple(name for name in PREFERENCES if name not in QUICK), marks=pytest.mark.exhaustive)])
+def test_micro_batches_equal_one_batch(names):
+  before, found = updates(names)
+  for name in names:
+    (whole, one), (cut, two) = found[name, 1], found[name, 2]
+    moved = [np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (before, whole.trainable)), strict=True)]
+    assert max(moved) > 1e-3, name
+    for x, y in zip(*map(jax.tree.leaves, (whole.trainable, cut.trainable)), strict=True):
+      np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-6, err_msg=name)
+    assert set(one) == set(two)
+    for metric, value in one.items():
+      assert value == pytest.approx(float(two[metric]), rel=1e-4, abs=1e-5), (name, metric)
+
+
+def test_the_value_is_that_of_all_logits_and_rows_that_fill_up_count_nothing():
+  config, params = small()
+  data = batch()
+  where = np.array([True, True, False, True])
+  data["ids"][2] = 0  # what stands there is not read
+  hidden = lambda side: decoder.hidden_states(params, config, data["ids"][:, side], mask=data["mask"][:, side]).hidden
+
+  def by_hand():
+    log_p = [jax.nn.log_softmax(decoder.logits(params, config, hidden(side)))[:, :-1] for side in (0, 1)]
+    tokens = [jnp.take_along_axis(x, data["ids"][:, side, 1:, None], axis=2)[..., 0] for side, x in enumerate(log_p)]
+    marks = [data["loss_mask"][:, side, 1:] for side in (0, 1)]
+    averages = [np.asarray((t * m).sum(axis=1) / m.sum(axis=1)) for t, m in zip(tokens, marks, strict=True)]
+    odds = [np.asarray(a - np.log1p(-np.exp(a))) for a in averages]
+    real = data["mask"][where, 0, 1:]
+    nll = -(np.asarray(tokens[0])[where] * real).sum() / real.sum()
+    return nll + 0.1 * np.log1p(np.exp(-(odds[0] - odds[1])))[where].mean()
+
+  found, metrics = preference(config, "orpo", settings_of("orpo"), remat="none")(
+      params, data | {"where": where}, jax.random.key(0))
+  assert isinstance(found, Terms) and float(found.value) == pytest.approx(float(by_hand()), rel=1e-5)
+  assert metrics["margin"].weight == 3
+
+
+def test_no_logits_of_a_whole_batch_are_held():
+  config, params = small()
+  data = {name: np.zeros((ROWS, 2, 1024), np.int32) for name in ("ids", "mask", "loss_mask")}
+  data["reference"] = np.zeros((ROWS, 2), np.float32)
+  objective = preference(config, "dpo", settings_of("dpo"), remat="none")
+  value = lambda params: objective(params, data, jax.random.key(0))[0].value
+  text = str(jax.make_jaxpr(jax.grad(value))(params))
+  assert f",{VOCAB}]" in text
+  held = {int(rows) * int(time) for rows, time in re.findall(rf"f32\[(\d+),(\d+),{VOCAB}\]", text)}
+  assert held and max(held) <= POSITIONS
+
+
+def test_the_mismatched_response_is_to_another_prompt():
+  pairs = [{"prompt": p, "chosen": f"{p} yes", "rejected": f"{p} no"} for p in ("a", "a", "b", "c")]
+  records = Mismatched(Judged(pairs))
+  assert [(r["completion"], r["label"], r["other"]) for r in (records[i] for i in range(8))] == [
+      ("a yes", True, "c no"), ("a no", False, "c no"), ("a yes", True, "c no"), ("a no", False, "c no"),
+      ("b yes", True, "a no"), ("b no", False, "a no"), ("c yes", True, "b no"), ("c no", False, "b no")]
+  beside = Mismatched(Judged(pairs[:1]), Judged(pairs))
+  assert [beside[i]["other"] for i in (0, 1)] == ["b yes", "b yes"]
+  with pytest.raises(ValueError, match="all 4 records have one prompt"):
+    Mismatched(Judged(pairs[:2]))
+
+
+def test_measures_by_hand():
+  lead = np.array([1.0, 2.0, 0.0, -1.0])
+  of = {"average": np.array([[-1.0, -2.0]] * 4)}
+  found = of_pairs(lead, of)
+  assert found["accuracy"] == 0.625 and found["margin"] == 0.5 and found["likelier"] == 1
+  wilson = scipy.stats.binomtest(3, 4).proportion_ci(method="wilson")
+  three = of_pairs(np.array([1.0, 2.0, 3.0, -1.0]), of)
+  assert (three["accuracy_low"], three["accuracy_high"]) == pytest.approx((wilson.low, wilson.high), rel=1e-5)
+  judged = of_judged(lead, {"desirable": np.array([True, True, False, False])})
+  assert judged["accuracy"] == 1 and judged["margin"] == 2 and judged["accuracy_high"] == 1
+  assert "accuracy" not in of_judged(lead[:2], {"desirable": np.array([True, True])})
+
+
+def test_the_table_says_what_each_loss_reads():
+  assert reads("dpo") == ("beta", "label_smoothing", "reference", "likelihood")
+  assert reads("kto") == ("beta", "reference", "desirable_weight", "undesirable_weight")
+  assert reads("orpo") == ("beta", "likelihood") and reads("poft") == ("beta", "margin", "reference")
+  assert "2 for simpo" in by_value("beta") and "0.4 for orpo" in by_value("rate")
+  for name, loss in PREFERENCES.items():  # what is usual is within what the loss takes
+    side = jnp.full(2, -1.0)
+    four = jnp.stack([side, side], axis=1)
+    values, _ = loss.make(losses, Sides(four, four, jnp.ones((2, 2), jnp.int32), jnp.array([True, False]), 0.0, None),
+                          settings_of(name))
+    assert np.isfinite(values).all(), name
