@@ -64,6 +64,7 @@ TOLD_BY = {
     "geodesic-mixup": "gap",              # between pictures and names, not how many find each other first
     "masked-thought": "unseen",           # nats of unseen solutions, not how many answers are right
     "micro-edit": "near",                 # cosine of a picture and its edit, not how many of the pairs are told
+    "sft-secret-recipe": "nats",          # of the answers, not how many are right
     "lora-vs-full": "target",             # after three steps no matrix has an intruder
     "peft-data-augmentation": "scatter",  # of the features of twelve sentences, not how many are told
 }
