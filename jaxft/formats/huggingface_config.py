@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxft.checks import nearest
 from jaxft.formats.config_reader import NO, Reader
+from jaxft.formats.deberta import read_deberta
 from jaxft.formats.t5 import read_t5
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
@@ -48,14 +49,15 @@ def from_huggingface(
   Raises:
     ValueError: a key is missing or of the wrong kind, or asks for what the models do not compute; all are named.
   """
-  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama, "t5": read_t5}
+  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama, "t5": read_t5,
+             "deberta-v2": read_deberta}
   kind = config.get("model_type")
   if kind not in readers:
     raise ValueError(f"model_type {kind!r} is not supported; {nearest(str(kind), sorted(readers))}")
   read = Reader(config)
   out = readers[kind](read)
   read.finish()
-  if kind in ("bert", "mpnet"):
+  if kind in ("bert", "mpnet", "deberta-v2"):
     return EncoderConfig(**out, pooling=pooling, normalize=normalize)
   return (EncoderDecoderConfig if kind == "t5" else DecoderConfig)(**out)
 
