@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
+from jaxft.formats.deberta import deberta_json, deberta_tensors
 from jaxft.formats.efficientnet_files import efficientnet_tensors
 from jaxft.formats.huggingface_config import Config, bert_json, llama_json, mpnet_json
 from jaxft.formats.names import HEAD, Tensors, bert_tensors, llama_tensors, mpnet_tensors, vision_tensors
@@ -61,15 +62,19 @@ class Family(NamedTuple):
 def _encoder_tensors(config: EncoderConfig) -> Tensors:
   c = config
   sizes = {"vocab": c.vocab_size, "dim": c.dim, "mlp": c.mlp_dim, "positions": c.max_length + c.position_offset}
+  if c.disentangled:
+    return deberta_tensors(c)
   if c.relative_buckets:
     return mpnet_tensors(**sizes, buckets=c.relative_buckets, heads=c.num_heads, num_layers=c.num_layers)
   return bert_tensors(**sizes, types=c.type_vocab_size, num_layers=c.num_layers)
 
 
 def _encoder_json(config: EncoderConfig) -> dict[str, Any]:
-  """ValueError where neither BERT nor MPNet computes what the config says."""
+  """ValueError where none of BERT, MPNet and DeBERTa computes what the config says."""
+  if config.disentangled and not config.position_offset:
+    return deberta_json(config)
   mpnet = config.relative_buckets == 32
-  if config.relative_buckets not in (0, 32) or mpnet != (config.position_offset > 0) or (
+  if not config.position_table or config.relative_buckets not in (0, 32) or mpnet != (config.position_offset > 0) or (
       mpnet == (config.type_vocab_size > 0)):
     raise ValueError("config must be that of a BERT, with token types, or of an MPNet, with 32 relative_buckets and a "
                      f"position_offset, to be saved; got {config}")
@@ -113,7 +118,7 @@ ENCODER = Family(
     embed=encoder.embed,
     matrices="layers/**/kernel",
     tensors=_encoder_tensors,
-    prefixes=("bert.", "mpnet."),
+    prefixes=("bert.", "mpnet.", "deberta."),
     tied=lambda c: (),
     config_json=_encoder_json,
     special_tokens=_encoder_special_tokens,

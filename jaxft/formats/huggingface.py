@@ -1,8 +1,8 @@
 """Hugging Face model folders (`config.json`, safetensors, tokenizer) to params trees and back.
 
-BERT and MPNet encoders, with the pooling that sentence-transformers keeps beside them, Llama, Qwen3 and Gemma 3
-decoders, T5, ViT and CLIP's image tower, and EfficientNet-Lite, whose folders are this library's own. What is loaded is
-exactly what is on disk: a tensor that is missing, unknown, of another shape or of another kind is an error, never a
+BERT, MPNet and DeBERTa encoders, with the pooling that sentence-transformers keeps beside them, Llama, Qwen3 and Gemma
+3 decoders, T5, ViT and CLIP's image tower, and EfficientNet-Lite, whose folders are this library's own. What is loaded
+is exactly what is on disk: a tensor that is missing, unknown, of another shape or of another kind is an error, never a
 warning.
 """
 
@@ -32,11 +32,12 @@ from jaxft.leaves import materialize
 from jaxft.models.encoder import EncoderConfig
 from jaxft.tree import layer_of, leaves_with_paths
 
-# Buffers that old versions saved, a table of T5's that nothing reads, and the poolers of BERT, MPNet and ViT, which
-# embeddings do not use.
+# Buffers that old versions saved, a table of T5's that nothing reads, and the poolers of BERT, MPNet and ViT and
+# the heads of DeBERTa's pretraining, which embeddings do not use.
 _IGNORED = re.compile(
-    r"(bert\.|mpnet\.|vit\.|vision_model\.)?(embeddings\.position_ids|pooler\..*)|.*\.rotary_emb\.inv_freq|"
-    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
+    r"(bert\.|mpnet\.|deberta\.|vit\.|vision_model\.)?(embeddings\.position_ids|pooler\..*)|.*\.rotary_emb\.inv_freq|"
+    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight|"
+    r"(lm|mask)_predictions\..*")
 
 EMBEDDING = "embed/tokens/embedding"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxft.checks import nearest
 from jaxft.formats.config_reader import NO, Reader
+from jaxft.formats.deberta import read_deberta
 from jaxft.formats.gemma_config import gemma_json, gemma_options
 from jaxft.formats.t5 import read_t5
 from jaxft.models.attention.rope import RopeScaling
@@ -50,15 +51,15 @@ def from_huggingface(
   Raises:
     ValueError: a key is missing or of the wrong kind, or asks for what the models do not compute; all are named.
   """
-  readers = {"bert": _bert, "mpnet": _mpnet, "llama": _llama, "mistral": _llama, "qwen3": _llama,
-             "gemma3_text": _gemma, "t5": read_t5}
+  readers = {"bert": _bert, "mpnet": _mpnet, "deberta-v2": read_deberta, "llama": _llama, "mistral": _llama,
+             "qwen3": _llama, "gemma3_text": _gemma, "t5": read_t5}
   kind = config.get("model_type")
   if kind not in readers:
     raise ValueError(f"model_type {kind!r} is not supported; {nearest(str(kind), sorted(readers))}")
   read = Reader(config)
   out = readers[kind](read)
   read.finish()
-  if kind in ("bert", "mpnet"):
+  if kind in ("bert", "mpnet", "deberta-v2"):
     return EncoderConfig(**out, pooling=pooling, normalize=normalize)
   return (EncoderDecoderConfig if kind == "t5" else DecoderConfig)(**out)
 

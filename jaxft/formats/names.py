@@ -38,12 +38,14 @@ class Rule(NamedTuple):
     return self.path.partition("/{layer}")[0] if self.layered else ""
 
 
-def _linear(path: str, name: str, n_in: str, n_out: str, *, bias: bool) -> list[Rule]:
+def linear_rules(path: str, name: str, n_in: str, n_out: str, *, bias: bool) -> list[Rule]:
+  """A matrix, and its bias if it has one."""
   kernel = Rule(f"{path}/kernel", f"{name}.weight", (n_in, n_out), transpose=True)
   return [kernel, Rule(f"{path}/bias", f"{name}.bias", (n_out,))] if bias else [kernel]
 
 
-def _layer_norm(path: str, name: str) -> list[Rule]:
+def norm_rules(path: str, name: str) -> list[Rule]:
+  """A norm's scale and bias."""
   return [Rule(f"{path}/scale", f"{name}.weight", ("dim",)), Rule(f"{path}/bias", f"{name}.bias", ("dim",))]
 
 
@@ -54,25 +56,25 @@ ENCODER = (
   Rule("embed/tokens/embedding", "embeddings.word_embeddings.weight", ("vocab", "dim")),
   Rule("embed/positions/embedding", "embeddings.position_embeddings.weight", ("positions", "dim")),
   Rule("embed/types/embedding", "embeddings.token_type_embeddings.weight", ("types", "dim")),
-  *_layer_norm("embed/norm", "embeddings.LayerNorm"),
-  *_linear(f"{_OURS}/attention/query", f"{_BERT}.attention.self.query", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/key", f"{_BERT}.attention.self.key", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/value", f"{_BERT}.attention.self.value", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/out", f"{_BERT}.attention.output.dense", "dim", "dim", bias=True),
-  *_layer_norm(f"{_OURS}/attention_norm", f"{_BERT}.attention.output.LayerNorm"),
-  *_linear(f"{_OURS}/mlp/up", f"{_BERT}.intermediate.dense", "dim", "mlp", bias=True),
-  *_linear(f"{_OURS}/mlp/down", f"{_BERT}.output.dense", "mlp", "dim", bias=True),
-  *_layer_norm(f"{_OURS}/mlp_norm", f"{_BERT}.output.LayerNorm"),
+  *norm_rules("embed/norm", "embeddings.LayerNorm"),
+  *linear_rules(f"{_OURS}/attention/query", f"{_BERT}.attention.self.query", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/key", f"{_BERT}.attention.self.key", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/value", f"{_BERT}.attention.self.value", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/out", f"{_BERT}.attention.output.dense", "dim", "dim", bias=True),
+  *norm_rules(f"{_OURS}/attention_norm", f"{_BERT}.attention.output.LayerNorm"),
+  *linear_rules(f"{_OURS}/mlp/up", f"{_BERT}.intermediate.dense", "dim", "mlp", bias=True),
+  *linear_rules(f"{_OURS}/mlp/down", f"{_BERT}.output.dense", "mlp", "dim", bias=True),
+  *norm_rules(f"{_OURS}/mlp_norm", f"{_BERT}.output.LayerNorm"),
 )
 
 MPNET = (
   *(rule for rule in ENCODER if not rule.layered and "types" not in rule.path),
   Rule("relative/embedding", "encoder.relative_attention_bias.weight", ("buckets", "heads")),
-  *_linear(f"{_OURS}/attention/query", f"{_BERT}.attention.attn.q", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/key", f"{_BERT}.attention.attn.k", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/value", f"{_BERT}.attention.attn.v", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/out", f"{_BERT}.attention.attn.o", "dim", "dim", bias=True),
-  *_layer_norm(f"{_OURS}/attention_norm", f"{_BERT}.attention.LayerNorm"),
+  *linear_rules(f"{_OURS}/attention/query", f"{_BERT}.attention.attn.q", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/key", f"{_BERT}.attention.attn.k", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/value", f"{_BERT}.attention.attn.v", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/out", f"{_BERT}.attention.attn.o", "dim", "dim", bias=True),
+  *norm_rules(f"{_OURS}/attention_norm", f"{_BERT}.attention.LayerNorm"),
   *(rule for rule in ENCODER if "/mlp" in rule.path),
 )
 
@@ -81,14 +83,14 @@ _LLAMA = "model.layers.{layer}"
 DECODER = (
   Rule("embed/tokens/embedding", "model.embed_tokens.weight", ("vocab", "dim")),
   Rule(f"{_OURS}/attention_norm/scale", f"{_LLAMA}.input_layernorm.weight", ("dim",)),
-  *_linear(f"{_OURS}/attention/query", f"{_LLAMA}.self_attn.q_proj", "dim", "query", bias=False),
-  *_linear(f"{_OURS}/attention/key", f"{_LLAMA}.self_attn.k_proj", "dim", "key", bias=False),
-  *_linear(f"{_OURS}/attention/value", f"{_LLAMA}.self_attn.v_proj", "dim", "key", bias=False),
-  *_linear(f"{_OURS}/attention/out", f"{_LLAMA}.self_attn.o_proj", "query", "dim", bias=False),
+  *linear_rules(f"{_OURS}/attention/query", f"{_LLAMA}.self_attn.q_proj", "dim", "query", bias=False),
+  *linear_rules(f"{_OURS}/attention/key", f"{_LLAMA}.self_attn.k_proj", "dim", "key", bias=False),
+  *linear_rules(f"{_OURS}/attention/value", f"{_LLAMA}.self_attn.v_proj", "dim", "key", bias=False),
+  *linear_rules(f"{_OURS}/attention/out", f"{_LLAMA}.self_attn.o_proj", "query", "dim", bias=False),
   Rule(f"{_OURS}/mlp_norm/scale", f"{_LLAMA}.post_attention_layernorm.weight", ("dim",)),
-  *_linear(f"{_OURS}/mlp/gate", f"{_LLAMA}.mlp.gate_proj", "dim", "mlp", bias=False),
-  *_linear(f"{_OURS}/mlp/up", f"{_LLAMA}.mlp.up_proj", "dim", "mlp", bias=False),
-  *_linear(f"{_OURS}/mlp/down", f"{_LLAMA}.mlp.down_proj", "mlp", "dim", bias=False),
+  *linear_rules(f"{_OURS}/mlp/gate", f"{_LLAMA}.mlp.gate_proj", "dim", "mlp", bias=False),
+  *linear_rules(f"{_OURS}/mlp/up", f"{_LLAMA}.mlp.up_proj", "dim", "mlp", bias=False),
+  *linear_rules(f"{_OURS}/mlp/down", f"{_LLAMA}.mlp.down_proj", "mlp", "dim", bias=False),
   Rule("norm/scale", "model.norm.weight", ("dim",)),
 )
 
@@ -120,31 +122,31 @@ VIT = (
   Rule("embed/patches/bias", "embeddings.patch_embeddings.projection.bias", ("dim",)),
   Rule("embed/class_token", "embeddings.cls_token", (1, 1, "dim")),
   _positions("embeddings.position_embeddings", there=None),
-  *_layer_norm(f"{_OURS}/attention_norm", f"{_VIT}.layernorm_before"),
-  *_linear(f"{_OURS}/attention/query", f"{_VIT}.attention.attention.query", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/key", f"{_VIT}.attention.attention.key", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/value", f"{_VIT}.attention.attention.value", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/out", f"{_VIT}.attention.output.dense", "dim", "dim", bias=True),
-  *_layer_norm(f"{_OURS}/mlp_norm", f"{_VIT}.layernorm_after"),
-  *_linear(f"{_OURS}/mlp/up", f"{_VIT}.intermediate.dense", "dim", "mlp", bias=True),
-  *_linear(f"{_OURS}/mlp/down", f"{_VIT}.output.dense", "mlp", "dim", bias=True),
-  *_layer_norm("norm", "layernorm"),
+  *norm_rules(f"{_OURS}/attention_norm", f"{_VIT}.layernorm_before"),
+  *linear_rules(f"{_OURS}/attention/query", f"{_VIT}.attention.attention.query", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/key", f"{_VIT}.attention.attention.key", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/value", f"{_VIT}.attention.attention.value", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/out", f"{_VIT}.attention.output.dense", "dim", "dim", bias=True),
+  *norm_rules(f"{_OURS}/mlp_norm", f"{_VIT}.layernorm_after"),
+  *linear_rules(f"{_OURS}/mlp/up", f"{_VIT}.intermediate.dense", "dim", "mlp", bias=True),
+  *linear_rules(f"{_OURS}/mlp/down", f"{_VIT}.output.dense", "mlp", "dim", bias=True),
+  *norm_rules("norm", "layernorm"),
 )
 
 CLIP_VISION = (
   _patches("embeddings.patch_embedding.weight"),
   Rule("embed/class_token", "embeddings.class_embedding", (1, 1, "dim"), there=("dim",)),
   _positions("embeddings.position_embedding.weight", there=("positions", "dim")),
-  *_layer_norm("embed/norm", "pre_layrnorm"),
-  *_layer_norm(f"{_OURS}/attention_norm", f"{_CLIP}.layer_norm1"),
-  *_linear(f"{_OURS}/attention/query", f"{_CLIP}.self_attn.q_proj", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/key", f"{_CLIP}.self_attn.k_proj", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/value", f"{_CLIP}.self_attn.v_proj", "dim", "dim", bias=True),
-  *_linear(f"{_OURS}/attention/out", f"{_CLIP}.self_attn.out_proj", "dim", "dim", bias=True),
-  *_layer_norm(f"{_OURS}/mlp_norm", f"{_CLIP}.layer_norm2"),
-  *_linear(f"{_OURS}/mlp/up", f"{_CLIP}.mlp.fc1", "dim", "mlp", bias=True),
-  *_linear(f"{_OURS}/mlp/down", f"{_CLIP}.mlp.fc2", "mlp", "dim", bias=True),
-  *_layer_norm("norm", "post_layernorm"),
+  *norm_rules("embed/norm", "pre_layrnorm"),
+  *norm_rules(f"{_OURS}/attention_norm", f"{_CLIP}.layer_norm1"),
+  *linear_rules(f"{_OURS}/attention/query", f"{_CLIP}.self_attn.q_proj", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/key", f"{_CLIP}.self_attn.k_proj", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/value", f"{_CLIP}.self_attn.v_proj", "dim", "dim", bias=True),
+  *linear_rules(f"{_OURS}/attention/out", f"{_CLIP}.self_attn.out_proj", "dim", "dim", bias=True),
+  *norm_rules(f"{_OURS}/mlp_norm", f"{_CLIP}.layer_norm2"),
+  *linear_rules(f"{_OURS}/mlp/up", f"{_CLIP}.mlp.fc1", "dim", "mlp", bias=True),
+  *linear_rules(f"{_OURS}/mlp/down", f"{_CLIP}.mlp.fc2", "mlp", "dim", bias=True),
+  *norm_rules("norm", "post_layernorm"),
 )
 
 HEAD = Rule("head/kernel", "lm_head.weight", ("dim", "vocab"), transpose=True)

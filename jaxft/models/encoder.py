@@ -1,8 +1,10 @@
-"""BERT and MPNet: bidirectional text encoders with post-layer norms, as plain functions over a nested dict of params.
+"""BERT, MPNet and DeBERTa: bidirectional text encoders with post-layer norms, as plain functions over nested params.
 
-    embed/{tokens,positions,types}/embedding, embed/norm/{scale,bias}    types where the config has some
-    relative/embedding                             [buckets, heads], of all layers, where the config has some
+    embed/{tokens,positions,types}/embedding, embed/norm/{scale,bias}    positions and types where the config has some
+    relative/embedding                             of all layers, where the config has some: [buckets, heads] of MPNet,
+                                                   [2 span, d] of DeBERTa, with relative/norm/{scale,bias}
     layers/attention/{query,key,value,out}/{kernel,bias}   kernel [L, in, out]; also unrolled or cut, see `stack`
+    layers/attention/{position_query,position_key}/{kernel,bias}          of DeBERTa, where they are not shared
     layers/attention_norm/{scale,bias}
     layers/mlp/{up,down}/{kernel,bias}
     layers/mlp_norm/{scale,bias}
@@ -21,7 +23,8 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from jaxft.leaves import lookup, materialize
 from jaxft.models.activation_sharding import along_batch
-from jaxft.models.attention import attend, packed_positions, relative_buckets, same_segment
+from jaxft.models.attention import Disentangled, attend, packed_positions, relative_buckets, same_segment
+from jaxft.models.attention.disentangled import bias_and_scale
 from jaxft.models.bounds import check_range, rows
 from jaxft.models.heads.pooling import segment_vectors
 from jaxft.models.linear import linear
@@ -43,7 +46,9 @@ class EncoderConfig:
     max_length: rows of the position table: the longest text, in tokens.
     position_offset: rows of that table before these, which no token reads: MPNet has two.
     type_vocab_size: rows of the token-type table; 0: there is none.
+    position_table: False: there is none, and max_length only bounds a text.
     relative_buckets: of MPNet's bias of the scores by the distance of two tokens; 0: there is none.
+    disentangled: DeBERTa's scores between tokens and distances; None: there are none.
     norm_eps: of every layer norm.
     pooling: "mean" over the real tokens, or "cls", the first position.
     normalize: scale embeddings to unit length.
@@ -58,6 +63,8 @@ class EncoderConfig:
   position_offset: int = 0
   type_vocab_size: int = 2
   relative_buckets: int = 0
+  position_table: bool = True
+  disentangled: Disentangled | None = None
   norm_eps: float = 1e-12
   pooling: str = "mean"
   normalize: bool = True
@@ -67,18 +74,22 @@ class EncoderConfig:
       raise ValueError(f"dim must be a multiple of num_heads; got {self.dim} and {self.num_heads}")
     if self.relative_buckets % 4:
       raise ValueError(f"relative_buckets must be a multiple of 4; got {self.relative_buckets}")
+    if self.relative_buckets and self.disentangled:
+      raise ValueError("relative_buckets and disentangled exclude each other; got both")
     if self.pooling not in ("mean", "cls"):
       raise ValueError(f"pooling must be 'mean' or 'cls'; got {self.pooling!r}")
 
 
 def init(key: Key[Array, ""], config: EncoderConfig, *, stddev: float = 0.02) -> dict[str, Any]:
   """Random params, stacked, float32: matrices normal with BERT's standard deviation, biases 0, scales 1."""
-  c, keys = config, iter(jax.random.split(key, 9 + bool(config.relative_buckets)))
+  c, apart = config, config.disentangled
+  keys = iter(jax.random.split(key, 9 + bool(c.relative_buckets) + 3 * bool(apart)))
   normal = lambda *shape: stddev * jax.random.normal(next(keys), shape)
   table = lambda rows: {"embedding": normal(rows, c.dim)}
   dense = lambda m, n: {"kernel": normal(c.num_layers, m, n), "bias": jnp.zeros((c.num_layers, n))}
   norm = lambda *lead: {"scale": jnp.ones((*lead, c.dim)), "bias": jnp.zeros((*lead, c.dim))}
-  embed = {"tokens": table(c.vocab_size), "positions": table(c.max_length + c.position_offset)}
+  embed = {"tokens": table(c.vocab_size)}
+  embed |= {"positions": table(c.max_length + c.position_offset)} if c.position_table else {}
   embed |= {"types": table(c.type_vocab_size)} if c.type_vocab_size else {}
   params = {
       "embed": {**embed, "norm": norm()},
@@ -89,6 +100,10 @@ def init(key: Key[Array, ""], config: EncoderConfig, *, stddev: float = 0.02) ->
           "mlp_norm": norm(c.num_layers),
       },
   }
+  if apart:
+    own = () if apart.shared else (("key", apart.content_to_position), ("query", apart.position_to_content))
+    params["layers"]["attention"] |= {f"position_{name}": dense(c.dim, c.dim) for name, has in own if has}
+    params["relative"] = table(2 * apart.span) | ({"norm": norm()} if apart.normed else {})
   return params | (
       {"relative": {"embedding": normal(c.relative_buckets, c.num_heads)}} if c.relative_buckets else {})
 
@@ -132,7 +147,7 @@ def hidden_states(
       where they are); an edit that prepends positions to packed rows, or names that are not sites.
 
   Source: Devlin et al. 2018 (arXiv 1810.04805), with the exact GELU; with `relative_buckets`, Song et al. 2020, MPNet
-  (arXiv 2004.09297).
+  (arXiv 2004.09297); with `disentangled`, He et al. 2020, DeBERTa (arXiv 2006.03654).
   """
   edits = check_sites(edits, record, SITES, config.num_layers)
   tap = Tap(edits, record)
@@ -146,10 +161,11 @@ def hidden_states(
     table = materialize(params["relative"]["embedding"]).astype(jnp.float32)
     bias = table[relative_buckets(x.shape[1], config.relative_buckets)].transpose(2, 0, 1)
     attention = partial(attention, bias=bias)
+  table = _distances(params["relative"], config) if config.disentangled else None
 
   def layer(params, x, index, tap):
     del index
-    y = _attention(params["attention"], config, x, visible, attention, tap)
+    y = _attention(params["attention"], config, x, visible, attention, table, tap)
     x = along_batch(layer_norm(x + y, params["attention_norm"], eps=eps))
     x = layer_norm(x + _mlp(params["mlp"], x, tap), params["mlp_norm"], eps=eps)
     return along_batch(tap("layers/out", x))
@@ -172,7 +188,8 @@ def _embed(params, config, ids, mask, types, segment_ids, dtype, tap):
   if added and mask is not None:
     mask = jnp.pad(mask, ((0, 0), (added, 0)), constant_values=1)
     real = mask.astype(bool)
-  x = x + _positions(params["positions"]["embedding"], config, length, real, segment_ids).astype(dtype)
+  if config.position_table:
+    x = x + _positions(params["positions"]["embedding"], config, length, real, segment_ids).astype(dtype)
   if config.type_vocab_size:
     types = jnp.zeros_like(ids[:1]) if types is None else types
     types = jnp.pad(types, ((0, 0), (added, 0)))
@@ -191,11 +208,20 @@ def _positions(table, config, length, real, segment_ids):
   return rows(table, config.position_offset + positions, real)
 
 
-def _attention(params, config, x, visible, attention, tap: Tap):
+def _distances(params, config):
+  """DeBERTa's vector of each distance."""
+  table = materialize(params["embedding"])
+  return layer_norm(table, params["norm"], eps=config.norm_eps) if config.disentangled.normed else table
+
+
+def _attention(params, config, x, visible, attention, table, tap: Tap):
   heads = lambda y: y.reshape(*y.shape[:2], config.num_heads, config.dim // config.num_heads)
   query, key, value = (
       tap(f"layers/attention/{name}", heads(linear(x, params[name])), x) for name in ("query", "key", "value")
   )
+  if table is not None:  # keys that an edit prepended have no distance
+    attention = partial(
+        attention, **bias_and_scale(params, config.disentangled, query, key[:, -query.shape[1]:], table))
   y = tap("layers/attention/heads", attention(query, key, value, visible), x)
   return tap("layers/attention/out", linear(y.reshape(x.shape), params["out"]), x)
 

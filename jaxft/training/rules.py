@@ -8,8 +8,8 @@ reduction; `fsdp` cuts the other side. Vectors are small and stay whole, but for
 from jax.sharding import PartitionSpec as P
 
 _BLOCK_RULES = (
-    ("**/{query,key,value,gate,up}/kernel", P("fsdp", "tensor")),
-    ("**/{query,key,value,gate,up}/bias", P("tensor")),
+    ("**/{query,key,value,position_query,position_key,gate,up}/kernel", P("fsdp", "tensor")),
+    ("**/{query,key,value,position_query,position_key,gate,up}/bias", P("tensor")),
     ("**/{out,down}/kernel", P("tensor", "fsdp")),
 )
 

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 from jaxft.data import pack_texts
 from jaxft.leaves import materialize
 from jaxft.models import encoder
+from jaxft.models.attention import Disentangled, attend, signed_buckets
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.heads.pooling import by_text
 from jaxft.models.sites import Prepend
@@ -205,3 +207,45 @@ def test_errors_name_the_argument(params):
     encoder.embed({**params, "layers": {k: unstack_layers(params)["layers"][k] for k in "1"}}, CONFIG, IDS)
   with pytest.raises(ValueError, match="stack of layers 0:2; its leading axis must be 2"):
     encoder.embed({**params, "layers": jax.tree.map(lambda x: x[:1], params["layers"])}, CONFIG, IDS)
+
+
+DEBERTA = dataclasses.replace(
+    CONFIG, position_table=False, type_vocab_size=0, disentangled=Disentangled(span=4, farthest=8, shared=False))
+
+
+def test_disentangled_attention():
+  """Padding, packing, cuts and LoRA as in any encoder; without projections of its table attention of another scale."""
+  params = encoder.init(jax.random.key(0), DEBERTA, stddev=0.3)
+  texts = [list(map(int, row[:n])) for row, n in zip(IDS, [9, 4, 1], strict=True)]
+  packed = pack_texts(texts, 12)
+
+  @jax.jit
+  def vectors(params):
+    apart = encoder.embed(params, DEBERTA, IDS, MASK)
+    return apart, encoder.embed_packed(params, DEBERTA, packed["ids"], packed["segment_ids"], 3)
+
+  apart, together = vectors(params)
+  close(together, apart, rtol=1e-4, atol=1e-5)
+  close(vectors(cut_layers(params, [1]))[0], apart)
+  assert not np.allclose(encoder.embed(params, DEBERTA, IDS[:, ::-1]), encoder.embed(params, DEBERTA, IDS), atol=1e-3)
+  alone = jax.jit(lambda ids: encoder.embed(params, DEBERTA, ids))
+  close(alone(IDS[1:2, :4]), apart[1:2], rtol=1e-4, atol=1e-5)
+  frozen, trainable = lora("layers/**/kernel", rank=2).split(jax.random.key(1), params)
+  assert sum(x.size for x in jax.tree.leaves(trainable)) == 2 * 2 * (6 * 64 + 2 * 96)
+  del frozen
+
+  none = jax.tree.map(lambda x: x, params)
+  for name in ("position_key", "position_query"):
+    none["layers"]["attention"][name] = jax.tree.map(jnp.zeros_like, params["layers"]["attention"][name])
+  plain = jax.tree.map(lambda x: x, none)
+  for name in ("position_key", "position_query"):
+    del plain["layers"]["attention"][name]
+  got = encoder.embed(none, DEBERTA, IDS, MASK)
+  scaled = partial(attend, scale=(3 * 8) ** -0.5)
+  close(got, encoder.embed(plain, dataclasses.replace(DEBERTA, disentangled=None), IDS, MASK, attention=scaled))
+
+
+def test_signed_buckets_are_exact_near_and_logarithmic_far():
+  rows = signed_buckets(12, Disentangled(span=6, farthest=10))
+  assert (rows - 6)[-1, ::-1].tolist() == [0, 1, 2, 3, 4, 4, 5, 5, 5, 5, 5, 5]
+  assert (rows - 6)[0].tolist() == [0, -1, -2, -3, -4, -4, -5, -5, -5, -5, -6, -6]
