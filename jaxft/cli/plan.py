@@ -14,6 +14,24 @@ from jaxft.recipes.options import Compute, Finetune
 
 
 @dataclasses.dataclass(frozen=True)
+class Search:
+  """Compile several ways to run a step and list those that fit, the fastest by the roofline first."""
+
+  search: bool = False
+  """Do so, with all combinations of what is to be tried; fsdp takes the chips that are left. What was compiled is kept
+  in the cache folder, so that a search that was stopped goes on."""
+  try_data: tuple[int, ...] = (1, 4)
+  try_tensor: tuple[int, ...] = (1, 2)
+  """Only sizes that divide the model's key heads."""
+  try_remat: tuple[str, ...] = ("dots", "full")
+  try_accumulate: tuple[int, ...] = (1, 2)
+  try_rank: tuple[int, ...] = ()
+  """None: that of the method."""
+  most: int = 12
+  """Compile so many at most, those first whose operations take the least time."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PlanOptions:
   """Trained parameters, bytes per device and FLOPs per step of a finetune with the same options."""
 
@@ -25,11 +43,14 @@ class PlanOptions:
   """Ask the compiler for the memory of a step too; takes as long as compiling does."""
   json: bool = False
   """Print JSON."""
+  search: Search = dataclasses.field(default_factory=lambda: Search())
 
 
 def main(args: list[str]) -> None:
   options = parse(
       PlanOptions, args, prog="jaxft plan", config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
+  if options.search.search:
+    return _search(options)
   found = plan_of(options)
   limits = None
   if options.topology is not None and options.compile:
@@ -45,6 +66,54 @@ def main(args: list[str]) -> None:
   print(found)
   if limits is not None:
     print(limits)
+
+
+def _search(options: PlanOptions) -> None:
+  """Prints what a search finds."""
+  import sys
+
+  from jaxft.fetch import home
+  from jaxft.formats.families import family_of
+  from jaxft.training.planning.search import Candidate, candidates, key_of, search, table
+  from jaxft.training.progress import progress
+
+  run, wanted, topology = options.run, options.search, options.topology
+  if topology is None or not options.compile:
+    raise ValueError("--search compiles for a --topology, such as v5e:16x16; got " + (
+        "none" if topology is None else "--no-compile"))
+  config, slices = config_of(run.model), run.compute.slices or 1
+  chips = len(_described(topology, slices)) // slices
+  tried = candidates(
+      chips, heads=family_of(config).key_sizes(config)[0], tensor=wanted.try_tensor, parts=wanted.try_data,
+      remat=wanted.try_remat, accumulate=wanted.try_accumulate, rank=wanted.try_rank or (run.method.rank,))
+  if not tried:
+    raise ValueError(f"--try-data and --try-tensor must leave a mesh of {chips} chips a slice whose tensor divides the "
+                     f"key heads; got {wanted.try_data} and {wanted.try_tensor}")
+
+  def planned(candidate: Candidate, compile: bool) -> Any:
+    replace = dataclasses.replace
+    compute = replace(run.compute, data_parallel=candidate.data, fsdp=candidate.fsdp, tensor=candidate.tensor,
+                      remat=candidate.remat)
+    changed = replace(run, compute=compute, method=replace(run.method, rank=candidate.rank),
+                      optimization=replace(run.optimization, accumulate=candidate.accumulate))
+    return plan_of(replace(options, run=changed, compile=compile))
+
+  chip, bar = topology.partition(":")[0], progress(len(tried) + min(wanted.most, len(tried)), 0, show=not options.json)
+  facts = [dataclasses.asdict(dataclasses.replace(run, output=type(run.output)())), topology, slices]
+  with bar:
+    def update(said: str) -> None:
+      bar.set_postfix({"now": said})
+      bar.update()
+
+    found = search(
+        tried, planned, chip, cache=home() / "plans.jsonl", key=key_of(facts), most=wanted.most, update=update)
+  if options.json:
+    rows = [{**dataclasses.asdict(r), "seconds": r.seconds if math.isfinite(r.seconds) else None} for r in found]
+    print(json.dumps(rows, indent=1))
+  else:
+    print(table(found, chip))
+    if not any(r.fits for r in found):
+      print("nothing of it fits", file=sys.stderr)
 
 
 def plan_of(options: PlanOptions) -> Any:

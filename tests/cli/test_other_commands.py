@@ -29,6 +29,13 @@ def test_plan_counts_what_a_run_trains(jaxft, tiny, tmp_path):
   assert "trained (100.00% of the model's " in text and "compiled" not in text
 
 
+def test_a_search_wants_a_topology_and_the_compiler(jaxft, tiny):
+  for more, said in (((), "got none"), (("--topology", "v5e:4x4", "--no-compile"), "got --no-compile")):
+    answer = jaxft("plan", "--model", tiny, "--data", "x", "--search", *more)
+    assert answer.status == 2 and "--search compiles for a --topology, such as v5e:16x16" in answer.err
+    assert said in answer.err
+
+
 def test_plan_of_a_decoder_with_quantized_weights(jaxft, smollm2):
   answer = jaxft("plan", "--model", "smollm2-135m", "--data", "x", "--method", "qlora", "--batch-size", 4, "--pack",
                  "--steps", 9, "--data-parallel", 1, "--no-compile", "--json")
