@@ -160,7 +160,7 @@ def answer(
   ids, mask = _left_padded(rows, config.pad_id or 0, config.max_length)
   out = generate(stepwise_decoder(model.params, config, dtype=dtype), ids, jax.random.key(seed), mask=mask, **options)
   answers = []
-  for prompt, tokens, kept, log_probs in zip(prompts, *jax.device_get(out), strict=True):
+  for prompt, tokens, kept, log_probs, _ in zip(prompts, *jax.device_get(out), strict=True):
     tokens, log_probs = tokens[kept].tolist(), log_probs[kept].tolist()
     if -1 in tokens:
       raise ValueError(f"model must give finite scores; {model.name} gave others after the prompt {prompt[-40:]!r}")
