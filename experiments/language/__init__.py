@@ -1,0 +1,1 @@
+"""Studies of objectives for language models, one module a system."""
