@@ -14,8 +14,9 @@ from typing import Any
 from jaxft.files import check_writable, remove_leftovers, write_text
 from jaxft.training.metrics import read_json_lines
 
-CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, ADAPTER, SUMMARY, TENSORBOARD = (
-    "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "adapter", "summary.json", "tensorboard")
+CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, ADAPTER, SUMMARY, TENSORBOARD, TRACES = (
+    "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "adapter", "summary.json", "tensorboard",
+    "traces")
 
 
 LOCK, RUN = ".lock", "run.yaml"
@@ -200,7 +201,7 @@ def _check_same(out: Path, saved: dict[str, Any], defining: dict[str, Any]) -> N
 
 def _delete_run(out: Path) -> None:
   """Deletes what a run writes, and nothing else that the folder may hold."""
-  for name in (CHECKPOINTS, MODEL, ADAPTER, TENSORBOARD):
+  for name in (CHECKPOINTS, MODEL, ADAPTER, TENSORBOARD, TRACES):
     shutil.rmtree(out / name, ignore_errors=True)
   for name in (INPUTS, METRICS, SUMMARY, RUN, CONFIG):  # the last, so that what a kill leaves is still a run
     (out / name).unlink(missing_ok=True)
