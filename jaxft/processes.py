@@ -108,7 +108,8 @@ _joined: RollCall | None = None
 def join(place: Place | None, *, timeout: float = 300.0, heartbeat: float = 60.0) -> None:
   """Starts `jax.distributed` once all processes are there; without a place, does nothing but the first line below.
 
-  SIGUSR1 makes any process write where all of its threads stand to standard error, without ending it.
+  SIGUSR1 makes any process write where all of its threads stand to standard error, without ending it; SIGUSR2 has a
+  run trace its next steps (`jaxft.training.traces`).
 
   Args:
     place: of this process; see `place_of`.

@@ -160,7 +160,8 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
           step, state, frozen, batches, steps=steps, checkpoints=saved, save_every=options.output.checkpoint_every,
           evaluate=evaluate, evaluate_every=options.output.eval_every, writers=writers,
           log_every=options.output.log_every, stop_if_not_finite=options.output.stop_if_not_finite,
-          steps_per_epoch=None if options.examples.pack else math.ceil(len(records) / optimization.batch_size))
+          steps_per_epoch=None if options.examples.pack else math.ceil(len(records) / optimization.batch_size),
+          traces=out / run_folder.TRACES)
   except OSError as e:
     if e.errno is None:  # of a checkpoint: it names the last one already
       raise

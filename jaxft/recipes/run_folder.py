@@ -14,8 +14,8 @@ from typing import Any
 from jaxft.files import check_writable, remove_leftovers, write_text
 from jaxft.training.metrics import TRACKERS, read_json_lines
 
-CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, ADAPTER, SUMMARY = (
-    "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "adapter", "summary.json")
+CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, ADAPTER, SUMMARY, TRACES = (
+    "config.json", "inputs.json", "metrics.jsonl", "checkpoints", "model", "adapter", "summary.json", "traces")
 
 
 LOCK, RUN = ".lock", "run.yaml"
@@ -200,7 +200,7 @@ def _check_same(out: Path, saved: dict[str, Any], defining: dict[str, Any]) -> N
 
 def _delete_run(out: Path) -> None:
   """Deletes what a run writes, and nothing else that the folder may hold."""
-  for name in (CHECKPOINTS, MODEL, ADAPTER, *TRACKERS):
+  for name in (CHECKPOINTS, MODEL, ADAPTER, TRACES, *TRACKERS):
     shutil.rmtree(out / name, ignore_errors=True)
   for name in (INPUTS, METRICS, SUMMARY, RUN, CONFIG):  # the last, so that what a kill leaves is still a run
     (out / name).unlink(missing_ok=True)

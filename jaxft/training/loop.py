@@ -1,9 +1,11 @@
 """The training loop: batches in, final state out; resumable, and silent about everything but progress."""
 
 import base64
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from jaxft.training.mesh import leading_axes, rows_of_process
 from jaxft.training.metrics import Writer
 from jaxft.training.progress import progress as shown
 from jaxft.training.state import TrainState
+from jaxft.training.traces import traces as tracing
 from jaxft.training.watch import Watch
 
 Tree = Any
@@ -39,6 +42,7 @@ def fit(
     steps_per_epoch: int | None = None,
     stop_if_not_finite: bool = True,
     progress: bool = True,
+    traces: str | os.PathLike | None = None,
 ) -> TrainState:
   """Trains until `steps` steps have been taken in all, counting those of the checkpoint it resumes from.
 
@@ -73,6 +77,8 @@ def fit(
     stop_if_not_finite: end the run at the first step whose loss, gradient norm or update norm is not finite, and save
       nothing that this step has touched. Metrics are read some steps late, but always before anything is saved.
     progress: show a bar, or lines where there is no terminal.
+    traces: a folder for profiler traces: at SIGUSR2 the next five steps are traced into it. None leaves the signal
+      alone.
 
   Returns:
     The state after `steps` steps.
@@ -120,6 +126,7 @@ def fit(
 
   clock, parts = _Rate(), rows_of_process(getattr(train_step, "mesh", None))[1]
   with (interrupts() as caught,
+        tracing(None if traces is None else Path(traces)) as tracer,
         shown(steps, t, show=progress and first_process) as bar):
     while t < steps:
       batch = source.next(t)
@@ -127,6 +134,8 @@ def fit(
       state, metrics = train_step(state, frozen, batch)
       t += 1
       bar.update()
+      if tracer is not None:
+        tracer.after(t, metrics)
       clock.count(max(leading_axes(batch).values()) * parts)
       if due:  # read one step late, so that the host never waits for the step that it has just started
         watch.read()

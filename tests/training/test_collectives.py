@@ -68,7 +68,7 @@ TPU = """HloModule jit_step, is_scheduled=true
 }
 
 %cond.1 (p: (s32[], f32[64,32])) -> pred[] {
-  %constant.4 = s32[]{:T(128)} constant(5)
+  %constant.4 = u32[]{:T(128)} constant(5)
   %i = s32[]{:T(128)} get-tuple-element(%p), index=0
   ROOT %lt = pred[]{:T(512)} compare(%i, %constant.4), direction=LT, metadata={op_name="jit(step)/while/cond/lt"}
 }
@@ -114,6 +114,32 @@ def test_a_sum_of_parts_in_zeros_is_a_gather_and_devices_are_read_in_the_order_t
   assert of_text(V5P, make_mesh(data=2, fsdp=4)) == (
       Collective("all-gather by all-reduce", "fsdp", 1, 2 * 8 * (64 + 32) * 2 * 3 // 4),
       Collective("all-reduce", "fsdp", 1, 2 * 8 * (16 + 64) * 2 * 3 // 4))
+
+
+UNROLLED = """HloModule jit_step
+
+%body (p: (f32[8], u32[])) -> (f32[8], u32[]) {
+  %two = u32[] constant(2)
+  %i = u32[] get-tuple-element(%p), index=1
+  %next = u32[] add(%i, %two)
+  %there = (f32[8], f32[8], u32[], u32[]) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  ROOT %t = (f32[8], u32[]) tuple(%y, /*index=1*/%next)
+}
+
+%condition (p: (f32[8], u32[])) -> pred[] {
+  %bound = u32[] constant(9)
+  %i = u32[] get-tuple-element(%p), index=1
+  ROOT %lt = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  ROOT %w = (f32[8], u32[]) while(%init), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_that_was_unrolled_turns_as_often_as_its_counter_allows():
+  assert of_text(UNROLLED, make_mesh(data=1, fsdp=2)) == (Collective("collective-permute", "fsdp", 5, 5 * 32),)
 
 
 def test_of_a_program_in_which_a_layer_is_gathered_at_each_turn():

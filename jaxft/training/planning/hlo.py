@@ -13,7 +13,7 @@ _CALLS = re.compile(r"(body|condition|to_apply|calls|true_computation|false_comp
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BOUND = re.compile(r"^\s*ROOT %?[\w.\-]+ = pred\[\]\S* compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(LT|GT)")
-_CONSTANT = re.compile(r"^\s*%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+_CONSTANT = re.compile(r"^\s*%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
 _PART = re.compile(r"^\((\d+)\)(\d+)$")  # of an axis: how many parts lie outside of it, and how many it has
@@ -54,15 +54,36 @@ def executions(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
 
 
 def _trips(line: str, called: list[tuple[str, str]], bodies: dict[str, list[str]]) -> int:
-  """How often a loop turns: as XLA notes it, or the bound that its counter is compared with, as in a scan."""
+  """How often a loop turns: as XLA notes it, or by the bound that its counter is compared with, as in a scan.
+
+  A counter starts from zero; a loop that XLA unrolled counts by more than one.
+  """
   if noted := _TRIPS.search(line):
     return int(noted[1])
-  condition = bodies.get(next((callee for role, callee in called if role == "condition"), ""), [])
+  condition, body = (bodies.get(next((callee for role, callee in called if role == wanted), ""), [])
+                     for wanted in ("condition", "body"))
   bounds = [found for text in condition if (found := _BOUND.match(text))]
   if not bounds:
     return 1
-  constants = {found[1]: int(found[2]) for text in condition if (found := _CONSTANT.match(text))}
-  return constants.get(bounds[-1][2 if bounds[-1][3] == "LT" else 1], 1)
+  counter, bound = (bounds[-1][i] for i in ((1, 2) if bounds[-1][3] == "LT" else (2, 1)))
+  turns = _constants(condition).get(bound)
+  return 1 if turns is None else -(-turns // _stride(by_name(condition).get(counter, ""), body))
+
+
+def _stride(counter: str, body: list[str]) -> int:
+  """By how much a turn raises the counter, which the condition reads from its argument by this line; 1 if unknown."""
+  place = re.search(r" get-tuple-element\(.*index=(\d+)", counter)
+  last = next((text for text in body if text.lstrip().startswith("ROOT ") and " tuple(" in text), "")
+  after = operands(last)
+  if place is None or int(place[1]) >= len(after):
+    return 1
+  added = by_name(body).get(after[int(place[1])], "")
+  known = _constants(body)
+  return next((known[name] for name in operands(added) if known.get(name)), 1) if " add(" in added else 1
+
+
+def _constants(lines: list[str]) -> dict[str, int]:
+  return {found[1]: int(found[2]) for text in lines if (found := _CONSTANT.match(text))}
 
 
 def operands(line: str) -> list[str]:
