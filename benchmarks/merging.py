@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import shutil
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from benchmarks.memory import peak_bytes
 from jaxft.files import write_text
 from jaxft.formats.presets import fetch
 from jaxft.formats.safetensors import open_checkpoint, save_shards
@@ -64,7 +64,7 @@ def peak_memory(command: Sequence[str]) -> int:
 
   def look(process: int) -> None:
     for pid in _family(process):
-      peaks[pid] = max(peaks.get(pid, 0), _peak(pid))
+      peaks[pid] = max(peaks.get(pid, 0), peak_bytes(pid))
 
   _run(command, look)
   return sum(peaks.values())
@@ -88,16 +88,6 @@ def _family(pid: int) -> list[int]:
   except OSError:  # it has ended
     children = []
   return [pid, *(found for child in children for found in _family(child))]
-
-
-def _peak(pid: int) -> int:
-  # The status of the process itself, not the rusage of a child, which begins with the memory of this process.
-  try:
-    status = Path(f"/proc/{pid}/status").read_text()
-  except OSError:  # it has ended
-    return 0
-  found = re.search(r"VmHWM:\s+(\d+) kB", status)
-  return int(found[1]) * 1024 if found else 0
 
 
 def ours(config: Path, out: Path) -> list[str]:

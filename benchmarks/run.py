@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,12 @@ IMPORTS = {
 class Worker:
   """A side of a pair in its own process; see `benchmarks.worker`."""
 
-  def __init__(self, side: str):
+  def __init__(self, side: str, package: str = "benchmarks", environment: Mapping[str, str] | None = None):
     self.side = side
     self._process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.worker", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    self._read()
+        [sys.executable, "-m", "benchmarks.worker", side, package], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env={**os.environ, **(environment or {})})
+    self.ready = self._read()
 
   def _read(self) -> dict[str, Any]:
     line = self._process.stdout.readline()
