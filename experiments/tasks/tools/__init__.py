@@ -1,0 +1,1 @@
+"""A procedural world of tools, and a small decoder that learns to call them."""
