@@ -2,5 +2,6 @@
 
 from jaxft.decoding.beam_search import Beams, beam_search
 from jaxft.decoding.generate import Generated, generate
+from jaxft.decoding.ngram_veto import ngram_veto, with_ngram_veto
 from jaxft.decoding.sampling import min_p, sample, top_k, top_p
 from jaxft.decoding.stepwise import Stepwise, stepwise_decoder
