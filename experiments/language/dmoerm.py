@@ -47,7 +47,7 @@ class Config:
   responses: int = 4
   held_out: int = 400
   many: int = 64  # prompts with as many responses as the largest size
-  dim: int = 32
+  dim: int = 16
   rank: int = 4
   members: int = 3
   steps: int = 600
