@@ -100,6 +100,12 @@ class Headlines(NamedTuple):
     under = topic[:, :, None] * word.reshape(len(word), 1, -1)
     return np.concatenate([topic[:, 1:], under.reshape(len(word), -1)], axis=1)
 
+  @staticmethod
+  def table(weights: Float[np.ndarray, " features"]) -> Float[np.ndarray, "topics places words"]:
+    """What a linear model of the features says of each word."""
+    words = weights[len(TOPICS) - 1 :].reshape(len(TOPICS), len(WORDS), -1)
+    return np.pad(words, ((0, 0), (0, 0), (1, 0)))
+
   def texts(self) -> list[tuple[str, str]]:
     """Topics with their headlines."""
     return [(TOPICS[topic], " ".join(WORDS[i][word] for i, word in enumerate(words)))
@@ -111,7 +117,7 @@ def headlines(seed: int, n: int, split: str) -> Headlines:
   check_open(split)
   rng = np.random.default_rng(seed)
   size = len(TOPICS), len(WORDS), len(WORDS[0])
-  worth, pull = rng.normal(size=size), 0.7 * rng.normal(size=size)
+  worth, pull = rng.normal(size=size), rng.normal(size=size)
   shown = rng.dirichlet(np.full(size[2], 3.0), size[:2])
   rng = np.random.default_rng((seed, ("train", "validation", "test").index(split)))
   topics = rng.integers(0, size[0], n)

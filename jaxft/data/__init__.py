@@ -4,6 +4,7 @@ from jaxft.data.augmentation.back_translation import back_translate
 from jaxft.data.augmentation.easy import easy_data_augmentation, text_edit
 from jaxft.data.augmentation.mixup import mixup
 from jaxft.data.augmentation.synonyms import nearest_word_synonyms, wordnet_synonyms
+from jaxft.data.augmentation.templates import Template, render_templates
 from jaxft.data.augmentation.views import two_views
 from jaxft.data.bags import bag_batches, scheduled, similar_bags
 from jaxft.data.chat.rendering import Rendered, render_chat, render_with_spans, tokenize_chats

@@ -35,8 +35,11 @@ from jaxft.evaluation.environments import EnvironmentScores, by_environment
 from jaxft.evaluation.multiple_choice import multiple_choice_accuracy, multiple_choice_metrics, predict_choice
 from jaxft.evaluation.multiplicity import benjamini_hochberg, holm
 from jaxft.evaluation.perplexity import bits_per_byte, perplexity, rolling_windows
+from jaxft.evaluation.phrasing import PhrasingReport, Wordings, option_scores, phrasing_report
 from jaxft.evaluation.probe import few_shot_accuracy, fit_logistic, fit_ridge, ridge_probe
 from jaxft.evaluation.retrieval import judged_relevance, ranking_metrics, retrieval_metrics, streaming_top_k
+from jaxft.evaluation.rewards.best_of_n import best_of_n_curve, best_of_n_divergence
+from jaxft.evaluation.rewards.consistency import pairwise_consistency
 from jaxft.evaluation.scoring import encode_pair, score_choices
 from jaxft.evaluation.stages import backward_transfer, forward_transfer, overall_performance
 from jaxft.evaluation.text import bleu, caption_faithfulness, exact_match, rouge, token_f1

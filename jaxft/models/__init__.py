@@ -16,5 +16,8 @@ __all__ = defer(__name__, {
     "linearize": ("linearize",),
     "heads": (),
     "heads.pooling": (),
+    "heads.experts": ("route", "run_experts", "run_routed", "split_experts"),
+    "heads.reward": (
+        "aggregate_experts", "init_aggregator", "init_scalar_head", "last_state", "reward_head", "value_head"),
     "heads.simplex": ("simplex_weights",),
 })
