@@ -9,7 +9,7 @@ name, its value and the sum so far:
     a 3 d 1 b 4 e 0 c 2 : b c a >   b 4 4 c 2 1 a 3 4 ! 4
 
 A small decoder is pretrained on problems with one or two terms, of which it answers all and none of three terms. Of
-these it meets 60, about 40 times each. SFT reads solutions as they are; Masked Thought hides a share of the tokens of
+these it meets 120, about 27 times each. SFT reads solutions as they are; Masked Thought hides a share of the tokens of
 each, anew every time, and asks for all of them: 0.4, the paper's for GSM8K, or 0.2, reached after two thirds of steps.
 Controls: the share from the start, the same share of the question's tokens in place of the solution's, and dropout,
 which needs no idea of what a step of a solution is.
@@ -48,20 +48,20 @@ class Config:
   dim: int = 48
   num_layers: int = 2
   num_heads: int = 4
-  base_steps: int = 300
+  base_steps: int = 400
   base_batch_size: int = 64
   base_rate: float = 5e-3
   base_problems: int = 12000
   definitions: int = 5
   terms: int = 3
-  problems: int = 60
-  steps: int = 160
+  problems: int = 120
+  steps: int = 200
   batch_size: int = 16
   dropout: float = 0.1
   held_out: int = 300
   probed: int = 64  # of these, for what predictions rest on
   rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2, 4e-2)
-  seeds: tuple[int, ...] = tuple(range(6))
+  seeds: tuple[int, ...] = tuple(range(10))
   tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
   @property
@@ -205,7 +205,7 @@ STUDY = Study(
           "Language Models",
     question="few labels",
     use_when="few worked solutions are met many times and supervised tuning learns them by heart",
-    setting="a 2-layer decoder that adds two named numbers modulo 5 step by step learns to add three, from 60 "
+    setting="a 2-layer decoder that adds two named numbers modulo 5 step by step learns to add three, from 120 "
             "solutions",
     config=Config, smoke=SMOKE, arms=arms,
     scores=(
