@@ -75,15 +75,18 @@ def with_ngram_veto(model: Stepwise, blocked: Int[AnyArray, "grams n"], *, penal
   in_range("penalty", 1 / penalty if penalty else math.nan, "[0, inf)")
   if not len(grams):
     return model
-  start, step, take = _calls(model.start, model.step, model.take, grams.shape[1] - 1, penalty)
+  start, step, take, length = _calls(
+      model.start, model.step, model.take, model.length, grams.shape[1] - 1, penalty)
   return Stepwise(
       params={"model": model.params, "blocked": jnp.asarray(grams, jnp.int32)}, start=start, step=step, take=take,
-      length=lambda params, shape: model.length(params["model"], shape), vocab_size=model.vocab_size,
+      length=length, vocab_size=model.vocab_size,
       max_length=model.max_length, eos_id=model.eos_id, pad_id=model.pad_id)
 
 
 @functools.cache
-def _calls(start: Any, step: Any, take: Any, before: int, penalty: float) -> tuple[Callable[..., Any], ...]:
+def _calls(
+    start: Any, step: Any, take: Any, length: Any, before: int, penalty: float
+) -> tuple[Callable[..., Any], ...]:
   """The same objects for the same settings, so that loops are not compiled again."""
 
   def begin(params, prompt, mask, room):
@@ -101,4 +104,7 @@ def _calls(start: Any, step: Any, take: Any, before: int, penalty: float) -> tup
     seen = jnp.concatenate([seen[:, 1:], tokens[:, None].astype(jnp.int32)], axis=1)
     return ngram_veto(logits, seen, params["blocked"], penalty=penalty), (state, seen)
 
-  return begin, advance, lambda state, rows: (take(state[0], rows), state[1][rows])
+  def positions(params, shape):
+    return length(params["model"], shape)
+
+  return begin, advance, lambda state, rows: (take(state[0], rows), state[1][rows]), positions

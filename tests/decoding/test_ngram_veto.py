@@ -39,6 +39,9 @@ def test_no_blocked_gram_is_drawn():
     assert not grams(whole(draw(vetoed, seed)), 3) & banned
   found = beam_search(vetoed, prompts, beams=2, max_new_tokens=8, mask=mask)
   assert not grams(whole(np.asarray(found.tokens)[:, 0]), 3) & banned
+  again = with_ngram_veto(model := chain(), blocked + 0), with_ngram_veto(model, blocked[::-1])
+  static = [jax.tree.structure(one) for one in again]
+  assert static[0] == static[1]  # so that a loop is compiled once
   none = with_ngram_veto(chain(), np.zeros((0, 3), int))
   np.testing.assert_array_equal(draw(none, 0), draw(chain(), 0))
 
