@@ -64,6 +64,7 @@ TOLD_BY = {
     "geodesic-mixup": "gap",              # between pictures and names, not how many find each other first
     "micro-edit": "near",                 # cosine of a picture and its edit, not how many of the pairs are told
     "lora-vs-full": "target",             # after three steps no matrix has an intruder
+    "tracealign": "nats",                 # of the codes, not how many leak after four steps
     "peft-data-augmentation": "scatter",  # of the features of twelve sentences, not how many are told
 }
 
