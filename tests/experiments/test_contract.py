@@ -66,6 +66,7 @@ TOLD_BY = {
     "micro-edit": "near",                 # cosine of a picture and its edit, not how many of the pairs are told
     "sft-secret-recipe": "nats",          # of the answers, not how many are right
     "lora-vs-full": "target",             # after three steps no matrix has an intruder
+    "tracealign": "nats",                 # of the codes, not how many leak after four steps
     "peft-data-augmentation": "scatter",  # of the features of twelve sentences, not how many are told
 }
 
