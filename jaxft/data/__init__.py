@@ -57,6 +57,7 @@ from jaxft.data.tokenization import (
   tokenize_spans,
   tokenize_texts,
 )
+from jaxft.data.tools.accepted import accepted_calls
 from jaxft.data.tools.calls import ToolCall, parse_call, parse_calls, render_call, same_value
 from jaxft.data.tools.curriculum import curriculum
 from jaxft.data.tools.fragments import fragment_ends, split_fragments
