@@ -60,7 +60,7 @@ class Config:
   batch_size: int = 48
   temperature: float = 0.1
   rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-  seeds: tuple[int, ...] = tuple(range(6))
+  seeds: tuple[int, ...] = tuple(range(10))
   tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
