@@ -93,6 +93,7 @@ def test_responses_that_aligned_models_find_likely(jaxft, tiny_decoder, tmp_path
   (("--loss", "poft"), "poft needs --reference"),
   (("--loss", "dpo", "--beta", 0), "beta must be > 0; got 0"),
   (("--loss", "dpo", "--label-smoothing", 0.5), r"label_smoothing must be in \[0, 0.5\); got 0.5"),
+  (("--loss", "exo", "--label-smoothing", 0), r"label_smoothing must lie in \(0, 1\); got 0"),
   (("--loss", "dpo", "--pack", "--steps", 1), "--pack is for --task sft"),
   (("--loss", "dpo", "--max-length", 2000000), "max_length may be at most the context"),
 ])

@@ -21,7 +21,7 @@ from jaxft.transforms import full
 
 ROWS, TIME, VOCAB = 4, 9, 30
 # One of each kind of path; the others differ from one of these in the ranking alone.
-QUICK = ("dpo", "dpo_norm", "cpo", "orpo", "asft", "aot", "kto", "poft")
+QUICK = ("dpo", "cpo", "orpo", "asft", "kto", "poft")
 
 
 def small():

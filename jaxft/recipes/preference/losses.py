@@ -132,11 +132,13 @@ def reads(name: str) -> tuple[str, ...]:
   return (*out, *(["likelihood"] if loss.sides == "pair" else []))
 
 
-def by_value(option: str, default: Any = None) -> str:
-  """The usual settings of all losses for a help page, as `0.1 for dpo, kto; 2 for simpo`."""
+def by_value(option: str) -> str:
+  """The usual settings of the losses that read an option, for a help page, as `2 for simpo, 0.1 for all others`."""
   found: dict[float, list[str]] = {}
   for name, loss in PREFERENCES.items():
-    value = getattr(loss, option)
-    if value is not None and value != default:
-      found.setdefault(value, []).append(name)
-  return "; ".join(f"{value:g} for {', '.join(names)}" for value, names in found.items())
+    if option == "rate" or option in reads(name):
+      found.setdefault(getattr(loss, option), []).append(name)
+  most = max(found, key=lambda value: len(found[value]))
+  parts = [f"{value:g} for {', '.join(names)}" for value, names in found.items() if value != most]
+  last = "all others" if len(found[most]) > 3 else ", ".join(found[most])
+  return ", ".join([*parts, f"{most:g} for {last}"])

@@ -132,11 +132,12 @@ def preference(
     dtype, remat: as of `decoder.hidden_states`.
 
   Raises:
-    ValueError: an unknown name, or chunks of a loss that needs none.
+    ValueError: an unknown name, a setting out of its range, or chunks of a loss that needs none.
   """
   loss = pick("loss", name, PREFERENCES)
   if chunks > 1 and not loss.whole:
     raise ValueError(f"chunks must be 1 with {name}, whose micro-batches add up; got {chunks}")
+  _check_settings(loss, settings)
   score = score_function(config, text=wants_text(loss, settings), dtype=dtype, remat=remat)
 
   def scores_of(params: Any, batch: Batch, key: jax.Array) -> Scores:
@@ -154,6 +155,13 @@ def preference(
     return value_of(loss, settings, scores, inputs)
 
   return objective
+
+
+def _check_settings(loss: Preference, settings: Settings) -> None:
+  """Raises ValueError where a number is out of the range of its loss, before a batch is read."""
+  rows = jnp.zeros((2, 1 if loss.sides == "response" else 2))
+  sides = Sides(rows, rows, jnp.ones(rows.shape, jnp.int32), jnp.array([True, False]), 0.0, None)
+  jax.eval_shape(lambda: loss.make(losses, sides, settings))
 
 
 def wants_text(loss: Preference, settings: Settings) -> bool:
