@@ -104,7 +104,7 @@ OTHERS = [
              "relative_margin * abs(worst)", "relative_margin * worst",
              "data/test_hard_negatives.py"),
     Mutation("accumulation: all micro-batches draw the same random numbers", "jaxft/training/step.py",
-             "frozen, part, jax.random.fold_in(key, j))", "frozen, part, key)",
+             "merge_scalars(part, batch), jax.random.fold_in(key, j))", "merge_scalars(part, batch), key)",
              "training/test_step.py"),
     Mutation("checksums: values that change places go unnoticed", "jaxft/training/checksums.py",
              "_mix(words + index * np.uint32(0x9E3779B9))", "_mix(words)",

@@ -154,8 +154,8 @@ def token_budget_batches(
 
   >>> for step in token_budget_batches([5, 3, 2, 4, 1, 1], max_tokens=6, samples_per_step=3, devices=1):
   ...   print([micro.tolist() for micro in step[0]])
-  [[3, 5], [1]]
-  [[0], [2, 4]]
+  [[3], [2, 5]]
+  [[0], [1, 4]]
 
   Args:
     lengths: tokens of each example.

@@ -157,7 +157,7 @@ def test_what_a_model_of_images_or_labels_cannot_learn_from(jaxft, tiny, vit, te
   assert "by --loss cross_entropy, supcon or mse; got the fields label, text" in fails(
       tiny, texts / "labels.jsonl", "--loss", "mnrl")
   assert "--target label needs --task" in fails(tiny, texts / "labels.jsonl", "--target", "label")
-  assert "give one; got regress and mse" in fails(tiny, texts / "values.jsonl", "--task", "regress", "--loss", "mse")
+  assert "loss with task regress must be" in fails(tiny, texts / "values.jsonl", "--task", "regress", "--loss", "mnrl")
   assert "nearest: classify" in fails(tiny, texts / "labels.jsonl", "--task", "clasify")
   assert "task with this vision must be one of classify, regress, embed" in fails(
       vit, texts / "labels.jsonl", "--task", "sft")

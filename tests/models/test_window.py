@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxft.models.rope import LinearScaling, rotation
 
 from jaxft.models import decoder
+from jaxft.models.attention.rope import LinearScaling, rotation
 from jaxft.models.config.window import Window
 from jaxft.tree import cut_layers, unstack_layers
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from jaxft.checks import in_range, one_of
-from jaxft.losses.divergence.kl import symmetric_kl
 from jaxft.signatures import AnyArray, check_arrays
 
 Norm = Literal["max", "l2"]
@@ -16,6 +15,8 @@ FLOOR = 1e-6  # in the denominator of a step: where the gradient is as small, th
 
 
 def _divergence(p_logits: Array, q_logits: Array) -> Array:
+  from jaxft.losses.divergence.kl import symmetric_kl  # here, as data by themselves need no optimizer's library
+
   return symmetric_kl(p_logits, q_logits)[0]
 
 

@@ -87,8 +87,8 @@ for module in settings["modules"]:
   except ImportError: pass
 import linecache, traceback, tokenize
 code = compile(settings["program"], "<program>", "exec")
-for limit, value in settings["limits"].items():
-  resource.setrlimit(getattr(resource, limit), (value, value))
+for limit, value in settings["limits"].items():  # at the lower one of CPU time comes the signal that tells its kind
+  resource.setrlimit(getattr(resource, limit), (value, value + (limit == "RLIMIT_CPU")))
 def audit(event, arguments, refused=(
     "open", "os.", "socket.", "subprocess.", "shutil.", "ctypes.", "import", "pty.", "fcntl.", "mmap.", "signal.",
     "sys._", "sys.set", "gc.", "tempfile.", "glob.", "pathlib.", "webbrowser.", "urllib.", "ftplib.", "http.",
