@@ -98,7 +98,7 @@ def head_offsets(
 
   Source: Yin et al. 2024 (arXiv 2406.01563).
   """
-  layers, num_heads, head_dim = shape = _shape(config)
+  layers, num_heads, head_dim = _shape(config)
   chosen = np.argwhere(np.ones((layers, num_heads))) if heads is None else np.asarray(heads)
   if chosen.ndim != 2 or chosen.shape[1] != 2 or not np.issubdtype(chosen.dtype, np.integer):
     raise ValueError(f"heads must be pairs (layer, head), at least one; got shape {chosen.shape}")
@@ -107,9 +107,15 @@ def head_offsets(
   if len(np.unique(chosen, axis=0)) < len(chosen):
     raise ValueError(f"heads must name each head once; got {chosen.tolist()[:8]}")
 
+  row = np.zeros((layers, num_heads), np.int32)
+  row[chosen[:, 0], chosen[:, 1]] = np.arange(len(chosen))
+  named = np.zeros((layers, num_heads), bool)
+  named[chosen[:, 0], chosen[:, 1]] = True
+
   def edits(params: dict[str, Any]) -> dict[str, Add]:
     offsets = params["offsets"]
-    return {SITE: Add(jnp.zeros(shape, offsets.dtype).at[chosen[:, 0], chosen[:, 1]].set(offsets))}
+    # Read to their places, not scattered there: a gather is one pass, and its gradient sums over no collisions.
+    return {SITE: Add(jnp.where(named[..., None], offsets[row], jnp.zeros((), offsets.dtype)))}
 
   return Adapter(lambda key: {"offsets": stddev * jax.random.normal(key, (len(chosen), head_dim))}, edits)
 
