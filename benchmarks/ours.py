@@ -21,7 +21,6 @@ from jaxft.tree.coupled import MLP_CHANNELS, query_heads
 
 Step = Callable[[], float]
 
-
 LINEAR = "layers/**/{" + ",".join(workload.LINEAR) + "}/kernel"
 KEY = jax.random.key(0)
 UNITS = [MLP_CHANNELS, query_heads(64, queries_per_key=3)]
@@ -50,7 +49,7 @@ def smollm2(method: str) -> Step:
     del key
     return Mean.of(*decoder.token_nll(params, model.config, batch["ids"])), {}
 
-  return _stepper(params, transform, objective, {"ids": workload.tokens()})
+  return stepper(params, transform, objective, {"ids": workload.tokens()})
 
 
 def gist(packed: bool) -> Step:
@@ -70,7 +69,7 @@ def gist(packed: bool) -> Step:
     student, guide = embed(params, model.config, batch["texts"]), batch["guide"]
     return Mean.of(*guided_info_nce(*student, None, *guide, None, temperature=0.01)), {}
 
-  return _stepper(model.params, full(), objective, batch)
+  return stepper(model.params, full(), objective, batch)
 
 
 def _padded(rows: list[list[int]]) -> dict[str, np.ndarray]:
@@ -87,10 +86,13 @@ def _embed_packed(params, config, batch):
   return jnp.split(encoder.embed_packed(params, config, batch["ids"], batch["segment_ids"], 2 * workload.PAIRS), 2)
 
 
-def _stepper(params, transform, objective, batch) -> Step:
-  recipe = Recipe(objective, transform, optax.adamw(workload.LEARNING_RATE))
+def stepper(params, transform, objective, batch, optimizer=None, *, compiled=False) -> Step:
+  """Steps on one batch; `compiled` before the first, so that no step has the compiler's time."""
+  recipe = Recipe(objective, transform, optax.adamw(workload.LEARNING_RATE) if optimizer is None else optimizer)
   step = make_train_step(recipe)
   state, frozen = init_state(jax.random.key(0), params, recipe)
+  if compiled:
+    step = step.lower(state, frozen, batch).compile()
 
   def run() -> float:
     nonlocal state

@@ -3,22 +3,21 @@
 from collections.abc import Callable
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from benchmarks.contrastive import workload
 from benchmarks.contrastive.sizes import BATCHES
+from benchmarks.ours import Step, stepper
 from jaxft.data import pack_texts
 from jaxft.formats.pretrained import load
 from jaxft.losses import Mean, multiple_negatives_ranking
 from jaxft.models import encoder
 from jaxft.models.heads.pooling import by_text
-from jaxft.training import Recipe, embed_cached, init_state, make_train_step
+from jaxft.training import embed_cached
 from jaxft.transforms import full
 
-Step = Callable[[], float]
 SLOTS = 16  # texts of a row, at most
 
 
@@ -92,16 +91,7 @@ def _stepper(params, batch, embed) -> Step:
     return Mean.of(*multiple_negatives_ranking(*embed(params, batch, key), temperature=workload.TEMPERATURE)), {}
 
   optimizer = optax.adamw(workload.LEARNING_RATE, weight_decay=workload.WEIGHT_DECAY)
-  recipe = Recipe(objective, full(), optimizer)
-  state, frozen = init_state(jax.random.key(0), params, recipe)
-  step = make_train_step(recipe).lower(state, frozen, batch).compile()  # so that no step has the compiler's time
-
-  def run() -> float:
-    nonlocal state
-    state, metrics = step(state, frozen, batch)
-    return float(metrics["loss"])
-
-  return run
+  return stepper(params, full(), objective, batch, optimizer, compiled=True)
 
 
 SIDES: dict[str, Callable[[], Step]] = {

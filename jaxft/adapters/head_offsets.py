@@ -114,7 +114,7 @@ def head_offsets(
 
   def edits(params: dict[str, Any]) -> dict[str, Add]:
     offsets = params["offsets"]
-    # Read to their places, not scattered there: a gather is one pass, and its gradient sums over no collisions.
+    # Read to their places, not scattered there: outside of jit a scatter gave other rows in one run of the tests.
     return {SITE: Add(jnp.where(named[..., None], offsets[row], jnp.zeros((), offsets.dtype)))}
 
   return Adapter(lambda key: {"offsets": stddev * jax.random.normal(key, (len(chosen), head_dim))}, edits)

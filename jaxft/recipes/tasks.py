@@ -22,6 +22,7 @@ Embed = Callable[[Int[AnyArray, "batch time"], Int[AnyArray, "batch time"]], Flo
 Records = Sequence[Mapping[str, Any]]
 
 CUTOFFS = (1, 10, 100)
+Z = 1.959964  # standard errors on either side of a 95% interval
 
 
 def embedding_function(config: encoder.EncoderConfig, **options: Any) -> Callable[..., Float[Array, "batch dim"]]:
@@ -86,15 +87,27 @@ def classification(
   if unknown := sorted({str(label) for label in labels} - {*classes}):
     raise ValueError(f"{field} must be one of the model's classes, {', '.join(classes):.200}; got {unknown[0]!r}")
   own = np.array([classes.index(label) for label in labels])
-  scores = np.asarray(scores, np.float64)
-  said = scores.argmax(axis=1)
-  log_p = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+  said, nats = np.argmax(scores, axis=1), own_class_nats(scores, own)
   f1 = [2 * np.sum((said == c) & (own == c)) / (np.sum(said == c) + np.sum(own == c))
         for c in range(len(classes)) if c in own or c in said]
-  right, n, z = float(np.mean(said == own)), len(own), 1.959964
-  middle, half = right + z**2 / (2 * n), z * math.sqrt(right * (1 - right) / n + z**2 / (4 * n**2))
-  return {"accuracy": right, "low": (middle - half) / (1 + z**2 / n), "high": (middle + half) / (1 + z**2 / n),
-          "macro_f1": float(np.mean(f1)), "loss": float(-log_p[np.arange(n), own].mean()), "records": n}
+  right = float(np.mean(said == own))
+  low, high = wilson_interval(right, len(own))
+  return {"accuracy": right, "low": low, "high": high, "macro_f1": float(np.mean(f1)), "loss": float(nats.mean()),
+          "records": len(own)}
+
+
+def own_class_nats(
+    scores: Float[AnyArray, "records classes"], own: Int[AnyArray, " records"]
+) -> Float[np.ndarray, " records"]:
+  """`-log p(own class)` of each record, in nats, in float64."""
+  scores = np.asarray(scores, np.float64)
+  return np.logaddexp.reduce(scores, axis=1) - scores[np.arange(len(own)), own]
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+  """The 95% interval of a share of n, Wilson's, which lies in [0, 1] and has a width even at its ends."""
+  middle, half = share + Z**2 / (2 * n), Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+  return max(0.0, (middle - half) / (1 + Z**2 / n)), min(1.0, (middle + half) / (1 + Z**2 / n))
 
 
 def regression(numbers: Float[AnyArray, " records"], records: Records, *, field: str) -> dict[str, float]:

@@ -186,10 +186,9 @@ def test_small_llama_in_bfloat16_is_no_further_from_float32_than_torch(small_lla
   assert relative_error(decoder.logits(params, config, hidden), exact) < 1.5 * relative_error(theirs, exact)
 
 
+@pytest.mark.parametrize("small_llama", ["gemma3"], indirect=True)
 def test_a_small_gemma_padded_saved_and_generating(small_llama, tmp_path):
-  model, path = small_llama
-  if type(model).__name__ != "Gemma3ForCausalLM":
-    pytest.skip("for Gemma 3")
+  _, path = small_llama
   params, config = load_directory(path)
   assert (config.window.size, config.window.every, config.window.rope_theta) == (4, 3, 100.0)
   assert config.rope_scaling.factor == 4.0 and config.query_scale == pytest.approx(20**-0.5)

@@ -14,9 +14,8 @@ from jaxft.data import evaluation_batches
 from jaxft.recipes.examples import Collate, Records
 from jaxft.recipes.preference.losses import Preference, Settings
 from jaxft.recipes.preference.objective import Scores, leads, sides_of, value_of
+from jaxft.recipes.tasks import Z, wilson_interval
 from jaxft.training.mesh import place_batch, rows_of_process, under_mesh
-
-Z = 1.959964  # of 95%
 
 
 def preferences(
@@ -96,8 +95,6 @@ def of_judged(lead: np.ndarray, of: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def _share(name: str, values: np.ndarray) -> dict[str, float]:
-  """A share and its 95% interval, Wilson's, which lies in [0, 1] and has a width even at its ends."""
-  n, p = len(values), float(values.mean())
-  middle, half = (p + Z ** 2 / (2 * n)) / (1 + Z ** 2 / n), math.sqrt(p * (1 - p) / n + Z ** 2 / (4 * n ** 2))
-  half *= Z / (1 + Z ** 2 / n)
-  return {name: p, f"{name}_low": max(0.0, middle - half), f"{name}_high": min(1.0, middle + half)}
+  """A share and its 95% interval."""
+  low, high = wilson_interval(share := float(values.mean()), len(values))
+  return {name: share, f"{name}_low": low, f"{name}_high": high}
