@@ -33,6 +33,10 @@ class WithComputed(Sequence):
     return f"WithComputed({len(self)} records, {', '.join(self.columns)} beside {self._records!r:.80})"
 
 
+class OfOthers(ValueError):
+  """A cache that belongs to other records, or to another identity."""
+
+
 def with_computed(
     records: Sequence[Mapping[str, Any]], compute: Compute, *, batch_size: int = 64,
     cache: str | os.PathLike | None = None, identity: Any = None,
@@ -58,8 +62,9 @@ def with_computed(
     The records with the new fields. Only these are held in memory.
 
   Raises:
-    ValueError: no records; a cache without identity, or one that belongs to other records or another identity; arrays
-      of another number of rows, with NaN or infinity in them, or under the name of a field that there is.
+    ValueError: no records; a cache without identity, or one that belongs to other records or another identity
+      (`OfOthers`); arrays of another number of rows, with NaN or infinity in them, or under the name of a field that
+      there is.
     OSError: the cache cannot be read or written.
   """
   if batch_size < 1:
@@ -80,7 +85,7 @@ def with_computed(
     of = str(found.pop(_MADE_OF, ""))
     if of != made_of:
       what = "another identity" if of.split("-")[0] == made_of.split("-")[0] else "other records"
-      raise ValueError(f"cache {path} belongs to {what}; delete it, or name another")
+      raise OfOthers(f"cache {path} belongs to {what}; delete it, or name another")
     return WithComputed(records, found)
   columns = _columns(records, compute, batch_size)
   path.parent.mkdir(parents=True, exist_ok=True)
