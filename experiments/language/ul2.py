@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int
 from jaxft.data.corruption.denoising import T5, UL2, Denoiser, mixture_of_denoisers
 from jaxft.losses import Mean
 from jaxft.models import encoder_decoder
-from jaxft.models.encoder_decoder_config import EncoderDecoderConfig, init
+from jaxft.models.config.encoder_decoder import EncoderDecoderConfig, init
 from jaxft.seal import check_open
 from jaxft.studies.study import Arm, Bars, Claim, Premise, Score, Study, higher, not_lower
 

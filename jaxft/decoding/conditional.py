@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from jaxft.decoding.stepwise import Stepwise
 from jaxft.models import encoder_decoder
-from jaxft.models.encoder_decoder_config import EncoderDecoderConfig, init_cache
+from jaxft.models.config.encoder_decoder import EncoderDecoderConfig, init_cache
 
 
 def stepwise_encoder_decoder(
@@ -19,7 +19,7 @@ def stepwise_encoder_decoder(
 
   Its prompt is the text that the encoder reads; the decoder begins with the config's `start_id`.
 
-  >>> from jaxft.models.encoder_decoder_config import init
+  >>> from jaxft.models.config.encoder_decoder import init
   >>> config = EncoderDecoderConfig(
   ...     vocab_size=5, dim=4, num_heads=1, head_dim=4, mlp_dim=4, encoder_layers=1, decoder_layers=2)
   >>> model = stepwise_encoder_decoder(init(jax.random.key(0), config), config)

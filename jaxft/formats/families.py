@@ -16,11 +16,11 @@ from jaxft.formats.huggingface_config import Config, bert_json, llama_json, mpne
 from jaxft.formats.names import HEAD, Tensors, bert_tensors, llama_tensors, mpnet_tensors, vision_tensors
 from jaxft.formats.t5 import COPIES, t5_json, t5_tensors
 from jaxft.formats.vision_config import efficientnet_json, vision_json
-from jaxft.models import decoder, efficientnet, encoder, encoder_decoder_config, vision
+from jaxft.models import decoder, efficientnet, encoder, vision
+from jaxft.models.config.encoder_decoder import EncoderDecoderConfig, init as init_encoder_decoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import Block, EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
-from jaxft.models.encoder_decoder_config import EncoderDecoderConfig
 from jaxft.models.vision import VisionConfig
 
 
@@ -150,7 +150,7 @@ LLAMA = Family(
 ENCODER_DECODER = Family(
     kind="encoder-decoder",
     config=EncoderDecoderConfig,
-    init=encoder_decoder_config.init,
+    init=init_encoder_decoder,
     embed=None,
     matrices="{encoder,decoder}/layers/**/kernel",
     tensors=t5_tensors,

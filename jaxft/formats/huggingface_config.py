@@ -14,10 +14,10 @@ from jaxft.formats.deberta import read_deberta
 from jaxft.formats.gemma_config import gemma_json, gemma_options
 from jaxft.formats.t5 import read_t5
 from jaxft.models.attention.rope import RopeScaling
+from jaxft.models.config.encoder_decoder import EncoderDecoderConfig
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
-from jaxft.models.encoder_decoder_config import EncoderDecoderConfig
 from jaxft.models.vision import VisionConfig
 
 _BERT_CHECKED = {

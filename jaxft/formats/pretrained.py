@@ -26,11 +26,11 @@ from jaxft.formats.presets import PRESETS, fetch
 from jaxft.formats.tiny import init_tiny, tiny_config
 from jaxft.formats.tokenizers import check_tokenizer, read_tokenizer
 from jaxft.hub import on_hub, snapshot
+from jaxft.models.config.encoder_decoder import EncoderDecoderConfig
 from jaxft.models.cut import cut_model
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
-from jaxft.models.encoder_decoder_config import EncoderDecoderConfig
 from jaxft.tree import unstack_layers
 
 C = TypeVar("C", EncoderConfig, DecoderConfig)

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxft.formats.config_reader import NO, Reader
 from jaxft.formats.names import HEAD, Rule, Tensors
-from jaxft.models.encoder_decoder_config import EncoderDecoderConfig
+from jaxft.models.config.encoder_decoder import EncoderDecoderConfig
 
 # What files may hold beside these: each side's own copy of the embedding, which is the same.
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")

@@ -6,7 +6,7 @@ __all__ = defer(__name__, {
     "decoder": ("DecoderConfig",),
     "encoder": ("EncoderConfig",),
     "encoder_decoder": (),
-    "encoder_decoder_config": ("EncoderDecoderConfig",),
+    "config.encoder_decoder": ("EncoderDecoderConfig",),
     "vision": ("VisionConfig",),
     "efficientnet": ("EfficientNetConfig",),
     "dual_encoder": (),

@@ -27,7 +27,7 @@ from jaxft.models.activation_sharding import along_batch
 from jaxft.models.attention import attend, relative_buckets
 from jaxft.models.bounds import rows
 from jaxft.models.cache import Cache, extend, write
-from jaxft.models.encoder_decoder_config import ACTIVATIONS, EncoderDecoderConfig
+from jaxft.models.config.encoder_decoder import ACTIVATIONS, EncoderDecoderConfig
 from jaxft.models.linear import linear
 from jaxft.models.norms import rms_norm
 from jaxft.models.remat import Policy

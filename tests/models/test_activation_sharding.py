@@ -9,7 +9,7 @@ from jax.sharding import AxisType, PartitionSpec as P
 from jaxft.losses import Mean
 from jaxft.models import decoder, encoder_decoder
 from jaxft.models.activation_sharding import along_batch
-from jaxft.models.encoder_decoder_config import EncoderDecoderConfig, init
+from jaxft.models.config.encoder_decoder import EncoderDecoderConfig, init
 from jaxft.training import Recipe, make_mesh
 from jaxft.training.mesh import under_mesh
 from jaxft.training.rules import DECODER_RULES

@@ -16,7 +16,7 @@ from jaxft.leaves import materialize
 from jaxft.losses import Mean
 from jaxft.models import encoder_decoder as model
 from jaxft.models.attention import relative_buckets
-from jaxft.models.encoder_decoder_config import EncoderDecoderConfig, init
+from jaxft.models.config.encoder_decoder import EncoderDecoderConfig, init
 from jaxft.models.sites import Add
 from jaxft.optimizers import layerwise_decay
 from jaxft.transforms import lora
