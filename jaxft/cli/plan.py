@@ -129,7 +129,7 @@ def plan_of(options: PlanOptions) -> Any:
   config = config_of(run.model)
   kind = family_of(config).kind
   # No data are read: pairs for an encoder, labels for a model of images, texts for a decoder, where no task is named.
-  usual = {"encoder": ("anchor", "positive"), "vision": ("label",), "decoder": ("text",)}[kind]
+  usual = {"encoder": ("anchor", "positive"), "vision": ("label",), "decoder": ("text",)}.get(kind, ())
   usual = usual if run.loss.task is None else ()
   run, _ = with_loss(run, kind, usual)
   recipe = recipe_of(run, config, run.optimization.steps or 1000, mesh)

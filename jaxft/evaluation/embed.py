@@ -24,9 +24,10 @@ def embed_texts(
 ) -> Float[np.ndarray, "texts dim"]:
   """Embeds every text once, in the given order.
 
-  Texts are sorted by length and padded to the next of 16, 24, 32, 48, 64, 96, ... tokens; the batch size of each length
-  is the power of two that holds about `tokens_per_batch` tokens, or all its texts where they are fewer, and the last
-  batch of a length is padded with empty rows, so `embed` compiles once per length, and the lengths are few.
+  Texts are sorted by length and padded to the next of 16, 24, 32, 48, 64, 96, ... tokens, or to `max_length`; the
+  batch size of each length is the power of two that holds about `tokens_per_batch` tokens, or all its texts where they
+  are fewer, and the last batch of a length is padded with empty rows, so `embed` compiles once per length, and the
+  lengths are few.
 
   Args:
     embed: `(ids, mask) -> embeddings`; jit it, close over the params or pass a partial.
@@ -48,7 +49,7 @@ def embed_texts(
   encoded = [e.ids for e in _plain(tokenizer).encode_batch(list(texts))]
   end = encoded[0][-1]  # a truncated text still ends with the special token that closes it
   encoded = [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in encoded]
-  width = lambda ids: _width(len(ids))
+  width = lambda ids: min(_width(len(ids)), max_length)
   order = sorted(range(len(encoded)), key=lambda i: width(encoded[i]))
   out: list[Any] = [None] * len(encoded)
   texts_of = Counter(map(width, encoded))

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 from jaxft.formats.deberta import deberta_json, deberta_tensors
 from jaxft.formats.efficientnet_files import efficientnet_tensors
 from jaxft.formats.huggingface_config import Config, bert_json, llama_json, mpnet_json
-from jaxft.formats.names import HEAD, Tensors, bert_tensors, llama_tensors, mpnet_tensors, vision_tensors
+from jaxft.formats.names import HEAD, Tensors, bert_tensors, clip_tensors, llama_tensors, mpnet_tensors, vision_tensors
 from jaxft.formats.t5 import COPIES, t5_json, t5_tensors
-from jaxft.formats.vision_config import efficientnet_json, vision_json
-from jaxft.models import decoder, efficientnet, encoder, vision
+from jaxft.formats.vision_config import clip_json, efficientnet_json, vision_json
+from jaxft.models import clip, decoder, efficientnet, encoder, vision
+from jaxft.models.config.clip import ClipConfig
 from jaxft.models.config.encoder_decoder import EncoderDecoderConfig, init as init_encoder_decoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import Block, EfficientNetConfig
@@ -44,7 +45,7 @@ class Family(NamedTuple):
     shrink: `(config, layers, heads, dim) -> config` with that many of each, otherwise as similar as possible.
   """
 
-  kind: Literal["encoder", "decoder", "encoder-decoder", "vision"]
+  kind: Literal["encoder", "decoder", "encoder-decoder", "vision", "dual encoder"]
   config: type
   init: Callable[..., dict[str, Any]]
   embed: Callable[..., Any] | None
@@ -205,7 +206,34 @@ EFFICIENTNET = Family(
     shrink=_shrunk_efficientnet,
 )
 
-FAMILIES = (ENCODER, LLAMA, ENCODER_DECODER, VIT, EFFICIENTNET)
+def _no_one_stack(config: ClipConfig) -> tuple[int, int]:
+  raise ValueError(f"config must be that of a model with one stack of layers; got {config!r:.80}")
+
+
+def _shrunk_clip(config: ClipConfig, layers: int, heads: int, dim: int) -> ClipConfig:
+  text = dataclasses.replace(config.text, num_layers=layers + 1, dim=dim, num_heads=heads, mlp_dim=4 * dim)
+  return dataclasses.replace(config, vision=VIT.shrink(config.vision, layers, heads, dim), text=text, dim=dim)
+
+
+CLIP = Family(
+    kind="dual encoder",
+    config=ClipConfig,
+    init=clip.init,
+    embed=None,
+    matrices="{vision,text}/layers/**/kernel",
+    tensors=lambda c: clip_tensors(
+        VIT.tensors(c.vision), vocab=c.text.vocab_size, dim=c.text.dim, mlp=c.text.mlp_dim,
+        positions=c.text.max_length, num_layers=c.text.num_layers, out=c.dim),
+    prefixes=(),
+    tied=lambda c: (),
+    config_json=clip_json,
+    special_tokens=lambda c, tokenizer: {},
+    key_sizes=_no_one_stack,
+    peft_task="FEATURE_EXTRACTION",
+    shrink=_shrunk_clip,
+)
+
+FAMILIES = (ENCODER, LLAMA, ENCODER_DECODER, VIT, EFFICIENTNET, CLIP)
 
 
 def family_of(config: Config) -> Family:

@@ -1,9 +1,9 @@
 """Hugging Face model folders (`config.json`, safetensors, tokenizer) to params trees and back.
 
 BERT, MPNet and DeBERTa encoders, with the pooling that sentence-transformers keeps beside them, Llama, Qwen3 and Gemma
-3 decoders, T5, ViT and CLIP's image tower, and EfficientNet-Lite, whose folders are this library's own. What is loaded
-is exactly what is on disk: a tensor that is missing, unknown, of another shape or of another kind is an error, never a
-warning.
+3 decoders, T5, ViT, CLIP and its image tower, and EfficientNet-Lite, whose folders are this library's own. What is
+loaded is exactly what is on disk: a tensor that is missing, unknown, of another shape or of another kind is an error,
+never a warning.
 """
 
 import json
@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from jaxft.files import part_of, remove_leftovers, write_text
 from jaxft.formats.families import family_of
 from jaxft.formats.heads import Head, head_form, head_json, head_names, head_tensors
-from jaxft.formats.huggingface_config import Config, TextConfig, from_huggingface, sizes_json
+from jaxft.formats.huggingface_config import Config, TextConfig, from_huggingface, sizes_json, text_part
 from jaxft.formats.names import Rule, Tensors, misfits, template_of
 from jaxft.formats.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards
 from jaxft.formats.tokenizers import check_tokenizer
@@ -35,7 +35,7 @@ from jaxft.tree import layer_of, leaves_with_paths
 # Buffers that old versions saved, a table of T5's that nothing reads, and the poolers of BERT, MPNet and ViT and
 # the heads of DeBERTa's pretraining, which embeddings do not use.
 _IGNORED = re.compile(
-    r"(bert\.|mpnet\.|deberta\.|vit\.|vision_model\.)?(embeddings\.position_ids|pooler\..*)|.*\.rotary_emb\.inv_freq|"
+    r"(bert\.|mpnet\.|deberta\.|vit\.|vision_model\.|text_model\.)?(embeddings\.position_ids|pooler\..*)|.*\.rotary_emb\.inv_freq|"
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight|"
     r"(lm|mask)_predictions\..*")
 
@@ -261,16 +261,16 @@ def save_directory(
   path = Path(path)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise FileExistsError(f"{path} exists; saving does not replace it")
-  tensors, said = to_named(params, config), {}
+  tensors, said, text = to_named(params, config), {}, text_part(config)
   if head is not None:
     if (form := head_form(config)) is None:
       raise ValueError(f"head must be None beside a model for which transformers has no such class; got {config!r:.80}")
     tensors = {form.prefix + name: x for name, x in tensors.items()} | head_tensors(head, form)
     said = head_json(head, form)
   if tokenizer is not None:
-    if not isinstance(config, TextConfig):
+    if text is None:
       raise ValueError("tokenizer must be None beside a model of images")
-    check_tokenizer(tokenizer, config.vocab_size)
+    check_tokenizer(tokenizer, text.vocab_size)
   remove_leftovers(path)
   part = part_of(path)
   part.mkdir(parents=True)
@@ -280,9 +280,10 @@ def save_directory(
     dtype = str(jnp.result_type(*(x.dtype for x in tensors.values())))
     family = family_of(config)
     files = {"config.json": sizes_json(config, dtype=dtype) | family.config_json(config) | said}
-    if tokenizer is not None and isinstance(config, TextConfig):
+    if tokenizer is not None and text is not None:
       tokenizer.save(str(part / "tokenizer.json"))
-      files["tokenizer_config.json"] = _tokenizer_config(tokenizer, config, chat_template, max_length)
+      special = family.special_tokens(config, tokenizer)
+      files["tokenizer_config.json"] = _tokenizer_config(chat_template, max_length or text.max_length) | special
     if isinstance(config, EncoderConfig):
       files |= _sentence_transformers(config, max_length)
     if not isinstance(config, TextConfig):
@@ -294,14 +295,9 @@ def save_directory(
     shutil.rmtree(part, ignore_errors=True)
 
 
-def _tokenizer_config(
-    tokenizer: Tokenizer, config: TextConfig, chat_template: str | None, max_length: int | None
-) -> dict[str, Any]:
+def _tokenizer_config(chat_template: str | None, max_length: int) -> dict[str, Any]:
   out: dict[str, Any] = {
-    "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length or config.max_length,
-    "clean_up_tokenization_spaces": False,
-  }
-  out |= family_of(config).special_tokens(config, tokenizer)
+    "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, "clean_up_tokenization_spaces": False}
   return out | ({"chat_template": chat_template} if chat_template else {})
 
 

@@ -14,6 +14,7 @@ from jaxft.formats.deberta import read_deberta
 from jaxft.formats.gemma_config import gemma_json, gemma_options
 from jaxft.formats.t5 import read_t5
 from jaxft.models.attention.rope import RopeScaling
+from jaxft.models.config.clip import ClipConfig, ClipTextConfig
 from jaxft.models.config.encoder_decoder import EncoderDecoderConfig
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
@@ -35,7 +36,14 @@ _LLAMA_CHECKED = {
 
 
 TextConfig = EncoderConfig | DecoderConfig | EncoderDecoderConfig
-Config = TextConfig | VisionConfig | EfficientNetConfig
+Config = TextConfig | VisionConfig | EfficientNetConfig | ClipConfig
+
+
+def text_part(config: Config) -> TextConfig | ClipTextConfig | None:
+  """What of a model reads texts; None where nothing does."""
+  if isinstance(config, ClipConfig):
+    return config.text
+  return config if isinstance(config, TextConfig) else None
 
 
 def from_huggingface(

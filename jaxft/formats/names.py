@@ -149,6 +149,13 @@ CLIP_VISION = (
   *norm_rules("norm", "post_layernorm"),
 )
 
+CLIP_TEXT = (
+  Rule("embed/tokens/embedding", "embeddings.token_embedding.weight", ("vocab", "dim")),
+  Rule("embed/positions/embedding", "embeddings.position_embedding.weight", ("positions", "dim")),
+  *(rule for rule in CLIP_VISION if rule.layered),
+  *norm_rules("norm", "final_layer_norm"),
+)
+
 HEAD = Rule("head/kernel", "lm_head.weight", ("dim", "vocab"), transpose=True)
 
 
@@ -248,6 +255,23 @@ def vision_tensors(
   sizes = {"dim": dim, "mlp": mlp, "positions": positions, "channels": channels, "patch": patch,
            "pixels": channels * patch**2}
   return Tensors(CLIP_VISION if clip else VIT, sizes, num_layers)
+
+
+def clip_tensors(
+    vision: Tensors, *, vocab: int, dim: int, mlp: int, positions: int, num_layers: int, out: int
+) -> Tensors:
+  """The tensors of a CLIP: those of its image tower, of a text tower of these sizes, and projections to `out`."""
+  text = Tensors(CLIP_TEXT, {"vocab": vocab, "dim": dim, "mlp": mlp, "positions": positions}, num_layers)
+  rules, sizes = [Rule("logit_scale", "logit_scale", ())], {"out": out}
+  for side, tower in (("vision", vision), ("text", text)):
+    own = lambda shape, side=side: shape and tuple(n if isinstance(n, int) else f"{side} {n}" for n in shape)
+    rules += [rule._replace(path=f"{side}/{rule.path}", name=f"{side}_model.{rule.name}", shape=own(rule.shape),
+                            there=own(rule.there)) for rule in tower.rules]
+    name = "visual" if side == "vision" else side
+    rules += linear_rules(f"projection/{side}", f"{name}_projection", f"{side} dim", "out", bias=False)
+    sizes |= {f"{side} {size}": n for size, n in tower.sizes.items()}
+  layers = {"vision/layers": vision.num_layers, "text/layers": num_layers}
+  return Tensors(tuple(rules), sizes, layers)
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], held: Mapping[str, Any]) -> list[str]:

@@ -21,11 +21,12 @@ from jaxft.formats.gguf import open_gguf
 from jaxft.formats.gguf_llama import load_gguf, tokenizer_of
 from jaxft.formats.heads import Head, read_head
 from jaxft.formats.huggingface import load_directory, read_config
-from jaxft.formats.huggingface_config import Config, TextConfig
+from jaxft.formats.huggingface_config import Config, text_part
 from jaxft.formats.presets import PRESETS, fetch
 from jaxft.formats.tiny import init_tiny, tiny_config
 from jaxft.formats.tokenizers import check_tokenizer, read_tokenizer
 from jaxft.hub import on_hub, snapshot
+from jaxft.models.config.clip import ClipConfig
 from jaxft.models.config.encoder_decoder import EncoderDecoderConfig
 from jaxft.models.cut import cut_model
 from jaxft.models.decoder import DecoderConfig
@@ -43,7 +44,8 @@ class Pretrained:
   Attributes:
     name: what it was loaded as.
     params: the nested dict of arrays.
-    config: an EncoderConfig, a DecoderConfig, an EncoderDecoderConfig, a VisionConfig or an EfficientNetConfig.
+    config: an EncoderConfig, a DecoderConfig, an EncoderDecoderConfig, a VisionConfig, an EfficientNetConfig or a
+      ClipConfig.
     tokenizer: with neither padding nor truncation; None where the checkpoint has none.
     chat_template: the Jinja template of a chat model, else None.
     max_length: the most tokens of an input: for an encoder what it was tuned with, which may be less than its position
@@ -65,13 +67,14 @@ class Pretrained:
     kinds = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
     reads = (f"texts of up to {self.max_length} tokens" if self.tokenizer is not None else
              "images" if self.kind == "vision" else "ids")
+    reads = f"images, and {reads}" if self.kind == "dual encoder" else reads
     head = "" if self.head is None else f", with a head of {', '.join(self.head.classes) or 'one number':.60}"
     numbers = sum(leaf.size for leaf in leaves)
     return (f"{type(self).__name__} {self.name}: {self.kind} of {numbers:,} parameters ({kinds or 'held elsewhere'})\n"
             f"  {type(self.config).__name__} of {self.config.dim} dimensions; reads {reads}{head}")
 
   @property
-  def kind(self) -> Literal["encoder", "decoder", "encoder-decoder", "vision"]:
+  def kind(self) -> Literal["encoder", "decoder", "encoder-decoder", "vision", "dual encoder"]:
     return family_of(self.config).kind
 
   def text_encoder(self, argument: str = "model") -> tuple[EncoderConfig, Tokenizer]:
@@ -92,7 +95,7 @@ class Pretrained:
 
   def _of_text(self, kind: type[C], words: str, argument: str) -> tuple[C, Tokenizer]:
     if not isinstance(self.config, kind) or self.tokenizer is None:
-      own = {"encoder": "an encoder", "decoder": "a decoder", "vision": "a model of images"}.get(
+      own = {"decoder": "a decoder", "vision": "a model of images", "dual encoder": "a dual encoder"}.get(
           self.kind, f"an {self.kind}")
       raise ValueError(f"{argument} must be {words} with a tokenizer; {self.name} is {own} "
                        f"{'with' if self.tokenizer else 'without'} one")
@@ -144,18 +147,18 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
   if path.is_file():
     raise ValueError(f"{name!r} must be a preset, a Hugging Face folder or a .gguf file; got another kind of file")
   params, config = load_directory(path, dtype=dtype, stacked=stacked)
-  if not isinstance(config, TextConfig):
+  if (text := text_part(config)) is None:
     return Pretrained(name, params, config, None, None, 0, read_head(path, config))
   tokenizer, chat_template, max_length = read_tokenizer(path)
   # A position table bounds an encoder's input whatever a file beside it says.
-  max_length = min(max_length or config.max_length, config.max_length)
+  max_length = min(max_length or text.max_length, text.max_length)
   return _checked(Pretrained(name, params, config, tokenizer, chat_template, max_length, read_head(path, config)))
 
 
 def _checked(model: Pretrained) -> Pretrained:
-  if model.tokenizer is not None and isinstance(model.config, TextConfig):
+  if model.tokenizer is not None and (text := text_part(model.config)) is not None:
     try:
-      check_tokenizer(model.tokenizer, model.config.vocab_size)
+      check_tokenizer(model.tokenizer, text.vocab_size)
     except ValueError as e:
       raise ValueError(f"{model.name}: {e}") from None
   return model
@@ -167,17 +170,17 @@ def _tiny(preset: str, *, dtype: DTypeLike, stacked: bool) -> Pretrained:
   config = tiny_config(read_config(path))
   params = init_tiny(config, dtype=dtype)
   params = params if stacked or "layers" not in params else unstack_layers(params)
-  if not isinstance(config, TextConfig):
+  if (text := text_part(config)) is None:
     return Pretrained(f"{preset}:tiny", params, config, None, None, 0)
   tokenizer, chat_template, max_length = read_tokenizer(path)
-  max_length = min(max_length or config.max_length, config.max_length)
+  max_length = min(max_length or text.max_length, text.max_length)
   return Pretrained(f"{preset}:tiny", params, config, tokenizer, chat_template, max_length)
 
 
 def _first_layers(preset: str, layers: str, **options: Any) -> Pretrained:
   """A model of the first layers of a preset."""
   config = read_config(fetch(preset))
-  if isinstance(config, EfficientNetConfig | EncoderDecoderConfig):
+  if isinstance(config, EfficientNetConfig | EncoderDecoderConfig | ClipConfig):
     raise ValueError(
         f"{preset!r} has no one stack of layers to cut: what follows the colon must be 'tiny'; got {layers!r}")
   whole = config.num_layers

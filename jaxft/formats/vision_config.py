@@ -1,4 +1,4 @@
-"""`config.json` and `preprocessor_config.json` of vision models, to our configs and back.
+"""`config.json` and `preprocessor_config.json` of vision models and of CLIP, to our configs and back.
 
 As for text: accepts only what the models compute exactly. EfficientNet-Lite has no form of Hugging Face's; here it has
 one of its own.
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.formats.config_reader import Reader
+from jaxft.models.config.clip import ClipConfig, ClipTextConfig
 from jaxft.models.efficientnet import Block, EfficientNetConfig
 from jaxft.models.vision import VisionConfig
 
@@ -17,8 +18,11 @@ _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def from_vision_json(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> VisionConfig | EfficientNetConfig:
-  """Our config of a vision model's `config.json`.
+ImageConfig = VisionConfig | EfficientNetConfig | ClipConfig
+
+
+def from_vision_json(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> ImageConfig:
+  """Our config of the `config.json` of a vision model, or of a CLIP.
 
   Args:
     config: its content.
@@ -40,9 +44,12 @@ def _vit(read: Reader, preprocessor: Mapping[str, Any]) -> VisionConfig:
   return _transformer(read, preprocessor, _HALF, _HALF, eps=1e-12)
 
 
+# Of the whole CLIP, of which a tower is a part, of its initialization, and of a text model's head.
+_OF_NO_WEIGHT = {"projection_dim", "initializer_factor", "dropout", "tie_word_embeddings"}
+
+
 def _clip(read: Reader, preprocessor: Mapping[str, Any]) -> VisionConfig:
-  # Of the whole CLIP, of which this is one tower, and of its initialization.
-  read.seen |= {"projection_dim", "initializer_factor", "dropout"}
+  read.seen |= _OF_NO_WEIGHT
   return _transformer(
       read, preprocessor, _CLIP_MEAN, _CLIP_STD, eps=1e-5, activation="quick_gelu", embed_norm=True, patch_bias=False)
 
@@ -75,7 +82,48 @@ def _efficientnet(read: Reader, preprocessor: Mapping[str, Any]) -> EfficientNet
       std=tuple(preprocessor["image_std"]))
 
 
-VISION = {"vit": _vit, "clip_vision_model": _clip, "efficientnet_lite": _efficientnet}
+def _whole_clip(read: Reader, preprocessor: Mapping[str, Any]) -> ClipConfig:
+  read.seen |= {"initializer_factor", "logit_scale_init_value"}
+  dim, parts = read("projection_dim", int, 512), {}
+  for side in ("vision", "text"):
+    key = f"{side}_config"
+    read.seen |= {key, f"{key}_dict"}
+    own, again = read.config.get(key), read.config.get(f"{key}_dict")
+    if not isinstance(own, Mapping):
+      read.refuse(key, "supported: an object with the tower's sizes")
+    elif not isinstance(again or {}, Mapping) or any(own.get(name) != value for name, value in (again or {}).items()):
+      read.refuse(f"{key}_dict", f"supported: null, or what {key} says")
+    parts[side] = own
+  read.finish()
+  towers = {}
+  for side, reader in (("vision", _clip), ("text", _clip_text)):
+    try:
+      towers[side] = reader(Reader(parts[side]), preprocessor)
+    except ValueError as e:
+      raise ValueError(f"{side}_config: {e}") from None
+  return ClipConfig(**towers, dim=dim)
+
+
+def _clip_text(read: Reader, preprocessor: Mapping[str, Any]) -> ClipTextConfig:
+  del preprocessor
+  read.check({"hidden_act": tuple(_ACTIVATIONS), "is_decoder": (None, False), "add_cross_attention": (None, False)})
+  read.seen |= _OF_NO_WEIGHT
+  sizes = {
+    name: read(key, int, default) for name, key, default in (
+      ("vocab_size", "vocab_size", 49408), ("dim", "hidden_size", 512), ("num_layers", "num_hidden_layers", 12),
+      ("num_heads", "num_attention_heads", 8), ("mlp_dim", "intermediate_size", 2048),
+      ("max_length", "max_position_embeddings", 77))
+  }
+  norm_eps = read("layer_norm_eps", float, 1e-5)
+  eos = read.special_tokens(sizes["vocab_size"])["eos_id"] if "eos_token_id" in read.config else 49407
+  read.finish()
+  # Old files say 2 and mean the token of the highest id, and transformers reads them so.
+  return ClipTextConfig(
+      **sizes, norm_eps=norm_eps, activation=_ACTIVATIONS[read.config.get("hidden_act", "quick_gelu")],
+      eos_id=None if eos in (None, 2) else eos)
+
+
+VISION = {"vit": _vit, "clip_vision_model": _clip, "clip": _whole_clip, "efficientnet_lite": _efficientnet}
 
 
 def vision_json(config: VisionConfig) -> dict[str, Any]:
@@ -98,6 +146,28 @@ def vision_json(config: VisionConfig) -> dict[str, Any]:
   } | ({} if clip else {"qkv_bias": True})
 
 
+def clip_json(config: ClipConfig) -> dict[str, Any]:
+  """The `config.json` of a CLIP.
+
+  Raises:
+    ValueError: its image tower is not CLIP's, or its vocabulary is too small for one that ends texts by the highest id.
+  """
+  text = config.text
+  if not config.vision.embed_norm:
+    raise ValueError(f"config must have CLIP's image tower, with a norm before the layers; got {config.vision}")
+  return {
+    "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": config.dim,
+    "vision_config": vision_json(config.vision) | {"projection_dim": config.dim},
+    "text_config": {
+      "model_type": "clip_text_model", "vocab_size": text.vocab_size, "hidden_size": text.dim,
+      "num_hidden_layers": text.num_layers, "num_attention_heads": text.num_heads, "intermediate_size": text.mlp_dim,
+      "max_position_embeddings": text.max_length, "layer_norm_eps": text.norm_eps, "projection_dim": config.dim,
+      "hidden_act": {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[text.activation],
+      "bos_token_id": None, "pad_token_id": None, "eos_token_id": 2 if text.eos_id is None else text.eos_id,
+    },
+  }
+
+
 def efficientnet_json(config: EfficientNetConfig) -> dict[str, Any]:
   """The `config.json` of an EfficientNet-Lite."""
   blocks = [[b.inputs, b.outputs, b.kernel, b.stride, b.expand] for b in config.blocks]
@@ -107,8 +177,9 @@ def efficientnet_json(config: EfficientNetConfig) -> dict[str, Any]:
   }
 
 
-def preprocessor_json(config: VisionConfig | EfficientNetConfig) -> dict[str, Any]:
+def preprocessor_json(config: ImageConfig) -> dict[str, Any]:
   """The `preprocessor_config.json`: how pixels are standardized, and the size of images."""
+  config = config.vision if isinstance(config, ClipConfig) else config
   size = {"height": config.image_size, "width": config.image_size}
   return {"do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": list(config.mean),
           "image_std": list(config.std), "rescale_factor": 1 / 255, "size": size}

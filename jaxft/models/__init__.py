@@ -10,6 +10,8 @@ __all__ = defer(__name__, {
     "vision": ("VisionConfig",),
     "efficientnet": ("EfficientNetConfig",),
     "dual_encoder": (),
+    "clip": (),
+    "config.clip": ("ClipConfig", "ClipTextConfig"),
     "captioner": (),
     "pixels": (),
     "sites": (),

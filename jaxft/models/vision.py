@@ -98,10 +98,9 @@ class VisionConfig:
 
 def init(key: Key[Array, ""], config: VisionConfig, *, stddev: float = 0.02) -> dict[str, Any]:
   """Random params, stacked, float32: matrices, class token and positions normal, biases 0, scales 1."""
-  c, keys = config, iter(jax.random.split(key, 9))
+  c, keys = config, iter(jax.random.split(key, 4))
   normal = lambda *shape: stddev * jax.random.normal(next(keys), shape)
-  dense = lambda m, n: {"kernel": normal(c.num_layers, m, n), "bias": jnp.zeros((c.num_layers, n))}
-  norm = lambda *lead: {"scale": jnp.ones((*lead, c.dim)), "bias": jnp.zeros((*lead, c.dim))}
+  norm = lambda: {"scale": jnp.ones(c.dim), "bias": jnp.zeros(c.dim)}
   patches = {"kernel": normal(c.channels * c.patch_size**2, c.dim)}
   embed = {
       "patches": {**patches, "bias": jnp.zeros(c.dim)} if c.patch_bias else patches,
@@ -110,13 +109,25 @@ def init(key: Key[Array, ""], config: VisionConfig, *, stddev: float = 0.02) -> 
   embed |= {"class_token": normal(1, 1, c.dim)} if c.class_token else {}
   return {
       "embed": {**embed, "norm": norm()} if c.embed_norm else embed,
-      "layers": {
-          "attention_norm": norm(c.num_layers),
-          "attention": {name: dense(c.dim, c.dim) for name in ("query", "key", "value", "out")},
-          "mlp_norm": norm(c.num_layers),
-          "mlp": {"up": dense(c.dim, c.mlp_dim), "down": dense(c.mlp_dim, c.dim)},
-      },
+      "layers": init_layers(next(keys), c, stddev=stddev),
       "norm": norm(),
+  }
+
+
+def init_layers(key: Key[Array, ""], config: Any, *, stddev: float) -> dict[str, Any]:
+  """Random params of pre-norm layers of a config's sizes, stacked."""
+  c, keys = config, iter(jax.random.split(key, 6))
+
+  def dense(m: int, n: int) -> dict[str, Array]:
+    kernel = stddev * jax.random.normal(next(keys), (c.num_layers, m, n))
+    return {"kernel": kernel, "bias": jnp.zeros((c.num_layers, n))}
+
+  norm = lambda: {"scale": jnp.ones((c.num_layers, c.dim)), "bias": jnp.zeros((c.num_layers, c.dim))}
+  return {
+      "attention_norm": norm(),
+      "attention": {name: dense(c.dim, c.dim) for name in ("query", "key", "value", "out")},
+      "mlp_norm": norm(),
+      "mlp": {"up": dense(c.dim, c.mlp_dim), "down": dense(c.mlp_dim, c.dim)},
   }
 
 
@@ -171,17 +182,10 @@ def hidden_states(
     raise ValueError(f"images must have shape [batch, {', '.join(map(str, wanted))}]; got {images.shape}")
   tap = Tap(edits, record)
   x = _embed(params["embed"], config, jnp.asarray(images, dtype), tap)
-
-  def layer(params, x, index, tap):
-    del index
-    x = along_batch(x + _attention(params["attention"], config, norm(x, params["attention_norm"]), attention, tap))
-    x = x + _mlp(params["mlp"], config, norm(x, params["mlp_norm"]), tap)
-    return along_batch(tap("layers/out", x))
-
-  norm = lambda x, params: layer_norm(x, params, eps=config.norm_eps)
+  layer = lambda params, x, index, tap: pre_norm_layer(params, x, tap=tap, config=config, attention=attention)
   x, recorded = run_layers(
       layer, params["layers"], x, num_layers=config.num_layers, edits=edits, record=record, remat=remat)
-  x = tap("norm", norm(x, params["norm"]))
+  x = tap("norm", layer_norm(x, params["norm"], eps=config.norm_eps))
   return x, {**tap.recorded, **recorded}
 
 
@@ -194,6 +198,25 @@ def _embed(params, config, images, tap):
   if config.embed_norm:
     x = layer_norm(x, params["norm"], eps=config.norm_eps)
   return along_batch(tap("embed/out", x))
+
+
+def pre_norm_layer(
+    params: dict[str, Any], x: Float[Array, "batch length dim"], *, tap: Tap, config: Any,
+    attention: Callable[..., Array],
+) -> Float[Array, "batch length dim"]:
+  """One layer: attention and MLP, each of the normed states and added to them; CLIP's text tower has it too.
+
+  Args:
+    params: of the layer.
+    x: its input.
+    tap: is called at the layer's sites.
+    config: its `dim`, `num_heads`, `activation` and `norm_eps` are read.
+    attention: `(query, key, value) -> ` what the heads put out.
+  """
+  norm = lambda x, params: layer_norm(x, params, eps=config.norm_eps)
+  x = along_batch(x + _attention(params["attention"], config, norm(x, params["attention_norm"]), attention, tap))
+  x = x + _mlp(params["mlp"], config, norm(x, params["mlp_norm"]), tap)
+  return along_batch(tap("layers/out", x))
 
 
 def _attention(params, config, x, attention, tap: Tap):

@@ -56,6 +56,10 @@ def with_loss(options: Finetune, kind: str, fields: Collection[str]) -> tuple[Fi
 
 def _guess(loss: Loss, kind: str, fields: Collection[str]) -> str:
   known = [task for task in _ORDER if kind in TASKS[task]]
+  if not known:
+    kinds = sorted({kind for kinds in TASKS.values() for kind in kinds})
+    raise ValueError(f"model must be one that the command fine-tunes, of the kinds {', '.join(kinds)}; got a {kind}, "
+                     "which the functions of jaxft.models and jaxft.training take")
   if loss.task is not None:
     one_of(f"task with this {kind}", loss.task, known)
     known = [loss.task]

@@ -20,7 +20,8 @@ from jaxft.decoding.stepwise import stepwise_decoder
 from jaxft.evaluation.embed import embed_texts
 from jaxft.formats import pretrained
 from jaxft.formats.pretrained import Pretrained
-from jaxft.models import decoder
+from jaxft.models import clip, decoder, pixels
+from jaxft.models.config.clip import ClipConfig
 from jaxft.recipes import tasks
 from jaxft.recipes.examples import special_tokens
 from jaxft.recipes.objectives import features
@@ -30,18 +31,27 @@ class Model(Pretrained):
   """A pretrained model, and its vectors, scores and texts."""
 
   def encode(self, inputs: Sequence[Any], *, max_length: int | None = None) -> Float[np.ndarray, "inputs dim"]:
-    """One vector for each text, or each image.
+    """One vector for each text, or each image; a CLIP has unit vectors of both, in one space.
 
     Args:
-      inputs: texts of an encoder; paths or arrays of a model of images.
+      inputs: texts of an encoder; paths or arrays of a model of images; of a CLIP either, all of one kind: what is a
+        string is a text there, and a `pathlib.Path` an image.
       max_length: the most tokens of a text; None takes the model's own.
 
     Raises:
       ValueError: it is a decoder, or there is no input.
     """
-    if self.kind == "vision":
+    if self.kind == "dual encoder":
+      not_one_str("inputs", inputs)
+      texts = sum(isinstance(one, str) for one in inputs)
+      if 0 < texts < len(inputs):
+        raise ValueError(f"inputs must be all texts or all images; got {texts} texts among {len(inputs)}")
+      images = not texts
+    else:
+      images = self.kind == "vision"
+    if images:
       return np.asarray(self._features(inputs), np.float32)
-    config, tokenizer = self.text_encoder()
+    config, tokenizer = self._reader()
     embed = functools.partial(_text_vectors(config), self.params)
     return embed_texts(embed, inputs, tokenizer, max_length=min(max_length or self.max_length, self.max_length))
 
@@ -101,10 +111,19 @@ class Model(Pretrained):
                      seed=seed, **options)
     return [row["text"] for row in answers]
 
+  def _reader(self) -> tuple[Any, Any]:
+    """The config and the tokenizer of what reads texts."""
+    if self.kind != "dual encoder":
+      return self.text_encoder()
+    if self.tokenizer is None:
+      raise ValueError(f"{self.name} has no tokenizer: its texts are to be ids, of jaxft.models.clip.embed_texts")
+    return self.config, self.tokenizer
+
   def _features(self, images: Sequence[Any]) -> Float[Array, "images dim"]:
     if not len(images):
       raise ValueError("inputs must hold at least one image; got none")
-    size: int = self.config.image_size  # pyright: ignore[reportAttributeAccessIssue]: asked of models of images alone
+    config = self.config.vision if isinstance(self.config, ClipConfig) else self.config
+    size: int = config.image_size  # pyright: ignore[reportAttributeAccessIssue]: asked of models of images alone
     pixels = np.stack([read_image(image, size) for image in images])
     return _image_vectors(self.config)(self.params, {"images": pixels})
 
@@ -112,11 +131,17 @@ class Model(Pretrained):
 # Kept by config: a function made anew at each call would be compiled at each call.
 @functools.cache
 def _text_vectors(config: Any) -> Any:
+  if isinstance(config, ClipConfig):
+    return jax.jit(lambda params, ids, mask: clip.embed_texts(params, config, ids, mask, remat="none"))
   return tasks.embedding_function(config)
 
 
 @functools.cache
 def _image_vectors(config: Any) -> Any:
+  if isinstance(config, ClipConfig):
+    standardized = lambda images: pixels.standardize(images, mean=config.vision.mean, std=config.vision.std)
+    return jax.jit(
+        lambda params, batch: clip.embed_images(params, config, standardized(batch["images"]), remat="none"))
   return jax.jit(features(config, remat="none"))
 
 
