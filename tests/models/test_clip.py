@@ -1,6 +1,7 @@
 """CLIP's text tower, its files, and the vectors that `jaxft.load` gives of both sides."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jaxft.recipes.model import load
 from jaxft.recipes.options import Finetune
 from jaxft.tree import layer_of, leaves_with_paths
 
-SIZES = dict(dim=8, num_layers=2, num_heads=2, mlp_dim=16)
+SIZES: Any = dict(dim=8, num_layers=2, num_heads=2, mlp_dim=16)
 CONFIG = ClipConfig(
     VisionConfig(image_size=8, patch_size=4, embed_norm=True, patch_bias=False, norm_eps=1e-5, activation="quick_gelu",
                  **{**SIZES, "num_layers": 3}),
@@ -51,7 +52,7 @@ def test_vectors_that_an_edit_prepends_are_seen_and_are_no_part_of_the_text(para
 
 
 def test_depth_is_told_on_each_tower(params):
-  depth = {path: layer_of(path, leaf) for path, leaf in leaves_with_paths(params)}
+  depth: Any = {path: layer_of(path, leaf) for path, leaf in leaves_with_paths(params)}
   assert [np.size(depth[f"{side}/layers/mlp/up/kernel"]) for side in ("vision", "text")] == [3, 2]
   assert depth["projection/text/kernel"] is None
 
@@ -63,14 +64,19 @@ def test_more_tokens_than_positions_and_an_end_outside_of_the_vocabulary_are_nam
     ClipTextConfig(vocab_size=4, eos_id=4, **SIZES)
 
 
-@pytest.fixture(scope="module")
-def folder(params, tmp_path_factory):
+def words():
+  """A tokenizer of the config's vocabulary."""
   tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(5)} | {"<s>": 5, "[UNK]": 6, "</s>": 7}, "[UNK]"))
   tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
   tokenizer.post_processor = processors.TemplateProcessing(
       single=["<s>", "$A", "</s>"], pair=["<s>", "$A", "$B", "</s>"], special_tokens=[("<s>", 5), ("</s>", 7)])
+  return tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(params, tmp_path_factory):
   at = tmp_path_factory.mktemp("clip") / "model"
-  save_directory(params, CONFIG, at, tokenizer=tokenizer)
+  save_directory(params, CONFIG, at, tokenizer=words())
   return at
 
 
