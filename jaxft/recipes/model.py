@@ -17,7 +17,7 @@ from jaxft.data.chat.rendering import render_chat
 from jaxft.data.images import read_image
 from jaxft.decoding.generate import generate
 from jaxft.decoding.stepwise import stepwise_decoder
-from jaxft.evaluation.embed import embed_texts
+from jaxft.evaluation.embed import embed_images, embed_texts
 from jaxft.formats import pretrained
 from jaxft.formats.pretrained import Pretrained
 from jaxft.models import decoder
@@ -40,7 +40,7 @@ class Model(Pretrained):
       ValueError: it is a decoder, or there is no input.
     """
     if self.kind == "vision":
-      return np.asarray(self._features(inputs), np.float32)
+      return self._features(inputs).astype(np.float32)
     config, tokenizer = self.text_encoder()
     embed = functools.partial(_text_vectors(config), self.params)
     return embed_texts(embed, inputs, tokenizer, max_length=min(max_length or self.max_length, self.max_length))
@@ -101,12 +101,13 @@ class Model(Pretrained):
                      seed=seed, **options)
     return [row["text"] for row in answers]
 
-  def _features(self, images: Sequence[Any]) -> Float[Array, "images dim"]:
+  def _features(self, images: Sequence[Any]) -> Float[np.ndarray, "images dim"]:
     if not len(images):
       raise ValueError("inputs must hold at least one image; got none")
     size: int = self.config.image_size  # pyright: ignore[reportAttributeAccessIssue]: asked of models of images alone
     pixels = np.stack([read_image(image, size) for image in images])
-    return _image_vectors(self.config)(self.params, {"images": pixels})
+    run = _image_vectors(self.config)
+    return embed_images(lambda batch: run(self.params, {"images": batch}), pixels)
 
 
 # Kept by config: a function made anew at each call would be compiled at each call.
