@@ -39,21 +39,23 @@ class Worker:
     self._process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.worker", side, package], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True, env={**os.environ, **(environment or {})})
+    assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
+    self._to, self._from = self._process.stdin, self._process.stdout
     self.ready = self._read()
 
   def _read(self) -> dict[str, Any]:
-    line = self._process.stdout.readline()
+    line = self._from.readline()
     if not line:
       sys.exit(f"benchmark: the side {self.side} ended early (exit status {self._process.wait()})")
     return json.loads(line)
 
   def step(self) -> dict[str, Any]:
-    self._process.stdin.write("step\n")
-    self._process.stdin.flush()
+    self._to.write("step\n")
+    self._to.flush()
     return self._read()
 
   def close(self) -> None:
-    self._process.stdin.close()
+    self._to.close()
     self._process.wait()
 
 
@@ -120,8 +122,8 @@ def main() -> None:
 
 def table(results: dict[str, Any]) -> str:
   """The figures for people."""
-  rows = [("pair", "jaxft", "peer", "peer / jaxft", "loss at step 1", "peak memory", "first step",
-           "share of matmul rate")]
+  rows: list[tuple[str, ...]] = [
+      ("pair", "jaxft", "peer", "peer / jaxft", "loss at step 1", "peak memory", "first step", "share of matmul rate")]
   for name, ours, peer in PAIRS:
     a, b = results[name][ours], results[name][peer]
     share = results["step_flops"][name] / a["median_seconds"] / results["matmul_flops_per_second"]

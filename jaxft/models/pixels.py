@@ -29,10 +29,31 @@ def standardize(
   """
   if not len(mean) == len(std) == images.shape[-1]:
     raise ValueError(f"mean and std must have one entry for each of {images.shape[-1]} channels; got {mean} and {std}")
-  x = jnp.asarray(images, jnp.float32)
-  if jnp.issubdtype(images.dtype, jnp.integer):
-    x = x / 255.0
+  x = _unit_range(images)
   return ((x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)
+
+
+def resize(
+    images: Num[AnyArray, "batch height width channels"], size: int, *, method: str = "cubic", clip: bool = True
+) -> Float[Array, "batch size size channels"]:
+  """Images as squares, stretched where they are none; an integer image's values become floats in [0, 1].
+
+  >>> resize(np.full((2, 4, 6, 3), 255, np.uint8), 8).shape
+  (2, 8, 8, 3)
+
+  Args:
+    images: in [0, 1] where floating, in [0, 255] where integer.
+    size: of the result's sides.
+    method: of `jax.image.resize`.
+    clip: to [0, 1], as image libraries do: a cubic resize goes beyond black and white beside an edge.
+
+  Raises:
+    ValueError: size below 1.
+  """
+  if size < 1:
+    raise ValueError(f"size must be at least 1; got {size}")
+  x = jax.image.resize(_unit_range(images), (len(images), size, size, images.shape[-1]), method)
+  return jnp.clip(x, 0.0, 1.0) if clip else x
 
 
 def resize_and_crop(
@@ -56,12 +77,16 @@ def resize_and_crop(
   """
   if not 0 < crop <= 1:
     raise ValueError(f"crop must lie in (0, 1]; got {crop}")
-  x = jnp.asarray(image, jnp.float32)
-  if jnp.issubdtype(image.dtype, jnp.integer):
-    x = x / 255.0
+  x = _unit_range(image)
   height, width = x.shape[:2]
   scale = round(size / crop) / min(height, width)
   shape = (max(round(height * scale), size), max(round(width * scale), size), x.shape[2])
   x = jax.image.resize(x, shape, method)
   top, left = ((side - size) // 2 for side in shape[:2])
   return jnp.clip(x[top : top + size, left : left + size], 0.0, 1.0)
+
+
+def _unit_range(images: Any) -> Array:
+  """Floats in [0, 1], which integers in [0, 255] become."""
+  x = jnp.asarray(images, jnp.float32)
+  return x / 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else x

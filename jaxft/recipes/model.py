@@ -17,7 +17,7 @@ from jaxft.data.chat.rendering import render_chat
 from jaxft.data.images import read_image
 from jaxft.decoding.generate import generate
 from jaxft.decoding.stepwise import stepwise_decoder
-from jaxft.evaluation.embed import embed_texts
+from jaxft.evaluation.embed import embed_images, embed_texts
 from jaxft.formats import pretrained
 from jaxft.formats.pretrained import Pretrained
 from jaxft.models import clip, decoder, pixels
@@ -50,7 +50,7 @@ class Model(Pretrained):
     else:
       images = self.kind == "vision"
     if images:
-      return np.asarray(self._features(inputs), np.float32)
+      return self._features(inputs).astype(np.float32)
     config, tokenizer = self._reader()
     embed = functools.partial(_text_vectors(config), self.params)
     return embed_texts(embed, inputs, tokenizer, max_length=min(max_length or self.max_length, self.max_length))
@@ -119,13 +119,14 @@ class Model(Pretrained):
       raise ValueError(f"{self.name} has no tokenizer: its texts are to be ids, of jaxft.models.clip.embed_texts")
     return self.config, self.tokenizer
 
-  def _features(self, images: Sequence[Any]) -> Float[Array, "images dim"]:
+  def _features(self, images: Sequence[Any]) -> Float[np.ndarray, "images dim"]:
     if not len(images):
       raise ValueError("inputs must hold at least one image; got none")
     config = self.config.vision if isinstance(self.config, ClipConfig) else self.config
     size: int = config.image_size  # pyright: ignore[reportAttributeAccessIssue]: asked of models of images alone
-    pixels = np.stack([read_image(image, size) for image in images])
-    return _image_vectors(self.config)(self.params, {"images": pixels})
+    shown = np.stack([read_image(image, size) for image in images])
+    run = _image_vectors(self.config)
+    return embed_images(lambda batch: run(self.params, {"images": batch}), shown)
 
 
 # Kept by config: a function made anew at each call would be compiled at each call.

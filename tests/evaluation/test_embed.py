@@ -1,10 +1,10 @@
-"""Batches of `embed_texts`: few shapes, none larger than its texts need, and every text in its place."""
+"""Batches of `embed_texts` and `embed_images`: few shapes, none larger than needed, everything in its place."""
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from jaxft.evaluation.embed import embed_texts
+from jaxft.evaluation.embed import embed_images, embed_texts
 
 
 def words(n: int, first: int = 0) -> str:
@@ -28,3 +28,33 @@ def test_one_shape_for_each_length_and_no_larger_than_its_texts(few, many):
   np.testing.assert_array_equal(out, want)
   power = 1 << (few - 1).bit_length()
   assert set(shapes) == {(16, 16), (power, 24)} and len(shapes) == -(-many // 16) + 1
+
+
+@pytest.mark.parametrize("count,size,calls", [(1, 4, [1]), (4, 4, [4]), (5, 2, [2, 2, 2]), (3, 8, [3])])
+def test_images_are_embedded_once_and_in_order_by_one_shape(count, size, calls):
+  images, seen = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1), []
+
+  def embed(batch):
+    seen.append(len(batch))
+    return {"own": batch[:, 0, 0, 0], "grid": (np.repeat(batch, 3, axis=1) + 1.0,)}
+
+  out = embed_images(embed, images, batch_size=size)
+  assert seen == calls
+  np.testing.assert_array_equal(out["own"], np.arange(count))
+  np.testing.assert_array_equal(out["grid"][0], np.repeat(images, 3, axis=1) + 1.0)
+
+
+def test_what_fills_up_a_batch_is_an_image_of_it():
+  """Zeros in its place may be what a model has no finite answer to."""
+  images = np.arange(1, 4, dtype=np.float32).reshape(3, 1, 1, 1)
+  np.testing.assert_array_equal(embed_images(lambda x: 1 / x, images, batch_size=2), 1 / images)
+
+
+def test_images_refuses_what_it_cannot_embed():
+  images = np.ones((3, 1, 1, 1), np.float32)
+  with pytest.raises(ValueError, match="images must hold at least one image; got none"):
+    embed_images(lambda x: x, images[:0])
+  with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
+    embed_images(lambda x: x, images, batch_size=0)
+  with pytest.raises(ValueError, match="finite numbers; got others for images 2 to 2"):
+    embed_images(lambda x: np.where(x == 0, np.nan, x), images * [[[[1]]], [[[2]]], [[[0]]]], batch_size=2)

@@ -105,3 +105,16 @@ def test_the_middle_of_an_image_is_cut_out():
   np.testing.assert_allclose(got[:, [0, 1, 8, 9]], 0, atol=0.1)
   with pytest.raises(ValueError, match=r"crop must lie in \(0, 1\]; got 2"):
     pixels.resize_and_crop(image, 10, crop=2.0)
+
+
+def test_resize_stretches_to_squares_and_clips_what_goes_beyond_black_and_white():
+  image = np.zeros((1, 4, 8, 1), np.uint8)
+  image[:, :, 4:] = 255
+  both = jax.jit(lambda x: (pixels.resize(x, 16), pixels.resize(x, 16, clip=False), pixels.resize(x / 255, 16)))
+  clipped, as_it_is, of_floats = jax.device_get(both(image))
+  assert clipped.shape == (1, 16, 16, 1) and clipped.min() == 0 and clipped.max() == 1
+  assert as_it_is.min() < -0.02 and as_it_is.max() > 1.02  # a cubic overshoots on both sides of the edge
+  np.testing.assert_allclose(clipped, np.clip(as_it_is, 0, 1))
+  np.testing.assert_allclose(of_floats, clipped, atol=1e-6)
+  with pytest.raises(ValueError, match="size must be at least 1; got 0"):
+    pixels.resize(image, 0)
