@@ -42,7 +42,7 @@ def as_text(summary: dict[str, Any]) -> str:
             if not name.endswith(("_low", "_high"))]
   rate = s["examples_per_second"]
   lines += [
-      f"  {'?' if rate is None else f'{rate:.1f}'} examples/s, {s['peak_memory_bytes'] / 2**20:,.0f} MiB at most",
+      f"  {'?' if rate is None else f'{rate:.3g}'} examples/s, {s['peak_memory_bytes'] / 2**20:,.0f} MiB at most",
       *([f"  model: {out / run_folder.MODEL}"] if (out / run_folder.MODEL).exists() else []),
       *([f"  adapter: {out / run_folder.ADAPTER}"] if s.get("adapter") else []),
       f"  metrics: {out / run_folder.METRICS}, checkpoints: {out / run_folder.CHECKPOINTS}",

@@ -120,17 +120,17 @@ def plan_of(options: PlanOptions) -> Any:
   """The `jaxft.training.planning.plan.Plan` of the options."""
   from jaxft.formats.families import family_of
   from jaxft.recipes.guess import with_loss
-  from jaxft.recipes.run import check_options, recipe_of
+  from jaxft.recipes.run import check_options, recipe_of, with_data
   from jaxft.training import plan
 
-  run = options.run
+  run = with_data(options.run)
   check_options(run)
   mesh = _mesh(run.compute, options.topology)
   config = config_of(run.model)
   kind = family_of(config).kind
   # No data are read: pairs for an encoder, labels for a model of images, texts for a decoder, where no task is named.
   usual = {"encoder": ("anchor", "positive"), "vision": ("label",), "decoder": ("text",)}.get(kind, ())
-  usual = usual if run.loss.task is None else ()
+  usual = usual if run.loss.task is None and not run.loss.reward else ()
   run, _ = with_loss(run, kind, usual)
   recipe = recipe_of(run, config, run.optimization.steps or 1000, mesh)
   guide_dim = config_of(run.loss.guide).dim if run.loss.guide else config.dim
@@ -155,13 +155,14 @@ def config_of(name: str) -> Any:
   return gguf_config(open_gguf(path)) if path.suffix == ".gguf" else read_config(path)
 
 
-def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
+def batch_shape(run: Finetune, config: Any, guide_dim: int) -> Any:
   """A batch of the run in shapes: every text as long as `max_length` allows, pairs without negatives."""
   import jax
   import jax.numpy as jnp
 
   from jaxft.formats.families import family_of
   from jaxft.recipes.preference.losses import PREFERENCES
+  from jaxft.recipes.rl.losses import POLICY_LOSSES
   from jaxft.recipes.run import TARGETS, loss_name
 
   rows, length = run.optimization.batch_size, run.examples.max_length
@@ -179,6 +180,8 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
     side = jax.ShapeDtypeStruct((rows, sides, length), jnp.int32)
     return {"ids": side, "mask": side, "loss_mask": side, "reference": jax.ShapeDtypeStruct((rows, sides), jnp.float32),
             "desirable": jax.ShapeDtypeStruct((rows,), jnp.bool_)}
+  if loss in POLICY_LOSSES:
+    return _answers(run, loss, length)
   if kind == "decoder":
     return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})
   text = {"ids": ids, "mask": ids}
@@ -189,6 +192,24 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> dict[str, Any]:
   if loss == "cosent":
     return {"sentence1": text, "sentence2": text, "score": jax.ShapeDtypeStruct((rows,), jnp.float32)}
   return {"anchor": text, "positive": text}
+
+
+def _answers(run: Finetune, loss: str, length: int) -> Any:
+  """Of a run by rewards the batch of an update; what it is compared with by the names of `Answers`."""
+  import jax
+  import jax.numpy as jnp
+
+  from jaxft.recipes.rl.losses import POLICY_LOSSES
+  from jaxft.recipes.rl.objective import Answers
+  from jaxft.recipes.run import rows_of, run_policy
+
+  settings, rows = run_policy(run.loss, loss), rows_of(run, loss)
+  tokens, new = (rows, length + settings.max_new_tokens), (rows, settings.max_new_tokens)
+  of: Any = jax.ShapeDtypeStruct
+  reads_reference = settings.beta and not POLICY_LOSSES[loss].beta_of_reward
+  return Answers(
+      of(tokens, jnp.int32), of(tokens, jnp.bool_), of(new, jnp.bool_), of((rows,), jnp.float32),
+      of(new, jnp.float32) if settings.passes > 1 else None, of(new, jnp.float32) if reads_reference else None)
 
 
 def _params(run: Finetune, config: Any) -> Any:

@@ -31,7 +31,20 @@ from jaxft.recipes.preference.losses import PREFERENCES
 from jaxft.recipes.preference.preparation import preference_splits
 from jaxft.recipes.preparation import prepare, target_of
 from jaxft.recipes.quiet import quiet_threads
-from jaxft.recipes.run import WITH_OUTPUT, check_options, found_of, loss_name, mesh_of, recipe_of
+from jaxft.recipes.rl.losses import POLICY_LOSSES
+from jaxft.recipes.rl.preparation import SHOWN, policy_step
+from jaxft.recipes.rl.prompts import Prompts
+from jaxft.recipes.run import (
+  WITH_OUTPUT,
+  check_options,
+  early_name,
+  found_of,
+  loss_name,
+  mesh_of,
+  recipe_of,
+  rows_of,
+  with_data,
+)
 from jaxft.recipes.run_file import as_text
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, checksum, fit, init_state, make_train_step
@@ -44,7 +57,7 @@ from jaxft.tree import count
 
 LOSS_SOURCES = {
     "gist": ("2402.16829",), "mnrl": ("1705.00652",), "supcon": ("2004.11362",),
-    **{name: loss.arxiv for name, loss in PREFERENCES.items()}}
+    **{name: loss.arxiv for name, loss in (PREFERENCES | POLICY_LOSSES).items()}}
 
 
 def finetune(options: Finetune) -> dict[str, Any] | None:
@@ -59,7 +72,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
     Stopped: SIGINT or SIGTERM, with the last checkpoint named; see `fit`.
   """
   keep_freed_memory()
-  out = options.output.out
+  out, options = options.output.out, with_data(options)
   check_options(options)
   for name in options.output.track:
     check_tracker(name)
@@ -79,15 +92,15 @@ def _places(options: Finetune) -> dict[str, str]:
   models = {"model": options.model, "guide": options.loss.guide}
   named = lambda m: m.partition(":")[0] in PRESETS or on_hub(m)
   places = {name: m for name, m in models.items() if m is not None and not named(m)}
-  return places | ({"data": options.data} if is_place(options.data) else {})
+  return places | ({"data": options.data} if options.data is not None and is_place(options.data) else {})
 
 
 def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   out, optimization, given = options.output.out, options.optimization, defining(options)
   mesh = mesh_of(options.compute)
   if mesh is not None:
-    check_rows(optimization.batch_size, mesh, optimization.accumulate)
-  splits = read_splits(options.data, options.examples)
+    check_rows(rows_of(options, early_name(options.loss)), mesh, optimization.accumulate)
+  splits = read_splits(options.data or "", options.examples)
   with _on_host(mesh):
     model = load(options.model)
     inputs = {"data version": splits.version, "records": len(splits.train)}
@@ -123,6 +136,10 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   initial = joined if recipe.compute_dtype is None else lambda: cast_floating(joined(), recipe.compute_dtype)
   records, collate, validate = prepare(
       options, model, splits, target, recipe.objective, mesh, initial, read["model's weights"])
+  name, said = loss_name(options.loss.loss, model.kind), ("loss",)
+  if isinstance(records, Prompts):
+    step = policy_step(options, name, model, records, recipe, step, state, frozen, mesh)
+    said = SHOWN
   if is_first():
     held = "none" if splits.validation is None else f"{len(splits.validation):,}"
     print(f"jaxft: {len(splits.train):,} records to train on and {held} to validate; {steps:,} steps of "
@@ -161,7 +178,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
           evaluate=evaluate, evaluate_every=options.output.eval_every, writers=writers,
           log_every=options.output.log_every, stop_if_not_finite=options.output.stop_if_not_finite,
           steps_per_epoch=None if options.examples.pack else math.ceil(len(records) / optimization.batch_size),
-          traces=out / run_folder.TRACES)
+          traces=out / run_folder.TRACES, shown=said)
   except OSError as e:
     if e.errno is None:  # of a checkpoint: it names the last one already
       raise

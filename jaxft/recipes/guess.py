@@ -6,11 +6,13 @@ from collections.abc import Collection
 from jaxft.checks import one_of
 from jaxft.recipes.options import Finetune, Loss
 from jaxft.recipes.preference.losses import PREFERENCES
+from jaxft.recipes.rl.losses import POLICY_LOSSES
 
 # task -> kind of model -> its losses, by the fields that the records must have; the first that fits is taken
 TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
     "prefer": {"decoder": ((("prompt", "chosen", "rejected"), "dpo"), (("prompt", "completion", "label"), "kto"))},
     "sft": {"decoder": (((), "sft"),)},
+    "rl": {"decoder": (((), "grpo"),)},
     "embed": {
         "encoder": ((("anchor", "positive"), "mnrl"), (("question", "answer"), "mnrl"),
                     (("sentence1", "sentence2", "score"), "cosent"), (("label",), "supcon")),
@@ -21,7 +23,7 @@ TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
 # In which order they are tried where no task is named: a label beside a text is there to be learnt.
 _ORDER = ("prefer", "sft", "classify", "regress", "embed")
 # task -> losses that a run may name beside it, where there are more than the table has
-_MORE = {"prefer": tuple(PREFERENCES), "embed": ("gist",)}
+_MORE = {"prefer": tuple(PREFERENCES), "rl": tuple(POLICY_LOSSES), "embed": ("gist",)}
 
 
 def check_task(loss: Loss) -> None:
@@ -60,9 +62,10 @@ def _guess(loss: Loss, kind: str, fields: Collection[str]) -> str:
     kinds = sorted({kind for kinds in TASKS.values() for kind in kinds})
     raise ValueError(f"model must be one that the command fine-tunes, of the kinds {', '.join(kinds)}; got a {kind}, "
                      "which the functions of jaxft.models and jaxft.training take")
-  if loss.task is not None:
-    one_of(f"task with this {kind}", loss.task, known)
-    known = [loss.task]
+  task = "rl" if loss.task is None and loss.reward else loss.task  # no other reads a reward
+  if task is not None:
+    one_of(f"task with this {kind}", task, [task for task, kinds in TASKS.items() if kind in kinds])
+    known = [task]
   # The field to be learnt may have another name.
   given = {*fields} | ({"label", "value"} if loss.target else set())
   for task in known:

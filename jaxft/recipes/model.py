@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -182,8 +182,11 @@ def answer(
       one without a template.
   """
   config, tokenizer = model.text_decoder()
-  rows = [_encode(model, prompt, chat, system) for prompt in prompts]
-  ids, mask = _left_padded(rows, config.pad_id or 0, config.max_length)
+  rows = [encode_turns(model, _turns(prompt, system)) if chat else encode_prompt(model, prompt) for prompt in prompts]
+  longest = max(map(len, rows))
+  # To a multiple of 16 tokens, so that prompts of like length share a compilation; no further than the context.
+  length = max(longest, min(-(-longest // 16) * 16, config.max_length))
+  ids, mask = left_padded(rows, config.pad_id or 0, length)
   out = generate(stepwise_decoder(model.params, config, dtype=dtype), ids, jax.random.key(seed), mask=mask, **options)
   answers = []
   for prompt, tokens, kept, log_probs, _ in zip(prompts, *jax.device_get(out), strict=True):
@@ -195,30 +198,35 @@ def answer(
   return answers
 
 
-def _encode(model: Pretrained, prompt: str, chat: bool, system: str | None) -> list[int]:
+def _turns(prompt: str, system: str | None) -> list[dict[str, str]]:
+  turns = [] if system is None else [{"role": "system", "content": system}]
+  return [*turns, {"role": "user", "content": prompt}]
+
+
+def encode_prompt(model: Pretrained, prompt: str) -> list[int]:
+  """The tokens of a text that is to be continued; ValueError where there is none."""
   _, tokenizer = model.text_decoder()
-  if not chat:
-    ids = tokenizer.encode(prompt).ids
-  else:
-    if model.chat_template is None:
-      raise ValueError(f"--chat needs a checkpoint with a chat template; {model.name} has none")
-    turns = [] if system is None else [{"role": "system", "content": system}]
-    turns.append({"role": "user", "content": prompt})
-    text = render_chat(turns, model.chat_template, add_generation_prompt=True, **special_tokens(model))
-    # The template writes the special tokens itself.
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
+  return _some(tokenizer.encode(prompt).ids)
+
+
+def encode_turns(model: Pretrained, turns: Sequence[Mapping[str, str]]) -> list[int]:
+  """The tokens of a chat that is to be answered, by the checkpoint's template; ValueError where it has none."""
+  _, tokenizer = model.text_decoder()
+  if model.chat_template is None:
+    raise ValueError(f"a chat needs a checkpoint with a chat template; {model.name} has none")
+  text = render_chat(turns, model.chat_template, add_generation_prompt=True, **special_tokens(model))
+  # The template writes the special tokens itself.
+  return _some(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _some(ids: list[int]) -> list[int]:
   if not ids:
     raise ValueError("a prompt must have at least one token; got an empty one")
   return ids
 
 
-def _left_padded(rows: list[list[int]], pad_id: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-  """Ids and mask, padded on the left to a multiple of 16 tokens, so that prompts of like length share a compilation.
-
-  Padding goes no further than the context.
-  """
-  longest = max(map(len, rows))
-  length = max(longest, min(-(-longest // 16) * 16, context))
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+  """Ids and mask of so many columns, padded on the left."""
   ids, mask = np.full((len(rows), length), pad_id, np.int32), np.zeros((len(rows), length), np.int32)
   for i, row in enumerate(rows):
     ids[i, length - len(row):] = row

@@ -13,6 +13,7 @@ from jaxft import command_line
 from jaxft.recipes.method_expression import EXAMPLE
 from jaxft.recipes.methods import WORDS, names_by_kind, rates_by_method, selected_by_default
 from jaxft.recipes.preference.losses import PREFERENCES, by_value
+from jaxft.recipes.rl.losses import POLICY_LOSSES
 
 _METHODS = f'What trains; {names_by_kind()} Several: "{EXAMPLE}", each with its options in brackets.'
 _SELECT = (
@@ -27,11 +28,23 @@ _LOSS = (
     "In place of a task, or one of its losses. Encoders of text: mnrl or gist (pairs), cosent (scored pairs), "
     "cross_entropy (a classifier), mse (a regressor) or supcon (an embedder of labels); models of images: "
     f"cross_entropy, mse or supcon; decoders: sft, or preferences by {', '.join(_PAIRS)} (pairs), kto (judged "
-    "responses or pairs), poft (responses, as sft has them).")
+    f"responses or pairs), poft (responses, as sft has them); by a reward {', '.join(POLICY_LOSSES)}.")
 _MARGIN = (
     "gist: a candidate is dropped when the guide finds it closer than the positive minus this margin (None: 0). simpo, "
     f"poft: the lead that is asked for. None: {by_value('margin')}.")
-_BETA = f"Preference losses: the scale of the scores; orpo: the weight of the odds. None: {by_value('beta')}."
+_BETA = (
+    f"Preference losses: the scale of the scores; orpo: the weight of the odds. None: {by_value('beta')}. Task rl: the "
+    "weight of the divergence from the model before tuning, which rloo takes off the reward. None: 0, rloo 0.05.")
+_CLIPS = lambda option: "None: " + ", ".join(
+    f"{name} {value:g}" for name, loss in POLICY_LOSSES.items() if (value := getattr(loss, option)) is not None) + "."
+_CLIP_LOW = (
+    "Task rl: how far the ratio of new to old probability may fall below 1, which is read with --passes above 1 alone. "
+    f"{_CLIPS('clip_low')}")
+_CLIP_HIGH = f"The same above 1; of cispo the cap itself. {_CLIPS('clip_high')}"
+_REWARD = (
+    "Task rl: what an answer is worth. exact: 1 where it is the record's `answer` and 0 elsewhere; reasoning-gym:TASK, "
+    "which makes the questions too, in place of --data (extra `reasoning`), or reasoning-gym with --data "
+    "reasoning_gym/TASK; module:function, a Python function `(texts, records) -> numbers`. Of several the sum.")
 _SMOOTHING = (
     f"{', '.join(name for name, loss in PREFERENCES.items() if loss.label_smoothing is not None)}: the share of labels "
     f"that is taken to be flipped. None: {by_value('label_smoothing')}.")
@@ -87,14 +100,15 @@ class Loss:
   """What is minimized."""
 
   task: str | None = None
-  """sft, prefer, embed, classify or regress. None: what the columns of the data are for, which is said at the start."""
+  """sft, prefer, rl, embed, classify or regress. None: what the columns of the data are for, which is said at the
+  start; rl where there is a --reward."""
   loss: Annotated[str | None, tyro.conf.arg(help=_LOSS)] = None
   guide: str | None = None
   """Pairs: the preset or folder that judges false negatives, by the loss gist. None with gist: the model itself,
   before tuning."""
   temperature: float | None = None
   """gist, mnrl, cosent, supcon: temperature. None: the loss's own default (gist 0.01, mnrl and cosent 0.05, supcon
-  0.07)."""
+  0.07). Task rl: of the sampled answers, and of their probabilities. None: 1."""
   margin: Annotated[float | None, tyro.conf.arg(help=_MARGIN)] = None
   beta: Annotated[float | None, tyro.conf.arg(help=_BETA)] = None
   label_smoothing: Annotated[float | None, tyro.conf.arg(help=_SMOOTHING)] = None
@@ -104,6 +118,22 @@ class Loss:
   """kto: what the loss of a desirable response is multiplied by. None: 1."""
   undesirable_weight: float | None = None
   """kto: the same of an undesirable one."""
+  reward: Annotated[tuple[str, ...], tyro.conf.arg(help=_REWARD)] = ()
+  reward_weights: tuple[float, ...] = ()
+  """Of several rewards: what each is multiplied by. None given: 1."""
+  marker: str | None = None
+  """exact: the answer is what follows this text in its last line that has it. None: the last number."""
+  group_size: int | None = None
+  """Task rl: answers to each prompt, which are compared with one another; a step learns from --batch-size prompts times
+  so many. None: 8."""
+  max_new_tokens: int | None = None
+  """Task rl: the most tokens of an answer. None: 128. --max-length is that of the prompt."""
+  clip_low: Annotated[float | None, tyro.conf.arg(help=_CLIP_LOW)] = None
+  clip_high: Annotated[float | None, tyro.conf.arg(help=_CLIP_HIGH)] = None
+  passes: int | None = None
+  """Task rl: updates on the answers of a step, each on all of them. None: 1."""
+  drop_cut: bool = False
+  """Task rl: learn nothing from answers that --max-new-tokens has cut off."""
   target: str | None = None
   """cross_entropy, supcon, mse: the field to learn. None: label, for mse value."""
   head: str | None = None
@@ -186,7 +216,7 @@ class Finetune:
   model: str
   """A preset (minilm-l6, mpnet-base, smollm2-135m, efficientnet-lite0), a Hugging Face folder, or hf:org/name (extra
   `hub`)."""
-  data: str
+  data: str | None = None
   """A data set (docstrings, sentiment/neighbours-news, reasoning_gym/<task>, tfds:<name>, hf:<org>/<name>), a .jsonl
   file (text or the path of an image, with a label or a value, among others), a folder with a folder of pictures for
   each class, or one that TFDS prepared."""

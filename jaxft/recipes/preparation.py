@@ -26,6 +26,8 @@ from jaxft.recipes.labels import Target, labels_of, numbers_of
 from jaxft.recipes.options import Finetune
 from jaxft.recipes.preference.losses import PREFERENCES
 from jaxft.recipes.preference.preparation import prepare_preferences
+from jaxft.recipes.rl.losses import POLICY_LOSSES
+from jaxft.recipes.rl.preparation import prepare_policy
 from jaxft.recipes.run import DTYPES, TARGETS, loss_name, target_field
 from jaxft.training.mesh import rows_of_process
 from jaxft.training.recipe import Objective
@@ -59,6 +61,8 @@ def prepare(
     raise ValueError("--pack is for decoders; a model of vectors needs one a row")
   if loss in PREFERENCES:
     return prepare_preferences(options, loss, model, splits, initial, weights, mesh)
+  if loss in POLICY_LOSSES:
+    return prepare_policy(options, loss, model, splits, mesh)
   if target is not None:
     length = min(options.examples.max_length, model.max_length)
     collate = target_collate(light, target, max_length=length, one_length=several)

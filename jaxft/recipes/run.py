@@ -20,6 +20,9 @@ from jaxft.recipes.options import Adaptation, Compute, Examples, Finetune, Loss,
 from jaxft.recipes.output import HEADS
 from jaxft.recipes.preference.losses import PREFERENCES, Settings, reads
 from jaxft.recipes.preference.objective import preference, settings_of
+from jaxft.recipes.rl.losses import POLICY_LOSSES, PolicySettings, policy_settings, reads as read_by_policy
+from jaxft.recipes.rl.objective import policy
+from jaxft.recipes.rl.rewards import data_of, rewards_of
 from jaxft.training import DECODER_RULES, ENCODER_RULES, Recipe, make_mesh
 from jaxft.training.recipe import Objective
 from jaxft.transforms import ParamTransform, chain, train
@@ -28,11 +31,11 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # By kind of model; the first where none is named.
 LOSSES = {
     "encoder": ("mnrl", "gist", "cosent", "cross_entropy", "mse", "supcon"),
-    "vision": ("cross_entropy", "mse", "supcon"), "decoder": ("sft", *PREFERENCES)}
+    "vision": ("cross_entropy", "mse", "supcon"), "decoder": ("sft", *PREFERENCES, *POLICY_LOSSES)}
 READ_BY_LOSS = {
     "gist": ("guide", "temperature", "margin"), "mnrl": ("temperature",), "cosent": ("temperature",),
     "cross_entropy": ("target", "head"), "mse": ("target", "head"), "supcon": ("target", "temperature"), "sft": (),
-    **{name: reads(name) for name in PREFERENCES}}
+    **{name: reads(name) for name in PREFERENCES}, **{name: read_by_policy(name) for name in POLICY_LOSSES}}
 TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value"}  # the usual field of those that learn one
 WITH_OUTPUT = ("cross_entropy", "mse")
 RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES}
@@ -47,12 +50,14 @@ def check_options(options: Finetune) -> None:
   make_transform(options.method)
   _check_contradictions(options)
   check_task(options.loss)
+  by_reward = early_name(options.loss) in POLICY_LOSSES
   if options.loss.head is not None:
     one_of("head", options.loss.head, HEADS)
   for name, value in (
       ("steps", options.optimization.steps), ("batch_size", options.optimization.batch_size),
       ("accumulate", options.optimization.accumulate), ("checkpoint_every", options.output.checkpoint_every),
       ("keep", options.output.keep), ("eval_every", options.output.eval_every), ("log_every", options.output.log_every),
+      ("max_new_tokens", options.loss.max_new_tokens), ("passes", options.loss.passes),
   ):
     if value is not None and value < 1:
       raise ValueError(f"{name} must be at least 1; got {value}")
@@ -62,7 +67,10 @@ def check_options(options: Finetune) -> None:
       ("weight_decay", options.optimization.weight_decay, lambda x: x >= 0, ">= 0"),
       ("clip_norm", options.optimization.clip_norm, lambda x: x >= 0, ">= 0"),
       ("temperature", options.loss.temperature, lambda x: x is None or x > 0, "> 0"),
-      ("beta", options.loss.beta, lambda x: x is None or x > 0, "> 0"),
+      ("beta", options.loss.beta, lambda x: x is None or x > 0 or x == 0 and by_reward, ">= 0" if by_reward else "> 0"),
+      ("clip_low", options.loss.clip_low, lambda x: x is None or x >= 0, ">= 0"),
+      ("clip_high", options.loss.clip_high, lambda x: x is None or x > 0, "> 0"),
+      ("group_size", options.loss.group_size, lambda x: x is None or x >= 2, "at least 2"),
       ("likelihood", options.loss.likelihood, lambda x: x is None or x >= 0, ">= 0"),
       ("desirable_weight", options.loss.desirable_weight, lambda x: x is None or x >= 0, ">= 0"),
       ("undesirable_weight", options.loss.undesirable_weight, lambda x: x is None or x >= 0, ">= 0"),
@@ -72,6 +80,15 @@ def check_options(options: Finetune) -> None:
       raise ValueError(f"{name} must be {range}; got {value}")
   if options.optimization.steps is None and not options.optimization.epochs > 0:
     raise ValueError(f"epochs must be > 0; got {options.optimization.epochs}")
+  if options.data is None:
+    raise ValueError("--data must be given: a data set, a file or a folder")
+  if by_reward:
+    if (rows := rows_of(options, early_name(options.loss))) % options.optimization.accumulate:
+      raise ValueError(f"accumulate must divide the {rows} answers of a step, batch_size times group_size; got "
+                       f"{options.optimization.accumulate}")
+    rewards_of(options.loss.reward, options.loss.reward_weights, options.loss.marker)
+    if options.examples.pack:
+      raise ValueError("--pack is for --task sft; answers to prompts are rows of their own")
   if options.examples.pack and options.optimization.steps is None:
     raise ValueError("--pack needs --steps: how many rows an epoch takes is not known before packing")
 
@@ -120,15 +137,38 @@ def loss_name(name: str | None, kind: str) -> str:
   return name or known[0]
 
 
+def with_data(options: Finetune) -> Finetune:
+  """The options with the data set that a reward names, where they name none."""
+  return dataclasses.replace(options, data=data_of(options.loss.reward, options.data))
+
+
+def early_name(loss: Loss) -> str | None:
+  """The name of the loss, as far as the options tell it: what a run by rewards is, or may be left to the data."""
+  by_reward = loss.loss is None and (loss.task == "rl" or loss.reward)
+  return "grpo" if by_reward else loss.loss
+
+
 def compares_all(loss: str) -> bool:
   """Whether a loss compares all examples of a batch, which its objective then cuts in micro-batches itself."""
-  return PREFERENCES[loss].whole if loss in PREFERENCES else loss not in ("sft", *WITH_OUTPUT)
+  return PREFERENCES[loss].whole if loss in PREFERENCES else loss not in ("sft", *WITH_OUTPUT, *POLICY_LOSSES)
+
+
+def rows_of(run: Finetune, loss: str | None) -> int:
+  """The rows of an update: examples, or the answers to all prompts."""
+  size = run.optimization.batch_size
+  return size * run_policy(run.loss, loss).group_size if loss in POLICY_LOSSES else size
+
+
+def run_policy(loss: Loss, name: str) -> PolicySettings:
+  """What the options and, where they say nothing, the table of losses set of a policy loss."""
+  return policy_settings(name, **{f: getattr(loss, f) for f in PolicySettings._fields})
 
 
 def rate_of(run: Finetune, loss: str) -> float:
   """The usual peak learning rate of a run's method with a loss."""
   rate = usual_rate(run.method)
-  return rate * PREFERENCES[loss].rate if loss in PREFERENCES else rate
+  table = PREFERENCES if loss in PREFERENCES else POLICY_LOSSES
+  return rate * table[loss].rate if loss in table else rate
 
 
 def preference_settings(loss: Loss, name: str) -> Settings:
@@ -141,6 +181,9 @@ def found_of(options: Finetune, loss: str, steps: int) -> dict[str, Any]:
   """What a run has of what the options leave open, by name."""
   rate = options.optimization.learning_rate
   found = {"loss": loss, "steps": steps, "learning_rate": rate_of(options, loss) if rate is None else rate}
+  if loss in POLICY_LOSSES:
+    of_policy = run_policy(options.loss, loss)._asdict()
+    return found | {option: of_policy[option] for option in read_by_policy(loss) if option in of_policy}
   if loss not in PREFERENCES:
     return found
   settings = preference_settings(options.loss, loss)._asdict()
@@ -168,6 +211,7 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Reci
   kind = family_of(config).kind
   rules, loss = pick("kind of model", kind, RULES), loss_name(run.loss.loss, kind)
   rate = optimization.learning_rate
+  steps = steps * run_policy(run.loss, loss).passes if loss in POLICY_LOSSES else steps
   optimizer = adamw(
       rate_of(run, loss) if rate is None else rate, steps, schedule=optimization.schedule,
       warmup_steps=round(optimization.warmup * steps), weight_decay=optimization.weight_decay,
@@ -193,6 +237,8 @@ def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None) -> Obje
   if loss in PREFERENCES:
     chunks = run.optimization.accumulate if compares_all(loss) else 1
     return preference(config, loss, preference_settings(run.loss, loss), chunks=chunks, mesh=mesh, **compute)
+  if loss in POLICY_LOSSES:
+    return policy(config, loss, run_policy(run.loss, loss), **compute)
   if loss in WITH_OUTPUT:
     return prediction(config, classes=loss == "cross_entropy", **compute)
   if loss == "supcon":

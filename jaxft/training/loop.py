@@ -17,7 +17,7 @@ from jaxft.training.checkpoints import Checkpoints, fingerprint_of
 from jaxft.training.interrupts import Stopped, interrupts
 from jaxft.training.mesh import leading_axes, rows_of_process
 from jaxft.training.metrics import Writer
-from jaxft.training.progress import progress as shown
+from jaxft.training.progress import progress as progress_of
 from jaxft.training.state import TrainState
 from jaxft.training.traces import traces as tracing
 from jaxft.training.watch import Watch
@@ -42,6 +42,7 @@ def fit(
     steps_per_epoch: int | None = None,
     stop_if_not_finite: bool = True,
     progress: bool = True,
+    shown: Sequence[str] = ("loss",),
     traces: str | os.PathLike | None = None,
 ) -> TrainState:
   """Trains until `steps` steps have been taken in all, counting those of the checkpoint it resumes from.
@@ -77,6 +78,7 @@ def fit(
     stop_if_not_finite: end the run at the first step whose loss, gradient norm or update norm is not finite, and save
       nothing that this step has touched. Metrics are read some steps late, but always before anything is saved.
     progress: show a bar, or lines where there is no terminal.
+    shown: the metrics that these have; those that a step does not give are left out.
     traces: a folder for profiler traces: at SIGUSR2 the next five steps are traced into it. None leaves the signal
       alone.
 
@@ -112,7 +114,8 @@ def fit(
     writer.rewind(t)
 
   def line(step: int, values: dict[str, float]) -> None:
-    bar.set_postfix({"loss": f"{values['loss']:.4g}", "examples/s": f"{values['examples_per_second']:.4g}"})
+    told = {name: values[name] for name in shown if name in values} | {"examples/s": values["examples_per_second"]}
+    bar.set_postfix({name: f"{value:.4g}" for name, value in told.items()})
     for writer in writers:
       writer.write(step, values)
 
@@ -127,7 +130,7 @@ def fit(
   clock, parts = _Rate(), rows_of_process(getattr(train_step, "mesh", None))[1]
   with (interrupts() as caught,
         tracing(None if traces is None else Path(traces)) as tracer,
-        shown(steps, t, show=progress and first_process) as bar):
+        progress_of(steps, t, show=progress and first_process) as bar):
     while t < steps:
       batch = source.next(t)
       due = watch.due

@@ -103,6 +103,11 @@ def score(record: Mapping[str, Any], answer: str) -> float:
   return float(score_answer(answer, entry))
 
 
+def require() -> None:
+  """Raises ImportError where the package is not installed."""
+  _package()
+
+
 def _package():
   try:
     import reasoning_gym

@@ -116,6 +116,10 @@ OWN: dict[str, Format] = {
   "judged chats": Format(
     ("prompt", "completion", "label"), "prefer", {"prompt": _TURNS[:1], "completion": _TURNS[1:], "label": True},
     turns=("prompt", "completion"), truths=("label",)),
+  "prompts and answers": Format(("prompt", "answer"), "rl", {"prompt": "Twice three is", "answer": "6"}),
+  "chats and answers": Format(
+    ("prompt", "answer"), "rl", {"prompt": [{"role": "user", "content": "What is twice three?"}], "answer": "6"},
+    turns=("prompt",)),
   "labels": Format(("text", "label"), "classify", {"text": "I loved it.", "label": "positive"}),
   "values": Format(("text", "value"), "regress", {"text": "I loved it.", "value": 4.5}),
   "image labels": Format(("image", "label"), "classify", {"image": "pets/1.png", "label": "cat"}),

@@ -1,5 +1,6 @@
 """Rollouts: responses that a policy samples, as rows that a policy loss takes."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +50,7 @@ class PolicyBatch(NamedTuple):
 @check_arrays
 def rollout(
     model: Stepwise, prompt: Int[AnyArray, "prompts time"], key: Key[Array, ""], *, samples: int = 1,
-    mask: Shaped[AnyArray, "prompts time"] | None = None, **options: Any,
+    mask: Shaped[AnyArray, "prompts time"] | None = None, place: Callable[[Any], Any] = jnp.asarray, **options: Any,
 ) -> Rollouts:
   """Samples several responses to each prompt, in one compiled loop over all of them.
 
@@ -67,6 +68,7 @@ def rollout(
     key: for the draws.
     samples: >= 1, responses to each prompt.
     mask: nonzero at the real tokens of the prompts; None where all are.
+    place: puts the rows where they are to be computed, as `lambda rows: place_batch(rows, mesh)`.
     **options: of `generate`: max_new_tokens, temperature, filters, stops.
 
   Returns:
@@ -80,7 +82,7 @@ def rollout(
     raise ValueError(f"samples must be at least 1; got {samples}")
   prompt = np.repeat(np.asarray(prompt, np.int32), samples, axis=0)
   real = np.ones(prompt.shape, bool) if mask is None else np.repeat(np.asarray(mask) != 0, samples, axis=0)
-  found = generate(model, jnp.asarray(prompt), key, mask=jnp.asarray(real), **options)
+  found = generate(model, place(prompt), key, mask=place(real), **options)
   beside = lambda left, right: jnp.concatenate([jnp.asarray(left), right], axis=1)
   return Rollouts(
       beside(np.where(real, prompt, model.pad_id).astype(np.int32), found.tokens), beside(real, found.mask),

@@ -1,0 +1,54 @@
+"""What tuning by rewards is validated by: the mean reward of answers to prompts that were held out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import stats
+
+from jaxft.data import evaluation_batches
+from jaxft.recipes.rl.prompts import Prompts
+from jaxft.recipes.rl.sampling import Sampler
+from jaxft.recipes.tasks import wilson_interval
+
+
+def held_out_reward(
+    sampler: Sampler, prompts: Prompts, rows: int, key: jax.Array
+) -> Callable[[Any], dict[str, float]]:
+  """`params -> {metric: value}` over one answer to each prompt, at the temperature of training.
+
+  The draws of each call are the same, so that what differs between two calls is the policy. `reward` is the mean, with
+  its 95% interval over prompts: Wilson's where every reward is 0 or 1, otherwise Student's, of two prompts or more.
+
+  Args:
+    sampler: of the run.
+    prompts: those that were held out.
+    rows: answers drawn at once.
+    key: of the draws.
+  """
+  batches: Any = evaluation_batches(prompts, batch_size=min(rows, len(prompts)), collate=prompts.collate)
+
+  def measure(params: Any) -> dict[str, float]:
+    parts: dict[str, list[np.ndarray]] = {}
+    for t in range(len(batches)):
+      batch = batches[t]
+      found = sampler(params, prompts, batch, jax.random.fold_in(key, t), samples=1)
+      for name, x in {**found.rewards, "length": found.length, "cut": found.cut}.items():
+        parts.setdefault(name, []).append(np.asarray(x, np.float64).reshape(-1)[batch["where"]])
+    of = {name: np.concatenate(x) for name, x in parts.items()}
+    means = {name: float(x.mean()) for name, x in of.items()}
+    return {"reward": means["reward"], **_interval(of["reward"]), **means}
+
+  return measure
+
+
+def _interval(rewards: np.ndarray) -> dict[str, float]:
+  if np.isin(rewards, (0.0, 1.0)).all():
+    low, high = wilson_interval(float(rewards.mean()), len(rewards))
+  elif len(rewards) > 1:
+    half = stats.t.ppf(0.975, len(rewards) - 1) * rewards.std(ddof=1) / np.sqrt(len(rewards))
+    low, high = rewards.mean() - half, rewards.mean() + half
+  else:
+    return {}
+  return {"reward_low": float(low), "reward_high": float(high)}
