@@ -11,7 +11,6 @@ from jaxft.evaluation.embed import embed_texts
 from jaxft.evaluation.perplexity import bits_per_byte, perplexity
 from jaxft.evaluation.scoring import score_choices
 from jaxft.finite import require_finite
-from jaxft.losses import Mean
 
 ROWS = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], np.float32)
 LABELS = np.array([1, 0, 0])
@@ -147,7 +146,8 @@ def test_scored_tokens_are_ids_and_their_values_aligned():
 
 
 def test_the_command_s_perplexity_is_not_of_nan():
+  from jaxft.recipes.account.intervals import of_ratio
   from jaxft.recipes.tasks import loss_and_perplexity
 
   with pytest.raises(ValueError, match="negative log-likelihood must be finite; got nan"):
-    loss_and_perplexity(Mean(jnp.float32(jnp.nan), jnp.float32(3)))
+    loss_and_perplexity(of_ratio("loss", [1.0, np.nan], [2.0, 1.0]))

@@ -148,13 +148,12 @@ def _perplexity(options: Evaluate, model: Any, data: str, records: Any) -> dict[
   del data
   from jaxft.recipes import measure
   from jaxft.recipes.examples import language_collate
-  from jaxft.recipes.objectives import language
   from jaxft.recipes.run import DTYPES
 
   length = min(options.max_length or 512, model.max_length)
   collate = language_collate(model, records[0], max_length=length)
-  objective = language(model.config, dtype=DTYPES[options.dtype], remat="none")
-  score = measure.perplexity(objective, records, collate, options.batch_size, None)(model.params)
+  score = measure.perplexity(
+      model.config, records, collate, options.batch_size, None, dtype=DTYPES[options.dtype])(model.params)
   return {**score, "records": len(records)}
 
 

@@ -2,8 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from jaxft.recipes.options import Finetune, parse
 from jaxft.recipes.run_file import expand
@@ -25,35 +23,6 @@ def main(args: list[str], enter: Callable[[], None]) -> None:
           "--no-stop-if-not-finite goes on all the same", file=sys.stderr)
     raise SystemExit(DIVERGED) from e
   if summary is not None:  # the first process tells
+    from jaxft.recipes.account.end import as_text
+
     print(as_text(summary))
-
-
-def as_text(summary: dict[str, Any]) -> str:
-  """The summary for people."""
-  from jaxft.recipes import run_folder
-
-  s, out = summary, Path(summary["out"])
-  share = s["trained_parameters"] / s["parameters"]
-  lines = [
-      f"{s['model']} on {s['data']}: {s['method']}, {s['loss']}, {s['steps']} steps; "
-      f"{s['trained_parameters']:,} parameters trained ({share:.2%} of the model's)"
-  ]
-  lines += [f"  validation {name}: {shown(name, s['before'])} -> {shown(name, s['after'])}" for name in s["after"]
-            if not name.endswith(("_low", "_high"))]
-  rate = s["examples_per_second"]
-  lines += [
-      f"  {'?' if rate is None else f'{rate:.3g}'} examples/s, {s['peak_memory_bytes'] / 2**20:,.0f} MiB at most",
-      *([f"  model: {out / run_folder.MODEL}"] if (out / run_folder.MODEL).exists() else []),
-      *([f"  adapter: {out / run_folder.ADAPTER}"] if s.get("adapter") else []),
-      f"  metrics: {out / run_folder.METRICS}, checkpoints: {out / run_folder.CHECKPOINTS}",
-      f"  again: jaxft finetune {out / run_folder.RUN} --out FOLDER",
-  ]
-  return "\n".join(lines + [f"  cite: arXiv {number}" for number in s["arxiv"]])
-
-
-def shown(name: str, scores: dict[str, float]) -> str:
-  """A score, with its interval where it has one; a question mark where there is none."""
-  if name not in scores:
-    return "?"
-  low, high = (scores.get(f"{name}_{end}") for end in ("low", "high"))
-  return f"{scores[name]:.4f}" + ("" if low is None or high is None else f" [{low:.4f}, {high:.4f}]")

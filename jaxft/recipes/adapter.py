@@ -30,6 +30,19 @@ def settings_of(method: Adaptation) -> dict[str, Any]:
   }.get(method.method, {})
 
 
+def no_form(method: Adaptation) -> str | None:
+  """Why PEFT has no form for a method; None where it has one."""
+  first, more = _adapting(method)
+  return f"PEFT has no form for the method {method.method}" if more or first.method not in TYPES else None
+
+
+def _adapting(method: Adaptation) -> tuple[Adaptation, list[Adaptation]]:
+  """The method that adapts matrices, and others that do; what trains whole beside it is kept with it."""
+  parts = parts_of(method)
+  first, *more = [part for part in parts if METHODS[part.method].kind != "whole weights"] or parts
+  return first, more
+
+
 def save_adapter(
     options: Finetune, transform: ParamTransform, frozen: Any, trainable: Any, config: Any, folder: Path
 ) -> str | None:
@@ -44,12 +57,10 @@ def save_adapter(
   Raises:
     OSError: the folder cannot be written.
   """
-  parts = parts_of(options.method)
-  # What trains whole beside an adapter is kept with it.
-  method, *more = [part for part in parts if METHODS[part.method].kind != "whole weights"] or parts
+  if (why := no_form(options.method)) is not None:
+    return why
+  method, _ = _adapting(options.method)
   name = method.method
-  if more or name not in TYPES:
-    return f"PEFT has no form for the method {options.method.method}"
   # What was quantized stays so: the adapter goes with it, and not with the weights before.
   quantized = name == "qlora" or options.method.quantize is not None
   base = frozen if quantized else load(options.model).params

@@ -55,11 +55,19 @@ class Subset(Sequence):
 
 
 class Splits(NamedTuple):
-  """The records to train on, those to validate on (None: none), and the version of the data set that holds them."""
+  """The records of a run.
+
+  Attributes:
+    train: to train on.
+    validation: to validate on; None: none.
+    version: of the data set that holds them.
+    control: of another, by which one sees what is forgotten; None: none.
+  """
 
   train: Records
   validation: Records | None
   version: str
+  control: Records | None = None
 
 
 def read_splits(name: str, options: Examples) -> Splits:
@@ -71,18 +79,25 @@ def read_splits(name: str, options: Examples) -> Splits:
   if not 0 <= options.holdout < 1:
     raise ValueError(f"holdout must lie in [0, 1); got {options.holdout}")
   made = builder(name, fields=options.fields)
-  version = made.info.full_name
+  version, control = made.info.full_name, None if options.control is None else _control(options.control)
   records = open_split(made, options.split)
   if options.validation is not None:
-    return Splits(records, open_split(made, options.validation), version)
+    return Splits(records, open_split(made, options.validation), version, control)
   if "validation" in made.info.splits:
-    return Splits(records, open_split(made, "validation"), version)
+    return Splits(records, open_split(made, "validation"), version, control)
   held = max(1, round(options.holdout * len(records))) if options.holdout and len(records) > 1 else 0
   if not held:
-    return Splits(records, None, version)
+    return Splits(records, None, version, control)
   # At random, because files are often sorted; by a fixed seed, so that no run validates on what another was tuned on.
   order = np.random.default_rng(0).permutation(len(records))
-  return Splits(Subset(records, np.sort(order[held:])), Subset(records, np.sort(order[:held])), version)
+  return Splits(Subset(records, np.sort(order[held:])), Subset(records, np.sort(order[:held])), version, control)
+
+
+def _control(name: str) -> Records:
+  """All records of a data set's test split, or of the first that there is of validation and train."""
+  made = builder(name)
+  split = next((split for split in ("test", "validation") if split in made.info.splits), "train")
+  return open_split(made, split)
 
 
 class Renamed(Sequence):

@@ -20,7 +20,9 @@ from jaxft.formats.pretrained import Pretrained, load
 from jaxft.host_memory import keep_freed_memory
 from jaxft.hub import on_hub
 from jaxft.recipes import run_folder
-from jaxft.recipes.adapter import save_adapter
+from jaxft.recipes.account.counts import count_tokens
+from jaxft.recipes.account.start import begins, holds, unit_of
+from jaxft.recipes.adapter import no_form, save_adapter
 from jaxft.recipes.examples import read_splits, training_batches
 from jaxft.recipes.guess import with_loss
 from jaxft.recipes.labels import Target
@@ -92,7 +94,8 @@ def _places(options: Finetune) -> dict[str, str]:
   models = {"model": options.model, "guide": options.loss.guide}
   named = lambda m: m.partition(":")[0] in PRESETS or on_hub(m)
   places = {name: m for name, m in models.items() if m is not None and not named(m)}
-  return places | ({"data": options.data} if options.data is not None and is_place(options.data) else {})
+  data = {"data": options.data, "control": options.examples.control}
+  return places | {name: d for name, d in data.items() if d is not None and is_place(d)}
 
 
 def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
@@ -134,25 +137,35 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   # Before it all: what is computed from the params as they are now outlives no step.
   joined = lambda: recipe.transform.join(frozen, state.trainable)
   initial = joined if recipe.compute_dtype is None else lambda: cast_floating(joined(), recipe.compute_dtype)
-  records, collate, validate = prepare(
-      options, model, splits, target, recipe.objective, mesh, initial, read["model's weights"])
-  name, said = loss_name(options.loss.loss, model.kind), ("loss",)
+  prepared = prepare(options, model, splits, target, mesh, initial, read["model's weights"])
+  records, collate = prepared.records, prepared.collate
+  held = {"eval": splits.validation, "control": splits.control}
+  measures = {name: prepared.measure(own) for name, own in held.items() if own is not None}
+  sizes = {name: None if own is None else len(own) for name, own in held.items()}
+  facts |= {"records": len(splits.train), "validated": sizes["eval"] or 0, "controlled": sizes["control"] or 0}
+  name, told = loss_name(options.loss.loss, model.kind), ("loss",)
   if isinstance(records, Prompts):
     step = policy_step(options, name, model, records, recipe, step, state, frozen, mesh)
-    said = SHOWN
+    told = SHOWN
   if is_first():
-    held = "none" if splits.validation is None else f"{len(splits.validation):,}"
-    print(f"jaxft: {len(splits.train):,} records to train on and {held} to validate; {steps:,} steps of "
-          f"{optimization.batch_size}; {facts['trained_parameters']:,} of {facts['parameters']:,} parameters train",
-          file=sys.stderr)
+    said: list[str | None] = [begins(train=len(splits.train), held=sizes["eval"], control=sizes["control"], steps=steps,
+                   batch_size=optimization.batch_size, packed=options.examples.pack,
+                   trained=facts["trained_parameters"], parameters=facts["parameters"])]
+    counts = None if prepared.uncut is None else count_tokens(records, collate, prepared.uncut)
+    said.append(holds(counts, max_length=options.examples.max_length, unit=unit_of(splits.train[0])))
+    for line in filter(None, said):
+      print(f"jaxft: {line}", file=sys.stderr)
     if model.head is not None:
       print(f"jaxft: note: the head that {options.model} has is not read, nor kept", file=sys.stderr)
   model = dataclasses.replace(model, params={})  # frozen and the state hold them from here on
   batches = training_batches(records, collate, options.examples, optimization, mesh)
-  evaluate = None if validate is None else (
-      lambda state, frozen: validate(recipe.transform.join(frozen, state.trainable)))
 
-  before = evaluate(state, frozen) if evaluate and not validated else None
+  def evaluate(state: Any, frozen: Any) -> dict[str, float]:
+    params = recipe.transform.join(frozen, state.trainable)
+    return {f"{run_folder.OF_CONTROL if name == 'control' else ''}{key}": x
+            for name, measure in measures.items() for key, x in measure(params).items()}
+
+  before = evaluate(state, frozen) if measures and not validated else None
   if not resumed and is_first():
     # Not sooner: what is refused so far loses no run that is there, nor stands in a corrected one's way.
     run_folder.begin_run(out, given, read)
@@ -175,10 +188,10 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
         print(f"jaxft: resuming the run in {out} at step {saved.latest} of {steps}", file=sys.stderr)
       state = fit(
           step, state, frozen, batches, steps=steps, checkpoints=saved, save_every=options.output.checkpoint_every,
-          evaluate=evaluate, evaluate_every=options.output.eval_every, writers=writers,
+          evaluate=evaluate if measures else None, evaluate_every=options.output.eval_every, writers=writers,
           log_every=options.output.log_every, stop_if_not_finite=options.output.stop_if_not_finite,
           steps_per_epoch=None if options.examples.pack else math.ceil(len(records) / optimization.batch_size),
-          traces=out / run_folder.TRACES, shown=said)
+          traces=out / run_folder.TRACES, shown=told)
   except OSError as e:
     if e.errno is None:  # of a checkpoint: it names the last one already
       raise
@@ -186,11 +199,13 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   finally:
     for writer in writers:
       writer.close()
-  notes = {}
-  if jax.process_count() == 1:
-    notes = _save_adapter(options, model, recipe.transform, frozen, state.trainable, target)
-  tuned = to_host(recipe.transform.join(frozen, state.trainable))
-  summary = _finish(options, model, tuned, facts | notes, target) if is_first() else None
+  why = _no_adapter(options, model, target)
+  tuned, summary = to_host(recipe.transform.join(frozen, state.trainable)), None
+  frozen, trainable = (None, None) if why else (to_host(side, plain=False) for side in (frozen, state.trainable))
+  if is_first():
+    with _on_host(mesh):
+      facts |= _save_adapter(options, model, recipe.transform, frozen, trainable, why)
+    summary = _finish(options, model, tuned, facts, target)
   wait_for_all("run finished")
   return summary
 
@@ -205,13 +220,18 @@ def _on_host(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def _save_adapter(
-    options: Finetune, model: Pretrained, transform: ParamTransform, frozen: Any, trainable: Any, target: Target | None
-) -> dict[str, Any]:
-  """Writes the adapter where the method has one, and says where it lies, or why there is none."""
+def _no_adapter(options: Finetune, model: Pretrained, target: Target | None) -> str | None:
+  """Why a run has no adapter, where its options say so already."""
   if target is not None and loss_name(options.loss.loss, model.kind) in WITH_OUTPUT:
-    why = "a head that trains with it goes into the merged model alone"
-  else:
+    return "a head that trains with it goes into the merged model alone"
+  return no_form(options.method)
+
+
+def _save_adapter(
+    options: Finetune, model: Pretrained, transform: ParamTransform, frozen: Any, trainable: Any, why: str | None
+) -> dict[str, Any]:
+  """Writes the adapter where there is one, and says so, or why there is none."""
+  if why is None:
     try:
       why = save_adapter(
           options, transform, frozen, trainable, model.config, options.output.out / run_folder.ADAPTER)
@@ -242,8 +262,10 @@ def _finish(
     raise OSError(f"{e}; {run_folder.last_checkpoint(out)}") from e
   scores, loss = run_folder.validations(out), loss_name(options.loss.loss, model.kind)
   summary = {
-      "model": options.model, "data": options.data, "method": options.method.method, "loss": loss, **facts,
-      "before": scores.get(0, {}), "after": scores.get(facts["steps"], {}),
+      "model": options.model, "kind": model.kind, "chat": model.chat_template is not None, "head": head is not None,
+      "data": options.data or " ".join(options.loss.reward), "method": options.method.method, "loss": loss, **facts,
+      "before": scores.get(0, {}), "after": scores.get(facts["steps"], {}), "control": options.examples.control,
+      "track": list(options.output.track),
       "examples_per_second": run_folder.examples_per_second(out), "peak_memory_bytes": peak_memory(),
       "out": str(out), "arxiv": [*sources(options.method), *LOSS_SOURCES.get(loss, ())],
   }

@@ -1,10 +1,11 @@
 """What a run is validated by, before, during and after: `measure(params) -> {metric: value}`, compiled once."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -13,14 +14,15 @@ from jaxft.evaluation import pearson, retrieval_metrics, spearman
 from jaxft.evaluation.embed import embed_texts
 from jaxft.formats.huggingface_config import Config
 from jaxft.formats.pretrained import Pretrained
-from jaxft.losses import Mean, cosine_similarity
+from jaxft.losses import cosine_similarity
+from jaxft.models import decoder
 from jaxft.recipes import tasks
+from jaxft.recipes.account.intervals import of_correlation, of_mean, of_ratio, of_root, of_share
 from jaxft.recipes.examples import Collate, Records
 from jaxft.recipes.labels import Target
-from jaxft.recipes.objectives import SCORED, features, prediction_scores
+from jaxft.recipes.objectives import SCORED, features, language_nll, prediction_scores
 from jaxft.together import is_first
 from jaxft.training.mesh import place_batch, rows_of_process, under_mesh
-from jaxft.training.recipe import Objective
 
 Measure = Callable[[Any], dict[str, float]]
 
@@ -35,10 +37,11 @@ def retrieval(
     embed = jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
   def measure(params: Any) -> dict[str, float]:
-    scores = tasks.retrieval(
+    scores, _ = tasks.retrieval_by_query(
         lambda ids, mask: embed(params, ids, mask), records, tokenizer, max_length=max_length,
         progress="validation" if is_first() else None)
-    return {name: scores[name] for name in ("ndcg@10", "recall@1", "mrr@10")}
+    return of_mean("ndcg@10", scores["ndcg@10"]) | of_share("recall@1", scores["recall@1"]) | (
+        of_mean("mrr@10", scores["mrr@10"]))
 
   return measure
 
@@ -58,24 +61,28 @@ def similarity(
         lambda ids, mask: embed(params, ids, mask), tasks.column(records, name), tokenizer, max_length=max_length,
         progress=f"validation: {name}" if is_first() else None), np.float64) for name in SCORED)
     cosines = (one * other).sum(1) / np.maximum(np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1), 1e-12)
-    return {"spearman": float(spearman(cosines, scores)), "pearson": float(pearson(cosines, scores))}
+    return of_correlation("spearman", float(spearman(cosines, scores)), len(scores)) | (
+        of_correlation("pearson", float(pearson(cosines, scores)), len(scores)))
 
   return measure
 
 
-def perplexity(objective: Objective, records: Records, collate: Collate, batch_size: int, mesh: Mesh | None) -> Measure:
+def perplexity(
+    config: decoder.DecoderConfig, records: Records, collate: Collate, batch_size: int, mesh: Mesh | None, *,
+    dtype: Any,
+) -> Measure:
   """A decoder's loss over all tokens of all records, and its exponential."""
-  shard = grain.sharding.ShardOptions(*rows_of_process(mesh))
-  batches = evaluation_batches(records, batch_size=batch_size, collate=collate, shard=shard)
+  nll = language_nll(config, dtype=dtype, remat="none")
 
-  @jax.jit
-  def value(params: Any, batch: Any) -> Mean:
-    with under_mesh(mesh):
-      return cast(Mean, objective(params, batch, jax.random.key(0))[0])  # one of `language`
+  def totals(params: Any, batch: Any) -> jax.Array:
+    values, weights = nll(params, batch)
+    return jnp.stack([jnp.sum(values * weights, axis=1), jnp.sum(weights, axis=1)], axis=1)
+
+  over = _over(totals, records, collate, batch_size, mesh)
 
   def measure(params: Any) -> dict[str, float]:
-    total = sum((value(params, place_batch(batches[t], mesh)) for t in range(len(batches))), Mean.zero())
-    return tasks.loss_and_perplexity(total)
+    found, _ = over(params)
+    return tasks.loss_and_perplexity(of_ratio("loss", found[:, 0], found[:, 1]))
 
   return measure
 
@@ -91,10 +98,10 @@ def prediction(
     scores, wanted = over(params)
     if target.classes:
       right = scores.argmax(axis=1) == wanted
-      return {"accuracy": float(right.mean()), "loss": float(tasks.own_class_nats(scores, wanted).mean())}
-    error = float(np.sqrt(np.mean((scores[:, 0] - wanted) ** 2))) * target.std
+      return of_share("accuracy", right) | of_mean("loss", tasks.own_class_nats(scores, wanted))
     same = scores[:, 0].std() == 0 or wanted.std() == 0  # as before the first step, where r has no meaning
-    return {"pearson": 0.0 if same else float(pearson(scores[:, 0], wanted)), "rmse": error}
+    r = {"pearson": 0.0} if same else of_correlation("pearson", float(pearson(scores[:, 0], wanted)), len(wanted))
+    return r | of_root("rmse", (scores[:, 0].astype(np.float64) - wanted) ** 2, target.std)
 
   return measure
 
@@ -111,7 +118,7 @@ def same_label(
     relevance = (labels[:, None] == labels).astype(np.int32)
     metrics = retrieval_metrics(
         cosine_similarity(found, found), relevance, ks=(1, n), exclude=np.eye(n, dtype=bool))
-    return {"map": float(np.mean(metrics[f"map@{n}"])), "hit_rate@1": float(np.mean(metrics["hit_rate@1"]))}
+    return of_mean("map", metrics[f"map@{n}"]) | of_share("hit_rate@1", metrics["hit_rate@1"])
 
   return measure
 
@@ -127,7 +134,7 @@ def _over(
 
   def traced(params: Any, batch: Any) -> tuple[Any, Any, Any]:
     with under_mesh(mesh):
-      return run(params, batch), batch["target"], batch["where"]
+      return run(params, batch), batch.get("target", batch["where"]), batch["where"]
 
   with_targets = jax.jit(traced, out_shardings=everywhere)
 

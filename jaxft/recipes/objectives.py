@@ -232,10 +232,18 @@ def language(config: decoder.DecoderConfig, *, dtype: Any = jnp.float32, remat: 
   present, is False at rows that fill up a batch.
   """
 
-  def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[Mean, dict[str, Any]]:
-    del key
+  nll = language_nll(config, dtype=dtype, remat=remat)
+  return lambda params, batch, key: (Mean.of(*nll(params, batch)), {})
+
+
+def language_nll(
+    config: decoder.DecoderConfig, *, dtype: Any = jnp.float32, remat: Policy = "dots"
+) -> Callable[[Any, Batch], tuple[Float[Array, "batch time"], Float[Array, "batch time"]]]:
+  """`(params, batch) -> (nats, weights)` of each token, of a batch as of `language`."""
+
+  def nll(params: Any, batch: Batch) -> tuple[Array, Array]:
     where = batch["loss_mask"] * batch["where"][:, None] if "where" in batch else batch["loss_mask"]
     layout = {"where": where, "mask": batch.get("mask"), "segment_ids": batch.get("segment_ids")}
-    return Mean.of(*decoder.token_nll(params, config, batch["ids"], dtype=dtype, remat=remat, **layout)), {}
+    return decoder.token_nll(params, config, batch["ids"], dtype=dtype, remat=remat, **layout)
 
-  return objective
+  return nll

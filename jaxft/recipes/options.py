@@ -89,6 +89,9 @@ class Examples:
   split is held out."""
   holdout: float = 0.05
   """That share; 0 validates on nothing."""
+  control: str | None = None
+  """A data set of the same kind that is not learnt from, measured as the validation is: what the model forgets of
+  it. None: nothing is."""
   max_length: int = 128
   """Longest input in tokens; what is longer is cut."""
   pack: bool = False

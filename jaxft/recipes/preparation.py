@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from jaxft.formats.pretrained import Pretrained, load
 from jaxft.recipes import measure, tasks
+from jaxft.recipes.account.counts import WHOLE
 from jaxft.recipes.examples import (
   Collate,
   Guided,
@@ -26,11 +27,27 @@ from jaxft.recipes.labels import Target, labels_of, numbers_of
 from jaxft.recipes.options import Finetune
 from jaxft.recipes.preference.losses import PREFERENCES
 from jaxft.recipes.preference.preparation import prepare_preferences
+from jaxft.recipes.preference.records import collate_of
 from jaxft.recipes.rl.losses import POLICY_LOSSES
 from jaxft.recipes.rl.preparation import prepare_policy
 from jaxft.recipes.run import DTYPES, TARGETS, loss_name, target_field
 from jaxft.training.mesh import rows_of_process
-from jaxft.training.recipe import Objective
+
+
+class Prepared(NamedTuple):
+  """What a run reads, made ready.
+
+  Attributes:
+    records: to train on.
+    collate: records to batches.
+    measure: records to what they measure, a function of the params.
+    uncut: records to batches, of texts of any length; None of images.
+  """
+
+  records: Records
+  collate: Collate
+  measure: Callable[[Records], measure.Measure]
+  uncut: Collate | None
 
 
 def target_of(options: Finetune, model: Pretrained, splits: Splits) -> Target | None:
@@ -42,14 +59,14 @@ def target_of(options: Finetune, model: Pretrained, splits: Splits) -> Target | 
 
 
 def prepare(
-    options: Finetune, model: Pretrained, splits: Splits, target: Target | None, objective: Objective,
-    mesh: Mesh | None, initial: Callable[[], Any], weights: str,
-) -> tuple[Records, Collate, measure.Measure | None]:
-  """The records to train on, how they become batches, and the measure of validation, None where there is no data.
+    options: Finetune, model: Pretrained, splits: Splits, target: Target | None, mesh: Mesh | None,
+    initial: Callable[[], Any], weights: str,
+) -> Prepared:
+  """The records to train on, how they become batches, and how others are measured.
 
   `initial` gives the params before the first step; `weights` tells the model's from those of others.
   """
-  records, held = splits.train, splits.validation
+  records = splits.train
   if model.tokenizer is None and model.kind != "vision":
     raise ValueError(f"{model.name} has no tokenizer.json, which tuning on text needs")
   several = rows_of_process(mesh)[1] > 1  # each pads its own rows, and all to the same length
@@ -59,41 +76,56 @@ def prepare(
   loss = loss_name(options.loss.loss, model.kind)
   if options.examples.pack and model.kind != "decoder":
     raise ValueError("--pack is for decoders; a model of vectors needs one a row")
+  size, dtype = options.optimization.batch_size, DTYPES[options.compute.dtype]
+  whole = dataclasses.replace(light, max_length=WHOLE)
+  uncut = lambda records: _collate(loss, whole, records, target, WHOLE, False)
   if loss in PREFERENCES:
-    return prepare_preferences(options, loss, model, splits, initial, weights, mesh)
+    found = prepare_preferences(options, loss, model, splits, initial, weights, mesh)
+    return Prepared(*found, uncut(records))
   if loss in POLICY_LOSSES:
-    return prepare_policy(options, loss, model, splits, mesh)
+    return Prepared(*prepare_policy(options, loss, model, splits, mesh), None)
   if target is not None:
     length = min(options.examples.max_length, model.max_length)
-    collate = target_collate(light, target, max_length=length, one_length=several)
+    collate = _collate(loss, light, records, target, length, several)
     collate([records[0]])  # what is wrong with the records is told before anything is compiled
-    if held is None:
-      return records, collate, None
-    over = (held, collate, options.optimization.batch_size, mesh)
     kind = measure.same_label if loss == "supcon" else partial(measure.prediction, target=target)
-    return records, collate, kind(model.config, *over, dtype=DTYPES[options.compute.dtype])
+    return Prepared(
+        records, collate, lambda held: kind(model.config, held, collate, size, mesh, dtype=dtype),
+        None if model.kind == "vision" else uncut(records))
   if model.kind == "decoder":
-    collate = language_collate(light, records[0], max_length=options.examples.max_length, one_length=several)
+    make = lambda records: _collate(loss, light, records, None, options.examples.max_length, several)
+    collate, (config, _) = make(records), model.text_decoder()
     _check_scored(records, collate, options.examples.max_length)
-    size = options.optimization.batch_size
-    validate = None if held is None else measure.perplexity(objective, held, collate, size, mesh)
-    return records, collate, validate
-  records, held = as_pairs(records), None if held is None else as_pairs(held)
-  length, dtype = min(options.examples.max_length, model.max_length), DTYPES[options.compute.dtype]
+    measured = lambda held: measure.perplexity(config, held, make(held), size, mesh, dtype=dtype)
+    return Prepared(records, collate, measured, uncut(records))
+  records, length = as_pairs(records), min(options.examples.max_length, model.max_length)
+  over = {"max_length": length, "dtype": dtype, "mesh": mesh}
+  collate = _collate(loss, light, records, None, length, several)
   if loss == "cosent":
-    collate = pair_collate(light, scored_keys(records), max_length=length, one_length=several)
-    validate = None if held is None else measure.similarity(light, held, max_length=length, dtype=dtype, mesh=mesh)
-    return records, collate, validate
-  keys = keys_of(records)
-  _check_different(records, keys, options.optimization.batch_size)
+    return Prepared(records, collate, lambda held: measure.similarity(light, held, **over), uncut(records))
+  _check_different(records, keys_of(records), size)
+  plain = uncut(records)
   if loss == "gist":
     guide = load(options.loss.guide) if options.loss.guide else model
     config, tokenizer = guide.text_encoder("guide")
     # Each process embeds by itself, on one device; a model of the run itself may lie in the host's memory.
     params = guide.params if mesh is None else jax.device_put(guide.params, jax.local_devices()[0])
     records = Guided(records, tokenizer, tasks.embedder(params, config), max_length=min(length, guide.max_length))
-  validate = None if held is None else measure.retrieval(light, held, max_length=length, dtype=dtype, mesh=mesh)
-  return records, pair_collate(light, keys, max_length=length, one_length=several), validate
+  return Prepared(records, collate, lambda held: measure.retrieval(light, as_pairs(held), **over), plain)
+
+
+def _collate(
+    loss: str, model: Pretrained, records: Records, target: Target | None, max_length: int, one_length: bool
+) -> Collate:
+  """How records become batches for a loss, at most so many tokens long."""
+  options = {"max_length": max_length, "one_length": one_length}
+  if loss in PREFERENCES:
+    return collate_of(PREFERENCES[loss], model, records[0], **options)
+  if target is not None:
+    return target_collate(model, target, **options)
+  if model.kind == "decoder":
+    return language_collate(model, records[0], **options)
+  return pair_collate(model, scored_keys(records) if loss == "cosent" else keys_of(records), **options)
 
 
 def _check_scored(records: Records, collate: Collate, max_length: int) -> None:

@@ -22,6 +22,8 @@ LOCK, RUN = ".lock", "run.yaml"
 
 # What every `config.json` of a run has: by them it is told from one of a model.
 OWN = ("model", "data", "method")
+# Before the names of metrics of records that are not learnt from.
+OF_CONTROL = "control/"
 # How long a run is: it may grow.
 LENGTH = ("steps", "epochs")
 

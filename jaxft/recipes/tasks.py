@@ -14,7 +14,6 @@ from jaxft.evaluation.correlation import pearson, spearman
 from jaxft.evaluation.embed import embed_texts
 from jaxft.evaluation.probe import ridge_probe
 from jaxft.evaluation.retrieval import judged_relevance, ranking_metrics, streaming_top_k
-from jaxft.losses import Mean
 from jaxft.models import encoder
 from jaxft.signatures import AnyArray
 
@@ -45,6 +44,14 @@ def retrieval(
   Raises:
     ValueError: the records have no `anchor` and `positive`.
   """
+  metrics, corpus = retrieval_by_query(embed, records, tokenizer, max_length=max_length, progress=progress)
+  return {name: float(np.mean(x)) for name, x in metrics.items()} | {"queries": len(records), "corpus": corpus}
+
+
+def retrieval_by_query(
+    embed: Embed, records: Records, tokenizer: Tokenizer, *, max_length: int, progress: str | None = None
+) -> tuple[dict[str, Float[np.ndarray, " queries"]], int]:
+  """The metrics of `retrieval`, one number a query, and how many texts are searched."""
   queries, answers = column(records, "anchor"), column(records, "positive")
   place = {text: i for i, text in enumerate(dict.fromkeys(answers))}
   vectors = lambda texts, what: embed_texts(
@@ -57,7 +64,7 @@ def retrieval(
   ones = np.ones(judged.shape, np.float32)
   metrics = ranking_metrics(judged_relevance(found, judged, ones), ones, np.ones(len(judged), np.int32), ks=CUTOFFS)
   kept = ("ndcg@10", "recall@1", "recall@10", "recall@100", "mrr@10")
-  return {name: float(np.mean(metrics[name])) for name in kept} | {"queries": len(queries), "corpus": len(place)}
+  return {name: np.asarray(metrics[name]) for name in kept}, len(place)
 
 
 def sentiment(
@@ -116,26 +123,36 @@ def regression(numbers: Float[AnyArray, " records"], records: Records, *, field:
   Raises:
     ValueError: the records have no such field, it is no finite number, or r has no meaning since all are the same.
   """
-  wanted = np.array(column(records, field), np.float64)
-  if not np.isfinite(wanted).all():
-    raise ValueError(f"{field} must be a finite number in each record")
+  found = column(records, field)
+  try:
+    wanted = np.array(found, np.float64)
+  except (TypeError, ValueError):
+    wrong = next((x for x in found if isinstance(x, bool) or not isinstance(x, (int, float, np.number))), found[0])
+    raise ValueError(f"{field} must be a number in each record; got {wrong!r:.60}") from None
+  if wanted.ndim != 1 or not np.isfinite(wanted).all():
+    wrong = next(x for x in found if np.ndim(x) or not np.isfinite(x))
+    raise ValueError(f"{field} must be one finite number in each record; got {wrong!r:.60}")
   numbers = np.asarray(numbers, np.float64)
+  for name, x in (("what the model says", numbers), (field, wanted)):
+    if x.min() == x.max():
+      raise ValueError(f"{name} must differ between records, else no correlation has a meaning; all {len(x)} are "
+                       f"{x[0]:g}")
   return {"pearson": float(pearson(numbers, wanted)), "spearman": float(spearman(numbers, wanted)),
           "rmse": float(np.sqrt(np.mean((numbers - wanted) ** 2))), "records": len(wanted)}
 
 
-def loss_and_perplexity(nll: Mean) -> dict[str, float]:
-  """The mean negative log-likelihood of a token, in nats, and its exponential.
+def loss_and_perplexity(loss: dict[str, float]) -> dict[str, float]:
+  """The mean negative log-likelihood of a token, `loss` in nats, and its exponential; with the ends of its interval.
 
   Raises:
-    ValueError: no token was scored, or the sum is not finite.
+    ValueError: no token was scored, or the mean is not finite.
   """
-  if not nll.weight > 0:
+  if not loss:
     raise ValueError("no token is left to score: the data mark none, or max_length cuts them all off")
-  loss = float(nll.value)
-  if not math.isfinite(loss):
-    raise ValueError(f"the mean negative log-likelihood must be finite; got {loss}: the model makes others")
-  return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+  if not math.isfinite(loss["loss"]):
+    raise ValueError(f"the mean negative log-likelihood must be finite; got {loss['loss']}: the model makes others")
+  exponential = lambda nats: math.exp(nats) if nats < 700 else math.inf
+  return loss | {name.replace("loss", "perplexity"): exponential(x) for name, x in loss.items()}
 
 
 def column(records: Records, key: str) -> list[Any]:

@@ -14,8 +14,10 @@ Tree = Any
 _LARGE = 2**30  # bytes of an array from which on it is brought to the host layer by layer
 
 
-def to_host(tree: Tree) -> Tree:
+def to_host(tree: Tree, *, plain: bool = True) -> Tree:
   """The plain arrays that a tree stands for, whole and on the host of the first process; None elsewhere.
+
+  Not `plain`, structured leaves stay what they are, and their arrays are brought.
 
   Leaf by leaf, large ones layer by layer, so that no device holds more than one of them whole. All processes call it.
   """
@@ -23,8 +25,10 @@ def to_host(tree: Tree) -> Tree:
     return tree
   first = is_first()
 
-  def whole(leaf: Any) -> np.ndarray | None:
+  def whole(leaf: Any) -> Any:
     leaf = _plain(leaf)
+    if not isinstance(leaf, jax.Array):
+      return leaf if first else None
     if leaf.is_fully_replicated:
       return np.asarray(leaf.addressable_data(0)) if first else None
     if not isinstance(leaf.sharding, NamedSharding):
@@ -41,7 +45,7 @@ def to_host(tree: Tree) -> Tree:
         rows.append(np.asarray(row))
     return np.stack(rows) if first else None
 
-  return jax.tree.map(whole, tree, is_leaf=is_structured)
+  return jax.tree.map(whole, tree, is_leaf=is_structured if plain else None)
 
 
 @jax.jit

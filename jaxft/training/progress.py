@@ -7,6 +7,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 _EVERY = 10.0  # seconds between lines at least
+_FIRST = 10  # steps after which it is said how long all takes
 
 
 def progress(total: int, done: int, *, show: bool) -> Any:
@@ -18,16 +19,64 @@ def progress(total: int, done: int, *, show: bool) -> Any:
   """
   notebook = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
   if not show or notebook or sys.stderr.isatty():
-    return tqdm(total=total, initial=done, disable=not show, unit="step")
+    return Bar(total=total, initial=done, disable=not show, unit="step")
   return Lines(total, done)
+
+
+class Pace:
+  """The time of a step, from the third on: the first ones compile, and their time is no measure of the others'."""
+
+  def __init__(self, done: int):
+    self._first, self._compiled, self._start, self._said = done, done + 2, 0.0, False
+
+  def taken(self, done: int) -> None:
+    """Counts a step."""
+    if done == self._compiled:
+      self._start = time.monotonic()
+
+  def left(self, done: int, total: int) -> float | None:
+    """Seconds to the end; None while nothing is known, or all is done."""
+    measured = done - self._compiled
+    return (time.monotonic() - self._start) / measured * (total - done) if measured > 0 and total > done else None
+
+  def expected(self, done: int, total: int) -> str | None:
+    """Once, when ten steps have been taken: how long all that are left take; else None."""
+    seconds = self.left(done, total)
+    if self._said or seconds is None or done - self._first < _FIRST:
+      return None
+    self._said = True
+    ends = time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
+    return (f"after {done - self._first} steps: {seconds / (total - done):.3g} s a step, the {total - done:,} that are "
+            f"left take about {_words(seconds)}, until {ends}")
+
+
+class Bar(tqdm):
+  """A bar, with a line above it after ten steps."""
+
+  def __init__(self, *args: Any, **options: Any):
+    super().__init__(*args, **options)
+    self._pace = Pace(self.n)
+
+  def update(self, n: float | None = 1) -> bool | None:
+    """Counts a step."""
+    shown = super().update(n)
+    if not self.disable:
+      self._pace.taken(int(self.n))
+    return shown
+
+  def set_postfix(self, *args: Any, **options: Any) -> None:
+    """Shows values beside the bar; metrics that are known say that their step is done."""
+    super().set_postfix(*args, **options)
+    if not self.disable and (said := self._pace.expected(int(self.n), int(self.total))):
+      self.write(f"jaxft: {said}", file=sys.stderr)
 
 
 class Lines:
   """`12:31:05 step 20 of 100, loss=1.23, examples/s=4.5, 3 min left`, at most one line in ten seconds, and the last."""
 
   def __init__(self, total: int, done: int):
-    self._total, self._done, self._first = total, done, done
-    self._start, self._last = time.monotonic(), -_EVERY
+    self._total, self._done, self._pace = total, done, Pace(done)
+    self._last = time.monotonic() - _EVERY
 
   def __enter__(self) -> "Lines":
     return self
@@ -36,19 +85,19 @@ class Lines:
     pass
 
   def update(self) -> None:
-    """Counts a step; the first ones compile, and their time is no measure of the others'."""
+    """Counts a step."""
     self._done += 1
-    if self._done - self._first == 2:
-      self._first, self._start = self._done, time.monotonic()
+    self._pace.taken(self._done)
 
   def set_postfix(self, values: dict[str, Any]) -> None:
-    """Says what is given, if the last line is not too new."""
+    """Says what is given, if the last line is not too new, and once how long all takes."""
+    if said := self._pace.expected(self._done, self._total):
+      print(f"jaxft: {said}", file=sys.stderr, flush=True)
     now = time.monotonic()
     if now - self._last < _EVERY and self._done < self._total:
       return
-    self._last = now
-    taken, left = self._done - self._first, self._total - self._done
-    more = f", {_words((now - self._start) / taken * left)} left" if taken and left and self._done - taken > 0 else ""
+    self._last, left = now, self._pace.left(self._done, self._total)
+    more = "" if left is None else f", {_words(left)} left"
     said = ", ".join(f"{name}={value}" for name, value in values.items())
     print(f"{time.strftime('%H:%M:%S')} step {self._done} of {self._total}, {said}{more}", file=sys.stderr, flush=True)
 

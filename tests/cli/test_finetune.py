@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from jaxft.training.metrics import read_json_lines
+from tests.cli.conftest import write_lines
 from tests.processes import start_python
 
 ONE = ("--data-parallel", 1)
@@ -136,12 +137,19 @@ def test_a_run_that_diverges_has_a_status_of_its_own_and_saves_nothing_from_ther
 @pytest.mark.parametrize("pretrained", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_a_decoder_is_tuned_on_chats(jaxft, tiny_decoder, chats, tmp_path, pretrained):
   model, rate = ("smollm2-135m", 1e-3) if pretrained else (tiny_decoder, 3e-2)
+  control = write_lines(tmp_path / "control.jsonl", [{"text": f"a line that is kept, {i}"} for i in range(3)])
   answer = jaxft("finetune", "--model", model, "--data", chats, "--batch-size", 2, "--max-length", 48, "--steps", 2,
-                 "--learning-rate", rate, "--warmup", 0, "--out", tmp_path / "run", *ONE)
+                 "--learning-rate", rate, "--warmup", 0, "--control", control, "--out", tmp_path / "run", *ONE)
   assert answer.status == 0, answer.err
+  assert "3 records to train on and 1 to validate, 3 to tell what is forgotten; 2 steps of 2" in answer.err
+  assert "an epoch weighs" in answer.err and "of 3 records is cut at 48" in answer.err
+  for said in ("validation loss", f"control {control} loss", f"model: {tmp_path / 'run/model'}",
+               f"adapter: {tmp_path / 'run/adapter'}", f"next: jaxft generate --model {tmp_path / 'run/model'} --chat"):
+    assert said in answer.out
   summary = json.loads((tmp_path / "run/summary.json").read_text())
   assert summary["loss"] == "sft" and summary["trained_parameters"] == (2_442_240 if pretrained else 2 * 8 * 256)
   assert summary["after"]["loss"] < summary["before"]["loss"]
+  assert summary["after"]["control/loss"] != summary["before"]["control/loss"]
   assert summary["before"]["perplexity"] == pytest.approx(np.exp(summary["before"]["loss"]))
 
   measured = jaxft("evaluate", "--model", tmp_path / "run/model", "--data", chats, "--split", "train",

@@ -85,7 +85,7 @@ def test_a_classifier_of_texts(jaxft, tiny, texts, tmp_path):
 def test_a_regressor_of_texts(jaxft, tiny, texts, tmp_path):
   options = ("--task", "regress", "--head", "vector", "--method", "full")
   summary = run(jaxft, tiny, texts / "values.jsonl", tmp_path / "run", *options)
-  assert set(summary["after"]) == {"pearson", "rmse"} and 0 < summary["after"]["rmse"] < 5
+  assert 0 < summary["after"]["rmse_low"] < summary["after"]["rmse"] < summary["after"]["rmse_high"] < 8
   output = load_output(tmp_path / "run/model")
   assert (tmp_path / "run/model/output.safetensors").exists() and output.dense is None
   assert not output.classes and 1.5 < output.bias[0] < 4.5  # on the values' own scale, about their mean

@@ -76,6 +76,11 @@ def test_two_processes_tune_as_one(jaxft, tiny, pairs, tmp_path):
   assert output.count("parameters trained") == 1, "only the first process tells"
   assert_same_run(tmp_path / "one", tmp_path / "two")
   assert len(losses(tmp_path / "two")) == 4
+  one, two = (safetensors.numpy.load_file(tmp_path / name / "adapter/adapter_model.safetensors")
+              for name in ("one", "two"))
+  assert one.keys() == two.keys()
+  for name in one:  # written by the first process, of what lies on both
+    np.testing.assert_allclose(one[name], two[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.exhaustive

@@ -18,6 +18,19 @@ def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
   assert any(line.endswith(" s left") for line in lines[:-1])
 
 
+def test_how_long_it_takes_is_said_once_after_ten_steps(capsys, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+  with progress.progress(100, 40, show=True) as bar:
+    for step in range(41, 61):
+      now[0] += 100.0 if step <= 42 else 3.0  # compiling is no measure of the others
+      bar.update()
+      bar.set_postfix({"loss": step})
+  said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("jaxft: after")]
+  assert len(said) == 1
+  assert said[0].startswith("jaxft: after 10 steps: 3 s a step, the 50 that are left take about 2 min, until ")
+
+
 def test_nothing_where_nothing_is_asked_for(capsys):
   with progress.progress(2, 0, show=False) as bar:
     bar.update()

@@ -26,16 +26,16 @@ def preference_splits(name: str | None, splits: Splits) -> Splits:
   if name not in PREFERENCES:
     return splits
   train = records_of(PREFERENCES[name], name, splits.train)
-  held = splits.validation
-  return splits._replace(
-      train=train, validation=None if held is None else records_of(PREFERENCES[name], name, held, beside=splits.train))
+  beside = lambda records: None if records is None else (
+      records_of(PREFERENCES[name], name, records, beside=splits.train))
+  return splits._replace(train=train, validation=beside(splits.validation), control=beside(splits.control))
 
 
 def prepare_preferences(
     options: Finetune, name: str, model: Pretrained, splits: Splits, initial: Callable[[], Any], weights: Any,
     mesh: Mesh | None,
-) -> tuple[Records, Collate, Measure | None]:
-  """The records to train on, how they become batches, and the measure of validation, None where there is no data.
+) -> tuple[Records, Collate, Callable[[Records], Measure]]:
+  """The records to train on, how they become batches, and what makes the measure of others.
 
   Args:
     options: of the run.
@@ -61,17 +61,18 @@ def prepare_preferences(
   light = dataclasses.replace(model, params={})
   collate = collate_of(loss, light, splits.train[0], max_length=length, one_length=several)
   _check_scored(loss, splits.train, collate, length)
-  records, held = splits.train, splits.validation
+  beside = lambda records: records
   if loss.reference:
     references = _references(options, name, light, initial, weights, mesh)
     beside = lambda records: with_references(records, references, batch_size=size, mesh=mesh, one_length=several)
-    records, held = beside(records), None if held is None else beside(held)
-  validate = None
-  if held is not None:
+
+  def measured(held: Records) -> Measure:
     settings = preference_settings(options.loss, name)
     score = score_function(model.text_decoder()[0], text=wants_text(loss, settings), dtype=dtype, remat="none")
-    validate = preferences(loss, settings, score, held, collate, size, mesh)
-  return records, collate, validate
+    own = collate_of(loss, light, held[0], max_length=length, one_length=several)
+    return preferences(loss, settings, score, beside(held), own, size, mesh)
+
+  return beside(splits.train), collate, measured
 
 
 def _references(

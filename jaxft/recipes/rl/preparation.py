@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxft.formats.pretrained import Pretrained
-from jaxft.recipes.examples import Collate, Splits
+from jaxft.recipes.examples import Collate, Records, Splits
 from jaxft.recipes.options import Finetune
 from jaxft.recipes.rl.losses import POLICY_LOSSES
 from jaxft.recipes.rl.measure import held_out_reward
@@ -31,8 +31,8 @@ _LEARN, _VALIDATE = 0, 1
 
 def prepare_policy(
     options: Finetune, name: str, model: Pretrained, splits: Splits, mesh: Mesh | None
-) -> tuple[Prompts, Collate, Measure | None]:
-  """The prompts to learn from, how they become batches, and the measure of validation, None where there is no data.
+) -> tuple[Prompts, Collate, Callable[[Records], Measure]]:
+  """The prompts to learn from, how they become batches, and what makes the measure of others.
 
   Args:
     options: of the run.
@@ -56,17 +56,18 @@ def prepare_policy(
     raise ValueError(f"--task rl needs a model with a token that ends its answers; {model.name} has none")
   light, rewards = dataclasses.replace(model, params={}), _rewards(options)
   for reward in rewards:
-    for records in (splits.train, *(() if splits.validation is None else (splits.validation,))):
+    for records in filter(None, (splits.train, splits.validation, splits.control)):
       reward.check(records)
-  train, held = Prompts(splits.train, light, max_length=length), splits.validation
-  if held is None:
-    return train, train.collate, None
-  rows, key = rows_of(options, name), _key(options, _VALIDATE)
-  held = Prompts(held, light, max_length=length)
-  measure = held_out_reward(_sampler(options, name, light, rewards, mesh), held, rows, key)
-  dtype = DTYPES[options.compute.dtype]
+  train, dtype = Prompts(splits.train, light, max_length=length), DTYPES[options.compute.dtype]
   cast = lambda params: params if options.compute.dtype == "float32" else cast_floating(params, dtype)
-  return train, train.collate, lambda params: measure(cast(params))
+
+  def measured(held: Records) -> Measure:
+    prompts = Prompts(held, light, max_length=length)
+    measure = held_out_reward(
+        _sampler(options, name, light, rewards, mesh), prompts, rows_of(options, name), _key(options, _VALIDATE))
+    return lambda params: measure(cast(params))
+
+  return train, train.collate, measured
 
 
 def policy_step(

@@ -1,0 +1,64 @@
+"""What a run says at its end: what it reached, what it forgot, where everything lies, and what to type next."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jaxft.recipes import run_folder
+
+
+def as_text(summary: dict[str, Any]) -> str:
+  """The summary for people, in one form for all tasks."""
+  s, out = summary, Path(summary["out"])
+  share = s["trained_parameters"] / s["parameters"]
+  lines = [
+      f"{s['model']} on {s['data']}: {s['method']}, {s['loss']}, {s['steps']} steps; "
+      f"{s['trained_parameters']:,} parameters trained ({share:.2%} of the model's)"
+  ]
+  lines += _scores(s, controlled=False) or ["  validation: none, as no records were held out"]
+  lines += _scores(s, controlled=True) or [
+      "  forgotten: not measured; --control DATA names records that are not learnt from"]
+  rate, memory = s["examples_per_second"], s["peak_memory_bytes"] / 2**20
+  lines.append(f"  {'?' if rate is None else f'{rate:.3g}'} examples/s, {memory:,.0f} MiB at most")
+  places = {
+      "model": run_folder.MODEL, "adapter": run_folder.ADAPTER, "metrics": run_folder.METRICS,
+      "checkpoints": run_folder.CHECKPOINTS, "summary": run_folder.SUMMARY, **{name: name for name in s["track"]}}
+  lines += [f"  {name}: {out / place}" for name, place in places.items() if (out / place).exists()]
+  lines.append(f"  next: {next_command(s, out)}")
+  lines.append(f"  again: jaxft finetune {shlex.quote(str(out / run_folder.RUN))} --out FOLDER")
+  return "\n".join(lines + [f"  cite: arXiv {number}" for number in s["arxiv"]])
+
+
+def _scores(summary: dict[str, Any], *, controlled: bool) -> list[str]:
+  """A line for each metric of the validation, or of the control."""
+  before, after = summary["before"], summary["after"]
+  title = f"control {summary['control']}" if controlled else "validation"
+  records = summary["controlled" if controlled else "validated"]
+  return [f"  {title} {name.removeprefix(run_folder.OF_CONTROL)}: {shown(name, before)} -> {shown(name, after)}, of "
+          f"{records:,} record{'s' if records != 1 else ''}" for name in after
+          if name.startswith(run_folder.OF_CONTROL) == controlled and not name.endswith(("_low", "_high"))]
+
+
+def next_command(summary: dict[str, Any], out: Path) -> str:
+  """What one does with the tuned model: ask it, or measure it."""
+  quoted = lambda name: shlex.quote(str(out / name))
+  if not (out / run_folder.MODEL).exists():
+    return f"jaxft convert {quoted(run_folder.ADAPTER)} FOLDER"
+  if summary["kind"] == "decoder":
+    return f"jaxft generate --model {quoted(run_folder.MODEL)} {'--chat ' if summary['chat'] else ''}\"...\""
+  if summary["kind"] == "vision" and not summary["head"]:
+    return f"jaxft finetune --model {quoted(run_folder.MODEL)} --data DATA --task classify"
+  return f"jaxft evaluate --model {quoted(run_folder.MODEL)} --data DATA"
+
+
+def shown(name: str, scores: dict[str, float]) -> str:
+  """A score, with its 95% interval where it has one; a question mark where there is none.
+
+  >>> shown("accuracy", {"accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75})
+  '0.5000 [0.2500, 0.7500]'
+  """
+  if name not in scores:
+    return "?"
+  low, high = (scores.get(f"{name}_{end}") for end in ("low", "high"))
+  said = lambda x: f"{x:.4f}" if abs(x) < 1000 else f"{x:,.0f}"
+  return said(scores[name]) + ("" if low is None or high is None else f" [{said(low)}, {said(high)}]")
