@@ -27,7 +27,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from experiments.tasks.frozen_convnet import tokens
+from experiments.tasks.batches import shuffled_batches
+from experiments.tasks.convnet.frozen import load_convnet, tokens
 from jaxft.data import on_background, source
 from jaxft.data.builders.avatars import ATTRIBUTES as VALUES
 from jaxft.evaluation import attribute_precision, chance_precision, entanglement
@@ -167,7 +168,7 @@ class World:
     rows = records.__getitems__(range(c.faces if split == "train" else c.held_out))
     labels = np.array([labels_of(row) for row in rows], np.int32)
     pictures = on_background(np.stack([row["image"] for row in rows]))
-    return Faces(tokens(pictures, model=c.model, size=c.size), labels)
+    return Faces(tokens(load_convnet(c.model), pictures, size=c.size), labels)
 
   def _fit(self, arm: str, key: Array, faces: Faces, rows: Array, rate: Array) -> Params:
     optimizer = adamw(rate, len(rows), weight_decay=0.01)
@@ -192,8 +193,7 @@ class World:
   def _rows(self, seed: int) -> Int[np.ndarray, "steps batch"]:
     c, rng = self.config, np.random.default_rng(seed)
     chosen = rng.permutation(c.faces)[: c.drawn]
-    orders = [rng.permutation(chosen) for _ in range(-(-c.steps * c.batch_size // len(chosen)))]
-    return np.concatenate(orders)[: c.steps * c.batch_size].reshape(c.steps, c.batch_size)
+    return shuffled_batches(rng, chosen, steps=c.steps, batch_size=c.batch_size)
 
   def spaces(self, arm: str, rate: float, seed: int, split: str) -> Float[np.ndarray, "conditions n out"]:
     """The embeddings of a split's faces, by a network that a seed trains."""

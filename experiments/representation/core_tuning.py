@@ -18,28 +18,16 @@ chosen for each arm.
 """
 
 import dataclasses
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from experiments.tasks.convnet_stages import (
-  ConvNet,
-  Labelled,
-  Params,
-  batches,
-  draw_shots,
-  fashion,
-  features,
-  fit,
-  init_head,
-  judge,
-  load_convnet,
-  one_view,
-  passed,
-)
+from experiments.tasks.convnet.few_labels import CLASSES, SMALL, FewLabels, Settings
+from experiments.tasks.convnet.frozen import ConvNet, Params
+from experiments.tasks.convnet.last_block import Labelled, features, fit, init_head, judge, one_view
 from jaxft.losses import (
   Mean,
   core_tuning,
@@ -53,30 +41,14 @@ from jaxft.models.linear import linear
 from jaxft.seal import check_open
 from jaxft.studies.study import Arm, Bars, Claim, Premise, Score, Study, higher, lower
 
-CLASSES = 10
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  model: str = "efficientnet-lite0"
-  image_size: int = 64
-  pool: int = 560
-  validation: int = 400
-  test: int = 1000
-  shots: int = 16
-  steps: int = 100
-  batch_size: int = 32
+class Config(Settings):
   weight: float = 0.1
   projection: int = 128
-  rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-  head_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-  seeds: tuple[int, ...] = tuple(range(12))
-  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
-SMOKE = Config(
-    model="efficientnet-lite0:tiny", image_size=16, pool=30, validation=20, test=20, shots=2, steps=2, batch_size=8,
-    projection=8, rates=(1e-3, 1e-2), head_rates=(1e-3, 1e-2), seeds=(0, 1), tuning_seeds=(100,))
+SMOKE = Config(**SMALL, steps=2, projection=8)
 
 HEAD, PLAIN, CONTRAST, MIXED, METHOD = (
     "head alone", "cross-entropy", "cross-entropy + SupCon", "cross-entropy of mixed features", "Core-tuning")
@@ -118,19 +90,14 @@ def objective(arm: str, config: Config, net: ConvNet, params: Params, batch: Lab
   return task + config.weight * Mean.of(*contrast).value
 
 
-class World:
-  """The ConvNet, and the pictures as its last block sees them."""
+class World(FewLabels):
+  """The pictures, and what a ConvNet learns of them."""
 
   def __init__(self, config: Config):
-    self.config, self.net = config, load_convnet(config.model)
-    self.pool = passed(self.net, fashion("train", config.pool), size=config.image_size, mirrored=True)
-    self.held_out = cache(self._held_out)
+    super().__init__(config)
+    self.config = config
     self._tune = jax.jit(self._tuned, static_argnums=0)
     self._judge = jax.jit(lambda params, pictures: judge(self.net, params, pictures, classes=CLASSES))
-
-  def _held_out(self, split: str) -> Labelled:
-    pictures = fashion(split, getattr(self.config, split))
-    return passed(self.net, pictures, size=self.config.image_size, mirrored=False)
 
   def _tuned(self, arm: str, key: Array, data: Labelled, rows: Array, rate: float | Float[Array, ""]) -> Params:
     of_init, of_steps = jax.random.split(key)
@@ -141,9 +108,7 @@ class World:
   def run(self, arm: str, rate: float, seed: int, split: str) -> dict[str, Any]:
     """One arm."""
     check_open(split)
-    data = draw_shots(self.pool, self.config.shots, seed=seed)
-    rows = batches(seed, len(data.labels), steps=self.config.steps, batch_size=self.config.batch_size)
-    found = self._judge(self._tune(arm, jax.random.key(seed), data, rows, rate), self.held_out(split))
+    found = self._judge(self._tune(arm, jax.random.key(seed), *self.drawn(seed), rate), self.held_out(split))
     return {"accuracy": found.right, "within": float(found.within)}
 
 

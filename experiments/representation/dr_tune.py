@@ -18,7 +18,7 @@ A seed draws the pictures, the batches, their mirroring and the init of the head
 """
 
 import dataclasses
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,51 +26,24 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from experiments.tasks.convnet_stages import (
-  ConvNet,
-  Labelled,
-  Params,
-  batches,
-  draw_shots,
-  fashion,
-  features,
-  init_head,
-  judge,
-  load_convnet,
-  one_view,
-  passed,
-)
+from experiments.tasks.convnet.few_labels import CLASSES, SMALL, FewLabels, Settings
+from experiments.tasks.convnet.frozen import ConvNet, Params
+from experiments.tasks.convnet.last_block import Labelled, features, init_head, judge, one_view
 from jaxft.losses import Mean, calibrate_features, cross_entropy, feature_consistency, rotation
 from jaxft.models.linear import linear
 from jaxft.seal import check_open
 from jaxft.studies.study import Arm, Bars, Claim, Premise, Score, Study, higher
 from jaxft.training import FeatureBank, empty_bank, push
 
-CLASSES = 10
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  model: str = "efficientnet-lite0"
-  image_size: int = 64
-  pool: int = 560
-  validation: int = 400
-  test: int = 1000
-  shots: int = 16
-  steps: int = 100
-  batch_size: int = 32
+class Config(Settings):
   bank: int = 256
   rotate_every: int = 10
   weight: float = 1.0
-  rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-  head_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-  seeds: tuple[int, ...] = tuple(range(12))
-  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
-SMOKE = Config(
-    model="efficientnet-lite0:tiny", image_size=16, pool=30, validation=20, test=20, shots=2, steps=3, batch_size=8,
-    bank=16, rotate_every=2, rates=(1e-3, 1e-2), head_rates=(1e-3, 1e-2), seeds=(0, 1), tuning_seeds=(100,))
+SMOKE = Config(**SMALL, steps=3, bank=16, rotate_every=2)
 
 HEAD, FULL, NEAR, RAW, MOVED, METHOD = (
     "head alone", "full", "full, near the pretrained features", "head on the bank as it is", "bank moved by class",
@@ -150,26 +123,18 @@ def _unit(x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
   return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-8)
 
 
-class World:
-  """The ConvNet, and the pictures as its last block sees them."""
+class World(FewLabels):
+  """The pictures, and what a ConvNet learns of them."""
 
   def __init__(self, config: Config):
-    self.config, self.net = config, load_convnet(config.model)
-    self.pool = passed(self.net, fashion("train", config.pool), size=config.image_size, mirrored=True)
-    self.held_out = cache(self._held_out)
+    super().__init__(config)
     self._tune = jax.jit(partial(_tuned, config, self.net), static_argnums=0)
     self._judge = jax.jit(lambda params, pictures: judge(self.net, params, pictures, classes=CLASSES))
-
-  def _held_out(self, split: str) -> Labelled:
-    pictures = fashion(split, getattr(self.config, split))
-    return passed(self.net, pictures, size=self.config.image_size, mirrored=False)
 
   def run(self, arm: str, rate: float, seed: int, split: str) -> dict[str, Any]:
     """One arm."""
     check_open(split)
-    data = draw_shots(self.pool, self.config.shots, seed=seed)
-    rows = batches(seed, len(data.labels), steps=self.config.steps, batch_size=self.config.batch_size)
-    params, trained = self._tune(arm, jax.random.key(seed), data, rows, rate)
+    params, trained = self._tune(arm, jax.random.key(seed), *self.drawn(seed), rate)
     found = self._judge(params, self.held_out(split))
     return {"accuracy": found.right, "drift": float(found.drift), "trained": float(trained)}
 

@@ -25,10 +25,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxft.data import mine_hard_negatives, source, tokenize_texts
+from experiments.tasks.batches import shuffled_batches
+from experiments.tasks.docstrings.input_embeddings import SMALL, Settings, read_means, spread_pairs
+from jaxft.data import mine_hard_negatives
 from jaxft.evaluation import retrieval_metrics
 from jaxft.evaluation.embed import embed_texts
-from jaxft.formats import load
+from jaxft.formats.pretrained import load
 from jaxft.losses import (
   Mean,
   blend_negatives,
@@ -47,9 +49,7 @@ from jaxft.studies.study import Arm, Bars, Claim, Premise, Score, Study, higher
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  model: str = "minilm-l6"
-  length: int = 24  # tokens
+class Config(Settings):
   pairs: int = 800  # of the training split, from which a seed draws
   drawn: int = 700
   held_out: int = 200  # queries of a split, and as many documents
@@ -58,16 +58,10 @@ class Config:
   ranks: tuple[int, int] = (5, 40)
   steps: int = 120
   batch_size: int = 32
-  temperature: float = 0.05
   gamma: float = 0.5
-  rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-  seeds: tuple[int, ...] = tuple(range(10))
-  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
-SMOKE = Config(
-    model="minilm-l6:tiny", length=16, pairs=32, drawn=24, held_out=24, hidden=16, negatives=2, ranks=(0, 4), steps=10,
-    batch_size=8, rates=(1e-1,), seeds=(0, 1), tuning_seeds=(100,))
+SMOKE = Config(**SMALL, negatives=2, ranks=(0, 4))
 
 
 class Way(NamedTuple):
@@ -119,28 +113,19 @@ class World:
 
   def __init__(self, config: Config):
     self.config, self.model = config, load(config.model)
-    self._teach = jax.jit(lambda ids, mask: encoder.embed(self.model.params, self.model.config, ids, mask))
+    of_encoder, self.tokenizer = self.model.text_encoder("model")
+    self._teach = jax.jit(lambda ids, mask: encoder.embed(self.model.params, of_encoder, ids, mask))
     self.pairs, self.of_seed = cache(self._pairs), cache(self._of_seed)
     self._learn, self._ranks = jax.jit(self._fit, static_argnums=0), jax.jit(self._reciprocal)
     self._embed = jax.jit(embed)
 
   def _pairs(self, split: str) -> Pairs:
-    c, records = self.config, source("docstrings", split)
-    size = c.pairs if split == "train" else c.held_out
-    rows = records.__getitems__(np.linspace(0, len(records) - 1, min(size, len(records))).astype(int).tolist())
-    sides = [[r[name] for r in rows] for name in ("anchor", "positive")]
-    embedding = np.asarray(self.model.params["embed"]["tokens"]["embedding"], np.float32)
-
-    def read(texts: list[str]) -> np.ndarray:
-      tokens = tokenize_texts(texts, self.model.tokenizer, lengths=c.length)
-      weights = np.asarray(tokens["mask"], np.float32)[..., None]
-      x = (embedding[np.asarray(tokens["ids"])] * weights).sum(1) / weights.sum(1)
-      return x / np.linalg.norm(x, axis=1, keepdims=True) * x.shape[1] ** 0.5
-
-    teach = lambda texts: embed_texts(self._teach, texts, self.model.tokenizer, max_length=c.length)
-    _, texts = np.unique([text.lower() for text in sides[1]], return_inverse=True)
-    (signatures, sentences) = sides
-    return Pairs(read(signatures), read(sentences), teach(signatures), teach(sentences), texts.astype(np.int32))
+    c = self.config
+    signatures, sentences = spread_pairs(split, c.pairs if split == "train" else c.held_out)
+    read = lambda texts: read_means(self.model, texts, length=c.length)
+    teach = lambda texts: embed_texts(self._teach, texts, self.tokenizer, max_length=c.length)
+    _, numbers = np.unique([text.lower() for text in sentences], return_inverse=True)
+    return Pairs(read(signatures), read(sentences), teach(signatures), teach(sentences), numbers.astype(np.int32))
 
   def _of_seed(self, seed: int) -> tuple[Pairs, Batch]:
     c, rng = self.config, np.random.default_rng(seed)
@@ -150,8 +135,7 @@ class World:
     mined = mine_hard_negatives(
         mine.teacher_queries, mine.teacher_documents, np.arange(len(chosen)), n=c.negatives, ranks=c.ranks,
         texts=mine.texts, seed=seed)
-    orders = [rng.permutation(len(chosen)) for _ in range(-(-c.steps * c.batch_size // len(chosen)))]
-    rows = np.concatenate(orders)[: c.steps * c.batch_size].reshape(c.steps, c.batch_size)
+    rows = shuffled_batches(rng, len(chosen), steps=c.steps, batch_size=c.batch_size)
     return jax.tree.map(jnp.asarray, mine), Batch(rows, mined.rows[rows])
 
   def _fit(

@@ -28,17 +28,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from experiments.tasks.convnet_stages import (
-  ConvNet,
-  Params,
-  Pictures,
-  batches,
-  fashion,
-  features,
-  frozen_pass,
-  init_head,
-  load_convnet,
-)
+from experiments.tasks.batches import shuffled_batches
+from experiments.tasks.convnet import last_block
+from experiments.tasks.convnet.frozen import ConvNet, Params, frozen_pass, load_convnet
+from experiments.tasks.convnet.last_block import Pictures, Settings, fashion, features, init_head
 from jaxft.adapters import SideModel, SideNetwork, average_views, side_network
 from jaxft.evaluation import by_environment
 from jaxft.losses import Mean, cross_entropy, deep_supervision
@@ -59,30 +52,22 @@ ENVIRONMENTS = {"id": NOW, "background": (0.7, 0.2), "frame": (0.05, 0.8)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  model: str = "efficientnet-lite0"
-  image_size: int = 64
+class Config(Settings):
   taps: tuple[str, ...] = ("blocks/4/out", "blocks/10/out")  # and what the last block gives
   read: int = 1500  # pictures of the training split that are looked through
   before: int = 240
   before_steps: int = 150
   before_rate: float = 1e-3
-  shots: int = 240
+  shots: int = 240  # in all
   validation: int = 500
-  test: int = 1000
   steps: int = 150
-  batch_size: int = 32
   rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
-  head_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
   layer_rates: tuple[float, ...] = (1e-2, 3e-2, 1e-1, 3e-1)
-  seeds: tuple[int, ...] = tuple(range(12))
-  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
 SMOKE = Config(
-    model="efficientnet-lite0:tiny", image_size=16, taps=("blocks/0/out",), read=80, before=8, before_steps=2, shots=16,
-    validation=40, test=40, steps=6, batch_size=8, rates=(0.1,), head_rates=(0.1,), layer_rates=(0.1,),
-    seeds=(0, 1), tuning_seeds=(100,))
+    **last_block.SMALL, taps=("blocks/0/out",), read=80, before=8, before_steps=2, shots=16, validation=40, test=40,
+    steps=6, rates=(0.1,), head_rates=(0.1,), layer_rates=(0.1,))
 
 HEAD, FULL, SMALL, PROBES, BOTH, METHOD = (
     "head alone", "full", "small model alone", "layers without the small model", "full and small, averaged", "LEVI")
@@ -187,7 +172,8 @@ class World:
     before, now = (jax.tree.map(lambda x, at=at: x[at], looks) for at in (
         slice(None, config.before), slice(config.before, None)))
     flawed = picked(before, np.arange(len(before.labels)), BEFORE, seed=0)
-    rows = batches(0, len(flawed.labels), steps=config.before_steps, batch_size=config.batch_size)
+    rows = shuffled_batches(
+        np.random.default_rng(0), len(flawed.labels), steps=config.before_steps, batch_size=config.batch_size)
     self.last = self._fit(FULL, self.net.last, jax.random.key(0), flawed, rows, rates_of(config.before_rate))["last"]
     self.pool = self._with_last(now)
     self.held_out = cache(self._held_out)
@@ -230,15 +216,14 @@ class World:
       return (optax.apply_updates(params, updates), state), None
 
     params = self._init(arm, last, key)
-    update = optax.adam(optax.linear_schedule(1.0, 0.0, len(rows)))
+    update: Any = optax.adam(optax.linear_schedule(1.0, 0.0, len(rows)))
     return jax.lax.scan(step, (params, update.init(params)), rows)[0][0]
 
   def _tuned(self, arm: str, rate: float | tuple[float, float], seed: int) -> Params:
     c = self.config
-    rng = np.random.default_rng(seed)
-    some = rng.permutation(len(self.pool.labels))[: c.shots]
+    some = np.random.default_rng(seed).permutation(len(self.pool.labels))[: c.shots]
     looks = picked(self.pool, some, NOW, seed)
-    rows = batches(seed, len(some), steps=c.steps, batch_size=c.batch_size)
+    rows = shuffled_batches(np.random.default_rng(seed), len(some), steps=c.steps, batch_size=c.batch_size)
     return self._fit(arm, self.last, jax.random.key(seed), looks, rows, rates_of(rate))
 
   def run(self, arm: str, rate: Any, seed: int, split: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxft.data import source, tokenize_texts
+from experiments.tasks.batches import shuffled_batches
+from experiments.tasks.docstrings.input_embeddings import SMALL, Settings, read_means, spread_pairs
 from jaxft.evaluation import retrieval_metrics
 from jaxft.formats.pretrained import load
 from jaxft.losses import (
@@ -52,9 +53,7 @@ LADDER = ((1, 16), (2, 32), (3, 64), (4, 128), (5, 256), (6, 384))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  model: str = "minilm-l6"
-  length: int = 24  # tokens
+class Config(Settings):
   pairs: int = 6000  # of the training split, from which a seed draws
   drawn: int = 5000
   held_out: int = 300  # queries of a split, and as many documents
@@ -62,16 +61,9 @@ class Config:
   ladder: tuple[tuple[int, int], ...] = LADDER
   steps: int = 300
   batch_size: int = 64
-  temperature: float = 0.05
-  rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-  seeds: tuple[int, ...] = tuple(range(10))
-  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
-SMOKE = Config(
-    model="minilm-l6:tiny", length=16, pairs=32, drawn=24, held_out=24, hidden=16,
-    ladder=((1, 4), (1, 8), (1, 12), (2, 16), (2, 24), (3, 32)), steps=10, batch_size=8, rates=(1e-1,), seeds=(0, 1),
-    tuning_seeds=(100,))
+SMOKE = Config(**SMALL, ladder=((1, 4), (1, 8), (1, 12), (2, 16), (2, 24), (3, 32)))
 
 FULL, DRAWN, DRAWN_BOTH = "the full size alone", "2D Matryoshka", "2D Matryoshka, one size a step"
 UNTAUGHT, METHOD, SEPARATE = "the ladder, no teacher", "Starbucks", "a model for each size"
@@ -137,32 +129,22 @@ class World:
   """Texts as the encoder reads them, and what encoders of all sizes find."""
 
   def __init__(self, config: Config):
-    model = load(config.model)
-    _, self.tokenizer = model.text_encoder("model")
-    self.config, self.embedding = config, np.asarray(model.params["embed"]["tokens"]["embedding"], np.float32)
+    self.config, self.model = config, load(config.model)
     self.pairs = cache(self._pairs)
     self._objectives = objectives(config)
     self._learn = jax.jit(self._fit, static_argnums=0)
     self._ranks = jax.jit(self._reciprocal)
 
   def _pairs(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-    c, records = self.config, source("docstrings", split)
-    size = c.pairs if split == "train" else c.held_out
-    rows = records.__getitems__(np.linspace(0, len(records) - 1, min(size, len(records))).astype(int).tolist())
-
-    def read(texts: list[str]) -> np.ndarray:
-      tokens = tokenize_texts(texts, self.tokenizer, lengths=c.length)
-      weights = np.asarray(tokens["mask"], np.float32)[..., None]
-      x = (self.embedding[np.asarray(tokens["ids"])] * weights).sum(1) / weights.sum(1)
-      return x / np.linalg.norm(x, axis=1, keepdims=True) * x.shape[1] ** 0.5
-
-    return read([row["anchor"] for row in rows]), read([row["positive"] for row in rows])
+    c = self.config
+    signatures, sentences = spread_pairs(split, c.pairs if split == "train" else c.held_out)
+    read = lambda texts: read_means(self.model, texts, length=c.length)
+    return read(signatures), read(sentences)
 
   def _rows(self, seed: int) -> Int[np.ndarray, "steps batch"]:
     c, rng = self.config, np.random.default_rng(seed)
     chosen = rng.permutation(len(self.pairs("train")[0]))[: c.drawn]
-    orders = [rng.permutation(chosen) for _ in range(-(-c.steps * c.batch_size // len(chosen)))]
-    return np.concatenate(orders)[: c.steps * c.batch_size].reshape(c.steps, c.batch_size)
+    return shuffled_batches(rng, chosen, steps=c.steps, batch_size=c.batch_size)
 
   def _fit(self, arm: str, key: Array, queries: Array, documents: Array, rows: Array, rate: Array) -> Params:
     of_init, of_steps = jax.random.split(key)

@@ -28,8 +28,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from experiments.tasks.frozen_convnet import pooled
-from jaxft.data import few_shot, sessions, source
+from experiments.tasks.convnet.frozen import load_convnet, pooled
+from experiments.tasks.convnet.incremental import SMALL, Settings, brings, draw_sessions, told_by_session
+from jaxft.data import few_shot, source
+from jaxft.data.class_splits import Session
 from jaxft.evaluation import (
   average_compatibility,
   class_templates,
@@ -48,8 +50,7 @@ Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  model: str = "efficientnet-lite0"
+class Config(Settings):
   size: int = 56
   pictures: tuple[int, int] = (4000, 1500)  # for training, and held out
   components: int = 128
@@ -61,15 +62,13 @@ class Config:
   batch_size: int = 64
   first: int = 4
   each: int = 2
-  rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
   shares: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
   seeds: tuple[int, ...] = tuple(range(24))
-  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
 SMOKE = Config(
-    model="efficientnet-lite0:tiny", size=32, pictures=(60, 30), components=8, width=8, shots=3, memory=1, steps=2,
-    batch_size=4, rates=(1e-3, 1e-2), shares=(0.1,), seeds=(0, 1), tuning_seeds=(100,))
+    **SMALL, size=32, pictures=(60, 30), components=8, width=8, shots=3, memory=1, batch_size=4, rates=(1e-3, 1e-2),
+    shares=(0.1,))
 
 
 class Way(NamedTuple):
@@ -150,32 +149,31 @@ def learn(
 
 
 class Course(NamedTuple):
-  """What a seed draws: its pictures, which of their rows come when, and the classes of each session."""
+  """What a seed draws: its pictures, which of their rows come when, and the sessions."""
 
   gallery: Int[np.ndarray, " pictures"]
   lessons: Lesson
-  classes: tuple[Int[np.ndarray, " classes"], ...]
+  sessions: tuple[Session, ...]
 
 
 def course(config: Config, labels: Int[np.ndarray, " n"], seed: int) -> Course:
   """The sessions of a seed; rows are of all training pictures."""
   rng = np.random.default_rng(seed)
-  gallery = few_shot(labels, config.shots, seed=seed)
-  brought = sessions(labels[gallery], first=config.first, each=config.each, seed=seed)
-  rows, come, memory = [], [], np.zeros(0, np.int64)
+  gallery, brought = draw_sessions(labels, config, seed)
+  rows, memory = [], np.zeros(0, np.int64)
   for session in brought:
-    new = gallery[session.records]
+    new = session.records
     batch = rng.choice(new, (config.steps, config.batch_size))
     if len(memory):
       half = config.batch_size // 2
       batch[:, :half] = rng.choice(memory, (config.steps, half))
     memory = np.concatenate([memory, new[few_shot(labels[new], config.memory, seed=seed)]])
     rows.append(batch)
-    come.append(np.isin(np.arange(config.slots), labels[memory]))
+  come = np.logical_or.accumulate(brings(brought, config.slots))
   lessons = Lesson(
-      jnp.asarray(np.stack(rows), jnp.int32), jnp.asarray(np.stack(come), bool),
-      jnp.asarray(np.arange(len(brought)) == 0, bool), jax.random.split(jax.random.key(seed), len(brought)))
-  return Course(gallery, lessons, tuple(one.classes for one in brought))
+      jnp.asarray(np.stack(rows), jnp.int32), jnp.asarray(come), jnp.asarray(np.arange(len(brought)) == 0, bool),
+      jax.random.split(jax.random.key(seed), len(brought)))
+  return Course(gallery, lessons, tuple(brought))
 
 
 class World:
@@ -200,7 +198,7 @@ class World:
     return np.stack([r["image"] for r in records]), np.array([r["label"] for r in records], np.int32)
 
   def _seen(self, images: np.ndarray) -> np.ndarray:
-    return pooled(images, model=self.config.model, size=self.config.size)
+    return pooled(load_convnet(self.config.model), images, size=self.config.size)
 
   def _reduced(self, seen: np.ndarray) -> np.ndarray:
     return ((seen - self._mean) @ self._components).astype(np.float32)
@@ -222,8 +220,7 @@ class World:
     hits = identification_hits(queries, templates, held.labels).astype(np.float64)
     steps = np.arange(len(hits))
     earlier = np.tril_indices(len(hits), -1)
-    by_session = np.array([[model[np.isin(held.labels, classes)].mean() for classes in made.classes]
-                           for model in hits[steps, steps]])
+    by_session = told_by_session(hits[steps, steps], held.labels, made.sessions)
     return {
         "multi": hits[np.tril_indices(len(hits))].mean(axis=0), "own": hits[steps, steps].mean(axis=0),
         "cross": hits[earlier].mean(axis=0), "last": hits[-1, -1], "first_gallery": hits[-1, 0],

@@ -28,9 +28,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from experiments.tasks.convnet_stages import Params, batches, features, frozen_pass, load_convnet
+from experiments.tasks.batches import shuffled_batches
+from experiments.tasks.convnet.frozen import Params, frozen_pass, load_convnet
+from experiments.tasks.convnet.incremental import SMALL, Settings, brings, draw_sessions, told_by_session
+from experiments.tasks.convnet.last_block import features
 from experiments.tasks.picture_features import BACKGROUND
-from jaxft.data import few_shot, on_background, sessions, source
+from jaxft.data import on_background, source
+from jaxft.data.class_splits import Session
 from jaxft.evaluation import transfer_metrics
 from jaxft.losses import Mean, cosine_similarity, cross_entropy, feature_consistency, supervised_contrastive
 from jaxft.models.norms import unit_length
@@ -44,31 +48,21 @@ SCALE = 16.0  # of the cosines that are logits
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  model: str = "efficientnet-lite0"
-  size: int = 64
+class Config(Settings):
   limit: int | None = None  # records of a vendor's training split
   least: int = 12  # emoji of a class
   most: int = 24
-  first: int = 12
-  each: int = 10
-  shots: int = 10
   rank: int = 16
-  steps: int = 60
   later_steps: int = 5
-  batch_size: int = 48
   temperature: float = 0.07
   later_rate: float = 0.1
   whole_rate: float = 0.1
   decay: float = 0.999
-  rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-  seeds: tuple[int, ...] = tuple(range(10))
-  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
 SMOKE = Config(
-    model="efficientnet-lite0:tiny", size=16, limit=400, least=9, most=12, first=3, each=3, shots=4, rank=2, steps=4,
-    later_steps=2, batch_size=8, rates=(1e-2,), seeds=(0, 1), tuning_seeds=(100,))
+    **SMALL, size=16, limit=400, least=9, most=12, first=3, each=3, shots=4, rank=2, later_steps=2, batch_size=8,
+    rates=(1e-2,))
 
 
 class Way(NamedTuple):
@@ -248,16 +242,15 @@ class World:
     params, teacher, _ = jax.lax.scan(step, (params, teacher, optimizer.init(params)), at)[0]
     return {"params": params, "teacher": teacher}
 
-  def lessons(self, seed: int) -> tuple[Bool[np.ndarray, " n"], Lessons, list[Int[np.ndarray, " classes"]]]:
+  def lessons(self, seed: int) -> tuple[Bool[np.ndarray, " n"], Lessons, list[Session]]:
     """What a seed draws of the training pictures."""
     c, labels = self.config, self.pictures("train").labels
-    rows = few_shot(labels, c.shots, seed=seed)
-    brought = sessions(labels[rows], first=c.first, each=c.each, seed=seed)
-    drawn = [rows[one.records][batches(seed + i, len(one.records), steps=c.later_steps if i else c.steps,
-                                       batch_size=c.batch_size)] for i, one in enumerate(brought)]
-    classes = np.array([np.isin(np.arange(self.count), one.classes) for one in brought])
-    return np.isin(np.arange(len(labels)), rows), Lessons(drawn[0], np.stack(drawn[1:]), classes), [
-        one.classes for one in brought]
+    rows, brought = draw_sessions(labels, c, seed)
+    drawn = [one.records[shuffled_batches(
+        np.random.default_rng(seed + i), len(one.records), steps=c.later_steps if i else c.steps,
+        batch_size=c.batch_size)] for i, one in enumerate(brought)]
+    lessons = Lessons(drawn[0], np.stack(drawn[1:]), brings(brought, self.count))
+    return np.isin(np.arange(len(labels)), rows), lessons, brought
 
   def _told(self, params: Params, pictures: Pictures, come: Bool[Array, " classes"]) -> Bool[Array, " n"]:
     x = self.embed(self.student(params), pictures.states[:, 0])
@@ -266,12 +259,12 @@ class World:
   def run(self, way: Way | None, rate: float | None, seed: int, split: str) -> dict[str, Any]:
     """One arm; without a way class means alone."""
     check_open(split)
-    taught, lessons, classes = self.lessons(seed)
+    taught, lessons, brought = self.lessons(seed)
     data, held = self.pictures("train"), self.pictures(split)
     models = self._learn(way or Way(), jax.random.key(seed), data, taught, lessons, rate or 0.0)
     come = np.logical_or.accumulate(lessons.classes)
     right = np.asarray(self._tell(models, held, come), np.float64)
-    told = np.array([[row[np.isin(held.labels, own)].mean() for own in classes] for row in right])
+    told = told_by_session(right, held.labels, brought)
     known = [row[np.isin(held.labels, np.flatnonzero(seen))].mean() for row, seen in zip(right, come, strict=True)]
     return {
         "last": right[-1], "average": float(np.mean(known)), "first": float(told[0, 0]), "base": float(told[-1, 0]),

@@ -29,8 +29,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from experiments.tasks.batches import shuffled_batches
+from experiments.tasks.convnet.frozen import load_convnet, pooled
 from experiments.tasks.emoji_dual_encoder import TINY, Recipe, alignment, names, text_features
-from experiments.tasks.frozen_convnet import pooled
 from experiments.tasks.picture_features import features
 from experiments.tasks.ranking import rank_own
 from jaxft.data import on_background, source
@@ -118,7 +119,7 @@ class World:
     return source("avatars/edits", split).__getitems__(range(count))
 
   def _shown(self, pictures: np.ndarray) -> Float[np.ndarray, "n width"]:
-    return pooled(pictures, model=self.recipe.vision.preset, size=self.recipe.vision.size)
+    return pooled(load_convnet(self.recipe.vision.preset), pictures, size=self.recipe.vision.size)
 
   def _pairs(self, split: str) -> Pairs:
     rows = self._records(split)
@@ -191,8 +192,7 @@ class World:
     c, rng = self.config, np.random.default_rng(seed)
     size = c.batch_size // (1 + way.paired)
     chosen = rng.permutation(c.pairs)[: c.drawn]
-    orders = [rng.permutation(chosen) for _ in range(-(-c.steps * size // len(chosen)))]
-    rows = np.concatenate(orders)[: c.steps * size].reshape(c.steps, size).astype(np.int32)
+    rows = shuffled_batches(rng, chosen, steps=c.steps, batch_size=size).astype(np.int32)
     return rows, rng.integers(0, 2, rows.shape).astype(np.int32)
 
   def frozen(self, rate: None, seed: int, split: str) -> dict[str, Any]:

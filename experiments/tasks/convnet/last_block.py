@@ -1,4 +1,4 @@
-"""The pretrained ImageNet ConvNet that studies of pictures share: its last block and a new head are tuned.
+"""Tuning the last block of the pretrained ConvNet and a new head, which studies of pictures share.
 
 A picture goes through all blocks before the last one once, and what comes out is kept, so that a step of training is
 one inverted bottleneck, forwards and backwards, and yet one of real fine-tuning: `states` are what enters the last
@@ -9,8 +9,9 @@ block, `features` the mean over places of what leaves it.
     features(net, net.last, passed.states)    # [960, 320]
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+import dataclasses
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -19,35 +20,46 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
+from experiments.tasks.convnet.frozen import ConvNet, Params, frozen_pass
 from jaxft.data import source
 from jaxft.data.class_splits import few_shot
-from jaxft.formats.pretrained import load
 from jaxft.losses import normalize
 from jaxft.models import efficientnet
-from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.linear import linear
-from jaxft.models.pixels import standardize
 from jaxft.models.sites import Replace
 
-Params = dict[str, Any]
-BATCH = 64  # of the pass that is not trained
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What these studies have alike.
+
+  Attributes:
+    model: a preset of `load_convnet`.
+    image_size: of the squares that the ConvNet reads.
+    validation, test: pictures that are held out.
+    shots: pictures of training.
+    steps, batch_size: of training.
+    rates: that an arm chooses from which tunes the last block.
+    head_rates: for the head alone, and for small parts that start from scratch.
+    seeds, tuning_seeds: of the runs.
+  """
+
+  model: str = "efficientnet-lite0"
+  image_size: int = 64
+  validation: int = 400
+  test: int = 1000
+  shots: int = 16
+  steps: int = 100
+  batch_size: int = 32
+  rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+  head_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+  seeds: tuple[int, ...] = tuple(range(12))
+  tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
-class ConvNet(NamedTuple):
-  """The model."""
-
-  params: Params
-  config: EfficientNetConfig
-
-  @property
-  def last(self) -> Params:
-    """The pretrained params of the last block."""
-    return self.params["blocks"][str(self.config.num_layers - 1)]
-
-  @property
-  def dim(self) -> int:
-    """Of the features."""
-    return self.config.blocks[-1].outputs
+# Of smoke runs.
+SMALL: dict[str, Any] = {
+    "model": "efficientnet-lite0:tiny", "image_size": 16, "batch_size": 8, "seeds": (0, 1), "tuning_seeds": (100,)}
 
 
 class Pictures(NamedTuple):
@@ -57,54 +69,12 @@ class Pictures(NamedTuple):
   labels: Int[np.ndarray, " n"]
 
 
-class Passed(NamedTuple):
-  """What the frozen blocks make of pictures.
-
-  Attributes:
-    states: what enters the last block.
-    taps: the means over places at the sites that were asked for.
-  """
-
-  states: Float[Array, "n rows columns channels"]
-  taps: tuple[Float[Array, "n _"], ...]
-
-
-@cache
-def load_convnet(name: str) -> ConvNet:
-  """A preset; `:tiny` for smoke runs."""
-  model = load(name)
-  assert isinstance(model.config, EfficientNetConfig)
-  return ConvNet(model.params, model.config)
-
-
 @cache
 def fashion(split: str, count: int) -> Pictures:
   """The first `count` pictures of a split of Fashion-MNIST, gray in three channels."""
   records = source("fashion-mnist", split).__getitems__(range(count))
   gray = np.stack([r["image"] for r in records])
   return Pictures(np.repeat(gray, 3, axis=-1), np.array([r["label"] for r in records], np.int32))
-
-
-def frozen_pass(
-    net: ConvNet, pixels: UInt8[np.ndarray, "n height width 3"], *, size: int, taps: Sequence[str] = ()
-) -> Passed:
-  """Pictures, resized to squares of `size`, as the last block and the taps see them."""
-  run = jax.jit(partial(_frozen, net.config, size, tuple(taps)))
-  parts = []
-  for start in range(0, len(pixels), BATCH):
-    batch = pixels[start : start + BATCH]
-    filled = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)  # one program for the rest as well
-    filled[: len(batch)] = batch
-    parts.append(jax.tree.map(np.asarray, run(net.params, filled)))
-  return jax.tree.map(lambda *x: jax.device_put(np.concatenate(x)[: len(pixels)]), *parts)
-
-
-def _frozen(config: EfficientNetConfig, size: int, taps: tuple[str, ...], params: Params, pixels: Array) -> Passed:
-  x = standardize(pixels, mean=config.mean, std=config.std)
-  x = jax.image.resize(x, (len(x), size, size, 3), "cubic")
-  cut = f"blocks/{config.num_layers - 2}/out"
-  recorded = efficientnet.hidden_states(params, config, x, record=(cut, *taps))[1]
-  return Passed(recorded[cut], tuple(jnp.mean(recorded[site], axis=(1, 2)) for site in taps))
 
 
 class Labelled(NamedTuple):
@@ -125,13 +95,6 @@ def draw_shots(pool: Labelled, shots: int, *, seed: int) -> Labelled:
   """`shots` of each class."""
   rows = few_shot(np.asarray(pool.labels), shots, seed=seed)
   return jax.tree.map(lambda x: x[rows], pool)
-
-
-def batches(seed: int, size: int, *, steps: int, batch_size: int) -> Int[np.ndarray, "steps batch"]:
-  """Rows of each step's batch: in every pass over the data each row is met once, in a new order."""
-  rng = np.random.default_rng(seed)
-  passes = -(-steps * batch_size // size)
-  return np.concatenate([rng.permutation(size) for _ in range(passes)])[: steps * batch_size].reshape(steps, batch_size)
 
 
 def one_view(
