@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from jaxft.recipes.options import Finetune, parse
@@ -32,7 +31,8 @@ def as_text(summary: dict[str, Any]) -> str:
   """The summary for people."""
   from jaxft.recipes import run_folder
 
-  s, out = summary, Path(summary["out"])
+  s = summary
+  at = lambda name: f"{s['out'].rstrip('/')}/{name}"
   share = s["trained_parameters"] / s["parameters"]
   lines = [
       f"{s['model']} on {s['data']}: {s['method']}, {s['loss']}, {s['steps']} steps; "
@@ -43,10 +43,10 @@ def as_text(summary: dict[str, Any]) -> str:
   rate = s["examples_per_second"]
   lines += [
       f"  {'?' if rate is None else f'{rate:.1f}'} examples/s, {s['peak_memory_bytes'] / 2**20:,.0f} MiB at most",
-      *([f"  model: {out / run_folder.MODEL}"] if (out / run_folder.MODEL).exists() else []),
-      *([f"  adapter: {out / run_folder.ADAPTER}"] if s.get("adapter") else []),
-      f"  metrics: {out / run_folder.METRICS}, checkpoints: {out / run_folder.CHECKPOINTS}",
-      f"  again: jaxft finetune {out / run_folder.RUN} --out FOLDER",
+      *([f"  model: {at(run_folder.MODEL)}"] if s.get("merged", True) else []),
+      *([f"  adapter: {at(run_folder.ADAPTER)}"] if s.get("adapter") else []),
+      f"  metrics: {at(run_folder.METRICS)}, checkpoints: {at(run_folder.CHECKPOINTS)}",
+      f"  again: jaxft finetune {at(run_folder.RUN)} --out FOLDER",
   ]
   return "\n".join(lines + [f"  cite: arXiv {number}" for number in s["arxiv"]])
 

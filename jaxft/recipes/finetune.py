@@ -33,6 +33,9 @@ from jaxft.recipes.preparation import prepare, target_of
 from jaxft.recipes.quiet import quiet_threads
 from jaxft.recipes.run import WITH_OUTPUT, check_options, found_of, loss_name, mesh_of, recipe_of
 from jaxft.recipes.run_file import as_text
+from jaxft.stores.copies import place_of, shown
+from jaxft.stores.mirror import mirrored
+from jaxft.stores.store import is_url, url_of
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, checksum, fit, init_state, make_train_step
 from jaxft.training.gather import to_host
@@ -59,10 +62,20 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
     Stopped: SIGINT or SIGTERM, with the last checkpoint named; see `fit`.
   """
   keep_freed_memory()
-  out = options.output.out
   check_options(options)
   for name in options.output.track:
     check_tracker(name)
+  if (url := url_of(options.output.out)) is None:
+    return _in_folder(options)
+  _check_urls_apart(url, {"model": options.model, "guide": options.loss.guide, "data": options.data})
+  on_disk = dataclasses.replace(options, output=dataclasses.replace(options.output, out=place_of("runs", url)))
+  with mirrored(url) if is_first() else contextlib.nullcontext():
+    return _in_folder(on_disk)
+
+
+def _in_folder(options: Finetune) -> dict[str, Any] | None:
+  """The run in a folder on disk."""
+  out = options.output.out
   check_apart(out, _places(options))
   with run_folder.held(out) if is_first() else contextlib.nullcontext():
     resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
@@ -77,9 +90,18 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
 def _places(options: Finetune) -> dict[str, str]:
   """The files and folders that a run reads, by option; presets and data sets of a name lie in the cache folder."""
   models = {"model": options.model, "guide": options.loss.guide}
-  named = lambda m: m.partition(":")[0] in PRESETS or on_hub(m)
+  named = lambda m: m.partition(":")[0] in PRESETS or on_hub(m) or is_url(m)
   places = {name: m for name, m in models.items() if m is not None and not named(m)}
   return places | ({"data": options.data} if is_place(options.data) else {})
+
+
+def _check_urls_apart(out: str, inputs: dict[str, str | None]) -> None:
+  """`check_apart` of what lies in object stores."""
+  own = out.rstrip("/") + "/"
+  for name, given in inputs.items():
+    if given is not None and is_url(given) and (
+        own.startswith(given.rstrip("/") + "/") or f"{given}/".startswith(own)):
+      raise ValueError(f"out must lie apart from what is read: {out} and the {name} {given} do not; choose another")
 
 
 def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
@@ -226,9 +248,10 @@ def _finish(
   scores, loss = run_folder.validations(out), loss_name(options.loss.loss, model.kind)
   summary = {
       "model": options.model, "data": options.data, "method": options.method.method, "loss": loss, **facts,
+      "merged": options.output.merge or not facts.get("adapter"),
       "before": scores.get(0, {}), "after": scores.get(facts["steps"], {}),
       "examples_per_second": run_folder.examples_per_second(out), "peak_memory_bytes": peak_memory(),
-      "out": str(out), "arxiv": [*sources(options.method), *LOSS_SOURCES.get(loss, ())],
+      "out": shown(out), "arxiv": [*sources(options.method), *LOSS_SOURCES.get(loss, ())],
   }
   write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=1) + "\n")
   return summary
