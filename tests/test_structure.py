@@ -7,8 +7,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: an area imports itself and those before it. The modules beside the areas come before all of them.
 AREAS = (
-    "tree", "leaves", "choices", "transforms", "losses", "models", "adapters", "optimizers", "formats", "analysis",
-    "merging", "selection", "decoding", "data", "evaluation", "training", "recipes", "studies", "cli",
+    "stores", "tree", "leaves", "choices", "transforms", "losses", "models", "adapters", "optimizers", "formats",
+    "analysis", "merging", "selection", "decoding", "data", "evaluation", "training", "recipes", "studies", "cli",
 )
 
 

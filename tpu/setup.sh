@@ -3,31 +3,24 @@
 #   setup.sh [--dry-run] [--accelerator tpu|cuda12|cpu] [--venv FOLDER] [--extras gguf,tensorboard]
 set -euo pipefail
 
-accelerator=tpu venv="$HOME/jaxft-venv" extras=gguf,tensorboard dry=''
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --dry-run) dry=1; shift ;;
-    --accelerator) accelerator="$2"; shift 2 ;;
-    --venv) venv="$2"; shift 2 ;;
-    --extras) extras="$2"; shift 2 ;;
-    *) echo "setup.sh: unknown option $1" >&2; exit 2 ;;
-  esac
-done
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$0")/common.sh"
+
+accelerator=tpu venv="$HOME/jaxft-venv" extras=gguf,tensorboard
+take_options "accelerator venv extras" "" "$@"
 case "$accelerator" in
   tpu|cuda12) jax="jax[$accelerator]" ;;
   cpu) jax=jax ;;
-  *) echo "setup.sh: --accelerator must be tpu, cuda12 or cpu; got $accelerator" >&2; exit 2 ;;
+  *) fail "--accelerator must be tpu, cuda12 or cpu; got $accelerator" ;;
 esac
 root="$(cd "$(dirname "$0")/.." && pwd)"
-
-run() { printf '+'; printf ' %q' "$@"; echo; [ -n "$dry" ] || "$@"; }
 
 python=
 for p in python3.12 python3.11 python3.13; do
   if command -v "$p" >/dev/null; then python="$p"; break; fi
 done
 if [ -z "$python" ]; then
-  if [ -z "$dry" ]; then echo "setup.sh: jaxft needs Python 3.11, 3.12 or 3.13 on the PATH" >&2; exit 2; fi
+  [ -n "$dry" ] || fail "jaxft needs Python 3.11, 3.12 or 3.13 on the PATH"
   python=python3.12
 fi
 if [ -n "$dry" ] || [ ! -x "$venv/bin/python" ]; then run "$python" -m venv "$venv"; fi

@@ -6,22 +6,12 @@
 # the job is put into the queue again; so too where a node fails. --out and the data must lie on the shared file system.
 set -euo pipefail
 
-nodes=1 gpus=8 time=24:00:00 name=jaxft partition='' account='' venv="$HOME/jaxft-venv" dry=''
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --dry-run) dry=1; shift ;;
-    --nodes) nodes="$2"; shift 2 ;;
-    --gpus) gpus="$2"; shift 2 ;;
-    --time) time="$2"; shift 2 ;;
-    --name) name="$2"; shift 2 ;;
-    --partition) partition="$2"; shift 2 ;;
-    --account) account="$2"; shift 2 ;;
-    --venv) venv="$2"; shift 2 ;;
-    --) shift; break ;;
-    *) echo "slurm.sh: unknown option $1" >&2; exit 2 ;;
-  esac
-done
-[ $# -gt 0 ] || { echo "slurm.sh: give the command of jaxft after --" >&2; exit 2; }
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$0")/common.sh"
+
+nodes=1 gpus=8 time=24:00:00 name=jaxft partition='' account='' venv="$HOME/jaxft-venv"
+take_options "nodes gpus time name partition account venv" "" "$@"
+need_command "the command of jaxft"
 
 script() {
   cat <<HEAD
@@ -38,7 +28,7 @@ script() {
 HEAD
   [ -z "$partition" ] || echo "#SBATCH --partition=$partition"
   [ -z "$account" ] || echo "#SBATCH --account=$account"
-  printf 'command=('; printf '%q ' "$venv/bin/jaxft" "$@"; echo ')'
+  printf 'command=('; printf '%q ' "$venv/bin/jaxft" "${command[@]}"; echo ')'
   cat <<'BODY'
 # A kill of all tasks at the first that ends would cut the last save of the others short; they end by themselves.
 srun --kill-on-bad-exit=0 "${command[@]}" &
@@ -56,7 +46,7 @@ BODY
 
 if [ -n "$dry" ]; then
   echo "+ sbatch, with"
-  script "$@"
+  script
 else
-  script "$@" | sbatch
+  script | sbatch
 fi

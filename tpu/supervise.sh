@@ -5,19 +5,15 @@
 # All processes of a run end together, so that all of their supervisors start them again together.
 set -uo pipefail
 
-restarts=20 wait=15 dry=''
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --dry-run) dry=1; shift ;;
-    --restarts) restarts="$2"; shift 2 ;;
-    --wait) wait="$2"; shift 2 ;;
-    --) shift; break ;;
-    *) echo "supervise.sh: unknown option $1; the command stands after --" >&2; exit 2 ;;
-  esac
-done
-[ $# -gt 0 ] || { echo "supervise.sh: give the command after --" >&2; exit 2; }
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$0")/common.sh"
+
+restarts=20 wait=15
+take_options "restarts wait" "" "$@"
+need_command "the command"
 if [ -n "$dry" ]; then
-  printf '+'; printf ' %q' "$@"; printf '\n+ again at exit status 75 or above 128, at most %s times, after %s s\n' "$restarts" "$wait"
+  show "${command[@]}"
+  printf '+ again at exit status 75 or above 128, at most %s times, after %s s\n' "$restarts" "$wait"
   exit 0
 fi
 
@@ -27,7 +23,7 @@ child='' stopped='' passed_on=''
 pass_on() { if [ -n "$child" ] && [ -z "$passed_on" ]; then passed_on=1; kill -TERM "$child" 2>/dev/null; fi; }
 trap 'stopped=1; pass_on' TERM INT
 for ((start = 0; ; start++)); do
-  "$@" &
+  "${command[@]}" &
   child=$!
   [ -z "$stopped" ] || pass_on
   wait "$child"; status=$?

@@ -13,36 +13,20 @@
 # Exit status: that of the run.
 set -euo pipefail
 
-dry=''
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$0")/common.sh"
+
 [ "${1:-}" = --dry-run ] && { dry=1; shift; }
 action="${1:-}"
 [ $# -gt 0 ] && shift
 name='' zone='' type='' project='' runtime='' spot='' bucket='' share='' restarts=20
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --dry-run) dry=1; shift ;;
-    --name) name="$2"; shift 2 ;;
-    --zone) zone="$2"; shift 2 ;;
-    --type) type="$2"; shift 2 ;;
-    --project) project="$2"; shift 2 ;;
-    --runtime) runtime="$2"; shift 2 ;;
-    --spot) spot=1; shift ;;
-    --bucket) bucket="${2#gs://}"; shift 2 ;;
-    --share) share="$2"; shift 2 ;;
-    --restarts) restarts="$2"; shift 2 ;;
-    --) shift; break ;;
-    *) echo "vm.sh: unknown option $1" >&2; exit 2 ;;
-  esac
-done
-need() { [ -n "$2" ] || { echo "vm.sh: $action needs --$1" >&2; exit 2; }; }
-need name "$name"
-need zone "$zone"
+take_options "name zone type project runtime bucket share restarts" spot "$@"
+need_options name zone
+bucket="${bucket#gs://}"
 root="$(cd "$(dirname "$0")/.." && pwd)"
 where=("--zone=$zone" --quiet)
 [ -z "$project" ] || where+=("--project=$project")
 
-show() { printf '+'; printf ' %q' "$@"; echo; }
-run() { show "$@"; [ -n "$dry" ] || "$@"; }
 tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
 on_all() { tpus tpu-vm ssh "$name" --worker=all "--command=$1"; }
 
@@ -88,27 +72,27 @@ install() {
 
 case "$action" in
   launch)
-    need type "$type"
-    [ $# -gt 0 ] || { echo "vm.sh: give the command of jaxft after --" >&2; exit 2; }
+    need_options type
+    need_command "the command of jaxft"
     if [ -z "$runtime" ]; then
       case "$type" in
         v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
         v5p-*) runtime=v2-alpha-tpuv5 ;;
         v6e-*) runtime=v2-alpha-tpuv6e ;;
-        *) echo "vm.sh: --runtime must be given for $type" >&2; exit 2 ;;
+        *) fail "--runtime must be given for $type" ;;
       esac
     fi
     if [ -z "$bucket$share" ]; then
       echo "vm.sh: note: without --bucket or --share only one worker sees what another writes; a slice of several needs one" >&2
     fi
-    command="$(printf ' %q' "$@")"
+    line="$(printf ' %q' "${command[@]}")"
     # The run's own supervisor starts it again on a slice that lives; this loop asks for another when the slice is gone.
     for ((start = 0; ; start++)); do
       if [ -n "$dry" ] || [ "$(state)" = NONE ]; then create; fi
       if await_active; then
         install
         status=0
-        on_all "\$HOME/jaxft/tpu/supervise.sh -- \$HOME/jaxft-venv/bin/jaxft$command 2>&1 | tee -a \$HOME/jaxft.log; exit \${PIPESTATUS[0]}" || status=$?
+        on_all "\$HOME/jaxft/tpu/supervise.sh -- \$HOME/jaxft-venv/bin/jaxft$line 2>&1 | tee -a \$HOME/jaxft.log; exit \${PIPESTATUS[0]}" || status=$?
         [ -z "$dry" ] || { echo "+ at another state than ACTIVE afterwards: delete, create and run again, at most $restarts times"; exit 0; }
         if [ "$status" -eq 0 ] || [ "$(state)" = ACTIVE ]; then exit "$status"; fi
       else
@@ -121,5 +105,5 @@ case "$action" in
   stop) on_all 'pkill -TERM -f "[j]axft/tpu/supervise.sh"' ;;  # the run saves a step and ends
   status) tpus queued-resources describe "$name" ;;
   delete) delete ;;
-  *) echo "vm.sh: the action must be launch, logs, stop, status or delete; got '$action'" >&2; exit 2 ;;
+  *) fail "the action must be launch, logs, stop, status or delete; got '$action'" ;;
 esac

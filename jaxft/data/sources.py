@@ -28,6 +28,8 @@ from jaxft.data.files.rows import KINDS, holds_files
 from jaxft.data.prepare import Records, prepare
 from jaxft.hub import PREFIX, on_hub, snapshot
 from jaxft.seal import check_open
+from jaxft.stores.copies import local_copy
+from jaxft.stores.store import is_url
 
 
 def _configs(name: str, builder: type[tfds.core.GeneratorBasedBuilder]) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def is_place(name: str | os.PathLike) -> bool:
   (True, False, False)
   """
   text = os.fspath(name)
-  return text not in _BUILDERS and not text.startswith(("reasoning_gym/", "tfds:", PREFIX))
+  return text not in _BUILDERS and not text.startswith(("reasoning_gym/", "tfds:", PREFIX)) and not is_url(text)
 
 
 def source(
@@ -80,9 +82,9 @@ def source(
 
   Args:
     name: one of `names()` (`digits`, `docstrings`, `sentiment/news`, ...); `reasoning_gym/<task>`; `tfds:<name>` for
-      any TFDS data set, as `tfds:mnist` or `tfds:glue/sst2`; `hf:org/name` for one of a hub (`jaxft.hub`); the path of
-      a file of `jaxft.data.files`, or of a folder of them or that `datasets.save_to_disk` wrote; the path of a folder
-      that TFDS prepared, or of one with a folder of pictures for each class.
+      any TFDS data set, as `tfds:mnist` or `tfds:glue/sst2`; `hf:org/name` for one of a hub (`jaxft.hub`); the path, or
+      the URL in an object store (`s3://`, `gs://`), of a file of `jaxft.data.files`, or of a folder of them or that
+      `datasets.save_to_disk` wrote, or that TFDS prepared, or of one with a folder of pictures for each class.
     split: a split's name or TFDS's arithmetic on them, as `train[:90%]`. A file is all `train`.
     fields: other names of a file's columns, as `query=anchor,answer=positive`.
     data_dir: the folder of prepared data sets; None takes `datasets` in jaxft's cache folder.
@@ -125,6 +127,8 @@ def builder(
   path = Path(text).expanduser()
   if on_hub(text):
     return files_builder(snapshot(text, "dataset"), fields=names_of, data_dir=data_dir)
+  if is_url(text):
+    return builder(local_copy(text), fields=fields, data_dir=data_dir)
   if is_place(name) and (path.suffix.lower() in KINDS or _holds_files(path)):
     return files_builder(path, fields=names_of, data_dir=data_dir)
   if fields:

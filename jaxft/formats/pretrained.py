@@ -32,6 +32,8 @@ from jaxft.models.cut import cut_model
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
+from jaxft.stores.copies import local_copy
+from jaxft.stores.store import is_url
 from jaxft.tree import unstack_layers
 
 C = TypeVar("C", EncoderConfig, DecoderConfig)
@@ -113,7 +115,8 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
 
   Args:
     name_or_path: a preset (`jaxft.formats.presets.PRESETS`, fetched on first use), a Hugging Face folder, a GGUF file,
-      or `hf:org/name`, with `@revision`, of a hub (`jaxft.hub`, the extra `hub`).
+      or `hf:org/name`, with `@revision`, of a hub (`jaxft.hub`, the extra `hub`), or the URL of a folder or file in an
+      object store (`s3://`, `gs://`).
       A preset followed by `:N` has its first N layers alone, with its own embeddings, final norm and head. Followed by
       `:tiny` it is no pretrained model: random params of its architecture, two layers of 48 dimensions, the same at
       every call, with its own vocabulary, tokenizer and chat template (`jaxft.formats.tiny`).
@@ -130,6 +133,8 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
   name, path = str(name_or_path), Path(name_or_path)
   if on_hub(name):
     path = snapshot(name, "model")
+  if is_url(name):
+    path = local_copy(name)
   preset, colon, part = name.partition(":")
   if colon and preset in PRESETS:
     if part == "tiny":

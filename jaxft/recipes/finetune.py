@@ -21,6 +21,7 @@ from jaxft.host_memory import keep_freed_memory
 from jaxft.hub import on_hub
 from jaxft.recipes import run_folder
 from jaxft.recipes.account.counts import count_tokens
+from jaxft.recipes.account.end import places_of
 from jaxft.recipes.account.start import begins, holds, unit_of
 from jaxft.recipes.adapter import no_form, save_adapter
 from jaxft.recipes.examples import read_splits, training_batches
@@ -48,6 +49,9 @@ from jaxft.recipes.run import (
   with_data,
 )
 from jaxft.recipes.run_file import as_text
+from jaxft.stores.copies import place_of, shown
+from jaxft.stores.mirror import mirrored
+from jaxft.stores.store import is_url, url_of
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, checksum, fit, init_state, make_train_step
 from jaxft.training.gather import to_host
@@ -74,10 +78,23 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
     Stopped: SIGINT or SIGTERM, with the last checkpoint named; see `fit`.
   """
   keep_freed_memory()
-  out, options = options.output.out, with_data(options)
+  options = with_data(options)
   check_options(options)
   for name in options.output.track:
     check_tracker(name)
+  if (url := url_of(options.output.out)) is None:
+    return _in_folder(options)
+  inputs = {"model": options.model, "guide": options.loss.guide, "data": options.data,
+            "control": options.examples.control}
+  _check_urls_apart(url, inputs)
+  on_disk = dataclasses.replace(options, output=dataclasses.replace(options.output, out=place_of("runs", url)))
+  with mirrored(url) if is_first() else contextlib.nullcontext():
+    return _in_folder(on_disk)
+
+
+def _in_folder(options: Finetune) -> dict[str, Any] | None:
+  """The run in a folder on disk."""
+  out = options.output.out
   check_apart(out, _places(options))
   with run_folder.held(out) if is_first() else contextlib.nullcontext():
     resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
@@ -92,10 +109,19 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
 def _places(options: Finetune) -> dict[str, str]:
   """The files and folders that a run reads, by option; presets and data sets of a name lie in the cache folder."""
   models = {"model": options.model, "guide": options.loss.guide}
-  named = lambda m: m.partition(":")[0] in PRESETS or on_hub(m)
+  named = lambda m: m.partition(":")[0] in PRESETS or on_hub(m) or is_url(m)
   places = {name: m for name, m in models.items() if m is not None and not named(m)}
   data = {"data": options.data, "control": options.examples.control}
   return places | {name: d for name, d in data.items() if d is not None and is_place(d)}
+
+
+def _check_urls_apart(out: str, inputs: dict[str, str | None]) -> None:
+  """`check_apart` of what lies in object stores."""
+  own = out.rstrip("/") + "/"
+  for name, given in inputs.items():
+    if given is not None and is_url(given) and (
+        own.startswith(given.rstrip("/") + "/") or f"{given}/".startswith(own)):
+      raise ValueError(f"out must lie apart from what is read: {out} and the {name} {given} do not; choose another")
 
 
 def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
@@ -265,9 +291,9 @@ def _finish(
       "model": options.model, "kind": model.kind, "chat": model.chat_template is not None, "head": head is not None,
       "data": options.data or " ".join(options.loss.reward), "method": options.method.method, "loss": loss, **facts,
       "before": scores.get(0, {}), "after": scores.get(facts["steps"], {}), "control": options.examples.control,
-      "track": list(options.output.track),
+      "places": places_of(out, options.output.track),
       "examples_per_second": run_folder.examples_per_second(out), "peak_memory_bytes": peak_memory(),
-      "out": str(out), "arxiv": [*sources(options.method), *LOSS_SOURCES.get(loss, ())],
+      "out": shown(out), "arxiv": [*sources(options.method), *LOSS_SOURCES.get(loss, ())],
   }
   write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=1) + "\n")
   return summary

@@ -192,7 +192,8 @@ class Output:
   """What is kept."""
 
   out: Path = Path("runs/finetune")
-  """Folder of config, metrics, checkpoints and the tuned model; a run that it holds already is resumed."""
+  """Folder of config, metrics, checkpoints and the tuned model, also in an object store (s3://bucket/run, gs://...); a
+  run that it holds already is resumed."""
   overwrite: bool = False
   """Delete the run in that folder, once all that the new one reads is known to be good, and start anew."""
   merge: bool = True
@@ -217,12 +218,12 @@ class Finetune:
   """Fine-tunes a pretrained model on a data set."""
 
   model: str
-  """A preset (minilm-l6, mpnet-base, smollm2-135m, efficientnet-lite0), a Hugging Face folder, or hf:org/name (extra
-  `hub`)."""
+  """A preset (minilm-l6, mpnet-base, smollm2-135m, efficientnet-lite0), a Hugging Face folder (on disk, s3:// or
+  gs://), or hf:org/name (extra `hub`)."""
   data: str | None = None
   """A data set (docstrings, sentiment/neighbours-news, reasoning_gym/<task>, tfds:<name>, hf:<org>/<name>), a .jsonl
   file (text or the path of an image, with a label or a value, among others), a folder with a folder of pictures for
-  each class, or one that TFDS prepared."""
+  each class, or one that TFDS prepared; a file or folder may lie at s3:// or gs:// too."""
   method: Annotated[Adaptation, tyro.conf.arg(name="adaptation")] = Adaptation()
   examples: Examples = Examples()
   loss: Annotated[Loss, tyro.conf.arg(name="objective")] = Loss()

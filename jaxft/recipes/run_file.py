@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.recipes.options import Finetune
+from jaxft.stores.copies import local_copy, shown
+from jaxft.stores.store import is_url
 
 # What says where and how a run goes on, and not what it is.
 _NOT_KEPT = ("overwrite",)
@@ -20,7 +22,7 @@ def expand(args: list[str]) -> list[str]:
     return args
   from jaxft.merging.streaming.recipe_files.yaml_documents import read_yaml
 
-  path = Path(args[0])
+  path = local_copy(args[0]) if is_url(args[0]) else Path(args[0])
   if not path.is_file():
     raise ValueError(f"run file must be there; there is none at {path}")
   try:
@@ -69,6 +71,6 @@ def as_text(options: Finetune, said: dict[str, Any]) -> str:
   flat: dict[str, Any] = {}
   for name, value in dataclasses.asdict(options).items():
     flat |= value if isinstance(value, dict) else {name: value}
-  plain = {name: list(x) if isinstance(x, tuple) else str(x) if isinstance(x, Path) else x
+  plain = {name: list(x) if isinstance(x, tuple) else shown(x) if isinstance(x, Path) else x
            for name, x in flat.items() if name not in _NOT_KEPT}
   return "\n".join(lines) + "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

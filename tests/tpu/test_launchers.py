@@ -1,8 +1,10 @@
 """The launchers' dry runs, the restart loop, the manifests by a schema validator and the shell by shellcheck."""
 
 import importlib.util
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,11 +44,15 @@ def test_shellcheck_finds_nothing(tmp_path):
   assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("script", [path.name for path in SCRIPTS])
+@pytest.mark.parametrize("script", [path.name for path in SCRIPTS if path.name != "common.sh"])
 def test_every_script_parses_and_refuses_what_it_does_not_know(script):
   subprocess.run(["bash", "-n", TPU / script], check=True)
   assert os.access(TPU / script, os.X_OK)
-  assert "--nonsense" in shell(script, *(["launch"] if script == "vm.sh" else []), "--nonsense", status=2)
+  action = ["launch"] if script == "vm.sh" else []
+  assert f"{script}: unknown option --nonsense" in shell(script, *action, "--nonsense", status=2)
+  assert "unknown option one" in shell(script, *action, "one", status=2)
+  last = {"setup.sh": "--venv", "supervise.sh": "--wait"}.get(script, "--name")
+  assert f"{script}: {last} needs a value" in shell(script, *action, last, status=2)
 
 
 def test_a_slice_is_asked_for_set_up_and_run_on_every_worker():
@@ -61,6 +67,16 @@ def test_a_slice_is_asked_for_set_up_and_run_on_every_worker():
   assert "needs --type" in shell("vm.sh", "launch", "--name", "n", "--zone", "z", *COMMAND, status=2)
   assert "needs --zone" in shell("vm.sh", "delete", "--name", "n", status=2)
   assert "--force" in shell("vm.sh", "--dry-run", "delete", "--name", "n", "--zone", "z")
+
+
+def test_xpk_is_told_what_to_start_again():
+  said = shell("xpk.sh", "--dry-run", "--cluster", "c", "--name", "n", "--image", "i", "--type", "v5litepod-16",
+               "--slices", 2, *COMMAND)
+  assert said.startswith("+ xpk workload create --workload=n --cluster=c --docker-image=i --tpu-type=v5litepod-16 ")
+  assert f"--num-slices=2 --max-restarts=20 --restart-on-exit-codes={processes.RESTART} " in said
+  command = shlex.split(said)[-1]
+  assert shlex.split(command.removeprefix("--command=")) == ["jaxft", *COMMAND[1:]]
+  assert "xpk.sh: needs --type" in shell("xpk.sh", "--cluster", "c", "--name", "n", "--image", "i", *COMMAND, status=2)
 
 
 def test_set_up_takes_the_versions_of_the_constraints():
@@ -132,8 +148,65 @@ def test_manifests_are_valid_by_kubernetes_own_schemas():
   assert rule["action"] in ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
 
 
-def test_the_status_of_restart_is_the_librarys():
-  spec = importlib.util.spec_from_file_location("manifest", TPU / "manifest.py")
+def module_of(name):
+  spec = importlib.util.spec_from_file_location(name, TPU / f"{name}.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  assert module.RESTART == processes.RESTART and processes.RESTART not in module.ERRORS
+  return module
+
+
+def test_the_status_of_restart_is_the_librarys():
+  manifest, ray_job = module_of("manifest"), module_of("ray_job")
+  assert manifest.RESTART == ray_job.RESTART == processes.RESTART and processes.RESTART not in manifest.ERRORS
+
+
+RAY = ("--address", "http://h:8265", "--processes", "4", "--gpus", "2", *COMMAND)
+
+
+def test_a_ray_job_submits_itself_with_the_versions_of_the_constraints(capsys):
+  ray_job = module_of("ray_job")
+  assert ray_job.main(["--dry-run", *RAY]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  submit = shlex.split(lines[0])[1:]
+  assert submit[:4] == ["ray", "job", "submit", "--address=http://h:8265"] and f"--working-dir={ROOT}" in submit
+  environment = json.loads(next(word for word in submit if word.startswith("--runtime-env-json=")).partition("=")[2])
+  assert environment["pip"][0].endswith("/constraints.txt") and environment["pip"][1] == "jax[cuda12]"
+  # What it gives itself in the cluster is what was asked for here.
+  here = ray_job.parsed(submit[submit.index("tpu/ray_job.py") + 1:])
+  assert here.here and (here.processes, here.gpus, here.command) == (4, 2.0, list(COMMAND[1:]))
+  assert ray_job.bundle(here) == {"CPU": 1.0, "GPU": 2.0} and "4 times, with {'CPU': 1, 'GPU': 2.0}" in lines[1]
+  assert shlex.split(lines[2])[1:] == ["python", "-m", "jaxft", *COMMAND[1:]]
+  with pytest.raises(SystemExit):
+    ray_job.main(["--processes", "0", *COMMAND])
+  assert "must be at least 1; got 0" in capsys.readouterr().err
+
+
+def test_processes_of_a_ray_job_are_started_again_as_the_supervisors_would(tmp_path, capfd):
+  ray_job = module_of("ray_job")
+  restart = processes.RESTART
+  for statuses, expected in {
+      (0, 0): (0, False), (restart, restart): (restart, True), (0, 137): (restart, True), (2, restart): (2, False),
+      (ray_job.LOST, restart): (restart, True), (restart, 3): (3, False)}.items():
+    assert ray_job.verdict(statuses) == expected
+  # Real processes: the second is killed at the first start, both are asked to start again, and then it is done.
+  program = ("import os, signal, sys; n = int(os.environ['JAX_PROCESS_ID']); at = sys.argv[1] + str(n)\n"
+             "open(at, 'a').write(os.environ['JAX_COORDINATOR_ADDRESS'] + '\\n'); start = len(open(at).readlines())\n"
+             "if start == 1 and n == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+             f"sys.exit({restart} if start <= 2 else 0)")
+  command = ["python", "-c", program, str(tmp_path / "start")]
+
+  def once():
+    run = lambda i: ray_job.Process().run(command, "h:1", 2, i)
+    return [run(i) for i in range(2)]
+
+  assert ray_job.repeated(once, 5, lambda: False) == 0
+  assert [(tmp_path / f"start{i}").read_text() for i in range(2)] == ["h:1\n" * 3] * 2
+  assert "restart 2 of 5" in capfd.readouterr().err
+  assert ray_job.repeated(lambda: [restart], 1, lambda: False) == restart
+  assert "no more after 1 restarts" in capfd.readouterr().err
+  assert ray_job.repeated(lambda: [restart], 5, lambda: True) == restart  # `ray job stop` is no reason to start again
+  # What is stopped before its child is there is stopped with it; a child gets SIGTERM once.
+  process = ray_job.Process()
+  process.stop()
+  wait = f"import signal, time; signal.signal(15, lambda *a: exit({restart})); time.sleep(60)"
+  assert process.run(["python", "-c", wait], "h:1", 1, 0) in (restart, 128 + 15)  # before or after its handler

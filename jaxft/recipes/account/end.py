@@ -1,6 +1,7 @@
 """What a run says at its end: what it reached, what it forgot, where everything lies, and what to type next."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from jaxft.recipes import run_folder
 
 def as_text(summary: dict[str, Any]) -> str:
   """The summary for people, in one form for all tasks."""
-  s, out = summary, Path(summary["out"])
+  s = summary
   share = s["trained_parameters"] / s["parameters"]
   lines = [
       f"{s['model']} on {s['data']}: {s['method']}, {s['loss']}, {s['steps']} steps; "
@@ -20,12 +21,9 @@ def as_text(summary: dict[str, Any]) -> str:
       "  forgotten: not measured; --control DATA names records that are not learnt from"]
   rate, memory = s["examples_per_second"], s["peak_memory_bytes"] / 2**20
   lines.append(f"  {'?' if rate is None else f'{rate:.3g}'} examples/s, {memory:,.0f} MiB at most")
-  places = {
-      "model": run_folder.MODEL, "adapter": run_folder.ADAPTER, "metrics": run_folder.METRICS,
-      "checkpoints": run_folder.CHECKPOINTS, "summary": run_folder.SUMMARY, **{name: name for name in s["track"]}}
-  lines += [f"  {name}: {out / place}" for name, place in places.items() if (out / place).exists()]
-  lines.append(f"  next: {next_command(s, out)}")
-  lines.append(f"  again: jaxft finetune {shlex.quote(str(out / run_folder.RUN))} --out FOLDER")
+  lines += [f"  {name}: {_at(s, name)}" for name in s["places"]]
+  lines.append(f"  next: {next_command(s)}")
+  lines.append(f"  again: jaxft finetune {shlex.quote(_below(s, run_folder.RUN))} --out FOLDER")
   return "\n".join(lines + [f"  cite: arXiv {number}" for number in s["arxiv"]])
 
 
@@ -39,16 +37,32 @@ def _scores(summary: dict[str, Any], *, controlled: bool) -> list[str]:
           if name.startswith(run_folder.OF_CONTROL) == controlled and not name.endswith(("_low", "_high"))]
 
 
-def next_command(summary: dict[str, Any], out: Path) -> str:
+def places_of(out: Path, track: Sequence[str]) -> dict[str, str]:
+  """What lies in a run's folder, as it is about to end, and where in it."""
+  places = {"model": run_folder.MODEL, "adapter": run_folder.ADAPTER, "metrics": run_folder.METRICS,
+            "checkpoints": run_folder.CHECKPOINTS, **{name: name for name in track}}
+  return {name: place for name, place in places.items() if (out / place).exists()} | {"summary": run_folder.SUMMARY}
+
+
+def _below(summary: dict[str, Any], place: str) -> str:
+  """A place in the run's folder, which may lie in an object store."""
+  return f"{summary['out'].rstrip('/')}/{place}"
+
+
+def _at(summary: dict[str, Any], name: str) -> str:
+  return _below(summary, summary["places"][name])
+
+
+def next_command(summary: dict[str, Any]) -> str:
   """What one does with the tuned model: ask it, or measure it."""
-  quoted = lambda name: shlex.quote(str(out / name))
-  if not (out / run_folder.MODEL).exists():
-    return f"jaxft convert {quoted(run_folder.ADAPTER)} FOLDER"
+  quoted = lambda name: shlex.quote(_at(summary, name))
+  if "model" not in summary["places"]:
+    return f"jaxft convert {quoted('adapter')} FOLDER"
   if summary["kind"] == "decoder":
-    return f"jaxft generate --model {quoted(run_folder.MODEL)} {'--chat ' if summary['chat'] else ''}\"...\""
+    return f"jaxft generate --model {quoted('model')} {'--chat ' if summary['chat'] else ''}\"...\""
   if summary["kind"] == "vision" and not summary["head"]:
-    return f"jaxft finetune --model {quoted(run_folder.MODEL)} --data DATA --task classify"
-  return f"jaxft evaluate --model {quoted(run_folder.MODEL)} --data DATA"
+    return f"jaxft finetune --model {quoted('model')} --data DATA --task classify"
+  return f"jaxft evaluate --model {quoted('model')} --data DATA"
 
 
 def shown(name: str, scores: dict[str, float]) -> str:
