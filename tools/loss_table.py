@@ -17,8 +17,8 @@ HEAD = """# Losses
 Made of the docstrings by `python -m tools.loss_table`. A loss takes arrays and gives `(values, weights)` of rows or
 tokens; `Mean.of(*loss(...))` reduces them. In-batch losses are those of the global batch, on any mesh, and
 `embed_cached` computes any of them in chunks of the batch with equal gradients. Copies of a row's texts are no
-negatives of it where a loss gets their ids; `text_ids` makes them of tokens. Copies that are to compete get different
-ids.
+negatives of it where a loss gets their ids, which `text_ids` or `packed_text_ids` makes of tokens. Copies that are to
+compete get different ids.
 """
 
 

@@ -88,7 +88,8 @@ def guide_gradient(join: Any, trainable: Any, batch: Images, key: Array) -> Any:
 def judged(arm: str, guide: Params, batch: Images, query: Array, positive: Array, key: Array) -> tuple[Array, Array]:
   """The embeddings by which an arm's guide judges a batch."""
   if arm == LABELS:
-    return (jax.nn.one_hot(batch.digits, 10),) * 2
+    digits = jax.nn.one_hot(batch.digits, 10)
+    return digits, digits
   order = jax.random.permutation(key, len(query)) if arm == OTHER else jnp.arange(len(query))
   return believed(guide, query)[order], believed(guide, positive)[order]
 

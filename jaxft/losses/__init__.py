@@ -25,7 +25,6 @@ from jaxft.losses.in_batch import (
     multiple_negatives_ranking,
     siglip,
     symmetric_multiple_negatives_ranking,
-    text_ids,
 )
 from jaxft.losses.language import (
     Aggregation,
@@ -103,5 +102,6 @@ from jaxft.losses.tokens.linear_log_probs import (
     linear_token_log_probs,
     token_statistics,
 )
+from jaxft.losses.tokens.text_ids import packed_text_ids, text_ids
 from jaxft.losses.tokens.token_losses import Penalty, dynamic_fine_tuning, replaced_token_detection, span_penalty
 from jaxft.losses.triplets import batch_all_triplet, batch_hard_triplet, batch_semi_hard_triplet, triplet

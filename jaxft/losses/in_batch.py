@@ -21,38 +21,6 @@ Similarity = Literal["cosine", "dot"]
 
 
 @check_arrays
-def text_ids(
-    tokens: Int[AnyArray, "*rows time"],
-    mask: Bool[AnyArray, "*rows time"] | Int[AnyArray, "*rows time"] | None = None,
-) -> Int[Array, "*rows"]:
-  """A number for each text, equal for equal texts whatever their padding: a hash of 32 bits.
-
-  Two different texts get one number once in four billion pairs; then the one is no negative of the other, no more.
-
-  Args:
-    tokens: token ids.
-    mask: nonzero at real tokens.
-
-  Example:
-    >>> mask = jnp.array([[1, 1, 0], [0, 1, 1], [1, 1, 0]])
-    >>> one, two, three = text_ids(jnp.array([[5, 6, 0], [0, 5, 6], [6, 5, 0]]), mask)
-    >>> bool(one == two), bool(one == three)
-    (True, False)
-  """
-  real = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
-  place = jnp.cumsum(real, axis=-1).astype(jnp.uint32)
-  each = _scramble(_scramble(jnp.asarray(tokens).astype(jnp.uint32)) + place * jnp.uint32(0x9E3779B1))
-  return _scramble(jnp.sum(jnp.where(real, each, 0), axis=-1, dtype=jnp.uint32)).astype(jnp.int32)
-
-
-def _scramble(x: Array) -> Array:
-  """MurmurHash3's finalizer: each bit of the result depends on every bit of what is given."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
-
-
-@check_arrays
 def contrastive_blocks(
     query: Float[AnyArray, "batch dim"],
     positive: Float[AnyArray, "batch dim"],

@@ -20,11 +20,13 @@ from jaxft.losses import (
   cross_entropy,
   guided_info_nce,
   multiple_negatives_ranking,
+  packed_text_ids,
   squared_error,
   supervised_contrastive,
   text_ids,
 )
 from jaxft.models import decoder, encoder
+from jaxft.models.heads.pooling import by_text
 from jaxft.models.pixels import standardize
 from jaxft.models.remat import Policy
 from jaxft.training.gradient_cache import embed_cached
@@ -67,8 +69,8 @@ def contrastive(
 
 
 def text_pairs(
-    config: encoder.EncoderConfig, *, guided: bool = False, chunks: int = 1, mesh: Mesh | None = None,
-    dtype: Any = jnp.float32, remat: Policy = "dots", **options: Any,
+    config: encoder.EncoderConfig, *, guided: bool = False, chunks: int = 1, slots: int | None = None,
+    mesh: Mesh | None = None, dtype: Any = jnp.float32, remat: Policy = "dots", **options: Any,
 ) -> Objective:
   """Pairs or triples of texts through the encoder, then `contrastive`.
 
@@ -76,29 +78,58 @@ def text_pairs(
   `guide`, the guide's vector `[B, dim]`; `where` `[B]`, if present, is False at rows that fill up a batch. Data sets
   repeat themselves: a copy of a row's texts elsewhere in the batch is no negative of it, and its partner is none.
 
+  Texts may share rows, so that nothing is spent on padding: where a side has `segment_ids` in place of `mask`, it is of
+  `jaxft.data.pack_texts`, `[rows, T]`, text i being the segment i + 1. `where` is then there, as it says what B is.
+
   Args:
     config: of the encoder.
     guided: GISTEmbed's loss; what the guide cannot tell from the positive is dropped too.
-    chunks: the number of micro-batches in which texts are embedded; all of them are compared with all (GradCache).
+    chunks: the number of micro-batches in which rows are embedded; all texts are compared with all (GradCache).
+    slots: of packed rows in chunks, the most texts of a row, as given to `pack_texts`; a row with more makes the loss
+      NaN.
     mesh: where the micro-batches lie.
     dtype, remat: see `encoder.embed`.
     options: of the loss; those that are None take its own defaults.
+
+  Raises:
+    ValueError: while tracing, a side is packed and `where` is not there, or is embedded in chunks without slots.
   """
 
-  def vectors(params: Any, texts: Batch, key: jax.Array) -> dict[str, jax.Array]:
+  run = partial(encoder.embed, config=config, dtype=dtype, remat=remat)
+
+  def padded(params: Any, sides: Batch, key: jax.Array) -> dict[str, jax.Array]:
     del key
-    run = partial(encoder.embed, params, config, dtype=dtype, remat=remat)
-    return {name: run(text["ids"], text["mask"]) for name, text in texts.items()}
+    return {name: run(params, ids=side["ids"], mask=side["mask"]) for name, side in sides.items()}
+
+  def packed(params: Any, side: Batch, key: jax.Array, pairs: int) -> Float[Array, "pairs dim"]:
+    compute = {"dtype": dtype, "remat": remat}
+    if chunks == 1:
+      return encoder.embed_packed(params, config, side["ids"], side["segment_ids"], pairs, **compute)
+    if slots is None:
+      raise ValueError(f"slots must be the most texts of a packed row where chunks is {chunks}; got None")
+    most: int = slots
+    of_rows = lambda params, rows, key: encoder.embed_segments(
+        params, config, rows["ids"], rows["segment_ids"], most, **compute)
+    return by_text(embed_cached(of_rows, params, side, key, chunks=chunks, mesh=mesh), side["segment_ids"], pairs)
 
   def embed(params: Any, batch: Batch, key: jax.Array) -> Rows:
-    texts = {name: batch[name] for name in TEXTS if name in batch}
-    if chunks == 1:
-      return _rows(vectors(params, texts, key))
-    return _rows(embed_cached(vectors, params, texts, key, chunks=chunks, mesh=mesh))
+    kept = lambda side: {name: side[name] for name in ("ids", "mask", "segment_ids") if name in side}
+    sides = {name: kept(batch[name]) for name in TEXTS if name in batch}
+    alone = {name: packed(params, side, key, _pairs(batch)) for name, side in sides.items() if "segment_ids" in side}
+    rest = {name: side for name, side in sides.items() if name not in alone}
+    if rest and chunks > 1:
+      rest = embed_cached(padded, params, rest, key, chunks=chunks, mesh=mesh)
+    elif rest:
+      rest = padded(params, rest, key)
+    return _rows(alone | rest)
+
+  def number(text: Batch, batch: Batch) -> jax.Array:
+    if "segment_ids" in text:
+      return packed_text_ids(text["ids"], text["segment_ids"], _pairs(batch))
+    return text_ids(text["ids"], text["mask"])
 
   def copies(batch: Batch) -> dict[str, Any]:
-    ids = {name: text_ids(batch[name]["ids"], batch[name]["mask"]) for name in TEXTS if name in batch}
-    query, positive, negative = _rows(ids)
+    query, positive, negative = _rows({name: number(batch[name], batch) for name in TEXTS if name in batch})
     return {"query_ids": query, "positive_ids": positive, "negative_ids": negative}
 
   given = {name: value for name, value in options.items() if value is not None}
@@ -107,6 +138,13 @@ def text_pairs(
     return contrastive(embed, **given)
   guide = lambda batch: _rows({name: batch[name]["guide"] for name in TEXTS if name in batch})
   return contrastive(embed, guide=guide, inclusive=True, **given)
+
+
+def _pairs(batch: Batch) -> int:
+  """How many pairs a batch of packed texts holds."""
+  if batch.get("where") is None:
+    raise ValueError("a batch of packed texts must hold `where`, with an entry for each pair; got none")
+  return len(batch["where"])
 
 
 def _rows(texts: dict[str, Any]) -> tuple[Any, Any, Any]:

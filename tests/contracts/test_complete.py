@@ -13,7 +13,7 @@ NO_LOSS = {
     "all_distances", "contrastive_blocks", "cosine_similarity", "false_negative_mask", "maxsim",
     "pair_distances",  # parts of losses that have cases
     "candidate_scores", "in_batch_scores", "maxsim_candidates", "pair_features", "splade_weights",
-    "text_ids",  # what losses are given
+    "packed_text_ids", "text_ids",  # what losses are given
     "blend_negatives", "core_tuning_pairs", "hardest_pairs", "mix_negatives", "slerp",  # mixtures; test_mixing.py
     "calibrate_features", "rotation",  # test_feature_calibration.py
     "leave_one_out", "retrieval_reward", "whiten",  # rewards and baselines; test_score_function.py

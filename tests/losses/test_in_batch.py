@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxft import losses
-from jaxft.losses import Mean, multiple_negatives_ranking, siglip, text_ids
+from jaxft.data import pack_texts
+from jaxft.losses import Mean, multiple_negatives_ranking, packed_text_ids, siglip, text_ids
 from jaxft.training import cached_value_and_grad, make_mesh, place_batch
 
 ROWS, DIM = 16, 5
@@ -76,6 +77,18 @@ def test_the_numbers_of_texts():
                                 text_ids(tokens[:, ::-1]))
   assert (text_ids(tokens[:, ::-1]) != ids).mean() > 0.9  # their order counts
   assert text_ids(np.array([[1, 0]]))[0] != text_ids(np.array([[1]]))[0]  # and their number
+
+
+def test_packed_texts_have_the_numbers_that_they_have_alone():
+  rng = np.random.default_rng(0)
+  texts = [rng.integers(0, 9, n).tolist() for n in (3, 1, 5, 2)]
+  packed = pack_texts([*texts, texts[0]], 6, multiple=4)  # the last rows hold nothing
+  got = packed_text_ids(packed["ids"], packed["segment_ids"], 6)
+  alone = [int(text_ids(np.array(text))) for text in [*texts, texts[0]]]
+  assert got.tolist() == [*alone, int(text_ids(np.zeros(3, np.int32), np.zeros(3, bool)))]
+  assert len(set(alone)) == 4
+  with pytest.raises(ValueError, match="texts must be at least 1; got 0"):
+    packed_text_ids(packed["ids"], packed["segment_ids"], 0)
 
 
 def test_sigmoid_loss_of_one_pair_and_its_limits():
