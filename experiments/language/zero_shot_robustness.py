@@ -6,14 +6,15 @@
 A decoder of two layers learns six tasks on lists of five digits (the largest, the first, the doubled...) from
 statements with seven words for each thing, and is tuned on instructions in eight wordings a task. All later words it
 knows from the statements, but instructions with other words in another order are answered worse, and some much worse
-than others. The model is frozen then, and a prefix of eight keys and values a layer is trained on 400 lists of four of
+than others. The model is frozen then, and a prefix of eight keys and values a layer is trained on 1200 lists of four of
 the tasks, each in one wording of the tuning and two paraphrases of ten other forms: by the likelihood of the answer in
 all three, or with half or four fifths of the weight on the divergence of the paraphrases' answers from the first one's,
 which is a constant. A control sees only the wordings of the tuning, as often.
 
-Unseen wordings share no form and no word for the task with tuning or paraphrases, nor those of the test with those that
-choose rates. Answers are the likeliest of ten digits. The start, its wordings, lists, order and init are drawn by seed;
-the statements' model is one, as a pretrained one would be.
+Unseen wordings share no form with tuning and paraphrases, nor those of the test with those that choose rates; their
+words for a task are those of the paraphrases, and two more. Answers are the likeliest of ten digits. A seed draws the
+instructions and their wordings, the lists, paraphrases, order and init; the statements' model is one, as a pretrained
+one would be.
 """
 
 import dataclasses
@@ -58,13 +59,13 @@ class Config:
   wordings: int = 8
   prefix: int = 8
   stddev: float = 0.3
-  lists: int = 400
+  lists: int = 1200
   paraphrases: int = 2
   steps: int = 120
   batch_size: int = 32
   held_out: int = 40  # lists, each in all wordings of all tasks
   rates: tuple[float, ...] = (1e-2, 3e-2, 1e-1, 3e-1)
-  seeds: tuple[int, ...] = tuple(range(10))
+  seeds: tuple[int, ...] = tuple(range(8))
   tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
@@ -112,7 +113,8 @@ class World:
     self._fit = jax.jit(self._fitted)
     self._logits = jax.jit(lambda params, ids, last, added: next_logits(
         params, self.shape, ids, last, **({} if added is None else {"edits": self.prefix.edits(added)})))
-    self.start, self.tuned, self.unseen = cache(self._start), cache(self._tuned), cache(self._unseen)
+    self.start, self.tuned, self.held_out = cache(self._start), cache(self._tuned), cache(self._held_out)
+    self.paired = cache(self._paired)
 
   def _start(self) -> Any:
     """The model that knows the words."""
@@ -137,13 +139,14 @@ class World:
     order = model.draw_order(seed, c.instructions, steps=c.tuning_steps, batch_size=c.batch_size)
     return self._learn(jax.random.key(seed), self.start(), rows, order, c.tuning_rate)
 
-  def _unseen(self, split: str) -> tuple[list[Wording], list[list[int]]]:
-    """Wordings, the same number of each task, and lists: another draw of both for each split, the same for all."""
-    rng, kind = np.random.default_rng((11, split == "test")), {"validation": "validation", "test": "test"}[split]
-    wordings = [draw_wording(rng, task, kind) for task in TASKS for _ in range(self.config.wordings)]
-    return wordings, draw_lists(rng, self.config.held_out)
+  def _held_out(self, split: str) -> tuple[list[Wording], list[Wording], list[list[int]]]:
+    """Unseen wordings, paraphrases, as many of each task, and lists: drawn once for each split, the same for all."""
+    rng, kinds = np.random.default_rng((11, split == "test")), {"validation": "validation", "test": "test"}
+    unseen, paraphrases = ([draw_wording(rng, task, kind) for task in TASKS for _ in range(self.config.wordings)]
+                           for kind in (kinds[split], "paraphrase"))
+    return unseen, paraphrases, draw_lists(rng, self.config.held_out)
 
-  def paired(self, arm: str, seed: int) -> Prompts:
+  def _paired(self, paraphrased: bool, seed: int) -> Prompts:
     """Lists in a wording of the tuning and in paraphrases, `[lists, 1 + paraphrases]`."""
     c, rng, wordings = self.config, np.random.default_rng((seed, 3)), self.wordings(seed)
     tasks = [task for task in TASKS if task not in OTHERS]
@@ -151,7 +154,7 @@ class World:
     lists = draw_lists(rng, c.lists)
     known = lambda: [wordings[task][int(rng.integers(c.wordings))] for task in drawn]
     other = lambda: [draw_wording(rng, task, "paraphrase") for task in drawn]
-    made = [prompts_of(known() if i == 0 or arm == SEEN else other(), lists, c.length)
+    made = [prompts_of(known() if i == 0 or not paraphrased else other(), lists, c.length)
             for i in range(1 + c.paraphrases)]
     return Prompts(*(np.stack(x, 1) for x in zip(*made, strict=True)))
 
@@ -177,17 +180,18 @@ class World:
     c, params, added = self.config, self.tuned(seed), None
     if arm != TUNED:
       order = model.draw_order(seed, c.lists, steps=c.steps, batch_size=c.batch_size)
-      added = self._fit(jax.random.key(seed), params, SHARES[arm], self.paired(arm, seed), order, rate)
-    unseen, lists = self.unseen(split)
-    correct = {"seen": [one for task in TASKS for one in self.wordings(seed)[task]], "unseen": unseen}
-    right = {name: self.correct(params, added, wordings, lists) for name, wordings in correct.items()}
+      added = self._fit(jax.random.key(seed), params, SHARES[arm], self.paired(arm != SEEN, seed), order, rate)
+    unseen, paraphrases, lists = self.held_out(split)
+    asked = {"seen": [one for task in TASKS for one in self.wordings(seed)[task]], "unseen": unseen,
+             "paraphrased": paraphrases}
+    right = {name: self.correct(params, added, wordings, lists) for name, wordings in asked.items()}
     observed = np.arange(2 * c.wordings) < c.wordings
     reports = [phrasing_report(np.concatenate([seen, unseen]), observed, resamples=1)
                for seen, unseen in zip(right["seen"], right["unseen"], strict=True)]
     own = np.array([task not in OTHERS for task in TASKS])
     return {
-        "unseen": right["unseen"].mean(1)[own].ravel(), "others": right["unseen"].mean(1)[~own].ravel(),
-        "seen": right["seen"].mean(1)[own].ravel(),
+        **{name: each.mean(1)[own].ravel() for name, each in right.items()},
+        "others": right["unseen"].mean(1)[~own].ravel(),
         "spread": float(np.mean([report.unobserved.std for report in reports]))}
 
   def correct(
@@ -219,6 +223,7 @@ STUDY = Study(
         Score("unseen", "accuracy in unseen wordings of the tasks that the prefix is trained on"),
         Score("others", "accuracy in unseen wordings of the two other tasks"),
         Score("seen", "accuracy in the wordings of the tuning"),
+        Score("paraphrased", "accuracy in paraphrases such as the prefix is trained on"),
         Score("spread", "standard deviation of a task's accuracy among unseen wordings", higher_is_better=False,
               shared_items=False)),
     choose_by="unseen", baseline=PLAIN, method=METHOD, start=TUNED,

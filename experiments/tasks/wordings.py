@@ -3,8 +3,8 @@
     statements(rng, 3)                              [("in 3 1 3 8 5 the biggest number is", "8"), ...]
     draw_wording(rng, "largest", "observed")        a template with one field, {list}
 
-Wordings are of four kinds, which share no form and no word for the task: those that a model is tuned on ("observed"),
-paraphrases, and unseen ones for validation and test. The words around a task are of all seven synonyms.
+Wordings are of four kinds, which share no form: those that a model is tuned on ("observed"), paraphrases, and unseen
+ones for validation and test. Each has some of a task's seven words; the words around it are of all seven synonyms.
 """
 
 from typing import NamedTuple
@@ -37,18 +37,18 @@ FORMS = {
     "observed": ((0, 1), (
         "{verb} the {task} {noun} of the {series} {list} {cue} :", "{list} {verb} the {task} {noun} {cue} :",
         "what is the {task} {noun} of {list} ? {cue} :", "of the {series} {list} {verb} the {task} {noun} {cue} :")),
-    "paraphrase": ((2, 3, 4), (
+    "paraphrase": ((1, 2, 3, 4), (
         "{verb} in {list} the {task} {noun} {cue} :", "which {noun} of {list} is the {task} ? {cue} :",
         "the {series} is {list} and its {task} {noun} is wanted {cue} :", "{task} {noun} in {list} {cue} :",
         "please {verb} the {noun} that is {task} in {list} {cue} :", "given {list} i want the {task} {noun} {cue} :",
         "look at the {series} {list} and {verb} its {task} {noun} {cue} :",
         "you {verb} the {task} one of {list} {cue} :", "{series} {list} {task} {noun} {cue} :",
         "i want to know the {task} {noun} in the {series} {list} {cue} :")),
-    "validation": ((5,), (
+    "validation": ((1, 2, 3, 4, 5, 6), (
         "please {verb} which {noun} in {list} is {task} {cue} :",
         "here is a {series} {list} {verb} its {task} {noun} {cue} :", "of {list} i want the {task} one {cue} :",
         "for the {series} {list} what is the {task} {noun} ? {cue} :")),
-    "test": ((6,), (
+    "test": ((1, 2, 3, 4, 5, 6), (
         "now {verb} the {task} {noun} from {list} {cue} :", "from {list} which is the {task} {noun} ? {cue} :",
         "my {series} is {list} {verb} its {task} {noun} {cue} :",
         "the {task} {noun} is wanted of the {series} {list} {cue} :",
