@@ -35,7 +35,7 @@ from jaxft.evaluation import option_scores, phrasing_report
 from jaxft.losses import Mean, paraphrase_consistency
 from jaxft.models import decoder
 from jaxft.seal import check_open
-from jaxft.studies.study import Arm, Bars, Claim, Premise, Score, Study, higher, lower, not_lower
+from jaxft.studies.study import Arm, Bars, Claim, Grid, Premise, Score, Study, higher, lower, not_lower
 
 TUNED, SEEN, PLAIN, HALF, METHOD = (
     "tuned model", "prefix, no paraphrases", "prefix, likelihood", "prefix, half consistency", "prefix, consistency")
@@ -58,13 +58,13 @@ class Config:
   tuning_rate: float = 1e-3
   wordings: int = 8
   prefix: int = 8
-  stddev: float = 0.3
+  stddev: float = 0.03
   lists: int = 1200
   paraphrases: int = 2
   steps: int = 120
   batch_size: int = 32
   held_out: int = 40  # lists, each in all wordings of all tasks
-  rates: tuple[float, ...] = (1e-2, 3e-2, 1e-1, 3e-1)
+  rates: tuple[float, ...] = (0.0, 3e-3, 3e-2, 3e-1)  # at 0 the prefix stays as it starts, nearly without effect
   seeds: tuple[int, ...] = tuple(range(8))
   tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
@@ -141,7 +141,7 @@ class World:
 
   def _held_out(self, split: str) -> tuple[list[Wording], list[Wording], list[list[int]]]:
     """Unseen wordings, paraphrases, as many of each task, and lists: drawn once for each split, the same for all."""
-    rng, kinds = np.random.default_rng((11, split == "test")), {"validation": "validation", "test": "test"}
+    rng, kinds = np.random.default_rng((13, split == "test")), {"validation": "validation", "test": "test"}
     unseen, paraphrases = ([draw_wording(rng, task, kind) for task in TASKS for _ in range(self.config.wordings)]
                            for kind in (kinds[split], "paraphrase"))
     return unseen, paraphrases, draw_lists(rng, self.config.held_out)
@@ -210,7 +210,7 @@ def arms(config: Config) -> dict[str, Arm]:
   """The tuned model, and prefixes with more and more weight on consistency."""
   world = World(config)
   return {TUNED: Arm(partial(world.run, TUNED)),
-          **{arm: Arm(partial(world.run, arm), config.rates) for arm in SHARES}}
+          **{arm: Arm(partial(world.run, arm), Grid(config.rates)) for arm in SHARES}}
 
 
 STUDY = Study(
