@@ -26,8 +26,9 @@ def table(results: Mapping[str, Any]) -> str:
       f"gradient's norm clipped: {PAIRS} pairs, or {ANSWERS} answers that are given, of "
       f"{PROMPT} tokens of prompt and at most {RESPONSE} of response. TRL's is its trainers' loss and backward pass on "
       "the same batch, padded the same, with all activations kept, as recomputing them, its default, is slower; here "
-      "products are kept and the rest is computed again (`remat=\"dots\"`). Both sides compute the reference's log-probabilities once, before, or in each "
-      "step, TRL's default. Each side has a process of its own, and their steps alternate. Peak memory is that of the "
+      "products are kept and the rest is computed again (`remat=\"dots\"`). Both sides compute the reference's "
+      "log-probabilities once, before, or in each step, TRL's default. Each side has a process of its own, and their "
+      "steps alternate. Peak memory is that of the "
       f"whole process. jax {machine['jax']}, torch {machine['torch']}, trl {machine['trl']}, transformers "
       f"{machine['transformers']}; load {machine['load']} when it began.", ""]
   rows = []
