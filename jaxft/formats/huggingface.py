@@ -75,7 +75,10 @@ def load_directory(
   _check(checkpoint, config, prefix, path)
 
   def read(rule: Rule, layer: int | None) -> np.ndarray:
-    return tensors.to_here(rule, checkpoint.read(prefix + rule.name.format(layer=layer)))
+    name = prefix + rule.name.format(layer=layer)
+    tensor = checkpoint.read(name)
+    checkpoint.release(name)  # else the whole file would lie in memory beside the params
+    return tensors.to_here(rule, tensor)
 
   return build_params(tensors, read, dtype=dtype, stacked=stacked), config
 

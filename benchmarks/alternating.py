@@ -1,0 +1,105 @@
+"""Sides that are compared: each in a process of its own, their steps in alternation, and what came of it."""
+
+import os
+import platform
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.run import Worker
+
+# Of both sides: torch and the tokenizers read the first, XLA the second.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+
+Sides = Mapping[str, Mapping[str, Any]]
+
+
+def measure(
+    names: Iterable[str], package: str, rounds: int, warm_up: int, environment: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, Any]]:
+  """Steps of each side in alternation: the seconds of each, the first value and the peak memory."""
+  workers = [Worker(name, package, environment) for name in names]
+  taken: dict[str, list[dict[str, Any]]] = {w.side: [] for w in workers}
+  for i in tqdm(range(warm_up + rounds), desc=", ".join(taken), leave=False):
+    for w in workers if i % 2 == 0 else reversed(workers):
+      taken[w.side].append(w.step())
+  for w in workers:
+    w.close()
+  return {
+      w.side: {
+          "seconds": [step["seconds"] for step in taken[w.side][warm_up:]],
+          "core_seconds": [step["core_seconds"] for step in taken[w.side][warm_up:]],
+          "first_loss": taken[w.side][0]["loss"], "ready_bytes": w.ready["peak_bytes"],
+          "peak_bytes": taken[w.side][-1]["peak_bytes"],
+      } for w in workers
+  }
+
+
+def machine(*packages: str) -> dict[str, Any]:
+  """What the figures hold for, and how busy other programs kept it."""
+  models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
+  return {
+      "processor": models[0] if models else platform.machine(), "cores": os.cpu_count(),
+      "load": round(os.getloadavg()[0], 1), **{name: version(name) for name in ("jax", "torch", *packages)}}
+
+
+def ratios(sides: Sides, ours: str, peer: str, of: str = "seconds") -> list[float]:
+  """The peer's seconds over ours, round by round."""
+  return [b / a for a, b in zip(sides[ours][of], sides[peer][of], strict=True)]
+
+
+def middle(row: Mapping[str, Any], of: str = "seconds") -> float:
+  """The median of the rounds."""
+  return statistics.median(row[of])
+
+
+def compared(sides: Sides, ours: str, peer: str, target: float) -> list[str]:
+  """Cells of a table: the ratio, its range, that of core-seconds, the memory of both, and whether it reached a target.
+
+  The target is one of speed, and that no more memory is held.
+  """
+  found, (a, b) = ratios(sides, ours, peer), (sides[ours], sides[peer])
+  reached = statistics.median(found) >= target and a["peak_bytes"] <= b["peak_bytes"]
+  return [
+      f"{statistics.median(found):.2f}x", f"{min(found):.2f} to {max(found):.2f}, {len(found)} rounds",
+      f"{statistics.median(ratios(sides, ours, peer, 'core_seconds')):.2f}x",
+      f"{a['peak_bytes'] / 1e9:.2f} / {b['peak_bytes'] / 1e9:.2f} GB",
+      f"{target}x, no more memory: {'reached' if reached else 'missed'}"]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+  """Lines of a table in Markdown."""
+  return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def plot(found: Sequence[tuple[str, Sequence[float], float]], path: Path, words: str) -> None:
+  """The ratios of each comparison, a point a round, with its target as a line.
+
+  Args:
+    found: name, ratios and target of each.
+    path: of the picture.
+    words: what a ratio is.
+  """
+  import matplotlib
+
+  matplotlib.use("Agg")
+  matplotlib.rcParams["svg.hashsalt"] = "jaxft"
+  from matplotlib import pyplot
+
+  figure, axis = pyplot.subplots(figsize=(6.5, 0.8 + 0.42 * len(found)), layout="constrained")
+  for i, (_, values, target) in enumerate(found):
+    axis.plot(values, [i] * len(values), "o", color="#6baed6", markersize=5)
+    axis.plot([statistics.median(values)], [i], "|", color="#08519c", markersize=18, markeredgewidth=2.5)
+    axis.plot([target, target], [i - 0.35, i + 0.35], color="#a63603", linewidth=1)
+  axis.axvline(1, color="black", linewidth=0.6)
+  axis.set_yticks(range(len(found)), [name for name, *_ in found])
+  axis.invert_yaxis()
+  axis.set_xlim(left=0)
+  axis.set_xlabel(words)
+  figure.savefig(path, metadata={"Date": None})
+  pyplot.close(figure)
