@@ -14,7 +14,8 @@ from typing import Any
 ROWS, LENGTH = 8, 128
 
 
-def main(model_name: str, method: str, count: int, number: int, port: int) -> None:
+def main(model_name: str, method: str, sizes: list[int]) -> None:
+  count, number, port = sizes
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # what libraries print, gloo's C++ included, must not get between the answers
   from jaxft.processes import Place, join
@@ -64,4 +65,4 @@ def main(model_name: str, method: str, count: int, number: int, port: int) -> No
 
 
 if __name__ == "__main__":
-  main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+  main(sys.argv[1], sys.argv[2], list(map(int, sys.argv[3:])))
