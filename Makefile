@@ -9,7 +9,7 @@ PYTEST  = $(PY) -m pytest -n 2 --dist worksteal
 # Tests start many processes: what one has compiled to bytecode the others read.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test docs test-all contracts lint bench bench-merging bench-contrastive bench-decoding bench-post-training table clean
+.PHONY: demo test docs test-all contracts lint bench bench-merging bench-contrastive bench-decoding bench-post-training bench-processes bench-commands table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments
@@ -46,8 +46,14 @@ bench: $(VENV)/.parity
 bench-merging: $(VENV)/.parity
 	$(PY) -m benchmarks.merging
 
+bench-processes: $(VENV)/.parity
+	$(PY) -m benchmarks.processes
+
 bench-contrastive: $(VENV)/.parity
 	$(PY) -m benchmarks.contrastive
+
+bench-commands: $(VENV)/.parity
+	$(PY) -m benchmarks.commands
 
 bench-decoding: $(VENV)/.parity
 	$(PY) -m benchmarks.decoding

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxft.checks import in_range
 from jaxft.choices.top_k import top_k_mask
@@ -85,7 +86,11 @@ def ties(
       (mergekit).
     normalize: average; False sums.
 
-  Returns, Raises: see `task_arithmetic`; also where a density is outside [0, 1].
+  Under `jit`, as for a mesh whose shards no host holds, scope must be leaf or row and zero positive: the others count
+  over all leaves before the first is merged. Thresholds are then found by counts, which are all that devices send.
+
+  Returns, Raises: see `task_arithmetic`; also where a density is outside [0, 1], or leaves are traced and scope or zero
+  count over all of them.
 
   Source: Yadav et al. 2023 (arXiv 2306.01708).
   """
@@ -94,6 +99,10 @@ def ties(
     raise ValueError(f"scope must be global, leaf or row; got {scope!r}")
   if zero not in ("positive", "majority"):
     raise ValueError(f"zero must be positive or majority; got {zero!r}")
+  traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((list(models), base)))
+  if traced and (scope == "global" or zero == "majority"):
+    raise ValueError("scope must be leaf or row, and zero positive, where leaves are traced; got "
+                     f"scope={scope!r}, zero={zero!r}")
   trim, each = trims.by_magnitude, [{"density": d, "rows": scope == "row"} for d in densities]
   if scope == "global":
     check_models(models, base)

@@ -4,6 +4,7 @@ What the store holds can be gone on from at any time, whenever the process is ki
 
 - files are copied before the checkpoints that were complete when the copying began, so that the lines of metrics reach
   at least as far as the newest checkpoint;
+- an older checkpoint is deleted after the newer ones are there, but before the configuration of another run;
 - a checkpoint counts there from the moment that its list of files, `checkpoints/<step>.json`, is written, and no more
   once that is deleted: of both, half of a folder of objects is nothing;
 - the summary comes last, by which a run is complete.
@@ -188,6 +189,8 @@ class Mirror:
       # A new run is being begun here, or somebody has emptied the folder: that is not to be done to the store.
       return
     changed = [name for name, facts in files.items() if self._files.get(name) != facts]
+    if SAME[0] in changed:  # a new run: its configuration must not stand over the checkpoints of the old one
+      self._drop_steps(steps)
     for name in sorted(changed, key=lambda name: name == LAST):
       if name == LAST:
         self._push_steps(steps)
@@ -199,11 +202,20 @@ class Mirror:
       self.store.delete(name)
       del self._files[name]
 
-  def _push_steps(self, steps: dict[int, tuple[int, int]]) -> None:
-    for step in {*self._steps} - {*steps} | {step for step in self._steps if self._steps[step] != steps.get(step)}:
+  def _drop_steps(self, steps: dict[int, tuple[int, int]]) -> None:
+    """Deletes from the store what is not on disk any more."""
+    for step in [step for step, facts in self._steps.items() if steps.get(step) != facts]:
       self.store.delete(f"{STEPS}{step}.json")
       self.store.delete_all(f"{STEPS}{step}/")
       del self._steps[step]
+
+  def _push_steps(self, steps: dict[int, tuple[int, int]]) -> None:
+    self._upload_steps(steps)
+    self._drop_steps(steps)
+
+  def _upload_steps(self, steps: dict[int, tuple[int, int]]) -> None:
+    changed = {step for step in self._steps if steps.get(step, self._steps[step]) != self._steps[step]}
+    self._drop_steps({step: facts for step, facts in self._steps.items() if step not in changed})
     for step in sorted({*steps} - {*self._steps}):
       folder = self.folder / STEPS / str(step)
       try:

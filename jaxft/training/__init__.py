@@ -14,7 +14,7 @@ from jaxft.training.planning.plan import Compiled, Plan, plan
 from jaxft.training.planning.sizes import bytes_per_device
 from jaxft.training.recipe import Recipe
 from jaxft.training.rules import DECODER_RULES, ENCODER_RULES
-from jaxft.training.sharding import inherit_specs, shardings_for, specs_for
+from jaxft.training.sharding import follows_of, inherit_specs, shardings_for, specs_for
 from jaxft.training.state import TrainState, abstract_state, init_state
 from jaxft.training.step import TrainStep, cast_floating, make_train_step
 from jaxft.training.trials.successive_halving import Halved, Round, successive_halving

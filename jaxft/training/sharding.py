@@ -7,14 +7,14 @@ as quantized weights, has the spec of the array that it stands for, and its part
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from jaxft.checks import nearest
-from jaxft.tree.adapted import adapted, aligned
+from jaxft.tree.adapted import Followed, adapted, aligned, followed_axes
 from jaxft.tree.depth import stack_axes
 from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.paths import is_array, is_structured, path_of
@@ -106,7 +106,9 @@ def axes_of_part(part: Any) -> tuple[str, ...]:
   return tuple(part) if isinstance(part, tuple) else (part,)
 
 
-def inherit_specs(tree: Tree, params: Tree, specs: Tree, mesh: Mesh | None = None) -> Tree:
+def inherit_specs(
+    tree: Tree, params: Tree, specs: Tree, mesh: Mesh | None = None, follows: Mapping[str, Followed] | None = None
+) -> Tree:
   """Specs of trainable, frozen or optimizer leaves: each inherits from the leaf of `params` that it adapts.
 
   The adapted leaf is the one with the longest path contained in the leaf's own path:
@@ -117,9 +119,15 @@ def inherit_specs(tree: Tree, params: Tree, specs: Tree, mesh: Mesh | None = Non
                1/0/mu/layers/query/kernel   [L, i, o]   P(None, 'fsdp', 'tensor')
                magnitude/.../kernel         [L, o]      P(None, 'tensor')
 
-  Axes of equal rank are aligned one to one and inherit where the sizes agree; a leaf of smaller rank is aligned as a
-  subsequence of the sizes, and an axis that could be either of two differently cut ones stays whole. A leaf that
-  adapts nothing is replicated.
+  `follows` says which axes of the weight those of an array are; see `follows_of`. Without it, axes of equal rank are
+  aligned one to one and inherit where the sizes agree; a leaf of smaller rank is aligned as a subsequence of the sizes,
+  and an axis that could be either of two differently cut ones stays whole. A leaf that adapts nothing is replicated.
+
+  An array that lacks the axis which a mesh axis cuts would be whole along it, with its gradient and its moments. Where
+  `mesh` and `follows` are given, the last axis that it has in common with the weight and that divides is cut by it too:
+
+      tree     layers/query/kernel/a        [L, i, r]   P(None, ('fsdp', 'tensor'))
+               layers/query/kernel/b        [L, r, o]   P(None, None, ('tensor', 'fsdp'))
 
   A structured leaf whose class names parts as `cut_alike` (codes and scales of quantized weights) holds several rows of
   its matrix in one row of each: these are cut where the matrix is, all in the same places. Where one of them has too
@@ -140,6 +148,8 @@ def inherit_specs(tree: Tree, params: Tree, specs: Tree, mesh: Mesh | None = Non
     params: the params before `split`, arrays or shapes.
     specs: a spec for each array of `params`.
     mesh: whose sizes say what divides; None: every part of a structured leaf divides as its matrix does.
+    follows: for each array by its path, of `follows_of`; also of trees that hold it further down, such as an
+      optimizer's.
   """
   known: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {}
   leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_structured)
@@ -158,9 +168,63 @@ def inherit_specs(tree: Tree, params: Tree, specs: Tree, mesh: Mesh | None = Non
     if is_structured(leaf) and found is not None:
       return _inherited(leaf, *found, mesh)
     # An array; or a structured leaf that the params have as it is, with each of its arrays known by its own path.
-    return jax.tree_util.tree_map_with_path(lambda within, x: _aligned(x, adapted(path_of(keys + within), known)), leaf)
+    def part(within: tuple[Any, ...], x: Any) -> P:
+      path = path_of(keys + within)
+      found, axes = adapted(path, known), adapted(path, follows or {})
+      if found is None or axes is None or len(axes) != len(x.shape):
+        return _aligned(x, found)
+      return _following(tuple(x.shape), axes, *found, mesh)
+
+    return jax.tree_util.tree_map_with_path(part, leaf)
 
   return jax.tree_util.tree_map_with_path(spec_of, tree, is_leaf=is_structured)
+
+
+def follows_of(
+    split: Callable[[jax.Array, Tree], tuple[Tree, Tree]], params: Tree
+) -> tuple[dict[str, Followed], dict[str, Followed]]:
+  """For each array of the two sides of a split, by its path, the axes of the weight that its own axes follow.
+
+  >>> from jaxft.transforms import lora
+  >>> frozen, trained = follows_of(lora("w", rank=4).split, {"w": jnp.ones((4, 4))})
+  >>> trained  # the weight is square, and has the size of the rank
+  {'w/a': (-2, None), 'w/b': (None, -1)}
+
+  Args:
+    split: of a transform.
+    params: arrays or shapes.
+
+  Returns:
+    Frozen and trainable: axes counted from the end, None for those of the array's own. Both are empty where the sizes
+    that split gives depend on the values of the params, or it takes no others.
+  """
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+  try:
+    found = followed_axes(split, jax.random.key(0), shapes)
+  except (TypeError, ValueError, jax.errors.JAXTypeError):  # it reads values, of which there are none here
+    found = None
+  is_axes = lambda x: type(x) is tuple and x != () and all(axis is None or isinstance(axis, int) for axis in x)
+  flat = lambda side: jax.tree_util.tree_flatten_with_path(side, is_leaf=is_axes)[0]
+  frozen, trainable = (
+      {path_of(keys): axes for keys, axes in flat(side) if is_axes(axes)} for side in found or ({}, {}))
+  return frozen, trainable
+
+
+def _following(
+    shape: tuple[int, ...], axes: Followed, source: tuple[int, ...], spec: tuple[Any, ...], mesh: Mesh | None
+) -> P:
+  """The spec of an array that follows some axes of its weight; see `inherit_specs`."""
+  spec = spec + (None,) * (len(source) - len(spec))
+  own = [axes_of_part(spec[axis]) if axis is not None and -axis <= len(spec) and n == source[axis] else ()
+         for n, axis in zip(shape, axes, strict=True)]
+  if mesh is not None:
+    lost = [name for part in spec for name in axes_of_part(part) if name not in {n for names in own for n in names}]
+    for name in lost:
+      for i in reversed(range(len(shape))):
+        if own[i] and shape[i] % math.prod(mesh.shape[n] for n in (*own[i], name)) == 0:
+          own[i] = (*own[i], name)
+          break
+  return _trimmed([None if not names else names[0] if len(names) == 1 else names for names in own])
 
 
 def _aligned(x: Any, found: tuple[tuple[int, ...], tuple[Any, ...]] | None) -> P:

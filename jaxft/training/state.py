@@ -1,5 +1,6 @@
 """What a training step carries from one step to the next, and how it starts."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,8 @@ from jaxtyping import Array, Int
 
 from jaxft.training.mesh import put
 from jaxft.training.recipe import Recipe, check_recipe
-from jaxft.training.sharding import inherit_specs, shardings_for, specs_for
+from jaxft.training.sharding import follows_of, inherit_specs, shardings_for, specs_for
+from jaxft.tree.adapted import Followed
 from jaxft.tree.boxes import set_aside
 
 Tree = Any
@@ -62,6 +64,7 @@ def init_state(key: jax.Array, params: Tree, recipe: Recipe) -> tuple[TrainState
   transform, optimizer, mesh = recipe.transform, recipe.optimizer, recipe.mesh
   params = set_aside(params)
   specs = specs_for(params, recipe.rules, mesh)
+  follows = ({}, {}) if mesh is None else follows_of(transform.split, params)
   if mesh is not None:
     params = jax.tree.map(put, params, shardings_for(specs, mesh))
   split_key, step_key = jax.random.split(key)
@@ -69,11 +72,13 @@ def init_state(key: jax.Array, params: Tree, recipe: Recipe) -> tuple[TrainState
   if not jax.tree.leaves(trainable):
     raise ValueError("transform trains nothing: the trainable side of its split has no array")
 
-  place = lambda tree: tree if mesh is None else jax.tree.map(put, tree, _shardings(tree, params, specs, mesh))
+  place = lambda tree, side: tree if mesh is None else jax.tree.map(
+      put, tree, _shardings(tree, params, specs, mesh, side))
   # On one device as one program; over several, arrays that `split` made may lie elsewhere than the others.
-  trainable = place((jax.jit(_copied) if mesh is None else _copied)(trainable))
-  frozen = place(jax.tree.map(jnp.asarray, frozen))
-  out = None if mesh is None else _shardings(jax.eval_shape(optimizer.init, trainable), params, specs, mesh)
+  trainable = place((jax.jit(_copied) if mesh is None else _copied)(trainable), follows[1])
+  frozen = place(jax.tree.map(jnp.asarray, frozen), follows[0])
+  out = None if mesh is None else _shardings(
+      jax.eval_shape(optimizer.init, trainable), params, specs, mesh, follows[1])
   opt_state = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), jax.jit(optimizer.init, out_shardings=out)(trainable))
   step = jnp.zeros((), jnp.int32)
   if mesh is not None:
@@ -124,10 +129,12 @@ def abstract_state(params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
   def with_sharding(x: Any, sharding: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-  place = lambda tree: jax.tree.map(with_sharding, tree, _shardings(tree, params, specs, mesh))
+  follows = follows_of(transform.split, params)
+  place = lambda tree, side: jax.tree.map(with_sharding, tree, _shardings(tree, params, specs, mesh, side))
   whole = lambda x: with_sharding(x, NamedSharding(mesh, PartitionSpec()))
-  return TrainState(whole(state.step), place(state.trainable), place(state.opt_state), whole(state.key)), place(frozen)
+  trainable, opt_state = place(state.trainable, follows[1]), place(state.opt_state, follows[1])
+  return TrainState(whole(state.step), trainable, opt_state, whole(state.key)), place(frozen, follows[0])
 
 
-def _shardings(tree: Tree, params: Tree, specs: Tree, mesh: Mesh) -> Tree:
-  return shardings_for(inherit_specs(tree, params, specs, mesh), mesh)
+def _shardings(tree: Tree, params: Tree, specs: Tree, mesh: Mesh, follows: Mapping[str, Followed]) -> Tree:
+  return shardings_for(inherit_specs(tree, params, specs, mesh, follows), mesh)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jaxft.merging import (
   breadcrumbs,
@@ -23,6 +24,8 @@ from jaxft.merging import (
 from jaxft.merging.kernels.leafwise import merge_leaf
 from jaxft.merging.kernels.methods import METHODS, streams
 from jaxft.merging.task_vector_merges import keep_largest
+from jaxft.training import make_mesh
+from jaxft.training.planning.collectives import collectives
 from jaxft.tree import task_vector
 from tests.contracts.merges import checkpoints
 
@@ -195,3 +198,27 @@ def test_the_largest_of_all_leaves_are_the_same_on_the_host(density):
   on_device = keep_largest(*jax.tree.map(jnp.asarray, (model, base)), density)
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(on_host))
   jax.tree.map(np.testing.assert_array_equal, on_host, jax.device_get(on_device))
+
+
+def test_under_jit_on_a_mesh_ties_gathers_no_leaf_and_gives_the_same_bits():
+  mesh = make_mesh(data=1, fsdp=8)
+  place = lambda x: jax.device_put(x, NamedSharding(mesh, P(*[None] * (x.ndim - 2), "fsdp")))
+  draw = lambda: {"layers": {"up": RNG.normal(size=(3, 16, 8)).astype(np.float32)},
+                  "head": RNG.normal(size=(16, 24)).round(1).astype(np.float32)}  # of which some are equal
+  base, *models = (jax.tree.map(place, draw()) for _ in range(4))
+  for scope in ("leaf", "row"):
+    merge = partial(ties, density=0.3, scope=scope, zero="positive")
+    compiled = jax.jit(merge).lower(models, base).compile()
+    sent = collectives(compiled, mesh)
+    assert all(one.kind == "all-reduce" for one in sent) and bool(sent) == (scope == "leaf")
+    assert sum(one.bytes / one.count for one in sent) < 100  # counts, one for each layer
+    merged = compiled(models, base)
+    jax.tree.map(np.testing.assert_array_equal, merged, merge(models, base))
+    jax.tree.map(np.testing.assert_array_equal, merged, merge(*jax.device_get((models, base))))
+    assert jax.tree.map(lambda x: x.sharding.spec, merged) == jax.tree.map(lambda x: x.sharding.spec, base)
+
+
+@pytest.mark.parametrize("options", [{}, {"scope": "leaf"}, {"zero": "positive"}])
+def test_under_jit_ties_refuses_what_counts_over_all_leaves(options):
+  with pytest.raises(ValueError, match="scope must be leaf or row, and zero positive, where leaves are traced; got"):
+    jax.eval_shape(partial(ties, **options), PAIR, ZERO)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -156,7 +158,6 @@ def test_a_folder_comes_back_as_it_was(at, tmp_path):
   (first.folder / ".lock").write_text("mine")
   (first.folder / "checkpoints/6.orbax-checkpoint-tmp").mkdir()
   (first.folder / "checkpoints/6.orbax-checkpoint-tmp/x").write_text("half")
-  import shutil
   shutil.rmtree(first.folder / "checkpoints/2")  # by the retention
   (first.folder / "model").mkdir()
   (first.folder / "model/config.json").write_text("{}")
@@ -243,6 +244,30 @@ def test_what_a_killed_process_left_on_disk_counts_where_it_is_further_in_the_sa
   assert not (again.folder / "checkpoints/6").exists() and (again.folder / "checkpoints/4").is_dir()
 
 
+def test_the_configuration_of_a_new_run_never_stands_over_the_checkpoints_of_the_old_one(at, monkeypatch):
+  first = Mirror(at[1])
+  first.pull()
+  fill(first.folder, 4)
+  first.push()
+  upload, seen = first.store.upload, {}
+
+  def note(folder, names, under=""):
+    seen[under or names[0]] = {key for key in first.store.keys("checkpoints/") if "/" not in key}
+    return upload(folder, names, under)
+
+  monkeypatch.setattr(first.store, "upload", note)
+  fill(first.folder, 6)
+  shutil.rmtree(first.folder / "checkpoints/4")  # of the same run: the old one goes when the new one is there
+  (first.folder / "config.json").touch()
+  os.utime(first.folder / "config.json", ns=(0, first._files["config.json"][0]))
+  first.push()
+  assert seen["checkpoints/6/"] == {"4.json"} and "checkpoints/4.json" not in first.store.keys()
+  shutil.rmtree(first.folder / "checkpoints")
+  fill(first.folder, 2, config='{"another": "run"}')
+  first.push()
+  assert seen["config.json"] == set() and "checkpoints/2.json" in first.store.keys()
+
+
 def test_a_store_that_goes_away_loses_nothing(at, monkeypatch, capsys):
   proxy, url = at
   monkeypatch.setattr(store, "RETRIES", {"max_retries": 1, "initial_delay": "10ms", "max_delay": "10ms"})
@@ -250,7 +275,6 @@ def test_a_store_that_goes_away_loses_nothing(at, monkeypatch, capsys):
   with pytest.raises(OSError, match=words), mirrored(url, every=0.1) as to:
     fill(to, 2)
     proxy.refused = 1.0
-    import time
     deadline = time.monotonic() + 20
     while "tried again every 0.1 s" not in capsys.readouterr().err and time.monotonic() < deadline:
       time.sleep(0.05)
@@ -268,7 +292,6 @@ def test_who_loses_the_lock_writes_no_more(at, monkeypatch):
   with pytest.raises(ValueError, match="pid 9 on elsewhere"), mirrored(url, every=0.05) as to:
     held_by(Store(url), host="elsewhere", process=9)
     fill(to, 2)
-    import time
     deadline = time.monotonic() + 20
     while not stopped and time.monotonic() < deadline:
       time.sleep(0.02)

@@ -74,12 +74,13 @@ def test_a_plan_says_what_of_its_state_lies_whole():
   mesh = make_mesh(**MESH)
   objective = lambda params, batch, key: (Mean.of(jnp.square(toy.outputs(params, batch))), {})
   recipe = Recipe(objective, lora("**/up/kernel", rank=2), optax.adamw(1e-3), mesh=mesh, rules=toy.RULES)
-  got = plan(recipe, jax.eval_shape(toy.params), SHAPE(8, toy.DIM), compile=False)
-  factors = toy.LAYERS * 2 * np.array([toy.DIM, toy.HIDDEN]) // np.array([4, 2]) * 4  # bytes a device of a, and of b
-  for path, size, copies in (("a", factors[0], 2), ("b", factors[1], 4)):
-    key = ("replicated", f"trained/layers/up/kernel/{path}")
-    assert found(got.placement)[key] == size - size // copies
-  assert "optimizer/0/mu/layers/up/kernel/a [2, 8, 2]: whole along tensor" in str(got.placement)
+  # Twelve rows divide by four devices and not by eight: a is whole along tensor, b along nothing.
+  params = {"layers": {"up": {"kernel": SHAPE(2, 12, 32)}, "down": {"kernel": SHAPE(2, 32, 12)}}}
+  got = plan(recipe, params, SHAPE(8, 12), compile=False)
+  size = 2 * 12 * 2 // 4 * 4  # bytes a device
+  assert found(got.placement)["replicated", "trained/layers/up/kernel/a"] == size - size // 2
+  assert not any(path.endswith("/b") for _, path in found(got.placement))
+  assert "optimizer/0/mu/layers/up/kernel/a [2, 12, 2]: whole along tensor" in str(got.placement)
   assert "replicated" in str(got)
 
 

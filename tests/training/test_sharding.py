@@ -23,7 +23,9 @@ from jaxft.training import (
   specs_for,
 )
 from jaxft.training.mesh import cut_rows, join_rows
-from jaxft.transforms import chain, lora, quantize, train
+from jaxft.training.sharding import follows_of
+from jaxft.training.state import abstract_state
+from jaxft.transforms import chain, dora, learned_scale, lora, quantize, train
 
 SHAPE = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
 RULES = [("**/query/kernel", P("fsdp", "tensor"))]
@@ -192,3 +194,62 @@ def test_cut_rows_is_undone_by_join_rows():
   assert parts["scalar"] is None and parts["x"].shape == (4, 3, 2)
   assert (parts["x"][1] == x[1::4]).all()
   assert (join_rows(parts["x"]) == x).all()
+
+
+@pytest.mark.parametrize("shape, rank", [((6, 8, 16), 2), ((6, 8, 8), 8), ((8, 8, 8), 2)])
+def test_an_array_says_which_axes_of_its_weight_it_follows_and_is_cut_along_them_by_all_mesh_axes(shape, rank):
+  """Of square weights, of a rank of their size and of as many layers: sizes tell nothing there."""
+  params, mesh = {"layers": kernel(*shape)}, make_mesh(data=1, fsdp=4, tensor=2)
+  transform = chain(dora("**/kernel", rank=rank), learned_scale("**/kernel", axis="in"))
+  specs = specs_for(params, RULES, mesh)
+  frozen, trained = follows_of(transform.split, params)
+  split = jax.eval_shape(transform.split, jax.eval_shape(lambda: jax.random.key(0)), params)
+  factors, scale = (part["layers"]["query"]["kernel"] for part in inherit_specs(split[1], params, specs, mesh, trained))
+  assert factors["a"] == P(None, ("fsdp", "tensor")) and factors["b"] == P(None, None, ("tensor", "fsdp"))
+  # A magnitude for each column; rows alone have a scale. Both took the other mesh axis on, where it divides.
+  columns, rows = (P(None, ("tensor", "fsdp")), P(None, ("fsdp", "tensor")))
+  assert factors["magnitude"] == columns
+  assert jax.tree.leaves(scale, is_leaf=lambda s: isinstance(s, P)) == [P(None, *rows[1:])]
+  assert inherit_specs(split[0], params, specs, mesh, frozen)["layers"]["query"]["kernel"] == P(None, "fsdp", "tensor")
+  # Without a mesh nobody knows what divides: each is cut as its weight is.
+  alone = inherit_specs(split[1], params, specs, None, trained)[0]["layers"]["query"]["kernel"]
+  assert alone == {"a": P(None, "fsdp"), "b": P(None, None, "tensor"), "magnitude": P(None, "tensor")}
+
+
+def test_what_does_not_divide_stays_whole_along_that_mesh_axis_and_a_split_that_reads_values_is_aligned_by_size():
+  params, mesh = {"layers": kernel(6, 4, 6)}, make_mesh(data=1, fsdp=4, tensor=2)
+  split = lora("**/kernel", rank=2).split
+  trained = jax.eval_shape(split, jax.eval_shape(lambda: jax.random.key(0)), params)[1]
+  specs = specs_for(params, RULES, mesh)
+  got = inherit_specs(trained, params, specs, mesh, follows_of(split, params)[1])["layers"]["query"]["kernel"]
+  assert got == {"a": P(None, "fsdp"), "b": P(None, None, "tensor")}
+
+  def reads(key, params):
+    return {}, {"rows": params["w"][: int(params["w"].sum())]}
+
+  assert follows_of(reads, {"w": jnp.ones((2, 2))}) == ({}, {})
+
+
+def test_the_state_of_a_step_is_cut_so_and_computes_what_one_device_does():
+  shape = {"layers": kernel(2, 16, 16)}
+  params = jax.tree.map(lambda x: np.random.default_rng(0).normal(size=x.shape).astype(x.dtype), shape)
+
+  def objective(params, batch, key):
+    del key
+    y = jax.lax.scan(lambda x, p: (jnp.tanh(dot(x, p["query"]["kernel"])), None), batch, params["layers"])[0]
+    return Mean.of(jnp.square(y)), {}
+
+  found = []
+  for mesh in (None, make_mesh(data=1, fsdp=4, tensor=2)):
+    recipe = Recipe(objective, dora("**/kernel", rank=2), optax.adam(0.1), mesh=mesh, rules=RULES)
+    state, frozen = init_state(jax.random.key(0), params, recipe)
+    if mesh is not None:
+      leaves = [*jax.tree.leaves(state.trainable), *jax.tree.leaves((state.opt_state[0].mu, state.opt_state[0].nu))]
+      assert len(leaves) == 9 and all(x.addressable_shards[0].data.size * 8 == x.size for x in leaves)
+      planned = abstract_state(params, recipe)[0]
+      assert jax.tree.map(lambda x: x.sharding, planned) == jax.tree.map(lambda x: x.sharding, state)
+    step, batch = make_train_step(recipe), np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32)
+    for _ in range(2):  # the second finds the state as the first leaves it
+      state, metrics = step(state, frozen, place_batch(batch, mesh))
+    found.append((metrics["loss"], state.trainable))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), *found)
