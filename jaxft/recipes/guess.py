@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection
 
 from jaxft.checks import one_of
+from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.options import Finetune, Loss
 from jaxft.recipes.preference.losses import PREFERENCES
 
@@ -11,6 +12,10 @@ from jaxft.recipes.preference.losses import PREFERENCES
 TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
     "prefer": {"decoder": ((("prompt", "chosen", "rejected"), "dpo"), (("prompt", "completion", "label"), "kto"))},
     "sft": {"decoder": (((), "sft"),)},
+    "distill": {
+        "decoder": (((), "gkd"),), "vision": ((("image",), "kd"),),
+        "encoder": ((("anchor", "positive"), "similarity_kl"), (("question", "answer"), "similarity_kl"),
+                    (("text", "label"), "kd"), (("text",), "similarity_kl"))},
     "embed": {
         "encoder": ((("anchor", "positive"), "mnrl"), (("question", "answer"), "mnrl"),
                     (("sentence1", "sentence2", "score"), "cosent"), (("label",), "supcon")),
@@ -21,7 +26,7 @@ TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
 # In which order they are tried where no task is named: a label beside a text is there to be learnt.
 _ORDER = ("prefer", "sft", "classify", "regress", "embed")
 # task -> losses that a run may name beside it, where there are more than the table has
-_MORE = {"prefer": tuple(PREFERENCES), "embed": ("gist",)}
+_MORE = {"prefer": tuple(PREFERENCES), "distill": tuple(DISTILLATIONS), "embed": ("gist",)}
 
 
 def check_task(loss: Loss) -> None:
@@ -56,9 +61,10 @@ def with_loss(options: Finetune, kind: str, fields: Collection[str]) -> tuple[Fi
 
 def _guess(loss: Loss, kind: str, fields: Collection[str]) -> str:
   known = [task for task in _ORDER if kind in TASKS[task]]
-  if loss.task is not None:
-    one_of(f"task with this {kind}", loss.task, known)
-    known = [loss.task]
+  task = "distill" if loss.task is None and loss.teacher is not None else loss.task  # no other reads a teacher
+  if task is not None:
+    one_of(f"task with this {kind}", task, [task for task, kinds in TASKS.items() if kind in kinds])
+    known = [task]
   # The field to be learnt may have another name.
   given = {*fields} | ({"label", "value"} if loss.target else set())
   for task in known:

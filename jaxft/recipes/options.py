@@ -31,7 +31,8 @@ _LOSS = (
 _MARGIN = (
     "gist: a candidate is dropped when the guide finds it closer than the positive minus this margin (None: 0). simpo, "
     f"poft: the lead that is asked for. None: {by_value('margin')}.")
-_BETA = f"Preference losses: the scale of the scores; orpo: the weight of the odds. None: {by_value('beta')}."
+_BETA = (f"Preference losses: the scale of the scores; orpo: the weight of the odds. None: {by_value('beta')}. gkd: 0 "
+         "covers all that the teacher says, 1 seeks the likeliest (None: 0.5).")
 _SMOOTHING = (
     f"{', '.join(name for name, loss in PREFERENCES.items() if loss.label_smoothing is not None)}: the share of labels "
     f"that is taken to be flipped. None: {by_value('label_smoothing')}.")
@@ -90,14 +91,18 @@ class Loss:
   """What is minimized."""
 
   task: str | None = None
-  """sft, prefer, embed, classify or regress. None: what the columns of the data are for, which is said at the start."""
+  """sft, prefer, embed, classify, regress or distill. None: what the columns of the data are for, which is said at the
+  start."""
   loss: Annotated[str | None, tyro.conf.arg(help=_LOSS)] = None
   guide: str | None = None
   """Pairs: the preset or folder that judges false negatives, by the loss gist. None with gist: the model itself,
   before tuning."""
+  teacher: str | None = None
+  """distill: the preset or folder of the model to learn from: of decoders its tokens (gkd), of classifiers its classes
+  (kd), of encoders its vectors (similarity_kl, similarity_mse, margin_mse, embedding_mse)."""
   temperature: float | None = None
-  """gist, mnrl, cosent, supcon: temperature. None: the loss's own default (gist 0.01, mnrl and cosent 0.05, supcon
-  0.07)."""
+  """gist, mnrl, cosent, supcon, gkd, kd, similarity_kl: temperature. None: the loss's own default (gist 0.01, mnrl,
+  cosent and similarity_kl 0.05, supcon 0.07, gkd 1, kd 2)."""
   margin: Annotated[float | None, tyro.conf.arg(help=_MARGIN)] = None
   beta: Annotated[float | None, tyro.conf.arg(help=_BETA)] = None
   label_smoothing: Annotated[float | None, tyro.conf.arg(help=_SMOOTHING)] = None
