@@ -24,7 +24,7 @@ COMMANDS = {
     "fetch": ("jaxft.cli.fetch", "presets and data sets into the cache folder"),
     "merge": ("jaxft.cli.merge", "many checkpoints to one, as a mergekit configuration says; from disk to disk"),
     "completion": ("jaxft.cli.completion", "a script by which bash, zsh or fish completes commands and options"),
-    "convert": ("jaxft.cli.convert", "a checkpoint, or an adapter merged, to a Hugging Face folder or a GGUF file"),
+    "convert": ("jaxft.cli.convert", "between Hugging Face folder, GGUF file, adapter and a run's checkpoint"),
 }
 
 # Those that run as several processes, on one machine or many; see `jaxft.cli.processes`.

@@ -132,9 +132,11 @@ def plan_of(options: PlanOptions) -> Any:
   usual = {"encoder": ("anchor", "positive"), "vision": ("label",), "decoder": ("text",)}.get(kind, ())
   usual = usual if run.loss.task is None and not run.loss.reward else ()
   run, _ = with_loss(run, kind, usual)
-  recipe = recipe_of(run, config, run.optimization.steps or 1000, mesh)
+  teacher = None if run.loss.teacher is None else config_of(run.loss.teacher)
+  recipe = recipe_of(run, config, run.optimization.steps or 1000, mesh, teacher)
   guide_dim = config_of(run.loss.guide).dim if run.loss.guide else config.dim
-  return plan(recipe, _params(run, config), batch_shape(run, config, guide_dim), compile=options.compile)
+  return plan(recipe, _params(run, config, teacher), batch_shape(run, config, guide_dim, teacher),
+              compile=options.compile)
 
 
 def config_of(name: str) -> Any:
@@ -155,7 +157,7 @@ def config_of(name: str) -> Any:
   return gguf_config(open_gguf(path)) if path.suffix == ".gguf" else read_config(path)
 
 
-def batch_shape(run: Finetune, config: Any, guide_dim: int) -> Any:
+def batch_shape(run: Finetune, config: Any, guide_dim: int, teacher: Any = None) -> Any:
   """A batch of the run in shapes: every text as long as `max_length` allows, pairs without negatives."""
   import jax
   import jax.numpy as jnp
@@ -168,7 +170,9 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> Any:
   rows, length = run.optimization.batch_size, run.examples.max_length
   kind = family_of(config).kind
   loss = loss_name(run.loss.loss, kind)
+  its = {"teacher": jax.ShapeDtypeStruct((rows, 2 if loss == "kd" else teacher.dim), jnp.float32)} if teacher else {}
   target = {"target": jax.ShapeDtypeStruct((rows,), jnp.float32 if loss == "mse" else jnp.int32)}
+  target = its if loss == "kd" else target
   if kind == "vision":
     shape = (rows, config.image_size, config.image_size, config.channels)
     return {"images": jax.ShapeDtypeStruct(shape, jnp.uint8), **target}
@@ -184,7 +188,7 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int) -> Any:
     return _answers(run, loss, length)
   if kind == "decoder":
     return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})
-  text = {"ids": ids, "mask": ids}
+  text = {"ids": ids, "mask": ids, **(its if loss != "kd" else {})}
   if loss in TARGETS:
     return {**text, **target}
   if loss == "gist":
@@ -212,7 +216,7 @@ def _answers(run: Finetune, loss: str, length: int) -> Any:
       of(new, jnp.float32) if settings.passes > 1 else None, of(new, jnp.float32) if reads_reference else None)
 
 
-def _params(run: Finetune, config: Any) -> Any:
+def _params(run: Finetune, config: Any, teacher: Any = None) -> Any:
   """The params in shapes; the output layer of a classifier as of two labels, since no data are read."""
   import jax
 
@@ -223,7 +227,9 @@ def _params(run: Finetune, config: Any) -> Any:
   family = family_of(config)
   loss = loss_name(run.loss.loss, family.kind)
   output = {"output": init_output(config, 1 if loss == "mse" else 2, run.loss.head)} if loss in WITH_OUTPUT else {}
-  return jax.eval_shape(lambda: {**family.init(jax.random.key(0), config), **output})
+  beside = {"teacher": (family_of(teacher).init, teacher)} if loss == "gkd" else {}
+  return jax.eval_shape(lambda: {**family.init(jax.random.key(0), config), **output, **{
+      name: init(jax.random.key(0), its) for name, (init, its) in beside.items()}})
 
 
 def _mesh(compute: Compute, topology: str | None) -> Any:

@@ -202,14 +202,18 @@ def target_collate(
 
   `one_length` as of `pair_collate`.
   """
+  read = input_collate(model, max_length=max_length, one_length=one_length)
+  return lambda records: {**read(records), "target": target.of(records)}
+
+
+def input_collate(model: Pretrained, *, max_length: int, one_length: bool = False) -> Collate:
+  """Records of a `text` or `image` to `ids` and `mask`, or `images`; `one_length` as of `pair_collate`."""
   if model.kind == "vision":
     size = cast(VisionConfig | EfficientNetConfig, model.config).image_size
-    read = lambda records: {"images": np.stack([read_image(image, size) for image in column(records, "image")])}
-  else:
-    _, tokenizer = model.text_encoder()
-    lengths, pad = lengths_up_to(max_length, one_length), tokenizer.token_to_id("[PAD]") or 0
-    read = lambda records: dict(tokenize_texts(column(records, "text"), tokenizer, lengths=lengths, pad_id=pad))
-  return lambda records: {**read(records), "target": target.of(records)}
+    return lambda records: {"images": np.stack([read_image(image, size) for image in column(records, "image")])}
+  _, tokenizer = model.text_encoder()
+  lengths, pad = lengths_up_to(max_length, one_length), tokenizer.token_to_id("[PAD]") or 0
+  return lambda records: dict(tokenize_texts(column(records, "text"), tokenizer, lengths=lengths, pad_id=pad))
 
 
 def language_collate(

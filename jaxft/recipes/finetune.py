@@ -12,20 +12,20 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxft.data.sources import is_place
 from jaxft.files import check_apart, write_text
 from jaxft.formats.huggingface import save_directory
-from jaxft.formats.presets import PRESETS
 from jaxft.formats.pretrained import Pretrained, load
 from jaxft.host_memory import keep_freed_memory
-from jaxft.hub import on_hub
 from jaxft.recipes import run_folder
 from jaxft.recipes.account.counts import count_tokens
 from jaxft.recipes.account.end import places_of
 from jaxft.recipes.account.start import begins, holds, unit_of
 from jaxft.recipes.adapter import no_form, save_adapter
+from jaxft.recipes.distillation.losses import DISTILLATIONS
+from jaxft.recipes.distillation.teacher import KEY, alone, teacher_of
 from jaxft.recipes.examples import read_splits, training_batches
 from jaxft.recipes.guess import with_loss
+from jaxft.recipes.inputs import check_urls_apart, places
 from jaxft.recipes.labels import Target
 from jaxft.recipes.methods import sources
 from jaxft.recipes.options import Finetune, defining
@@ -39,6 +39,7 @@ from jaxft.recipes.rl.preparation import SHOWN, policy_step
 from jaxft.recipes.rl.prompts import Prompts
 from jaxft.recipes.run import (
   WITH_OUTPUT,
+  check_loss,
   check_options,
   early_name,
   found_of,
@@ -46,12 +47,13 @@ from jaxft.recipes.run import (
   mesh_of,
   recipe_of,
   rows_of,
+  transform_of,
   with_data,
 )
 from jaxft.recipes.run_file import as_text
 from jaxft.stores.copies import place_of, shown
 from jaxft.stores.mirror import mirrored
-from jaxft.stores.store import is_url, url_of
+from jaxft.stores.store import url_of
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, checksum, fit, init_state, make_train_step
 from jaxft.training.gather import to_host
@@ -63,7 +65,7 @@ from jaxft.tree import count
 
 LOSS_SOURCES = {
     "gist": ("2402.16829",), "mnrl": ("1705.00652",), "supcon": ("2004.11362",),
-    **{name: loss.arxiv for name, loss in (PREFERENCES | POLICY_LOSSES).items()}}
+    **{name: loss.arxiv for name, loss in (PREFERENCES | POLICY_LOSSES | DISTILLATIONS).items()}}
 
 
 def finetune(options: Finetune) -> dict[str, Any] | None:
@@ -84,9 +86,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
     check_tracker(name)
   if (url := url_of(options.output.out)) is None:
     return _in_folder(options)
-  inputs = {"model": options.model, "guide": options.loss.guide, "data": options.data,
-            "control": options.examples.control}
-  _check_urls_apart(url, inputs)
+  check_urls_apart(url, options)
   on_disk = dataclasses.replace(options, output=dataclasses.replace(options.output, out=place_of("runs", url)))
   with mirrored(url) if is_first() else contextlib.nullcontext():
     return _in_folder(on_disk)
@@ -95,7 +95,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
 def _in_folder(options: Finetune) -> dict[str, Any] | None:
   """The run in a folder on disk."""
   out = options.output.out
-  check_apart(out, _places(options))
+  check_apart(out, places(options))
   with run_folder.held(out) if is_first() else contextlib.nullcontext():
     resumed = is_first() and run_folder.open_run(out, defining(options), overwrite=options.output.overwrite)
     resumed, = from_first(resumed)
@@ -104,24 +104,6 @@ def _in_folder(options: Finetune) -> dict[str, Any] | None:
       return _train(options, resumed)
     except KeyboardInterrupt:  # before or after the training loop, which stops by itself
       raise KeyboardInterrupt(run_folder.last_checkpoint(out)) from None
-
-
-def _places(options: Finetune) -> dict[str, str]:
-  """The files and folders that a run reads, by option; presets and data sets of a name lie in the cache folder."""
-  models = {"model": options.model, "guide": options.loss.guide}
-  named = lambda m: m.partition(":")[0] in PRESETS or on_hub(m) or is_url(m)
-  places = {name: m for name, m in models.items() if m is not None and not named(m)}
-  data = {"data": options.data, "control": options.examples.control}
-  return places | {name: d for name, d in data.items() if d is not None and is_place(d)}
-
-
-def _check_urls_apart(out: str, inputs: dict[str, str | None]) -> None:
-  """`check_apart` of what lies in object stores."""
-  own = out.rstrip("/") + "/"
-  for name, given in inputs.items():
-    if given is not None and is_url(given) and (
-        own.startswith(given.rstrip("/") + "/") or f"{given}/".startswith(own)):
-      raise ValueError(f"out must lie apart from what is read: {out} and the {name} {given} do not; choose another")
 
 
 def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
@@ -137,7 +119,14 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   check_same(read)
   asked = options  # what `run.yaml` says
   options, chosen = with_loss(options, model.kind, [*splits.train[0]])
+  loss = loss_name(options.loss.loss, model.kind)
   splits = preference_splits(options.loss.loss, splits)
+  check_loss(options.loss, loss)
+  with _on_host(mesh):
+    teacher = teacher_of(options, loss, model)
+  if teacher is not None:
+    read["teacher's weights"] = checksum(teacher.params)
+    check_same({"teacher's weights": read["teacher's weights"]})
   complete = validated = False
   total = lambda steps, epochs: steps or max(1, math.ceil(epochs * len(splits.train) / optimization.batch_size))
   steps = total(optimization.steps, optimization.epochs)
@@ -153,17 +142,19 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     return json.loads((out / run_folder.SUMMARY).read_text())
   if chosen is not None and is_first():
     print(f"jaxft: {chosen}", file=sys.stderr)
-  recipe, target = recipe_of(options, model.config, steps, mesh), target_of(options, model, splits)
-  if target is not None and loss_name(options.loss.loss, model.kind) in WITH_OUTPUT:
+  recipe = recipe_of(options, model.config, steps, mesh, None if teacher is None else teacher.config)
+  target = target_of(options, model, splits, teacher)
+  if target is not None and loss in WITH_OUTPUT:
     with _on_host(mesh):
       model.params["output"] = init_output(model.config, target.outputs, options.loss.head)
   step = make_train_step(recipe)
-  state, frozen = init_state(jax.random.key(optimization.seed), model.params, recipe)
+  params = model.params if loss != "gkd" or teacher is None else {**model.params, KEY: teacher.params}
+  state, frozen = init_state(jax.random.key(optimization.seed), params, recipe)
   facts = {"steps": steps, "trained_parameters": count(state.trainable), "parameters": count(model.params)}
   # Before it all: what is computed from the params as they are now outlives no step.
   joined = lambda: recipe.transform.join(frozen, state.trainable)
   initial = joined if recipe.compute_dtype is None else lambda: cast_floating(joined(), recipe.compute_dtype)
-  prepared = prepare(options, model, splits, target, mesh, initial, read["model's weights"])
+  prepared = prepare(options, model, splits, target, mesh, initial, read["model's weights"], teacher)
   records, collate = prepared.records, prepared.collate
   held = {"eval": splits.validation, "control": splits.control}
   measures = {name: prepared.measure(own) for name, own in held.items() if own is not None}
@@ -183,7 +174,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
       print(f"jaxft: {line}", file=sys.stderr)
     if model.head is not None:
       print(f"jaxft: note: the head that {options.model} has is not read, nor kept", file=sys.stderr)
-  model = dataclasses.replace(model, params={})  # frozen and the state hold them from here on
+  model, params, teacher = dataclasses.replace(model, params={}), {}, None  # frozen and the state hold them from here
   batches = training_batches(records, collate, options.examples, optimization, mesh)
 
   def evaluate(state: Any, frozen: Any) -> dict[str, float]:
@@ -196,7 +187,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     # Not sooner: what is refused so far loses no run that is there, nor stands in a corrected one's way.
     run_folder.begin_run(out, given, read)
   if is_first():
-    write_text(out / run_folder.RUN, as_text(asked, found_of(options, loss_name(options.loss.loss, model.kind), steps)))
+    write_text(out / run_folder.RUN, as_text(asked, found_of(options, loss, steps)))
 
   wait_for_all("run begun")  # in a folder that the first process may have emptied
   writers: list[Any] = [JsonLines(out / run_folder.METRICS)] if is_first() else []
@@ -225,12 +216,13 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   finally:
     for writer in writers:
       writer.close()
-  why = _no_adapter(options, model, target)
-  tuned, summary = to_host(recipe.transform.join(frozen, state.trainable)), None
+  why, frozen = _no_adapter(options, model, target), alone(frozen)
+  transform = transform_of(options.method, model.config, loss)  # of the model alone
+  tuned, summary = to_host(transform.join(frozen, state.trainable)), None
   frozen, trainable = (None, None) if why else (to_host(side, plain=False) for side in (frozen, state.trainable))
   if is_first():
     with _on_host(mesh):
-      facts |= _save_adapter(options, model, recipe.transform, frozen, trainable, why)
+      facts |= _save_adapter(options, model, transform, frozen, trainable, why)
     summary = _finish(options, model, tuned, facts, target)
   wait_for_all("run finished")
   return summary

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection
 
 from jaxft.checks import one_of
+from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.options import Finetune, Loss
 from jaxft.recipes.preference.losses import PREFERENCES
 from jaxft.recipes.rl.losses import POLICY_LOSSES
@@ -13,6 +14,10 @@ TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
     "prefer": {"decoder": ((("prompt", "chosen", "rejected"), "dpo"), (("prompt", "completion", "label"), "kto"))},
     "sft": {"decoder": (((), "sft"),)},
     "rl": {"decoder": (((), "grpo"),)},
+    "distill": {
+        "decoder": (((), "gkd"),), "vision": ((("image",), "kd"),),
+        "encoder": ((("anchor", "positive"), "similarity_kl"), (("question", "answer"), "similarity_kl"),
+                    (("text", "label"), "kd"), (("text",), "similarity_kl"))},
     "embed": {
         "encoder": ((("anchor", "positive"), "mnrl"), (("question", "answer"), "mnrl"),
                     (("sentence1", "sentence2", "score"), "cosent"), (("label",), "supcon")),
@@ -23,7 +28,7 @@ TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
 # In which order they are tried where no task is named: a label beside a text is there to be learnt.
 _ORDER = ("prefer", "sft", "classify", "regress", "embed")
 # task -> losses that a run may name beside it, where there are more than the table has
-_MORE = {"prefer": tuple(PREFERENCES), "rl": tuple(POLICY_LOSSES), "embed": ("gist",)}
+_MORE = {"prefer": tuple(PREFERENCES), "rl": tuple(POLICY_LOSSES), "distill": tuple(DISTILLATIONS), "embed": ("gist",)}
 
 
 def check_task(loss: Loss) -> None:
@@ -62,7 +67,9 @@ def _guess(loss: Loss, kind: str, fields: Collection[str]) -> str:
     kinds = sorted({kind for kinds in TASKS.values() for kind in kinds})
     raise ValueError(f"model must be one that the command fine-tunes, of the kinds {', '.join(kinds)}; got a {kind}, "
                      "which the functions of jaxft.models and jaxft.training take")
-  task = "rl" if loss.task is None and loss.reward else loss.task  # no other reads a reward
+  task = loss.task
+  if task is None:  # no other task reads a reward, or a teacher
+    task = "rl" if loss.reward else "distill" if loss.teacher is not None else None
   if task is not None:
     one_of(f"task with this {kind}", task, [task for task, kinds in TASKS.items() if kind in kinds])
     known = [task]

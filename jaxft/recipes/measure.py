@@ -50,21 +50,29 @@ def similarity(
     model: Pretrained, records: Records, *, max_length: int, dtype: Any, mesh: Mesh | None = None
 ) -> Measure:
   """How the cosines of an encoder's pairs of texts are ordered as their scores are: Spearman's and Pearson's r."""
-  config, tokenizer = model.text_encoder()
-  embed = tasks.embedding_function(config, dtype=dtype)
-  if jax.process_count() > 1 and mesh is not None:  # what other processes computed is read here too
-    embed = jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))
-  scores = np.array(tasks.column(records, "score"), np.float64)
+  embed, scores = vectors_of(model, records, mesh, max_length=max_length, dtype=dtype), np.array(
+      tasks.column(records, "score"), np.float64)
 
   def measure(params: Any) -> dict[str, float]:
-    one, other = (np.asarray(embed_texts(
-        lambda ids, mask: embed(params, ids, mask), tasks.column(records, name), tokenizer, max_length=max_length,
-        progress=f"validation: {name}" if is_first() else None), np.float64) for name in SCORED)
+    one, other = (np.asarray(embed(params, name), np.float64) for name in SCORED)
     cosines = (one * other).sum(1) / np.maximum(np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1), 1e-12)
     return of_correlation("spearman", float(spearman(cosines, scores)), len(scores)) | (
         of_correlation("pearson", float(pearson(cosines, scores)), len(scores)))
 
   return measure
+
+
+def vectors_of(
+    model: Pretrained, records: Records, mesh: Mesh | None, *, max_length: int, dtype: Any
+) -> Callable[[Any, str], np.ndarray]:
+  """`(params, key) -> [records, dim]`, an encoder's vectors of a text of all records."""
+  config, tokenizer = model.text_encoder()
+  embed = tasks.embedding_function(config, dtype=dtype)
+  if jax.process_count() > 1 and mesh is not None:  # what other processes computed is read here too
+    embed = jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))
+  return lambda params, key: embed_texts(
+      lambda ids, mask: embed(params, ids, mask), tasks.column(records, key), tokenizer, max_length=max_length,
+      progress=f"validation: {key}" if is_first() else None)
 
 
 def perplexity(
@@ -78,7 +86,7 @@ def perplexity(
     values, weights = nll(params, batch)
     return jnp.stack([jnp.sum(values * weights, axis=1), jnp.sum(weights, axis=1)], axis=1)
 
-  over = _over(totals, records, collate, batch_size, mesh)
+  over = over_records(totals, records, collate, batch_size, mesh)
 
   def measure(params: Any) -> dict[str, float]:
     found, _ = over(params)
@@ -92,7 +100,7 @@ def prediction(
     dtype: Any,
 ) -> Measure:
   """A classifier's accuracy and mean loss in nats; or a regressor's r and root mean squared error, in its own unit."""
-  over = _over(prediction_scores(config, dtype=dtype, remat="none"), records, collate, batch_size, mesh)
+  over = over_records(prediction_scores(config, dtype=dtype, remat="none"), records, collate, batch_size, mesh)
 
   def measure(params: Any) -> dict[str, float]:
     scores, wanted = over(params)
@@ -110,7 +118,7 @@ def same_label(
     config: Config, records: Records, collate: Collate, batch_size: int, mesh: Mesh | None, *, dtype: Any
 ) -> Measure:
   """How an embedder finds, for each record, the others of its label among all: mean average precision, hit rate."""
-  over = _over(features(config, dtype=dtype, remat="none"), records, collate, batch_size, mesh)
+  over = over_records(features(config, dtype=dtype, remat="none"), records, collate, batch_size, mesh)
 
   def measure(params: Any) -> dict[str, float]:
     found, labels = over(params)
@@ -123,7 +131,7 @@ def same_label(
   return measure
 
 
-def _over(
+def over_records(
     run: Callable[[Any, Any], Any], records: Records, collate: Collate, batch_size: int, mesh: Mesh | None
 ) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
   """What a function of params and batch gives of every record, float32, and the targets, in an order of the batches."""

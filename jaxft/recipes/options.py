@@ -34,7 +34,8 @@ _MARGIN = (
     f"poft: the lead that is asked for. None: {by_value('margin')}.")
 _BETA = (
     f"Preference losses: the scale of the scores; orpo: the weight of the odds. None: {by_value('beta')}. Task rl: the "
-    "weight of the divergence from the model before tuning, which rloo takes off the reward. None: 0, rloo 0.05.")
+    "weight of the divergence from the model before tuning, which rloo takes off the reward. None: 0, rloo 0.05. gkd: "
+    "0 covers all that the teacher says, 1 seeks the likeliest. None: 0.5.")
 _CLIPS = lambda option: "None: " + ", ".join(
     f"{name} {value:g}" for name, loss in POLICY_LOSSES.items() if (value := getattr(loss, option)) is not None) + "."
 _CLIP_LOW = (
@@ -103,15 +104,19 @@ class Loss:
   """What is minimized."""
 
   task: str | None = None
-  """sft, prefer, rl, embed, classify or regress. None: what the columns of the data are for, which is said at the
-  start; rl where there is a --reward."""
+  """sft, prefer, rl, embed, classify, regress or distill. None: what the columns of the data are for, which is said at
+  the start; rl where there is a --reward, distill where there is a --teacher."""
   loss: Annotated[str | None, tyro.conf.arg(help=_LOSS)] = None
   guide: str | None = None
   """Pairs: the preset or folder that judges false negatives, by the loss gist. None with gist: the model itself,
   before tuning."""
+  teacher: str | None = None
+  """distill: the preset or folder of the model to learn from: of decoders its tokens (gkd), of classifiers its classes
+  (kd), of encoders its vectors (similarity_kl, similarity_mse, margin_mse, embedding_mse)."""
   temperature: float | None = None
-  """gist, mnrl, cosent, supcon: temperature. None: the loss's own default (gist 0.01, mnrl and cosent 0.05, supcon
-  0.07). Task rl: of the sampled answers, and of their probabilities. None: 1."""
+  """gist, mnrl, cosent, supcon, gkd, kd, similarity_kl: temperature. None: the loss's own default (gist 0.01, mnrl,
+  cosent and similarity_kl 0.05, supcon 0.07, gkd 1, kd 2). Task rl: of the sampled answers, and of their probabilities.
+  None: 1."""
   margin: Annotated[float | None, tyro.conf.arg(help=_MARGIN)] = None
   beta: Annotated[float | None, tyro.conf.arg(help=_BETA)] = None
   label_smoothing: Annotated[float | None, tyro.conf.arg(help=_SMOOTHING)] = None

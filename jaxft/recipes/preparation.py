@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 from jaxft.formats.pretrained import Pretrained, load
 from jaxft.recipes import measure, tasks
 from jaxft.recipes.account.counts import WHOLE
+from jaxft.recipes.distillation.losses import DISTILLATIONS
+from jaxft.recipes.distillation.preparation import prepare_distillation, text_keys
 from jaxft.recipes.examples import (
   Collate,
   Guided,
@@ -24,6 +26,7 @@ from jaxft.recipes.examples import (
   target_collate,
 )
 from jaxft.recipes.labels import Target, labels_of, numbers_of
+from jaxft.recipes.model import Model
 from jaxft.recipes.options import Finetune
 from jaxft.recipes.preference.losses import PREFERENCES
 from jaxft.recipes.preference.preparation import prepare_preferences
@@ -50,21 +53,24 @@ class Prepared(NamedTuple):
   uncut: Collate | None
 
 
-def target_of(options: Finetune, model: Pretrained, splits: Splits) -> Target | None:
-  """What a classifier, a regressor or an embedder of labels learns; None of other losses."""
+def target_of(options: Finetune, model: Pretrained, splits: Splits, teacher: Model | None = None) -> Target | None:
+  """What a classifier, a regressor or an embedder of labels learns, or the teacher's classes; None of other losses."""
   loss = loss_name(options.loss.loss, model.kind)
   if loss not in TARGETS:
     return None
+  if teacher is not None and teacher.head is not None:
+    return Target(target_field(options.loss, loss), teacher.head.classes)
   return (numbers_of if loss == "mse" else labels_of)(splits.train, target_field(options.loss, loss))
 
 
 def prepare(
     options: Finetune, model: Pretrained, splits: Splits, target: Target | None, mesh: Mesh | None,
-    initial: Callable[[], Any], weights: str,
+    initial: Callable[[], Any], weights: str, teacher: Model | None = None,
 ) -> Prepared:
   """The records to train on, how they become batches, and how others are measured.
 
-  `initial` gives the params before the first step; `weights` tells the model's from those of others.
+  `initial` gives the params before the first step; `weights` tells the model's from those of others; `teacher` is that
+  of `teacher_of`.
   """
   records = splits.train
   if model.tokenizer is None and model.kind != "vision":
@@ -84,6 +90,12 @@ def prepare(
     return Prepared(*found, uncut(records))
   if loss in POLICY_LOSSES:
     return Prepared(*prepare_policy(options, loss, model, splits, mesh), None)
+  if teacher is not None:
+    found = prepare_distillation(
+        options, loss, model, teacher, records, target, mesh=mesh, one_length=several, dtype=dtype)
+    if model.kind == "decoder":
+      _check_scored(records, found[1], options.examples.max_length)
+    return Prepared(*found, None if model.kind == "vision" else uncut(as_pairs(records)))
   if target is not None:
     length = min(options.examples.max_length, model.max_length)
     collate = _collate(loss, light, records, target, length, several)
@@ -121,6 +133,8 @@ def _collate(
   options = {"max_length": max_length, "one_length": one_length}
   if loss in PREFERENCES:
     return collate_of(PREFERENCES[loss], model, records[0], **options)
+  if loss in DISTILLATIONS and model.kind == "encoder":
+    return pair_collate(model, ("text",) if loss == "kd" else text_keys(loss, records), **options)
   if target is not None:
     return target_collate(model, target, **options)
   if model.kind == "decoder":

@@ -12,6 +12,9 @@ from jax.sharding import Mesh
 from jaxft.checks import one_of, pick
 from jaxft.formats.families import family_of
 from jaxft.models.remat import POLICIES
+from jaxft.recipes.distillation import losses as distilled, objective as distillation
+from jaxft.recipes.distillation.losses import DISTILLATIONS
+from jaxft.recipes.distillation.teacher import beside, with_rules
 from jaxft.recipes.guess import check_task
 from jaxft.recipes.methods import make_transform, usual_rate
 from jaxft.recipes.objectives import language, prediction, same_label, scored_pairs, text_pairs
@@ -30,14 +33,18 @@ from jaxft.transforms import ParamTransform, chain, train
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # By kind of model; the first where none is named.
 LOSSES = {
-    "encoder": ("mnrl", "gist", "cosent", "cross_entropy", "mse", "supcon"),
-    "vision": ("cross_entropy", "mse", "supcon"), "decoder": ("sft", *PREFERENCES, *POLICY_LOSSES)}
+    "encoder": ("mnrl", "gist", "cosent", "cross_entropy", "mse", "supcon", *distilled.of_kind("encoder")),
+    "vision": ("cross_entropy", "mse", "supcon", *distilled.of_kind("vision")),
+    "decoder": ("sft", *PREFERENCES, *POLICY_LOSSES, *distilled.of_kind("decoder"))}
 READ_BY_LOSS = {
     "gist": ("guide", "temperature", "margin"), "mnrl": ("temperature",), "cosent": ("temperature",),
     "cross_entropy": ("target", "head"), "mse": ("target", "head"), "supcon": ("target", "temperature"), "sft": (),
-    **{name: reads(name) for name in PREFERENCES}, **{name: read_by_policy(name) for name in POLICY_LOSSES}}
-TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value"}  # the usual field of those that learn one
-WITH_OUTPUT = ("cross_entropy", "mse")
+    **{name: reads(name) for name in PREFERENCES}, **{name: read_by_policy(name) for name in POLICY_LOSSES},
+    **{name: distilled.reads(name) for name in DISTILLATIONS}}
+# The usual field of those that learn one; of kd it is what the student is measured by.
+TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value", "kd": "label"}
+WITH_OUTPUT = ("cross_entropy", "mse", "kd")
+BY_TOKENS = ("sft", "gkd")  # each example is learnt by itself, token by token
 RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES}
 
 
@@ -51,6 +58,7 @@ def check_options(options: Finetune) -> None:
   _check_contradictions(options)
   check_task(options.loss)
   by_reward = early_name(options.loss) in POLICY_LOSSES
+  zero = by_reward or options.loss.teacher is not None
   if options.loss.head is not None:
     one_of("head", options.loss.head, HEADS)
   for name, value in (
@@ -67,7 +75,7 @@ def check_options(options: Finetune) -> None:
       ("weight_decay", options.optimization.weight_decay, lambda x: x >= 0, ">= 0"),
       ("clip_norm", options.optimization.clip_norm, lambda x: x >= 0, ">= 0"),
       ("temperature", options.loss.temperature, lambda x: x is None or x > 0, "> 0"),
-      ("beta", options.loss.beta, lambda x: x is None or x > 0 or x == 0 and by_reward, ">= 0" if by_reward else "> 0"),
+      ("beta", options.loss.beta, lambda x: x is None or x > 0 or x == 0 and zero, ">= 0" if zero else "> 0"),
       ("clip_low", options.loss.clip_low, lambda x: x is None or x >= 0, ">= 0"),
       ("clip_high", options.loss.clip_high, lambda x: x is None or x > 0, "> 0"),
       ("group_size", options.loss.group_size, lambda x: x is None or x >= 2, "at least 2"),
@@ -121,12 +129,14 @@ def target_field(loss: Loss, name: str) -> str:
 
 
 def check_loss(loss: Loss, name: str) -> None:
-  """Raises ValueError for an option of the loss that the loss of this name does not read."""
+  """Raises ValueError for an option of the loss that the loss of this name does not read, or one that it lacks."""
   ignored = [f"--{f.name}" for f in dataclasses.fields(loss)
              if f.name not in ("loss", "task", *READ_BY_LOSS[name]) and getattr(loss, f.name) != f.default]
   if ignored:
     reads = ", ".join(f"--{option}" for option in READ_BY_LOSS[name]) or "no option"
     raise ValueError(f"loss {name} does not read {', '.join(ignored)}; it reads {reads}")
+  if name in DISTILLATIONS and loss.teacher is None:
+    raise ValueError(f"loss {name} needs --teacher: the preset or folder of the model to learn from")
 
 
 def loss_name(name: str | None, kind: str) -> str:
@@ -150,7 +160,8 @@ def early_name(loss: Loss) -> str | None:
 
 def compares_all(loss: str) -> bool:
   """Whether a loss compares all examples of a batch, which its objective then cuts in micro-batches itself."""
-  return PREFERENCES[loss].whole if loss in PREFERENCES else loss not in ("sft", *WITH_OUTPUT, *POLICY_LOSSES)
+  return PREFERENCES[loss].whole if loss in PREFERENCES else (
+      loss not in (*BY_TOKENS, *WITH_OUTPUT, *POLICY_LOSSES))
 
 
 def rows_of(run: Finetune, loss: str | None) -> int:
@@ -201,8 +212,15 @@ def mesh_of(
   return None if mesh.size == 1 and mesh.devices.flat[0] == jax.devices()[0] else mesh
 
 
-def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Recipe:
+def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None, teacher: Any = None) -> Recipe:
   """The recipe of the options for a model of this config.
+
+  Args:
+    run: the options, with the loss named.
+    config: of the model.
+    steps: in all.
+    mesh: where it runs.
+    teacher: the config of a teacher that speaks in every step, whose params lie beside the model's.
 
   Raises:
     ValueError: an unknown name, or a value out of its range.
@@ -210,6 +228,9 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Reci
   optimization, dtype = run.optimization, pick("dtype", run.compute.dtype, DTYPES)
   kind = family_of(config).kind
   rules, loss = pick("kind of model", kind, RULES), loss_name(run.loss.loss, kind)
+  transform = transform_of(run.method, config, loss)
+  if loss == "gkd":
+    transform, rules = beside(transform), with_rules(rules)
   rate = optimization.learning_rate
   steps = steps * run_policy(run.loss, loss).passes if loss in POLICY_LOSSES else steps
   optimizer = adamw(
@@ -217,19 +238,19 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None) -> Reci
       warmup_steps=round(optimization.warmup * steps), weight_decay=optimization.weight_decay,
       clip_norm=optimization.clip_norm)
   return Recipe(
-      _objective(run, config, loss, mesh), _transform(run.method, config, loss), optimizer, mesh=mesh, rules=rules,
+      _objective(run, config, loss, mesh, teacher), transform, optimizer, mesh=mesh, rules=rules,
       # The micro-batches of a contrastive loss are inside its objective, which compares the whole batch.
       accumulate=1 if compares_all(loss) else optimization.accumulate,
       compute_dtype=None if run.compute.dtype == "float32" else dtype)
 
 
-def _transform(method: Adaptation, config: Any, loss: str) -> ParamTransform:
+def transform_of(method: Adaptation, config: Any, loss: str) -> ParamTransform:
   """The method, on the model's own matrices where none are chosen; an output layer trains whole, whatever it is."""
   transform = make_transform(method, family_of(config).matrices)
   return chain(train("output/**"), transform) if loss in WITH_OUTPUT else transform
 
 
-def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None) -> Objective:
+def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None, teacher: Any) -> Objective:
   check_loss(run.loss, loss)
   compute = {"dtype": DTYPES[run.compute.dtype], "remat": run.compute.remat}
   if loss == "sft":
@@ -239,6 +260,8 @@ def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None) -> Obje
     return preference(config, loss, preference_settings(run.loss, loss), chunks=chunks, mesh=mesh, **compute)
   if loss in POLICY_LOSSES:
     return policy(config, loss, run_policy(run.loss, loss), **compute)
+  if loss in DISTILLATIONS:
+    return _distillation(run, config, loss, mesh, teacher, compute)
   if loss in WITH_OUTPUT:
     return prediction(config, classes=loss == "cross_entropy", **compute)
   if loss == "supcon":
@@ -250,3 +273,19 @@ def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None) -> Obje
   guided = {"guided": True, "margin": run.loss.margin} if loss == "gist" else {}
   return text_pairs(
       config, **guided, temperature=run.loss.temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)
+
+
+def _distillation(
+    run: Finetune, config: Any, loss: str, mesh: Mesh | None, teacher: Any, compute: dict[str, Any]
+) -> Objective:
+  temperature = None
+  if DISTILLATIONS[loss].temperature is not None:
+    temperature = distilled.setting(loss, "temperature", run.loss.temperature)
+  if DISTILLATIONS[loss].of == "tokens":
+    beta = distilled.setting(loss, "beta", run.loss.beta)
+    return distillation.tokens(config, teacher, beta=beta, temperature=temperature, **compute)
+  if DISTILLATIONS[loss].of == "classes":
+    assert temperature is not None
+    return distillation.classes(config, temperature=temperature, **compute)
+  return distillation.vectors(
+      config, loss, temperature=temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)

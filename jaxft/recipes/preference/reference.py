@@ -63,8 +63,18 @@ def with_reference(
     inputs = {name: made[name] for name in ("ids", "mask", "loss_mask")}
     return {"reference": np.asarray(compiled(params, place_batch(inputs, mesh)), np.float32)}
 
+  return kept_beside(records, compute, batch_size=batch_size, identity=identity if parts == 1 else None)
+
+
+def kept_beside(records: Records, compute: Any, *, batch_size: int, identity: Any) -> WithComputed:
+  """`with_computed`, kept in jaxft's cache folder where there is an identity and one process; see there.
+
+  Raises:
+    ValueError: a number is not finite; the cached file is broken.
+    OSError: the cache folder cannot be written.
+  """
   cache = None
-  if identity is not None and parts == 1:
+  if identity is not None and jax.process_count() == 1:
     # In the name also how many: the content itself is compared when the file is read.
     key = fingerprint({"of": identity, "records": len(records), "first": repr(records[0]), "last": repr(records[-1])})
     cache = home() / "references" / f"{key}.npz"
@@ -88,12 +98,13 @@ class Reference:
     collate = collate_of(
         self.loss, self.model, records[0], max_length=self.max_length, one_length=one_length)
     identity = {"weights": self.made_of, "length": self.max_length, "score": self.loss.score, "form": 1,
-                "tokenizer": _digest(self.model.tokenizer), "template": self.model.chat_template}
+                "tokenizer": digest(self.model.tokenizer), "template": self.model.chat_template}
     return with_reference(
         records, self.loss, self.score, self.params, collate, batch_size=batch_size, mesh=mesh, identity=identity)
 
 
-def _digest(tokenizer: Tokenizer | None) -> str | None:
+def digest(tokenizer: Tokenizer | None) -> str | None:
+  """What tells a tokenizer from others."""
   return None if tokenizer is None else fingerprint(tokenizer.to_str())
 
 
@@ -105,7 +116,7 @@ def named(name: str, loss: Preference, own: Pretrained, *, dtype: Any, mesh: Mes
   """
   model = load(name)
   config, tokenizer = model.text_decoder()
-  if loss.score == "sum" and _digest(tokenizer) != _digest(own.tokenizer):
+  if loss.score == "sum" and digest(tokenizer) != digest(own.tokenizer):
     raise ValueError(f"reference must have the tokenizer of {own.name}, whose log-probabilities are compared with its "
                      f"own; {name} has another")
   params = model.params if mesh is None else jax.device_put(model.params, jax.local_devices()[0])

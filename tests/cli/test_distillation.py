@@ -1,0 +1,163 @@
+"""`jaxft finetune --task distill`: students near their teachers, of tokens, classes and vectors; what is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxft.training.metrics import read_json_lines
+from tests.cli.conftest import write_lines
+
+FEW = ("--batch-size", 8, "--max-length", 16, "--steps", 6, "--holdout", 0.34, "--data-parallel", 1, "--learning-rate",
+       1e-3, "--warmup", 0, "--schedule", "constant", "--method", "full", "--log-every", 1)
+SUBJECTS = "rivers birds engines poems bridges storms coins maps bread glass music stars".split()
+
+
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory, minilm):
+  """An encoder with other weights, wider than the small one."""
+  from jaxft.formats.huggingface import save_directory
+  from jaxft.models import encoder
+
+  config = encoder.EncoderConfig(
+      vocab_size=minilm.config.vocab_size, dim=24, num_layers=1, num_heads=2, mlp_dim=32, max_length=64)
+  folder = tmp_path_factory.mktemp("models") / "wider"
+  save_directory(encoder.init(jax.random.key(5), config), config, folder, tokenizer=minilm.tokenizer)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory, smollm2):
+  """A decoder with other weights, wider than the small one, which knows the same tokens."""
+  from jaxft.formats.huggingface import save_directory
+  from jaxft.models import decoder
+
+  config = dataclasses.replace(
+      smollm2.config, dim=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32)
+  folder = tmp_path_factory.mktemp("models") / "larger"
+  save_directory(decoder.init(jax.random.key(5), config), config, folder, tokenizer=smollm2.tokenizer)
+  return folder
+
+
+def distilled(jaxft, out, *options):
+  answer = jaxft("finetune", "--out", out, *FEW, *options)
+  assert answer.status == 0, answer.err
+  return answer, json.loads((out / "summary.json").read_text())
+
+
+def test_a_decoder_learns_its_teachers_tokens(jaxft, tiny_decoder, larger, tmp_path):
+  from jaxft.formats import load
+
+  texts = write_lines(tmp_path / "texts.jsonl", [{"text": f"a line of {s} and more"} for s in SUBJECTS])
+  answer, summary = distilled(
+      jaxft, tmp_path / "run", "--model", tiny_decoder, "--data", texts, "--teacher", larger)
+  assert "task distill by the loss gkd" in answer.err and "2306.13649" in answer.out
+  assert 0 < summary["after"]["divergence"] < summary["before"]["divergence"]
+  assert summary["parameters"] == sum(x.size for x in jax.tree.leaves(load(tiny_decoder).params))
+  # What is saved is the student alone, and a run goes on where it was stopped.
+  assert load(tmp_path / "run/model").config.dim == 16
+  more = jaxft("finetune", "--out", tmp_path / "run", *FEW, "--model", tiny_decoder, "--data", texts, "--teacher",
+               larger, "--steps", 7)
+  assert more.status == 0 and "at step 6 of 7" in more.err, more.err
+  changed = shutil.copytree(tiny_decoder, tmp_path / "other")
+  shutil.rmtree(tmp_path / "run/model")
+  refused = jaxft("finetune", "--out", tmp_path / "run", *FEW, "--model", tiny_decoder, "--data", texts, "--teacher",
+                  changed, "--steps", 8)
+  assert refused.status == 2 and "teacher" in refused.error
+
+
+@pytest.mark.parametrize("loss, options", [
+    ("similarity_kl", ("--accumulate", 2)), ("similarity_mse", ()),
+    pytest.param("margin_mse", (), marks=pytest.mark.exhaustive)])
+def test_an_encoder_learns_its_teachers_vectors(jaxft, tiny, wider, tmp_path, loss, options):
+  texts = loss == "similarity_mse"
+  rows = [{"text": s} if texts else {"anchor": s, "positive": f"all {s}", "negative": f"no {s}"} for s in SUBJECTS]
+  data = write_lines(tmp_path / "rows.jsonl", rows)
+  _, summary = distilled(jaxft, tmp_path / "run", "--model", tiny, "--data", data, "--teacher", wider, "--loss", loss,
+                         "--task", "distill", *options)
+  losses = [line["loss"] for line in read_json_lines(tmp_path / "run/metrics.jsonl") if "loss" in line]
+  assert losses[-1] < losses[0] and summary["after"]["cosine_rmse"] != summary["before"]["cosine_rmse"]
+  assert -1 <= summary["after"]["agreement"] <= 1
+
+
+def test_a_classifier_learns_from_a_classifier(jaxft, tiny, wider, tmp_path):
+  rows = [{"text": f"{word} {s}", "label": word} for word in ("big", "small", "red") for s in SUBJECTS]
+  data = write_lines(tmp_path / "labels.jsonl", rows)
+  _, taught = distilled(jaxft, tmp_path / "teacher", "--model", wider, "--data", data)
+  assert taught["loss"] == "cross_entropy"
+  _, summary = distilled(jaxft, tmp_path / "run", "--model", tiny, "--data", data, "--teacher",
+                         tmp_path / "teacher/model")
+  assert summary["loss"] == "kd"
+  assert summary["after"]["divergence"] < summary["before"]["divergence"] and 0 <= summary["after"]["accuracy"] <= 1
+  row, = json.loads(jaxft("evaluate", "--model", tmp_path / "run/model", "--data", data, "--json").out)
+  assert row["task"] == "classify"
+  plain = write_lines(tmp_path / "plain.jsonl", [{"text": row["text"]} for row in rows])
+  _, unlabelled = distilled(jaxft, tmp_path / "plain", "--model", tiny, "--data", plain, "--teacher",
+                            tmp_path / "teacher/model", "--loss", "kd")
+  assert set(unlabelled["after"]) >= {"agreement", "divergence"} and "accuracy" not in unlabelled["after"]
+
+
+@pytest.mark.parametrize("options, said", [
+    (("--task", "distill"), "loss similarity_kl needs --teacher"),
+    (("--teacher", "smollm2-135m:tiny"), "teacher must be an encoder with a tokenizer"),
+    (("--teacher", "WIDER", "--loss", "embedding_mse"),
+     "teacher must give vectors as wide as those of .*, 16, .* gives 24. similarity_kl compares"),
+    (("--teacher", "WIDER", "--loss", "margin_mse"), "loss margin_mse learns from triples"),
+    (("--teacher", "WIDER", "--loss", "kd"), "teacher must be a classifier for loss kd; .* no classifier"),
+    (("--teacher", "WIDER", "--loss", "similarity_mse", "--temperature", 2), "does not read --temperature"),
+    (("--teacher", "WIDER", "--loss", "mnrl"), "loss mnrl does not read --teacher"),
+    (("--teacher", "WIDER", "--task", "embed"), "loss mnrl does not read --teacher"),
+])
+def test_what_is_no_teacher_is_one_line(jaxft, tiny, wider, pairs, tmp_path, options, said):
+  import re
+
+  options = [str(wider) if option == "WIDER" else option for option in options]
+  answer = jaxft("finetune", "--model", tiny, "--data", pairs, "--out", tmp_path / "run", *options)
+  assert answer.status == 2 and re.search(said, answer.error), answer.err
+  assert not (tmp_path / "run/config.json").exists()
+
+
+def test_a_teacher_of_other_tokens(jaxft, tiny_decoder, larger, tmp_path):
+  texts = write_lines(tmp_path / "texts.jsonl", [{"text": s} for s in SUBJECTS])
+  other = shutil.copytree(larger, tmp_path / "other")
+  words = json.loads((other / "tokenizer.json").read_text())
+  words["normalizer"] = {"type": "Lowercase"}
+  (other / "tokenizer.json").write_text(json.dumps(words))
+  answer = jaxft("finetune", "--model", tiny_decoder, "--data", texts, "--out", tmp_path / "run", "--teacher", other)
+  assert "teacher must have the tokenizer and vocabulary of" in answer.error
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_plan_holds_a_teacher_that_speaks_in_every_step(jaxft, tiny, tiny_decoder, larger, wider, decoder):
+  model, teacher = (tiny_decoder, larger) if decoder else (tiny, wider)
+  plain = json.loads(jaxft("plan", "--model", model, "--data", "x", "--no-compile", "--json").out)
+  taught = json.loads(jaxft(
+      "plan", "--model", model, "--data", "x", "--teacher", teacher, "--no-compile", "--json").out)
+  assert (taught["frozen_bytes"] > plain["frozen_bytes"]) == decoder
+  assert taught["trained"] == plain["trained"]
+
+
+def test_losses_by_hand():
+  from jaxft.recipes.distillation.objective import compared
+
+  rng = np.random.default_rng(0)
+  vectors = lambda dim: {key: jax.device_put(rng.normal(size=(3, dim)).astype(np.float32)) for key in (
+      "anchor", "positive")}
+  own, said = vectors(4), vectors(6)
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  cosines = [unit(np.asarray(x["anchor"])) @ unit(np.asarray(x["positive"])).T for x in (own, said)]
+  values, weights = compared("similarity_mse", own, said, None)
+  np.testing.assert_allclose(values, ((cosines[0] - cosines[1]) ** 2).mean(axis=1), rtol=1e-5)
+  assert np.array_equal(weights, np.ones(3))
+  log_softmax = lambda x: x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+  s, t = (log_softmax(x / 0.5) for x in cosines)
+  np.testing.assert_allclose(
+      compared("similarity_kl", own, said, 0.5)[0], (np.exp(t) * (t - s)).sum(axis=1), rtol=1e-4)
+  # A text is not compared with itself: alone it says nothing.
+  alone = {"text": own["anchor"][:1]}
+  assert np.array_equal(compared("similarity_mse", alone, alone, None)[1], [0.0])
+  np.testing.assert_allclose(
+      compared("embedding_mse", own, {key: x + 2 for key, x in own.items()}, None)[0], np.full(3, 4.0), rtol=1e-5)
