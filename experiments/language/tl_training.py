@@ -1,6 +1,6 @@
 """TL-Training: does leaving out failed calls, weighing deciding tokens and a graded reward make better tool calls?
 
-    jaxft run tl-training            three minutes on one core
+    jaxft run tl-training            twelve minutes on one core
     jaxft run tl-training --smoke    seconds
 
 A decoder of two layers learns from scratch to call nineteen functions of BFCL's simulated APIs, many of similar names,
@@ -10,7 +10,7 @@ reports an error, and the agent corrects itself. Tuning on every turn learns the
 
 MAE leaves failed turns out, which it knows by the tool's reply. PKT weighs the first token of a name and those where
 other names depart. IRM is PPO with the graded reward from both, on the training requests. Its rollouts are drawn at
-temperature 1, where the source decodes greedily. PPO has the rate to choose, and its start that of `tuned_rate`.
+temperature 1, where the source decodes greedily. It chooses its own rate and that of its start.
 
 A seed draws requests, failures, the order, the init and PPO's samples. Calls on unseen requests are decoded greedily.
 """
@@ -52,13 +52,12 @@ class Config:
   steps: int = 180
   batch_size: int = 16
   max_weight: float = 9.0
-  tuned_rate: float = 8e-3
   updates: int = 12
   rollouts: int = 48
   kl_coef: float = 0.05
   rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2)
   ppo_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
-  seeds: tuple[int, ...] = tuple(range(6))
+  seeds: tuple[int, ...] = tuple(range(16))
   tuning_seeds: tuple[int, ...] = (100, 101, 102)
 
 
@@ -78,6 +77,7 @@ class World:
     self._tune = jax.jit(lambda key, params, rows, order, rate: model.train(
         key, params, rows, order, self.objective, rate=rate).params)
     self.held_out = cache(lambda split: world.held_out(split, config.held_out))
+    self.start = cache(partial(self.tuned, drop_failed=True, max_weight=config.max_weight))
     outputs = decoder_log_probs_and_values(self.agent.config, start=self.agent.asked, remat="none")
     self._outputs = jax.jit(outputs)
     optimizer = optax.inject_hyperparams(lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
@@ -111,15 +111,15 @@ class World:
     """One of the arms without a reward."""
     return self.scores(self.tuned(seed, rate, drop_failed=drop_failed, max_weight=max_weight), split)
 
-  def rewarded(self, rate: float, seed: int, split: str) -> dict[str, Any]:
+  def rewarded(self, rates: dict[str, float], seed: int, split: str) -> dict[str, Any]:
     """MAE and PKT, then PPO by the graded reward."""
     config = self.config
-    start = self.tuned(seed, config.tuned_rate, drop_failed=True, max_weight=config.max_weight)
+    start = self.start(seed, rates["start"])
     requests, _ = self.conversations(seed)
     rng, key = np.random.default_rng([seed, 1]), jax.random.key(seed)
     both = {"policy": start, "value": init_value_head(self.agent.config)}
     state, frozen = init_state(key, both, self._recipe)
-    state.opt_state.hyperparams["rate"] = jnp.asarray(rate, jnp.float32)
+    state.opt_state.hyperparams["rate"] = jnp.asarray(rates["PPO"], jnp.float32)
     for t in range(config.updates):
       asked = [requests[at] for at in rng.choice(len(requests), config.rollouts, replace=False)]
       prompts = self.agent.prompts(asked)
@@ -147,7 +147,7 @@ def arms(config: Config) -> dict[str, Arm]:
   made = World(config)
   settings = {SFT: (False, 1.0), MAE: (True, 1.0), BOTH: (True, config.max_weight)}
   return {**{arm: Arm(partial(made.supervised, *setting), config.rates) for arm, setting in settings.items()},
-          METHOD: Arm(made.rewarded, config.ppo_rates)}
+          METHOD: Arm(made.rewarded, {"start": config.rates, "PPO": config.ppo_rates})}
 
 
 STUDY = Study(
