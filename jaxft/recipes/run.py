@@ -51,6 +51,10 @@ def check_options(options: Finetune) -> None:
   _check_contradictions(options)
   check_task(options.loss)
   by_reward = early_name(options.loss) in POLICY_LOSSES
+  if options.loss.divergence is not None:
+    one_of("divergence", options.loss.divergence, ("reverse_kl", "forward_kl", "js", "alpha"))
+  if options.loss.divergence_alpha is not None and options.loss.divergence != "alpha":
+    raise ValueError(f"--divergence-alpha is read with --divergence alpha alone; got {options.loss.divergence}")
   if options.loss.head is not None:
     one_of("head", options.loss.head, HEADS)
   for name, value in (
@@ -68,6 +72,7 @@ def check_options(options: Finetune) -> None:
       ("clip_norm", options.optimization.clip_norm, lambda x: x >= 0, ">= 0"),
       ("temperature", options.loss.temperature, lambda x: x is None or x > 0, "> 0"),
       ("beta", options.loss.beta, lambda x: x is None or x > 0 or x == 0 and by_reward, ">= 0" if by_reward else "> 0"),
+      ("length_alpha", options.loss.length_alpha, lambda x: x is None or 0 <= x <= 1, "in [0, 1]"),
       ("clip_low", options.loss.clip_low, lambda x: x is None or x >= 0, ">= 0"),
       ("clip_high", options.loss.clip_high, lambda x: x is None or x > 0, "> 0"),
       ("group_size", options.loss.group_size, lambda x: x is None or x >= 2, "at least 2"),
