@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks.decoding import workload
+from jaxft.compilation import use_compilation_cache
 from jaxft.decoding import generate, stepwise_decoder
 from jaxft.formats import load
 
@@ -19,6 +20,7 @@ def decode(kind: str, rows: int, new: int = workload.NEW) -> Step:
 
   The layers lie apart: of a stack each token would copy every layer's weights once.
   """
+  use_compilation_cache()  # as `jaxft generate` does
   model, (ids, mask) = load("smollm2-135m", stacked=False), workload.prompts(rows)
   config: Any = model.config
   stepwise, keys = stepwise_decoder(model.params, config), iter(range(10**6))

@@ -20,9 +20,10 @@ def table(results: Mapping[str, Any]) -> str:
       "Made by `python -m benchmarks.decoding`. SmolLM2-135M, float32, with a cache of keys and values: prompts of at "
       f"most {PROMPT} tokens, of several rows each of another length and padded on the left, and {NEW} more, where "
       "nothing ends a row before; sampled is at temperature 1 without filters. Here the layers lie "
-      "apart (`load(..., stacked=False)`), as a stack is cut anew for each token. Each side has a process of its own, "
-      "and their generations alternate. The peer is `transformers.generate` as it stands. Peak memory is that of the "
-      f"whole process. jax {machine['jax']}, torch {machine['torch']}, transformers {machine['transformers']}; load "
+      "apart (`load(..., stacked=False)`), as a stack is cut anew for each token, and "
+      "programs come from the cache of compiled ones, as in a command's second run. Each side has a process of its "
+      "own, and their generations alternate. The peer is `transformers.generate` as it stands. Peak memory is that of "
+      f"the whole process. jax {machine['jax']}, torch {machine['torch']}, transformers {machine['transformers']}; load "
       f"{machine['load']} when it began.", ""]
   rows = []
   for part, words in (("sides", "two cores"), ("one_thread", "one thread")):

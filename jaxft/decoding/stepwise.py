@@ -86,7 +86,8 @@ def stepwise_decoder(
   ((1, 5), 3)
 
   Args:
-    params, config: a model of `jaxft.models.decoder`; params may hold structured leaves.
+    params, config: a model of `jaxft.models.decoder`; params may hold structured leaves. On CPU layers that lie apart
+      (`load(..., stacked=False)`) decode faster, a stack being cut anew for each token, and compile more slowly.
     dtype: of the activations and the cache.
     edits: activations to edit in every pass (see `jaxft.models.sites`; wrap functions in `jax.tree_util.Partial`).
     prompt_edits: edits of the prompt's pass in place of `edits`: what has a time axis, such as a soft prompt.

@@ -30,7 +30,7 @@ from jaxft.recipes.labels import Target
 from jaxft.recipes.methods import sources
 from jaxft.recipes.options import Finetune, defining
 from jaxft.recipes.output import fits_form, head_of, init_output, save_output
-from jaxft.recipes.preference.losses import PREFERENCES
+from jaxft.recipes.preference.losses import PREFERENCES, more_sources
 from jaxft.recipes.preference.preparation import preference_splits
 from jaxft.recipes.preparation import prepare, target_of
 from jaxft.recipes.quiet import quiet_threads
@@ -45,6 +45,7 @@ from jaxft.recipes.run import (
   found_of,
   loss_name,
   mesh_of,
+  preference_settings,
   recipe_of,
   rows_of,
   transform_of,
@@ -279,13 +280,14 @@ def _finish(
   except OSError as e:
     raise OSError(f"{e}; {run_folder.last_checkpoint(out)}") from e
   scores, loss = run_folder.validations(out), loss_name(options.loss.loss, model.kind)
+  beside = more_sources(preference_settings(options.loss, loss)) if loss in PREFERENCES else ()
   summary = {
       "model": options.model, "kind": model.kind, "chat": model.chat_template is not None, "head": head is not None,
       "data": options.data or " ".join(options.loss.reward), "method": options.method.method, "loss": loss, **facts,
       "before": scores.get(0, {}), "after": scores.get(facts["steps"], {}), "control": options.examples.control,
       "places": places_of(out, options.output.track),
       "examples_per_second": run_folder.examples_per_second(out), "peak_memory_bytes": peak_memory(),
-      "out": shown(out), "arxiv": [*sources(options.method), *LOSS_SOURCES.get(loss, ())],
+      "out": shown(out), "arxiv": [*sources(options.method), *LOSS_SOURCES.get(loss, ()), *beside],
   }
   write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=1) + "\n")
   return summary

@@ -142,6 +142,18 @@ class Loss:
   """Task rl: updates on the answers of a step, each on all of them. None: 1."""
   drop_cut: bool = False
   """Task rl: learn nothing from answers that --max-new-tokens has cut off."""
+  divergence: str | None = None
+  """dpo, robust, hinge, exo, discopop: from the reference, by which responses are scored: reverse_kl, forward_kl, js or
+  alpha. None: reverse_kl, which is DPO's log-ratio."""
+  divergence_alpha: float | None = None
+  """Of --divergence alpha. None: 0.5."""
+  length_alpha: float | None = None
+  """Losses of pairs with a reference that sum log-probabilities: how much tokens count beyond the length of the shorter
+  response, in [0, 1] (LD-DPO). None: 1, as all others."""
+  wpo: bool = False
+  """The same: weigh pairs by how likely the policy itself would give their responses (WPO)."""
+  reward_alpha: float | None = None
+  """simpo: the shape of AlphaPO's reward (1 - p^-alpha) / alpha; best in 0.1 to 0.25. None: 0, which is log p."""
   target: str | None = None
   """cross_entropy, supcon, mse: the field to learn. None: label, for mse value."""
   head: str | None = None

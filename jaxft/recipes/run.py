@@ -59,6 +59,10 @@ def check_options(options: Finetune) -> None:
   check_task(options.loss)
   by_reward = early_name(options.loss) in POLICY_LOSSES
   zero = by_reward or options.loss.teacher is not None
+  if options.loss.divergence is not None:
+    one_of("divergence", options.loss.divergence, ("reverse_kl", "forward_kl", "js", "alpha"))
+  if options.loss.divergence_alpha is not None and options.loss.divergence != "alpha":
+    raise ValueError(f"--divergence-alpha is read with --divergence alpha alone; got {options.loss.divergence}")
   if options.loss.head is not None:
     one_of("head", options.loss.head, HEADS)
   for name, value in (
@@ -76,6 +80,7 @@ def check_options(options: Finetune) -> None:
       ("clip_norm", options.optimization.clip_norm, lambda x: x >= 0, ">= 0"),
       ("temperature", options.loss.temperature, lambda x: x is None or x > 0, "> 0"),
       ("beta", options.loss.beta, lambda x: x is None or x > 0 or x == 0 and zero, ">= 0" if zero else "> 0"),
+      ("length_alpha", options.loss.length_alpha, lambda x: x is None or 0 <= x <= 1, "in [0, 1]"),
       ("clip_low", options.loss.clip_low, lambda x: x is None or x >= 0, ">= 0"),
       ("clip_high", options.loss.clip_high, lambda x: x is None or x > 0, "> 0"),
       ("group_size", options.loss.group_size, lambda x: x is None or x >= 2, "at least 2"),

@@ -59,6 +59,11 @@ def test_pairs_by_dpo_against_the_model_before_tuning(jaxft, tiny_decoder, texts
   # Another loss of the same scores reads them; without labels smoothed, in micro-batches of two rows.
   run(jaxft, tiny_decoder, texts, tmp_path / "other", "--loss", "hinge", "--accumulate", 2)
   assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "home/references").iterdir())] == times
+  # Where tokens beyond the shorter response count less, those of the reference do too.
+  more, *_ = run(jaxft, tiny_decoder, texts, tmp_path / "more", "--length-alpha", 0.5, "--wpo", "--divergence", "js")
+  assert more["before"]["margin"] == pytest.approx(0, abs=1e-4)
+  assert {"2309.16240", "2409.06411", "2406.11827"} <= {*more["arxiv"]}
+  assert len([*(tmp_path / "home/references").iterdir()]) == 4
 
 
 def test_the_likelihood_stands_beside_orpo(jaxft, tiny_decoder, texts, tmp_path):
@@ -89,6 +94,11 @@ def test_responses_that_aligned_models_find_likely(jaxft, tiny_decoder, tmp_path
   (("--loss", "dpoo"), "loss with this decoder must be one of.*nearest: dpo"),
   (("--task", "sft", "--loss", "dpo"), "loss with task sft must be one of sft"),
   (("--loss", "dpo", "--margin", 1), "loss dpo does not read --margin; it reads --beta, --label_smoothing, "),
+  (("--loss", "simpo", "--wpo"), "loss simpo does not read --wpo"),
+  (("--loss", "ipo", "--divergence", "js"), "loss ipo does not read --divergence"),
+  (("--loss", "dpo", "--divergence", "kl"), "divergence must be one of reverse_kl, forward_kl, js, alpha; got 'kl'"),
+  (("--loss", "dpo", "--divergence-alpha", 0.2), "--divergence-alpha is read with --divergence alpha alone"),
+  (("--loss", "dpo", "--length-alpha", 2), r"length_alpha must be in \[0, 1\]; got 2"),
   (("--loss", "simpo", "--reference", "x"), "loss simpo does not read --reference"),
   (("--loss", "poft"), "poft needs --reference"),
   (("--loss", "dpo", "--beta", 0), "beta must be > 0; got 0"),

@@ -100,6 +100,55 @@ def test_the_value_is_that_of_all_logits_and_rows_that_fill_up_count_nothing():
   assert metrics["margin"].weight == 3
 
 
+def test_what_may_stand_beside_a_loss_is_that_of_all_logits():
+  config, params = small()
+  data = batch()
+  data["loss_mask"][1, 1] = 0  # of a row without a response nothing counts
+  options = {
+      "plain": {}, "length": {"length_alpha": 0.25}, "wpo": {"wpo": True}, "js": {"divergence": "js"},
+      "alpha": {"divergence": "alpha", "divergence_alpha": 0.3}}
+  objectives = {name: preference(config, "dpo", settings_of("dpo", **more), remat="none")
+                for name, more in options.items()}
+  objectives["alphapo"] = preference(config, "simpo", settings_of("simpo", reward_alpha=0.2), remat="none")
+  hidden = lambda params, side: decoder.hidden_states(
+      params, config, data["ids"][:, side], mask=data["mask"][:, side]).hidden
+
+  @jax.jit
+  def run(params):
+    value = lambda name, more={}: lambda params: objectives[name](params, data | more, jax.random.key(0))[0].value
+    first = {"where": np.arange(ROWS) == 0}
+    gradients = {name: jax.grad(value(name, first))(params)["norm"]["scale"] for name in ("wpo", "plain")}
+    log_p = [jax.nn.log_softmax(decoder.logits(params, config, hidden(params, side))) for side in (0, 1)]
+    return {name: value(name)(params) for name in objectives}, gradients, log_p
+
+  found, gradients, log_p = jax.device_get(run(params))
+  mask, rows = data["loss_mask"][..., 1:], np.array([0, 2, 3])
+  tokens = np.stack([np.take_along_axis(x[:, :-1], data["ids"][:, side, 1:, None], axis=2)[..., 0]
+                     for side, x in enumerate(log_p)], axis=1)
+  counts = mask.sum(axis=2)
+  order = np.cumsum(mask, axis=2) * mask
+  loss = lambda z: np.logaddexp(0, -z)[rows].mean()
+  sums = (tokens * mask).sum(axis=2)
+  h = sums - data["reference"]
+  lead = lambda x: x[:, 0] - x[:, 1]
+  assert found["plain"] == pytest.approx(loss(0.1 * lead(h)), rel=1e-4)
+  beyond = order > counts.min(axis=1)[:, None, None]
+  cut = (tokens * mask * np.where(beyond, 0.25, 1)).sum(axis=2) - data["reference"]
+  assert beyond.any() and found["length"] == pytest.approx(loss(0.1 * lead(cut)), rel=1e-4)
+  collisions = np.stack([np.log(np.exp(2 * x[:, :-1]).sum(axis=2)) for x in log_p], axis=1)
+  near = np.exp(((tokens - collisions) * mask).sum(axis=2) / np.maximum(counts, 1)).prod(axis=1)
+  assert found["wpo"] == pytest.approx((near * np.logaddexp(0, -0.1 * lead(h)))[rows].mean(), rel=1e-4)
+  # The weights are constants: of one pair alone the gradient is that of plain DPO times its weight.
+  np.testing.assert_allclose(gradients["wpo"], near[0] * gradients["plain"], rtol=1e-3, atol=1e-8)
+  assert found["js"] == pytest.approx(loss(0.1 * lead(np.log(2) - np.log1p(np.exp(-h)))), rel=1e-4)
+  assert found["alpha"] == pytest.approx(loss(0.1 * lead(np.expm1(-0.7 * h) / -0.7)), rel=1e-3)
+  averages = sums / np.maximum(counts, 1)
+  shaped = (1 - np.exp(-0.2 * averages)) / 0.2
+  assert found["alphapo"] == pytest.approx(loss(2.0 * lead(shaped) - 1.0), rel=1e-4)
+  with pytest.raises(ValueError, match=r"length_alpha must lie in \[0, 1\]; got 2"):
+    preference(config, "dpo", settings_of("dpo", length_alpha=2.0))
+
+
 def test_no_logits_of_a_whole_batch_are_held():
   config, params = small()
   data = {name: np.zeros((ROWS, 2, 1024), np.int32) for name in ("ids", "mask", "loss_mask")}
@@ -138,7 +187,8 @@ def test_measures_by_hand():
 
 
 def test_the_table_says_what_each_loss_reads():
-  assert reads("dpo") == ("beta", "label_smoothing", "reference", "likelihood")
+  assert reads("dpo") == (
+      "beta", "label_smoothing", "reference", "divergence", "divergence_alpha", "length_alpha", "wpo", "likelihood")
   assert reads("kto") == ("beta", "reference", "desirable_weight", "undesirable_weight")
   assert reads("orpo") == ("beta", "likelihood") and reads("poft") == ("beta", "margin", "reference")
   assert "2 for simpo" in by_value("beta") and "0.4 for orpo" in by_value("rate")

@@ -23,6 +23,7 @@ class Preference(NamedTuple):
     label_smoothing: the usual one; None: it takes none.
     margin: the usual lead that is asked for; None: it takes none.
     whole: it compares all of a batch, so that micro-batches are scored first and compared together.
+    diverges: it takes another divergence from the reference than reverse KL.
   """
 
   make: Make
@@ -38,10 +39,11 @@ class Preference(NamedTuple):
   margin: float | None = None
   whole: bool = False
   beta_weighs: bool = False
+  diverges: bool = False
 
 
 class Settings(NamedTuple):
-  """What a run sets of a loss; see `Preference`."""
+  """What a run sets of a loss; see `Preference` and, of those below `likelihood`, `options.Loss`."""
 
   beta: float | None = None
   label_smoothing: float | None = None
@@ -49,6 +51,11 @@ class Settings(NamedTuple):
   likelihood: float = 0.0
   desirable_weight: float = 1.0
   undesirable_weight: float = 1.0
+  divergence: str = "reverse_kl"
+  divergence_alpha: float = 0.5
+  length_alpha: float = 1.0
+  wpo: bool = False
+  reward_alpha: float = 0.0
 
 
 DPO = "2305.18290"
@@ -56,9 +63,10 @@ DPO = "2305.18290"
 LOW = 0.05
 
 
-def _dpo(kind: str, smoothing: bool = False, per_token: bool = False) -> Make:
+def _dpo(kind: str, smoothing: bool = False, per_token: bool = False, diverges: bool = False) -> Make:
   def make(losses: Any, s: Any, settings: Any) -> Any:
     more = {"label_smoothing": settings.label_smoothing} if smoothing else {}
+    more |= {"divergence": settings.divergence, "alpha": settings.divergence_alpha} if diverges else {}
     lengths = {"chosen_tokens": s.tokens[:, 0], "rejected_tokens": s.tokens[:, 1]} if per_token else {}
     return losses.dpo(*s.four, beta=settings.beta, kind=kind, where=s.where, **more, **lengths)
 
@@ -81,7 +89,8 @@ def _kto(losses: Any, s: Any, settings: Any) -> Any:
 
 
 def _simpo(losses: Any, s: Any, settings: Any) -> Any:
-  return losses.simpo(*s.two, beta=settings.beta, margin=settings.margin, label_smoothing=settings.label_smoothing,
+  two = [losses.alpha_reward(x, alpha=settings.reward_alpha) for x in s.two] if settings.reward_alpha else s.two
+  return losses.simpo(*two, beta=settings.beta, margin=settings.margin, label_smoothing=settings.label_smoothing,
                       where=s.where)
 
 
@@ -94,14 +103,20 @@ def _poft(losses: Any, s: Any, settings: Any) -> Any:
       s.policy[:, 0], s.reference[:, 0], beta=settings.beta, margin=settings.margin, where=s.where)
 
 
+def _ranked(kind: str, beta: float, arxiv: tuple[str, ...], label_smoothing: float | None = None) -> Preference:
+  """One of the rankings of `bradley_terry`, by sums, against a reference."""
+  make = _dpo(kind, smoothing=label_smoothing is not None, diverges=True)
+  return Preference(make, beta, LOW, arxiv, label_smoothing=label_smoothing, diverges=True)
+
+
 PREFERENCES: dict[str, Preference] = {
-    "dpo": Preference(_dpo("logistic", smoothing=True), 0.1, LOW, (DPO,), label_smoothing=0.0),
+    "dpo": _ranked("logistic", 0.1, (DPO,), 0.0),
     "dpo_norm": Preference(_dpo("logistic", True, per_token=True), 5.0, LOW, (DPO, "2411.15124"), label_smoothing=0.0),
-    "robust": Preference(_dpo("robust", smoothing=True), 0.1, LOW, (DPO, "2403.00409"), label_smoothing=0.1),
+    "robust": _ranked("robust", 0.1, (DPO, "2403.00409"), 0.1),
     "ipo": Preference(_ipo, 0.1, LOW, ("2310.12036",)),
-    "hinge": Preference(_dpo("hinge"), 0.1, LOW, (DPO, "2305.10425")),
-    "exo": Preference(_dpo("exo", smoothing=True), 0.1, LOW, (DPO, "2402.00856"), label_smoothing=1e-3),
-    "discopop": Preference(_dpo("discopop"), 0.05, LOW, (DPO, "2406.08414")),
+    "hinge": _ranked("hinge", 0.1, (DPO, "2305.10425")),
+    "exo": _ranked("exo", 0.1, (DPO, "2402.00856"), 1e-3),
+    "discopop": _ranked("discopop", 0.05, (DPO, "2406.08414")),
     "nca": Preference(_dpo("nca"), 0.01, LOW, (DPO, "2402.05369")),
     "bco": Preference(_dpo("bco"), 0.1, LOW, (DPO, "2404.04656")),
     "sppo": Preference(_dpo("sppo"), 0.1, LOW, (DPO, "2405.00675")),
@@ -129,7 +144,17 @@ def reads(name: str) -> tuple[str, ...]:
   out = [option for option in ("beta", "label_smoothing", "margin") if getattr(loss, option) is not None]
   out += ["reference"] if loss.reference else []
   out += ["desirable_weight", "undesirable_weight"] if loss.sides == "judged" else []
+  out += ["divergence", "divergence_alpha"] if loss.diverges else []
+  out += ["length_alpha", "wpo"] if loss.sides == "pair" and loss.reference and loss.score == "sum" else []
+  out += ["reward_alpha"] if name == "simpo" else []
   return (*out, *(["likelihood"] if loss.sides == "pair" else []))
+
+
+def more_sources(settings: Settings) -> tuple[str, ...]:
+  """arXiv ids of what the settings add to a loss."""
+  return (*(["2309.16240"] if settings.divergence != "reverse_kl" else []),
+          *(["2409.06411"] if settings.length_alpha != 1 else []), *(["2406.11827"] if settings.wpo else []),
+          *(["2501.03884"] if settings.reward_alpha else []))
 
 
 def by_value(option: str) -> str:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxft import losses
-from jaxft.checks import pick
+from jaxft.checks import in_range, pick
 from jaxft.losses import Mean, Terms
 from jaxft.models import decoder
 from jaxft.models.remat import Policy
@@ -34,12 +34,14 @@ class Scores(NamedTuple):
   Attributes:
     sums, tokens: `[B, sides]`, float32.
     text, text_tokens: of prompt and response of the first side, `[B]`.
+    near: `wpo_weights`; None where they are not asked for.
   """
 
   sums: Float[Array, "batch sides"]
   tokens: Float[Array, "batch sides"]
   text: Float[Array, " batch"]
   text_tokens: Float[Array, " batch"]
+  near: Float[Array, "batch sides"] | None = None
 
   def of(self, score: str) -> Float[Array, "batch sides"]:
     """The sums, or the averages over tokens."""
@@ -68,13 +70,16 @@ class Sides(NamedTuple):
 
 
 def score_function(
-    config: decoder.DecoderConfig, *, text: bool = False, dtype: Any = jnp.float32, remat: Policy = "dots",
+    config: decoder.DecoderConfig, *, text: bool = False, length_alpha: float = 1.0, near: bool = False,
+    dtype: Any = jnp.float32, remat: Policy = "dots",
 ) -> Callable[[Any, Batch], Scores]:
   """`(params, batch) -> Scores`; the logits of about a thousand positions are held at once.
 
   Args:
     config: of the decoder.
     text: score the prompt of the first side too; what is not asked for is 0.
+    length_alpha: how much tokens count that go beyond the length of the shortest side.
+    near: weigh each response by how near it is to the policy's own, which takes the entropies' pass over the logits.
     dtype, remat: as of `decoder.hidden_states`.
   """
 
@@ -86,14 +91,27 @@ def score_function(
     wanted = batch["loss_mask"]
     if text:
       wanted = jnp.concatenate([batch["mask"][:, :1], wanted[:, 1:]], axis=1)
-    log_probs, weights = (x.reshape(rows, sides, time) for x in losses.linear_token_log_probs(
+    of_tokens = losses.token_statistics if near else losses.linear_token_log_probs
+    found = of_tokens(
         hidden, kernel, flat["ids"], wanted.reshape(rows * sides, time), transposed=transposed,
-        chunk=max(1, POSITIONS // (rows * sides))))
+        chunk=max(1, POSITIONS // (rows * sides)))
+    log_probs, weights = (x.reshape(rows, sides, time) for x in (found[0], found[-1]))
     response = batch["loss_mask"] != 0
     total = lambda x: jnp.sum(jnp.where(response, x, 0.0), axis=-1)
+    tokens, weighed = total(weights), None
+    if isinstance(found, losses.TokenStatistics):
+      weighed = losses.wpo_weights(found.log_probs, found.log_collisions, (response & (weights > 0)).reshape(
+          rows * sides, time)).reshape(rows, sides)
+    if length_alpha == 1:
+      sums = total(log_probs)
+    else:
+      shared = jnp.repeat(jnp.min(tokens, axis=1).astype(jnp.int32), sides)
+      sums = losses.length_desensitized(
+          log_probs.reshape(rows * sides, time), (response & (weights > 0)).reshape(rows * sides, time), shared,
+          alpha=length_alpha).reshape(rows, sides)
     zero = jnp.zeros(rows, jnp.float32)
     of_text = (jnp.sum(log_probs[:, 0], axis=-1), jnp.sum(weights[:, 0], axis=-1)) if text else (zero, zero)
-    return Scores(total(log_probs), total(weights), *of_text)
+    return Scores(sums, tokens, *of_text, weighed)
 
   return score
 
@@ -135,10 +153,11 @@ def preference(
     ValueError: an unknown name, a setting out of its range, or chunks of a loss that needs none.
   """
   loss = pick("loss", name, PREFERENCES)
+  in_range("length_alpha", settings.length_alpha, "[0, 1]")
   if chunks > 1 and not loss.whole:
     raise ValueError(f"chunks must be 1 with {name}, whose micro-batches add up; got {chunks}")
   _check_settings(loss, settings)
-  score = score_function(config, text=wants_text(loss, settings), dtype=dtype, remat=remat)
+  score = score_function(config, **scored_by(loss, settings), dtype=dtype, remat=remat)
 
   def scores_of(params: Any, batch: Batch, key: jax.Array) -> Scores:
     del key
@@ -164,6 +183,11 @@ def _check_settings(loss: Preference, settings: Settings) -> None:
   jax.eval_shape(lambda: loss.make(losses, sides, settings))
 
 
+def scored_by(loss: Preference, settings: Settings) -> dict[str, Any]:
+  """What a policy is scored by; a reference by `length_alpha` alone."""
+  return {"text": wants_text(loss, settings), "length_alpha": settings.length_alpha, "near": settings.wpo}
+
+
 def wants_text(loss: Preference, settings: Settings) -> bool:
   """Whether prompts are scored too."""
   return settings.likelihood != 0 and loss.likelihood_of == "texts"
@@ -174,7 +198,10 @@ def value_of(
 ) -> tuple[Mean | Terms, dict[str, Any]]:
   """What an objective gives, from the scores of a batch."""
   sides = sides_of(loss, scores, batch)
-  ranked = Mean.of(*loss.make(losses, sides, settings))
+  values, weights = loss.make(losses, sides, settings)
+  if scores.near is not None:  # the mean stays one by the number of pairs
+    values = values * jnp.where(weights > 0, jnp.prod(scores.near, axis=1), 1.0)
+  ranked = Mean.of(values, weights)
   if settings.likelihood == 0:
     return ranked, _metrics(loss, sides)
   weight = settings.beta if loss.beta_weighs and settings.beta is not None else 1.0

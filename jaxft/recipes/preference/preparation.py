@@ -12,7 +12,7 @@ from jaxft.recipes.examples import Collate, Records, Splits
 from jaxft.recipes.options import Finetune
 from jaxft.recipes.preference.losses import PREFERENCES, Preference
 from jaxft.recipes.preference.measure import preferences
-from jaxft.recipes.preference.objective import score_function, wants_text
+from jaxft.recipes.preference.objective import score_function, scored_by
 from jaxft.recipes.preference.records import collate_of, records_of
 from jaxft.recipes.preference.reference import Reference, named, with_references
 from jaxft.recipes.run import DTYPES, preference_settings
@@ -68,7 +68,7 @@ def prepare_preferences(
 
   def measured(held: Records) -> Measure:
     settings = preference_settings(options.loss, name)
-    score = score_function(model.text_decoder()[0], text=wants_text(loss, settings), dtype=dtype, remat="none")
+    score = score_function(model.text_decoder()[0], **scored_by(loss, settings), dtype=dtype, remat="none")
     own = collate_of(loss, light, held[0], max_length=length, one_length=several)
     return preferences(loss, settings, score, beside(held), own, size, mesh)
 
@@ -79,12 +79,14 @@ def _references(
     options: Finetune, name: str, model: Pretrained, initial: Callable[[], Any], weights: Any, mesh: Mesh | None
 ) -> list[Reference]:
   loss, dtype, length = PREFERENCES[name], DTYPES[options.compute.dtype], options.examples.max_length
+  length_alpha = preference_settings(options.loss, name).length_alpha
   if options.loss.reference:
-    return [named(other, loss, model, dtype=dtype, mesh=mesh, max_length=length) for other in options.loss.reference]
+    return [named(other, loss, model, dtype=dtype, mesh=mesh, max_length=length, length_alpha=length_alpha)
+            for other in options.loss.reference]
   # Whatever it is that trains, and in how many bits the rest is kept: what the model says before the first step.
   made_of = [weights, dataclasses.asdict(options.method), options.optimization.seed, np.dtype(dtype).name]
-  score = score_function(model.text_decoder()[0], dtype=dtype, remat="none")
-  return [Reference(loss, score, model, initial(), made_of, max_length=length)]
+  score = score_function(model.text_decoder()[0], length_alpha=length_alpha, dtype=dtype, remat="none")
+  return [Reference(loss, score, model, initial(), made_of, max_length=length, length_alpha=length_alpha)]
 
 
 def _check_scored(loss: Preference, records: Records, collate: Collate, max_length: int) -> None:

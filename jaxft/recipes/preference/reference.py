@@ -89,9 +89,12 @@ def kept_beside(records: Records, compute: Any, *, batch_size: int, identity: An
 class Reference:
   """The models that responses are compared with, and what tells their scores from those of others."""
 
-  def __init__(self, loss: Preference, score: Score, model: Pretrained, params: Any, made_of: Any, *, max_length: int):
+  def __init__(
+      self, loss: Preference, score: Score, model: Pretrained, params: Any, made_of: Any, *, max_length: int,
+      length_alpha: float = 1.0,
+  ):
     self.loss, self.score, self.model, self.params = loss, score, model, params
-    self.made_of, self.max_length = made_of, max_length
+    self.made_of, self.max_length, self.length_alpha = made_of, max_length, length_alpha
 
   def beside(self, records: Records, *, batch_size: int, mesh: Mesh | None, one_length: bool) -> WithComputed:
     """The records with their scores; see `with_reference`."""
@@ -99,6 +102,8 @@ class Reference:
         self.loss, self.model, records[0], max_length=self.max_length, one_length=one_length)
     identity = {"weights": self.made_of, "length": self.max_length, "score": self.loss.score, "form": 1,
                 "tokenizer": digest(self.model.tokenizer), "template": self.model.chat_template}
+    if self.length_alpha != 1:
+      identity["length_alpha"] = self.length_alpha
     return with_reference(
         records, self.loss, self.score, self.params, collate, batch_size=batch_size, mesh=mesh, identity=identity)
 
@@ -108,7 +113,10 @@ def digest(tokenizer: Tokenizer | None) -> str | None:
   return None if tokenizer is None else fingerprint(tokenizer.to_str())
 
 
-def named(name: str, loss: Preference, own: Pretrained, *, dtype: Any, mesh: Mesh | None, max_length: int) -> Reference:
+def named(
+    name: str, loss: Preference, own: Pretrained, *, dtype: Any, mesh: Mesh | None, max_length: int,
+    length_alpha: float = 1.0,
+) -> Reference:
   """A reference of another name, on one device.
 
   Raises:
@@ -120,8 +128,9 @@ def named(name: str, loss: Preference, own: Pretrained, *, dtype: Any, mesh: Mes
     raise ValueError(f"reference must have the tokenizer of {own.name}, whose log-probabilities are compared with its "
                      f"own; {name} has another")
   params = model.params if mesh is None else jax.device_put(model.params, jax.local_devices()[0])
-  return Reference(loss, score_function(config, dtype=dtype, remat="none"), model, params,
-                   [checksum(model.params), np.dtype(dtype).name], max_length=min(max_length, model.max_length))
+  score = score_function(config, length_alpha=length_alpha, dtype=dtype, remat="none")
+  return Reference(loss, score, model, params, [checksum(model.params), np.dtype(dtype).name],
+                   max_length=min(max_length, model.max_length), length_alpha=length_alpha)
 
 
 def with_references(
