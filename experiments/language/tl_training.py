@@ -1,6 +1,6 @@
 """TL-Training: does leaving out failed calls, weighing deciding tokens and a graded reward make better tool calls?
 
-    jaxft run tl-training            twelve minutes on one core
+    jaxft run tl-training            five minutes on one core
     jaxft run tl-training --smoke    seconds
 
 A decoder of two layers learns from scratch to call nineteen functions of BFCL's simulated APIs, many of similar names,

@@ -1,6 +1,6 @@
 """Vega v1: do adversarial, self-calibrated and transductive fine-tuning help where labels are few and noisy?
 
-    jaxft run vega-v1            eight minutes on one core
+    jaxft run vega-v1            ten minutes on one core
     jaxft run vega-v1 --smoke    seconds
 
 Sentences come from reviews of films, reviews of products, editorials or tweets. A classifier of one hidden layer reads
@@ -16,9 +16,8 @@ does one after the other. Each arm chooses a decay of weights and one number of 
 of its labels. The rate is one, as with a decay that is chosen rates from 0.0003 to 0.01 were alike.
 
 The paper presupposes noise that hurts, and that models of other folds tell wrong labels from right ones. Whether they
-do hangs on the decay: with little of it they repeat the noise, and with 100 labels, or without a decay to choose, they
-were right less often than the labels. Transductive tuning uses test sentences, never their labels. A seed draws
-sentences, wrong labels, folds and init.
+do hangs on the decay: with little of it they repeat the noise, and are right less often than the labels. Transductive
+tuning uses test sentences, never their labels. A seed draws sentences, wrong labels, folds and init.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Zero-shot robustness: does a prefix that makes answers alike in all wordings help with wordings never seen?
 
-    jaxft run zero-shot-robustness            ten minutes on one core
+    jaxft run zero-shot-robustness            five minutes on one core
     jaxft run zero-shot-robustness --smoke    seconds
 
 A decoder of two layers learns six tasks on lists of five digits (the largest, the first, the doubled...) from
