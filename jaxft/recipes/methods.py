@@ -68,6 +68,7 @@ def _half(t: Any, m: "Adaptation", select: Any) -> "ParamTransform":
   return t.train(partial(random_module_mask, jax.random.key(m.draw)))
 
 
+# Rates stand to that of lora as the best of `which-method`, experiments/results, within a step of its grid.
 METHODS: dict[str, Method] = {
     "full": _whole(lambda t, m, s: t.full(), "", reads_select=False),
     "freeze": _whole(lambda t, m, s: t.freeze(s), "embed/**"),
@@ -97,7 +98,7 @@ METHODS: dict[str, Method] = {
     "hra": _adapter("multiplicative", lambda t, m, s: t.hra(s, rank=m.rank), "2405.17484"),
     "road": _adapter("multiplicative", lambda t, m, s: t.road(s), "2409.00119"),
     "ia3": Method(
-        "multiplicative", lambda t, m, s: t.ia3(s, None) if s else t.ia3(), 2e-4, "", ("2205.05638",)),
+        "multiplicative", lambda t, m, s: t.ia3(s, None) if s else t.ia3(), 6e-3, "", ("2205.05638",)),
     "shira": _adapter("entries", lambda t, m, s: t.shira(s, rank=m.rank), "2406.13175"),
 }
 

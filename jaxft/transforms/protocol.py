@@ -19,6 +19,7 @@ import jax
 
 from jaxft.leaves.annotated import note_outermost
 from jaxft.transforms.any_tree import join_any_tree, split_any_tree
+from jaxft.transforms.shown import shown
 from jaxft.tree.choice import Choice, mask, shapes_of
 from jaxft.tree.partition import combine, partition
 from jaxft.tree.paths import Tree, is_leaf, is_structured
@@ -47,6 +48,10 @@ class ParamTransform(_Sides):
       cls, split: Callable[[jax.Array, Params], tuple[Frozen, Trainable]], join: Callable[[Frozen, Trainable], Params]
   ) -> "ParamTransform":
     return super().__new__(cls, split_any_tree(split), join_any_tree(join))
+
+  def __repr__(self) -> str:
+    """The method with what it chooses, in one line."""
+    return shown(self.split, self.join)
 
 
 def check_transform(transform: ParamTransform, name: str = "transform") -> None:

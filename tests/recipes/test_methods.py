@@ -1,5 +1,8 @@
 """Every method that the command line names splits and joins both of the library's models."""
 
+import json
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -105,3 +108,12 @@ def test_options_beside_an_expression_are_refused():
     make_transform(Adaptation(method="lora + train(norms)", rank=3, select=("layers/**",)))
   with pytest.raises(ValueError, match="leaves its matrices frozen; train trains them"):
     make_transform(Adaptation(method="train(norms) + bitfit", quantize="nf4"))
+
+
+def test_usual_rates_stand_to_one_another_as_the_committed_curves_have_them():
+  found = json.loads((Path(__file__).parents[2] / "experiments/results/which-method.json").read_text())["arms"]
+  names = {"full": "full", "DoRA": "dora", "SHiRA": "shira", "OFT": "oft", "(IA)^3": "ia3", "BitFit": "bitfit"}
+  rate = lambda arm: found[arm]["setting"]["rate"]
+  for arm, method in names.items():
+    ratio = METHODS[method].learning_rate / METHODS["lora"].learning_rate
+    assert 1 / 3.4 <= ratio / (rate(arm) / rate("LoRA")) <= 3.4, arm  # a step of the grid is 3 or 10 / 3
