@@ -9,7 +9,7 @@ PYTEST  = $(PY) -m pytest -n 2 --dist worksteal
 # Tests start many processes: what one has compiled to bytecode the others read.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test docs test-all contracts lint bench bench-merging bench-contrastive table clean
+.PHONY: demo test docs test-all contracts lint bench bench-merging bench-contrastive bench-commands table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.experiments
@@ -48,6 +48,9 @@ bench-merging: $(VENV)/.parity
 
 bench-contrastive: $(VENV)/.parity
 	$(PY) -m benchmarks.contrastive
+
+bench-commands: $(VENV)/.parity
+	$(PY) -m benchmarks.commands
 
 table: $(VENV)/.experiments
 	$(PY) -m experiments.table
