@@ -75,7 +75,8 @@ def generate(
   Raises:
     ValueError: a temperature, top_k, top_p or min_p out of range; max_new_tokens or samples below 1; a mask of another
       shape; a row without a real token; a real token or a stop token outside the vocabulary; prompt and new tokens that
-      reach beyond the model's `max_length`; logits that are not `[batch, vocab_size]`; stop strings of another vocabulary.
+      reach beyond the model's `max_length`; logits that are not `[batch, vocab_size]`; stop strings of another
+      vocabulary.
   """
   sampling.check_limits(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
   mask, stop = checked_prompt(model, prompt, mask, stop, max_new_tokens=max_new_tokens)
