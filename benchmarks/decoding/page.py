@@ -23,8 +23,8 @@ def table(results: Mapping[str, Any]) -> str:
       "apart (`load(..., stacked=False)`), as a stack is cut anew for each token, and "
       "programs come from the cache of compiled ones, as in a command's second run. Each side has a process of its "
       "own, and their generations alternate. The peer is `transformers.generate` as it stands. Peak memory is that of "
-      f"the whole process. jax {machine['jax']}, torch {machine['torch']}, transformers {machine['transformers']}; load "
-      f"{machine['load']} when it began.", ""]
+      f"the whole process. jax {machine['jax']}, torch {machine['torch']}, transformers {machine['transformers']}; "
+      f"load {machine['load']} when it began.", ""]
   rows = []
   for part, words in (("sides", "two cores"), ("one_thread", "one thread")):
     for kind, batch, ours, peer in NAMES:

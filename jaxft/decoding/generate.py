@@ -39,6 +39,7 @@ def generate(
     key: Key[Array, ""],
     *,
     max_new_tokens: int,
+    samples: int = 1,
     mask: Shaped[AnyArray, "batch time"] | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -63,6 +64,7 @@ def generate(
     prompt: token ids, padded on either side; every row has a real one.
     key: for the draws; unused at temperature 0.
     max_new_tokens: at most so many.
+    samples: >= 1, how often each prompt is continued, those of one prompt being neighbours; it is read once.
     mask: nonzero at the real tokens of the prompt; None where all are.
     temperature: divides the scores; 0 takes the likeliest token.
     top_k, top_p, min_p: filters of `jaxft.decoding.sampling`, in this order; None leaves one out.
@@ -71,23 +73,26 @@ def generate(
       `before_stop` cuts the text.
 
   Raises:
-    ValueError: a temperature, top_k, top_p or min_p out of range; max_new_tokens below 1; a mask of another shape; a
-      row without a real token; a real token or a stop token outside the vocabulary; prompt and new tokens that reach
-      beyond the model's `max_length`; logits that are not `[batch, vocab_size]`; stop strings of another vocabulary.
+    ValueError: a temperature, top_k, top_p or min_p out of range; max_new_tokens or samples below 1; a mask of another
+      shape; a row without a real token; a real token or a stop token outside the vocabulary; prompt and new tokens that
+      reach beyond the model's `max_length`; logits that are not `[batch, vocab_size]`; stop strings of another
+      vocabulary.
   """
   sampling.check_limits(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
   mask, stop = checked_prompt(model, prompt, mask, stop, max_new_tokens=max_new_tokens)
   if stop_strings is not None and stop_strings.after.shape[1] != model.vocab_size:
     raise ValueError(f"stop_strings must have a column for each of the model's {model.vocab_size} tokens (vocab_size); "
                      f"got {stop_strings.after.shape[1]}")
+  if samples < 1:
+    raise ValueError(f"samples must be at least 1; got {samples}")
   return _generate(
-      model, prompt, mask, key, stop_strings, max_new_tokens=max_new_tokens, temperature=temperature,
+      model, prompt, mask, key, stop_strings, max_new_tokens=max_new_tokens, samples=samples, temperature=temperature,
       limits=(top_k, top_p, min_p), stop=stop)
 
 
-@partial(jax.jit, static_argnames=("max_new_tokens", "temperature", "limits", "stop"))
-def _generate(model, prompt, mask, key, strings, *, max_new_tokens, temperature, limits, stop):
-  batch = prompt.shape[0]
+@partial(jax.jit, static_argnames=("max_new_tokens", "samples", "temperature", "limits", "stop"))
+def _generate(model, prompt, mask, key, strings, *, max_new_tokens, samples, temperature, limits, stop):
+  batch = prompt.shape[0] * samples
   filters = [
       lambda logits, keep=keep, limit=limit: keep(logits, limit)
       for keep, limit in zip((sampling.top_k, sampling.top_p, sampling.min_p), limits, strict=True)
@@ -128,6 +133,9 @@ def _generate(model, prompt, mask, key, strings, *, max_new_tokens, temperature,
 
   # The last new token is drawn but never read.
   logits, memory = model.start(model.params, prompt, mask, max_new_tokens - 1)
+  if samples > 1:
+    rows = jnp.repeat(jnp.arange(prompt.shape[0]), samples)
+    logits, memory = scores(model, logits, prompt.shape[0])[rows], model.take(memory, rows)
   done = jnp.zeros(batch, bool)
   token, log_probs = draw(logits, 0, done)
   shape = (batch, max_new_tokens)

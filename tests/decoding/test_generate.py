@@ -87,6 +87,16 @@ def test_the_same_key_draws_the_same_and_another_does_not(params):
   assert (draw(0).tokens != draw(1).tokens).any()
 
 
+def test_several_samples_of_a_prompt_are_those_of_as_many_prompts(params):
+  mask = jnp.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+  draw = lambda prompt, mask, **more: generate(
+      stepwise(params), prompt, jax.random.key(0), max_new_tokens=NEW, mask=mask, stop=[3], **more)
+  once, repeated = draw(PROMPT, mask, samples=3), draw(jnp.repeat(PROMPT, 3, axis=0), jnp.repeat(mask, 3, axis=0))
+  np.testing.assert_array_equal(once.tokens, repeated.tokens)
+  np.testing.assert_allclose(once.log_probs, repeated.log_probs, rtol=1e-5, atol=1e-6)
+  assert once.tokens.shape == (6, NEW) and (once.tokens[0] != once.tokens[1]).any()
+
+
 def test_structured_leaves_and_prompt_edits(params):
   transform = lora("layers/**/kernel", rank=2)
   frozen, trainable = transform.split(jax.random.key(2), params)
@@ -131,6 +141,8 @@ def test_a_filter_of_one_token_is_greedy(params):
 def test_errors_name_the_argument(params):
   with pytest.raises(ValueError, match="max_new_tokens must be at least 1; got 0"):
     generate(stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=0)
+  with pytest.raises(ValueError, match="samples must be at least 1; got 0"):
+    generate(stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=1, samples=0)
   with pytest.raises(ValueError, match="mask must have the prompt's shape \\(2, 5\\); got \\(2, 4\\)"):
     generate(stepwise(params), PROMPT, jax.random.key(0), max_new_tokens=1, mask=jnp.ones((2, 4)))
   with pytest.raises(ValueError, match="temperature must be >= 0 and finite; got -1"):

@@ -68,7 +68,7 @@ def rollout(
     key: for the draws.
     samples: >= 1, responses to each prompt.
     mask: nonzero at the real tokens of the prompts; None where all are.
-    place: puts the rows where they are to be computed, as `lambda rows: place_batch(rows, mesh)`.
+    place: puts the prompts where they are to be computed, as `lambda rows: place_batch(rows, mesh)`.
     **options: of `generate`: max_new_tokens, temperature, filters, stops.
 
   Returns:
@@ -80,9 +80,10 @@ def rollout(
   """
   if samples < 1:
     raise ValueError(f"samples must be at least 1; got {samples}")
-  prompt = np.repeat(np.asarray(prompt, np.int32), samples, axis=0)
-  real = np.ones(prompt.shape, bool) if mask is None else np.repeat(np.asarray(mask) != 0, samples, axis=0)
-  found = generate(model, place(prompt), key, mask=place(real), **options)
+  prompt = np.asarray(prompt, np.int32)
+  real = np.ones(prompt.shape, bool) if mask is None else np.asarray(mask) != 0
+  found = generate(model, place(prompt), key, samples=samples, mask=place(real), **options)
+  prompt, real = (np.repeat(x, samples, axis=0) for x in (prompt, real))
   beside = lambda left, right: jnp.concatenate([jnp.asarray(left), right], axis=1)
   return Rollouts(
       beside(np.where(real, prompt, model.pad_id).astype(np.int32), found.tokens), beside(real, found.mask),
