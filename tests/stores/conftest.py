@@ -6,6 +6,12 @@ from tests.cli.conftest import jaxft, pairs, tiny  # noqa: F401  # fixtures
 from tests.stores import servers
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+  """Copies and folders of runs lie in a cache of the test's own."""
+  monkeypatch.setenv("JAXFT_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture(scope="session")
 def s3_server():
   with servers.s3() as proxy:

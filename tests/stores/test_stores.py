@@ -17,11 +17,6 @@ from jaxft.stores.mirror import Mirror, mirrored
 from jaxft.stores.store import Store, is_url, url_of
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-  monkeypatch.setenv("JAXFT_HOME", str(tmp_path / "home"))
-
-
 def test_urls():
   assert is_url("gs://bucket/x") and not is_url("hf:org/name") and not is_url("/s3/x") and not is_url("http://x/y")
   for url in ("s3://bucket/a b/c", "gs://bucket"):
