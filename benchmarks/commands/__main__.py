@@ -22,8 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.alternating import machine
 from benchmarks.commands.jobs import JOBS, STEPS
-from benchmarks.contrastive.__main__ import machine
 from benchmarks.run import RESULTS
 from jaxft.files import write_text
 
@@ -63,8 +63,8 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
       sides = [(OURS, job.ours), (job.peer, job.theirs)]
       for side, command in sides if i % 2 == 0 else reversed(sides):
         taken[side].append(timed(command(data, Path(place) / f"{side}-{i}")))
-  return {"records": len(rows), "steps": STEPS, "peer": job.peer, **machine(),
-          "sides": {side: runs[1:] for side, runs in taken.items()}}
+  return {"records": len(rows), "steps": STEPS, "peer": job.peer,
+          **machine("transformers", "trl", "sentence-transformers"), "sides": {side: runs[1:] for side, runs in taken.items()}}
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -76,7 +76,8 @@ def table(results: Mapping[str, Any]) -> str:
       "steps at a constant rate without warm-up, float32, no validation, from the start of the process to its end, the "
       "tuned model (of LoRA the adapter) saved. Runs alternate; one of each is not counted, so that compiled programs "
       f"are in the cache. Peak memory is that of the process. jax {any_of['jax']}, torch {any_of['torch']}, "
-      f"transformers {any_of['transformers']}, sentence-transformers {any_of['sentence-transformers']}.", "",
+      f"transformers {any_of['transformers']}, trl {any_of['trl']}, "
+      f"sentence-transformers {any_of['sentence-transformers']}.", "",
       "| job | peer | | jaxft | peer | ratio, median of rounds | lowest to highest |",
       "| --- | --- | --- | ---: | ---: | ---: | --- |"]
   for name, found in results.items():
