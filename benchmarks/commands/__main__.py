@@ -64,7 +64,8 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
       for side, command in sides if i % 2 == 0 else reversed(sides):
         taken[side].append(timed(command(data, Path(place) / f"{side}-{i}")))
   return {"records": len(rows), "steps": STEPS, "peer": job.peer,
-          **machine("transformers", "trl", "sentence-transformers"), "sides": {side: runs[1:] for side, runs in taken.items()}}
+          **machine("transformers", "trl", "sentence-transformers"),
+          "sides": {side: runs[1:] for side, runs in taken.items()}}
 
 
 def table(results: Mapping[str, Any]) -> str:
