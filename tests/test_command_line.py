@@ -21,8 +21,8 @@ def test_options_that_are_none(args, said):
 
 
 def test_a_missing_option():
-  with pytest.raises(ValueError, match="Missing from jaxft finetune: --data"):
-    parse(["--model", "m"], command="finetune", description="")
+  with pytest.raises(ValueError, match="Missing from jaxft finetune: --model"):
+    parse(["--data", "d"], command="finetune", description="")
 
 
 def test_every_familiar_name_leads_to_an_option():

@@ -81,8 +81,8 @@ PASSED_ONCE = [
              "transforms/test_low_rank.py"),
 ]
 OTHERS = [
-    Mutation("texts with the same words in another order count as copies", "jaxft/losses/in_batch.py",
-             "place * jnp.uint32(0x9E3779B1)", "place * jnp.uint32(0)",
+    Mutation("texts with the same words in another order count as copies", "jaxft/losses/tokens/text_ids.py",
+             "place.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)", "place.astype(jnp.uint32) * jnp.uint32(0)",
              "losses/test_in_batch.py"),
     Mutation("a mean multiplies what does not count by 0, NaN too", "jaxft/losses/reduction.py",
              "jnp.sum(jnp.where(weights != 0, values, 0) * weights, dtype=dtype)",

@@ -159,7 +159,7 @@ def test_what_a_model_of_images_or_labels_cannot_learn_from(jaxft, tiny, vit, te
   assert "--target label needs --task" in fails(tiny, texts / "labels.jsonl", "--target", "label")
   assert "loss with task regress must be" in fails(tiny, texts / "values.jsonl", "--task", "regress", "--loss", "mnrl")
   assert "nearest: classify" in fails(tiny, texts / "labels.jsonl", "--task", "clasify")
-  assert "task with this vision must be one of classify, regress, embed" in fails(
+  assert "task with this vision must be one of distill, embed, classify, regress" in fails(
       vit, texts / "labels.jsonl", "--task", "sft")
   assert "label must be a number; got 'big'" in fails(
       tiny, texts / "labels.jsonl", "--loss", "mse", "--target", "label")

@@ -7,7 +7,7 @@ import pytest
 
 from jaxft.recipes.account import intervals
 from jaxft.recipes.account.counts import MOST, Counts, count_tokens
-from jaxft.recipes.account.end import as_text, shown
+from jaxft.recipes.account.end import as_text, places_of, shown
 from jaxft.recipes.account.start import begins, holds
 
 
@@ -99,16 +99,20 @@ def test_the_last_lines_say_what_was_reached_and_forgotten_and_what_to_type(tmp_
   summary = {
       "model": "m", "kind": "decoder", "chat": True, "head": False, "data": "d", "method": "lora", "loss": "sft",
       "steps": 3, "trained_parameters": 5, "parameters": 50, "examples_per_second": None, "peak_memory_bytes": 2**20,
-      "out": str(tmp_path), "arxiv": ["1"], "control": None, "track": [], "validated": 0, "controlled": 0,
+      "out": str(tmp_path), "arxiv": ["1"], "control": None, "validated": 0, "controlled": 0,
       "before": {}, "after": {}}
-  text = as_text(summary)
+  (tmp_path / "adapter").mkdir()
+  text = as_text(summary | {"places": places_of(tmp_path, ["wandb"])})
   assert "validation: none" in text and "--control DATA names" in text and "cite: arXiv 1" in text
   assert f"next: jaxft convert {tmp_path}/adapter FOLDER" in text
   (tmp_path / "model").mkdir()
   scores = {"loss": 2.0, "loss_low": 1.5, "loss_high": 2.5, "control/loss": 1.0}
+  summary |= {"places": places_of(tmp_path, ["wandb"])}
+  assert list(summary["places"]) == ["model", "adapter", "summary"]
   text = as_text(summary | {"control": "c", "validated": 1, "controlled": 9, "before": {"loss": 3.0}, "after": scores})
   assert "  validation loss: 3.0000 -> 2.0000 [1.5000, 2.5000], of 1 record\n" in text
   assert "  control c loss: ? -> 1.0000, of 9 records\n" in text
   assert f"  model: {tmp_path}/model\n" in text and f"generate --model {tmp_path}/model --chat" in text
   assert "evaluate" in as_text(summary | {"kind": "encoder"})
+  assert "  model: s3://bucket/run/model\n" in as_text(summary | {"out": "s3://bucket/run/"})
   assert shown("x", {"x": 1e6}) == "1,000,000"

@@ -33,7 +33,7 @@ def test_the_parts_of_a_recipe(name, value, said):
     lambda recipe: training_cost(recipe, toy.params()),
 ])
 def test_what_takes_a_recipe_takes_nothing_else(takes):
-  with pytest.raises(TypeError, match="recipe must be a Recipe.objective, transform, optimizer.; got ParamTransform"):
+  with pytest.raises(TypeError, match="recipe must be a Recipe.objective, transform, optimizer.; got train.True"):
     takes(full())
 
 
