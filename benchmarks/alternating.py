@@ -12,17 +12,14 @@ from tqdm import tqdm
 
 from benchmarks.run import Worker
 
-# Of both sides: torch and the tokenizers read the first, XLA the second.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
-
 Sides = Mapping[str, Mapping[str, Any]]
 
 
 def measure(
-    names: Iterable[str], package: str, rounds: int, warm_up: int, environment: Mapping[str, str] | None = None,
+    names: Iterable[str], package: str, rounds: int, warm_up: int,
 ) -> dict[str, dict[str, Any]]:
   """Steps of each side in alternation: the seconds of each, the first value and the peak memory."""
-  workers = [Worker(name, package, environment) for name in names]
+  workers = [Worker(name, package) for name in names]
   taken: dict[str, list[dict[str, Any]]] = {w.side: [] for w in workers}
   for i in tqdm(range(warm_up + rounds), desc=", ".join(taken), leave=False):
     for w in workers if i % 2 == 0 else reversed(workers):

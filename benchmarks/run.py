@@ -2,13 +2,11 @@
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +32,11 @@ IMPORTS = {
 class Worker:
   """A side of a pair in its own process; see `benchmarks.worker`."""
 
-  def __init__(self, side: str, package: str = "benchmarks", environment: Mapping[str, str] | None = None):
+  def __init__(self, side: str, package: str = "benchmarks"):
     self.side = side
     self._process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.worker", side, package], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, env={**os.environ, **(environment or {})})
+        text=True)
     assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
     self._to, self._from = self._process.stdin, self._process.stdout
     self.ready = self._read()

@@ -4,18 +4,17 @@
     python -m benchmarks.contrastive --page       the table and the plot again
 
 Each side and batch has a process of its own; steps of those that are compared alternate. What is done is written after
-each batch, and with `--only BATCH ...` the others stay as the file has them. The smallest batch is measured on one
-thread too: core-seconds of a thread that waits for no other hardly depend on how busy others keep the machine.
+each batch, and with `--only BATCH ...` the others stay as the file has them.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from benchmarks.alternating import ONE_THREAD, machine, measure
+from benchmarks.alternating import machine, measure
 from benchmarks.contrastive import page
 from benchmarks.contrastive.ours import token_counts
-from benchmarks.contrastive.sizes import BATCHES, IN_BATCH, ROUNDS, WARM_UP, WITHOUT_CACHE
+from benchmarks.contrastive.sizes import BATCHES, ROUNDS, WARM_UP, WITHOUT_CACHE
 from benchmarks.run import RESULTS
 from jaxft.files import write_text
 
@@ -39,8 +38,6 @@ def main() -> None:
     found = {
         **machine("transformers", "sentence-transformers"),
         "sides": measure(sides(batch), PACKAGE, ROUNDS[batch], WARM_UP[batch]), "tokens": token_counts(batch)}
-    if batch == IN_BATCH:
-      found["one_thread"] = measure(sides(batch), PACKAGE, 3, 0, ONE_THREAD)
     held[str(batch)] = found
     held = {str(b): held[str(b)] for b in BATCHES if str(b) in held}
     write_text(args.out, json.dumps(held, indent=1) + "\n")

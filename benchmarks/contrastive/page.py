@@ -52,16 +52,6 @@ def table(results: Results) -> str:
         f"{statistics.median(ratios(at, kind, batch, 'core_seconds')):.2f}x | {target} | "
         f"{ours['first_loss']:.5f} / {peer['first_loss']:.5f} | "
         f"{ours['peak_bytes'] / 1e9:.2f} / {peer['peak_bytes'] / 1e9:.2f} GB |")
-  alone = results.get(str(IN_BATCH), {}).get("one_thread", {})
-  if alone:
-    lines += ["", f"On one thread, {IN_BATCH} pairs: core-seconds of a thread that waits for no other.", "",
-              "| step | jaxft | sentence-transformers | ratio, median of rounds | lowest to highest |",
-              "| --- | ---: | ---: | ---: | --- |"]
-    for kind, peer in PEERS.items():
-      found = ratios(alone, kind, IN_BATCH, "core_seconds")
-      ours, theirs = (statistics.median(alone[f"{side}-{IN_BATCH}"]["core_seconds"]) for side in (kind, peer))
-      lines.append(f"| {NAMES[kind].removeprefix('jaxft, ')} | {ours:.2f} s | {theirs:.2f} s | "
-                   f"{statistics.median(found):.2f}x | {min(found):.2f} to {max(found):.2f} |")
   lines += ["", "Tokens that a step computes; what is not real is padding.", "",
             "| batch | real | sentence-transformers, in-batch | cached | jaxft, cached |",
             "| ---: | ---: | ---: | ---: | ---: |"]

@@ -4,8 +4,7 @@
     python -m benchmarks.decoding --page       the table and the plot again
 
 Generations of the two sides alternate; what is done is written after each pair. Programs are compiled before, in a
-process of its own, and read from jaxft's cache folder, as by the second run of a command. On one thread core-seconds
-hardly depend on how busy others keep the machine.
+process of its own, and read from jaxft's cache folder, as by the second run of a command.
 """
 
 import argparse
@@ -13,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.alternating import ONE_THREAD, machine, measure
+from benchmarks.alternating import machine, measure
 from benchmarks.decoding import page
 from benchmarks.run import RESULTS, Worker
 from jaxft.files import write_text
@@ -28,14 +27,13 @@ def main() -> None:
   if args.page:
     held: dict[str, Any] = json.loads(args.out.read_text())
   else:
-    held = {"machine": machine("transformers"), "sides": {}, "one_thread": {}}
-    for part, rounds, environment in (("sides", args.rounds, None), ("one_thread", min(3, args.rounds), ONE_THREAD)):
-      for *_, ours, peer in page.NAMES:
-        compiled = Worker(ours, "benchmarks.decoding", environment)  # as a command's second run finds it
-        compiled.step()
-        compiled.close()
-        held[part] |= measure((ours, peer), "benchmarks.decoding", rounds, 1, environment)
-        write_text(args.out, json.dumps(held, indent=1) + "\n")
+    held = {"machine": machine("transformers"), "sides": {}}
+    for *_, ours, peer in page.NAMES:
+      compiled = Worker(ours, "benchmarks.decoding")  # as a command's second run finds it
+      compiled.step()
+      compiled.close()
+      held["sides"] |= measure((ours, peer), "benchmarks.decoding", args.rounds, 1)
+      write_text(args.out, json.dumps(held, indent=1) + "\n")
   write_text(args.out.with_suffix(".md"), page.table(held))
   page.plot(held, args.out.with_suffix(".svg"))
   print(page.table(held))

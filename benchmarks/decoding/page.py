@@ -26,16 +26,15 @@ def table(results: Mapping[str, Any]) -> str:
       f"the whole process. jax {machine['jax']}, torch {machine['torch']}, transformers {machine['transformers']}; "
       f"load {machine['load']} when it began.", ""]
   rows = []
-  for part, words in (("sides", "two cores"), ("one_thread", "one thread")):
-    for kind, batch, ours, peer in NAMES:
-      sides = results.get(part, {})
-      if ours not in sides or peer not in sides:
-        continue
-      a, b = sides[ours], sides[peer]
-      # Rounding alone may part two greedy decoders, from a near tie on.
-      same = {"greedy": "same" if a["first_loss"] == b["first_loss"] else "other", "sampled": ""}[kind]
-      rows.append([f"{kind}, {words}", f"{batch}", f"{batch * NEW / middle(a):.1f} / {batch * NEW / middle(b):.1f}",
-                   *compared(sides, ours, peer, TARGET), same])
+  for kind, batch, ours, peer in NAMES:
+    sides = results["sides"]
+    if ours not in sides or peer not in sides:
+      continue
+    a, b = sides[ours], sides[peer]
+    # Rounding alone may part two greedy decoders, from a near tie on.
+    same = {"greedy": "same" if a["first_loss"] == b["first_loss"] else "other", "sampled": ""}[kind]
+    rows.append([kind, f"{batch}", f"{batch * NEW / middle(a):.1f} / {batch * NEW / middle(b):.1f}",
+                 *compared(sides, ours, peer, TARGET), same])
   head = ["decoding", "batch", "tokens/s, jaxft / transformers", "ratio, median of rounds", "lowest to highest",
           "of core-seconds", "peak memory", "target", "tokens"]
   return "\n".join([*lines, *alternating.table(head, rows), "", "![ratios of the rounds](decoding.svg)", ""])

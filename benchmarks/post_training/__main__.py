@@ -3,8 +3,7 @@
     python -m benchmarks.post_training              ten minutes on two idle cores
     python -m benchmarks.post_training --page       the table and the plot again
 
-Steps of the two sides alternate; what is done is written after each pair. On one thread core-seconds hardly
-depend on how busy others keep the machine.
+Steps of the two sides alternate; what is done is written after each pair.
 """
 
 import argparse
@@ -12,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.alternating import ONE_THREAD, machine, measure
+from benchmarks.alternating import machine, measure
 from benchmarks.post_training import page
 from benchmarks.run import RESULTS
 from jaxft.files import write_text
@@ -27,11 +26,10 @@ def main() -> None:
   if args.page:
     held: dict[str, Any] = json.loads(args.out.read_text())
   else:
-    held = {"machine": machine("trl", "transformers"), "sides": {}, "one_thread": {}}
-    for part, rounds, environment in (("sides", args.rounds, None), ("one_thread", min(3, args.rounds), ONE_THREAD)):
-      for kind in page.NAMES:
-        held[part] |= measure(page.sides(kind), "benchmarks.post_training", rounds, 1, environment)
-        write_text(args.out, json.dumps(held, indent=1) + "\n")
+    held = {"machine": machine("trl", "transformers"), "sides": {}}
+    for kind in page.NAMES:
+      held["sides"] |= measure(page.sides(kind), "benchmarks.post_training", args.rounds, 1)
+      write_text(args.out, json.dumps(held, indent=1) + "\n")
   write_text(args.out.with_suffix(".md"), page.table(held))
   page.plot(held, args.out.with_suffix(".svg"))
   print(page.table(held))

@@ -32,14 +32,13 @@ def table(results: Mapping[str, Any]) -> str:
       f"whole process. jax {machine['jax']}, torch {machine['torch']}, trl {machine['trl']}, transformers "
       f"{machine['transformers']}; load {machine['load']} when it began.", ""]
   rows = []
-  for part, words in (("sides", "two cores"), ("one_thread", "one thread")):
-    for kind, name in NAMES.items():
-      ours, peer = sides(kind)
-      found = results.get(part, {})
-      if ours in found and peer in found:
-        a, b = found[ours], found[peer]
-        rows.append([f"{name}, {words}", f"{middle(a):.2f} / {middle(b):.2f} s", *compared(found, ours, peer, TARGET),
-                     f"{a['first_loss']:.6f} / {b['first_loss']:.6f}"])
+  for kind, name in NAMES.items():
+    ours, peer = sides(kind)
+    found = results["sides"]
+    if ours in found and peer in found:
+      a, b = found[ours], found[peer]
+      rows.append([name, f"{middle(a):.2f} / {middle(b):.2f} s", *compared(found, ours, peer, TARGET),
+                   f"{a['first_loss']:.6f} / {b['first_loss']:.6f}"])
   head = ["update", "jaxft / TRL", "ratio, median of rounds", "lowest to highest", "of core-seconds", "peak memory",
           "target", "loss at step 1"]
   return "\n".join([*lines, *alternating.table(head, rows), "", "![ratios of the rounds](post_training.svg)", ""])

@@ -50,11 +50,11 @@ class Captions:
 
   out: Path
   """A folder for `captioner/`, `captions.jsonl` and `result.json`; the same command goes on where it was stopped."""
-  vision: str = "hf:openai/clip-vit-base-patch32"
+  vision: str = "hf:openai/clip-vit-large-patch14"
   """What the captioner sees by: a CLIP or a model of images, which stays as it is."""
   decoder: str = "hf:HuggingFaceTB/SmolLM2-360M"
   """What writes; the source has GPT-2."""
-  judge: str = "hf:openai/clip-vit-base-patch16"
+  judge: str = "hf:openai/clip-vit-large-patch14"
   """A CLIP that finds pictures by captions: it rewards, and it measures."""
   data: str = "tfds:coco_captions"
   """A data set with an `image` in each record."""

@@ -45,7 +45,7 @@ class Edits:
 
   out: Path
   """A folder for `model/` and `result.json`; the same command goes on where it was stopped."""
-  model: str = "hf:openai/clip-vit-base-patch32"
+  model: str = "hf:openai/clip-vit-large-patch14"
   """A CLIP with its tokenizer."""
   data: str = "avatars/edits"
   """A data set whose records have the four fields below."""

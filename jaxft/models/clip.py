@@ -9,7 +9,7 @@
 
 The params are those of a `jaxft.models.dual_encoder`, so its losses, scores and studies take a CLIP through `towers`:
 
-    model = jaxft.load("hf:openai/clip-vit-base-patch32")
+    model = jaxft.load("hf:openai/clip-vit-large-patch14")
     images = clip.embed_images(model.params, model.config, pixels)
     scores = dual_encoder.logits(model.params, images, clip.embed_texts(model.params, model.config, ids, mask))
 """

@@ -107,6 +107,11 @@ def test_what_old_files_say_twice_must_be_the_same(folder, tmp_path):
 
   again = {"num_hidden_layers": 2, "hidden_size": 8}
   assert load(written(text_config_dict=again, vision_config_dict=None)).config == CONFIG
+  # As transformers 4 wrote them: settings of generation, a tie that no tower has, and 2 for the highest id.
+  generation = {"tie_word_embeddings": True, "num_beams": 1, "top_k": 50, "typical_p": 1.0, "return_dict": True,
+                "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "dropout": 0.0, "initializer_factor": 1.0}
+  old = load(written(text_config=config["text_config"] | generation)).config
+  assert isinstance(old, ClipConfig) and old.text.eos_id is None
   with pytest.raises(ValueError, match="text_config_dict"):
     load(written(text_config_dict=again | {"hidden_size": 9}))
   with pytest.raises(ValueError, match="text_config: config.json: hidden_act"):
