@@ -24,6 +24,8 @@ LONG = {
     "tests/test_types.py": "it checks the types of the whole library",
     "tests/cli/test_installed.py": "it installs the library into empty environments",
     "tests/cli/test_processes.py": "it starts runs of several processes, ends them and goes on",
+    "tests/cli/test_journeys.py": "it goes forty ways through the command",
+    "tests/stores/test_runs.py": "it runs in two stores, is killed there and goes on",
     "tests/foreign/test_packages.py": "it adapts the models of seven packages by eight methods each",
     "tests/test_examples.py": "it runs the example of every public function",
 }

@@ -93,7 +93,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize("seed", range(2))
 def test_a_killed_run_goes_on_on_another_machine(jaxft, at, inputs, tiny, pairs, tmp_path, monkeypatch, seed):
   model, data, url = inputs
-  args = lambda *where: arguments(*where, "--checkpoint-every", 20, steps=600)
+  args = lambda *where: arguments(*where, "--checkpoint-every", 100, steps=3000)
   process = start_python("-c", PROGRAM, *args(model, data, url), devices=1)
   there, deadline = Store(url), time.monotonic() + 240
   while not any(k.endswith(".json") for k in there.keys("checkpoints/")) and time.monotonic() < deadline:
