@@ -1,16 +1,19 @@
 """Sides that are compared: each in a process of its own, their steps in alternation, and what came of it."""
 
+import argparse
+import json
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.run import Worker
+from benchmarks.run import RESULTS, Worker
+from jaxft.files import write_text
 
 Sides = Mapping[str, Mapping[str, Any]]
 
@@ -100,3 +103,35 @@ def plot(found: Sequence[tuple[str, Sequence[float], float]], path: Path, words:
   axis.set_xlabel(words)
   figure.savefig(path, metadata={"Date": None})
   pyplot.close(figure)
+
+
+def command(
+    name: str, page: Any, pairs: Iterable[tuple[str, str]], *, words: str | None, packages: Sequence[str],
+    before: Callable[[str], None] = lambda ours: None,
+) -> None:
+  """Measures pairs of sides and writes `benchmarks/results/<name>.json`, a table and a plot.
+
+  Args:
+    name: of the package below `benchmarks` whose workers step.
+    page: of the package: `table(results)` and `plot(results, path)`.
+    pairs: our side and the peer's.
+    words: the package's docstring, for `--help`.
+    packages: whose versions are kept beside those of jax and torch.
+    before: is called with our side before a pair is measured.
+  """
+  parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--rounds", type=int, default=5, help="of each side, after one that is not counted")
+  parser.add_argument("--page", action="store_true", help="measure nothing")
+  parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
+  args = parser.parse_args()
+  if args.page:
+    held: dict[str, Any] = json.loads(args.out.read_text())
+  else:
+    held = {"machine": machine(*packages), "sides": {}}
+    for pair in pairs:
+      before(pair[0])
+      held["sides"] |= measure(pair, f"benchmarks.{name}", args.rounds, 1)
+      write_text(args.out, json.dumps(held, indent=1) + "\n")
+  write_text(args.out.with_suffix(".md"), page.table(held))
+  page.plot(held, args.out.with_suffix(".svg"))
+  print(page.table(held))

@@ -7,37 +7,18 @@ Generations of the two sides alternate; what is done is written after each pair.
 process of its own, and read from jaxft's cache folder, as by the second run of a command.
 """
 
-import argparse
-import json
-from pathlib import Path
-from typing import Any
-
-from benchmarks.alternating import machine, measure
+from benchmarks.alternating import command
 from benchmarks.decoding import page
-from benchmarks.run import RESULTS, Worker
-from jaxft.files import write_text
+from benchmarks.run import Worker
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--rounds", type=int, default=5, help="generations of each side, after one that is not counted")
-  parser.add_argument("--page", action="store_true", help="measure nothing")
-  parser.add_argument("--out", type=Path, default=RESULTS / "decoding.json")
-  args = parser.parse_args()
-  if args.page:
-    held: dict[str, Any] = json.loads(args.out.read_text())
-  else:
-    held = {"machine": machine("transformers"), "sides": {}}
-    for *_, ours, peer in page.NAMES:
-      compiled = Worker(ours, "benchmarks.decoding")  # as a command's second run finds it
-      compiled.step()
-      compiled.close()
-      held["sides"] |= measure((ours, peer), "benchmarks.decoding", args.rounds, 1)
-      write_text(args.out, json.dumps(held, indent=1) + "\n")
-  write_text(args.out.with_suffix(".md"), page.table(held))
-  page.plot(held, args.out.with_suffix(".svg"))
-  print(page.table(held))
+def compile_once(side: str) -> None:
+  """As a command's second run finds it."""
+  worker = Worker(side, "benchmarks.decoding")
+  worker.step()
+  worker.close()
 
 
 if __name__ == "__main__":
-  main()
+  command("decoding", page, [pair[-2:] for pair in page.NAMES], words=__doc__, packages=("transformers",),
+          before=compile_once)

@@ -15,7 +15,7 @@ and over all devices, and the numbers that it prints are of one run.
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +25,9 @@ import numpy as np
 import optax
 from jaxtyping import Int
 
+from experiments.full_scale.entry import enter
 from experiments.full_scale.pictures import Pictures, batches, pictures
 from experiments.full_scale.writer import Writer, begin, save
-from jaxft import command_line
 from jaxft.checks import in_range
 from jaxft.data import bag_batches, similar_bags
 from jaxft.evaluation import caption_faithfulness, random_distractor_recall, token_f1
@@ -233,15 +233,9 @@ def run(options: Captions) -> dict[str, Any]:
   return result
 
 
-def main(args: list[str]) -> int:
-  """Runs the program; what is wrong with its input is one line."""
-  try:
-    options = command_line.parse(Captions, args, prog="python -m experiments.full_scale.captions")
-    print(json.dumps(run(options), indent=1))
-  except (ValueError, OSError, ImportError) as e:
-    print(f"captions: error: {e}", file=sys.stderr)
-    return 1
-  return 0
+def main(args: Sequence[str]) -> int:
+  """The program; its exit status."""
+  return enter(Captions, run, args, "captions")
 
 
 if __name__ == "__main__":

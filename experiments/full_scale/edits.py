@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.full_scale.entry import enter
 from experiments.full_scale.pictures import batches
-from jaxft import command_line
 from jaxft.checks import in_range
 from jaxft.data import source
 from jaxft.data.images import read_image
@@ -173,13 +173,8 @@ def run(options: Edits) -> dict[str, Any]:
 
 
 def main(args: Sequence[str]) -> int:
-  """Runs the program; what is wrong with its input is one line."""
-  try:
-    print(json.dumps(run(command_line.parse(Edits, args, prog="python -m experiments.full_scale.edits")), indent=1))
-  except (ValueError, OSError, ImportError) as e:
-    print(f"edits: error: {e}", file=sys.stderr)
-    return 1
-  return 0
+  """The program; its exit status."""
+  return enter(Edits, run, args, "edits")
 
 
 if __name__ == "__main__":

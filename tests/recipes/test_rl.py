@@ -10,7 +10,7 @@ from scipy import stats
 from jaxft import losses
 from jaxft.models import decoder
 from jaxft.recipes.rl.losses import POLICY_LOSSES, policy_settings, reads
-from jaxft.recipes.rl.measure import _interval
+from jaxft.recipes.rl.measure import _mean_with_interval
 from jaxft.recipes.rl.objective import Answers, answer_log_probs, policy
 from jaxft.recipes.rl.rewards import data_of, exact, rewards_of, total
 from jaxft.recipes.rl.sampling import Sampled
@@ -258,11 +258,12 @@ def test_a_reward_that_makes_its_questions_names_the_data():
 
 def test_the_interval_of_a_mean_reward():
   right = np.array([1.0, 0.0, 1.0, 1.0])
-  assert (_interval(right)["reward_low"], _interval(right)["reward_high"]) == wilson_interval(0.75, 4)
+  found = _mean_with_interval(right)
+  assert (found["reward"], found["reward_low"], found["reward_high"]) == (0.75, *wilson_interval(0.75, 4))
   some = np.array([0.25, 1.0, 0.0, 0.5])
   low, high = stats.t.interval(0.95, 3, some.mean(), stats.sem(some))
-  assert _interval(some) == pytest.approx({"reward_low": low, "reward_high": high})
-  assert _interval(np.array([0.3])) == {}
+  assert _mean_with_interval(some) == pytest.approx({"reward": 0.4375, "reward_low": low, "reward_high": high})
+  assert _mean_with_interval(np.array([0.3])) == {"reward": 0.3}
 
 
 def test_the_table_says_what_each_loss_reads():

@@ -1,5 +1,6 @@
 """What tuning by rewards is validated by: the mean reward of answers to prompts that were held out."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 from scipy import stats
 
 from jaxft.data import evaluation_batches
+from jaxft.recipes.account.intervals import of_share, with_interval
 from jaxft.recipes.rl.prompts import Prompts
 from jaxft.recipes.rl.sampling import Sampler
-from jaxft.recipes.tasks import wilson_interval
 
 
 def held_out_reward(
@@ -38,17 +39,16 @@ def held_out_reward(
         parts.setdefault(name, []).append(np.asarray(x, np.float64).reshape(-1)[batch["where"]])
     of = {name: np.concatenate(x) for name, x in parts.items()}
     means = {name: float(x.mean()) for name, x in of.items()}
-    return {"reward": means["reward"], **_interval(of["reward"]), **means}
+    return _mean_with_interval(of["reward"]) | means
 
   return measure
 
 
-def _interval(rewards: np.ndarray) -> dict[str, float]:
+def _mean_with_interval(rewards: np.ndarray) -> dict[str, float]:
   if np.isin(rewards, (0.0, 1.0)).all():
-    low, high = wilson_interval(float(rewards.mean()), len(rewards))
-  elif len(rewards) > 1:
-    half = stats.t.ppf(0.975, len(rewards) - 1) * rewards.std(ddof=1) / np.sqrt(len(rewards))
-    low, high = rewards.mean() - half, rewards.mean() + half
-  else:
-    return {}
-  return {"reward_low": float(low), "reward_high": float(high)}
+    return of_share("reward", rewards)
+  mean, low, high = float(rewards.mean()), math.nan, math.nan
+  if len(rewards) > 1:
+    half = stats.t.ppf(0.975, len(rewards) - 1) * rewards.std(ddof=1) / math.sqrt(len(rewards))
+    low, high = float(mean - half), float(mean + half)
+  return with_interval("reward", mean, low, high)
