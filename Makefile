@@ -40,7 +40,7 @@ contracts: $(VENV)/.test
 	$(PYTEST) --durations 15 -m "interpreter and not exhaustive" tests
 
 bench: $(VENV)/.parity
-	$(PY) -m benchmarks.run
+	$(PY) -m benchmarks.steps
 	$(PY) -m benchmarks.methods
 
 bench-merging: $(VENV)/.parity

@@ -4,7 +4,10 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +15,39 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.run import RESULTS, Worker
 from jaxft.files import write_text
 
+RESULTS = Path(__file__).parent / "results"
+
 Sides = Mapping[str, Mapping[str, Any]]
+
+
+class Worker:
+  """A side of a pair in its own process; see `benchmarks.worker`."""
+
+  def __init__(self, side: str, package: str = "benchmarks"):
+    self.side = side
+    self._process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.worker", side, package], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True)
+    assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
+    self._to, self._from = self._process.stdin, self._process.stdout
+    self.ready = self._read()
+
+  def _read(self) -> dict[str, Any]:
+    line = self._from.readline()
+    if not line:
+      sys.exit(f"benchmark: the side {self.side} ended early (exit status {self._process.wait()})")
+    return json.loads(line)
+
+  def step(self) -> dict[str, Any]:
+    self._to.write("step\n")
+    self._to.flush()
+    return self._read()
+
+  def close(self) -> None:
+    self._to.close()
+    self._process.wait()
 
 
 def measure(
@@ -33,7 +65,8 @@ def measure(
       w.side: {
           "seconds": [step["seconds"] for step in taken[w.side][warm_up:]],
           "core_seconds": [step["core_seconds"] for step in taken[w.side][warm_up:]],
-          "first_loss": taken[w.side][0]["loss"], "ready_bytes": w.ready["peak_bytes"],
+          "first_step_seconds": taken[w.side][0]["seconds"], "first_loss": taken[w.side][0]["loss"],
+          "ready_bytes": w.ready["peak_bytes"],
           "peak_bytes": taken[w.side][-1]["peak_bytes"],
       } for w in workers
   }
@@ -41,11 +74,23 @@ def measure(
 
 def machine(*packages: str) -> dict[str, Any]:
   """What the figures hold for, and how busy other programs kept it."""
-  models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
   return {
-      "processor": models[0] if models else platform.machine(), "cores": os.cpu_count(),
-      "load": round(os.getloadavg()[0], 1), **{name: version(name) for name in ("jax", "torch", *packages)}}
+      "processor": processor(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
+      **{name: version(name) for name in ("jax", "torch", *packages)}}
+
+
+def processor() -> str:
+  """The processor's name; with the numbers of its family and model, as machines of a cloud hide the rest."""
+  listed = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+  said = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", listed, re.M))
+  if len(said) < 3:
+    return platform.processor() or platform.machine()
+  return f"{said['model name']}, family {said['cpu family']}, model {said['model']}"
+
+
+def file_of(found: Mapping[str, Any]) -> str:
+  """A name for the file of a machine's results."""
+  return re.sub(r"[^a-z0-9]+", "-", f"{found['processor']} {found['cores']} cores".lower()) + ".json"
 
 
 def ratios(sides: Sides, ours: str, peer: str, of: str = "seconds") -> list[float]:

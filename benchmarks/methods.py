@@ -1,18 +1,20 @@
-"""Methods side by side on SmolLM2-135M, and against PEFT: writes benchmarks/results/methods-<device>.json and a table.
+"""Methods side by side on SmolLM2-135M, and against PEFT.
 
     python -m benchmarks.methods [--rounds N]          (make bench runs it too)
+    python -m benchmarks.methods --page                the tables again
 
 The first table has full tuning, HFT, LoRA, DoRA and S2FT in alternation in one run; the second each method that PEFT
-has against PEFT's. Step, tokens and settings are those of `benchmarks.workload`.
+has against PEFT's. Step, tokens and settings are those of `benchmarks.workload`. Results lie in
+benchmarks/results/methods/, a file for each kind of machine, and stand side by side in benchmarks/results/methods.md.
 """
 
 import argparse
 import json
-import platform
-from pathlib import Path
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.run import RESULTS, measure
+from benchmarks.alternating import RESULTS, file_of, machine, measure, middle, ratios, table
 from jaxft.files import write_text
 
 OURS = ("full", "hft", "lora", "dora", "s2ft")
@@ -21,48 +23,47 @@ AGAINST_PEFT = ("lora", "dora", "ia3", "oft")
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--rounds", type=int, default=5, help="steps of each side")
-  parser.add_argument("--out", type=Path, default=None, help="JSON file; default: results/methods-<device>.json")
+  parser.add_argument("--rounds", type=int, default=5, help="steps of each side, after two that are not counted")
+  parser.add_argument("--page", action="store_true", help="measure nothing")
   args = parser.parse_args()
-  results: dict[str, Any] = {"ours": measure(tuple(f"jaxft-{m}" for m in OURS), args.rounds)}
-  for method in AGAINST_PEFT:
-    results[method] = measure((f"jaxft-{method}", f"peft-{method}"), args.rounds)
-
-  import jax
-
-  device = jax.devices()[0].device_kind
-  results["machine"] = {
-      "device": device, "processor": platform.machine(), "jax": jax.__version__, "rounds": args.rounds}
-  out = args.out or RESULTS / f"methods-{device.lower().replace(' ', '-')}.json"
-  write_text(out, json.dumps(results, indent=1) + "\n")
-  page = table(results)
-  write_text(out.with_suffix(".md"), page)
-  print(page)
+  if not args.page:
+    found = {
+        "machine": {**machine("peft"), "rounds": args.rounds},
+        "ours": measure([f"jaxft-{method}" for method in OURS], "benchmarks", args.rounds, 2),
+        **{method: measure((f"jaxft-{method}", f"peft-{method}"), "benchmarks", args.rounds, 2)
+           for method in AGAINST_PEFT}}
+    write_text(RESULTS / "methods" / file_of(found["machine"]), json.dumps(found, indent=1) + "\n")
+  text = page([json.loads(p.read_text()) for p in sorted((RESULTS / "methods").glob("*.json"))])
+  write_text(RESULTS / "methods.md", text)
+  print(text)
 
 
-def table(results: dict[str, Any]) -> str:
-  """The figures for people."""
-  machine, ours = results["machine"], results["ours"]
-  full = ours["jaxft-full"]["median_seconds"]
-  lines = [
-      f"# Methods on {machine['device']}", "",
-      f"Made by `python -m benchmarks.methods`: medians of {machine['rounds']} steps, alternating; SmolLM2-135M, "
-      "float32, 4 x 128 tokens, AdamW.", "",
-      "| method | step | of full tuning | peak memory |", "| --- | ---: | ---: | ---: |",
-  ]
-  for side, row in ours.items():
-    lines.append(
-        f"| {side.removeprefix('jaxft-')} | {row['median_seconds']:.3f} s | {row['median_seconds'] / full:.2f} | "
-        f"{row['peak_bytes'] / 1e9:.2f} GB |")
-  lines += ["", "| method | jaxft | PEFT | PEFT / jaxft | loss at step 1 | peak memory |",
-            "| --- | ---: | ---: | ---: | --- | --- |"]
-  for method in AGAINST_PEFT:
-    a, b = results[method][f"jaxft-{method}"], results[method][f"peft-{method}"]
-    lines.append(
-        f"| {method} | {a['median_seconds']:.3f} s | {b['median_seconds']:.3f} s | "
-        f"{b['median_seconds'] / a['median_seconds']:.2f}x | {a['first_loss']:.5f} / {b['first_loss']:.5f} | "
-        f"{a['peak_bytes'] / 1e9:.2f} / {b['peak_bytes'] / 1e9:.2f} GB |")
+def page(machines: Sequence[Mapping[str, Any]]) -> str:
+  """The figures for people, a part for each machine."""
+  lines = ["# Methods among each other, and beside PEFT's", "",
+           "Made by `python -m benchmarks.methods`, a part for each kind of machine: medians of steps in alternation; "
+           "SmolLM2-135M, float32, 4 x 128 tokens, AdamW."]
+  for found in machines:
+    about, ours = found["machine"], found["ours"]
+    full = middle(ours["jaxft-full"])
+    lines += [
+        "", f"## {about['processor']}, {about['cores']} cores", "",
+        f"{about['rounds']} rounds; jax {about['jax']}, torch {about['torch']}.", "",
+        *table(("method", "step", "of full tuning", "peak memory"), [
+            (side.removeprefix("jaxft-"), f"{middle(row):.3f} s", f"{middle(row) / full:.2f}",
+             f"{row['peak_bytes'] / 1e9:.2f} GB") for side, row in ours.items()]), "",
+        *table(("method", "jaxft", "PEFT", "PEFT / jaxft", "rounds", "loss at step 1", "peak memory"), [
+            _against(method, found[method]) for method in AGAINST_PEFT])]
   return "\n".join(lines) + "\n"
+
+
+def _against(method: str, sides: Mapping[str, Any]) -> list[str]:
+  a, b = sides[f"jaxft-{method}"], sides[f"peft-{method}"]
+  held = ratios(sides, f"jaxft-{method}", f"peft-{method}")
+  return [
+      method, f"{middle(a):.3f} s", f"{middle(b):.3f} s", f"{statistics.median(held):.2f}x",
+      f"{min(held):.2f} to {max(held):.2f}", f"{a['first_loss']:.5f} / {b['first_loss']:.5f}",
+      f"{a['peak_bytes'] / 1e9:.2f} / {b['peak_bytes'] / 1e9:.2f} GB"]
 
 
 if __name__ == "__main__":

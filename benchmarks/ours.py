@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import workload
+from benchmarks import products, workload
 from jaxft.choices import cut_at_changes, random_module_mask, s2ft_units
 from jaxft.data import pack_texts
 from jaxft.formats import load
@@ -105,4 +105,5 @@ def stepper(params, transform, objective, batch, optimizer=None, *, compiled=Fal
 SIDES: dict[str, Callable[[], Step]] = {
     **{f"jaxft-{method}": partial(smollm2, method) for method in METHODS},
     "jaxft-gist": lambda: gist(False), "jaxft-gist-packed": lambda: gist(True),
+    **dict(products.sides(products.ours, "jaxft")),
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import workload
+from benchmarks import products, workload
 
 Step = Callable[[], float]
 
@@ -67,5 +67,5 @@ def _stepper(model, loss_of: Callable[[], torch.Tensor]) -> Step:
 
 SIDES: dict[str, Callable[[], Step]] = {
     **{f"peft-{method}": partial(smollm2, method) for method in CONFIGS}, "transformers-full": lambda: smollm2("full"),
-    "sentence-transformers-gist": gist,
+    "sentence-transformers-gist": gist, **dict(products.sides(products.theirs, "torch")),
 }

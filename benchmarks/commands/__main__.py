@@ -22,9 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.alternating import machine
+from benchmarks.alternating import RESULTS, machine
 from benchmarks.commands.jobs import JOBS, STEPS
-from benchmarks.run import RESULTS
 from jaxft.files import write_text
 
 OURS = "jaxft"

@@ -11,11 +11,10 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.alternating import machine, measure
+from benchmarks.alternating import RESULTS, machine, measure
 from benchmarks.contrastive import page
 from benchmarks.contrastive.ours import token_counts
 from benchmarks.contrastive.sizes import BATCHES, ROUNDS, WARM_UP, WITHOUT_CACHE
-from benchmarks.run import RESULTS
 from jaxft.files import write_text
 
 PACKAGE = "benchmarks.contrastive"

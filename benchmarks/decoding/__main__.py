@@ -7,9 +7,8 @@ Generations of the two sides alternate; what is done is written after each pair.
 process of its own, and read from jaxft's cache folder, as by the second run of a command.
 """
 
-from benchmarks.alternating import command
+from benchmarks.alternating import Worker, command
 from benchmarks.decoding import page
-from benchmarks.run import Worker
 
 
 def compile_once(side: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.run import RESULTS
+from benchmarks.alternating import RESULTS
 from jaxft.files import write_text
 from jaxft.roll_call import free_port
 

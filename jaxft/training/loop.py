@@ -127,6 +127,9 @@ def fit(
     if checkpoints is not None and checkpoints.latest != t:
       checkpoints.save(state, source.position())
 
+  # XLA's CPU backend takes a program's memory when it is started, not when it runs: of two steps it would hold twice.
+  one_at_a_time = {device.platform for device in state.step.devices()} == {"cpu"}
+  metrics: dict[str, Any] = {}
   clock, parts = _Rate(), rows_of_process(getattr(train_step, "mesh", None))[1]
   with (interrupts() as caught,
         tracing(None if traces is None else Path(traces)) as tracer,
@@ -134,6 +137,8 @@ def fit(
     while t < steps:
       batch = source.next(t)
       due = watch.due
+      if one_at_a_time:
+        jax.block_until_ready(metrics)
       state, metrics = train_step(state, frozen, batch)
       t += 1
       bar.update()

@@ -1,8 +1,6 @@
 """`jaxft finetune` whose model, data and folder lie in an object store: the run that it is on disk."""
 
-import os
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -80,12 +78,27 @@ def test_what_a_run_reads_and_writes_lie_apart(jaxft, at):
   assert Store(url).keys() == []
 
 
+# A run that takes a second for each save, and kills itself a moment after a checkpoint has come to the store.
 PROGRAM = """
-import sys
+import os, signal, sys, threading, time
 from jaxft.cli import main
 from jaxft.stores import mirror
-mirror.PERIOD = 0.2
-sys.exit(main(sys.argv[1:]))
+from jaxft.training.checkpoints import Checkpoints
+
+save, push, killers = Checkpoints.save, mirror.Mirror.push, []
+
+def slow_save(*arguments):
+  time.sleep(1)
+  save(*arguments)
+
+def push_then_die(self):
+  push(self)
+  if self._steps and not killers:
+    killers.append(threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGKILL)))
+    killers[0].start()
+
+Checkpoints.save, mirror.Mirror.push, mirror.PERIOD = slow_save, push_then_die, 0.2
+sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -93,16 +106,13 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize("seed", range(2))
 def test_a_killed_run_goes_on_on_another_machine(jaxft, at, inputs, tiny, pairs, tmp_path, monkeypatch, seed):
   model, data, url = inputs
-  args = lambda *where: arguments(*where, "--checkpoint-every", 100, steps=3000)
-  process = start_python("-c", PROGRAM, *args(model, data, url), devices=1)
-  there, deadline = Store(url), time.monotonic() + 240
-  while not any(k.endswith(".json") for k in there.keys("checkpoints/")) and time.monotonic() < deadline:
-    assert process.poll() is None, process.communicate()[0][-3000:]
-    time.sleep(0.1)
-  time.sleep(float(np.random.default_rng(seed).uniform(0, 0.5)))
-  os.kill(process.pid, signal.SIGKILL)
-  process.communicate(timeout=60)
+  args = lambda *where: arguments(*where, "--checkpoint-every", 10, steps=300)
+  moment = np.random.default_rng(seed).uniform(0, 2)
+  process = start_python("-c", PROGRAM, moment, *args(model, data, url), devices=1)
+  output, there = process.communicate(timeout=300)[0], Store(url)
+  assert process.returncode == -signal.SIGKILL, output[-3000:]
   assert Lease.KEY in there.keys() and "summary.json" not in there.keys()
+  assert any(key.endswith(".json") for key in there.keys("checkpoints/"))
   monkeypatch.setenv("JAXFT_HOME", str(tmp_path / "another machine"))
   answer = jaxft(*args(model, data, url))
   assert answer.status == 0 and f"resuming the run in {place_of('runs', url)} at step" in answer.err, answer.err[-3000:]
