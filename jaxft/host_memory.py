@@ -24,24 +24,7 @@ def keep_freed_memory() -> bool:
   if not sys.platform.startswith("linux") or any(accelerators):
     return False
   # Only the main heap can hold such blocks, so no other may be opened; and it is not to be trimmed.
-  return _set((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)) and _apart()
-
-
-def _apart(size: int = 1 << 30) -> bool:
-  """Has small blocks lie apart, in a free part of the heap that only its address space is taken of.
-
-  What is small and stays, taken from where a step's memory was freed, would leave too little there for the next
-  step, and the heap would grow by a whole step's memory.
-  """
-  libc = ctypes.CDLL(None)
-  libc.malloc.restype, libc.realloc.restype = ctypes.c_void_p, ctypes.c_void_p
-  libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-  libc.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-  part, end = libc.malloc(size), libc.malloc(2 * size)  # the end is larger than any free part, so it lies behind
-  if part and end:
-    libc.realloc(end, 64)  # stays where it is, so that the part never joins what is above
-  libc.free(part)
-  return bool(part and end)
+  return _set((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
 
 
 def keep_freed_blocks(size: int = 1 << 22) -> bool:

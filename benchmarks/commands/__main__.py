@@ -34,8 +34,9 @@ _LOSS = re.compile(r"loss=([\d.e+-]+)|'loss': '?([\d.e+-]+)")
 def timed(command: Sequence[str]) -> dict[str, Any]:
   """One run: seconds to the first loss and in all, the first loss, and the peak memory of the process."""
   began, first, loss, said = time.monotonic(), None, None, []
-  process = subprocess.Popen(
-      command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+  # `trl` starts its trainer by accelerate, which leaves it one core if nobody says how many it may have.
+  environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(os.cpu_count())}
+  process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
   assert process.stdout is not None
   for line in process.stdout:
     said.append(line)

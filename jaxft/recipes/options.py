@@ -192,8 +192,8 @@ class Compute:
 
   dtype: str = "float32"
   """Of activations and of the weights as they are multiplied: float32 or bfloat16. What trains stays float32."""
-  remat: str = "none"
-  """What layers keep for the backward pass: none (everything), dots or full (recompute all)."""
+  remat: str = "dots"
+  """What layers keep for the backward pass: none (everything), dots (outputs of weights) or full (recompute all)."""
   data_parallel: int | None = None
   """Mesh axis `data`. None: all devices that the others leave."""
   fsdp: int = 1

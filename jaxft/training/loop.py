@@ -127,9 +127,7 @@ def fit(
     if checkpoints is not None and checkpoints.latest != t:
       checkpoints.save(state, source.position())
 
-  # XLA's CPU backend takes a program's memory when it is started, not when it runs: of two steps it would hold twice.
-  one_at_a_time = {device.platform for device in state.step.devices()} == {"cpu"}
-  metrics: dict[str, Any] = {}
+  turns, metrics = _Turns({device.platform for device in state.step.devices()} == {"cpu"}), {}
   clock, parts = _Rate(), rows_of_process(getattr(train_step, "mesh", None))[1]
   with (interrupts() as caught,
         tracing(None if traces is None else Path(traces)) as tracer,
@@ -137,8 +135,7 @@ def fit(
     while t < steps:
       batch = source.next(t)
       due = watch.due
-      if one_at_a_time:
-        jax.block_until_ready(metrics)
+      turns.wait(metrics)
       state, metrics = train_step(state, frozen, batch)
       t += 1
       bar.update()
@@ -194,6 +191,28 @@ def _last(checkpoints: Checkpoints | None) -> str:
   if checkpoints.latest is None:
     return "no checkpoint had been written"
   return f"the last checkpoint is {checkpoints.folder / str(checkpoints.latest)}"
+
+
+class _Turns:
+  """Has a long step on CPU start when the one before has ended, as both would hold a step's memory.
+
+  XLA's CPU backend takes a program's memory when it is started, and frees it a moment after its results are ready.
+  Quick steps hold little, and are faster where the next one is waiting.
+  """
+
+  QUICK = 0.05  # seconds
+
+  def __init__(self, on_cpu: bool) -> None:
+    self._waits, self._steps, self._began = on_cpu, 0, 0.0
+
+  def wait(self, metrics: Any) -> None:
+    """Before a step; with the metrics of the one before."""
+    if self._waits and self._steps:
+      jax.block_until_ready(metrics)
+      seconds = time.perf_counter() - self._began
+      self._waits = self._steps == 1 or seconds > self.QUICK  # the first one was compiled
+      time.sleep(min(0.01 * seconds, 0.005))
+    self._steps, self._began = self._steps + 1, time.perf_counter()
 
 
 class _Rate:

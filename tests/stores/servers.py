@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 BUCKET = "bucket"
+NOTHING = b"an object without content, which the emulator cannot take"
 
 
 class Proxy:
@@ -79,7 +80,13 @@ class Proxy:
     target = request.path
     if "startOffset" in asked:  # nor does it read where a list begins and ends, which here is always a prefix
       target = f"{path}?{urllib.parse.urlencode({'prefix': asked['startOffset'][0]})}"
-    status, headers, content = self._passed(request.command, target, dict(request.headers), body)
+    headers = dict(request.headers)
+    if request.command == "POST" and not body:
+      body = NOTHING
+      headers = {k: v for k, v in headers.items() if k.lower() != "content-length"}
+    status, headers, content = self._passed(request.command, target, headers, body)
+    if content == NOTHING:
+      content = b""
     return status, headers | ({"x-goog-generation": now} if asked.get("alt") == ["media"] else {}), content
 
   def _passed(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -116,5 +116,6 @@ def test_a_killed_run_goes_on_on_another_machine(jaxft, at, inputs, tiny, pairs,
   monkeypatch.setenv("JAXFT_HOME", str(tmp_path / "another machine"))
   answer = jaxft(*args(model, data, url))
   assert answer.status == 0 and f"resuming the run in {place_of('runs', url)} at step" in answer.err, answer.err[-3000:]
-  assert jaxft(*args(tiny, pairs, tmp_path / "run")).status == 0
+  answer = jaxft(*args(tiny, pairs, tmp_path / "run"))
+  assert answer.status == 0, answer.err[-3000:]
   assert_same(tmp_path / "run", url)
