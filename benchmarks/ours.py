@@ -44,10 +44,11 @@ def smollm2(method: str) -> Step:
   transform = METHODS[method](model.params)
   # A choice that differs by layer saves work only where the stack is cut; see `random_module_mask`.
   params = cut_at_changes(model.params, random_module_mask(KEY, model.params)) if method == "hft" else model.params
+  config = model.config  # the model itself is not kept, as the state holds its params
 
   def objective(params, batch, key):
     del key
-    return Mean.of(*decoder.token_nll(params, model.config, batch["ids"])), {}
+    return Mean.of(*decoder.token_nll(params, config, batch["ids"])), {}
 
   return stepper(params, transform, objective, {"ids": workload.tokens()})
 
@@ -62,11 +63,12 @@ def gist(packed: bool) -> Step:
   sides = list(map(encode, zip(*workload.text_pairs(), strict=True)))
   embed = _embed_packed if packed else _embed_padded
   batch = {"texts": pack_texts(sum(sides, []), length=128) if packed else [_padded(rows) for rows in sides]}
-  batch["guide"] = jax.jit(partial(embed, config=model.config))(model.params, batch=batch["texts"])
+  config = model.config
+  batch["guide"] = jax.jit(partial(embed, config=config))(model.params, batch=batch["texts"])
 
   def objective(params, batch, key):
     del key
-    student, guide = embed(params, model.config, batch["texts"]), batch["guide"]
+    student, guide = embed(params, config, batch["texts"]), batch["guide"]
     return Mean.of(*guided_info_nce(*student, None, *guide, None, temperature=0.01)), {}
 
   return stepper(model.params, full(), objective, batch)
