@@ -107,7 +107,8 @@ def open_split(made: tfds.core.DatasetBuilder, split: str) -> Records:
 
 
 def builder(
-    name: str | os.PathLike, *, fields: str | None = None, data_dir: str | os.PathLike | None = None
+    name: str | os.PathLike, *, fields: str | None = None, others: bool = False,
+    data_dir: str | os.PathLike | None = None,
 ) -> tfds.core.DatasetBuilder:
   """The prepared builder of a data set (its `info` has features, splits and citation); `source` gives its arguments.
 
@@ -117,6 +118,7 @@ def builder(
 
   Args:
     name, fields, data_dir: see `source`.
+    others: of a file, keeps the columns that its format does not read, in a field `others`, as JSON.
 
   Raises:
     ValueError: no such data set (the nearest are named), a file with a broken row, a folder of another kind, or fields
@@ -126,11 +128,11 @@ def builder(
   text, names_of = os.fspath(name), parse_fields(fields)
   path = Path(text).expanduser()
   if on_hub(text):
-    return files_builder(snapshot(text, "dataset"), fields=names_of, data_dir=data_dir)
+    return files_builder(snapshot(text, "dataset"), fields=names_of, others=others, data_dir=data_dir)
   if is_url(text):
-    return builder(local_copy(text), fields=fields, data_dir=data_dir)
+    return builder(local_copy(text), fields=fields, others=others, data_dir=data_dir)
   if is_place(name) and (path.suffix.lower() in KINDS or _holds_files(path)):
-    return files_builder(path, fields=names_of, data_dir=data_dir)
+    return files_builder(path, fields=names_of, others=others, data_dir=data_dir)
   if fields:
     raise ValueError(f"fields renames the columns of files, of which {text} is none; got {fields!r}")
   if text in _BUILDERS:

@@ -70,16 +70,16 @@ class Splits(NamedTuple):
   control: Records | None = None
 
 
-def read_splits(name: str, options: Examples) -> Splits:
-  """The records of a run.
+def read_splits(name: str, options: Examples, *, others: bool = False) -> Splits:
+  """The records of a run; `others` as of `jaxft.data.builder`.
 
   Raises:
     ValueError: no such data set or split, a broken file, or nothing left to train on.
   """
   if not 0 <= options.holdout < 1:
     raise ValueError(f"holdout must lie in [0, 1); got {options.holdout}")
-  made = builder(name, fields=options.fields)
-  version, control = made.info.full_name, None if options.control is None else _control(options.control)
+  made = builder(name, fields=options.fields, others=others)
+  version, control = made.info.full_name, None if options.control is None else _control(options.control, others)
   records = open_split(made, options.split)
   if options.validation is not None:
     return Splits(records, open_split(made, options.validation), version, control)
@@ -93,9 +93,9 @@ def read_splits(name: str, options: Examples) -> Splits:
   return Splits(Subset(records, np.sort(order[held:])), Subset(records, np.sort(order[:held])), version, control)
 
 
-def _control(name: str) -> Records:
+def _control(name: str, others: bool) -> Records:
   """All records of a data set's test split, or of the first that there is of validation and train."""
-  made = builder(name)
+  made = builder(name, others=others)
   split = next((split for split in ("test", "validation") if split in made.info.splits), "train")
   return open_split(made, split)
 

@@ -112,7 +112,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   mesh = mesh_of(options.compute)
   if mesh is not None:
     check_rows(rows_of(options, early_name(options.loss)), mesh, optimization.accumulate)
-  splits = read_splits(options.data or "", options.examples)
+  splits = read_splits(options.data or "", options.examples, others=bool(options.loss.reward))
   with _on_host(mesh):
     model = load(options.model)
     inputs = {"data version": splits.version, "records": len(splits.train)}

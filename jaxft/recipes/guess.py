@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection
 
 from jaxft.checks import one_of
+from jaxft.data.files.records import OTHERS
 from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.options import Finetune, Loss
 from jaxft.recipes.preference.losses import PREFERENCES
@@ -58,7 +59,8 @@ def with_loss(options: Finetune, kind: str, fields: Collection[str]) -> tuple[Fi
   task = next(t for t, kinds in TASKS.items() if any(name == found for _, found in kinds.get(kind, ())) or (
       name == "gist" and t == "embed"))
   named = dataclasses.replace(options, loss=dataclasses.replace(loss, loss=name))
-  return named, f"task {task} by the loss {name}" + (f", for records of {', '.join(fields)}" if fields else "")
+  shown = ", ".join(field for field in fields if field != OTHERS)
+  return named, f"task {task} by the loss {name}" + (f", for records of {shown}" if fields else "")
 
 
 def _guess(loss: Loss, kind: str, fields: Collection[str]) -> str:

@@ -45,7 +45,9 @@ _CLIP_HIGH = f"The same above 1; of cispo the cap itself. {_CLIPS('clip_high')}"
 _REWARD = (
     "Task rl: what an answer is worth. exact: 1 where it is the record's `answer` and 0 elsewhere; reasoning-gym:TASK, "
     "which makes the questions too, in place of --data (extra `reasoning`), or reasoning-gym with --data "
-    "reasoning_gym/TASK; module:function, a Python function `(texts, records) -> numbers`. Of several the sum.")
+    "reasoning_gym/TASK; module:function, a Python function `(texts, records) -> numbers`, where a record has all "
+    "columns of its line: those of the format and, as they are, those that --fields leaves out or nothing else reads; "
+    "a prompt alone will do. Of several the sum.")
 _SMOOTHING = (
     f"{', '.join(name for name, loss in PREFERENCES.items() if loss.label_smoothing is not None)}: the share of labels "
     f"that is taken to be flipped. None: {by_value('label_smoothing')}.")

@@ -20,6 +20,7 @@ def letters(texts, records):
   """How many letters of a text are an e; it breaks down where it is told to."""
   if os.environ.get("BREAKS") and any(record["answer"] == os.environ["BREAKS"] for record in records):
     raise RuntimeError("out of order")
+  assert all(int(record["answer"]) == record["terms"]["sum"] for record in records)  # a column of no format
   return [text.count("e") / 10 for text in texts]
 '''
 
@@ -27,7 +28,8 @@ def letters(texts, records):
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory):
   """Six sums with their answers."""
-  lines = [{"prompt": f"{n // 2} plus {n - n // 2} is", "answer": str(n)} for n in range(3, 9)]
+  lines = [{"prompt": f"{n // 2} plus {n - n // 2} is", "answer": str(n), "terms": {"sum": n}}
+           for n in range(3, 9)]
   return write_lines(tmp_path_factory.mktemp("sums") / "sums.jsonl", lines)
 
 
@@ -44,7 +46,7 @@ def test_a_run_goes_on_where_a_reward_broke_down(jaxft, tiny_decoder, sums, judg
           "--steps", 3, "--passes", 2, "--beta", 0.05, *FEW)
   whole = jaxft(*args, "--out", tmp_path / "whole")
   assert whole.status == 0, whole.err
-  assert "task rl by the loss grpo" in whole.err  # as there is a reward
+  assert "task rl by the loss grpo, for records of answer, prompt\n" in whole.err  # as there is a reward
   assert re.search(r"reward=.*length=.*cut=.*uninformative=", whole.err)
   summary = json.loads((tmp_path / "whole/summary.json").read_text())
   lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]

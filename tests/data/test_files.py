@@ -4,6 +4,7 @@
 import csv
 import json
 
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -11,7 +12,7 @@ from pyarrow import parquet
 from jaxft import data
 from jaxft.data.files.builder import files_builder
 from jaxft.data.files.formats import FORMATS
-from jaxft.data.files.records import check, reading_of, records as records_of
+from jaxft.data.files.records import check, reading_of, records as records_of, with_others
 
 TEXTS = {name: form for name, form in FORMATS.items() if "image" not in form.columns}
 
@@ -84,6 +85,36 @@ def test_columns_are_renamed_and_others_left_out_in_one_line(tmp_path, capfd):
   again = data.builder(path, fields="id=", data_dir=tmp_path / "data")
   assert again.info.metadata["format"] == "pairs"
   assert capfd.readouterr().err.count("read as query and answer; left out: id") == 2
+
+
+def test_rewards_see_what_no_format_reads(tmp_path, capfd):
+  first = {"q": "1+1=", "answer": "2", "level": 3, "tests": [["a", {"b": None}]], "far": float("nan")}
+  path = write(tmp_path, first, {"q": "2+2=", "answer": "4", "others": "own"})
+  made = data.builder(path, fields="q=prompt", others=True, data_dir=tmp_path / "data")
+  assert "read as prompts and answers; for rewards alone: level, tests, far, others" in capfd.readouterr().err
+  one, two = map(with_others, data.Records(made, "train"))
+  assert np.isnan(one.pop("far"))
+  assert one == {"prompt": "1+1=", "answer": "2", "level": 3, "tests": [["a", {"b": None}]]}
+  assert two == {"prompt": "2+2=", "answer": "4", "others": "own"}
+  # Left out by --fields is seen under its own name; the format's own column has its name all the same.
+  path.write_text('{"prompt": "a", "answer": "long", "short": "b"}\n')
+  made = data.builder(path, fields="answer=,short=answer", others=True, data_dir=tmp_path / "data")
+  assert with_others(data.Records(made, "train")[0]) == {"prompt": "a", "answer": "b"}
+  plain = data.source(path, "train", fields="short=", data_dir=tmp_path / "data")
+  assert plain[0] == {"prompt": "a", "answer": "long"}  # nothing more where no reward asks for it
+  # A prompt alone is enough, and only a reward takes others beside it.
+  path.write_text('{"prompt": "a", "level": 1}\n')
+  with pytest.raises(ValueError, match=r"keys \['level', 'prompt'\] are of no format"):
+    data.builder(path, data_dir=tmp_path / "data")
+  made = data.builder(path, others=True, data_dir=tmp_path / "data")
+  assert with_others(data.Records(made, "train")[0]) == {"prompt": "a", "level": 1}
+  with pytest.raises(ValueError, match="unknown: anser .nearest: answer.; say what it is by --fields anser=answer"):
+    data.builder(write(tmp_path, {"prompt": "a", "anser": "1"}), others=True, data_dir=tmp_path / "data")
+  # What JSON cannot hold is left out.
+  parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "a", "raw": b"x", "id": 1}]), tmp_path / "x.parquet")
+  made = data.builder(tmp_path / "x.parquet", others=True, data_dir=tmp_path / "data")
+  assert with_others(data.Records(made, "train")[0]) == {"prompt": "a", "id": 1}
+  assert "read as prompts; for rewards alone: id; left out: raw" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("fields", "message"), [

@@ -28,6 +28,17 @@ def test_advantages_of_groups():
   assert not jax.grad(lambda r: losses.group_advantages(r).sum())(rewards[:1, :3]).any()
 
 
+def test_equal_rewards_have_no_advantage_to_the_last_bit():
+  """A mean of equal numbers may differ from them: Adam would make a whole step of it."""
+  for value, samples in ((0.7, 8), (0.1, 3), (1e6 + 0.1, 7)):
+    rewards = np.array([[value] * samples, [NAN, *[value] * (samples - 1)]], np.float32)
+    for scale in ("group", "batch", "none"):
+      assert not losses.group_advantages(rewards, scale=scale, eps=0.0).any(), (value, scale)
+    assert not losses.leave_one_out_advantages(rewards).any()
+  apart = losses.group_advantages(array([1e6, 1e6 + 1, 1e6 + 3]), scale="none")
+  np.testing.assert_allclose(apart, [[-4 / 3, -1 / 3, 5 / 3]], rtol=1e-6)
+
+
 def test_leave_one_out():
   np.testing.assert_array_equal(losses.leave_one_out_advantages(array([5.0, 2.0])), [[3, -3]])
   rewards = array([1.0, 2.0, 6.0, NAN], [NAN, 7.0, NAN, NAN])

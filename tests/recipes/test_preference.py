@@ -14,7 +14,7 @@ from jaxft.losses import Terms
 from jaxft.models import decoder
 from jaxft.recipes.preference.losses import PREFERENCES, by_value, reads
 from jaxft.recipes.preference.measure import of_judged, of_pairs
-from jaxft.recipes.preference.objective import POSITIONS, Sides, preference, settings_of
+from jaxft.recipes.preference.objective import POSITIONS, Sides, preference, score_function, settings_of
 from jaxft.recipes.preference.records import Judged, Mismatched
 from jaxft.training import Recipe, init_state, make_train_step
 from jaxft.transforms import full
@@ -105,8 +105,8 @@ def test_what_may_stand_beside_a_loss_is_that_of_all_logits():
   data = batch()
   data["loss_mask"][1, 1] = 0  # of a row without a response nothing counts
   options = {
-      "plain": {}, "length": {"length_alpha": 0.25}, "wpo": {"wpo": True}, "js": {"divergence": "js"},
-      "alpha": {"divergence": "alpha", "divergence_alpha": 0.3}}
+      "plain": {}, "length": {"length_alpha": 0.25}, "nll": {"length_alpha": 0.25, "likelihood": 1.0},
+      "wpo": {"wpo": True}, "js": {"divergence": "js"}, "alpha": {"divergence": "alpha", "divergence_alpha": 0.3}}
   objectives = {name: preference(config, "dpo", settings_of("dpo", **more), remat="none")
                 for name, more in options.items()}
   objectives["alphapo"] = preference(config, "simpo", settings_of("simpo", reward_alpha=0.2), remat="none")
@@ -119,9 +119,10 @@ def test_what_may_stand_beside_a_loss_is_that_of_all_logits():
     first = {"where": np.arange(ROWS) == 0}
     gradients = {name: jax.grad(value(name, first))(params)["norm"]["scale"] for name in ("wpo", "plain")}
     log_p = [jax.nn.log_softmax(decoder.logits(params, config, hidden(params, side))) for side in (0, 1)]
-    return {name: value(name)(params) for name in objectives}, gradients, log_p
+    told = score_function(config, length_alpha=0.25, remat="none")(params, data).of("average")
+    return {name: value(name)(params) for name in objectives}, gradients, log_p, told
 
-  found, gradients, log_p = jax.device_get(run(params))
+  found, gradients, log_p, told = jax.device_get(run(params))
   mask, rows = data["loss_mask"][..., 1:], np.array([0, 2, 3])
   tokens = np.stack([np.take_along_axis(x[:, :-1], data["ids"][:, side, 1:, None], axis=2)[..., 0]
                      for side, x in enumerate(log_p)], axis=1)
@@ -135,6 +136,10 @@ def test_what_may_stand_beside_a_loss_is_that_of_all_logits():
   beyond = order > counts.min(axis=1)[:, None, None]
   cut = (tokens * mask * np.where(beyond, 0.25, 1)).sum(axis=2) - data["reference"]
   assert beyond.any() and found["length"] == pytest.approx(loss(0.1 * lead(cut)), rel=1e-4)
+  # Only the ranking makes light of what goes beyond: likelihood and averages are of all tokens.
+  nll = -sums[rows, 0].sum() / counts[rows, 0].sum()
+  assert found["nll"] == pytest.approx(loss(0.1 * lead(cut)) + nll, rel=1e-4)
+  np.testing.assert_allclose(told, sums / np.maximum(counts, 1), rtol=1e-4)
   collisions = np.stack([np.log(np.exp(2 * x[:, :-1]).sum(axis=2)) for x in log_p], axis=1)
   near = np.exp(((tokens - collisions) * mask).sum(axis=2) / np.maximum(counts, 1)).prod(axis=1)
   assert found["wpo"] == pytest.approx((near * np.logaddexp(0, -0.1 * lead(h)))[rows].mean(), rel=1e-4)

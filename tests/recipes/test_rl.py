@@ -130,6 +130,12 @@ def test_a_step_raises_the_better_answer_and_tells_how_it_went():
   assert metrics["uninformative"] == 1
 
 
+def test_what_all_answers_to_a_prompt_have_in_common_counts_for_nothing():
+  _, plain, *_ = run("grpo", [[1.0, 0.0], [0.25, 0.5]])
+  _, offset, metrics, _ = run("grpo", [[1e8 + 1.0, 1e8], [0.25, 0.5]])  # float32 has no 1e8 + 1
+  jax.tree.map(np.testing.assert_array_equal, plain.trainable, offset.trainable)
+
+
 def test_several_updates_on_one_set_of_answers():
   _, state, metrics, sampler = run("dapo", [[1.0, 0.0], [0.0, 2.0]], steps=2, passes=3, beta=0.5)
   assert int(state.step) == 2 and len(sampler.seen) == 2  # steps of the run, not updates
@@ -210,6 +216,29 @@ def strange(texts, records):
   return [1.0, float("nan")]
 
 
+def by_name(texts, records):
+  return dict.fromkeys(range(len(texts)), 1.0)
+
+
+def words(texts, records):
+  return ["1"] * len(texts)
+
+
+def vast(texts, records):
+  return [1e38] * len(texts)
+
+
+def lazily(texts, records):
+  yield from (1.0 / (text != "a") for text in texts)
+
+
+def emptied(texts, records):
+  texts.clear()
+  for record in records:
+    record.clear()
+  return [1.0, 0.0]
+
+
 def test_rewards_are_summed_and_their_faults_name_the_record():
   here = f"{__name__}:"
   of = lambda *names, weights=(): rewards_of(names, weights, None)
@@ -221,9 +250,14 @@ def test_rewards_are_summed_and_their_faults_name_the_record():
       ("score", r"raised ZeroDivisionError: .*; of the record \{'n': 0.* and the answer 'bb'"),
       ("whole", "raised RuntimeError: too many; of 2 answers together, and of none by itself"),
       ("nothing", "must give a sequence of numbers; got 3"), ("some", "one number for each of 2 answers; got 1"),
-      ("strange", r"must give finite numbers; got nan of the record \{'n': 0")):
+      ("strange", r"must give finite numbers, of 1e\+15 at most; got nan of the record \{'n': 0"),
+      ("vast", "of 1e.15 at most; got 1e.38 of the record"), ("words", "must give finite .*; got '1' of the record"),
+      ("by_name", r"must give a sequence of numbers; got \{0: 1.0"),
+      ("lazily", "raised ZeroDivisionError: .*; of the record .* and the answer 'a'")):
     with pytest.raises(ValueError, match=said):
       total(of(here + name), ["a", "bb"], [records[0], {**records[1], "n": 0}])
+  total(of(here + "emptied"), texts := ["a", "bb"], records)  # of its own copies
+  assert texts == ["a", "bb"] and records[0]["n"] == 2
 
 
 @pytest.mark.parametrize("names, weights, marker, said", [

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from jaxft.checks import one_of
 from jaxft.data.files.formats import FORMATS, OWN
-from jaxft.data.files.records import Reading, check, reading_of, records
+from jaxft.data.files.records import OTHERS, Reading, check, reading_of, records
 from jaxft.data.files.rows import KINDS, files_of
 from jaxft.data.prepare import config_of, is_prepared, prepare
 
@@ -25,6 +25,7 @@ class FilesConfig(tfds.core.BuilderConfig):
   splits: dict[str, list[str]]
   reading: Reading
   left_out: tuple[str, ...] = ()
+  kept: tuple[str, ...] = ()
 
 
 class Files(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -44,8 +45,9 @@ class Files(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       builder=self,
       description=f"{own} from {', '.join(Path(f).name for files in config.splits.values() for f in files):.200}",
       disable_shuffling=True,
-      metadata=tfds.core.MetadataDict(format=own, left_out=list(config.left_out)),
-      features=tfds.features.FeaturesDict({key: other.get(key, text) for key in OWN[own].columns}),
+      metadata=tfds.core.MetadataDict(format=own, left_out=list(config.left_out), kept=list(config.kept)),
+      features=tfds.features.FeaturesDict(
+        {key: other.get(key, text) for key in (*OWN[own].columns, *[OTHERS] * config.reading.others)}),
     )
 
   def _split_generators(self, dl_manager):
@@ -53,12 +55,13 @@ class Files(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {split: self._generate_examples(files) for split, files in config_of(self).splits.items()}
 
   def _generate_examples(self, files):
-    yield from enumerate(record for file in files for record in records(Path(file), config_of(self).reading))
+    config = config_of(self)
+    yield from enumerate(record for file in files for record in records(Path(file), config.reading, config.left_out))
 
 
 def files_builder(
     path: str | os.PathLike, *, format: str | None = None, fields: Mapping[str, str] | None = None,
-    data_dir: str | os.PathLike | None = None,
+    others: bool = False, data_dir: str | os.PathLike | None = None,
 ) -> tfds.core.DatasetBuilder:
   """A prepared builder of a file, or of a folder of them; what changed is prepared anew.
 
@@ -69,6 +72,7 @@ def files_builder(
       has the name of its split, or one that `datasets.save_to_disk` wrote.
     format: a key of `jaxft.data.files.formats.FORMATS`; None takes the one whose columns the first row has.
     fields: names of columns to those that the format has; an empty one leaves the column out.
+    others: keeps what would be left out and JSON can hold, beside what is learnt from (`records.with_others`).
     data_dir: as in `jaxft.data.source`.
 
   Raises:
@@ -86,19 +90,25 @@ def files_builder(
   files = [file for some in splits.values() for file in some]
   if not files:
     raise ValueError(f"{path} holds no {', '.join(KINDS)} file, and nothing that datasets.save_to_disk wrote")
-  reading = reading_of(files[0], format=format, fields=fields or {})
+  reading = reading_of(files[0], format=format, fields=fields or {}, others=others)
   # Images are read later, from where they lie.
   place = [os.fspath(path.parent.absolute())] if "image" in OWN[reading.own].columns else []
   facts = {split: [_digest(file) for file in some] for split, some in splits.items()}
-  digest = hashlib.sha256(json.dumps([facts, [*reading], *place]).encode()).hexdigest()[:24]
+  read = [*reading] if others else [*reading[:2]]
+  digest = hashlib.sha256(json.dumps([facts, read, *place]).encode()).hexdigest()[:24]
   names = {split: [os.fspath(file.absolute()) for file in some] for split, some in splits.items()}
   config = FilesConfig(name=digest, splits=names, reading=reading)
   if not is_prepared(Files, data_dir=data_dir, config=config):
-    left_out = {column: None for file in files for column in check(file, reading)}
-    config = dataclasses.replace(config, left_out=tuple(left_out))
+    found: dict[str, bool] = {}
+    for file in files:
+      found |= {column: fits and found.get(column, True) for column, fits in check(file, reading).items()}
+    kept = tuple(column for column, fits in found.items() if fits)
+    config = dataclasses.replace(config, left_out=tuple(column for column in found if column not in kept), kept=kept)
   made = prepare(Files, data_dir=data_dir, config=config)
-  if left := (made.info.metadata or {}).get("left_out"):
-    print(f"jaxft: note: {path.name} is read as {reading.format}; left out: {', '.join(left)}", file=sys.stderr)
+  said = [f"{what}: {', '.join(columns)}" for what, name in (("for rewards alone", "kept"), ("left out", "left_out"))
+          if (columns := (made.info.metadata or {}).get(name))]
+  if said:
+    print(f"jaxft: note: {path.name} is read as {reading.format}; {'; '.join(said)}", file=sys.stderr)
   return made
 
 

@@ -120,6 +120,9 @@ OWN: dict[str, Format] = {
   "chats and answers": Format(
     ("prompt", "answer"), "rl", {"prompt": [{"role": "user", "content": "What is twice three?"}], "answer": "6"},
     turns=("prompt",)),
+  "prompts": Format(("prompt",), "rl", {"prompt": "Twice three is"}),
+  "chats to answer": Format(
+    ("prompt",), "rl", {"prompt": [{"role": "user", "content": "What is twice three?"}]}, turns=("prompt",)),
   "labels": Format(("text", "label"), "classify", {"text": "I loved it.", "label": "positive"}),
   "values": Format(("text", "value"), "regress", {"text": "I loved it.", "value": 4.5}),
   "image labels": Format(("image", "label"), "classify", {"image": "pets/1.png", "label": "cat"}),
@@ -161,8 +164,10 @@ OTHERS: dict[str, Format] = {
 FORMATS: dict[str, Format] = {**OWN, **OTHERS}
 
 
-def detect(columns: Sequence[str], row: Mapping[str, Any] | None = None) -> str:
+def detect(columns: Sequence[str], row: Mapping[str, Any] | None = None, *, others: bool = False) -> str:
   """The format that has these columns; of several, the one with most of them.
+
+  A prompt with columns that no format has is one of the prompts of a reward, and else no record.
 
   >>> detect(["anchor", "positive", "id"]), detect(["instruction", "input", "output"])
   ('pairs', 'Alpaca')
@@ -170,11 +175,13 @@ def detect(columns: Sequence[str], row: Mapping[str, Any] | None = None) -> str:
   Args:
     columns: of the rows.
     row: by which text is told from lists of turns where the columns are the same; None takes it for text.
+    others: whether what a format does not read is kept, for rewards.
 
   Raises:
     ValueError: they are of none, or of two alike.
   """
-  fits = [name for name, form in FORMATS.items() if {*form.columns} <= {*columns}]
+  fits = [name for name, form in FORMATS.items() if {*form.columns} <= {*columns} and (
+      others or form.columns != ("prompt",) or [*columns] == ["prompt"])]
   if not fits:
     takes = "; ".join(f"{name}: {', '.join(form.columns)}" for name, form in FORMATS.items())
     raise ValueError(f"keys {sorted(columns)} are of no format; {takes}; others are named by --fields own=theirs")

@@ -1,8 +1,9 @@
 """From the rows of a file to records of one of the library's own formats, each checked."""
 
+import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxft.data.images import image_problem
 
 ROLES = ("system", "user", "assistant", "tool")
 NUMBERS = ("value", "score")
+OTHERS = "others"
 
 
 class Reading(NamedTuple):
@@ -20,10 +22,12 @@ class Reading(NamedTuple):
   Attributes:
     format: of the rows, a key of `FORMATS`.
     fields: other names of columns, as of `formats.rename`.
+    others: whether the columns that the format does not read are kept: as JSON, in one field, `OTHERS`.
   """
 
   format: str
   fields: Mapping[str, str] = {}
+  others: bool = False
 
   @property
   def own(self) -> str:
@@ -36,8 +40,8 @@ class Reading(NamedTuple):
     return (*FORMATS[self.format].columns, *FORMATS[self.format].optional)
 
 
-def reading_of(file: Path, *, format: str | None, fields: Mapping[str, str]) -> Reading:
-  """The format that the columns of the first row tell.
+def reading_of(file: Path, *, format: str | None, fields: Mapping[str, str], others: bool = False) -> Reading:
+  """The format that the columns of the first row tell; `others` as of `Reading`.
 
   Raises:
     ValueError: they are of no format or of two, or there is no row; file and place are named.
@@ -50,35 +54,44 @@ def reading_of(file: Path, *, format: str | None, fields: Mapping[str, str]) -> 
     try:
       renamed = rename(row, fields)
       columns = list(renamed)
-      format = format or detect(columns, renamed)
+      format = format or detect(columns, renamed, others=others)
       check_spelling(format, columns)
     except ValueError as e:
       raise ValueError(f"{file}, {where}: {e}") from None
-    return Reading(format, fields)
+    return Reading(format, fields, others)
   raise ValueError(f"{file}: the file holds no record")
 
 
-def records(file: Path, reading: Reading) -> Iterator[dict[str, Any]]:
-  """The records of a file that `check` has found whole."""
+def records(file: Path, reading: Reading, left_out: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+  """The records of a file that `check` has found whole, without the columns left out."""
   for _, row, _ in rows_of(file):
-    yield _record(row, reading, file)
+    record = _record(row, reading, file)
+    if reading.others:
+      record[OTHERS] = json.dumps({name: row[name] for name in _others(row, reading) if name not in left_out})
+    yield record
 
 
-def check(file: Path, reading: Reading) -> dict[str, None]:
-  """Reads a whole file and returns the columns of its rows that are not read, in order.
+def with_others(record: Mapping[str, Any]) -> dict[str, Any]:
+  """A record with the columns that its format does not read, where they were kept; of one name its own stays."""
+  own = {name: value for name, value in record.items() if name != OTHERS}
+  return own | {name: value for name, value in json.loads(record.get(OTHERS, "{}")).items() if name not in own}
+
+
+def check(file: Path, reading: Reading) -> dict[str, bool]:
+  """Reads a whole file and returns the columns of its rows that are not read, in order, and whether each is kept.
 
   Raises:
     ValueError: a row is none of the format, or its image is none, or there is none: the first is shown with its place
       and reason, the others are counted.
   """
-  broken, count, others = [], 0, {}
+  broken, count, others = [], 0, dict[str, bool]()
   for where, row, problem in rows_of(file):
     problem = problem or _problem(row, reading, file)
     count += problem is None
     if problem:
       broken.append((where, problem))
     else:
-      others |= dict.fromkeys(name for name in row if reading.fields.get(name, name) not in reading.columns)
+      others |= {name: others.get(name, reading.others) and _in_json(row[name]) for name in _others(row, reading)}
   if broken:
     where, problem = broken[0]
     more = ""
@@ -89,6 +102,18 @@ def check(file: Path, reading: Reading) -> dict[str, None]:
   if not count:
     raise ValueError(f"{file}: the file holds no record")
   return others
+
+
+def _others(row: Mapping[str, Any], reading: Reading) -> list[str]:
+  """The columns of a row, by their own names, that are not read."""
+  return [name for name in row if reading.fields.get(name, name) not in reading.columns]
+
+
+def _in_json(value: Any) -> bool:
+  try:
+    return json.loads(json.dumps(value)) == value or value != value  # a NaN is none of its own equals
+  except (TypeError, ValueError, RecursionError):
+    return False
 
 
 def _record(row: Mapping[str, Any], reading: Reading, file: Path) -> dict[str, Any]:

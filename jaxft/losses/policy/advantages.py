@@ -49,12 +49,14 @@ def group_advantages(
   one_of("scale", scale, get_args(Scale))
   in_range("eps", eps, "[0, inf)")
   kept, rewards = _scored(rewards, where)
-  apart = jnp.where(kept, rewards - _mean(rewards, kept), 0.0)
+  apart = _from_first(rewards, kept)
+  apart = jnp.where(kept, apart - _mean(apart, kept), 0.0)
   if scale == "none":
     return apart
   if scale == "group":
     spread = jnp.sqrt(jnp.sum(apart * apart, axis=1, keepdims=True) / jnp.maximum(_count(kept) - 1, 1))
   else:
+    rewards = _from_first(rewards.reshape(1, -1), kept.reshape(1, -1)).reshape(kept.shape)
     everywhere = jnp.sum(rewards) / jnp.maximum(jnp.sum(kept), 1)
     squares = jnp.square(jnp.where(kept, rewards - everywhere, 0.0))
     spread = jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(kept) - 1, 1))
@@ -85,7 +87,7 @@ def leave_one_out_advantages(
   TRL: `RLOOTrainer`
   """
   kept, rewards = _scored(rewards, where)
-  others = _count(kept) - 1
+  rewards, others = _from_first(rewards, kept), _count(kept) - 1
   baseline = (jnp.sum(rewards, axis=1, keepdims=True) - rewards) / jnp.maximum(others, 1)
   return jnp.where(kept & (others > 0), rewards - baseline, 0.0)
 
@@ -241,6 +243,12 @@ def _scored(rewards: AnyArray, where: AnyArray | None) -> tuple[Array, Array]:
 
 def _count(kept: Array) -> Array:
   return jnp.sum(kept, axis=1, keepdims=True)
+
+
+def _from_first(rewards: Array, kept: Array) -> Array:
+  """Less the first of each row that counts, 0 where none does: of equal rewards nothing is left, to the last bit."""
+  first = jnp.take_along_axis(rewards, jnp.argmax(kept, axis=1, keepdims=True), axis=1)
+  return jnp.where(kept, rewards - first, 0.0)
 
 
 def _mean(rewards: Array, kept: Array) -> Array:

@@ -134,6 +134,6 @@ def _target(options: Finetune, model: Pretrained) -> Any:
   from jaxft.recipes.guess import with_loss
   from jaxft.recipes.preparation import target_of
 
-  splits = read_splits(options.data or "", options.examples)
+  splits = read_splits(options.data or "", options.examples, others=bool(options.loss.reward))
   options, _ = with_loss(options, model.kind, [*splits.train[0]])
   return target_of(options, model, splits, teacher_of(options, loss_name(options.loss.loss, model.kind), model))

@@ -32,20 +32,22 @@ class Scores(NamedTuple):
   """Of each row and side the sum of the log-probabilities of the response's tokens, and their number.
 
   Attributes:
-    sums, tokens: `[B, sides]`, float32.
+    sums, tokens: `[B, sides]`, float32; in the sums `length_alpha` makes light of tokens beyond the shorter side.
+    whole: the sums in which each token counts alike.
     text, text_tokens: of prompt and response of the first side, `[B]`.
     near: `wpo_weights`; None where they are not asked for.
   """
 
   sums: Float[Array, "batch sides"]
   tokens: Float[Array, "batch sides"]
+  whole: Float[Array, "batch sides"]
   text: Float[Array, " batch"]
   text_tokens: Float[Array, " batch"]
   near: Float[Array, "batch sides"] | None = None
 
   def of(self, score: str) -> Float[Array, "batch sides"]:
     """The sums, or the averages over tokens."""
-    return self.sums if score == "sum" else self.sums / jnp.maximum(self.tokens, 1)
+    return self.sums if score == "sum" else self.whole / jnp.maximum(self.tokens, 1)
 
 
 class Sides(NamedTuple):
@@ -102,16 +104,15 @@ def score_function(
     if isinstance(found, losses.TokenStatistics):
       weighed = losses.wpo_weights(found.log_probs, found.log_collisions, (response & (weights > 0)).reshape(
           rows * sides, time)).reshape(rows, sides)
-    if length_alpha == 1:
-      sums = total(log_probs)
-    else:
+    sums = whole = total(log_probs)
+    if length_alpha != 1:
       shared = jnp.repeat(jnp.min(tokens, axis=1).astype(jnp.int32), sides)
       sums = losses.length_desensitized(
           log_probs.reshape(rows * sides, time), (response & (weights > 0)).reshape(rows * sides, time), shared,
           alpha=length_alpha).reshape(rows, sides)
     zero = jnp.zeros(rows, jnp.float32)
     of_text = (jnp.sum(log_probs[:, 0], axis=-1), jnp.sum(weights[:, 0], axis=-1)) if text else (zero, zero)
-    return Scores(sums, tokens, *of_text, weighed)
+    return Scores(sums, tokens, whole, *of_text, weighed)
 
   return score
 
@@ -212,7 +213,7 @@ def _likelihood(loss: Preference, scores: Scores, sides: Sides) -> Mean:
   if loss.likelihood_of == "average":
     return Mean.of(-scores.of("average")[:, 0], sides.where)
   of_text = loss.likelihood_of == "texts"
-  total, tokens = (scores.text, scores.text_tokens) if of_text else (scores.sums[:, 0], scores.tokens[:, 0])
+  total, tokens = (scores.text, scores.text_tokens) if of_text else (scores.whole[:, 0], scores.tokens[:, 0])
   counted = jnp.where(sides.where, tokens, 0.0)
   return Mean(-jnp.sum(jnp.where(sides.where, total, 0.0)), jnp.sum(counted))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.data.files.records import with_others
 from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes.examples import BUCKETS, Records, turns_of
 from jaxft.recipes.model import encode_prompt, encode_turns, left_padded
@@ -48,8 +49,8 @@ class Prompts(Sequence):
     return {"index": int(i), "ids": self._rows[int(i)]}
 
   def record(self, i: int) -> dict[str, Any]:
-    """A record as rewards read it: with a chat as a list of turns."""
-    record = dict(self._records[self._kept[i]])
+    """A record as rewards read it: with all columns of its file, and a chat as a list of turns."""
+    record = with_others(self._records[self._kept[i]])
     if not isinstance(record.get("prompt", ""), str):
       record["prompt"] = turns_of(record["prompt"])
     return record

@@ -4,7 +4,7 @@ import importlib
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ Record = Mapping[str, Any]
 Score = Callable[[Sequence[str], Sequence[Record]], Any]
 GYM = "reasoning-gym"
 # A sign belongs to a number where nothing stands before it that it could join: "7-3" ends with 3.
+LARGEST = 1e15  # of a reward, whose square float32 holds
 _NUMBER = re.compile(r"(?:(?<![\w)\]])[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
@@ -121,24 +122,26 @@ def _function(name: str, module: str, function: str) -> Score:
 
 def _scores(reward: Reward, texts: Sequence[str], records: Sequence[Record]) -> np.ndarray:
   try:
-    given = reward.score(list(texts), list(records))
+    given = reward.score(list(texts), [dict(record) for record in records])
   except Exception as e:  # of a function of the user, which may raise anything
     raise ValueError(f"reward {reward.name} raised {type(e).__name__}: {e}; {_culprit(reward, texts, records)}") from e
+  if isinstance(given, Mapping | Set | str | bytes) or not isinstance(given, Iterable):
+    raise ValueError(f"reward {reward.name} must give a sequence of numbers; got {given!r:.60}")
   try:
     given = list(given)
-  except TypeError:
-    raise ValueError(f"reward {reward.name} must give a sequence of numbers; got {given!r:.60}") from None
+  except Exception as e:  # a generator may raise anything as well
+    raise ValueError(f"reward {reward.name} raised {type(e).__name__}: {e}; {_culprit(reward, texts, records)}") from e
   if len(given) != len(texts):
     raise ValueError(f"reward {reward.name} must give one number for each of {len(texts)} answers; got {len(given)}")
   out = np.zeros(len(texts))
   for i, value in enumerate(given):
     try:
-      out[i] = float(value)
+      out[i] = np.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError):
       out[i] = np.nan
-    if not np.isfinite(out[i]):
-      raise ValueError(
-          f"reward {reward.name} must give finite numbers; got {value!r:.60} of {_shown(texts, records, i)}")
+    if not abs(out[i]) <= LARGEST:
+      raise ValueError(f"reward {reward.name} must give finite numbers, of {LARGEST:g} at most; got {value!r:.60} of "
+                       f"{_shown(texts, records, i)}")
   return out
 
 
@@ -146,7 +149,7 @@ def _culprit(reward: Reward, texts: Sequence[str], records: Sequence[Record]) ->
   """The first record of which the reward raises something by itself."""
   for i in range(len(texts)):
     try:
-      reward.score([texts[i]], [records[i]])
+      list(reward.score([texts[i]], [dict(records[i])]))
     except Exception:
       return f"of {_shown(texts, records, i)}"
   return f"of {len(texts)} answers together, and of none by itself"

@@ -78,7 +78,8 @@ class PolicyStep:
       apart = np.where(where, np.asarray(old) - np.asarray(reference), 0.0).sum(axis=1)
       told["kl"] = float(apart.sum() / max(where.sum(), 1))
       rewards = rewards - settings.beta * apart.reshape(rewards.shape)
-    rewards = rewards.astype(np.float32)
+    # What answers to one prompt have in common tells none from another, and may be too large for float32 to show more.
+    rewards = (rewards - rewards[:, :1]).astype(np.float32)
     advantages = leave_one_out_advantages(rewards) if loss.scale == "leave-one-out" else (
         group_advantages(rewards, scale=loss.scale))
     plain = sampled.rewards["reward"]
