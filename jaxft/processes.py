@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Mapping
 
-from jaxft.roll_call import RollCall, end_process
+from jaxft.roll_call import GRACE, RollCall, end_process
 
 # The exit status of a run that was stopped with everything saved, or lost one of its processes: start it again. It is
 # EX_TEMPFAIL of sysexits.h; every other one that is not 0 says that a new start would end the same way.
@@ -179,6 +179,7 @@ def finish(status: int, said: str | None, *, fault: bool) -> tuple[int, str | No
     call.tell(status, said or f"exit status {status}")
   else:
     status, said = _verdict(*other)
+  call.see_off(2 * GRACE)
   end_process(status, said or "")
   return status, said
 

@@ -84,6 +84,7 @@ class RollCall:
     self._gone: set[int] = set()  # those that have said good-bye, or will say nothing more
     self._lost: set[int] = set()
     self._left = threading.Event()
+    self._at_once = False  # whether process 0 waits for this one to end
     self._known = threading.Event()
     self._end: tuple[int | None, str] | None = None
     deadline = time.monotonic() + timeout
@@ -96,7 +97,7 @@ class RollCall:
   def watch(self, end: Callable[[int | None, str], None]) -> None:
     """Watches the others from a thread; `end(status, why)` is called GRACE seconds after one of them has ended.
 
-    After the loss of process 0 it is called at once. The status is that with which it ended, None where it was lost.
+    After the end of process 0 it is called at once. The status is that with which it ended, None where it was lost.
     """
     threading.Thread(target=self._watch, args=(end,), name="roll call", daemon=True).start()
 
@@ -110,6 +111,13 @@ class RollCall:
     self._left.set()
     for line in self._lines.values():
       line.send(process=self.process, status=status, why=why[:1000])
+
+  def see_off(self, seconds: float) -> None:
+    """Process 0: waits until the others have ended, as JAX would abort them without the coordinator; else nothing."""
+    deadline, there = time.monotonic() + seconds, dict(self._lines if self.process == 0 else {})
+    while there and time.monotonic() < deadline:
+      there = {process: line for process, line in there.items() if line.read() is not None}
+      time.sleep(0.02)
 
   def leave(self) -> None:
     """Says good-bye: from here on the others are free to end, and so is this one."""
@@ -251,8 +259,9 @@ class RollCall:
       for line in self._lines.values():
         line.send(process=0, status=self._end[0], why=self._end[1], told=True)
     self._known.set()
-    if 0 not in self._lost:  # without the coordinator JAX aborts at once, and says nothing of this
+    if 0 not in self._lost and not self._at_once:  # without the coordinator JAX aborts at once, and says nothing of it
       time.sleep(GRACE)
+    self.see_off(GRACE)
     end(*self._end)
 
   def _gone_silently(self, process: int, how: str) -> None:
@@ -266,6 +275,7 @@ class RollCall:
       self._gone.add(process)
     elif "why" in message and self._end is None:
       said = str(message["why"])
+      self._at_once = process == 0 and not message.get("told")
       self._end = message["status"], said if message.get("told") else f"{self._name(process)} ended: {said}"
 
 

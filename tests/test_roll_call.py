@@ -132,6 +132,25 @@ def test_an_error_ends_all_with_its_status_and_a_good_bye_none(address, monkeypa
   assert 1 not in ends and 2 not in ends
 
 
+def test_an_error_of_the_first_ends_the_others_before_it_ends_itself(address, monkeypatch):
+  # JAX aborts a process whose coordinator is gone, with a status by which launchers would start it again.
+  calls = called(address, 0, 1, 2, heartbeat=1.0)
+  ends = watched(calls, monkeypatch)
+  monkeypatch.setattr(roll_call, "GRACE", 3600.0)  # for nothing that process 0 waits for
+  calls[0].tell(2, "jaxft: error: no such file")
+  seeing_off = threading.Thread(target=calls[0].see_off, args=(20.0,))
+  seeing_off.start()
+  wait_until(lambda: len(ends) == 2)
+  assert all(status == 2 and "process 0 of 3" in why and "no such file" in why for status, why in ends.values())
+  hang_up(calls[1])
+  time.sleep(0.2)
+  assert seeing_off.is_alive()
+  hang_up(calls[2])
+  seeing_off.join(timeout=5)
+  assert not seeing_off.is_alive()
+  calls[0].see_off(20.0)  # of those that have ended
+
+
 def test_the_place_is_that_of_options_else_of_the_environment_else_of_the_cluster(monkeypatch):
   environment = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
   assert place_of(environment=environment) == Place("a:1", 4, 3)

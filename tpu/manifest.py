@@ -10,6 +10,8 @@ bucket or the claim is mounted at /mnt in all pods: --out and the data belong th
 
 import argparse
 import math
+import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +21,18 @@ import yaml
 RESTART = 75  # of jaxft.processes; this script runs where jaxft need not be installed
 ERRORS = (1, 2, 3)
 PORT = 8476
-CHIPS = {  # GKE's name of the accelerator, and chips a host in slices of several hosts
-    "v5e": ("tpu-v5-lite-podslice", 4), "v5p": ("tpu-v5p-slice", 4), "v6e": ("tpu-v6e-slice", 4),
+CHIPS = {  # GKE's name of the accelerator, chips a host in slices of several hosts, and sides of a slice
+    "v5e": ("tpu-v5-lite-podslice", 4, 2), "v5p": ("tpu-v5p-slice", 4, 3), "v6e": ("tpu-v6e-slice", 4, 2),
 }
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # all that v5e and v6e have
+LABEL = "small letters, digits and -, the first a letter, the last no -, at most 40 of them"  # a pod's name is longer
+COMMANDS = ("finetune", "plan", "evaluate", "generate", "run", "list", "cite", "formats", "fetch", "merge",
+            "completion", "convert")
 GRACE = 120  # seconds between SIGTERM and SIGKILL: time to finish a step and to save it
 Manifest = dict[str, Any]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   kinds = parser.add_subparsers(dest="kind", required=True)
   gke, job = kinds.add_parser("gke"), kinds.add_parser("job")
@@ -47,17 +53,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
   job.add_argument("--processes", type=int, required=True)
   job.add_argument("--gpus", type=int, default=0, help="of each process")
   options = parser.parse_args(arguments)
+  if wrong := mistake(options):
+    parser.error(wrong)
   manifests = gke_manifests(options) if options.kind == "gke" else job_manifests(options)
   text = yaml.safe_dump_all(manifests, sort_keys=False)
-  if options.apply:
-    subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True, check=True)
-  else:
+  if not options.apply:
     print(text, end="")
+    return 0
+  if shutil.which("kubectl") is None:
+    parser.error("--apply needs kubectl on the PATH; without it the manifests are printed")
+  return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode
+
+
+def mistake(options: argparse.Namespace) -> str | None:
+  """What no cluster would take, or would take and never schedule."""
+  if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", options.name):
+    return f"--name must be {LABEL}; got {options.name!r}"
+  if not re.fullmatch(r"\S+", options.image):
+    return f"--image must be an image's name, without blanks; got {options.image!r}"
+  if options.command[0] not in COMMANDS:
+    return f"the command after -- must be one of {' '.join(COMMANDS)}; got {options.command[0]!r}"
+  for name, least in {"restarts": 0, "slices": 1, "processes": 1, "gpus": 0}.items():
+    if (given := getattr(options, name, least)) < least:
+      return f"--{name} must be at least {least}; got {given}"
+  if options.kind == "gke" and not is_topology(options.chip, options.topology):
+    shapes = "one of " + ", ".join(FLAT) if CHIPS[options.chip][2] == 2 else (
+        "2x2x1, 2x2x2, 2x2x4, 2x4x4 or three sides that 4 divides, the smallest first, such as 4x4x8")
+    return f"--topology of {options.chip} must be {shapes}; got {options.topology!r}"
+  return None
+
+
+def is_topology(chip: str, topology: str) -> bool:
+  """Whether GKE has slices of this shape."""
+  if CHIPS[chip][2] == 2:
+    return topology in FLAT
+  if topology in ("2x2x1", "2x2x2", "2x2x4", "2x4x4"):
+    return True
+  sides = [int(n) for n in topology.split("x")] if re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){2}", topology) else []
+  return len(sides) == 3 and all(n % 4 == 0 for n in sides) and sides == sorted(sides)
 
 
 def gke_manifests(options: argparse.Namespace) -> list[Manifest]:
   """A JobSet with one Job a slice; GKE tells each pod its number and the hosts, which JAX reads."""
-  accelerator, per_host = CHIPS[options.chip]
+  accelerator, per_host, _ = CHIPS[options.chip]
   chips = math.prod(int(n) for n in options.topology.split("x"))
   hosts = max(1, chips // per_host)
   pod = _pod(options, {"google.com/tpu": min(chips, per_host)})
@@ -132,4 +170,4 @@ def _pod(options: argparse.Namespace, accelerators: dict[str, int]) -> Manifest:
 
 
 if __name__ == "__main__":
-  main()
+  raise SystemExit(main())

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +26,11 @@ from typing import Any
 RESTART = 75  # of jaxft.processes; the machine that submits need not have jaxft
 ROOT = Path(__file__).resolve().parents[1]
 THERE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"  # Ray's own name of the working directory on a host
+CTRL_C = 130  # 128 + SIGINT: somebody wants it to end
+CTRL_C = 130  # somebody wants the run to end
 LOST = -1  # in place of an exit status: the host or its worker is gone
+COMMANDS = ("finetune", "plan", "evaluate", "generate", "run", "list", "cite", "formats", "fetch", "merge",
+            "completion", "convert")
 LEFT_OUT = ["/.git", "/.venv*", "/experiments/results", "/tests", "/build"]
 
 
@@ -42,8 +47,17 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in the cluster already
   parser.add_argument("command", nargs="+", help="of jaxft, after --")
   options = parser.parse_args(arguments)
-  if options.processes < 1:
-    parser.error(f"--processes must be at least 1; got {options.processes}")
+  for name, least in {"processes": 1, "gpus": 0, "tpus": 0, "cpus": 0, "restarts": 0}.items():
+    if not (given := getattr(options, name)) >= least:  # NaN too
+      parser.error(f"--{name} must be at least {least}; got {given}")
+  if not options.cpus + options.gpus + options.tpus:
+    parser.error("one of --cpus, --gpus, --tpus must be above 0: Ray places a process by what it takes")
+  if options.gpus and options.tpus:
+    parser.error(f"--gpus and --tpus: a process has one kind of accelerator; got {options.gpus:g} and {options.tpus:g}")
+  if options.command[0] not in COMMANDS:
+    parser.error(f"the command after -- must be one of {' '.join(COMMANDS)}; got {options.command[0]!r}")
+  if not (options.here or options.dry_run or shutil.which("ray")):
+    parser.error("ray is not on the PATH; pip install 'ray[default]'")
   return options
 
 
@@ -119,7 +133,7 @@ def verdict(statuses: Sequence[int]) -> tuple[int, bool]:
 
   An error of one is the error of all, as jaxft tells it on; what was lost or stopped, 75, comes after that.
   """
-  errors = [status for status in statuses if 0 < status <= 128 and status != RESTART]
+  errors = [status for status in statuses if 0 < status <= 128 and status != RESTART or status == CTRL_C]
   if errors:
     return errors[0], False
   again = any(status != 0 for status in statuses)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs one process of a run, and starts it again where a new start can help: at 75 (it was stopped with everything saved,
-# or lost another process) and where a signal ended it. Any other status is the last.
+# or lost another process) and where a signal ended it, but for Ctrl-C (130). Any other status is the last.
 #   supervise.sh [--dry-run] [--restarts 20] [--wait 15] -- COMMAND...
 # All processes of a run end together, so that all of their supervisors start them again together.
 set -uo pipefail
@@ -10,6 +10,7 @@ set -uo pipefail
 
 restarts=20 wait=15
 take_options "restarts wait" "" "$@"
+need_whole 0 restarts wait
 need_command "the command"
 if [ -n "$dry" ]; then
   show "${command[@]}"
@@ -29,7 +30,9 @@ for ((start = 0; ; start++)); do
   wait "$child"; status=$?
   while kill -0 "$child" 2>/dev/null; do wait "$child"; status=$?; done  # a trap ends a wait
   child=''
-  if [ -n "$stopped" ] || { [ "$status" -ne 75 ] && [ "$status" -le 128 ]; }; then exit "$status"; fi
+  again=''
+  if [ "$status" -eq 75 ] || { [ "$status" -gt 128 ] && [ "$status" -ne 130 ]; }; then again=1; fi
+  if [ -n "$stopped" ] || [ -z "$again" ]; then exit "$status"; fi
   if [ "$start" -ge "$restarts" ]; then
     echo "supervise.sh: exit status $status after $restarts restarts; no more" >&2
     exit "$status"

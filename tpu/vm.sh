@@ -10,7 +10,7 @@
 #   --bucket B      gs://B is mounted at /mnt on every worker (Cloud Storage FUSE): a place that all workers share
 #   --share H:/P    an NFS share (Filestore), mounted there instead
 #   --restarts N    slices to ask for again after one was taken away (20)
-# Exit status: that of the run.
+# Exit status: that of the run. The run outlives this script: `launch` again follows one that is still going.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -18,19 +18,55 @@ set -euo pipefail
 
 [ "${1:-}" = --dry-run ] && { dry=1; shift; }
 action="${1:-}"
-[ $# -gt 0 ] && shift
+case "$action" in
+  launch|logs|stop|status|delete) shift ;;
+  --help|-h) usage ;;
+  *) fail "the action must be launch, logs, stop, status or delete; got '$action'" ;;
+esac
 name='' zone='' type='' project='' runtime='' spot='' bucket='' share='' restarts=20
 take_options "name zone type project runtime bucket share restarts" spot "$@"
 need_options name zone
 bucket="${bucket#gs://}"
+need_label name 63
+need_form zone '[a-z0-9-]+' 'as us-west4-a'
+need_form project '[A-Za-z0-9.:-]+' "a project's id"
+need_form bucket '[A-Za-z0-9._-]+' "a bucket's name, without a path"
+need_form share '[A-Za-z0-9._-]+:/[A-Za-z0-9._/-]*' 'as HOST:/PATH'
+need_form type '[a-z0-9]+(-[a-z0-9]+)*-[1-9][0-9]*' 'a type of TPU as v5litepod-16'
+need_form runtime '[a-z0-9.-]+' 'as v2-alpha-tpuv5'
+need_whole 0 restarts
+[ -z "$bucket" ] || [ -z "$share" ] || fail "--bucket and --share are both mounted at /mnt: give one of them"
 root="$(cd "$(dirname "$0")/.." && pwd)"
 where=("--zone=$zone" --quiet)
 [ -z "$project" ] || where+=("--project=$project")
 
+need_tool gcloud 'https://cloud.google.com/sdk/docs/install'
+background="\$HOME/jaxft/tpu/background.sh --name jaxft"
+
 tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
 on_all() { tpus tpu-vm ssh "$name" --worker=all "--command=$1"; }
 
-state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)' 2>/dev/null || echo NONE; }
+# The queued resource's state, NONE where there is none; where that cannot be known the script ends with gcloud's words.
+state() {
+  local said
+  if said="$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)' 2>&1)"; then
+    tail -n 1 <<<"$said"
+  elif [[ "$said" == *NOT_FOUND* ]]; then
+    echo NONE
+  else
+    echo "vm.sh: the state of $name cannot be read: $said" >&2
+    return 1
+  fi
+}
+
+# It may be a matter of the connection: asked again for about five minutes.
+patient_state() {
+  local tries=10
+  until state; do
+    [ $((tries -= 1)) -gt 0 ] || return 1
+    sleep "${VM_SH_WAIT:-30}"
+  done
+}
 
 create() {
   local flags=("--node-id=$name" "--accelerator-type=$type" "--runtime-version=$runtime")
@@ -45,15 +81,17 @@ await_active() {
     return
   fi
   local now
-  while now="$(state)"; [ "$now" != ACTIVE ]; do
+  while now="$(patient_state)" || exit 1; [ "$now" != ACTIVE ]; do
     case "$now" in
       FAILED|SUSPENDED|NONE)
         echo "vm.sh: the queued resource is $now" >&2
         gcloud compute tpus queued-resources describe "$name" "${where[@]}" >&2 || true
+        # Quota, type or zone: to ask again would fail again.
+        [ "$now" != FAILED ] || { echo "vm.sh: see 'When it fails' in tpu/README.md; vm.sh delete removes it" >&2; exit 1; }
         return 1 ;;
     esac
     echo "vm.sh: $now" >&2
-    sleep 30
+    sleep "${VM_SH_WAIT:-30}"
   done
 }
 
@@ -73,7 +111,7 @@ install() {
 case "$action" in
   launch)
     need_options type
-    need_command "the command of jaxft"
+    need_jaxft_command
     if [ -z "$runtime" ]; then
       case "$type" in
         v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
@@ -88,22 +126,29 @@ case "$action" in
     line="$(printf ' %q' "${command[@]}")"
     # The run's own supervisor starts it again on a slice that lives; this loop asks for another when the slice is gone.
     for ((start = 0; ; start++)); do
-      if [ -n "$dry" ] || [ "$(state)" = NONE ]; then create; fi
+      if [ -n "$dry" ]; then
+        create
+      else
+        now="$(state)" || exit 1
+        [ "$now" != NONE ] || create
+      fi
       if await_active; then
-        install
+        if [ -n "$dry" ] || ! on_all "$background --running"; then install; fi
         status=0
-        on_all "\$HOME/jaxft/tpu/supervise.sh -- \$HOME/jaxft-venv/bin/jaxft$line 2>&1 | tee -a \$HOME/jaxft.log; exit \${PIPESTATUS[0]}" || status=$?
+        on_all "$background -- \$HOME/jaxft/tpu/supervise.sh -- \$HOME/jaxft-venv/bin/jaxft$line" || status=$?
         [ -z "$dry" ] || { echo "+ at another state than ACTIVE afterwards: delete, create and run again, at most $restarts times"; exit 0; }
-        if [ "$status" -eq 0 ] || [ "$(state)" = ACTIVE ]; then exit "$status"; fi
+        [ "$status" -ne 0 ] || exit 0
+        now="$(patient_state)" || exit 1
+        if [ "$now" = ACTIVE ]; then exit "$status"; fi
       else
         status=75
       fi
       [ "$start" -lt "$restarts" ] || { echo "vm.sh: no more after $restarts restarts" >&2; exit "$status"; }
-      [ "$(state)" = NONE ] || delete
+      now="$(patient_state)" || exit 1
+      [ "$now" = NONE ] || delete
     done ;;
   logs) on_all 'tail -n 50 ~/jaxft.log' ;;
-  stop) on_all 'pkill -TERM -f "[j]axft/tpu/supervise.sh"' ;;  # the run saves a step and ends
+  stop) on_all 'pkill -TERM -f "^bash [^ ]*/jaxft/tpu/supervise.sh"' ;;  # the run saves a step and ends
   status) tpus queued-resources describe "$name" ;;
   delete) delete ;;
-  *) fail "the action must be launch, logs, stop, status or delete; got '$action'" ;;
 esac

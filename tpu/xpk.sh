@@ -11,7 +11,13 @@ set -euo pipefail
 cluster='' name='' image='' type='' slices=1 zone='' project='' restarts=20
 take_options "cluster name image type slices zone project restarts" "" "$@"
 need_options cluster name image type
-need_command "the command of jaxft"
+need_label name 39
+need_form image '[^[:space:]]+' 'without blanks'
+need_form type '[a-z0-9]+(-[a-z0-9]+)*-[1-9][0-9]*' 'a type of TPU as v5litepod-16'
+need_whole 1 slices
+need_whole 0 restarts
+need_jaxft_command
+need_tool xpk 'pip install xpk'
 
 flags=("--workload=$name" "--cluster=$cluster" "--docker-image=$image" "--tpu-type=$type" "--num-slices=$slices")
 [ -z "$zone" ] || flags+=("--zone=$zone")

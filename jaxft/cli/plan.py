@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def _search(options: PlanOptions) -> None:
   if topology is None or not options.compile:
     raise ValueError("--search compiles for a --topology, such as v5e:16x16; got " + (
         "none" if topology is None else "--no-compile"))
-  config, slices = config_of(run.model), run.compute.slices or 1
+  _check_search(wanted)
+  config, slices = config_of(run.model), 1 if run.compute.slices is None else run.compute.slices
   chips = len(_described(topology, slices)) // slices
   tried = candidates(
       chips, heads=family_of(config).key_sizes(config)[0], tensor=wanted.try_tensor, parts=wanted.try_data,
@@ -114,6 +116,24 @@ def _search(options: PlanOptions) -> None:
     print(table(found, chip))
     if not any(r.fits for r in found):
       print("nothing of it fits", file=sys.stderr)
+
+
+def _check_search(wanted: Search) -> None:
+  """Raises where something to be tried is no such thing, before anything is compiled."""
+  from jaxft.checks import one_of
+  from jaxft.models.remat import POLICIES
+
+  sizes = {"--try-data": wanted.try_data, "--try-tensor": wanted.try_tensor, "--try-accumulate": wanted.try_accumulate,
+           "--try-rank": wanted.try_rank, "--most": (wanted.most,)}
+  for name, values in sizes.items():
+    for value in values:
+      if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
+  for name in ("try_data", "try_tensor", "try_remat", "try_accumulate"):
+    if not getattr(wanted, name):
+      raise ValueError(f"--{name.replace('_', '-')} must have a value; got none")
+  for policy in wanted.try_remat:
+    one_of("--try-remat", policy, POLICIES)
 
 
 def plan_of(options: PlanOptions) -> Any:
@@ -239,7 +259,7 @@ def _mesh(compute: Compute, topology: str | None) -> Any:
   from jaxft.recipes.run import mesh_of
 
   if topology is not None:
-    return mesh_of(compute, _described(topology, compute.slices or 1))
+    return mesh_of(compute, _described(topology, 1 if compute.slices is None else compute.slices))
   wanted = math.prod((compute.data_parallel or 1, compute.fsdp, compute.tensor, compute.slices or 1))
   if wanted > 1:
     try:
@@ -262,11 +282,22 @@ def _described(topology: str, slices: int) -> Any:
   if not colon or not all(n.isdecimal() for n in shape.split("x")):
     raise ValueError(f"--topology takes a chip and a shape, as v5e:16x16 or v5p:4x4x4; got {topology!r}")
   one_of("--topology's chip", chip, CHIPS)
+  sides = [int(n) for n in shape.split("x")]
+  if len(sides) != CHIPS[chip].sides or not all(sides):
+    raise ValueError(f"--topology of {chip} has {CHIPS[chip].sides} sides of at least 1; got {topology!r}")
+  if slices < 1:
+    raise ValueError(f"--slices must be at least 1; got {slices}")
   if importlib.util.find_spec("libtpu") is None:
     raise ImportError("--topology compiles with libtpu, which is not installed: pip install 'jaxft[tpu-aot]'")
+  # libtpu asks the machine for its own chips, and complains in ten lines where it has none.
+  for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_ID": "0",
+                      "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+    os.environ.setdefault(name, value)
+  host = {"chips_per_host_bounds": (1, 1, 1)} if sides == [1, 1] else {}  # the one shape that is smaller than a host
   try:
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=slices).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=slices, **host).devices
   except Exception as e:
-    raise ValueError(f"libtpu does not describe {slices} slices of --topology {topology}: "
-                     f"{' '.join(str(e).split())[:300]}. One process at a time can hold it; one that was killed leaves "
-                     "/tmp/libtpu_lockfile, to be removed") from e
+    said = " ".join(str(e).split())[:300].rstrip(".")
+    if "lockfile" in said or "already in use" in said:
+      said += ". One process at a time can hold libtpu; one that was killed leaves /tmp/libtpu_lockfile, to be removed"
+    raise ValueError(f"libtpu does not describe --topology {topology}{f' in {slices} slices' * (slices > 1)}: {said}") from e

@@ -36,6 +36,31 @@ def test_a_search_wants_a_topology_and_the_compiler(jaxft, tiny):
     assert said in answer.err
 
 
+@pytest.mark.parametrize(("more", "said"), [
+    (("--try-tensor", 0), "--try-tensor must be at least 1; got 0"),
+    (("--try-data", 2, -1), "--try-data must be at least 1; got -1"),
+    (("--try-accumulate", 0), "--try-accumulate must be at least 1; got 0"),
+    (("--try-rank", -1), "--try-rank must be at least 1; got -1"),
+    (("--most", 0), "--most must be at least 1; got 0"),
+    (("--try-remat", "bogus"), "--try-remat must be one of none, dots, full; got 'bogus'"),
+    (("--try-remat", "--try-rank", 4), "--try-remat must have a value; got none"),
+])
+def test_a_search_tries_what_can_be(jaxft, tiny, more, said):
+  answer = jaxft("plan", "--model", tiny, "--data", "x", "--search", "--topology", "v5e:4x4", *more)
+  assert answer.status == 2 and said in answer.err
+
+
+@pytest.mark.parametrize(("topology", "slices", "said"), [
+    ("v5e:2x2x4", 1, "--topology of v5e has 2 sides of at least 1; got 'v5e:2x2x4'"),
+    ("v5p:4x4", 1, "--topology of v5p has 3 sides of at least 1; got 'v5p:4x4'"),
+    ("v5e:0x4", 1, "got 'v5e:0x4'"),
+    ("v5e:4x4", 0, "--slices must be at least 1; got 0"),
+])
+def test_a_topology_has_the_sides_of_its_chip(jaxft, tiny, topology, slices, said):
+  answer = jaxft("plan", "--model", tiny, "--data", "x", "--topology", topology, "--slices", slices)
+  assert answer.status == 2 and said in answer.err
+
+
 def test_plan_of_a_decoder_with_quantized_weights(jaxft, smollm2):
   answer = jaxft("plan", "--model", "smollm2-135m", "--data", "x", "--method", "qlora", "--batch-size", 4, "--pack",
                  "--steps", 9, "--data-parallel", 1, "--no-compile", "--json")

@@ -178,6 +178,16 @@ def test_an_error_of_one_process_is_that_of_all(tiny, pairs, tmp_path):
     assert "all processes must read the same" in ended(process, 2)
 
 
+@pytest.mark.exhaustive
+def test_an_error_of_the_first_process_is_no_abort_of_the_others(jaxft, tiny, pairs, tmp_path):
+  assert jaxft(*arguments(tiny, pairs, tmp_path / "run", "--data-parallel", 1, steps=2)).status == 0
+  placed = ["--processes", 4, "--coordinator", f"127.0.0.1:{free_port()}"]
+  processes = [start(*arguments(tiny, pairs, tmp_path / "run", steps=1), *placed, "--process", i) for i in range(4)]
+  for process in processes:
+    output = ended(process, 2)
+    assert "may grow but not shrink; got 1" in output and "Check failure" not in output
+
+
 def test_options_are_checked_before_any_process_starts(jaxft, tiny, pairs, tmp_path):
   answer = jaxft(*arguments(tiny, pairs, tmp_path / "run"), "--processes", "two")
   assert answer.status == 2 and "--processes takes a whole number; got 'two'" in answer.error

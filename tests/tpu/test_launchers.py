@@ -1,6 +1,5 @@
 """The launchers' dry runs, the restart loop, the manifests by a schema validator and the shell by shellcheck."""
 
-import importlib.util
 import json
 import os
 import re
@@ -11,27 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from jaxft import processes
-
-ROOT = Path(__file__).parents[2]
-TPU = ROOT / "tpu"
-SCRIPTS = sorted(TPU.glob("*.sh"))
-COMMAND = ("--", "finetune", "--model", "/mnt/my model", "--out", "/mnt/run")
-
-
-def shell(script, *arguments, status=0, **options):
-  command = ["bash", TPU / script, *map(str, arguments)]
-  done = subprocess.run(command, text=True, capture_output=True, timeout=60, **options)
-  assert done.returncode == status, done.stdout + done.stderr
-  return done.stdout + done.stderr
-
-
-def manifests(*arguments):
-  done = subprocess.run([sys.executable, TPU / "manifest.py", *map(str, arguments)], text=True, capture_output=True)
-  assert done.returncode == 0, done.stderr
-  return list(yaml.safe_load_all(done.stdout))
+from jaxft.cli import COMMANDS
+from tests.tpu.scripts import COMMAND, GKE, JOB, RAY, ROOT, SCRIPTS, TPU, manifests, module_of, shell
 
 
 def test_shellcheck_finds_nothing(tmp_path):
@@ -51,6 +33,8 @@ def test_every_script_parses_and_refuses_what_it_does_not_know(script):
   action = ["launch"] if script == "vm.sh" else []
   assert f"{script}: unknown option --nonsense" in shell(script, *action, "--nonsense", status=2)
   assert "unknown option one" in shell(script, *action, "one", status=2)
+  for asked in ("--help", "-h"):
+    assert script in shell(script, asked).partition("set -")[0]
   last = {"setup.sh": "--venv", "supervise.sh": "--wait"}.get(script, "--name")
   assert f"{script}: {last} needs a value" in shell(script, *action, last, status=2)
 
@@ -89,8 +73,10 @@ def test_set_up_takes_the_versions_of_the_constraints():
 
 def test_a_slurm_job_has_a_task_a_gpu_and_goes_back_into_the_queue_at_the_status_of_restart():
   job = shell("slurm.sh", "--dry-run", "--nodes", 2, "--gpus", 4, "--account", "a", *COMMAND)
-  for line in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--requeue", "--signal=B:TERM@120"):
+  for line in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--requeue"):
     assert f"#SBATCH {line}\n" in job
+  # What somebody cancels stays away; SLURM itself puts back what it preempts.
+  assert "--signal=B:USR1@120" in job and "trap 'ended=1; scancel --signal=TERM" in job and '[ -z "$ended" ]' in job
   assert f'"$status" -eq {processes.RESTART}' in job and "scontrol requeue" in job and r"/mnt/my\ model" in job
 
 
@@ -98,7 +84,7 @@ def test_the_supervisor_starts_again_where_that_can_help_and_stops_with_the_run(
   count = tmp_path / "starts"
   program = (f"echo x >> {count}; n=$(wc -l < {count}); "
              f"case $n in 1) exit {processes.RESTART};; 2) kill -9 $$;; *) exit $LAST; esac")
-  for last, starts in ((0, 3), (2, 3), (processes.RESTART, 4)):
+  for last, starts in ((0, 3), (2, 3), (130, 3), (processes.RESTART, 4)):
     count.unlink(missing_ok=True)
     shell("supervise.sh", "--wait", 0, "--restarts", 3, "--", "bash", "-c", program, status=last,
           env={**os.environ, "LAST": str(last)})
@@ -109,11 +95,6 @@ def test_the_supervisor_starts_again_where_that_can_help_and_stops_with_the_run(
   count.unlink()
   assert "saved" in shell("supervise.sh", "--wait", 0, "--", "bash", "-c", program, status=processes.RESTART)
   assert count.read_text() == "x\n"
-
-
-GKE = ("gke", "--name", "tune", "--image", "i", "--chip", "v5e", "--topology", "4x4", "--slices", 2, "--spot",
-       "--bucket", "gs://b", *COMMAND)
-JOB = ("job", "--name", "tune", "--image", "i", "--processes", 4, "--gpus", 1, "--claim", "c", *COMMAND)
 
 
 def test_manifests_say_how_many_and_what_is_started_again():
@@ -148,22 +129,18 @@ def test_manifests_are_valid_by_kubernetes_own_schemas():
   assert rule["action"] in ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
 
 
-def module_of(name):
-  spec = importlib.util.spec_from_file_location(name, TPU / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 def test_the_status_of_restart_is_the_librarys():
   manifest, ray_job = module_of("manifest"), module_of("ray_job")
   assert manifest.RESTART == ray_job.RESTART == processes.RESTART and processes.RESTART not in manifest.ERRORS
 
 
-RAY = ("--address", "http://h:8265", "--processes", "4", "--gpus", "2", *COMMAND)
+def test_launchers_know_the_commands_of_the_program():
+  said = (TPU / "common.sh").read_text()
+  assert re.search(r"^commands='(.*)'$", said, re.M)[1].split() == list(COMMANDS)
+  assert tuple(COMMANDS) == module_of("manifest").COMMANDS == module_of("ray_job").COMMANDS
 
 
-def test_a_ray_job_submits_itself_with_the_versions_of_the_constraints(capsys):
+def test_a_ray_job_submits_itself_with_the_versions_of_the_constraints(capsys, monkeypatch):
   ray_job = module_of("ray_job")
   assert ray_job.main(["--dry-run", *RAY]) == 0
   lines = capsys.readouterr().out.splitlines()
@@ -179,6 +156,19 @@ def test_a_ray_job_submits_itself_with_the_versions_of_the_constraints(capsys):
   with pytest.raises(SystemExit):
     ray_job.main(["--processes", "0", *COMMAND])
   assert "must be at least 1; got 0" in capsys.readouterr().err
+  for wrong, said in ((("--gpus", "-1"), "--gpus must be at least 0; got -1"), (("--gpus", "nan"), "got nan"),
+                      (("--restarts", "-1"), "--restarts must be at least 0"),
+                      (("--tpus", "4"), "one kind of accelerator"),
+                      (("--cpus", "0", "--gpus", "0"), "must be above 0")):
+    with pytest.raises(SystemExit):
+      ray_job.main(["--dry-run", *RAY[:-len(COMMAND)], *wrong, *COMMAND])
+    assert said in capsys.readouterr().err
+  monkeypatch.setenv("PATH", "/none")
+  for arguments, said in ((RAY, "ray is not on the PATH"),
+                          ((*RAY[:-len(COMMAND)], "--", "finetoon"), "got 'finetoon'")):
+    with pytest.raises(SystemExit):
+      ray_job.main(arguments)
+    assert said in capsys.readouterr().err
 
 
 def test_processes_of_a_ray_job_are_started_again_as_the_supervisors_would(tmp_path, capfd):
@@ -186,7 +176,7 @@ def test_processes_of_a_ray_job_are_started_again_as_the_supervisors_would(tmp_p
   restart = processes.RESTART
   for statuses, expected in {
       (0, 0): (0, False), (restart, restart): (restart, True), (0, 137): (restart, True), (2, restart): (2, False),
-      (ray_job.LOST, restart): (restart, True), (restart, 3): (3, False)}.items():
+      (ray_job.LOST, restart): (restart, True), (restart, 3): (3, False), (130, restart): (130, False)}.items():
     assert ray_job.verdict(statuses) == expected
   # Real processes: the second is killed at the first start, both are asked to start again, and then it is done.
   program = ("import os, signal, sys; n = int(os.environ['JAX_PROCESS_ID']); at = sys.argv[1] + str(n)\n"

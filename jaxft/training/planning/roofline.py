@@ -16,6 +16,7 @@ class Chip:
     bandwidth: bytes a second between them.
     interconnect: bytes a second that it sends over all its links within a slice.
     network: bytes a second that it sends to other slices, as its part of its host's network.
+    sides: of the torus that its slices are.
   """
 
   flops: float
@@ -23,13 +24,14 @@ class Chip:
   bandwidth: float
   interconnect: float
   network: float
+  sides: int
 
 
 # Data sheets of the vendor as of 2025; what is reached is less.
 CHIPS = {
-    "v5e": Chip(197e12, 16e9, 0.82e12, 200e9, 3.1e9),
-    "v5p": Chip(459e12, 95e9, 2.77e12, 600e9, 6.2e9),
-    "v6e": Chip(918e12, 32e9, 1.64e12, 448e9, 12.5e9),
+    "v5e": Chip(197e12, 16e9, 0.82e12, 200e9, 3.1e9, 2),
+    "v5p": Chip(459e12, 95e9, 2.77e12, 600e9, 6.2e9, 3),
+    "v6e": Chip(918e12, 32e9, 1.64e12, 448e9, 12.5e9, 2),
 }
 
 
