@@ -67,9 +67,10 @@ class Reader:
   def refuse(self, key: str, why: str) -> None:
     self.problems.append(f"{key} = {self.config.get(key)!r} is not supported; {why}")
 
-  def finish(self) -> None:
+  def finish(self, file: str = "config.json", of: str = "the forward pass as it is") -> None:
+    """Raises ValueError of all that is wrong in a file, and of keys that may not leave `of`."""
     for key in sorted(set(self.config) - self.seen):
       if self.config[key] not in (None, False, 0, "", [], {}):
-        self.refuse(key, "it is not known to leave the forward pass as it is")
+        self.refuse(key, f"it is not known to leave {of}")
     if self.problems:
-      raise ValueError("config.json: " + "; ".join(self.problems))
+      raise ValueError(f"{file}: " + "; ".join(self.problems))

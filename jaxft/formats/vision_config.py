@@ -10,6 +10,7 @@ from typing import Any
 from jaxft.formats.config_reader import Reader
 from jaxft.models.config.clip import ClipConfig, ClipTextConfig
 from jaxft.models.efficientnet import Block, EfficientNetConfig
+from jaxft.models.pixels import FILTERS, Framing
 from jaxft.models.vision import VisionConfig
 
 _ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -26,7 +27,8 @@ def from_vision_json(config: Mapping[str, Any], preprocessor: Mapping[str, Any])
 
   Args:
     config: its content.
-    preprocessor: that of `preprocessor_config.json`, the pixels' mean and deviation; empty where there is none.
+    preprocessor: that of `preprocessor_config.json`, how pictures become the pixels that the model reads; empty where
+      there is none, which is read as transformers' processor for such a model has it by itself.
 
   Raises:
     ValueError: a key is missing or of the wrong kind, or asks for what the models do not compute; all are named.
@@ -41,7 +43,7 @@ def _vit(read: Reader, preprocessor: Mapping[str, Any]) -> VisionConfig:
   read.check({"qkv_bias": (True,)})
   # Of the pooler, which embeddings here do not use, and of masked-image pretraining.
   read.seen |= {"pooler_act", "pooler_output_size", "encoder_stride"}
-  return _transformer(read, preprocessor, _HALF, _HALF, eps=1e-12)
+  return _transformer(read, preprocessor, _HALF, _HALF, crops=False, eps=1e-12)
 
 
 # Of the whole CLIP, of which a tower is a part, of its initialization, and of a text model's head.
@@ -51,10 +53,11 @@ _OF_NO_WEIGHT = {"projection_dim", "initializer_factor", "dropout", "tie_word_em
 def _clip(read: Reader, preprocessor: Mapping[str, Any]) -> VisionConfig:
   read.seen |= _OF_NO_WEIGHT
   return _transformer(
-      read, preprocessor, _CLIP_MEAN, _CLIP_STD, eps=1e-5, activation="quick_gelu", embed_norm=True, patch_bias=False)
+      read, preprocessor, _CLIP_MEAN, _CLIP_STD, crops=True, eps=1e-5, activation="quick_gelu", embed_norm=True,
+      patch_bias=False)
 
 
-def _transformer(read, preprocessor, mean, std, *, eps, activation="gelu", **fixed) -> VisionConfig:
+def _transformer(read, preprocessor, mean, std, *, crops, eps, activation="gelu", **fixed) -> VisionConfig:
   read.check({"hidden_act": tuple(_ACTIVATIONS)})
   sizes = {
     name: read(key, int, default) for name, key, default in (
@@ -64,9 +67,57 @@ def _transformer(read, preprocessor, mean, std, *, eps, activation="gelu", **fix
   }
   norm_eps = read("layer_norm_eps", float, eps)
   read.finish()  # what is wrong here is told before what the config says of it
+  given = {name: value for name, value in preprocessor.items() if value is not None}
+  framing = _framing(given, sizes["image_size"], crops)
+  if given.get("do_normalize", True):
+    mean, std = tuple(given.get("image_mean", mean)), tuple(given.get("image_std", std))
+  else:
+    mean, std = (0.0,) * sizes["channels"], (1.0,) * sizes["channels"]
   return VisionConfig(
-      **sizes, norm_eps=norm_eps, activation=_ACTIVATIONS[read.config.get("hidden_act", activation)],
-      mean=tuple(preprocessor.get("image_mean", mean)), std=tuple(preprocessor.get("image_std", std)), **fixed)
+      **sizes, norm_eps=norm_eps, activation=_ACTIVATIONS[read.config.get("hidden_act", activation)], mean=mean,
+      std=std, framing=framing, **fixed)
+
+
+# What the preprocessor's file also says: of no pixel, of every picture made red, green and blue as all are here, of the
+# labels of a training set, or read below where the sides are.
+_OF_NO_PIXEL = {
+  "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_valid_processor_keys",
+  "return_tensors", "data_format", "input_data_format", "device", "disable_grouping", "do_convert_rgb",
+  "do_reduce_labels", "image_mean", "image_std", "do_normalize", "default_to_square", "image_processor_class",
+}
+
+
+def _framing(given: Mapping[str, Any], image_size: int, crops: bool) -> Framing:
+  """How transformers' processor makes a picture square; `crops`: whether it cuts out the middle where nothing is said.
+
+  Raises:
+    ValueError: it does what is not done here, or the result is not as large as the model's images.
+  """
+  read = Reader(given)
+  read.seen |= _OF_NO_PIXEL | {"size", "crop_size", "resample", "rescale_factor", "do_center_crop"}
+  read.check({"do_resize": (True,), "do_rescale": (True,)})
+  read.check({"do_center_crop": (True, False), "do_normalize": (True, False)})
+  crop = given.get("do_center_crop", crops) is True
+  own = {"height": image_size, "width": image_size}
+  size = given.get("size", {"shortest_edge": image_size} if crop else own)
+  if type(size) is int:
+    size = {"height": size, "width": size} if given.get("default_to_square", not crops) else {"shortest_edge": size}
+  cut = given.get("crop_size", own)
+  shorter_side = size.get("shortest_edge") if isinstance(size, Mapping) and len(size) == 1 else None
+  whole = size == own
+  if crop and cut not in (own, image_size):
+    read.refuse("crop_size", f"supported: the model's image_size, {image_size}")
+  if not whole and not (crop and type(shorter_side) is int and shorter_side >= image_size):
+    read.refuse("size", f"supported: a height and width of the model's image_size, {image_size}" + (
+        "; or a shortest_edge of at least so much, of which the middle is cut out" if crop else ""))
+  factor = given.get("rescale_factor", 1 / 255)
+  if not isinstance(factor, float) or abs(255 * factor - 1) > 1e-6:
+    read.refuse("rescale_factor", "supported: 1 / 255")
+  number = given.get("resample", FILTERS.index("bicubic" if crops else "bilinear"))
+  if type(number) is not int or not 0 <= number < len(FILTERS):
+    read.refuse("resample", f"supported: 0 to {len(FILTERS) - 1}, Pillow's {', '.join(FILTERS)}")
+  read.finish("preprocessor_config.json", "pixels as they are")
+  return Framing(None if whole or shorter_side == image_size else shorter_side, whole, FILTERS[number])
 
 
 def _efficientnet(read: Reader, preprocessor: Mapping[str, Any]) -> EfficientNetConfig:
@@ -79,7 +130,8 @@ def _efficientnet(read: Reader, preprocessor: Mapping[str, Any]) -> EfficientNet
   read.finish()
   return EfficientNetConfig(
       tuple(Block(*b) for b in blocks or ()), **sizes, mean=tuple(preprocessor["image_mean"]),
-      std=tuple(preprocessor["image_std"]))
+      std=tuple(preprocessor["image_std"]),
+      framing=_framing(preprocessor, sizes["image_size"], True) if "resample" in preprocessor else Framing())
 
 
 def _whole_clip(read: Reader, preprocessor: Mapping[str, Any]) -> ClipConfig:
@@ -89,11 +141,10 @@ def _whole_clip(read: Reader, preprocessor: Mapping[str, Any]) -> ClipConfig:
     key = f"{side}_config"
     read.seen |= {key, f"{key}_dict"}
     own, again = read.config.get(key), read.config.get(f"{key}_dict")
-    if not isinstance(own, Mapping):
-      read.refuse(key, "supported: an object with the tower's sizes")
-    elif not isinstance(again or {}, Mapping) or any(own.get(name) != value for name, value in (again or {}).items()):
-      read.refuse(f"{key}_dict", f"supported: null, or what {key} says")
-    parts[side] = own
+    # Old files say a tower twice, and transformers takes the second, with its own defaults.
+    parts[side], said = (own, key) if again is None else (again, f"{key}_dict")
+    if not isinstance(parts[side], Mapping):
+      read.refuse(said, "supported: an object with the tower's sizes")
   read.finish()
   towers = {}
   for side, reader in (("vision", _clip), ("text", _clip_text)):
@@ -178,8 +229,14 @@ def efficientnet_json(config: EfficientNetConfig) -> dict[str, Any]:
 
 
 def preprocessor_json(config: ImageConfig) -> dict[str, Any]:
-  """The `preprocessor_config.json`: how pixels are standardized, and the size of images."""
+  """The `preprocessor_config.json`: how pictures become square, and their pixels are standardized."""
   config = config.vision if isinstance(config, ClipConfig) else config
-  size = {"height": config.image_size, "width": config.image_size}
-  return {"do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": list(config.mean),
-          "image_std": list(config.std), "rescale_factor": 1 / 255, "size": size}
+  framing, square = config.framing, {"height": config.image_size, "width": config.image_size}
+  # CLIP's processor does all that a `Framing` says, for a ViT too; that of ViT cuts nothing out.
+  return {
+    "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True,
+    "size": square if framing.stretch else {"shortest_edge": framing.shorter_side or config.image_size},
+    "resample": FILTERS.index(framing.resample), "do_center_crop": not framing.stretch, "crop_size": square,
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(config.mean),
+    "image_std": list(config.std),
+  }

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Key
 from jaxft.leaves import materialize
 from jaxft.models.linear import linear
 from jaxft.models.norms import unit_length
+from jaxft.models.pixels import Framing
 from jaxft.models.remat import Policy, rematerialize
 from jaxft.models.sites import Edits, Tap, check_sites
 from jaxft.signatures import AnyArray, check_arrays
@@ -69,6 +70,7 @@ class EfficientNetConfig:
     channels: of an image.
     normalize: scale embeddings to unit length.
     mean, std: of the pixels in [0, 1], per channel: what `pixels.standardize` takes.
+    framing: how pictures of other sides become square.
   """
 
   blocks: tuple[Block, ...]
@@ -80,6 +82,7 @@ class EfficientNetConfig:
   normalize: bool = False
   mean: tuple[float, ...] = (127 / 255,) * 3
   std: tuple[float, ...] = (128 / 255,) * 3
+  framing: Framing = Framing()
 
   def __post_init__(self):
     given = [self.stem, *(block.outputs for block in self.blocks)]

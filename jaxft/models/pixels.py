@@ -1,5 +1,6 @@
 """Images on their way into a vision model: resized, cropped, and standardized as the model was trained."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from jaxft.checks import one_of
 from jaxft.signatures import AnyArray
+
+# Pillow's filters, in the order of its numbers, which files of Hugging Face hold.
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+@dataclasses.dataclass(frozen=True)
+class Framing:
+  """How a picture of any sides becomes the square that a model reads.
+
+  Attributes:
+    shorter_side: what its shorter side is resized to before the middle is cut out; None: the sides of the square.
+    stretch: resize both sides to those of the square, and cut nothing off.
+    resample: Pillow's filter: "nearest", "lanczos", "bilinear", "bicubic", "box" or "hamming".
+  """
+
+  shorter_side: int | None = None
+  stretch: bool = False
+  resample: str = "bicubic"
+
+  def __post_init__(self):
+    one_of("resample", self.resample, FILTERS)
+    if self.stretch and self.shorter_side is not None:
+      raise ValueError(f"shorter_side must be None where pictures are stretched; got {self.shorter_side}")
 
 
 def standardize(

@@ -14,6 +14,7 @@ Any leaf may be a structured one.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from jaxft.models.attention import attend
 from jaxft.models.encoder import pool
 from jaxft.models.linear import linear
 from jaxft.models.norms import layer_norm
+from jaxft.models.pixels import Framing
 from jaxft.models.remat import Policy
 from jaxft.models.sites import LAYER_SITES, Edits, Tap, check_sites
 from jaxft.models.stack import run_layers
@@ -59,6 +61,7 @@ class VisionConfig:
     pooling: "cls", the class token, or "mean" of the patches.
     normalize: scale embeddings to unit length.
     mean, std: of the pixels in [0, 1], per channel: what `pixels.standardize` takes.
+    framing: how pictures of other sides become square.
   """
 
   image_size: int
@@ -77,6 +80,7 @@ class VisionConfig:
   normalize: bool = False
   mean: tuple[float, ...] = (0.5, 0.5, 0.5)
   std: tuple[float, ...] = (0.5, 0.5, 0.5)
+  framing: Framing = Framing()
 
   def __post_init__(self):
     if self.dim % self.num_heads:
@@ -89,6 +93,10 @@ class VisionConfig:
       raise ValueError("pooling must be 'mean' where class_token is False; got 'cls'")
     if not len(self.mean) == len(self.std) == self.channels:
       raise ValueError(f"mean and std must have channels = {self.channels} entries; got {self.mean} and {self.std}")
+    if not all(math.isfinite(x) for x in (*self.mean, *self.std)) or min(self.std) <= 0:
+      raise ValueError(f"mean and std must be finite, and std > 0; got {self.mean} and {self.std}")
+    if self.framing.shorter_side is not None and self.framing.shorter_side < self.image_size:
+      raise ValueError(f"framing must leave enough to cut {self.image_size} pixels out of; got {self.framing}")
 
   @property
   def num_positions(self) -> int:

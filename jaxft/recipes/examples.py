@@ -209,8 +209,9 @@ def target_collate(
 def input_collate(model: Pretrained, *, max_length: int, one_length: bool = False) -> Collate:
   """Records of a `text` or `image` to `ids` and `mask`, or `images`; `one_length` as of `pair_collate`."""
   if model.kind == "vision":
-    size = cast(VisionConfig | EfficientNetConfig, model.config).image_size
-    return lambda records: {"images": np.stack([read_image(image, size) for image in column(records, "image")])}
+    config = cast(VisionConfig | EfficientNetConfig, model.config)
+    read = lambda image: read_image(image, config.image_size, config.framing)
+    return lambda records: {"images": np.stack([read(image) for image in column(records, "image")])}
   _, tokenizer = model.text_encoder()
   lengths, pad = lengths_up_to(max_length, one_length), tokenizer.token_to_id("[PAD]") or 0
   return lambda records: dict(tokenize_texts(column(records, "text"), tokenizer, lengths=lengths, pad_id=pad))

@@ -34,15 +34,17 @@ class Model(Pretrained):
     """One vector for each text, or each image; a CLIP has unit vectors of both, in one space.
 
     Args:
-      inputs: texts of an encoder; paths or arrays of a model of images; of a CLIP either, all of one kind: what is a
-        string is a text there, and a `pathlib.Path` an image.
-      max_length: the most tokens of a text; None takes the model's own.
+      inputs: texts of an encoder; paths, pictures of Pillow's or arrays of bytes of a model of images; of a CLIP
+        either, all of one kind: what is a string is a text there, and a `pathlib.Path` an image.
+      max_length: the most tokens of a text, at least 1; None takes the model's own, which none exceeds.
 
     Raises:
-      ValueError: it is a decoder, or there is no input.
+      ValueError: it is a decoder, or there is no input, or max_length is no number of tokens.
+      TypeError: the inputs are one text or path, or of another kind.
     """
+    if isinstance(inputs, (str, bytes, os.PathLike)):
+      raise TypeError(f"inputs must be a sequence of texts or images; got one, {inputs!r:.60}")
     if self.kind == "dual encoder":
-      not_one_str("inputs", inputs)
       texts = sum(isinstance(one, str) for one in inputs)
       if 0 < texts < len(inputs):
         raise ValueError(f"inputs must be all texts or all images; got {texts} texts among {len(inputs)}")
@@ -53,7 +55,7 @@ class Model(Pretrained):
       return self._features(inputs).astype(np.float32)
     config, tokenizer = self._reader()
     embed = functools.partial(_text_vectors(config), self.params)
-    return embed_texts(embed, inputs, tokenizer, max_length=min(max_length or self.max_length, self.max_length))
+    return embed_texts(embed, inputs, tokenizer, max_length=self._length(max_length))
 
   def logits(self, inputs: Any, *, max_length: int | None = None) -> Float[Array, "..."]:
     """Scores: of a classifier `[inputs, classes]`, of a regressor `[inputs, 1]`, of a decoder `[inputs, time, vocab]`.
@@ -85,8 +87,7 @@ class Model(Pretrained):
     pooling = config.pooling if self.head.dense is None else "cls"
     embed = functools.partial(
         _text_vectors(dataclasses.replace(config, pooling=pooling, normalize=False)), self.params)
-    length = min(max_length or self.max_length, self.max_length)
-    return self.head(embed_texts(embed, inputs, tokenizer, max_length=length))
+    return self.head(embed_texts(embed, inputs, tokenizer, max_length=self._length(max_length)))
 
   def generate(
       self, prompts: Sequence[str], *, chat: bool = False, system: str | None = None, max_new_tokens: int = 128,
@@ -111,6 +112,12 @@ class Model(Pretrained):
                      seed=seed, **options)
     return [row["text"] for row in answers]
 
+  def _length(self, max_length: int | None) -> int:
+    """The most tokens of a text."""
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+      raise ValueError(f"max_length must be a number of tokens, at least 1, or None; got {max_length!r}")
+    return min(max_length or self.max_length, self.max_length)
+
   def _reader(self) -> tuple[Any, Any]:
     """The config and the tokenizer of what reads texts."""
     if self.kind != "dual encoder":
@@ -122,9 +129,8 @@ class Model(Pretrained):
   def _features(self, images: Sequence[Any]) -> Float[np.ndarray, "images dim"]:
     if not len(images):
       raise ValueError("inputs must hold at least one image; got none")
-    config = self.config.vision if isinstance(self.config, ClipConfig) else self.config
-    size: int = config.image_size  # pyright: ignore[reportAttributeAccessIssue]: asked of models of images alone
-    shown = np.stack([read_image(image, size) for image in images])
+    config: Any = self.config.vision if isinstance(self.config, ClipConfig) else self.config
+    shown = np.stack([read_image(image, config.image_size, config.framing) for image in images])
     run = _image_vectors(self.config)
     return embed_images(lambda batch: run(self.params, {"images": batch}), shown)
 

@@ -1,5 +1,7 @@
 """`jaxft.load`: vectors, scores and texts in a line, as the functions beneath give them."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,10 @@ def test_vectors_of_texts(tiny_encoder):
     tiny_encoder.logits(TEXTS)
   with pytest.raises(ValueError, match="must be a decoder"):
     tiny_encoder.generate(TEXTS)
-  with pytest.raises(TypeError, match="texts must be a sequence of str"):
+  for wrong in (0, -1, 2.5, True):
+    with pytest.raises(ValueError, match=f"max_length must be a number of tokens.*got {wrong}"):
+      tiny_encoder.encode(TEXTS, max_length=wrong)
+  with pytest.raises(TypeError, match="inputs must be a sequence of texts or images; got one, 'a text'"):
     tiny_encoder.encode("a text")
 
 
@@ -85,8 +90,13 @@ def test_vectors_and_scores_of_images(tmp_path):
   wanted = np.stack([(image / 255 - 0.5) / 0.5 for image in images]).astype(np.float32)
   np.testing.assert_allclose(vectors, vision.embed(model.params, model.config, wanted), rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(model.logits(images), vectors @ head.kernel + head.bias, rtol=1e-4, atol=1e-5)
+  pictures = [pytest.importorskip("PIL.Image").fromarray(image) for image in images]
+  np.testing.assert_array_equal(model.encode(pictures), vectors)
   with pytest.raises(ValueError, match="at least one image"):
     model.encode([])
+  for wrong, words in ((pathlib.Path("a.png"), "inputs must be a sequence"), ([None], "image must be a path.*None")):
+    with pytest.raises(TypeError, match=words):
+      model.encode(wrong)
 
 
 def test_a_model_is_shown_in_two_lines(tiny_encoder, tiny_decoder):

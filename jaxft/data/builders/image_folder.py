@@ -13,6 +13,7 @@ from jaxft.data.prepare import config_of, is_prepared, prepare
 
 SPLITS = ("train", "validation", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+_LITTER = ("Thumbs.db", "desktop.ini")  # what Windows leaves in a folder of pictures
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -55,7 +56,7 @@ def image_folder_builder(
   """A prepared builder of a folder with a folder for each class; one that changed is prepared anew.
 
   All pictures are the split `train`, or the folder holds `train` and perhaps `validation` and `test`, each with the
-  folders of classes. Hidden files are passed over.
+  folders of classes. Hidden files are passed over, and what Windows leaves in such a folder.
 
   Args:
     path: the folder.
@@ -105,8 +106,10 @@ def _of_class(folder: Path) -> list[Path]:
     raise ValueError(f"{folder} must hold the pictures of a class; it is empty")
   if inner := [file for file in files if file.is_dir()]:
     raise ValueError(f"{folder} must hold pictures alone; {inner[0].name} is a folder")
+  if lost := [file for file in files if not file.is_file()]:
+    raise ValueError(f"{folder} must hold pictures alone; {lost[0].name} is a link to nothing")
   return files
 
 
 def _visible(folder: Path) -> list[Path]:
-  return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+  return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name not in _LITTER)
