@@ -146,9 +146,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
       "too; times are what each part takes at the least by the data sheet.", "",
       "What a chip sends is gathered (parameters, before use), reduced (gradients) or passed on (in turns, during a "
       "product). Where `fsdp` spans all three dimensions of a v5p torus, the compiler gathers by a sum over parts in "
-      "zeros, which sends twice as much, and reduces whole gradients; with a fourth of the chips in `fsdp` it gathers. "
-      "Rows with * were compiled before such sums were told from those of gradients, as what they are counted, and "
-      "before the turns of unrolled loops were counted.", "",
+      "zeros, which sends twice as much, and reduces whole gradients; with a fourth of the chips in `fsdp` it gathers.",
+      "",
       "| model | method | topology | trained | state a chip | peak a chip | of the chip's | operations | gathered | "
       "reduced | passed on | computing | memory | sending | bound by |",
       "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
@@ -160,15 +159,12 @@ def page(found: dict[str, dict[str, Any]]) -> str:
       continue
     chip = CHIPS[row["topology"].partition(":")[0]]
     sent = lambda *kinds, row=row: sum(c["bytes"] for c in row["compiled"]["collectives"] if c["kind"] in kinds) / 1e9
-    kinds = {c["kind"] for c in row["compiled"]["collectives"]}
-    early = "placement" not in row and GATHERED not in kinds
-    gathered = f"{sent('all-gather', GATHERED):.2f} GB{'*' * early}" if "all-gather" in kinds or not early else "*"
     state = row["trained_bytes"] + row["frozen_bytes"] + row["optimizer_bytes"]
     ms = lambda key, times=row["roofline"]: f"{1000 * times[key]:,.0f} ms"
     lines.append(
         f"{name} {row['trained'] / row['params']:.2%} | {state / 1e9:.2f} GB | {row['peak'] / 1e9:.2f} GB | "
         f"{row['peak'] / chip.memory:.0%} | {row['per_parameter_and_token']:.2f} | "
-        f"{gathered} | {sent('all-reduce', 'reduce-scatter'):.3f} GB | "
+        f"{sent('all-gather', GATHERED):.2f} GB | {sent('all-reduce', 'reduce-scatter'):.3f} GB | "
         f"{sent('collective-permute', 'all-to-all'):.2f} GB | {ms('compute')} | {ms('memory')} | "
         f"{ms('interconnect')} | {row['roofline']['bound']} |")
   return "\n".join([*lines, "", *theory(found), "", "![](topologies.svg)", ""])

@@ -300,4 +300,5 @@ def _described(topology: str, slices: int) -> Any:
     said = " ".join(str(e).split())[:300].rstrip(".")
     if "lockfile" in said or "already in use" in said:
       said += ". One process at a time can hold libtpu; one that was killed leaves /tmp/libtpu_lockfile, to be removed"
-    raise ValueError(f"libtpu does not describe --topology {topology}{f' in {slices} slices' * (slices > 1)}: {said}") from e
+    several = f" in {slices} slices" if slices > 1 else ""
+    raise ValueError(f"libtpu does not describe --topology {topology}{several}: {said}") from e
