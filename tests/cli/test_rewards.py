@@ -4,10 +4,14 @@ import json
 import re
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from jaxft.formats.huggingface import save_directory
+from jaxft.models import decoder
 from tests.cli.conftest import write_lines
 
 FEW = ("--batch-size", 2, "--group-size", 4, "--max-new-tokens", 8, "--max-length", 16, "--log-every", 1,
@@ -83,6 +87,28 @@ def test_a_run_goes_on_where_a_reward_broke_down(jaxft, tiny_decoder, sums, judg
   resumed = [json.loads(line) for line in (tmp_path / answer / "metrics.jsonl").read_text().splitlines()]
   of = lambda lines: {line["step"]: line["reward"] for line in lines if "loss" in line}
   assert of(resumed) == of(lines)
+
+
+@pytest.mark.exhaustive
+def test_a_run_teaches_what_the_reward_asks_for(jaxft, tmp_path):
+  """A model of random weights learns to say the first of two digits, of pairs too that it has never seen."""
+  words = ["<pad>", "<s>", "</s>", *"0123456789", "?"]
+  tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
+  tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+  config = decoder.DecoderConfig(
+      vocab_size=len(words), dim=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=64, eos_id=2,
+      pad_id=0, bos_id=1, max_length=16)
+  save_directory(decoder.init(jax.random.key(0), config), config, tmp_path / "model", tokenizer=tokenizer)
+  data = write_lines(tmp_path / "pairs.jsonl", [
+      {"prompt": f"{a}{b}?", "answer": str(a)} for a in range(10) for b in range(10)])
+  answer = jaxft(
+      "finetune", "--model", tmp_path / "model", "--data", data, "--reward", "exact", "--method", "full", "--steps",
+      150, "--learning-rate", 1e-2, "--batch-size", 16, "--group-size", 8, "--max-new-tokens", 1, "--max-length", 8,
+      "--holdout", 0.4, "--data-parallel", 1, "--out", tmp_path / "run")
+  assert answer.status == 0, answer.err
+  summary = json.loads((tmp_path / "run/summary.json").read_text())
+  before, after = summary["before"], summary["after"]
+  assert before["reward"] < 0.2 and after["reward_low"] > before["reward_high"] + 0.2, (before, after)
 
 
 @pytest.mark.parametrize("options, said", [
