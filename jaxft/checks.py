@@ -33,6 +33,14 @@ def not_one_str(name: str, texts: Any) -> None:
     raise TypeError(f"{name} must be a sequence of str, whose characters would be texts; got the str {texts[:40]!r}")
 
 
+def check_texts(name: str, texts: Any) -> None:
+  """Raises TypeError for the first of several texts that is no str; names its place."""
+  not_one_str(name, texts)
+  for i, text in enumerate(texts):
+    if not isinstance(text, str):
+      raise TypeError(f"{name} must be texts; got {type(text).__name__} {text!r:.40} at [{i}]")
+
+
 def in_range(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
   """Raises ValueError where a number is NaN or lies outside an interval, whose brackets say what of its ends belongs.
 

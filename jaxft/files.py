@@ -72,12 +72,26 @@ def check_apart(out: Path, inputs: Mapping[str, str | os.PathLike]) -> None:
   Raises:
     ValueError: it is one of them, holds one or lies inside one; names both.
   """
-  own = out.resolve()
+  own = followed(out)
   for name, given in inputs.items():
-    path = Path(given).expanduser().resolve()
+    path = Path(os.path.realpath(Path(given).expanduser()))
     how = ("is" if own == path else "holds" if own in path.parents else "lies inside" if path in own.parents else None)
     if how is not None:
       raise ValueError(f"out must lie apart from what is read: {out} {how} the {name} {given}; choose another folder")
+
+
+def followed(path: str | os.PathLike) -> Path:
+  """The place that an output path stands for: links are followed, also where they lead to nothing yet.
+
+  What is made beside its place and moved there in one step could not take that of a link to a folder.
+
+  Raises:
+    OSError: the link leads back to itself.
+  """
+  place = Path(os.path.realpath(path))
+  if place.is_symlink():
+    raise OSError(f"out must be a place to write to; {path} is a link that leads back to itself")
+  return place
 
 
 def check_writable(folder: Path) -> None:
@@ -86,6 +100,9 @@ def check_writable(folder: Path) -> None:
   Raises:
     OSError: the folder cannot be made or written; names it.
   """
+  if folder.is_symlink() and not folder.exists():
+    raise OSError(f"the output folder {folder} cannot be written: it is a link to {os.readlink(folder)}, which is not "
+                  "there")
   try:
     folder.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=folder, prefix=".jaxft-")

@@ -44,3 +44,18 @@ def test_leaves_are_named():
       check_finite(trees)
   jax.eval_shape(lambda t: check_finite({"model": t}), tree)
   check_finite({"none": None, "shapes": jax.eval_shape(lambda: tree["a"])})
+
+
+def test_an_output_may_be_a_link(tmp_path):
+  from jaxft.files import check_apart, check_writable, followed
+
+  (tmp_path / "real").mkdir()
+  (tmp_path / "link").symlink_to("real")
+  (tmp_path / "dangling").symlink_to("nowhere")
+  (tmp_path / "loop").symlink_to("loop")
+  assert followed(tmp_path / "link") == tmp_path / "real" and followed(tmp_path / "dangling") == tmp_path / "nowhere"
+  for check in (followed, lambda path: check_apart(path, {})):
+    with pytest.raises(OSError, match="loop is a link that leads back to itself"):
+      check(tmp_path / "loop")
+  with pytest.raises(OSError, match="dangling cannot be written: it is a link to nowhere, which is not there"):
+    check_writable(tmp_path / "dangling")

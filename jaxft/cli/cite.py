@@ -32,6 +32,7 @@ def main(args: list[str]) -> None:
 def _numbers(name: str, package: str) -> tuple[str, ...]:
   """The arXiv identifiers behind a name; ValueError where it is unknown or names no paper."""
   from jaxft.citations import cited_by, public_functions
+  from jaxft.formats.safetensors import read_json
   from jaxft.recipes.run_folder import SUMMARY
   from jaxft.studies.experiment import find
 
@@ -39,7 +40,9 @@ def _numbers(name: str, package: str) -> tuple[str, ...]:
     path = Path(name) / SUMMARY
     if not path.exists():
       raise ValueError(f"{name} has no {SUMMARY}: it is no folder of a finished run")
-    numbers = tuple(json.loads(path.read_text()).get("arxiv", ()))
+    numbers = read_json(path).get("arxiv", [])
+    if not isinstance(numbers, list) or not all(isinstance(number, str) for number in numbers):
+      raise ValueError(f"{path}: arxiv must be a list of identifiers; got {json.dumps(numbers):.80}")
   elif name in public_functions():
     numbers = cited_by(name)
   else:
@@ -49,4 +52,4 @@ def _numbers(name: str, package: str) -> tuple[str, ...]:
       raise ValueError(f"{name!r} is no function of the library, no folder and no experiment; {e}") from None
   if not numbers:
     raise ValueError(f"{name} names no paper on arXiv")
-  return numbers
+  return tuple(numbers)

@@ -1,7 +1,6 @@
 """`jaxft convert`: a checkpoint to a Hugging Face folder, a GGUF file or an adapter, compared with its source."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +38,7 @@ class Convert:
 def main(args: list[str]) -> None:
   options = parse(Convert, args, prog="jaxft convert")
   from jaxft.checks import one_of, pick
-  from jaxft.files import check_apart, check_writable
+  from jaxft.files import check_apart, check_writable, followed
   from jaxft.formats.presets import PRESETS
   from jaxft.recipes.run import DTYPES
 
@@ -54,7 +53,7 @@ def main(args: list[str]) -> None:
     raise FileExistsError(f"{options.out} exists; convert does not replace it")
   if options.source.partition(":")[0] not in PRESETS:
     check_apart(options.out, {"source": options.source})
-  check_writable(options.out.parent)
+  check_writable(followed(options.out).parent)
   from jaxft.recipes.conversion.checkpoint import restore_run, run_of
 
   run = run_of(options.source)
@@ -153,6 +152,7 @@ def read(source: str, base: str | None, dtype: Any) -> Any:
 
   from jaxft.formats.peft_files import load_peft
   from jaxft.formats.pretrained import load
+  from jaxft.formats.safetensors import read_json
   from jaxft.leaves import materialize
 
   settings = Path(source) / "adapter_config.json"
@@ -160,7 +160,7 @@ def read(source: str, base: str | None, dtype: Any) -> Any:
     if base is not None:
       raise ValueError(f"--base goes with an adapter; {source} has no {settings.name}")
     return load(source, dtype=dtype or jnp.float32)
-  named = base or json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+  named = base or read_json(settings).get("base_model_name_or_path")
   if not named:
     raise ValueError(f"--base must name the model that the adapter goes with; {settings} names none")
   model = load(named)

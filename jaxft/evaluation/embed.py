@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, Int, Num
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 
 from jaxft.checks import not_one_str
@@ -47,9 +47,7 @@ def embed_texts(
   not_one_str("texts", texts)
   if not texts:
     raise ValueError("texts must hold at least one string; got none")
-  encoded = [e.ids for e in _plain(tokenizer).encode_batch(list(texts))]
-  end = encoded[0][-1]  # a truncated text still ends with the special token that closes it
-  encoded = [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in encoded]
+  encoded = [_cut(e, max_length) for e in _plain(tokenizer).encode_batch(list(texts))]
   width = lambda ids: min(_width(len(ids)), max_length)
   order = sorted(range(len(encoded)), key=lambda i: width(encoded[i]))
   out: list[Any] = [None] * len(encoded)
@@ -130,6 +128,15 @@ def _width(n: int) -> int:
   """The next power of two, or three quarters of it, from 16 on."""
   power = 16 << max(0, (n - 1).bit_length() - 4)
   return power * 3 // 4 if n <= power * 3 // 4 and power > 16 else power
+
+
+def _cut(encoding: Encoding, max_length: int) -> list[int]:
+  """The first tokens of a text; one that is cut still ends with the special token that closes it, if there is one."""
+  ids = encoding.ids
+  if len(ids) <= max_length:
+    return ids
+  closing = ids[-1:] if encoding.special_tokens_mask[-1] else []
+  return [*ids[: max_length - len(closing)], *closing]
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:

@@ -20,7 +20,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
-from jaxft.files import part_of, remove_leftovers, write_text
+from jaxft.files import followed, part_of, remove_leftovers, write_text
 from jaxft.formats.families import family_of
 from jaxft.formats.heads import Head, head_form, head_json, head_names, head_tensors
 from jaxft.formats.huggingface_config import Config, TextConfig, from_huggingface, sizes_json, text_part
@@ -261,7 +261,7 @@ def save_directory(
     ValueError: the params are not those of the config, or the tokenizer has tokens for which the embedding has no row,
       or there is no form for the head.
   """
-  path = Path(path)
+  path = followed(path)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise FileExistsError(f"{path} exists; saving does not replace it")
   tensors, said, text = to_named(params, config), {}, text_part(config)

@@ -1,8 +1,10 @@
 """Tokenizers of checkpoints, as `tokenizers.Tokenizer`: those of Hugging Face folders, and those rebuilt from GGUF."""
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +43,8 @@ def read_tokenizer(path: str | os.PathLike) -> TokenizerFiles:
   tokenizer = None
   if (file := path / "tokenizer.json").is_file():
     try:
-      tokenizer = Tokenizer.from_file(str(file))
+      with _quiet_panics():
+        tokenizer = Tokenizer.from_file(str(file))
     except BaseException as e:  # the library raises bare Exception; its panics are none
       if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
         raise
@@ -54,6 +57,30 @@ def read_tokenizer(path: str | os.PathLike) -> TokenizerFiles:
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
       raise ValueError(f"{file}: max_seq_length must be a positive integer or null; got {max_length!r}")
   return TokenizerFiles(tokenizer, chat_template(path), max_length)
+
+
+@contextlib.contextmanager
+def _quiet_panics() -> Iterator[None]:
+  """Keeps from standard error the trace that a panic of the library prints; the error that follows names it."""
+  with tempfile.TemporaryFile() as said:
+    try:
+      own = os.dup(2)
+    except OSError:  # closed
+      yield
+      return
+    os.dup2(said.fileno(), 2)
+    panicked = False
+    try:
+      yield
+    except BaseException as e:
+      panicked = type(e).__name__ == "PanicException"
+      raise
+    finally:
+      os.dup2(own, 2)
+      os.close(own)
+      said.seek(0)
+      if not panicked and (others := said.read()):  # another thread's
+        os.write(2, others)
 
 
 def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:

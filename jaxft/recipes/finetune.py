@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import resource
 import shutil
 import sys
 from typing import Any
@@ -15,11 +14,12 @@ from jax.sharding import Mesh
 from jaxft.files import check_apart, write_text
 from jaxft.formats.huggingface import save_directory
 from jaxft.formats.pretrained import Pretrained, load
+from jaxft.formats.safetensors import read_json
 from jaxft.host_memory import keep_freed_memory
 from jaxft.recipes import run_folder
 from jaxft.recipes.account.counts import count_tokens
-from jaxft.recipes.account.end import places_of
-from jaxft.recipes.account.start import begins, holds, unit_of
+from jaxft.recipes.account.end import peak_memory, places_of
+from jaxft.recipes.account.start import begins, holds, more_than_whole, unit_of
 from jaxft.recipes.adapter import no_form, save_adapter
 from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.distillation.teacher import KEY, alone, teacher_of
@@ -140,7 +140,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     if not is_first():
       return None
     print(f"jaxft: the run in {out} is complete; nothing is left to do", file=sys.stderr)
-    return json.loads((out / run_folder.SUMMARY).read_text())
+    return read_json(out / run_folder.SUMMARY)
   if chosen is not None and is_first():
     print(f"jaxft: {chosen}", file=sys.stderr)
   recipe = recipe_of(options, model.config, steps, mesh, None if teacher is None else teacher.config)
@@ -170,6 +170,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
                    batch_size=optimization.batch_size, packed=options.examples.pack,
                    trained=facts["trained_parameters"], parameters=facts["parameters"])]
     counts = None if prepared.uncut is None else count_tokens(records, collate, prepared.uncut)
+    said.append(more_than_whole(state.trainable, model.params))
     said.append(holds(counts, max_length=options.examples.max_length, unit=unit_of(splits.train[0])))
     for line in filter(None, said):
       print(f"jaxft: {line}", file=sys.stderr)
@@ -291,11 +292,3 @@ def _finish(
   }
   write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=1) + "\n")
   return summary
-
-
-def peak_memory() -> int:
-  """The most bytes held at once: on the accelerator that held most, or by this process where there is none."""
-  stats = [device.memory_stats() for device in jax.local_devices()]
-  if all(stats):
-    return max(s["peak_bytes_in_use"] for s in stats)
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,5 +1,6 @@
 """What a run is validated by, before, during and after: `measure(params) -> {metric: value}`, compiled once."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +41,8 @@ def retrieval(
     scores, _ = tasks.retrieval_by_query(
         lambda ids, mask: embed(params, ids, mask), records, tokenizer, max_length=max_length,
         progress="validation" if is_first() else None)
-    return of_mean("ndcg@10", scores["ndcg@10"]) | of_share("recall@1", scores["recall@1"]) | (
-        of_mean("mrr@10", scores["mrr@10"]))
+    return of_mean("ndcg@10", scores["ndcg@10"], within=(0, 1)) | of_share("recall@1", scores["recall@1"]) | (
+        of_mean("mrr@10", scores["mrr@10"], within=(0, 1)))
 
   return measure
 
@@ -106,7 +107,7 @@ def prediction(
     scores, wanted = over(params)
     if target.classes:
       right = scores.argmax(axis=1) == wanted
-      return of_share("accuracy", right) | of_mean("loss", tasks.own_class_nats(scores, wanted))
+      return of_share("accuracy", right) | of_mean("loss", tasks.own_class_nats(scores, wanted), within=(0, math.inf))
     same = scores[:, 0].std() == 0 or wanted.std() == 0  # as before the first step, where r has no meaning
     r = {"pearson": 0.0} if same else of_correlation("pearson", float(pearson(scores[:, 0], wanted)), len(wanted))
     return r | of_root("rmse", (scores[:, 0].astype(np.float64) - wanted) ** 2, target.std)
@@ -126,7 +127,7 @@ def same_label(
     relevance = (labels[:, None] == labels).astype(np.int32)
     metrics = retrieval_metrics(
         cosine_similarity(found, found), relevance, ks=(1, n), exclude=np.eye(n, dtype=bool))
-    return of_mean("map", metrics[f"map@{n}"]) | of_share("hit_rate@1", metrics["hit_rate@1"])
+    return of_mean("map", metrics[f"map@{n}"], within=(0, 1)) | of_share("hit_rate@1", metrics["hit_rate@1"])
 
   return measure
 

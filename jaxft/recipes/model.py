@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxft.checks import not_one_str
+from jaxft.checks import check_texts, not_one_str
 from jaxft.data.chat.rendering import render_chat
 from jaxft.data.images import read_image
 from jaxft.decoding.generate import generate
@@ -54,6 +55,7 @@ class Model(Pretrained):
     if images:
       return self._features(inputs).astype(np.float32)
     config, tokenizer = self._reader()
+    check_texts("inputs", inputs)
     embed = functools.partial(_text_vectors(config), self.params)
     return embed_texts(embed, inputs, tokenizer, max_length=self._length(max_length))
 
@@ -71,12 +73,21 @@ class Model(Pretrained):
       config, tokenizer = self.text_decoder()
       if not hasattr(inputs, "ndim"):
         not_one_str("inputs", inputs)
+        check_texts("inputs", inputs)
         rows = [tokenizer.encode(text).ids for text in inputs]
         if not rows or not all(rows):
           raise ValueError("inputs must hold at least one token each; got an empty text, or none")
         inputs = np.zeros((len(rows), max(map(len, rows))), np.int32) + (config.pad_id or 0)
         for i, row in enumerate(rows):
           inputs[i, : len(row)] = row
+      elif isinstance(inputs, Tracer):
+        pass  # nothing is known of it yet
+      elif not jnp.issubdtype(inputs.dtype, jnp.integer) or inputs.ndim != 2 or not inputs.size:
+        raise ValueError(f"inputs must be texts, or integer ids [inputs, time]; got {inputs.dtype} "
+                         f"{list(inputs.shape)}")
+      elif not 0 <= (least := int(inputs.min())) <= (most := int(inputs.max())) < config.vocab_size:
+        raise ValueError(f"inputs must hold ids in [0, vocab_size = {config.vocab_size}); got "
+                         f"{least if least < 0 else most}")
       hidden, *_ = decoder.hidden_states(self.params, config, inputs)
       return decoder.logits(self.params, config, hidden)
     if self.head is None:
@@ -84,6 +95,7 @@ class Model(Pretrained):
     if self.kind == "vision":
       return self.head(self._features(inputs))
     config, tokenizer = self.text_encoder()
+    check_texts("inputs", inputs)
     pooling = config.pooling if self.head.dense is None else "cls"
     embed = functools.partial(
         _text_vectors(dataclasses.replace(config, pooling=pooling, normalize=False)), self.params)
@@ -108,6 +120,7 @@ class Model(Pretrained):
       ValueError: it is no decoder, has no chat template where one is asked for, or gives scores that are not finite.
     """
     not_one_str("prompts", prompts)
+    check_texts("prompts", prompts)
     answers = answer(self, prompts, chat=chat, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
                      seed=seed, **options)
     return [row["text"] for row in answers]
@@ -168,6 +181,8 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
   Raises:
     ValueError, OSError: see there.
   """
+  if not isinstance(name_or_path, (str, os.PathLike)):
+    raise TypeError(f"name_or_path must be the name of a preset or a path; got {name_or_path!r:.80}")
   found = pretrained.load(name_or_path, dtype=dtype, stacked=stacked)
   head = found.head
   if head is None and os.path.exists(os.path.join(name_or_path, "output.safetensors")):
@@ -189,6 +204,8 @@ def answer(
   """
   config, tokenizer = model.text_decoder()
   rows = [encode_turns(model, _turns(prompt, system)) if chat else encode_prompt(model, prompt) for prompt in prompts]
+  if not rows:
+    raise ValueError("prompts must hold at least one; got none")
   longest = max(map(len, rows))
   # To a multiple of 16 tokens, so that prompts of like length share a compilation; no further than the context.
   length = max(longest, min(-(-longest // 16) * 16, config.max_length))

@@ -217,3 +217,33 @@ def test_a_checkpoint_that_cannot_be_written(finetune, tmp_path, monkeypatch):
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert answer.status == 2 and "Traceback" not in answer.err
   assert str(tmp_path / "run/checkpoints") in answer.error and "none is complete" in answer.error
+
+
+def test_a_tokenizer_that_makes_its_library_panic_is_one_line(capfd, tiny, tmp_path):
+  from jaxft.cli import main
+
+  model = shutil.copytree(tiny, tmp_path / "model")
+  words = json.loads((model / "tokenizer.json").read_text())
+  words["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+  (model / "tokenizer.json").write_text(json.dumps(words))
+  capfd.readouterr()
+  assert main(["convert", str(model), str(tmp_path / "out")]) == 2
+  line, = capfd.readouterr().err.splitlines()  # and nothing that the library itself prints
+  assert "tokenizer.json is not a valid tokenizer" in line and not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_link(jaxft, tiny, tmp_path):
+  (tmp_path / "link").symlink_to("real")
+  (tmp_path / "loop").symlink_to("loop")
+  assert jaxft("convert", tiny, tmp_path / "link").status == 0
+  assert (tmp_path / "real/config.json").exists() and (tmp_path / "link").is_symlink()
+  (tmp_path / "merge.yaml").write_text(json.dumps({
+      "merge_method": "linear", "models": [{"model": str(tiny), "parameters": {"weight": 1}}] * 1}))
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "other").symlink_to("empty")
+  answer = jaxft("merge", tmp_path / "merge.yaml", "-o", tmp_path / "other", "--processes", 1)
+  assert answer.status == 0, answer.err
+  assert (tmp_path / "empty/model.safetensors").exists() and (tmp_path / "other").is_symlink()
+  for command in (("convert", tiny, tmp_path / "loop"), ("merge", tmp_path / "merge.yaml", "-o", tmp_path / "loop")):
+    answer = jaxft(*command)
+    assert answer.status == 2 and "leads back to itself" in answer.error

@@ -23,3 +23,8 @@ def test_what_names_no_paper_is_refused(jaxft, tmp_path):
   assert "no folder of a finished run" in jaxft("cite", tmp_path).error
   assert "names no paper" in jaxft("cite", "full").error
   assert "at least one" in jaxft("cite").error
+  for content, said in (("", "is not valid JSON"), ("[1]", "must hold a JSON object"),
+                        ("[" * 100_000, "is not valid JSON"), ('{"arxiv": 3}', "arxiv must be a list")):
+    (tmp_path / "summary.json").write_text(content)
+    answer = jaxft("cite", tmp_path)
+    assert answer.status == 2 and "summary.json" in answer.error and said in answer.error

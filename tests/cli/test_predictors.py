@@ -80,6 +80,11 @@ def test_a_classifier_of_texts(jaxft, tiny, texts, tmp_path):
   output = load_output(tmp_path / "run/model")
   assert output.classes == ("big", "small") and np.abs(output.kernel).max() > 0
   assert np.abs(output.dense["kernel"] - np.eye(16)).max() > 0
+  # Its checkpoint is that model, head and all.
+  said = jaxft("convert", tmp_path / "run", tmp_path / "same")
+  assert said.status == 0, said.err
+  weights = "model.safetensors"
+  assert (tmp_path / "same" / weights).read_bytes() == (tmp_path / "run/model" / weights).read_bytes()
 
 
 def test_a_regressor_of_texts(jaxft, tiny, texts, tmp_path):

@@ -58,3 +58,22 @@ def test_images_refuses_what_it_cannot_embed():
     embed_images(lambda x: x, images, batch_size=0)
   with pytest.raises(ValueError, match="finite numbers; got others for images 2 to 2"):
     embed_images(lambda x: np.where(x == 0, np.nan, x), images * [[[[1]]], [[[2]]], [[[0]]]], batch_size=2)
+
+
+def test_a_text_that_is_cut_ends_as_its_tokenizer_ends_it():
+  from tokenizers import processors
+
+  tokenizer = Tokenizer(models.WordLevel({"a": 1, "b": 2, "c": 3, "<s>": 4, "</s>": 5}, unk_token="c"))
+  tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  read = []
+
+  def embed(ids, mask):
+    read.extend(np.asarray(ids)[np.asarray(mask).sum(axis=1) == 3].tolist())
+    return np.zeros((len(ids), 2), np.float32)
+
+  for template, wanted in (("$A", [2, 2, 3]), ("<s> $A", [4, 2, 2]), ("$A </s>", [2, 2, 5])):
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 4), ("</s>", 5)])
+    read.clear()
+    embed_texts(embed, ["a", "b b c c"], tokenizer, max_length=3)
+    assert [row[:3] for row in read] == [wanted], template

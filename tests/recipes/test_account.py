@@ -8,7 +8,7 @@ import pytest
 from jaxft.recipes.account import intervals
 from jaxft.recipes.account.counts import MOST, Counts, count_tokens
 from jaxft.recipes.account.end import as_text, places_of, shown
-from jaxft.recipes.account.start import begins, holds
+from jaxft.recipes.account.start import begins, holds, more_than_whole
 
 
 def collate(limit):
@@ -116,3 +116,21 @@ def test_the_last_lines_say_what_was_reached_and_forgotten_and_what_to_type(tmp_
   assert "evaluate" in as_text(summary | {"kind": "encoder"})
   assert "  model: s3://bucket/run/model\n" in as_text(summary | {"out": "s3://bucket/run/"})
   assert shown("x", {"x": 1e6}) == "1,000,000"
+
+
+def test_an_interval_stays_within_what_a_score_can_be():
+  found = intervals.of_mean("ndcg", [1.0, 1.0, 0.5], within=(0, 1))
+  assert found["ndcg"] == pytest.approx(5 / 6) and found["ndcg_high"] == 1.0
+  assert found["ndcg_low"] == pytest.approx(intervals.of_mean("ndcg", [1.0, 1.0, 0.5])["ndcg_low"])
+  assert intervals.of_mean("rho", [-1.0, -0.9, 0.5], within=(-1, 1))["rho_low"] == -1.0
+  assert intervals.of_mean("x", [2.0], within=(0, 3)) == {"x": 2.0}
+
+
+def test_a_leaf_that_trains_in_more_numbers_than_it_has_is_told():
+  params = {"layers": {"query": {"kernel": np.zeros((2, 8, 8)), "bias": np.zeros((2, 8))}}}
+  factors = lambda rank: {"layers": {"query": {"kernel": {
+      "a": np.zeros((2, 8, rank)), "b": np.zeros((2, rank, 8))}, "bias": None}}}
+  assert more_than_whole(factors(4), params) is None and more_than_whole(params, params) is None
+  joined = ({"layers": {"query": {"kernel": None, "bias": np.zeros((2, 8))}}}, (factors(5),))
+  said = more_than_whole(joined, params)
+  assert said is not None and "1 of 2 leaves" in said and "layers/query/kernel (160 for 128)" in said

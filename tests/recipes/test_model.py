@@ -102,3 +102,25 @@ def test_vectors_and_scores_of_images(tmp_path):
 def test_a_model_is_shown_in_two_lines(tiny_encoder, tiny_decoder):
   assert repr(tiny_encoder).count("\n") == 1 and "encoder of 1," in repr(tiny_encoder)
   assert "decoder of" in repr(tiny_decoder) and len(repr(tiny_decoder)) < 300
+
+
+@pytest.mark.parametrize("ids, said", [
+    ([[3, 10**6]], r"ids in \[0, vocab_size = \d+\); got 1000000"), ([[-1]], r"ids in .*; got -1"),
+    ([[1.5]], r"integer ids \[inputs, time\]; got float64 \[1, 1\]"), ([3], r"integer ids .* got int64 \[1\]"),
+    ([[]], "integer ids")])
+def test_ids_that_no_row_is_for_are_refused(tiny_decoder, ids, said):
+  with pytest.raises(ValueError, match=said):
+    tiny_decoder.logits(np.array(ids))
+
+
+def test_what_are_no_texts_is_named(tiny_encoder, tiny_decoder):
+  with pytest.raises(TypeError, match=r"inputs must be texts; got int 3 at \[1\]"):
+    tiny_encoder.encode(["a", 3])
+  with pytest.raises(TypeError, match=r"inputs must be texts; got list \[1, 2\] at \[0\]"):
+    tiny_decoder.logits([[1, 2]])
+  with pytest.raises(TypeError, match=r"prompts must be texts; got NoneType None at \[0\]"):
+    tiny_decoder.generate([None])
+  with pytest.raises(ValueError, match="prompts must hold at least one; got none"):
+    tiny_decoder.generate([])
+  with pytest.raises(TypeError, match="name_or_path must be the name of a preset or a path; got 3"):
+    jaxft.load(3)  # pyright: ignore[reportArgumentType]

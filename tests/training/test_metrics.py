@@ -25,7 +25,7 @@ def test_a_rewind_drops_later_lines_and_one_cut_short(tmp_path):
   writer.write(3, {"loss": 0.5})
   assert read_json_lines(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.5}]
   path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-  with pytest.raises(ValueError, match="metrics.jsonl, line 2: not JSON: 'nonsense'"):
+  with pytest.raises(ValueError, match="metrics.jsonl, line 2: not JSON with a step: 'nonsense'"):
     read_json_lines(path)
 
 

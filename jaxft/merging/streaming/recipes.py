@@ -151,7 +151,7 @@ def _check_apart(out: Path, configuration: str | os.PathLike | Sequence[Recipe],
   if isinstance(configuration, (str, os.PathLike)):
     inputs.append(("configuration", os.fspath(configuration)))
   for name, given in inputs:
-    if Path(given).resolve() != out.resolve():
+    if os.path.realpath(given) != os.path.realpath(out):
       check_apart(out, {name: given})
 
 

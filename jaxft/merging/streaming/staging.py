@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jaxft.files import followed
+
 _SCRATCH = ".part"
 # What file systems that have no nameless files say.
 _NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
@@ -33,7 +35,7 @@ class Staging:
       FileExistsError: it is taken, and not to be overwritten.
       OSError: it cannot be written.
     """
-    self.out, self._overwrite = Path(os.path.abspath(out)), overwrite
+    self.out, self._overwrite = followed(out), overwrite
     self._scratch: Path | None = None
     self._lock = -1
     self._check()

@@ -1,9 +1,13 @@
 """What a run says at its end: what it reached, what it forgot, where everything lies, and what to type next."""
 
+import resource
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from jaxft.recipes import run_folder
 
@@ -76,3 +80,11 @@ def shown(name: str, scores: dict[str, float]) -> str:
   low, high = (scores.get(f"{name}_{end}") for end in ("low", "high"))
   said = lambda x: f"{x:.4f}" if abs(x) < 1000 else f"{x:,.0f}"
   return said(scores[name]) + ("" if low is None or high is None else f" [{said(low)}, {said(high)}]")
+
+
+def peak_memory() -> int:
+  """The most bytes held at once: on the accelerator that held most, or by this process where there is none."""
+  stats = [device.memory_stats() for device in jax.local_devices()]
+  if all(stats):
+    return max(s["peak_bytes_in_use"] for s in stats)
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

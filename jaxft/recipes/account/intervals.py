@@ -14,9 +14,19 @@ def with_interval(name: str, value: float, low: float, high: float) -> dict[str,
   return {key: x for key, x in found.items() if key == name or not math.isnan(x)}
 
 
-def of_mean(name: str, values: Any) -> dict[str, float]:
-  """The mean of one number a record and its interval, by the normal distribution; one record has none."""
-  return of_ratio(name, values, np.ones(len(values)))
+def of_mean(name: str, values: Any, *, within: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, float]:
+  """The mean of one number a record and its interval, by the normal distribution; one record has none.
+
+  >>> of_mean("ndcg", [1.0, 1.0, 0.4], within=(0.0, 1.0))["ndcg_high"]
+  1.0
+
+  Args:
+    name: of the number.
+    values: of the records.
+    within: what it can be at least and at most, where few records would make the interval reach further.
+  """
+  found = of_ratio(name, values, np.ones(len(values)))
+  return {key: x if key == name else min(max(x, within[0]), within[1]) for key, x in found.items()}
 
 
 def of_share(name: str, values: Any) -> dict[str, float]:

@@ -1,9 +1,11 @@
 """What a run says at its start."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from jaxft.recipes.account.counts import Counts
+from jaxft.tree import leaves_with_paths
 
 
 def unit_of(record: Mapping[str, Any]) -> str:
@@ -23,6 +25,22 @@ def begins(
   parts.append(f"{steps:,} steps of {batch_size}{epochs}")
   parts.append(f"{trained:,} of {parameters:,} parameters train ({trained / max(parameters, 1):.2%})")
   return "; ".join(parts)
+
+
+def more_than_whole(trainable: Any, params: Any) -> str | None:
+  """Which leaves train in more numbers than they have, as by a rank beyond their sides; None where none does."""
+  sizes, trained = {path: x.size for path, x in leaves_with_paths(params)}, dict[str, int]()
+  for path, x in leaves_with_paths(trainable):
+    # Joined methods stand under their numbers, and what a leaf trains under its own path.
+    parts = list(itertools.dropwhile(str.isdigit, path.split("/")))
+    whole = next((name for n in range(len(parts), 0, -1) if (name := "/".join(parts[:n])) in sizes), None)
+    if whole is not None and x is not None:
+      trained[whole] = trained.get(whole, 0) + x.size
+  if not (beyond := {path: n for path, n in trained.items() if n > sizes[path]}):
+    return None
+  path, n = max(beyond.items(), key=lambda item: item[1] / sizes[item[0]])
+  return (f"note: {len(beyond)} of {len(trained)} leaves train in more numbers than they have, as {path} ({n:,} for "
+          f"{sizes[path]:,}): a lower --rank says as much, or --method train")
 
 
 def holds(counts: Counts | None, *, max_length: int, unit: str) -> str | None:

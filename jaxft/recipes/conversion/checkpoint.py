@@ -1,7 +1,6 @@
 """A run's checkpoint as the model that it stands for: what is frozen is made again from the model that was tuned."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxft.formats.pretrained import Pretrained
+from jaxft.formats.safetensors import read_json
 from jaxft.leaves import materialize
 from jaxft.losses import Mean
 from jaxft.recipes import run_folder
@@ -20,6 +20,8 @@ from jaxft.recipes.run import loss_name, transform_of
 from jaxft.training import Checkpoints, Recipe, checksum, init_state
 from jaxft.transforms import ParamTransform
 
+# Where `transform_of` puts the head among what trains: a first part of its own, whatever the method.
+HEAD = "trainable.0.output."
 GROUPS = {"method": Adaptation, "examples": Examples, "loss": Loss, "optimization": Optimization}
 
 
@@ -47,10 +49,10 @@ def run_of(source: str | Path) -> tuple[Path, int | None] | None:
   step = int(path.name) if path.name.isdigit() and path.parent.name == run_folder.CHECKPOINTS else None
   folder = path.parent.parent if step is not None else path.parent if path.name == run_folder.CHECKPOINTS else path
   try:
-    saved = json.loads((folder / run_folder.CONFIG).read_text(encoding="utf-8"))
+    saved = read_json(folder / run_folder.CONFIG)
   except (OSError, ValueError):
     return None
-  return (folder, step) if isinstance(saved, dict) and all(name in saved for name in run_folder.OWN) else None
+  return (folder, step) if all(name in saved for name in run_folder.OWN) else None
 
 
 def options_of(folder: Path) -> Finetune:
@@ -59,7 +61,7 @@ def options_of(folder: Path) -> Finetune:
   Raises:
     ValueError: the file is not that of a run of this version.
   """
-  saved = json.loads((folder / run_folder.CONFIG).read_text(encoding="utf-8"))
+  saved = read_json(folder / run_folder.CONFIG)
   groups: dict[str, Any] = {}
   for name, kind in GROUPS.items():
     fields = {field.name for field in dataclasses.fields(kind)}
@@ -83,14 +85,14 @@ def restore_run(folder: Path, step: int | None = None) -> Restored:
     step = saved.steps[-1] if step is None else step
     arrays, _ = saved.read(step)
   model = load(options.model)
-  inputs = json.loads((folder / run_folder.INPUTS).read_text(encoding="utf-8"))
+  inputs = read_json(folder / run_folder.INPUTS)
   if inputs.get("model's weights") != checksum(model.params):
     raise ValueError(f"{options.model} is no longer the model that the run in {folder} began with: its weights differ")
-  output = {name: x for name, x in arrays.items() if name.startswith("trainable.output.")}
+  output = {name: x for name, x in arrays.items() if name.startswith(HEAD)}
   params = dict(model.params)
   if output:
     params["output"] = _nested(
-        {name.removeprefix("trainable.output."): jnp.zeros_like(x) for name, x in output.items()})
+        {name.removeprefix(HEAD): jnp.zeros_like(x) for name, x in output.items()})
   transform = transform_of(options.method, model.config, "cross_entropy" if output else "")
   recipe = Recipe(lambda params, batch, key: (Mean.zero(), {}), transform, optax.identity())
   state, frozen = init_state(jax.random.key(options.optimization.seed), params, recipe)

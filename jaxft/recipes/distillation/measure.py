@@ -1,5 +1,6 @@
 """What distillation is validated by: how near a student is to its teacher, and how good by itself."""
 
+import math
 from typing import Any
 
 import jax
@@ -60,9 +61,11 @@ def classes(
     found, own = over(params)
     said, its = np.split(found, 2, axis=1)
     apart = np.asarray(distill_scores(said, its)[0])
-    out = of_share("agreement", said.argmax(axis=1) == its.argmax(axis=1)) | of_mean("divergence", apart)
+    out = of_share("agreement", said.argmax(axis=1) == its.argmax(axis=1)) | of_mean(
+        "divergence", apart, within=(0, math.inf))
     if labelled:
-      out |= of_share("accuracy", said.argmax(axis=1) == own) | of_mean("loss", tasks.own_class_nats(said, own))
+      out |= of_share("accuracy", said.argmax(axis=1) == own) | of_mean(
+          "loss", tasks.own_class_nats(said, own), within=(0, math.inf))
     return out
 
   return measure
@@ -84,7 +87,7 @@ def vectors(model: Any, records: Records, keys: tuple[str, ...], mesh: Mesh | No
     rows = [(own[i][where[i]], its[i][where[i]]) for i in range(len(own)) if where[i].any()]
     if not rows:
       raise ValueError("validation must hold two texts or more, which are compared with one another")
-    return of_mean("agreement", [float(spearman(*row)) for row in rows]) | of_root(
+    return of_mean("agreement", [float(spearman(*row)) for row in rows], within=(-1, 1)) | of_root(
         "cosine_rmse", [np.mean((a - b) ** 2) for a, b in rows])
 
   return measure

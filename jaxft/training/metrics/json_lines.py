@@ -44,14 +44,17 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   [{'step': 10, 'loss': 2.5}]
 
   Raises:
-    ValueError: a line other than the last is not JSON; the file and the line are named.
+    ValueError: a line other than the last is not JSON with a step; the file and the line are named.
   """
   lines = Path(path).read_text(encoding="utf-8").splitlines()
   out = []
   for i, line in enumerate(lines):
     try:
-      out.append(json.loads(line))
-    except json.JSONDecodeError:
+      found = json.loads(line)
+      if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+        raise ValueError("no object with a step")
+      out.append(found)
+    except (ValueError, RecursionError):
       if i + 1 < len(lines):
-        raise ValueError(f"{path}, line {i + 1}: not JSON: {line[:80]!r}") from None
+        raise ValueError(f"{path}, line {i + 1}: not JSON with a step: {line[:80]!r}") from None
   return out
