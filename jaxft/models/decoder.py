@@ -25,8 +25,8 @@ from jaxft.leaves import dot
 from jaxft.leaves.products import dot_transposed
 from jaxft.losses.language import token_weights
 from jaxft.losses.linear_cross_entropy import linear_cross_entropy
-from jaxft.models.activation_sharding import along_batch
-from jaxft.models.attention import attend, packed_positions, same_segment
+from jaxft.models.activation_sharding import along_batch, context_parts
+from jaxft.models.attention import attend, packed_positions, ring_attend, same_segment
 from jaxft.models.attention.rope import rotate, rotation
 from jaxft.models.bounds import check_range, rows
 from jaxft.models.cache import Cache, extend, write
@@ -126,6 +126,7 @@ def hidden_states(
     edits, record: activations to edit and to record at `SITES`; see `jaxft.models.sites`. Queries and keys are
       edited and recorded after rotation. An edit of `embed` may prepend positions (without segments).
     attention: the attention function; `partial(attend, implementation="cudnn")` is the fused one of NVIDIA GPUs.
+      Under a mesh whose axis `context` cuts the positions, `ring_attend` takes the place of `attend`.
 
   Raises:
     ValueError: more positions than `config.max_length`, cache and segment_ids together, more positions than the cache
@@ -256,6 +257,8 @@ def _attention(params, config, x, turn, visible, cache, index, attention, tap: T
     key, value = (jnp.concatenate(parts, axis=1) for parts in zip(front, rest, strict=True)) if prefix else rest
   if config.query_scale is not None:  # attention multiplies by 1/sqrt(head_dim)
     query = query * jnp.asarray(config.query_scale * math.sqrt(config.head_dim), query.dtype)
+  if attention is attend and cache is None and key.shape[1] == x.shape[1] and context_parts(x.shape[1]) > 1:
+    attention = ring_attend
   y = tap("layers/attention/heads", attention(query, key, value, visible, causal=cache is None), x)
   return tap("layers/attention/out", linear(y.reshape(*x.shape[:2], -1), params["out"]), x), cache
 
@@ -322,10 +325,18 @@ def token_nll(
     `jaxft.losses.token_weights`, 0 there.
   """
   hidden = hidden_states(params, config, ids, mask=mask, segment_ids=segment_ids, **options).hidden
-  hidden = hidden[:, hidden.shape[1] - ids.shape[1]:-1]
   kernel, transposed = head(params, config)
   weights = token_weights(ids, where, mask=mask, segment_ids=segment_ids)
   if ids.shape[1] == 1:
     return jnp.zeros(ids.shape, jnp.float32), weights
+  parts = context_parts(ids.shape[1])
+  if parts > 1 and hidden.shape[1] == ids.shape[1]:
+    # Each device takes the pieces of its own part of a row; the last position, which has no next token, counts nothing.
+    cut = lambda x: x.reshape(x.shape[0], parts, -1, *x.shape[2:])
+    counts = jnp.pad(weights[:, 1:], ((0, 0), (0, 1)))
+    nll, _ = linear_cross_entropy(
+        cut(hidden), kernel, cut(jnp.roll(ids, -1, axis=1)), where=cut(counts), transposed=transposed, chunk=chunk)
+    return jnp.pad(nll.reshape(ids.shape)[:, :-1], ((0, 0), (1, 0))), weights
+  hidden = hidden[:, hidden.shape[1] - ids.shape[1]:-1]
   nll, _ = linear_cross_entropy(hidden, kernel, ids[:, 1:], where=weights[:, 1:], transposed=transposed, chunk=chunk)
   return jnp.pad(nll, ((0, 0), (1, 0))), weights

@@ -1,10 +1,12 @@
 """Device meshes and the placing of batches on them.
 
-Four axes, each of size 1 where it is not used:
+Axes, each of size 1 where it is not used:
 - `dcn`: slices of a pod that are joined by the data centre's network alone, which is far slower than the links within
   one. As `data`; a mesh of one slice does not have it.
 - `data`: rows of the batch; parameters are repeated along it.
 - `fsdp`: rows of the batch, and parameters cut along it (gathered when they are used).
+- `context`: positions of each row, for inputs that are too long for one device (`jaxft.models.attention.ring_attend`);
+  parameters are repeated along it. A mesh that does not cut rows does not have it.
 - `tensor`: parameters cut along it, every device computing its part of each row.
 """
 
@@ -24,10 +26,10 @@ from jaxft.models.activation_sharding import BATCH_AXES
 
 
 def make_mesh(
-    *, data: int | None = None, fsdp: int = 1, tensor: int = 1, dcn: int | None = None,
+    *, data: int | None = None, fsdp: int = 1, tensor: int = 1, context: int = 1, dcn: int | None = None,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: jaxlib has no stub of it
 ) -> Mesh:
-  """A mesh with axes `data`, `fsdp` and `tensor`, and over several slices `dcn` before them.
+  """A mesh with axes `data`, `fsdp` and `tensor`, over several slices `dcn` before them, and `context` where it cuts.
 
   >>> mesh = make_mesh()  # `data` takes every device
   >>> mesh.axis_names, mesh.shape["data"] == jax.device_count(), mesh.shape["fsdp"]
@@ -37,6 +39,7 @@ def make_mesh(
     data: size of the axis; None takes every device that the others leave.
     fsdp: size of the axis.
     tensor: size of the axis.
+    context: size of the axis, which is before `tensor`; a mesh with 1 does not have it.
     dcn: number of slices; None is that of the devices, if they are TPUs, else 1. Devices that know of no slices are cut
       by their processes, if these are as many, and those of a single process in equal parts, in their order.
     devices: None takes all devices of all processes; more than the mesh needs are left unused, where it has one slice.
@@ -47,27 +50,29 @@ def make_mesh(
   devices = list(jax.devices() if devices is None else devices)
   if dcn is None:
     dcn = len({getattr(d, "slice_index", 0) for d in devices}) if devices and devices[0].platform == "tpu" else 1
-  sizes = {"dcn": dcn, "data": data, "fsdp": fsdp, "tensor": tensor}
+  sizes = {"dcn": dcn, "data": data, "fsdp": fsdp, "context": context, "tensor": tensor}
   for name, size in sizes.items():
     if size is not None and size < 1:
       raise ValueError(f"{name} must be at least 1; got {size}")
-  inner, each = fsdp * tensor, "" if dcn == 1 else f" of each of {dcn} slices"
+  inner, each = fsdp * context * tensor, "" if dcn == 1 else f" of each of {dcn} slices"
   if data is None:
     data = max(len(devices) // (inner * dcn), 1)
     if data * inner * dcn != len(devices):
-      raise ValueError(f"fsdp * tensor must divide the {len(devices)} devices{each}; got {fsdp} * {tensor}")
-  shape = (data, fsdp, tensor)
+      asked = f"{fsdp} * {context} * {tensor}" if context > 1 else f"{fsdp} * {tensor}"
+      raise ValueError(f"fsdp * {'context * ' * (context > 1)}tensor must divide the {len(devices)} devices{each}; "
+                       f"got {asked}")
+  used = {"data": data, "fsdp": fsdp, **({"context": context} if context > 1 else {}), "tensor": tensor}
+  names, shape = tuple(used), tuple(used.values())
   if math.prod(shape) * dcn > len(devices):
-    raise ValueError(f"a mesh of data * fsdp * tensor = {shape}{each} takes {math.prod(shape) * dcn} devices; "
+    raise ValueError(f"a mesh of {' * '.join(names)} = {shape}{each} takes {math.prod(shape) * dcn} devices; "
                      f"got {len(devices)}")
-  names = ("data", "fsdp", "tensor")
   if dcn == 1:
-    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3, devices=devices[:math.prod(shape)])
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=devices[:math.prod(shape)])
   parts = _slices(devices, dcn)
   if math.prod(shape) != len(parts[0]):
-    raise ValueError(f"a slice has {len(parts[0])} devices, which data * fsdp * tensor must be; got {shape}")
+    raise ValueError(f"a slice has {len(parts[0])} devices, which {' * '.join(names)} must be; got {shape}")
   placed = np.stack([mesh_utils.create_device_mesh(shape, part) for part in parts])
-  return Mesh(placed, ("dcn", *names), axis_types=(AxisType.Auto,) * 4)
+  return Mesh(placed, ("dcn", *names), axis_types=(AxisType.Auto,) * (1 + len(names)))
 
 
 def _slices(devices: list[Any], count: int) -> list[list[Any]]:
