@@ -34,6 +34,7 @@ from jaxft.data.descriptions import Description, Example, ObjectNote, Revision, 
 from jaxft.data.hard_negatives import HardNegatives, mine_hard_negatives
 from jaxft.data.images import on_background
 from jaxft.data.key_tokens import deciding_offsets, key_token_weights
+from jaxft.data.packed_pairs import PairPacking, plan_packing, tokenize_packed_pairs
 from jaxft.data.packing import pack, pack_texts, token_budget_batches
 from jaxft.data.pipeline import (
   batch_indices,

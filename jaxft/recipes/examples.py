@@ -19,6 +19,7 @@ from jaxft.data import (
   tokenize_texts,
 )
 from jaxft.data.images import read_image
+from jaxft.data.packed_pairs import PairPacking, tokenize_packed_pairs
 from jaxft.data.sources import open_split
 from jaxft.evaluation.embed import embed_texts
 from jaxft.formats.pretrained import Pretrained
@@ -174,17 +175,21 @@ def lengths_up_to(longest: int, one: bool = False) -> list[int]:
 
 
 def pair_collate(
-    model: Pretrained, keys: Sequence[str], *, max_length: int, one_length: bool = False
+    model: Pretrained, keys: Sequence[str], *, max_length: int, one_length: bool = False,
+    packing: PairPacking | None = None,
 ) -> Collate:
   """Records of pairs to `{key: {ids, mask}}`, and their `guide` vectors where they have them.
 
-  Batches are padded to one of a few lengths, or all to `max_length`, as where processes pad parts of the same batch.
+  Batches are padded to one of a few lengths, or all to `max_length`, as where processes pad parts of the same batch; or
+  texts share rows by a `packing`.
   """
   _, tokenizer = model.text_encoder()
   lengths, pad = lengths_up_to(max_length, one_length), tokenizer.token_to_id("[PAD]") or 0
 
   def collate(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = tokenize_pairs(records, tokenizer, lengths=lengths, keys=tuple(keys), pad_id=pad)
+    out: dict[str, Any] = (
+        tokenize_pairs(records, tokenizer, lengths=lengths, keys=tuple(keys), pad_id=pad) if packing is None else
+        tokenize_packed_pairs(records, tokenizer, packing))
     if "score" in records[0]:
       out["score"] = np.array([r["score"] for r in records], np.float32)
     for key in keys:

@@ -157,6 +157,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   initial = joined if recipe.compute_dtype is None else lambda: cast_floating(joined(), recipe.compute_dtype)
   prepared = prepare(options, model, splits, target, mesh, initial, read["model's weights"], teacher)
   records, collate = prepared.records, prepared.collate
+  packed = options.examples.pack and model.kind == "decoder"  # an epoch has no known number of such rows
   held = {"eval": splits.validation, "control": splits.control}
   measures = {name: prepared.measure(own) for name, own in held.items() if own is not None}
   sizes = {name: None if own is None else len(own) for name, own in held.items()}
@@ -166,18 +167,18 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     step = policy_step(options, name, model, records, recipe, step, state, frozen, mesh)
     told = SHOWN
   if is_first():
-    said: list[str | None] = [begins(train=len(splits.train), held=sizes["eval"], control=sizes["control"], steps=steps,
-                   batch_size=optimization.batch_size, packed=options.examples.pack,
-                   trained=facts["trained_parameters"], parameters=facts["parameters"])]
-    counts = None if prepared.uncut is None else count_tokens(records, collate, prepared.uncut)
-    said.append(more_than_whole(state.trainable, model.params))
-    said.append(holds(counts, max_length=options.examples.max_length, unit=unit_of(splits.train[0])))
+    said: list[str | None] = [begins(
+        train=len(splits.train), held=sizes["eval"], control=sizes["control"], steps=steps, packed=packed,
+        batch_size=optimization.batch_size, trained=facts["trained_parameters"], parameters=facts["parameters"])]
+    counts = None if prepared.uncut is None else count_tokens(records, prepared.alone or collate, prepared.uncut)
+    said += [more_than_whole(state.trainable, model.params),
+             holds(counts, max_length=options.examples.max_length, unit=unit_of(splits.train[0])), prepared.said]
     for line in filter(None, said):
       print(f"jaxft: {line}", file=sys.stderr)
     if model.head is not None:
       print(f"jaxft: note: the head that {options.model} has is not read, nor kept", file=sys.stderr)
   model, params, teacher = dataclasses.replace(model, params={}), {}, None  # frozen and the state hold them from here
-  batches = training_batches(records, collate, options.examples, optimization, mesh)
+  batches = training_batches(records, collate, dataclasses.replace(options.examples, pack=packed), optimization, mesh)
 
   def evaluate(state: Any, frozen: Any) -> dict[str, float]:
     params = recipe.transform.join(frozen, state.trainable)
@@ -209,7 +210,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
           step, state, frozen, batches, steps=steps, checkpoints=saved, save_every=options.output.checkpoint_every,
           evaluate=evaluate if measures else None, evaluate_every=options.output.eval_every, writers=writers,
           log_every=options.output.log_every, stop_if_not_finite=options.output.stop_if_not_finite,
-          steps_per_epoch=None if options.examples.pack else math.ceil(len(records) / optimization.batch_size),
+          steps_per_epoch=None if packed else math.ceil(len(records) / optimization.batch_size),
           traces=out / run_folder.TRACES, shown=told)
   except OSError as e:
     if e.errno is None:  # of a checkpoint: it names the last one already

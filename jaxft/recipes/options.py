@@ -98,7 +98,15 @@ class Examples:
   max_length: int = 128
   """Longest input in tokens; what is longer is cut."""
   pack: bool = False
-  """Decoders: put several short examples in one row; they do not see one another."""
+  """Put several short examples in one row; they do not see one another. Decoders: where it is asked for. Pairs of an
+  encoder: also without, where it saves enough padding, which is said at the start; the loss is the same."""
+  pad: bool = False
+  """Pairs: give each text a row of its own."""
+
+  @property
+  def slots(self) -> int:
+    """The most texts of a row that pairs share."""
+    return max(1, self.max_length // 4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,7 @@ READ_BY_LOSS = {
 # The usual field of those that learn one; of kd it is what the student is measured by.
 TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value", "kd": "label"}
 WITH_OUTPUT = ("cross_entropy", "mse", "kd")
+OF_PAIRS = ("mnrl", "gist")
 BY_TOKENS = ("sft", "gkd")  # each example is learnt by itself, token by token
 RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES}
 
@@ -102,8 +103,6 @@ def check_options(options: Finetune) -> None:
     rewards_of(options.loss.reward, options.loss.reward_weights, options.loss.marker)
     if options.examples.pack:
       raise ValueError("--pack is for --task sft; answers to prompts are rows of their own")
-  if options.examples.pack and options.optimization.steps is None:
-    raise ValueError("--pack needs --steps: how many rows an epoch takes is not known before packing")
 
 
 def _check_contradictions(options: Finetune) -> None:
@@ -113,6 +112,8 @@ def _check_contradictions(options: Finetune) -> None:
   if optimization.steps is not None and optimization.epochs != default["epochs"]:
     raise ValueError(
         f"steps and epochs both say how long: give one; got {optimization.steps} and {optimization.epochs}")
+  if examples.pack and examples.pad:
+    raise ValueError("--pack and --pad say the opposite: give one")
   if examples.validation is not None and examples.holdout != default["holdout"]:
     raise ValueError(f"holdout is not read where there is a validation split; got {examples.holdout} and "
                      f"{examples.validation!r}")
@@ -233,6 +234,8 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None, teacher
   optimization, dtype = run.optimization, pick("dtype", run.compute.dtype, DTYPES)
   kind = family_of(config).kind
   rules, loss = pick("kind of model", kind, RULES), loss_name(run.loss.loss, kind)
+  if run.examples.pack and kind == "decoder" and run.optimization.steps is None:
+    raise ValueError("--pack needs --steps: how many rows an epoch takes is not known before packing")
   transform = transform_of(run.method, config, loss)
   if loss == "gkd":
     transform, rules = beside(transform), with_rules(rules)
@@ -277,7 +280,8 @@ def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None, teacher
         config, temperature=run.loss.temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)
   guided = {"guided": True, "margin": run.loss.margin} if loss == "gist" else {}
   return text_pairs(
-      config, **guided, temperature=run.loss.temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)
+      config, **guided, temperature=run.loss.temperature, chunks=run.optimization.accumulate, slots=run.examples.slots,
+      mesh=mesh, **compute)
 
 
 def _distillation(

@@ -58,7 +58,7 @@ def test_unknown_preset_and_data_set(finetune, tmp_path, options, said):
     (("--temperature", 0), ("temperature must be > 0; got 0",)),
     (("--batch-size", 0), ("batch_size", "0")),
     (("--holdout", 1), ("holdout",)),
-    (("--pack",), ("--pack",)),
+    (("--pack", "--pad"), ("--pack", "--pad")),
     (("--validation", "test"), ("split", "train")),
     (("--loss", "mnrl", "--guide", "minilm-l6"), ("--guide", "mnrl")),
     (("--guide", "smollm"), ("'smollm'", "smollm2-135m")),
