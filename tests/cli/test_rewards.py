@@ -123,6 +123,8 @@ def test_a_run_teaches_what_the_reward_asks_for(jaxft, tmp_path):
   (("--reward", "exact", "--passes", 0), "passes must be at least 1; got 0"),
   (("--reward", "exact", "--accumulate", 3), "accumulate must divide the 256 answers of a step"),
   (("--reward", "exact", "--batch-size", 3, "--data-parallel", 2), "prompts of a step: the batch must divide by 2 dev"),
+  (("--reward", "exact", "--clip-low", 0.1), "--clip-low must come with --passes above 1"),
+  (("--reward", "exact", "--loss", "cispo", "--clip-high", 4, "--passes", 1), "--clip-high must come with --passes ab"),
   (("--reward", "exact", "--beta", -1), "beta must be >= 0; got -1"),
   (("--reward", "exact", "--pack", "--steps", 1), "--pack is for --task sft"),
   (("--reward", "exact", "--max-length", 1), "max_length must leave a prompt; the shortest has"),

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes.examples import Collate, Records, Splits
 from jaxft.recipes.options import Finetune
-from jaxft.recipes.rl.losses import POLICY_LOSSES
+from jaxft.recipes.rl.losses import POLICY_LOSSES, check_clips
 from jaxft.recipes.rl.measure import held_out_reward
 from jaxft.recipes.rl.objective import answer_log_probs
 from jaxft.recipes.rl.prompts import Prompts
@@ -46,6 +46,7 @@ def prepare_policy(
     ValueError: options that do not go together, or data that are no prompts or lack what a reward reads.
   """
   settings, length = run_policy(options.loss, name), options.examples.max_length
+  check_clips(name, options.loss)
   if mesh is not None:  # prompts are cut over them before they have answers
     check_prompts(options.optimization.batch_size, mesh)
   if length + settings.max_new_tokens > model.max_length:
