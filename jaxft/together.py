@@ -46,6 +46,18 @@ def share(values: dict[str, Any]) -> dict[str, Any]:
   return shared
 
 
+def largest(value: int) -> int:
+  """The largest of a number of each process."""
+  return max(share({str(jax.process_index()): value}).values())
+
+
+def mean_of_all(sums: dict[str, float], count: dict[str, float]) -> dict[str, float]:
+  """By name, the sums of all processes divided by their counts; 0 where nothing counts."""
+  parts = share({str(jax.process_index()): [sums, count]}).values()
+  total = lambda i, name: sum(part[i][name] for part in parts)
+  return {name: total(0, name) / (total(1, name) or 1) for name in sums}
+
+
 def wait_for_all(name: str) -> None:
   """Returns once every process has come here."""
   if jax.process_count() > 1:

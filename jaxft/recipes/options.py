@@ -47,7 +47,7 @@ _REWARD = (
     "which makes the questions too, in place of --data (extra `reasoning`), or reasoning-gym with --data "
     "reasoning_gym/TASK; module:function, a Python function `(texts, records) -> numbers`, where a record has all "
     "columns of its line: those of the format and, as they are, those that --fields leaves out or nothing else reads; "
-    "a prompt alone will do. Of several the sum.")
+    "a prompt alone will do. Of several the sum. Each of several processes scores the answers to its own prompts.")
 _SMOOTHING = (
     f"{', '.join(name for name, loss in PREFERENCES.items() if loss.label_smoothing is not None)}: the share of labels "
     f"that is taken to be flipped. None: {by_value('label_smoothing')}.")

@@ -96,10 +96,12 @@ def check_options(options: Finetune) -> None:
     raise ValueError(f"epochs must be > 0; got {options.optimization.epochs}")
   if options.data is None:
     raise ValueError("--data must be given: a data set, a file or a folder")
+  if (rows := rows_of(options, early_name(options.loss))) % options.optimization.accumulate:
+    what = "answers of a step, batch_size times group_size" if by_reward else "examples of a step, batch_size"
+    raise ValueError(f"accumulate must divide the {rows} {what}; got {options.optimization.accumulate}")
+  if options.loss.desirable_weight == 0 == options.loss.undesirable_weight:
+    raise ValueError("desirable_weight and undesirable_weight must not both be 0: nothing would be learnt")
   if by_reward:
-    if (rows := rows_of(options, early_name(options.loss))) % options.optimization.accumulate:
-      raise ValueError(f"accumulate must divide the {rows} answers of a step, batch_size times group_size; got "
-                       f"{options.optimization.accumulate}")
     rewards_of(options.loss.reward, options.loss.reward_weights, options.loss.marker)
     if options.examples.pack:
       raise ValueError("--pack is for --task sft; answers to prompts are rows of their own")

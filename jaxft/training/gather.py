@@ -1,13 +1,14 @@
-"""A tree that is cut over the devices of several processes, whole on the host of the first of them."""
+"""What is cut over the devices of several processes, on the host: whole on the first, or each one's own rows."""
 
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxft.leaves import materialize
 from jaxft.together import is_first
+from jaxft.training.mesh import batch_sharding
 from jaxft.tree.paths import is_structured
 
 Tree = Any
@@ -46,6 +47,18 @@ def to_host(tree: Tree, *, plain: bool = True) -> Tree:
     return np.stack(rows) if first else None
 
   return jax.tree.map(whole, tree, is_leaf=is_structured if plain else None)
+
+
+def own_rows(tree: Tree, mesh: Mesh | None) -> Tree:
+  """Of arrays whose leading axis is that of a batch, the rows of this process (`rows_of_process`), as NumPy arrays."""
+  if mesh is None or jax.process_count() == 1:
+    return jax.device_get(tree)
+
+  def own(x: jax.Array) -> np.ndarray:
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}  # once, of copies along `tensor`
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+  return jax.tree.map(own, jax.jit(lambda x: x, out_shardings=batch_sharding(mesh))(tree))
 
 
 @jax.jit

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxft.models.activation_sharding import BATCH_AXES
 
@@ -222,7 +222,7 @@ def place_batch(batch: Any, mesh: Mesh | None) -> Any:
   return jax.tree.map(place, batch)
 
 
-def put(x: Any, sharding: NamedSharding) -> jax.Array:
+def put(x: Any, sharding: Sharding) -> jax.Array:
   """An array that every process has whole, on the devices of all; `jax.device_put` where one process has them all.
 
   Over several processes `device_put` sends every array around to see that all have the same; here that is given.
@@ -234,6 +234,11 @@ def put(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
   values = np.asarray(x)
   return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part])
+
+
+def replicated(x: Any, mesh: Mesh | None) -> Any:
+  """An array that every process has whole, on all devices of a mesh; None leaves it where it is."""
+  return x if mesh is None else put(x, NamedSharding(mesh, PartitionSpec()))
 
 
 def check_rows(rows: int, mesh: Mesh, accumulate: int = 1) -> None:

@@ -101,6 +101,8 @@ def test_responses_that_aligned_models_find_likely(jaxft, tiny_decoder, tmp_path
   (("--loss", "dpo", "--length-alpha", 2), r"length_alpha must be in \[0, 1\]; got 2"),
   (("--loss", "simpo", "--reference", "x"), "loss simpo does not read --reference"),
   (("--loss", "poft"), "poft needs --reference"),
+  (("--loss", "dpo", "--accumulate", 3), "accumulate must divide the 32 examples of a step, batch_size; got 3"),
+  (("--loss", "kto", "--desirable-weight", 0, "--undesirable-weight", 0), "must not both be 0"),
   (("--loss", "dpo", "--beta", 0), "beta must be > 0; got 0"),
   (("--loss", "dpo", "--label-smoothing", 0.5), r"label_smoothing must be in \[0, 0.5\); got 0.5"),
   (("--loss", "exo", "--label-smoothing", 0), r"label_smoothing must lie in \(0, 1\); got 0"),

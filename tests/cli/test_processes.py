@@ -3,6 +3,7 @@
 The quick tier has the first of them; tests/test_roll_call.py has the faults of starting and ending without processes.
 """
 
+import json
 import os
 import re
 import shutil
@@ -81,6 +82,57 @@ def test_two_processes_tune_as_one(jaxft, tiny, pairs, tmp_path):
   assert one.keys() == two.keys()
   for name in one:  # written by the first process, of what lies on both
     np.testing.assert_allclose(one[name], two[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("options", [
+    ("--method", "full", "--fsdp", 2, "--passes", 2, "--beta", 0.05), ("--loss", "rloo", "--passes", 2),
+    ("--tensor", 2, "--accumulate", 2)])
+def test_two_processes_learn_from_rewards_as_one(jaxft, tiny_decoder, tmp_path, monkeypatch, options):
+  from tests.cli.conftest import write_lines
+
+  # Seven prompts, of which three are held out: no number that two devices divide.
+  sums = write_lines(tmp_path / "sums.jsonl", [
+      {"prompt": f"{'so ' * n}{n // 2} plus {n - n // 2} is", "answer": str(n)} for n in range(3, 10)])
+  args = lambda out: [
+      "finetune", "--model", tiny_decoder, "--data", sums, "--reward", "tests.cli.judge:letters", "--batch-size", 2,
+      "--group-size", 4, "--max-new-tokens", 8, "--max-length", 24, "--steps", 3, "--log-every", 1, "--learning-rate",
+      1e-2, "--warmup", 0, "--holdout", 0.4, "--out", out, *options]
+  monkeypatch.setenv("SEEN", str(tmp_path / "two-"))
+  process = start(*args(tmp_path / "two"), "--processes", 2)
+  monkeypatch.setenv("SEEN", str(tmp_path / "one-"))
+  more = ("--data-parallel", 1) if "--tensor" in options or "--fsdp" in options else ("--data-parallel", 2)
+  answer = jaxft(*args(tmp_path / "one"), *more)
+  assert answer.status == 0, answer.err
+  output = ended(process, 0)
+  assert output.count("parameters trained") == 1
+  lines = [[{name: x for name, x in line.items() if name != "examples_per_second"}
+            for line in read_json_lines(tmp_path / out / "metrics.jsonl")] for out in ("one", "two")]
+  assert len(lines[0]) == len(lines[1]) == 5
+  for one, two in zip(*lines, strict=True):
+    assert one == pytest.approx(two, rel=1e-3, abs=1e-6)
+  a, b = (weights(tmp_path / out) for out in ("one", "two"))
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-5, err_msg=name)
+  seen = [sum(len(json.loads(line)) for line in path.read_text().splitlines()) for path in tmp_path.glob("two-*")]
+  if "--tensor" not in options:  # each scores the answers to its own prompts, four to each of one a step
+    assert seen == [2 * (3 + 1) // 2 + 3 * 4] * 2
+
+
+@pytest.mark.exhaustive
+def test_a_reward_that_breaks_down_on_one_process_ends_all(tiny_decoder, tmp_path, monkeypatch):
+  from tests.cli.conftest import write_lines
+
+  sums = write_lines(tmp_path / "sums.jsonl", [{"prompt": f"{n} is", "answer": str(n)} for n in range(4)])
+  monkeypatch.setenv("SEEN", str(tmp_path / "seen-"))
+  monkeypatch.setenv("BREAKS", "2")
+  process = start(
+      "finetune", "--model", tiny_decoder, "--data", sums, "--reward", "tests.cli.judge:letters",
+      "--batch-size", 4, "--group-size", 2, "--max-new-tokens", 4, "--max-length", 16, "--steps", 3, "--holdout", 0,
+      "--out", tmp_path / "run", "--processes", 2)
+  output = process.communicate(timeout=240)[0]
+  assert process.returncode not in (0, None), output[-3000:]
+  assert "reward tests.cli.judge:letters raised RuntimeError: out of order; of the record {'answer': '2'" in output
 
 
 @pytest.mark.exhaustive

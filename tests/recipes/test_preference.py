@@ -15,6 +15,7 @@ from jaxft.models import decoder
 from jaxft.recipes.preference.losses import PREFERENCES, by_value, reads
 from jaxft.recipes.preference.measure import of_judged, of_pairs
 from jaxft.recipes.preference.objective import POSITIONS, Sides, preference, score_function, settings_of
+from jaxft.recipes.preference.preparation import teaches_less
 from jaxft.recipes.preference.records import Judged, Mismatched
 from jaxft.training import Recipe, init_state, make_train_step
 from jaxft.transforms import full
@@ -203,3 +204,17 @@ def test_the_table_says_what_each_loss_reads():
     values, _ = loss.make(losses, Sides(four, four, jnp.ones((2, 2), jnp.int32), jnp.array([True, False]), 0.0, None),
                           settings_of(name))
     assert np.isfinite(values).all(), name
+
+
+def test_what_records_cannot_teach_is_said():
+  pair, judged = PREFERENCES["ipo"], PREFERENCES["kto"]
+  pairs = [{"chosen": [{"role": "assistant", "content": x}], "rejected": [{"role": "assistant", "content": "a"}]}
+           for x in "aab"]
+  assert teaches_less(pair, pairs) == (
+      "2 of 3 pairs have one response as both chosen and rejected, which teaches nothing")
+  assert teaches_less(pair, pairs[2:]) is None
+  of = lambda *labels: teaches_less(judged, [{"label": label} for label in labels])
+  assert of(True, False) is None
+  assert "all 2 responses are desirable: they are made more likely" in (of(True, True) or "")
+  assert "undesirable: they are made less likely" in (of(0) or "")
+  assert teaches_less(PREFERENCES["poft"], [{"text": "a"}]) is None

@@ -1,6 +1,7 @@
 """What a run that learns preferences reads, made ready: records beside their references, batches, validation."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxft.recipes.preference.objective import score_function, scored_by
 from jaxft.recipes.preference.records import collate_of, records_of
 from jaxft.recipes.preference.reference import Reference, named, with_references
 from jaxft.recipes.run import DTYPES, preference_settings
+from jaxft.together import is_first
 from jaxft.training.mesh import rows_of_process
 
 Measure = Callable[[Any], dict[str, float]]
@@ -61,6 +63,8 @@ def prepare_preferences(
   light = dataclasses.replace(model, params={})
   collate = collate_of(loss, light, splits.train[0], max_length=length, one_length=several)
   _check_scored(loss, splits.train, collate, length)
+  if is_first() and (note := teaches_less(loss, splits.train)) is not None:
+    print(f"jaxft: note: {note}", file=sys.stderr)
   beside = lambda records: records
   if loss.reference:
     references = _references(options, name, light, initial, weights, mesh)
@@ -73,6 +77,24 @@ def prepare_preferences(
     return preferences(loss, settings, score, beside(held), own, size, mesh)
 
   return beside(splits.train), collate, measured
+
+
+def teaches_less(loss: Preference, records: Records) -> str | None:
+  """What a loss cannot learn from records of its own form, in words; None where nothing stands in its way.
+
+  >>> teaches_less(PREFERENCES["dpo"], [{"chosen": "a", "rejected": "a"}, {"chosen": "a", "rejected": "b"}])
+  '1 of 2 pairs has one response as both chosen and rejected, which teaches nothing'
+  """
+  if loss.sides == "pair":
+    same = sum(str(record["chosen"]) == str(record["rejected"]) for record in records)
+    has = "has" if same == 1 else "have"
+    return None if not same else (f"{same:,} of {len(records):,} pairs {has} one response as both chosen and rejected, "
+                                  "which teaches nothing")
+  if loss.sides == "judged" and len(kinds := {bool(record["label"]) for record in records}) == 1:
+    kind, likely = ("desirable", "more") if kinds.pop() else ("undesirable", "less")
+    return (f"all {len(records):,} responses are {kind}: they are made {likely} likely, and what tells good from bad is "
+            "not learnt")
+  return None
 
 
 def _references(

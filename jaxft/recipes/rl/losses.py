@@ -86,6 +86,15 @@ def reads(name: str) -> tuple[str, ...]:
           "drop_cut")
 
 
+def check_clips(name: str, given: Any) -> None:
+  """Raises ValueError where a run is given a clip that is never read: its first update has the ratio 1 everywhere."""
+  clips = [f"--{option.replace('_', '-')}" for option in ("clip_low", "clip_high")
+           if option in reads(name) and getattr(given, option) is not None]
+  if clips and given.passes in (None, 1):
+    raise ValueError(f"{' and '.join(clips)} must come with --passes above 1: in the first update on a set of answers "
+                     "the ratio that it clips is 1")
+
+
 def policy_settings(name: str, **given: Any) -> PolicySettings:
   """The settings of a loss: those that are given and not None, and the usual ones for the others."""
   loss = POLICY_LOSSES[name]

@@ -4,18 +4,22 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import grain
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from scipy import stats
 
 from jaxft.data import evaluation_batches
 from jaxft.recipes.account.intervals import of_share, with_interval
 from jaxft.recipes.rl.prompts import Prompts
 from jaxft.recipes.rl.sampling import Sampler
+from jaxft.together import share
+from jaxft.training.mesh import batch_axes, rows_of_process
 
 
 def held_out_reward(
-    sampler: Sampler, prompts: Prompts, rows: int, key: jax.Array
+    sampler: Sampler, prompts: Prompts, rows: int, key: jax.Array, mesh: Mesh | None
 ) -> Callable[[Any], dict[str, float]]:
   """`params -> {metric: value}` over one answer to each prompt, at the temperature of training.
 
@@ -25,10 +29,15 @@ def held_out_reward(
   Args:
     sampler: of the run.
     prompts: those that were held out.
-    rows: answers drawn at once.
+    rows: answers drawn at once, which the devices of the mesh divide.
     key: of the draws.
+    mesh: of the run.
   """
-  batches: Any = evaluation_batches(prompts, batch_size=min(rows, len(prompts)), collate=prompts.collate)
+  shard = grain.sharding.ShardOptions(*rows_of_process(mesh))
+  cuts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+  batches: Any = evaluation_batches(
+      prompts, batch_size=min(rows, -(-len(prompts) // cuts) * cuts), collate=prompts.collate,
+      shard=shard)
 
   def measure(params: Any) -> dict[str, float]:
     parts: dict[str, list[np.ndarray]] = {}
@@ -37,7 +46,8 @@ def held_out_reward(
       found = sampler(params, prompts, batch, jax.random.fold_in(key, t), samples=1)
       for name, x in {**found.rewards, "length": found.length, "cut": found.cut}.items():
         parts.setdefault(name, []).append(np.asarray(x, np.float64).reshape(-1)[batch["where"]])
-    of = {name: np.concatenate(x) for name, x in parts.items()}
+    found = share({str(shard.shard_index): {name: np.concatenate(x).tolist() for name, x in parts.items()}})
+    of = {name: np.concatenate([own[name] for own in found.values()]) for name in parts}
     means = {name: float(x.mean()) for name, x in of.items()}
     return _mean_with_interval(of["reward"]) | means
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes.examples import Collate, Records, Splits
 from jaxft.recipes.options import Finetune
-from jaxft.recipes.rl.losses import POLICY_LOSSES
+from jaxft.recipes.rl.losses import POLICY_LOSSES, check_clips
 from jaxft.recipes.rl.measure import held_out_reward
 from jaxft.recipes.rl.objective import answer_log_probs
 from jaxft.recipes.rl.prompts import Prompts
@@ -19,6 +19,7 @@ from jaxft.recipes.rl.rewards import Reward, rewards_of
 from jaxft.recipes.rl.sampling import Sampler
 from jaxft.recipes.rl.step import PolicyStep
 from jaxft.recipes.run import DTYPES, rows_of, run_policy
+from jaxft.training.mesh import check_rows
 from jaxft.training.recipe import Recipe
 from jaxft.training.state import TrainState
 from jaxft.training.step import TrainStep, cast_floating
@@ -44,9 +45,10 @@ def prepare_policy(
   Raises:
     ValueError: options that do not go together, or data that are no prompts or lack what a reward reads.
   """
-  if jax.process_count() > 1:
-    raise ValueError(f"--task rl is for one process, whose rewards are computed together; got {jax.process_count()}")
   settings, length = run_policy(options.loss, name), options.examples.max_length
+  check_clips(name, options.loss)
+  if mesh is not None:  # prompts are cut over them before they have answers
+    check_prompts(options.optimization.batch_size, mesh)
   if length + settings.max_new_tokens > model.max_length:
     raise ValueError(f"max_length and max_new_tokens may be at most the context of {model.name}, {model.max_length}, "
                      f"together; got {length} and {settings.max_new_tokens}")
@@ -64,10 +66,19 @@ def prepare_policy(
   def measured(held: Records) -> Measure:
     prompts = Prompts(held, light, max_length=length)
     measure = held_out_reward(
-        _sampler(options, name, light, rewards, mesh), prompts, rows_of(options, name), _key(options, _VALIDATE))
+        _sampler(options, name, light, rewards, mesh), prompts, rows_of(options, name), _key(options, _VALIDATE),
+        mesh)
     return lambda params: measure(cast(params))
 
   return train, train.collate, measured
+
+
+def check_prompts(batch_size: int, mesh: Mesh) -> None:
+  """Raises ValueError where the prompts of a step cannot be cut evenly over the devices."""
+  try:
+    check_rows(batch_size, mesh)
+  except ValueError as e:
+    raise ValueError(f"--batch-size, the prompts of a step: {e}") from None
 
 
 def policy_step(

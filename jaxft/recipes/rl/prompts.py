@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxft.data.files.records import with_others
@@ -58,7 +59,8 @@ class Prompts(Sequence):
   def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """`index` `[batch]`, `ids` and `mask` `[batch, time]`, of one of a few lengths."""
     longest = max(len(row["ids"]) for row in rows)
-    length = next((n for n in BUCKETS if longest <= n < self.longest), self.longest)
+    short = () if jax.process_count() > 1 else BUCKETS  # processes pad parts of one batch
+    length = next((n for n in short if longest <= n < self.longest), self.longest)
     ids, mask = left_padded([row["ids"] for row in rows], self._pad, length)
     return {"index": np.array([row["index"] for row in rows], np.int32), "ids": ids, "mask": mask}
 

@@ -12,14 +12,16 @@ from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes.rl.losses import PolicySettings
 from jaxft.recipes.rl.prompts import Prompts
 from jaxft.recipes.rl.rewards import Reward, total
-from jaxft.training.mesh import place_batch, under_mesh
+from jaxft.together import largest, share
+from jaxft.training.gather import own_rows
+from jaxft.training.mesh import place_batch, replicated, rows_of_process, under_mesh
 from jaxft.training.rl import Rollouts, rollout
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class Sampled(NamedTuple):
-  """Answers, those to one prompt being neighbours.
+  """Answers to the prompts of this process, those to one prompt being neighbours.
 
   Attributes:
     rollouts: as arrays of the host, without columns at the end that no answer has, but for some: a step is compiled for
@@ -53,8 +55,9 @@ class Sampler:
     model = stepwise_decoder(params, self._config, dtype=self._dtype)
     with under_mesh(self._mesh):
       found = rollout(
-          model, batch["ids"], key, samples=samples, mask=batch["mask"], max_new_tokens=settings.max_new_tokens,
-          temperature=settings.temperature, place=lambda rows: place_batch(rows, self._mesh))
+          model, batch["ids"], replicated(key, self._mesh), samples=samples, mask=batch["mask"],
+          max_new_tokens=settings.max_new_tokens, temperature=settings.temperature,
+          place=lambda rows: place_batch(rows, self._mesh), take=lambda found: own_rows(found, self._mesh))
     found = jax.device_get(found)
     own = found.where[:, start:]
     answers, length = found.tokens[:, start:], own.sum(axis=1)
@@ -64,8 +67,18 @@ class Sampler:
     texts = [self._tokenizer.decode(row[kept].tolist(), skip_special_tokens=True)
              for row, kept in zip(answers, own, strict=True)]
     records = [prompts.record(int(i)) for i in np.repeat(batch["index"], samples)]
-    rewards = {name: x.reshape(-1, samples) for name, x in total(self._rewards, texts, records).items()}
+    rewards = {name: x.reshape(-1, samples) for name, x in self._worth(texts, records).items()}
     most = settings.max_new_tokens
-    columns = next((n for n in LENGTHS if length.max() <= n < most), most)
+    longest = largest(int(length.max()))  # of all processes, as their rows are parts of one batch
+    columns = next((n for n in LENGTHS if longest <= n < most), most)
     rollouts = Rollouts(*(x[:, :start + columns] for x in found))
     return Sampled(rollouts, start, rewards, length, ~ended)
+
+  def _worth(self, texts: Sequence[str], records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The rewards; processes that hold the same rows take those of one of them, should they have drawn lots."""
+    found = total(self._rewards, texts, records)
+    part, parts = rows_of_process(self._mesh)
+    if jax.process_count() == parts:
+      return found
+    return {name: np.array(x) for name, x in share(
+        {str(part): {name: x.tolist() for name, x in found.items()}})[str(part)].items()}

@@ -13,7 +13,9 @@ from jaxft.recipes.rl.losses import Policy, PolicySettings
 from jaxft.recipes.rl.objective import Answers
 from jaxft.recipes.rl.prompts import Prompts
 from jaxft.recipes.rl.sampling import Sampled, Sampler
-from jaxft.training.mesh import place_batch, under_mesh
+from jaxft.together import mean_of_all
+from jaxft.training.gather import own_rows
+from jaxft.training.mesh import place_batch, put, under_mesh
 from jaxft.training.state import TrainState
 from jaxft.training.step import TrainStep
 
@@ -71,28 +73,31 @@ class PolicyStep:
     where = np.asarray(rollouts.where)[:, sampled.start:]
     answers = Answers(rollouts.tokens, rollouts.mask, where, np.zeros(len(where), np.float32))
     placed = place_batch(answers, self.mesh)
-    old = self._score(params, placed) if self._needs_old else None
-    reference = None if self._reference is None else self._score(self._reference, placed)
-    rewards, told = sampled.rewards["reward"], {name: float(x.mean()) for name, x in sampled.rewards.items()}
+    score = lambda params: own_rows(self._score(params, placed), self.mesh)
+    old = score(params) if self._needs_old else None
+    reference = None if self._reference is None else score(self._reference)
+    rewards, plain = sampled.rewards["reward"], sampled.rewards["reward"]
+    each: dict[str, Any] = {
+        **sampled.rewards, "length": sampled.length, "cut": sampled.cut,
+        "uninformative": (plain == plain[:, :1]).all(axis=1)}
+    sums, counts = {name: float(x.sum()) for name, x in each.items()}, {name: x.size for name, x in each.items()}
     if loss.beta_of_reward and settings.beta:
-      apart = np.where(where, np.asarray(old) - np.asarray(reference), 0.0).sum(axis=1)
-      told["kl"] = float(apart.sum() / max(where.sum(), 1))
+      assert old is not None and reference is not None
+      apart = np.where(where, old - reference, 0.0).sum(axis=1)
+      sums["kl"], counts["kl"] = float(apart.sum()), int(where.sum())
       rewards = rewards - settings.beta * apart.reshape(rewards.shape)
     # What answers to one prompt have in common tells none from another, and may be too large for float32 to show more.
     rewards = (rewards - rewards[:, :1]).astype(np.float32)
     advantages = leave_one_out_advantages(rewards) if loss.scale == "leave-one-out" else (
         group_advantages(rewards, scale=loss.scale))
-    plain = sampled.rewards["reward"]
-    told |= {"length": float(sampled.length.mean()), "cut": float(sampled.cut.mean()),
-             "uninformative": float((plain == plain[:, :1]).all(axis=1).mean())}
     if settings.drop_cut:
       where = where & ~sampled.cut[:, None]
     keep = None if loss.beta_of_reward else reference
     return answers._replace(
         where=where, advantages=np.asarray(advantages).reshape(-1), old=old if settings.passes > 1 else None,
-        reference=keep), told
+        reference=keep), mean_of_all(sums, counts)
 
 
 def _like(x: jax.Array, value: int) -> jax.Array:
   """A number where and as another one lies."""
-  return jax.device_put(np.asarray(value, x.dtype), x.sharding)
+  return put(np.asarray(value, x.dtype), x.sharding)

@@ -50,7 +50,8 @@ class PolicyBatch(NamedTuple):
 @check_arrays
 def rollout(
     model: Stepwise, prompt: Int[AnyArray, "prompts time"], key: Key[Array, ""], *, samples: int = 1,
-    mask: Shaped[AnyArray, "prompts time"] | None = None, place: Callable[[Any], Any] = jnp.asarray, **options: Any,
+    mask: Shaped[AnyArray, "prompts time"] | None = None, place: Callable[[Any], Any] = jnp.asarray,
+    take: Callable[[Any], Any] = lambda found: found, **options: Any,
 ) -> Rollouts:
   """Samples several responses to each prompt, in one compiled loop over all of them.
 
@@ -69,6 +70,8 @@ def rollout(
     samples: >= 1, responses to each prompt.
     mask: nonzero at the real tokens of the prompts; None where all are.
     place: puts the prompts where they are to be computed, as `lambda rows: place_batch(rows, mesh)`.
+    take: reads what was drawn; of several processes, of which each gives its own prompts, `lambda x: own_rows(x, mesh)`
+      (`jaxft.training.gather`) gives each the answers to these.
     **options: of `generate`: max_new_tokens, temperature, filters, stops.
 
   Returns:
@@ -82,7 +85,7 @@ def rollout(
     raise ValueError(f"samples must be at least 1; got {samples}")
   prompt = np.asarray(prompt, np.int32)
   real = np.ones(prompt.shape, bool) if mask is None else np.asarray(mask) != 0
-  found = generate(model, place(prompt), key, samples=samples, mask=place(real), **options)
+  found = take(generate(model, place(prompt), key, samples=samples, mask=place(real), **options))
   prompt, real = (np.repeat(x, samples, axis=0) for x in (prompt, real))
   beside = lambda left, right: jnp.concatenate([jnp.asarray(left), right], axis=1)
   return Rollouts(
