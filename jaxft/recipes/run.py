@@ -41,9 +41,9 @@ READ_BY_LOSS = {
     "cross_entropy": ("target", "head"), "mse": ("target", "head"), "supcon": ("target", "temperature"), "sft": (),
     **{name: reads(name) for name in PREFERENCES}, **{name: read_by_policy(name) for name in POLICY_LOSSES},
     **{name: distilled.reads(name) for name in DISTILLATIONS}}
-# The usual field of those that learn one; of kd it is what the student is measured by.
-TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value", "kd": "label"}
-WITH_OUTPUT = ("cross_entropy", "mse", "kd")
+# The usual field of those that learn one; of kd and value_mse it is what the student is measured by.
+TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value", "kd": "label", "value_mse": "value"}
+WITH_OUTPUT = ("cross_entropy", "mse", "kd", "value_mse")
 BY_TOKENS = ("sft", "gkd")  # each example is learnt by itself, token by token
 RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES}
 
@@ -292,5 +292,7 @@ def _distillation(
   if DISTILLATIONS[loss].of == "classes":
     assert temperature is not None
     return distillation.classes(config, temperature=temperature, **compute)
+  if DISTILLATIONS[loss].of == "numbers":
+    return distillation.numbers(config, **compute)
   return distillation.vectors(
       config, loss, temperature=temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -100,6 +101,48 @@ def test_a_classifier_learns_from_a_classifier(jaxft, tiny, wider, tmp_path):
   assert set(unlabelled["after"]) >= {"agreement", "divergence"} and "accuracy" not in unlabelled["after"]
 
 
+def test_a_regressor_learns_from_a_regressor(jaxft, tiny, wider, tmp_path):
+  import jaxft as library
+
+  rows = [{"text": f"{'very ' * n}{s}", "value": 10.0 * n + len(s)} for n in (1, 2, 4) for s in SUBJECTS]
+  data = write_lines(tmp_path / "values.jsonl", rows)
+  _, taught = distilled(jaxft, tmp_path / "teacher", "--model", wider, "--data", data, "--learning-rate", 1e-2,
+                        "--steps", 20)
+  assert taught["loss"] == "mse"
+  teacher = tmp_path / "teacher/model"
+  answer, summary = distilled(jaxft, tmp_path / "run", "--model", tiny, "--data", data, "--teacher", teacher,
+                              "--learning-rate", 1e-2, "--steps", 20, "--control", data)
+  assert summary["loss"] == "value_mse" and "task distill by the loss value_mse" in answer.err
+  before, after = summary["before"], summary["after"]
+  assert after["control/teacher_rmse"] < 0.7 * before["control/teacher_rmse"]
+  assert {"pearson", "rmse", "agreement", "teacher_rmse"} <= {*after}
+  # On the teacher's own scale, of the records that were held out as of all: what `logits` says by itself.
+  texts = [row["text"] for row in rows]
+  said, its = (np.asarray(library.load(path).logits(texts))[:, 0] for path in (tmp_path / "run/model", teacher))
+  root, own = lambda x: np.sqrt(np.mean(x ** 2)), np.array([row["value"] for row in rows])
+  assert after["control/teacher_rmse"] == pytest.approx(root(said - its), rel=1e-3)
+  assert after["control/rmse"] == pytest.approx(root(said - own), rel=1e-3)
+  assert after["control/agreement"] == pytest.approx(np.corrcoef(said, its)[0, 1], abs=1e-3)
+  assert after["control/pearson"] == pytest.approx(np.corrcoef(said, own)[0, 1], abs=1e-3)
+  # Without numbers of their own, records are compared with the teacher alone.
+  plain = write_lines(tmp_path / "plain.jsonl", [{"text": text} for text in texts])
+  _, unlabelled = distilled(jaxft, tmp_path / "plain", "--model", tiny, "--data", plain, "--teacher", teacher, "--loss",
+                            "value_mse")
+  assert "agreement" in unlabelled["after"] and not {"pearson", "rmse"} & {*unlabelled["after"]}
+  # A teacher's head that is not read is said; a teacher of another kind is refused.
+  answer, _ = distilled(jaxft, tmp_path / "vectors", "--model", tiny, "--data", plain, "--teacher", teacher)
+  assert "its head is not read; --loss value_mse learns its numbers" in answer.err
+  for given, why in ((("--data", data, "--teacher", wider), "teacher must be a regressor for loss value_mse; .* no "),
+                     (("--data", data, "--teacher", teacher, "--loss", "kd"), "kd; .* a regressor. value_mse")):
+    refused = jaxft("finetune", "--model", tiny, "--out", tmp_path / "refused", *given)
+    assert refused.status == 2 and re.search(why, refused.error), refused.err
+  odd = write_lines(tmp_path / "odd.jsonl", [{"text": text, "rating": "much"} for text in texts])
+  refused = jaxft("finetune", "--model", tiny, "--data", odd, "--teacher", teacher, "--out", tmp_path / "refused",
+                  "--loss", "value_mse", "--target", "rating")
+  assert refused.status == 2 and "the data must have the field 'rating'; it has text" in refused.error
+  assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize("options, said", [
     (("--task", "distill"), "loss similarity_kl needs --teacher"),
     (("--teacher", "smollm2-135m:tiny"), "teacher must be an encoder with a tokenizer"),
@@ -107,13 +150,12 @@ def test_a_classifier_learns_from_a_classifier(jaxft, tiny, wider, tmp_path):
      "teacher must give vectors as wide as those of .*, 16, .* gives 24. similarity_kl compares"),
     (("--teacher", "WIDER", "--loss", "margin_mse"), "loss margin_mse learns from triples"),
     (("--teacher", "WIDER", "--loss", "kd"), "teacher must be a classifier for loss kd; .* no classifier"),
+    (("--teacher", "WIDER", "--loss", "value_mse"), "teacher must be a regressor for loss value_mse; .* no regr"),
     (("--teacher", "WIDER", "--loss", "similarity_mse", "--temperature", 2), "does not read --temperature"),
     (("--teacher", "WIDER", "--loss", "mnrl"), "loss mnrl does not read --teacher"),
     (("--teacher", "WIDER", "--task", "embed"), "loss mnrl does not read --teacher"),
 ])
 def test_what_is_no_teacher_is_one_line(jaxft, tiny, wider, pairs, tmp_path, options, said):
-  import re
-
   options = [str(wider) if option == "WIDER" else option for option in options]
   answer = jaxft("finetune", "--model", tiny, "--data", pairs, "--out", tmp_path / "run", *options)
   assert answer.status == 2 and re.search(said, answer.error), answer.err
