@@ -127,6 +127,7 @@ def contents(folder):
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name, text, said", [
     ("config.json", '{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}', "it has no model, data, method"),
+    pytest.param("config.json", "[" * 100_000, "is not the configuration of a run: maximum recursion", id="nested"),
     ("config.json", '[]', "it is no object"), ("model/config.json", "{}", "holds model but no config.json"),
     ("summary.json", "{}", "holds summary.json but no config.json"),
 ])
