@@ -163,6 +163,7 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int, teacher: Any = None)
   import jax.numpy as jnp
 
   from jaxft.formats.families import family_of
+  from jaxft.recipes.distillation.losses import NEW_TOKENS
   from jaxft.recipes.preference.losses import PREFERENCES
   from jaxft.recipes.rl.losses import POLICY_LOSSES
   from jaxft.recipes.run import TARGETS, loss_name
@@ -188,6 +189,8 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int, teacher: Any = None)
   if loss in POLICY_LOSSES:
     return _answers(run, loss, length)
   if kind == "decoder":
+    if run.loss.on_policy:  # an answer after a prompt that may be as long as a row
+      ids = jax.ShapeDtypeStruct((rows, length + (run.loss.max_new_tokens or NEW_TOKENS)), jnp.int32)
     return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})
   text = {"ids": ids, "mask": ids, **(its if loss not in widths else {})}
   if loss in TARGETS:

@@ -143,6 +143,76 @@ def test_a_regressor_learns_from_a_regressor(jaxft, tiny, wider, tmp_path):
   assert not (tmp_path / "refused").exists()
 
 
+def test_a_decoder_learns_on_its_own_answers(jaxft, tiny_decoder, larger, chats, tmp_path):
+  options = ("--model", tiny_decoder, "--data", chats, "--teacher", larger, "--on-policy", 0.5, "--max-new-tokens", 5,
+             "--batch-size", 2, "--max-length", 48)
+  answer = jaxft("finetune", "--out", tmp_path / "run", *FEW, *options)
+  assert answer.status == 0, answer.err
+  lines = [line for line in read_json_lines(tmp_path / "run/metrics.jsonl") if "loss" in line]
+  assert {line["on_policy"] for line in lines} == {0.0, 1.0} and all(np.isfinite(line["loss"]) for line in lines)
+  # Which steps they are, and what is drawn in them, is the same in a run that was stopped between.
+  for steps in (3, 6):
+    answer = jaxft("finetune", "--out", tmp_path / "parts", *FEW, *options, "--steps", steps)
+    assert answer.status == 0, answer.err
+  weights = "model/model.safetensors"
+  assert (tmp_path / "parts" / weights).read_bytes() == (tmp_path / "run" / weights).read_bytes()
+  texts = write_lines(tmp_path / "texts.jsonl", [{"text": s} for s in SUBJECTS])
+  for given, why in ((("--on-policy", 2), r"on_policy must be in \[0, 1\]; got 2"),
+                     (("--data", texts), "--on-policy needs data with prompts .* got the fields text"),
+                     (("--max-new-tokens", 10**6), "max_length and max_new_tokens may be at most the context"),
+                     (("--on-policy", 0), "--max-new-tokens is read with --on-policy alone; got 5"),
+                     (("--pack",), "--on-policy goes without --pack")):
+    refused = jaxft("finetune", "--out", tmp_path / "refused", *FEW, *options, *given)
+    assert refused.status == 2 and re.search(why, refused.error), refused.err
+  assert not (tmp_path / "refused").exists()
+
+
+def test_a_step_on_own_answers_is_what_the_student_generates(tiny_decoder):
+  import optax
+
+  import jaxft as library
+  from jaxft.losses import Mean
+  from jaxft.recipes.distillation.on_policy import OnPolicyStep, asked
+  from jaxft.training import Recipe, init_state
+  from jaxft.transforms import full
+
+  row = lambda *ids: list(ids) + [0] * (8 - len(ids))
+  batch = {"ids": np.array([row(5, 6, 7, 8, 9), row(11, 12, 13, 14, 15, 16, 17), row(21, 22)], np.int32),
+           "mask": np.array([row(*[1] * 5), row(*[1] * 7), row(1, 1)], np.int32),
+           # Of two answers the last, of a chat; and a row in which nothing is answered.
+           "loss_mask": np.array([row(0, 0, 0, 1, 1), row(0, 1, 0, 0, 1, 1, 1), row(0, 0)], np.int32)}
+  prompts = asked(batch, 3, 16)
+  assert prompts.ids.shape == (3, 16) and list(prompts.where) == [True, True, False]
+  assert [ids[mask > 0].tolist() for ids, mask in zip(prompts.ids, prompts.mask, strict=True)] == [
+      [5, 6, 7], [11, 12, 13, 14], []]
+  assert (prompts.ids[prompts.mask == 0] == 3).all() and prompts.mask[:2, -1].all()
+
+  model, seen = library.load(tiny_decoder), []
+
+  def update(state, frozen, batch):
+    seen.append(batch)
+    return state._replace(step=state.step + 1), {"loss": 0.0}
+
+  recipe = Recipe(lambda params, batch, key: (Mean.zero(), {}), full(), optax.sgd(0.0))
+  state, frozen = init_state(jax.random.key(0), model.params, recipe)
+  make = lambda share, temperature: OnPolicyStep(
+      update, recipe, model, share=share, temperature=temperature, max_length=16, max_new_tokens=6,
+      key=jax.random.key(1))
+  make(0.0, 1.0)(state, frozen, batch)
+  assert seen.pop() is batch
+  _, metrics = make(1.0, 1e-4)(state, frozen, batch)  # nearly without chance: the likeliest tokens
+  own, = seen
+  assert metrics["on_policy"] == 1.0 and own["ids"].shape == (3, 16 + 6)
+  assert not own["loss_mask"][2].any() and not own["loss_mask"][:, :16].any()
+  for i, prompt in enumerate(([5, 6, 7], [11, 12, 13, 14])):
+    kept = own["loss_mask"][i] > 0
+    text = prompt + own["ids"][i][kept].tolist()
+    assert own["ids"][i][own["mask"][i] > 0].tolist() == text
+    scores = np.asarray(model.logits(np.array([text])))[0]  # each token is the likeliest after those before it
+    assert scores[len(prompt) - 1:-1].argmax(axis=1).tolist() == text[len(prompt):]
+    assert kept.sum() == 6 or text[-1] == model.config.eos_id
+
+
 @pytest.mark.parametrize("options, said", [
     (("--task", "distill"), "loss similarity_kl needs --teacher"),
     (("--teacher", "smollm2-135m:tiny"), "teacher must be an encoder with a tokenizer"),
@@ -152,6 +222,7 @@ def test_a_regressor_learns_from_a_regressor(jaxft, tiny, wider, tmp_path):
     (("--teacher", "WIDER", "--loss", "kd"), "teacher must be a classifier for loss kd; .* no classifier"),
     (("--teacher", "WIDER", "--loss", "value_mse"), "teacher must be a regressor for loss value_mse; .* no regr"),
     (("--teacher", "WIDER", "--loss", "similarity_mse", "--temperature", 2), "does not read --temperature"),
+    (("--teacher", "WIDER", "--on-policy", 0.5), "loss similarity_kl does not read --on-policy"),
     (("--teacher", "WIDER", "--loss", "mnrl"), "loss mnrl does not read --teacher"),
     (("--teacher", "WIDER", "--task", "embed"), "loss mnrl does not read --teacher"),
 ])
@@ -180,6 +251,14 @@ def test_a_plan_holds_a_teacher_that_speaks_in_every_step(jaxft, tiny, tiny_deco
       "plan", "--model", model, "--data", "x", "--teacher", teacher, "--no-compile", "--json").out)
   assert (taught["frozen_bytes"] > plain["frozen_bytes"]) == decoder
   assert taught["trained"] == plain["trained"]
+  if decoder:  # its own answers make rows longer
+    own = json.loads(jaxft("plan", "--model", model, "--data", "x", "--teacher", teacher, "--on-policy", 0.5,
+                           "--no-compile", "--json").out)
+    assert own["batch_bytes"] == 2 * taught["batch_bytes"]
+  else:
+    number = jaxft("plan", "--model", model, "--data", "x", "--teacher", teacher, "--loss", "value_mse", "--no-compile",
+                   "--json")
+    assert json.loads(number.out)["trained"] > plain["trained"], number.err
 
 
 def test_losses_by_hand():

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+NEW_TOKENS = 128  # of a student's own answer, where nothing is said
 OF_HEADS = ("classes", "numbers")
 
 
@@ -42,7 +43,8 @@ def of_kind(kind: str) -> tuple[str, ...]:
 def reads(name: str) -> tuple[str, ...]:
   """The options that a loss of this name reads."""
   loss = DISTILLATIONS[name]
-  out = ["teacher", *(option for option in ("beta", "temperature") if getattr(loss, option) is not None)]
+  more = ("on_policy", "max_new_tokens") if loss.of == "tokens" else ()
+  out = ["teacher", *more, *(option for option in ("beta", "temperature") if getattr(loss, option) is not None)]
   return (*out, *(("target", "head") if loss.of in OF_HEADS else ()))
 
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes.distillation import measure
 from jaxft.recipes.distillation.losses import DISTILLATIONS
+from jaxft.recipes.distillation.on_policy import check_on_policy
 from jaxft.recipes.distillation.teacher import KEY, VECTOR, with_scores, with_vectors
 from jaxft.recipes.examples import Collate, Records, as_pairs, input_collate, keys_of, language_collate, pair_collate
 from jaxft.recipes.labels import Target
@@ -46,6 +47,8 @@ def prepare_distillation(
   if DISTILLATIONS[name].of == "tokens":
     (config, _), (its, _) = model.text_decoder(), teacher.text_decoder()
     make = lambda records: language_collate(light, records[0], **{**lengths, "max_length": options.examples.max_length})
+    if options.loss.on_policy:
+      check_on_policy(options, light, records, make(records))
     return records, make(records), lambda held: measure.tokens(
         config, its, held, make(held), size, mesh, dtype=dtype)
   if DISTILLATIONS[name].of == "vectors":

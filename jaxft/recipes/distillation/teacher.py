@@ -34,6 +34,8 @@ def teacher_of(options: Finetune, name: str, model: Pretrained) -> Model | None:
   """
   if name not in DISTILLATIONS:
     return None
+  if name == "gkd" and options.loss.max_new_tokens is not None and not options.loss.on_policy:
+    raise ValueError(f"--max-new-tokens is read with --on-policy alone; got {options.loss.max_new_tokens}")
   loss, teacher = DISTILLATIONS[name], load(options.loss.teacher or "")
   if loss.of == "tokens":
     (config, tokenizer), (own, words) = teacher.text_decoder("teacher"), model.text_decoder()
