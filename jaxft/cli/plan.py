@@ -183,6 +183,7 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int, teacher: Any = None)
   import jax.numpy as jnp
 
   from jaxft.formats.families import family_of
+  from jaxft.recipes.distillation.losses import NEW_TOKENS
   from jaxft.recipes.preference.losses import PREFERENCES
   from jaxft.recipes.rl.losses import POLICY_LOSSES
   from jaxft.recipes.run import TARGETS, loss_name
@@ -190,9 +191,10 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int, teacher: Any = None)
   rows, length = run.optimization.batch_size, run.examples.max_length
   kind = family_of(config).kind
   loss = loss_name(run.loss.loss, kind)
-  its = {"teacher": jax.ShapeDtypeStruct((rows, 2 if loss == "kd" else teacher.dim), jnp.float32)} if teacher else {}
+  widths = {"kd": 2, "value_mse": 1}  # of classes, whose number only the teacher's head tells, and of a number
+  its = {"teacher": jax.ShapeDtypeStruct((rows, widths.get(loss) or teacher.dim), jnp.float32)} if teacher else {}
   target = {"target": jax.ShapeDtypeStruct((rows,), jnp.float32 if loss == "mse" else jnp.int32)}
-  target = its if loss == "kd" else target
+  target = its if loss in widths else target
   if kind == "vision":
     shape = (rows, config.image_size, config.image_size, config.channels)
     return {"images": jax.ShapeDtypeStruct(shape, jnp.uint8), **target}
@@ -207,8 +209,10 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int, teacher: Any = None)
   if loss in POLICY_LOSSES:
     return _answers(run, loss, length)
   if kind == "decoder":
+    if run.loss.on_policy:  # an answer after a prompt that may be as long as a row
+      ids = jax.ShapeDtypeStruct((rows, length + (run.loss.max_new_tokens or NEW_TOKENS)), jnp.int32)
     return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})
-  text = {"ids": ids, "mask": ids, **(its if loss != "kd" else {})}
+  text = {"ids": ids, "mask": ids, **(its if loss not in widths else {})}
   if loss in TARGETS:
     return {**text, **target}
   if loss == "gist":
@@ -246,7 +250,8 @@ def _params(run: Finetune, config: Any, teacher: Any = None) -> Any:
 
   family = family_of(config)
   loss = loss_name(run.loss.loss, family.kind)
-  output = {"output": init_output(config, 1 if loss == "mse" else 2, run.loss.head)} if loss in WITH_OUTPUT else {}
+  outputs = 1 if loss in ("mse", "value_mse") else 2
+  output = {"output": init_output(config, outputs, run.loss.head)} if loss in WITH_OUTPUT else {}
   beside = {"teacher": (family_of(teacher).init, teacher)} if loss == "gkd" else {}
   return jax.eval_shape(lambda: {**family.init(jax.random.key(0), config), **output, **{
       name: init(jax.random.key(0), its) for name, (init, its) in beside.items()}})

@@ -22,6 +22,7 @@ from jaxft.recipes.account.end import peak_memory, places_of
 from jaxft.recipes.account.start import begins, holds, more_than_whole, unit_of
 from jaxft.recipes.adapter import no_form, save_adapter
 from jaxft.recipes.distillation.losses import DISTILLATIONS
+from jaxft.recipes.distillation.on_policy import on_policy_step
 from jaxft.recipes.distillation.teacher import KEY, alone, teacher_of
 from jaxft.recipes.examples import read_splits, training_batches
 from jaxft.recipes.guess import with_loss
@@ -166,6 +167,8 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   if isinstance(records, Prompts):
     step = policy_step(options, name, model, records, recipe, step, state, frozen, mesh)
     told = SHOWN
+  elif options.loss.on_policy:
+    step = on_policy_step(options, model, recipe, step)
   if is_first():
     said: list[str | None] = [begins(
         train=len(splits.train), held=sizes["eval"], control=sizes["control"], steps=steps, packed=packed,

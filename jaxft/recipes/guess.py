@@ -16,9 +16,10 @@ TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
     "sft": {"decoder": (((), "sft"),)},
     "rl": {"decoder": (((), "grpo"),)},
     "distill": {
-        "decoder": (((), "gkd"),), "vision": ((("image",), "kd"),),
+        "decoder": (((), "gkd"),), "vision": ((("image", "value"), "value_mse"), (("image",), "kd")),
         "encoder": ((("anchor", "positive"), "similarity_kl"), (("question", "answer"), "similarity_kl"),
-                    (("text", "label"), "kd"), (("text",), "similarity_kl"))},
+                    (("text", "label"), "kd"), (("text", "value"), "value_mse"),
+                    (("text",), "similarity_kl"))},
     "embed": {
         "encoder": ((("anchor", "positive"), "mnrl"), (("question", "answer"), "mnrl"),
                     (("sentence1", "sentence2", "score"), "cosent"), (("label",), "supcon")),

@@ -108,11 +108,17 @@ def prediction(
     if target.classes:
       right = scores.argmax(axis=1) == wanted
       return of_share("accuracy", right) | of_mean("loss", tasks.own_class_nats(scores, wanted), within=(0, math.inf))
-    same = scores[:, 0].std() == 0 or wanted.std() == 0  # as before the first step, where r has no meaning
-    r = {"pearson": 0.0} if same else of_correlation("pearson", float(pearson(scores[:, 0], wanted)), len(wanted))
-    return r | of_root("rmse", (scores[:, 0].astype(np.float64) - wanted) ** 2, target.std)
+    return correlated("pearson", scores[:, 0], wanted) | of_root(
+        "rmse", (scores[:, 0].astype(np.float64) - wanted) ** 2, target.std)
 
   return measure
+
+
+def correlated(name: str, said: Any, wanted: Any) -> dict[str, float]:
+  """Pearson's r with its interval; 0 where all numbers of a side are equal, as before the first step: r has no meaning.
+  """
+  same = np.std(said) == 0 or np.std(wanted) == 0
+  return {name: 0.0} if same else of_correlation(name, float(pearson(said, wanted)), len(wanted))
 
 
 def same_label(

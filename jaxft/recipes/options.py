@@ -122,7 +122,10 @@ class Loss:
   before tuning."""
   teacher: str | None = None
   """distill: the preset or folder of the model to learn from: of decoders its tokens (gkd), of classifiers its classes
-  (kd), of encoders its vectors (similarity_kl, similarity_mse, margin_mse, embedding_mse)."""
+  (kd), of regressors its numbers (value_mse), of encoders its vectors (similarity_kl, similarity_mse, margin_mse,
+  embedding_mse)."""
+  on_policy: float | None = None
+  """gkd: the share of steps on the student's own answers to the prompts, in place of those of the data. None: 0."""
   temperature: float | None = None
   """gist, mnrl, cosent, supcon, gkd, kd, similarity_kl: temperature. None: the loss's own default (gist 0.01, mnrl,
   cosent and similarity_kl 0.05, supcon 0.07, gkd 1, kd 2). Task rl: of the sampled answers, and of their probabilities.
@@ -145,7 +148,7 @@ class Loss:
   """Task rl: answers to each prompt, which are compared with one another; a step learns from --batch-size prompts times
   so many. None: 8."""
   max_new_tokens: int | None = None
-  """Task rl: the most tokens of an answer. None: 128. --max-length is that of the prompt."""
+  """Task rl, and gkd with --on-policy: the most tokens of an answer. None: 128. --max-length is that of the prompt."""
   clip_low: Annotated[float | None, tyro.conf.arg(help=_CLIP_LOW)] = None
   clip_high: Annotated[float | None, tyro.conf.arg(help=_CLIP_HIGH)] = None
   passes: int | None = None
@@ -165,9 +168,10 @@ class Loss:
   reward_alpha: float | None = None
   """simpo: the shape of AlphaPO's reward (1 - p^-alpha) / alpha; best in 0.1 to 0.25. None: 0, which is log p."""
   target: str | None = None
-  """cross_entropy, supcon, mse: the field to learn. None: label, for mse value."""
+  """cross_entropy, supcon, mse: the field to learn; kd, value_mse: the one to be measured by. None: label, for mse and
+  value_mse value."""
   head: str | None = None
-  """cross_entropy, mse: what the head reads. first: the first token, by a dense layer, as transformers'
+  """cross_entropy, mse, kd, value_mse: what the head reads. first: the first token, by a dense layer, as transformers'
   BertForSequenceClassification does; vector: the model's own vector. None: first for encoders, vector for images."""
 
 

@@ -13,8 +13,9 @@ from jaxft.data.packed_pairs import PairPacking, plan_packing
 from jaxft.formats.pretrained import Pretrained, load
 from jaxft.recipes import measure, tasks
 from jaxft.recipes.account.counts import WHOLE
-from jaxft.recipes.distillation.losses import DISTILLATIONS
+from jaxft.recipes.distillation.losses import DISTILLATIONS, OF_HEADS
 from jaxft.recipes.distillation.preparation import prepare_distillation, text_keys
+from jaxft.recipes.distillation.teacher import numbers_said
 from jaxft.recipes.examples import (
   Collate,
   Guided,
@@ -68,7 +69,10 @@ def target_of(options: Finetune, model: Pretrained, splits: Splits, teacher: Mod
   if loss not in TARGETS:
     return None
   if teacher is not None and teacher.head is not None:
-    return Target(target_field(options.loss, loss), teacher.head.classes)
+    field = target_field(options.loss, loss)
+    if not teacher.head.classes:
+      return numbers_said(splits.train, field, teacher, max_length=options.examples.max_length)
+    return Target(field, teacher.head.classes)
   return (numbers_of if loss == "mse" else labels_of)(splits.train, target_field(options.loss, loss))
 
 
@@ -166,7 +170,7 @@ def _collate(
   if loss in PREFERENCES:
     return collate_of(PREFERENCES[loss], model, records[0], **options)
   if loss in DISTILLATIONS and model.kind == "encoder":
-    return pair_collate(model, ("text",) if loss == "kd" else text_keys(loss, records), **options)
+    return pair_collate(model, ("text",) if DISTILLATIONS[loss].of in OF_HEADS else text_keys(loss, records), **options)
   if target is not None:
     return target_collate(model, target, **options)
   if model.kind == "decoder":

@@ -41,9 +41,9 @@ READ_BY_LOSS = {
     "cross_entropy": ("target", "head"), "mse": ("target", "head"), "supcon": ("target", "temperature"), "sft": (),
     **{name: reads(name) for name in PREFERENCES}, **{name: read_by_policy(name) for name in POLICY_LOSSES},
     **{name: distilled.reads(name) for name in DISTILLATIONS}}
-# The usual field of those that learn one; of kd it is what the student is measured by.
-TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value", "kd": "label"}
-WITH_OUTPUT = ("cross_entropy", "mse", "kd")
+# The usual field of those that learn one; of kd and value_mse it is what the student is measured by.
+TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value", "kd": "label", "value_mse": "value"}
+WITH_OUTPUT = ("cross_entropy", "mse", "kd", "value_mse")
 OF_PAIRS = ("mnrl", "gist")
 BY_TOKENS = ("sft", "gkd")  # each example is learnt by itself, token by token
 RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES}
@@ -81,6 +81,7 @@ def check_options(options: Finetune) -> None:
       ("clip_norm", options.optimization.clip_norm, lambda x: x >= 0, ">= 0"),
       ("temperature", options.loss.temperature, lambda x: x is None or x > 0, "> 0"),
       ("beta", options.loss.beta, lambda x: x is None or x > 0 or x == 0 and zero, ">= 0" if zero else "> 0"),
+      ("on_policy", options.loss.on_policy, lambda x: x is None or 0 <= x <= 1, "in [0, 1]"),
       ("length_alpha", options.loss.length_alpha, lambda x: x is None or 0 <= x <= 1, "in [0, 1]"),
       ("clip_low", options.loss.clip_low, lambda x: x is None or x >= 0, ">= 0"),
       ("clip_high", options.loss.clip_high, lambda x: x is None or x > 0, "> 0"),
@@ -138,10 +139,11 @@ def target_field(loss: Loss, name: str) -> str:
 
 def check_loss(loss: Loss, name: str) -> None:
   """Raises ValueError for an option of the loss that the loss of this name does not read, or one that it lacks."""
-  ignored = [f"--{f.name}" for f in dataclasses.fields(loss)
+  flag = lambda name: f"--{name.replace('_', '-')}"
+  ignored = [flag(f.name) for f in dataclasses.fields(loss)
              if f.name not in ("loss", "task", *READ_BY_LOSS[name]) and getattr(loss, f.name) != f.default]
   if ignored:
-    reads = ", ".join(f"--{option}" for option in READ_BY_LOSS[name]) or "no option"
+    reads = ", ".join(map(flag, READ_BY_LOSS[name])) or "no option"
     raise ValueError(f"loss {name} does not read {', '.join(ignored)}; it reads {reads}")
   if name in DISTILLATIONS and loss.teacher is None:
     raise ValueError(f"loss {name} needs --teacher: the preset or folder of the model to learn from")
@@ -298,5 +300,7 @@ def _distillation(
   if DISTILLATIONS[loss].of == "classes":
     assert temperature is not None
     return distillation.classes(config, temperature=temperature, **compute)
+  if DISTILLATIONS[loss].of == "numbers":
+    return distillation.numbers(config, **compute)
   return distillation.vectors(
       config, loss, temperature=temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)

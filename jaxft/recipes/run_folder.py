@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.files import check_writable, remove_leftovers, write_text
-from jaxft.formats.safetensors import read_json
+from jaxft.formats.safetensors import parse_json
 from jaxft.training.metrics import TRACKERS, read_json_lines
 
 CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, ADAPTER, SUMMARY, TRACES = (
@@ -170,8 +170,8 @@ def check_inputs(out: Path, inputs: dict[str, Any]) -> None:
     write_text(path, json.dumps(inputs, indent=1) + "\n")
     return
   try:
-    saved = read_json(path)
-  except ValueError as e:
+    saved = dict(parse_json(path.read_text(encoding="utf-8")))
+  except (ValueError, TypeError, RecursionError) as e:
     raise ValueError(f"{path} does not say what a run reads: {e}") from None
   if differ := [key for key in {**saved, **inputs} if saved.get(key) != inputs.get(key)]:
     shown = "; ".join(f"{key}: {saved.get(key)!r} there, {inputs.get(key)!r} here" for key in differ)
@@ -182,10 +182,12 @@ def check_inputs(out: Path, inputs: dict[str, Any]) -> None:
 def _configuration(path: Path) -> dict[str, Any]:
   """What defines the run that is there; ValueError where the file is not a run's own."""
   try:
-    saved = read_json(path)
+    saved = parse_json(path.read_text(encoding="utf-8"))
+    if not isinstance(saved, dict):
+      raise ValueError("it is no object")
     if missing := [key for key in OWN if key not in saved]:
       raise ValueError(f"it has no {', '.join(missing)}")
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise ValueError(f"{path} is not the configuration of a run: {e}. What lies there is no run, to be resumed or "
                      "overwritten; choose another --out") from None
   return saved

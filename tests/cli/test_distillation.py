@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -100,6 +101,118 @@ def test_a_classifier_learns_from_a_classifier(jaxft, tiny, wider, tmp_path):
   assert set(unlabelled["after"]) >= {"agreement", "divergence"} and "accuracy" not in unlabelled["after"]
 
 
+def test_a_regressor_learns_from_a_regressor(jaxft, tiny, wider, tmp_path):
+  import jaxft as library
+
+  rows = [{"text": f"{'very ' * n}{s}", "value": 10.0 * n + len(s)} for n in (1, 2, 4) for s in SUBJECTS]
+  data = write_lines(tmp_path / "values.jsonl", rows)
+  _, taught = distilled(jaxft, tmp_path / "teacher", "--model", wider, "--data", data, "--learning-rate", 1e-2,
+                        "--steps", 20)
+  assert taught["loss"] == "mse"
+  teacher = tmp_path / "teacher/model"
+  answer, summary = distilled(jaxft, tmp_path / "run", "--model", tiny, "--data", data, "--teacher", teacher,
+                              "--learning-rate", 1e-2, "--steps", 20, "--control", data)
+  assert summary["loss"] == "value_mse" and "task distill by the loss value_mse" in answer.err
+  before, after = summary["before"], summary["after"]
+  assert after["control/teacher_rmse"] < 0.7 * before["control/teacher_rmse"]
+  assert {"pearson", "rmse", "agreement", "teacher_rmse"} <= {*after}
+  # On the teacher's own scale, of the records that were held out as of all: what `logits` says by itself.
+  texts = [row["text"] for row in rows]
+  said, its = (np.asarray(library.load(path).logits(texts))[:, 0] for path in (tmp_path / "run/model", teacher))
+  root, own = lambda x: np.sqrt(np.mean(x ** 2)), np.array([row["value"] for row in rows])
+  assert after["control/teacher_rmse"] == pytest.approx(root(said - its), rel=1e-3)
+  assert after["control/rmse"] == pytest.approx(root(said - own), rel=1e-3)
+  assert after["control/agreement"] == pytest.approx(np.corrcoef(said, its)[0, 1], abs=1e-3)
+  assert after["control/pearson"] == pytest.approx(np.corrcoef(said, own)[0, 1], abs=1e-3)
+  # Without numbers of their own, records are compared with the teacher alone.
+  plain = write_lines(tmp_path / "plain.jsonl", [{"text": text} for text in texts])
+  _, unlabelled = distilled(jaxft, tmp_path / "plain", "--model", tiny, "--data", plain, "--teacher", teacher, "--loss",
+                            "value_mse")
+  assert "agreement" in unlabelled["after"] and not {"pearson", "rmse"} & {*unlabelled["after"]}
+  # A teacher's head that is not read is said; a teacher of another kind is refused.
+  answer, _ = distilled(jaxft, tmp_path / "vectors", "--model", tiny, "--data", plain, "--teacher", teacher)
+  assert "its head is not read; --loss value_mse learns its numbers" in answer.err
+  for given, why in ((("--data", data, "--teacher", wider), "teacher must be a regressor for loss value_mse; .* no "),
+                     (("--data", data, "--teacher", teacher, "--loss", "kd"), "kd; .* a regressor. value_mse")):
+    refused = jaxft("finetune", "--model", tiny, "--out", tmp_path / "refused", *given)
+    assert refused.status == 2 and re.search(why, refused.error), refused.err
+  odd = write_lines(tmp_path / "odd.jsonl", [{"text": text, "rating": "much"} for text in texts])
+  refused = jaxft("finetune", "--model", tiny, "--data", odd, "--teacher", teacher, "--out", tmp_path / "refused",
+                  "--loss", "value_mse", "--target", "rating")
+  assert refused.status == 2 and "the data must have the field 'rating'; it has text" in refused.error
+  assert not (tmp_path / "refused").exists()
+
+
+def test_a_decoder_learns_on_its_own_answers(jaxft, tiny_decoder, larger, chats, tmp_path):
+  options = ("--model", tiny_decoder, "--data", chats, "--teacher", larger, "--on-policy", 0.5, "--max-new-tokens", 5,
+             "--batch-size", 2, "--max-length", 48)
+  answer = jaxft("finetune", "--out", tmp_path / "run", *FEW, *options)
+  assert answer.status == 0, answer.err
+  lines = [line for line in read_json_lines(tmp_path / "run/metrics.jsonl") if "loss" in line]
+  assert {line["on_policy"] for line in lines} == {0.0, 1.0} and all(np.isfinite(line["loss"]) for line in lines)
+  # Which steps they are, and what is drawn in them, is the same in a run that was stopped between.
+  for steps in (3, 6):
+    answer = jaxft("finetune", "--out", tmp_path / "parts", *FEW, *options, "--steps", steps)
+    assert answer.status == 0, answer.err
+  weights = "model/model.safetensors"
+  assert (tmp_path / "parts" / weights).read_bytes() == (tmp_path / "run" / weights).read_bytes()
+  texts = write_lines(tmp_path / "texts.jsonl", [{"text": s} for s in SUBJECTS])
+  for given, why in ((("--on-policy", 2), r"on_policy must be in \[0, 1\]; got 2"),
+                     (("--data", texts), "--on-policy needs data with prompts .* got the fields text"),
+                     (("--max-new-tokens", 10**6), "max_length and max_new_tokens may be at most the context"),
+                     (("--on-policy", 0), "--max-new-tokens is read with --on-policy alone; got 5"),
+                     (("--pack",), "--on-policy goes without --pack")):
+    refused = jaxft("finetune", "--out", tmp_path / "refused", *FEW, *options, *given)
+    assert refused.status == 2 and re.search(why, refused.error), refused.err
+  assert not (tmp_path / "refused").exists()
+
+
+def test_a_step_on_own_answers_is_what_the_student_generates(tiny_decoder):
+  import optax
+
+  import jaxft as library
+  from jaxft.losses import Mean
+  from jaxft.recipes.distillation.on_policy import OnPolicyStep, asked
+  from jaxft.training import Recipe, init_state
+  from jaxft.transforms import full
+
+  row = lambda *ids: list(ids) + [0] * (8 - len(ids))
+  batch = {"ids": np.array([row(5, 6, 7, 8, 9), row(11, 12, 13, 14, 15, 16, 17), row(21, 22)], np.int32),
+           "mask": np.array([row(*[1] * 5), row(*[1] * 7), row(1, 1)], np.int32),
+           # Of two answers the last, of a chat; and a row in which nothing is answered.
+           "loss_mask": np.array([row(0, 0, 0, 1, 1), row(0, 1, 0, 0, 1, 1, 1), row(0, 0)], np.int32)}
+  prompts = asked(batch, 3, 16)
+  assert prompts.ids.shape == (3, 16) and list(prompts.where) == [True, True, False]
+  assert [ids[mask > 0].tolist() for ids, mask in zip(prompts.ids, prompts.mask, strict=True)] == [
+      [5, 6, 7], [11, 12, 13, 14], []]
+  assert (prompts.ids[prompts.mask == 0] == 3).all() and prompts.mask[:2, -1].all()
+
+  model, seen = library.load(tiny_decoder), []
+
+  def update(state, frozen, batch):
+    seen.append(batch)
+    return state._replace(step=state.step + 1), {"loss": 0.0}
+
+  recipe = Recipe(lambda params, batch, key: (Mean.zero(), {}), full(), optax.sgd(0.0))
+  state, frozen = init_state(jax.random.key(0), model.params, recipe)
+  make = lambda share, temperature: OnPolicyStep(
+      update, recipe, model, share=share, temperature=temperature, max_length=16, max_new_tokens=6,
+      key=jax.random.key(1))
+  make(0.0, 1.0)(state, frozen, batch)
+  assert seen.pop() is batch
+  _, metrics = make(1.0, 1e-4)(state, frozen, batch)  # nearly without chance: the likeliest tokens
+  own, = seen
+  assert metrics["on_policy"] == 1.0 and own["ids"].shape == (3, 16 + 6)
+  assert not own["loss_mask"][2].any() and not own["loss_mask"][:, :16].any()
+  for i, prompt in enumerate(([5, 6, 7], [11, 12, 13, 14])):
+    kept = own["loss_mask"][i] > 0
+    text = prompt + own["ids"][i][kept].tolist()
+    assert own["ids"][i][own["mask"][i] > 0].tolist() == text
+    scores = np.asarray(model.logits(np.array([text])))[0]  # each token is the likeliest after those before it
+    assert scores[len(prompt) - 1:-1].argmax(axis=1).tolist() == text[len(prompt):]
+    assert kept.sum() == 6 or text[-1] == model.config.eos_id
+
+
 @pytest.mark.parametrize("options, said", [
     (("--task", "distill"), "loss similarity_kl needs --teacher"),
     (("--teacher", "smollm2-135m:tiny"), "teacher must be an encoder with a tokenizer"),
@@ -107,13 +220,13 @@ def test_a_classifier_learns_from_a_classifier(jaxft, tiny, wider, tmp_path):
      "teacher must give vectors as wide as those of .*, 16, .* gives 24. similarity_kl compares"),
     (("--teacher", "WIDER", "--loss", "margin_mse"), "loss margin_mse learns from triples"),
     (("--teacher", "WIDER", "--loss", "kd"), "teacher must be a classifier for loss kd; .* no classifier"),
+    (("--teacher", "WIDER", "--loss", "value_mse"), "teacher must be a regressor for loss value_mse; .* no regr"),
     (("--teacher", "WIDER", "--loss", "similarity_mse", "--temperature", 2), "does not read --temperature"),
+    (("--teacher", "WIDER", "--on-policy", 0.5), "loss similarity_kl does not read --on-policy"),
     (("--teacher", "WIDER", "--loss", "mnrl"), "loss mnrl does not read --teacher"),
     (("--teacher", "WIDER", "--task", "embed"), "loss mnrl does not read --teacher"),
 ])
 def test_what_is_no_teacher_is_one_line(jaxft, tiny, wider, pairs, tmp_path, options, said):
-  import re
-
   options = [str(wider) if option == "WIDER" else option for option in options]
   answer = jaxft("finetune", "--model", tiny, "--data", pairs, "--out", tmp_path / "run", *options)
   assert answer.status == 2 and re.search(said, answer.error), answer.err
@@ -138,6 +251,14 @@ def test_a_plan_holds_a_teacher_that_speaks_in_every_step(jaxft, tiny, tiny_deco
       "plan", "--model", model, "--data", "x", "--teacher", teacher, "--no-compile", "--json").out)
   assert (taught["frozen_bytes"] > plain["frozen_bytes"]) == decoder
   assert taught["trained"] == plain["trained"]
+  if decoder:  # its own answers make rows longer
+    own = json.loads(jaxft("plan", "--model", model, "--data", "x", "--teacher", teacher, "--on-policy", 0.5,
+                           "--no-compile", "--json").out)
+    assert own["batch_bytes"] == 2 * taught["batch_bytes"]
+  else:
+    number = jaxft("plan", "--model", model, "--data", "x", "--teacher", teacher, "--loss", "value_mse", "--no-compile",
+                   "--json")
+    assert json.loads(number.out)["trained"] > plain["trained"], number.err
 
 
 def test_losses_by_hand():

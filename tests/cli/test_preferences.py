@@ -93,7 +93,7 @@ def test_responses_that_aligned_models_find_likely(jaxft, tiny_decoder, tmp_path
 @pytest.mark.parametrize("options, said", [
   (("--loss", "dpoo"), "loss with this decoder must be one of.*nearest: dpo"),
   (("--task", "sft", "--loss", "dpo"), "loss with task sft must be one of sft"),
-  (("--loss", "dpo", "--margin", 1), "loss dpo does not read --margin; it reads --beta, --label_smoothing, "),
+  (("--loss", "dpo", "--margin", 1), "loss dpo does not read --margin; it reads --beta, --label-smoothing, "),
   (("--loss", "simpo", "--wpo"), "loss simpo does not read --wpo"),
   (("--loss", "ipo", "--divergence", "js"), "loss ipo does not read --divergence"),
   (("--loss", "dpo", "--divergence", "kl"), "divergence must be one of reverse_kl, forward_kl, js, alpha; got 'kl'"),

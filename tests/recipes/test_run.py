@@ -127,7 +127,8 @@ def contents(folder):
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name, text, said", [
     ("config.json", '{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}', "it has no model, data, method"),
-    ("config.json", '[]', "must hold a JSON object; got list"), ("model/config.json", "{}", "holds model but no config.json"),
+    pytest.param("config.json", "[" * 100_000, "is not the configuration of a run: maximum recursion", id="nested"),
+    ("config.json", '[]', "it is no object"), ("model/config.json", "{}", "holds model but no config.json"),
     ("summary.json", "{}", "holds summary.json but no config.json"),
 ])
 def test_a_folder_that_is_no_run_is_neither_resumed_nor_overwritten(tmp_path, overwrite, name, text, said):

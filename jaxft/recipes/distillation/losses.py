@@ -2,12 +2,15 @@
 
 from typing import NamedTuple
 
+NEW_TOKENS = 128  # of a student's own answer, where nothing is said
+OF_HEADS = ("classes", "numbers")
+
 
 class Distillation(NamedTuple):
   """A loss.
 
   Attributes:
-    of: what is learnt: "tokens" of decoders, "classes" of classifiers, "vectors" of encoders.
+    of: what is learnt: "tokens" of decoders, "classes" of classifiers, "numbers" of regressors, "vectors" of encoders.
     temperature: the usual one; None: it takes none.
     arxiv: of its sources.
     beta: GKD's usual one; None: it takes none.
@@ -22,6 +25,7 @@ class Distillation(NamedTuple):
 DISTILLATIONS: dict[str, Distillation] = {
     "gkd": Distillation("tokens", 1.0, ("2306.13649",), beta=0.5),
     "kd": Distillation("classes", 2.0, ("1503.02531",)),
+    "value_mse": Distillation("numbers", None, ()),
     "similarity_kl": Distillation("vectors", 0.05, ("1503.02531", "2112.01488")),
     "similarity_mse": Distillation("vectors", None, ()),
     "margin_mse": Distillation("vectors", None, ("2010.02666",)),
@@ -31,15 +35,17 @@ DISTILLATIONS: dict[str, Distillation] = {
 
 def of_kind(kind: str) -> tuple[str, ...]:
   """The losses for a kind of model."""
-  learnt = {"decoder": ("tokens",), "encoder": ("vectors", "classes"), "vision": ("classes",)}[kind]
+  learnt = {"decoder": ("tokens",), "encoder": ("vectors", "classes", "numbers"), "vision": (
+      "classes", "numbers")}[kind]
   return tuple(name for what in learnt for name, loss in DISTILLATIONS.items() if loss.of == what)
 
 
 def reads(name: str) -> tuple[str, ...]:
   """The options that a loss of this name reads."""
   loss = DISTILLATIONS[name]
-  out = ["teacher", *(option for option in ("beta", "temperature") if getattr(loss, option) is not None)]
-  return (*out, *(("target", "head") if loss.of == "classes" else ()))
+  more = ("on_policy", "max_new_tokens") if loss.of == "tokens" else ()
+  out = ["teacher", *more, *(option for option in ("beta", "temperature") if getattr(loss, option) is not None)]
+  return (*out, *(("target", "head") if loss.of in OF_HEADS else ()))
 
 
 def setting(name: str, option: str, given: float | None) -> float:

@@ -16,7 +16,7 @@ from jaxft.recipes.account.intervals import of_mean, of_ratio, of_root, of_share
 from jaxft.recipes.distillation.objective import others, similarities, token_divergence
 from jaxft.recipes.distillation.teacher import KEY, VECTOR, alone
 from jaxft.recipes.examples import Collate, Records
-from jaxft.recipes.measure import Measure, over_records, vectors_of
+from jaxft.recipes.measure import Measure, correlated, over_records, vectors_of
 from jaxft.recipes.objectives import language_nll, prediction_scores
 
 MOST = 1000  # records whose texts are compared with one another
@@ -66,6 +66,30 @@ def classes(
     if labelled:
       out |= of_share("accuracy", said.argmax(axis=1) == own) | of_mean(
           "loss", tasks.own_class_nats(said, own), within=(0, math.inf))
+    return out
+
+  return measure
+
+
+def numbers(
+    config: Any, records: Records, collate: Collate, batch_size: int, mesh: Mesh | None, *, dtype: Any, scale: float,
+    labelled: bool,
+) -> Measure:
+  """How near a student's numbers are to its teacher's, by Pearson's r and the root of the mean squared difference.
+
+  And how near to the records' own, where they are known; `scale` is what one unit of a batch is.
+  """
+  score = prediction_scores(config, dtype=dtype, remat="none")
+  over = over_records(
+      lambda params, batch: jnp.concatenate([score(params, batch), batch[KEY]], axis=1), records, collate, batch_size,
+      mesh)
+
+  def measure(params: Any) -> dict[str, float]:
+    found, own = over(params)
+    said, its = (x.astype(np.float64) for x in found.T)
+    out = correlated("agreement", said, its) | of_root("teacher_rmse", (said - its) ** 2, scale)
+    if labelled:
+      out |= correlated("pearson", said, own) | of_root("rmse", (said - own) ** 2, scale)
     return out
 
   return measure

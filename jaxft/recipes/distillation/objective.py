@@ -17,6 +17,7 @@ from jaxft.losses import (
   distill_scores,
   linear_generalized_jsd,
   margin_mse,
+  squared_error,
   token_weights,
 )
 from jaxft.models import decoder, encoder
@@ -68,6 +69,12 @@ def classes(config: Config, *, temperature: float, dtype: Any = jnp.float32, rem
   run = prediction_scores(config, dtype=dtype, remat=remat)
   return lambda params, batch, key: (
       Mean.of(*distill_scores(run(params, batch), batch[KEY], temperature=temperature)), {})
+
+
+def numbers(config: Config, *, dtype: Any = jnp.float32, remat: Policy = "dots") -> Objective:
+  """The squared error to a regressor's numbers, of a batch with what `features` takes and `teacher` `[B, 1]`."""
+  run = prediction_scores(config, dtype=dtype, remat=remat)
+  return lambda params, batch, key: (Mean.of(*squared_error(run(params, batch)[:, 0], batch[KEY][:, 0])), {})
 
 
 def vectors(

@@ -10,12 +10,14 @@ from jax.sharding import Mesh
 from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes.distillation import measure
 from jaxft.recipes.distillation.losses import DISTILLATIONS
+from jaxft.recipes.distillation.on_policy import check_on_policy
 from jaxft.recipes.distillation.teacher import KEY, VECTOR, with_scores, with_vectors
 from jaxft.recipes.examples import Collate, Records, as_pairs, input_collate, keys_of, language_collate, pair_collate
 from jaxft.recipes.labels import Target
 from jaxft.recipes.measure import Measure
 from jaxft.recipes.model import Model
 from jaxft.recipes.options import Finetune
+from jaxft.recipes.tasks import column
 
 Made = tuple[Records, Collate, Callable[[Records], Measure]]
 
@@ -45,6 +47,8 @@ def prepare_distillation(
   if DISTILLATIONS[name].of == "tokens":
     (config, _), (its, _) = model.text_decoder(), teacher.text_decoder()
     make = lambda records: language_collate(light, records[0], **{**lengths, "max_length": options.examples.max_length})
+    if options.loss.on_policy:
+      check_on_policy(options, light, records, make(records))
     return records, make(records), lambda held: measure.tokens(
         config, its, held, make(held), size, mesh, dtype=dtype)
   if DISTILLATIONS[name].of == "vectors":
@@ -56,9 +60,16 @@ def prepare_distillation(
     return beside(records), vector_collate(light, keys, **lengths), lambda held: measure.vectors(
         light, beside(held), keys, mesh, **over)
   assert target is not None
+  if options.loss.target is not None:
+    column([records[0]], options.loss.target)  # what is asked for is there
+  numbers = DISTILLATIONS[name].of == "numbers"
   scored = lambda records: with_scores(records, teacher, max_length=options.examples.max_length)
   labelled = lambda records: target.field in records[0]
-  make = lambda records: class_collate(light, target if labelled(records) else None, records, **lengths)
+  form = number_collate if numbers else class_collate
+  make = lambda records: form(light, target, records, labelled=labelled(records), **lengths)
+  if numbers:
+    return scored(records), make(records), lambda held: measure.numbers(
+        model.config, scored(held), make(held), size, mesh, dtype=dtype, scale=target.std, labelled=labelled(held))
   return scored(records), make(records), lambda held: measure.classes(
       model.config, scored(held), make(held), size, mesh, dtype=dtype, labelled=labelled(held))
 
@@ -92,17 +103,16 @@ def vector_collate(
 
 
 def class_collate(
-    model: Pretrained, target: Target | None, of: Records, *, max_length: int, one_length: bool = False
+    model: Pretrained, target: Target, of: Records, *, labelled: bool, max_length: int, one_length: bool = False
 ) -> Collate:
-  """Records to what `features` takes, `teacher` `[batch, classes]` and, where they have one, their own class `target`.
+  """Records to what `features` takes, `teacher` `[batch, classes]` and, if `labelled`, their own class `target`.
 
   A label is found among the teacher's classes by its name.
   """
   read, features = input_collate(model, max_length=max_length, one_length=one_length), getattr(of, "features", {})
-  names = None if target is None or target.field not in features else getattr(features[target.field], "names", None)
+  names = None if target.field not in features else getattr(features[target.field], "names", None)
 
   def label(record: Mapping[str, Any]) -> int:
-    assert target is not None
     said = record[target.field]
     said = said if isinstance(said, str) or names is None else names[int(said)]
     if said not in target.classes:
@@ -114,8 +124,33 @@ def class_collate(
     made = read(records)
     if KEY in records[0]:
       made[KEY] = np.stack([record[KEY] for record in records]).astype(np.float32)
-    if target is not None:
+    if labelled:
       made["target"] = np.array([label(record) for record in records], np.int32)
+    return made
+
+  return collate
+
+
+def number_collate(
+    model: Pretrained, target: Target, of: Records, *, labelled: bool, max_length: int, one_length: bool = False
+) -> Collate:
+  """Records to what `features` takes, `teacher` `[batch, 1]` and, if `labelled`, their own number `target`.
+
+  Both are standardized as the target says, by the teacher's numbers of the training records.
+  """
+  del of
+  read = input_collate(model, max_length=max_length, one_length=one_length)
+
+  def collate(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    made = read(records)
+    if KEY in records[0]:
+      said = np.stack([record[KEY] for record in records]).astype(np.float64)
+      made[KEY] = ((said - target.mean) / target.std).astype(np.float32)
+    if labelled:
+      for record in records:
+        if isinstance(own := record[target.field], (str, bool)) or np.ndim(own) or not np.isfinite(own):
+          raise ValueError(f"{target.field} must be one finite number in each record; got {own!r:.60}")
+      made["target"] = target.of(records)
     return made
 
   return collate

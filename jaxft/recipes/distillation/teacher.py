@@ -1,5 +1,6 @@
 """The teacher of a run: read and checked, beside the params of its student, and what it says of records."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes import tasks
 from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.examples import Records
+from jaxft.recipes.labels import Target
 from jaxft.recipes.model import Model, load
 from jaxft.recipes.options import Finetune
 from jaxft.recipes.preference.reference import digest, kept_beside
@@ -32,6 +34,8 @@ def teacher_of(options: Finetune, name: str, model: Pretrained) -> Model | None:
   """
   if name not in DISTILLATIONS:
     return None
+  if name == "gkd" and options.loss.max_new_tokens is not None and not options.loss.on_policy:
+    raise ValueError(f"--max-new-tokens is read with --on-policy alone; got {options.loss.max_new_tokens}")
   loss, teacher = DISTILLATIONS[name], load(options.loss.teacher or "")
   if loss.of == "tokens":
     (config, tokenizer), (own, words) = teacher.text_decoder("teacher"), model.text_decoder()
@@ -40,16 +44,34 @@ def teacher_of(options: Finetune, name: str, model: Pretrained) -> Model | None:
                        f"({own.vocab_size:,} rows); {teacher.name} has another of {config.vocab_size:,}")
   elif loss.of == "vectors":
     config, _ = teacher.text_encoder("teacher")
+    if teacher.head is not None and is_first():
+      by = "kd learns its classes" if teacher.head.classes else "value_mse learns its numbers"
+      print(f"jaxft: note: {name} learns the teacher's vectors, and its head is not read; --loss {by}", file=sys.stderr)
     if name == "embedding_mse" and config.dim != model.config.dim:
       raise ValueError(f"teacher must give vectors as wide as those of {model.name}, {model.config.dim}, for loss "
                        f"embedding_mse; {teacher.name} gives {config.dim}. similarity_kl compares models of any widths")
   elif teacher.kind != model.kind:
     raise ValueError(f"teacher must be of the kind of {model.name}, {model.kind}; {teacher.name} is {teacher.kind}")
-  elif teacher.head is None or not teacher.head.classes:
-    has = "a regressor" if teacher.head is not None else "no classifier"
-    raise ValueError(f"teacher must be a classifier for loss {name}; {teacher.name} is {has}. similarity_kl learns the "
-                     "vectors of an encoder")
+  elif teacher.head is None or bool(teacher.head.classes) != (loss.of == "classes"):
+    wanted, other = ("classifier", "regressor") if loss.of == "classes" else ("regressor", "classifier")
+    has = f"no {wanted}" if teacher.head is None else f"a {other}"
+    fits = "similarity_kl learns the vectors of an encoder" if teacher.head is None else (
+        f"{'value_mse' if loss.of == 'classes' else 'kd'} learns of a {other}")
+    raise ValueError(f"teacher must be a {wanted} for loss {name}; {teacher.name} is {has}. {fits}")
   return teacher
+
+
+def numbers_said(records: Records, field: str, teacher: Model, *, max_length: int) -> Target:
+  """What the student of a regressor learns: its numbers, by their mean and deviation over the training records.
+
+  Raises:
+    ValueError: the teacher says the same of all.
+  """
+  said = np.array([float(record[KEY][0]) for record in with_scores(records, teacher, max_length=max_length)])
+  if not (std := float(said.std())):
+    raise ValueError(f"teacher must say numbers that differ between records; {teacher.name} says {said[0]:g} of all "
+                     f"{len(said)}")
+  return Target(field, mean=float(said.mean()), std=std)
 
 
 def beside(transform: ParamTransform) -> ParamTransform:
