@@ -260,7 +260,7 @@ def _mesh(compute: Compute, topology: str | None) -> Any:
 
   if topology is not None:
     return mesh_of(compute, _described(topology, 1 if compute.slices is None else compute.slices))
-  wanted = math.prod((compute.data_parallel or 1, compute.fsdp, compute.tensor, compute.slices or 1))
+  wanted = math.prod((compute.data_parallel or 1, compute.fsdp, compute.tensor, compute.context, compute.slices or 1))
   if wanted > 1:
     try:
       now = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]: JAX adds it as it starts

@@ -50,6 +50,16 @@ def test_a_search_tries_what_can_be(jaxft, tiny, more, said):
   assert answer.status == 2 and said in answer.err
 
 
+def test_context_cuts_the_rows_of_decoders(jaxft, tiny, tiny_decoder):
+  plan = lambda model, length: jaxft("plan", "--model", model, "--data", "x", "--data-parallel", 1, "--context", 4,
+                                     "--max-length", length, "--no-compile", "--json")
+  for model, length, said in ((tiny, 16, "16 and a model of the kind encoder"), (tiny_decoder, 18, "rows of 18")):
+    answer = plan(model, length)
+    assert answer.status == 2 and "--context cuts rows of decoders whose --max-length it divides" in answer.err
+    assert said in answer.err
+  assert json.loads(plan(tiny_decoder, 16).out)["devices"] == 4
+
+
 @pytest.mark.parametrize(("topology", "slices", "said"), [
     ("v5e:2x2x4", 1, "--topology of v5e has 2 sides of at least 1; got 'v5e:2x2x4'"),
     ("v5p:4x4", 1, "--topology of v5p has 3 sides of at least 1; got 'v5p:4x4'"),
