@@ -84,7 +84,9 @@ def _search(options: PlanOptions) -> None:
         "none" if topology is None else "--no-compile"))
   _check_search(wanted)
   config, slices = config_of(run.model), 1 if run.compute.slices is None else run.compute.slices
-  chips = len(_described(topology, slices)) // slices
+  chips, rest = divmod(len(_described(topology, slices)) // slices, max(run.compute.context, 1))
+  if rest:
+    raise ValueError(f"--context must divide the chips of a slice, {topology}; got {run.compute.context}")
   tried = candidates(
       chips, heads=family_of(config).key_sizes(config)[0], tensor=wanted.try_tensor, parts=wanted.try_data,
       remat=wanted.try_remat, accumulate=wanted.try_accumulate, rank=wanted.try_rank or (run.method.rank,))
