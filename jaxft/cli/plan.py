@@ -84,7 +84,9 @@ def _search(options: PlanOptions) -> None:
         "none" if topology is None else "--no-compile"))
   _check_search(wanted)
   config, slices = config_of(run.model), 1 if run.compute.slices is None else run.compute.slices
-  chips = len(_described(topology, slices)) // slices
+  chips, rest = divmod(len(_described(topology, slices)) // slices, max(run.compute.context, 1))
+  if rest:
+    raise ValueError(f"--context must divide the chips of a slice, {topology}; got {run.compute.context}")
   tried = candidates(
       chips, heads=family_of(config).key_sizes(config)[0], tensor=wanted.try_tensor, parts=wanted.try_data,
       remat=wanted.try_remat, accumulate=wanted.try_accumulate, rank=wanted.try_rank or (run.method.rank,))
@@ -265,7 +267,7 @@ def _mesh(compute: Compute, topology: str | None) -> Any:
 
   if topology is not None:
     return mesh_of(compute, _described(topology, 1 if compute.slices is None else compute.slices))
-  wanted = math.prod((compute.data_parallel or 1, compute.fsdp, compute.tensor, compute.slices or 1))
+  wanted = math.prod((compute.data_parallel or 1, compute.fsdp, compute.tensor, compute.context, compute.slices or 1))
   if wanted > 1:
     try:
       now = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]: JAX adds it as it starts

@@ -214,6 +214,9 @@ class Compute:
   """Mesh axis `fsdp`: rows of the batch, and parameters cut along it."""
   tensor: int = 1
   """Mesh axis `tensor`: parameters cut along it, each device computing its part."""
+  context: int = 1
+  """Mesh axis `context`: positions of each row cut along it, for long inputs of decoders (ring attention); it
+  divides --max-length."""
   slices: int | None = None
   """Mesh axis `dcn`: slices of a pod, joined by the data centre's network; None: as many as the TPUs form."""
 

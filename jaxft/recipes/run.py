@@ -217,7 +217,8 @@ def mesh_of(
 ) -> Mesh | None:
   """The mesh of the options; None where it would be a single device."""
   mesh = make_mesh(
-      data=compute.data_parallel, fsdp=compute.fsdp, tensor=compute.tensor, dcn=compute.slices, devices=devices)
+      data=compute.data_parallel, fsdp=compute.fsdp, tensor=compute.tensor, context=compute.context, dcn=compute.slices,
+      devices=devices)
   # The single device that JAX would take by itself needs no mesh.
   return None if mesh.size == 1 and mesh.devices.flat[0] == jax.devices()[0] else mesh
 
@@ -240,6 +241,9 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None, teacher
   rules, loss = pick("kind of model", kind, RULES), loss_name(run.loss.loss, kind)
   if run.examples.pack and kind == "decoder" and run.optimization.steps is None:
     raise ValueError("--pack needs --steps: how many rows an epoch takes is not known before packing")
+  if run.compute.context > 1 and (kind != "decoder" or run.examples.max_length % run.compute.context):
+    raise ValueError("--context cuts rows of decoders whose --max-length it divides; got --context "
+                     f"{run.compute.context} for rows of {run.examples.max_length} and a model of the kind {kind}")
   transform = transform_of(run.method, config, loss)
   if loss == "gkd":
     transform, rules = beside(transform), with_rules(rules)

@@ -35,7 +35,7 @@ class Lease:
 
     Raises:
       ValueError: another process holds it; names the machine and the process.
-      OSError: the store cannot be read or written.
+      OSError: the store cannot be read or written, or there is no such bucket.
     """
     content, version = self._store.read(self.KEY)
     if content is not None and not _dead(content):
@@ -50,6 +50,9 @@ class Lease:
       if again is not None and now != version:
         raise self._held(again)
       version = now
+    elif content is None:
+      # Where the bucket is absent a read finds nothing and a conditional write counts as refused, as if by another.
+      self._store.keys(self.KEY)
     self._take(version)
 
   def renew(self) -> None:

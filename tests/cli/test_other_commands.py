@@ -50,6 +50,29 @@ def test_a_search_tries_what_can_be(jaxft, tiny, more, said):
   assert answer.status == 2 and said in answer.err
 
 
+def test_context_cuts_the_rows_of_decoders(jaxft, tiny, tiny_decoder):
+  plan = lambda model, length: jaxft("plan", "--model", model, "--data", "x", "--data-parallel", 1, "--context", 4,
+                                     "--max-length", length, "--no-compile", "--json")
+  for model, length, said in ((tiny, 16, "16 and a model of the kind encoder"), (tiny_decoder, 18, "rows of 18")):
+    answer = plan(model, length)
+    assert answer.status == 2 and "--context cuts rows of decoders whose --max-length it divides" in answer.err
+    assert said in answer.err
+  assert json.loads(plan(tiny_decoder, 16).out)["devices"] == 4
+
+
+def test_a_search_leaves_the_chips_of_context_to_it(jaxft, tiny_decoder, monkeypatch):
+  from jaxft.cli import plan
+  from jaxft.training.planning import search
+
+  meshes = []
+  monkeypatch.setattr(plan, "_described", lambda topology, slices: jax.devices()[:8])
+  monkeypatch.setattr(search, "search", lambda tried, *rest, **more: meshes.extend(tried) or [])
+  args = ["plan", "--model", tiny_decoder, "--data", "x", "--search", "--topology", "v5e:2x4", "--context"]
+  assert jaxft(*args, 2).status == 0
+  assert meshes and all(c.data * c.fsdp * c.tensor == 4 for c in meshes)
+  assert "--context must divide the chips of a slice, v5e:2x4; got 3" in jaxft(*args, 3).err
+
+
 @pytest.mark.parametrize(("topology", "slices", "said"), [
     ("v5e:2x2x4", 1, "--topology of v5e has 2 sides of at least 1; got 'v5e:2x2x4'"),
     ("v5p:4x4", 1, "--topology of v5p has 3 sides of at least 1; got 'v5p:4x4'"),

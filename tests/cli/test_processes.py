@@ -137,7 +137,8 @@ def test_a_reward_that_breaks_down_on_one_process_ends_all(tiny_decoder, tmp_pat
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("options", [
-    ("--method", "full", "--fsdp", 2, "--accumulate", 2), ("--tensor", 2), ("--method", "dora", "--fsdp", 2)])
+    ("--method", "full", "--fsdp", 2, "--accumulate", 2), ("--tensor", 2), ("--method", "dora", "--fsdp", 2),
+    ("--context", 2)])
 def test_a_decoder_cut_over_two_processes_is_tuned_as_on_one(jaxft, tiny_decoder, tmp_path, options):
   from tests.cli.conftest import write_lines
 

@@ -118,6 +118,12 @@ def test_one_holder_at_a_time(at, monkeypatch):
   assert there.keys() == []
 
 
+def test_a_bucket_that_is_not_there_is_no_other_process(at):
+  url = at[1].replace("bucket", "nobucket", 1)
+  with pytest.raises(OSError, match=f"{url}/lock.json could not be "):
+    Lease(Store(url), 0.05).acquire()
+
+
 def test_the_lock_of_a_dead_process_of_this_machine_is_taken_at_once(at, monkeypatch):
   there = Store(at[1])
   dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)

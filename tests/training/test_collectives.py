@@ -84,6 +84,41 @@ def test_of_a_tpu_the_pieces_of_one_collective_are_one_and_a_loops_turns_are_tho
       Collective("all-gather", "fsdp", 5, 5 * 64 * 32 * 2 * 7 // 8),)
 
 
+RING = """HloModule jit_step, is_scheduled=true
+
+%piece (p: bf16[1,8,32]) -> (bf16[4,4], bf16[1,64,32]) {
+  %ag.1 = bf16[1,64,32] all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={1}, metadata={op_name="w"}
+}
+
+%first (p: bf16[1,8,32]) -> (bf16[4,4], bf16[1,64,32]) {
+  %ag = bf16[1,64,32] all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={1}, metadata={op_name="w"}
+}
+
+%turn (p: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
+  %k = (f32[8], f32[8], u32[], u32[]) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %v = (f32[8], f32[8], u32[], u32[]) collective-permute-start(%y), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %n = f32[4] all-reduce(%z), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add, metadata={op_name="n"}
+  %m = f32[4] all-reduce(%z), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add, metadata={op_name="m"}
+  %fusion.9 = (bf16[4,4], bf16[1,64,32]) fusion(%w), kind=kOutput, calls=%piece
+}
+
+%layer (p: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
+  %start = (bf16[4,4], bf16[1,64,32]) fusion(%w), kind=kOutput, calls=%first
+  %w = (s32[], f32[64,32]) while(%init), condition=%c, body=%turn, backend_config={"known_trip_count":{"n":"8"}}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  ROOT %w = (s32[], f32[64,32]) while(%init), condition=%c, body=%layer, backend_config={"known_trip_count":{"n":"5"}}
+}
+"""
+
+
+def test_what_shares_a_channel_in_a_shard_map_is_several_and_a_gather_under_way_in_an_inner_loop_is_one_a_layer():
+  assert set(of_text(RING, make_mesh(data=1, fsdp=8))) == {
+      Collective("collective-permute", "fsdp", 2 * 40, 2 * 40 * 32), Collective("all-reduce", "fsdp", 80, 80 * 28),
+      Collective("all-gather", "fsdp", 5, 5 * 64 * 32 * 2 * 7 // 8)}
+
+
 V5P = """HloModule jit_step, is_scheduled=true
 
 %placed (a: bf16[8,64], b: bf16[1,64], i: s32[]) -> bf16[8,64] {

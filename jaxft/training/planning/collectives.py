@@ -22,6 +22,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 GATHERED = "all-gather by all-reduce"
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
 _ARRAY = re.compile(r"([a-z]+\d*)[a-z0-9]*\[([\d,]*)\]")
 
 
@@ -68,21 +69,22 @@ def of_text(text: str, mesh: Mesh) -> tuple[Collective, ...]:
   """`collectives` of an optimized program in XLA's text form."""
   bodies, entry = computations(text)
   found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-  # A TPU computes other things while a collective is under way: the collective then stands in each of the pieces that
-  # it is cut into, with one channel.
-  seen: set[tuple[str, str]] = set()
-  for name, times in sorted(executions(bodies, entry).items(), key=lambda item: -item[1]):
+  runs = executions(bodies, entry)
+  pieces = _pieces(bodies, runs)
+  seen: set[tuple[str, str, str]] = set()
+  for name, runs_of_it in runs.items():
     lines = by_name(bodies[name])
     for line in bodies[name]:
       match = INSTRUCTION.match(line)
       kind = match[3].removesuffix("-start") if match else ""
       if match is None or kind not in KINDS:
         continue
-      channel = _CHANNEL.search(line)
-      if channel is not None:
-        if (kind, channel[1]) in seen:
+      times, whole = runs_of_it, _whole(kind, line)
+      if whole is not None:
+        if whole in seen:
           continue
-        seen.add((kind, channel[1]))
+        seen.add(whole)
+        times = pieces[whole]
       members, axes = group(line, mesh)
       if members == 1:
         continue
@@ -92,6 +94,36 @@ def of_text(text: str, mesh: Mesh) -> tuple[Collective, ...]:
         entry_of[1] += times * _sent(done, shapes, match[3].endswith("-start"), members)
   made = [Collective(kind, axes, count, sent) for (kind, axes), (count, sent) in found.items()]
   return tuple(sorted(made, key=lambda c: (-c.bytes, c.kind, c.axes)))
+
+
+def _whole(kind: str, line: str) -> tuple[str, str, str] | None:
+  """What tells the collective of which a line may be a piece; None where it is no piece.
+
+  A TPU computes other things while a collective is under way, which then stands in each of the pieces that it is cut
+  into, with one channel and name. All that stand in a `shard_map` have one channel too. A permutation is never cut.
+  """
+  channel = _CHANNEL.search(line)
+  if channel is None or kind == "collective-permute":
+    return None
+  said = _OP_NAME.search(line)
+  return kind, channel[1], said[1] if said else ""
+
+
+def _pieces(bodies: dict[str, list[str]], runs: dict[str, int]) -> dict[tuple[str, str, str], int]:
+  """How often each collective that has pieces takes place.
+
+  Where one is under way while a loop within another turns, the inner one's turns are no collectives of their own; a
+  piece that runs once is one before or after a loop of collectives.
+  """
+  found: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+  for name, times in runs.items():
+    for line in bodies[name]:
+      match = INSTRUCTION.match(line)
+      kind = match[3].removesuffix("-start") if match else ""
+      whole = _whole(kind, line) if kind in KINDS else None
+      if whole is not None:
+        found[whole].add(times)
+  return {whole: min(times) if min(times) > 1 else max(times) for whole, times in found.items()}
 
 
 def _parts(
