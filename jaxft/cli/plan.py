@@ -186,6 +186,8 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int, teacher: Any = None)
             "desirable": jax.ShapeDtypeStruct((rows,), jnp.bool_)}
   if loss in POLICY_LOSSES:
     return _answers(run, loss, length)
+  if kind == "encoder-decoder":
+    return {"inputs": {"ids": ids, "mask": ids}, "ids": ids, "mask": ids, "loss_mask": ids}
   if kind == "decoder":
     return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})
   text = {"ids": ids, "mask": ids, **(its if loss != "kd" else {})}
