@@ -81,7 +81,7 @@ class Pairs:
       raise ValueError(f"data must have the fields {', '.join(names)}; {options.data} lacks {', '.join(missing)} and "
                        f"has {', '.join(self.records[0])}")
     assert isinstance(model.config, ClipConfig)
-    self.names, self.size, self.rows = options, model.config.vision.image_size, np.arange(count)[None]
+    self.names, self.vision, self.rows = options, model.config.vision, np.arange(count)[None]
     captions = [record[name] for record in self.records for name in options.captions]
     assert model.tokenizer is not None
     encoded = [model.tokenizer.encode(text).ids for text in captions]
@@ -97,7 +97,8 @@ class Pairs:
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     rows = self.rows[step]
-    shown = [read_image(self.records[i][name], self.size) for i in rows for name in self.names.images]
+    read = lambda image: read_image(image, self.vision.image_size, self.vision.framing)
+    shown = [read(self.records[i][name]) for i in rows for name in self.names.images]
     sides = np.stack([2 * rows, 2 * rows + 1], axis=1).ravel()
     by_pair = lambda x: np.asarray(x).reshape(len(rows), 2, *np.shape(x)[1:])
     return {"images": by_pair(np.stack(shown)), "ids": by_pair(self.ids[sides]), "mask": by_pair(self.mask[sides]),

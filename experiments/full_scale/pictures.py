@@ -11,10 +11,12 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from jaxft.data import source
+from jaxft.data.images import read_image
 from jaxft.data.prepare import Records
 from jaxft.fetch import home
 from jaxft.files import write_atomically
 from jaxft.recipes.model import Model
+from jaxft.studies.digest import code_digest
 
 
 class Pictures(NamedTuple):
@@ -81,7 +83,7 @@ def vectors(
     model: Model, records: Records, count: int, name: str, cache: Path, *, batch: int = 64
 ) -> Float[np.ndarray, "n width"]:
   """The vectors of the first pictures of a split by one model; from the cache after the first time."""
-  weights = hashlib.sha256()
+  weights = hashlib.sha256(f"{model.config} {code_digest(read_image.__module__)}".encode())  # how pictures are read
   for leaf in jax.tree.leaves(model.params):  # a folder may hold another model tomorrow
     weights.update(np.asarray(leaf).tobytes())
   key = hashlib.sha256(f"{model.name} {weights.hexdigest()} {records.builder_name} {name} {count}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""`jaxft generate`: text from a decoder."""
+"""`jaxft generate`: text from a decoder or an encoder-decoder."""
 
 import dataclasses
 import json
@@ -55,8 +55,8 @@ def generate(options: Generate) -> list[dict[str, Any]]:
   """One dict a prompt: `prompt`, `text`, `tokens` and their `log_probs`.
 
   Raises:
-    ValueError: an option is out of its range, the model is no decoder or gives scores that are not finite, or a chat is
-      asked of one without a template.
+    ValueError: an option is out of its range, the model writes no text or gives scores that are not finite, or a chat
+      is asked of one without a template.
   """
   from jaxft.checks import pick
   from jaxft.formats.pretrained import load

@@ -210,6 +210,8 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int, teacher: Any = None)
             "desirable": jax.ShapeDtypeStruct((rows,), jnp.bool_)}
   if loss in POLICY_LOSSES:
     return _answers(run, loss, length)
+  if kind == "encoder-decoder":
+    return {"inputs": {"ids": ids, "mask": ids}, "ids": ids, "mask": ids, "loss_mask": ids}
   if kind == "decoder":
     if run.loss.on_policy:  # an answer after a prompt that may be as long as a row
       ids = jax.ShapeDtypeStruct((rows, length + (run.loss.max_new_tokens or NEW_TOKENS)), jnp.int32)

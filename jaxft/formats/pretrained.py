@@ -36,7 +36,7 @@ from jaxft.stores.copies import local_copy
 from jaxft.stores.store import is_url
 from jaxft.tree import unstack_layers
 
-C = TypeVar("C", EncoderConfig, DecoderConfig)
+C = TypeVar("C", EncoderConfig, DecoderConfig, EncoderDecoderConfig)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -94,6 +94,14 @@ class Pretrained:
       ValueError: it is an encoder, or has no tokenizer.
     """
     return self._of_text(DecoderConfig, "a decoder", argument)
+
+  def text_encoder_decoder(self, argument: str = "model") -> tuple[EncoderDecoderConfig, Tokenizer]:
+    """The config and the tokenizer of an encoder-decoder; errors name it as the argument.
+
+    Raises:
+      ValueError: it is of another kind, or has no tokenizer.
+    """
+    return self._of_text(EncoderDecoderConfig, "an encoder-decoder", argument)
 
   def _of_text(self, kind: type[C], words: str, argument: str) -> tuple[C, Tokenizer]:
     if not isinstance(self.config, kind) or self.tokenizer is None:

@@ -13,7 +13,8 @@ from jaxft.recipes.rl.losses import POLICY_LOSSES
 # task -> kind of model -> its losses, by the fields that the records must have; the first that fits is taken
 TASKS: dict[str, dict[str, tuple[tuple[tuple[str, ...], str], ...]]] = {
     "prefer": {"decoder": ((("prompt", "chosen", "rejected"), "dpo"), (("prompt", "completion", "label"), "kto"))},
-    "sft": {"decoder": (((), "sft"),)},
+    "sft": {"decoder": (((), "sft"),),
+            "encoder-decoder": ((("prompt", "completion"), "sft"), (("question", "answer"), "sft"))},
     "rl": {"decoder": (((), "grpo"),)},
     "distill": {
         "decoder": (((), "gkd"),), "vision": ((("image", "value"), "value_mse"), (("image",), "kd")),

@@ -17,8 +17,10 @@ from jaxft.formats.huggingface_config import Config
 from jaxft.formats.pretrained import Pretrained
 from jaxft.losses import cosine_similarity
 from jaxft.models import decoder
+from jaxft.models.config.encoder_decoder import EncoderDecoderConfig
 from jaxft.recipes import tasks
 from jaxft.recipes.account.intervals import of_correlation, of_mean, of_ratio, of_root, of_share
+from jaxft.recipes.encoder_decoder.answers import answer_nll
 from jaxft.recipes.examples import Collate, Records
 from jaxft.recipes.labels import Target
 from jaxft.recipes.objectives import SCORED, features, language_nll, prediction_scores
@@ -77,11 +79,12 @@ def vectors_of(
 
 
 def perplexity(
-    config: decoder.DecoderConfig, records: Records, collate: Collate, batch_size: int, mesh: Mesh | None, *,
-    dtype: Any,
+    config: decoder.DecoderConfig | EncoderDecoderConfig, records: Records, collate: Collate, batch_size: int,
+    mesh: Mesh | None, *, dtype: Any,
 ) -> Measure:
-  """A decoder's loss over all tokens of all records, and its exponential."""
-  nll = language_nll(config, dtype=dtype, remat="none")
+  """A decoder's loss over all tokens of all records, and its exponential; of an encoder-decoder over the answers'."""
+  compute = {"dtype": dtype, "remat": "none"}
+  nll = answer_nll(config, **compute) if isinstance(config, EncoderDecoderConfig) else language_nll(config, **compute)
 
   def totals(params: Any, batch: Any) -> jax.Array:
     values, weights = nll(params, batch)

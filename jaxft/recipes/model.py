@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from jaxft.checks import check_texts, not_one_str
 from jaxft.data.chat.rendering import render_chat
 from jaxft.data.images import read_image
+from jaxft.decoding.conditional import stepwise_encoder_decoder
 from jaxft.decoding.generate import generate
 from jaxft.decoding.stepwise import stepwise_decoder
 from jaxft.evaluation.embed import embed_images, embed_texts
@@ -105,7 +106,7 @@ class Model(Pretrained):
       self, prompts: Sequence[str], *, chat: bool = False, system: str | None = None, max_new_tokens: int = 128,
       temperature: float = 0.0, seed: int = 0, **options: Any,
   ) -> list[str]:
-    """The text that a decoder adds to each prompt, or answers it with.
+    """The text that a decoder adds to each prompt, or answers it with; or an encoder-decoder.
 
     Args:
       prompts: texts, continued together as one batch.
@@ -199,18 +200,22 @@ def answer(
   """One dict a prompt: `prompt`, `text`, `tokens` and their `log_probs`.
 
   Raises:
-    ValueError: the model is no decoder or gives scores that are not finite, a prompt is empty, or a chat is asked of
+    ValueError: the model writes no text or gives scores that are not finite, a prompt is empty, or a chat is asked of
       one without a template.
   """
-  config, tokenizer = model.text_decoder()
+  of_decoder = model.kind != "encoder-decoder"
+  config, tokenizer = model.text_decoder() if of_decoder else model.text_encoder_decoder()
+  if chat and not of_decoder:
+    raise ValueError(f"chat must be False of an encoder-decoder, which has no chat template; {model.name} is one")
   rows = [encode_turns(model, _turns(prompt, system)) if chat else encode_prompt(model, prompt) for prompt in prompts]
   if not rows:
     raise ValueError("prompts must hold at least one; got none")
   longest = max(map(len, rows))
   # To a multiple of 16 tokens, so that prompts of like length share a compilation; no further than the context.
   length = max(longest, min(-(-longest // 16) * 16, config.max_length))
+  stepwise: Any = stepwise_decoder if of_decoder else stepwise_encoder_decoder
   ids, mask = left_padded(rows, config.pad_id or 0, length)
-  out = generate(stepwise_decoder(model.params, config, dtype=dtype), ids, jax.random.key(seed), mask=mask, **options)
+  out = generate(stepwise(model.params, config, dtype=dtype), ids, jax.random.key(seed), mask=mask, **options)
   answers = []
   for prompt, tokens, kept, log_probs, _ in zip(prompts, *jax.device_get(out), strict=True):
     tokens, log_probs = tokens[kept].tolist(), log_probs[kept].tolist()
@@ -228,7 +233,7 @@ def _turns(prompt: str, system: str | None) -> list[dict[str, str]]:
 
 def encode_prompt(model: Pretrained, prompt: str) -> list[int]:
   """The tokens of a text that is to be continued; ValueError where there is none."""
-  _, tokenizer = model.text_decoder()
+  _, tokenizer = model.text_encoder_decoder() if model.kind == "encoder-decoder" else model.text_decoder()
   return _some(tokenizer.encode(prompt).ids)
 
 

@@ -27,8 +27,9 @@ _PAIRS = [name for name, loss in PREFERENCES.items() if loss.sides == "pair"]
 _LOSS = (
     "In place of a task, or one of its losses. Encoders of text: mnrl or gist (pairs), cosent (scored pairs), "
     "cross_entropy (a classifier), mse (a regressor) or supcon (an embedder of labels); models of images: "
-    f"cross_entropy, mse or supcon; decoders: sft, or preferences by {', '.join(_PAIRS)} (pairs), kto (judged "
-    f"responses or pairs), poft (responses, as sft has them); by a reward {', '.join(POLICY_LOSSES)}.")
+    "cross_entropy, mse or supcon; encoder-decoders: sft; decoders: sft, or preferences by "
+    f"{', '.join(_PAIRS)} (pairs), kto (judged responses or pairs), poft (responses, as sft has them); "
+    f"by a reward {', '.join(POLICY_LOSSES)}.")
 _MARGIN = (
     "gist: a candidate is dropped when the guide finds it closer than the positive minus this margin (None: 0). simpo, "
     f"poft: the lead that is asked for. None: {by_value('margin')}.")
@@ -96,7 +97,7 @@ class Examples:
   """A data set of the same kind that is not learnt from, measured as the validation is: what the model forgets of
   it. None: nothing is."""
   max_length: int = 128
-  """Longest input in tokens; what is longer is cut."""
+  """Longest input in tokens; what is longer is cut. Encoder-decoders: of prompt and answer each."""
   pack: bool = False
   """Put several short examples in one row; they do not see one another. Decoders: where it is asked for. Pairs of an
   encoder: also without, where it saves enough padding, which is said at the start; the loss is the same."""

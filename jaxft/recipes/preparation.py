@@ -16,6 +16,7 @@ from jaxft.recipes.account.counts import WHOLE
 from jaxft.recipes.distillation.losses import DISTILLATIONS, OF_HEADS
 from jaxft.recipes.distillation.preparation import prepare_distillation, text_keys
 from jaxft.recipes.distillation.teacher import numbers_said
+from jaxft.recipes.encoder_decoder.answers import answer_collate
 from jaxft.recipes.examples import (
   Collate,
   Guided,
@@ -126,6 +127,11 @@ def prepare(
     _check_scored(records, collate, options.examples.max_length)
     measured = lambda held: measure.perplexity(config, held, make(held), size, mesh, dtype=dtype)
     return Prepared(records, collate, measured, uncut(records))
+  if model.kind == "encoder-decoder":
+    make = lambda records: _collate(loss, light, records, None, options.examples.max_length, several)
+    both, _ = model.text_encoder_decoder()
+    measured = lambda held: measure.perplexity(both, held, make(held), size, mesh, dtype=dtype)
+    return Prepared(records, make(records), measured, uncut(records))
   records, length = as_pairs(records), min(options.examples.max_length, model.max_length)
   over = {"max_length": length, "dtype": dtype, "mesh": mesh}
   collate = _collate(loss, light, records, None, length, several)
@@ -175,6 +181,8 @@ def _collate(
     return target_collate(model, target, **options)
   if model.kind == "decoder":
     return language_collate(model, records[0], **options)
+  if model.kind == "encoder-decoder":
+    return answer_collate(model, records[0], **options)
   return pair_collate(model, scored_keys(records) if loss == "cosent" else keys_of(records), **options)
 
 

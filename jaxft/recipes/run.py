@@ -11,10 +11,12 @@ from jax.sharding import Mesh
 
 from jaxft.checks import one_of, pick
 from jaxft.formats.families import family_of
+from jaxft.models.config.encoder_decoder import EncoderDecoderConfig
 from jaxft.models.remat import POLICIES
 from jaxft.recipes.distillation import losses as distilled, objective as distillation
 from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.distillation.teacher import beside, with_rules
+from jaxft.recipes.encoder_decoder.answers import answers
 from jaxft.recipes.guess import check_task
 from jaxft.recipes.methods import make_transform, usual_rate
 from jaxft.recipes.objectives import language, prediction, same_label, scored_pairs, text_pairs
@@ -35,6 +37,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 LOSSES = {
     "encoder": ("mnrl", "gist", "cosent", "cross_entropy", "mse", "supcon", *distilled.of_kind("encoder")),
     "vision": ("cross_entropy", "mse", "supcon", *distilled.of_kind("vision")),
+    "encoder-decoder": ("sft",),
     "decoder": ("sft", *PREFERENCES, *POLICY_LOSSES, *distilled.of_kind("decoder"))}
 READ_BY_LOSS = {
     "gist": ("guide", "temperature", "margin"), "mnrl": ("temperature",), "cosent": ("temperature",),
@@ -46,7 +49,8 @@ TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value", "kd": "l
 WITH_OUTPUT = ("cross_entropy", "mse", "kd", "value_mse")
 OF_PAIRS = ("mnrl", "gist")
 BY_TOKENS = ("sft", "gkd")  # each example is learnt by itself, token by token
-RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES}
+RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES,
+         "encoder-decoder": DECODER_RULES}
 
 
 def check_options(options: Finetune) -> None:
@@ -270,7 +274,7 @@ def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None, teacher
   check_loss(run.loss, loss)
   compute = {"dtype": DTYPES[run.compute.dtype], "remat": run.compute.remat}
   if loss == "sft":
-    return language(config, **compute)
+    return answers(config, **compute) if isinstance(config, EncoderDecoderConfig) else language(config, **compute)
   if loss in PREFERENCES:
     chunks = run.optimization.accumulate if compares_all(loss) else 1
     return preference(config, loss, preference_settings(run.loss, loss), chunks=chunks, mesh=mesh, **compute)

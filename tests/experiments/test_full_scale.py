@@ -1,15 +1,20 @@
 """The programs at the size of the papers, run whole with tiny models and a few pictures."""
 
+import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments.full_scale import captions, edits
+from experiments.full_scale.pictures import vectors
 from jaxft.formats.huggingface import save_directory
 from jaxft.formats.tiny import init_tiny
-from jaxft.recipes.model import load
+from jaxft.models.pixels import Framing
+from jaxft.models.vision import VisionConfig
+from jaxft.recipes.model import Model, load
 from tests.models.test_clip import CONFIG, words
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -70,3 +75,21 @@ def test_a_clip_is_tuned_on_edited_pairs_and_saved(place, tmp_path, capsys):
   capsys.readouterr()
   assert edits.main([str(x) for x in (*common, "--images", "image", "other")]) == 1
   assert "lacks other" in capsys.readouterr().err
+
+
+def test_kept_vectors_are_of_the_framing_that_they_were_made_with(tmp_path):
+  class Counted(Model):
+    def encode(self, inputs, *, max_length=None):
+      asked.append(len(inputs))
+      return np.full((len(inputs), 2), len(asked), np.float32)
+
+  class Records(list):
+    builder_name = "records"
+
+  asked: list[int] = []
+  config = VisionConfig(image_size=8, patch_size=4, dim=8, num_layers=1, num_heads=2, mlp_dim=8)
+  make = lambda config: Counted("vit", {"w": np.ones(2)}, config, None, None, 0)
+  stretched = dataclasses.replace(config, framing=Framing(stretch=True))
+  records: Any = Records([{"image": np.zeros((8, 8, 3), np.uint8)}] * 3)
+  read = lambda config: vectors(make(config), records, 3, "data train", tmp_path)[0, 0]
+  assert [read(config), read(config), read(stretched), read(config)] == [1, 1, 2, 1]

@@ -56,11 +56,14 @@ def count_tokens(records: Records, collate: Collate, uncut: Collate) -> Counts:
 
 
 def _sums(batch: Any, name: str) -> int:
-  """The sum of all arrays of this name in a batch; the first token of a row follows none that could predict it."""
+  """The sum of all arrays of this name in a batch.
+
+  The first token of a row follows none that could predict it, but where an encoder has read `inputs`.
+  """
   total = 0
   for key, x in batch.items():
     if isinstance(x, Mapping):
       total += _sums(x, name)
     elif key == name:
-      total += int(np.sum(x[..., 1:] if name == "loss_mask" else x))
+      total += int(np.sum(x[..., 1:] if name == "loss_mask" and "inputs" not in batch else x))
   return total

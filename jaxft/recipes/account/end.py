@@ -62,7 +62,7 @@ def next_command(summary: dict[str, Any]) -> str:
   quoted = lambda name: shlex.quote(_at(summary, name))
   if "model" not in summary["places"]:
     return f"jaxft convert {quoted('adapter')} FOLDER"
-  if summary["kind"] == "decoder":
+  if summary["kind"] in ("decoder", "encoder-decoder"):
     return f"jaxft generate --model {quoted('model')} {'--chat ' if summary['chat'] else ''}\"...\""
   if summary["kind"] == "vision" and not summary["head"]:
     return f"jaxft finetune --model {quoted('model')} --data DATA --task classify"
