@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxft.signatures import explain_errors
 
+
+@explain_errors
 def on_background(
     images: UInt8[np.ndarray, "*batch height width 4"], color: tuple[int, int, int] = (255, 255, 255)
 ) -> UInt8[np.ndarray, "*batch height width 3"]:

@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.checks import not_one_str
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def consistent_labels(
     judge: Callable[[Sequence[Any], Sequence[Any]], Any], a: Sequence[Any], b: Sequence[Any]
 ) -> Int[np.ndarray, " pairs"]:

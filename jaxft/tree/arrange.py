@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.arranged_paths import arranged_paths, settled_indices
 from jaxft.tree.axes import LeafAxes, axes_by_hand, axes_from_uses
 from jaxft.tree.boxes import arranged_box, boxes_by_path
@@ -128,6 +129,7 @@ class Axes(Mapping[str, LeafAxes]):
     return named
 
 
+@explain_errors
 def axes_of(
     apply: Callable[..., Any], params: Tree, *inputs: Any, by_hand: Mapping[str, str] | None = None,
     layers: str | Sequence[str] = (),
