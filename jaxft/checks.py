@@ -33,6 +33,17 @@ def not_one_str(name: str, texts: Any) -> None:
     raise TypeError(f"{name} must be a sequence of str, whose characters would be texts; got the str {texts[:40]!r}")
 
 
+def check_texts(name: str, texts: Any) -> None:
+  """Raises TypeError for anything but a sequence of str; of a generator the entries are not looked at."""
+  not_one_str(name, texts)
+  if texts is None or isinstance(texts, (bool, int, float, Mapping)):
+    raise TypeError(f"{name} must be a sequence of str; got {texts!r:.60}")
+  if hasattr(texts, "__len__"):
+    strange = next(((i, text) for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if strange is not None:
+      raise TypeError(f"{name}[{strange[0]}] must be a str; got {strange[1]!r:.60}")
+
+
 def in_range(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
   """Raises ValueError where a number is NaN or lies outside an interval, whose brackets say what of its ends belongs.
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxft.checks import not_one_str
+from jaxft.checks import check_texts
 from jaxft.signatures import explain_errors
 
 
@@ -32,7 +32,7 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.n
     TypeError: texts is one str.
     ValueError: threshold outside (0, 1].
   """
-  not_one_str("texts", texts)
+  check_texts("texts", texts)
   if not 0 < threshold <= 1:
     raise ValueError(f"threshold must lie in (0, 1]; got {threshold}")
   words = [_words(text) for text in texts]

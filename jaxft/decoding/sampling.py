@@ -164,7 +164,9 @@ def filtered(
     logits: Float[Array, "... vocab"], *, temperature: float, filters: Sequence[Filter] = ()
 ) -> Float[Array, "... vocab"]:
   """The scores that `sample` draws from: divided by a temperature above 0, then filtered in order."""
-  logits = logits / temperature
+  # The highest becomes 0, so that no temperature, however low, makes infinities of the others' distances to it.
+  highest = jnp.max(logits, axis=-1, keepdims=True)
+  logits = (logits - highest) / max(temperature, float(jnp.finfo(jnp.float32).tiny))
   for filter in filters:
     logits = filter(logits)
   return logits

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jaxft.checks import not_one_str
+from jaxft.checks import check_texts
 from jaxft.signatures import AnyArray, explain_errors
 
 
@@ -124,5 +124,5 @@ def before_stop(text: str, strings: Sequence[str]) -> str:
   Raises:
     TypeError: strings are one str.
   """
-  not_one_str("strings", strings)
+  check_texts("strings", strings)
   return text[: min([text.find(string) for string in strings if string in text], default=len(text))]

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxft.checks import not_one_str
+from jaxft.checks import check_texts, in_range, not_one_str
 from jaxft.data.chat.rendering import render_chat
 from jaxft.data.images import read_image
 from jaxft.decoding.generate import generate
@@ -53,7 +53,7 @@ class Model(Pretrained):
       return self._features(inputs).astype(np.float32)
     config, tokenizer = self._reader()
     embed = functools.partial(_text_vectors(config), self.params)
-    return embed_texts(embed, inputs, tokenizer, max_length=min(max_length or self.max_length, self.max_length))
+    return embed_texts(embed, inputs, tokenizer, max_length=self._length(max_length))
 
   def logits(self, inputs: Any, *, max_length: int | None = None) -> Float[Array, "..."]:
     """Scores: of a classifier `[inputs, classes]`, of a regressor `[inputs, 1]`, of a decoder `[inputs, time, vocab]`.
@@ -68,7 +68,7 @@ class Model(Pretrained):
     if self.kind == "decoder":
       config, tokenizer = self.text_decoder()
       if not hasattr(inputs, "ndim"):
-        not_one_str("inputs", inputs)
+        check_texts("inputs", inputs)
         rows = [tokenizer.encode(text).ids for text in inputs]
         if not rows or not all(rows):
           raise ValueError("inputs must hold at least one token each; got an empty text, or none")
@@ -85,7 +85,7 @@ class Model(Pretrained):
     pooling = config.pooling if self.head.dense is None else "cls"
     embed = functools.partial(
         _text_vectors(dataclasses.replace(config, pooling=pooling, normalize=False)), self.params)
-    length = min(max_length or self.max_length, self.max_length)
+    length = self._length(max_length)
     return self.head(embed_texts(embed, inputs, tokenizer, max_length=length))
 
   def generate(
@@ -106,10 +106,16 @@ class Model(Pretrained):
     Raises:
       ValueError: it is no decoder, has no chat template where one is asked for, or gives scores that are not finite.
     """
-    not_one_str("prompts", prompts)
+    check_texts("prompts", prompts)
     answers = answer(self, prompts, chat=chat, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
                      seed=seed, **options)
     return [row["text"] for row in answers]
+
+  def _length(self, max_length: int | None) -> int:
+    """The most tokens of a text, of those asked for and the model's own."""
+    if max_length is not None:
+      in_range("max_length", max_length, "[1, inf)")
+    return self.max_length if max_length is None else min(max_length, self.max_length)
 
   def _reader(self) -> tuple[Any, Any]:
     """The config and the tokenizer of what reads texts."""
@@ -182,6 +188,8 @@ def answer(
       one without a template.
   """
   config, tokenizer = model.text_decoder()
+  if not len(prompts):
+    raise ValueError("prompts must hold at least one text; got none")
   rows = [encode_turns(model, _turns(prompt, system)) if chat else encode_prompt(model, prompt) for prompt in prompts]
   longest = max(map(len, rows))
   # To a multiple of 16 tokens, so that prompts of like length share a compilation; no further than the context.

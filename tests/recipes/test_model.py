@@ -92,3 +92,15 @@ def test_vectors_and_scores_of_images(tmp_path):
 def test_a_model_is_shown_in_two_lines(tiny_encoder, tiny_decoder):
   assert repr(tiny_encoder).count("\n") == 1 and "encoder of 1," in repr(tiny_encoder)
   assert "decoder of" in repr(tiny_decoder) and len(repr(tiny_decoder)) < 300
+
+
+def test_what_is_no_text_is_named():
+  encoder, decoder = jaxft.load("minilm-l6:tiny"), jaxft.load("smollm2-135m:tiny")
+  for call, error, message in (
+      (lambda: encoder.encode(["a", 3]), TypeError, r"texts\[1\] must be a str; got 3"),
+      (lambda: encoder.encode(["a"], max_length=0), ValueError, r"max_length must lie in \[1, inf\); got 0"),
+      (lambda: decoder.logits([b"a"]), TypeError, r"inputs\[0\] must be a str; got b'a'"),
+      (lambda: decoder.generate([]), ValueError, "prompts must hold at least one text; got none"),
+      (lambda: decoder.generate("a"), TypeError, "prompts must be a sequence of str, .* got the str 'a'")):
+    with pytest.raises(error, match=message):
+      call()
