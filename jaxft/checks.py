@@ -34,11 +34,14 @@ def not_one_str(name: str, texts: Any) -> None:
 
 
 def check_texts(name: str, texts: Any) -> None:
-  """Raises TypeError for the first of several texts that is no str; names its place."""
+  """Raises TypeError for anything but a sequence of str; of a generator the entries are not looked at."""
   not_one_str(name, texts)
-  for i, text in enumerate(texts):
-    if not isinstance(text, str):
-      raise TypeError(f"{name} must be texts; got {type(text).__name__} {text!r:.40} at [{i}]")
+  if texts is None or isinstance(texts, (bool, int, float, Mapping)):
+    raise TypeError(f"{name} must be a sequence of str; got {texts!r:.60}")
+  if hasattr(texts, "__len__"):
+    strange = next(((i, text) for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if strange is not None:
+      raise TypeError(f"{name}[{strange[0]}] must be a str; got {strange[1]!r:.60}")
 
 
 def in_range(name: str, value: Any, interval: str = "(-inf, inf)") -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import AbstractArray, Bool, Float, Int, Num
+from jaxtyping import AbstractArray, Bool, Float, Int, Key, Num
+
+from jaxft.argument_kinds import Kind, plain_kind
 
 F = TypeVar("F", bound=Callable[..., Any])
 AnyArray = jax.Array | np.ndarray  # in a signature: `Float[AnyArray, "batch dim"]`
@@ -22,21 +25,23 @@ _KINDS = {
 
 
 def check_arrays(function: F) -> F:
-  """Checks the arrays of each call against the signature: its jaxtyping annotations give their axes and dtypes.
+  """Checks the arguments of each call against the signature, its arrays above all.
 
-  Axes of one name have one size throughout a call, and none is empty. A parameter that is not annotated as an array is
-  left to the function, and so is an argument of another type that the annotation allows (`float | Float[Array, ""]`).
-  Only shapes and dtypes are read, and of NumPy's 64-bit integers their range, as JAX would wrap what int32 does not
-  hold: under `jax.jit` the check costs nothing after tracing.
+  jaxtyping annotations give the axes and dtypes of arrays. Axes of one name have one size throughout a call, and none
+  is empty. Only shapes and dtypes are read, and of NumPy's 64-bit integers their range, as JAX would wrap what int32
+  does not hold: under `jax.jit` the check costs nothing after tracing.
+
+  A parameter that is annotated as a number, a flag, a str, one of some `Literal`s, a path, a key, a function, a
+  sequence, a mapping or a class of this library takes that, and an array of one number where it takes a number. A
+  parameter that takes anything else is left to the function.
 
   Raises (the function that it gives):
-    TypeError: an argument is no array, or not one of the kind of numbers that it is annotated with.
-    ValueError: it has another number of axes, an empty one, or one of another size than an earlier argument's; or an
-      integer does not fit JAX's.
+    TypeError: an argument is not of the kind that it is annotated with, or an array of another kind of numbers.
+    ValueError: an array has another number of axes, an empty one, or one of another size than an earlier argument's; an
+      integer does not fit JAX's; an argument is none of the names that it takes.
   """
+  wanted = _parameters(function)
   signature = inspect.signature(function)
-  wanted = {name: _wanted(parameter) for name, parameter in signature.parameters.items()}
-  wanted = {name: spec for name, spec in wanted.items() if spec is not None}
 
   @functools.wraps(function)
   def checked(*args, **kwargs):
@@ -44,13 +49,77 @@ def check_arrays(function: F) -> F:
       arguments = signature.bind(*args, **kwargs).arguments
     except TypeError:
       return function(*args, **kwargs)  # Python's own error names the function
-    sizes: dict[str, tuple[Any, str]] = {}
-    for name, spec in wanted.items():
-      if name in arguments:
-        _check(name, arguments[name], spec, sizes)
+    _check_all(arguments, wanted)
     return function(*args, **kwargs)
 
   return typing.cast(F, checked)
+
+
+def explain_errors(function: F) -> F:
+  """An error from deep inside becomes one that names the argument that does not fit the signature, where one does not.
+
+  For a function that takes more than its annotations say, such as lists in place of arrays, or arrays without entries:
+  what works is not looked at, and an error that begins with the name of a parameter stays as it is. See `check_arrays`
+  for what is read off the signature.
+
+  Raises (the function that it gives):
+    TypeError, ValueError: in place of an error of Python, NumPy or JAX, which is its cause.
+  """
+  wanted = _parameters(function)
+  signature = inspect.signature(function)
+  own = re.compile(rf"({'|'.join(map(re.escape, signature.parameters)) or '$'})\b")
+
+  @functools.wraps(function)
+  def explained(*args, **kwargs):
+    try:
+      return function(*args, **kwargs)
+    except _FROM_INSIDE as error:
+      if own.match(str(error)):
+        raise
+      try:
+        arguments = signature.bind(*args, **kwargs).arguments
+      except TypeError:
+        arguments = {}
+      try:
+        _check_all(arguments, wanted, like=_as_array)
+      except (TypeError, ValueError) as explanation:
+        raise explanation from error
+      raise
+
+  return typing.cast(F, explained)
+
+
+_FROM_INSIDE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def _parameters(function: Callable[..., Any]) -> "dict[str, _Wanted | Kind]":
+  """What the parameters take, where the annotations say it."""
+  several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+  kinds = {name: _wanted(of) or plain_kind(of) for name, of in inspect.signature(function).parameters.items()
+           if of.kind not in several}
+  return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def _check_all(arguments, wanted: "dict[str, _Wanted | Kind]", like: Callable[[Any], Any] | None = None) -> None:
+  """Checks all arguments; with `like` what it makes of those that should be arrays, and empty axes pass."""
+  sizes: dict[str, tuple[Any, str]] = {}
+  for name, value in arguments.items():
+    kind = wanted.get(name)
+    if isinstance(kind, Kind):
+      kind.check(name, value)
+    elif kind is not None:
+      _check(name, value, kind, sizes, like)
+
+
+def _as_array(x: Any) -> Any:
+  """Lists and numbers as the array that NumPy makes of them; anything else as it is."""
+  if not isinstance(x, (list, tuple, bool, int, float)):
+    return x
+  try:
+    array = np.asarray(x)
+  except ValueError:  # rows of several lengths
+    return x
+  return array if array.dtype.kind in "biuf" else x
 
 
 def check_integers(name: str, x: Any) -> None:
@@ -116,17 +185,21 @@ def _wanted(parameter: inspect.Parameter) -> _Wanted | None:
   union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
   parts = typing.get_args(annotation) if union else (annotation,)
   arrays = [part for part in parts if isinstance(part, type) and issubclass(part, AbstractArray)]
-  if not arrays:
+  if not arrays or any(part.dtype is Key for part in arrays):
     return None
   kinds = tuple(dict.fromkeys(_KINDS[part.dtype] for part in arrays if part.dtype in _KINDS))
-  others = tuple(part for part in parts if isinstance(part, type) and part not in arrays)
+  plain = [typing.get_origin(part) or part for part in parts if part not in arrays]
+  others = tuple(part for part in plain if isinstance(part, type))
   axes = tuple(_Axis.of(text) for text in arrays[0].dim_str.split())
   return _Wanted(axes, kinds, others + ((int,) if float in others else ()))
 
 
-def _check(name: str, value: Any, wanted: _Wanted, sizes: dict[str, tuple[Any, str]]) -> None:
+def _check(
+    name: str, value: Any, wanted: _Wanted, sizes: dict[str, tuple[Any, str]], like: Callable[[Any], Any] | None
+) -> None:
   if isinstance(value, wanted.others):
     return
+  value = value if like is None else like(value)
   if not isinstance(value, (jax.Array, np.ndarray, np.generic)):
     raise TypeError(f"{name} must be {wanted}; got {type(value).__name__}")
   shape, got = value.shape, f"{value.dtype} {list(value.shape)}"
@@ -136,7 +209,7 @@ def _check(name: str, value: Any, wanted: _Wanted, sizes: dict[str, tuple[Any, s
   fixed = len(wanted.axes) - (several is not None)
   if len(shape) < fixed or several is None and len(shape) > fixed:
     raise ValueError(f"{name} must be {wanted}; got {got}")
-  if 0 in shape:
+  if 0 in shape and like is None:
     raise ValueError(f"{name} must be {wanted}, no axis of it empty; got {got}")
   check_integers(name, value)
   if several is not None:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxft.checks import nearest
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of, num_layers, stack_axes
 from jaxft.tree.paths import Tree, is_array, leaves_with_paths
@@ -13,6 +14,7 @@ from jaxft.tree.paths import Tree, is_array, leaves_with_paths
 METHODS = ("frozen", "full", "lora", "rows", "columns", "entries")
 
 
+@explain_errors
 def linear_flops(
     method: Literal["frozen", "full", "lora", "rows", "columns", "entries"], n_in: int, n_out: int, *, size: int = 0
 ) -> int:
@@ -42,6 +44,7 @@ def linear_flops(
   return 4 * n_in * n_out + extra[method]
 
 
+@explain_errors
 def selection_flops(params: Tree, select: Choice, *, backward_from_embeddings: bool = True) -> float:
   """FLOPs per parameter and token of training the leaves that `select` matches, of a model of matrices.
 

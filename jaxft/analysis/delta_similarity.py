@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths
 
@@ -21,6 +21,7 @@ class Similarity(NamedTuple):
   norm_ratio: float
 
 
+@explain_errors
 def delta_similarity(first: Tree, second: Tree) -> dict[str, Similarity]:
   """Cosine and ratio of norms of two task vectors, by path, and of all leaves together under the path `""`.
 

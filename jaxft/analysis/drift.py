@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxft.checks import in_range
+from jaxft.signatures import explain_errors
 from jaxft.tree.depth import layer_of, num_layers
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_float, leaves_with_paths
@@ -76,6 +77,7 @@ def update_sparsity(base: Tree, tuned: Tree, *, eps: float = 0.0) -> float:
   return still / total
 
 
+@explain_errors
 def mask_overlap(first: Tree, second: Tree) -> dict[str, float]:
   """How much two selections have in common, as `jaccard = |A and B| / |A or B|`, 1 where both are empty.
 

@@ -3,9 +3,10 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def early_rank(
     gradient_norms: Float[AnyArray, " runs"], losses: Float[AnyArray, " runs"]
 ) -> Int[np.ndarray, " runs"]:

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from jaxft.signatures import explain_errors
+
 # One operation for each element of the result; others (moves, comparisons, random bits) count nothing.
 ELEMENTWISE = frozenset(
     "abs add add_any atan2 cbrt clamp cos div erf erf_inv exp exp2 expm1 integer_pow log log1p logistic max min mul "
@@ -47,6 +49,7 @@ class Flops:
     return Flops(self.matmul * n, self.other * n, self.uncounted)
 
 
+@explain_errors
 def jaxpr_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
   """Counts the operations of `fn(*args, **kwargs)` without running it.
 
@@ -65,6 +68,7 @@ def jaxpr_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
   return count_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs))
 
 
+@explain_errors
 def count_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> Flops:
   """Counts a jaxpr; see `jaxpr_flops`.
 

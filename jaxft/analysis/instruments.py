@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxft.finite import require_finite
+from jaxft.signatures import explain_errors
 
 
 class InstrumentedEffects(NamedTuple):
@@ -23,6 +24,7 @@ class InstrumentedEffects(NamedTuple):
   first_stage_f: Float[np.ndarray, " endogenous"]
 
 
+@explain_errors
 def two_stage_least_squares(
     outcomes: Float[np.ndarray, " examples"], endogenous: Float[np.ndarray, "examples endogenous"],
     instruments: Float[np.ndarray, "examples instruments"],

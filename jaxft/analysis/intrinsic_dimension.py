@@ -10,10 +10,12 @@ from jaxtyping import Array, Float, Key
 
 from jaxft.checks import in_range
 from jaxft.leaves.materialize import materialize
+from jaxft.signatures import explain_errors
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.paths import Tree
 
 
+@explain_errors
 def intrinsic_dimension(
     scores: Mapping[int, float], full: float, *, target: float = 0.9, baseline: float = 0.0, interpolate: bool = False
 ) -> float | None:
@@ -55,6 +57,7 @@ def intrinsic_dimension(
   return None
 
 
+@explain_errors
 def subspace_alignment(
     key: Key[Array, ""], params: Tree, delta: Tree, transform: ParamTransform
 ) -> Float[Array, ""]:

@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from jaxft.signatures import explain_errors
 
+
+@explain_errors
 def layer_cosines(
     states: Float[Array, "states batch time dim"], mask: Shaped[Array, "batch time"] | None = None
 ) -> Float[Array, " layers"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
+from jaxft.signatures import explain_errors
 
 
 class LayerProbe(NamedTuple):
@@ -55,6 +56,7 @@ class LayerProbe(NamedTuple):
     return jax.nn.softmax(self.bias.reshape(-1, *[1] * (added.ndim - 1)) + added, axis=0)
 
 
+@explain_errors
 def layer_mixture_probe(
     states: Float[Array, "layers *items dim"], labels: Int[Array, " *items"],
     mask: Shaped[Array, " *items"] | None = None, *, classes: int, per_item: bool = False, penalty: float = 1e-3,

@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.checks import in_range
+from jaxft.signatures import explain_errors
 from jaxft.tree.interpolation import interpolate
 from jaxft.tree.paths import Tree
 
 
+@explain_errors
 def linear_path(
     loss: Callable[[Tree], Any], a: Tree, b: Tree, ts: Sequence[float] = tuple(np.linspace(0, 1, 11))
 ) -> Float[np.ndarray, " points"]:
@@ -33,6 +35,7 @@ def linear_path(
   return np.array([float(loss(interpolate(a, b, float(t)))) for t in ts])
 
 
+@explain_errors
 def barrier(losses: Float[np.ndarray, " points"], ts: Sequence[float] | None = None) -> float:
   """`max_t [L(t) - ((1 - t) L(0) + t L(1))]`: how far the path rises above the chord between its ends.
 
@@ -76,6 +79,7 @@ class SoupGap(NamedTuple):
   variance: Float[Array, ""]
 
 
+@explain_errors
 def soup_ensemble_gap(
     logits: Callable[[Tree, Any], Float[Array, "batch classes"]], a: Tree, b: Tree, inputs: Any,
     labels: Int[Array, " batch"], *, t: float = 0.5, beta: float = 1.0, step: float | None = None,

@@ -10,12 +10,13 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxft.checks import in_range, nearest
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 KERNELS = ("cosine", "linear")
 COMPARISONS = ("pearson", "spearman", "cka")
 
 
+@explain_errors
 def pooled_states(
     states: Float[AnyArray, "layers batch time dim"], mask: Shaped[AnyArray, "batch time"] | None = None
 ) -> Float[Array, "layers batch dim"]:
@@ -36,6 +37,7 @@ def pooled_states(
   return jnp.einsum("lbtd,bt->lbd", states, weights) / jnp.maximum(weights.sum(1), 1e-9)[:, None]
 
 
+@explain_errors
 def representation_similarity(
     first: Float[AnyArray, "*layers items dim"], second: Float[AnyArray, "*layers items other"], *,
     kernel: Literal["cosine", "linear"] = "cosine", compare: Literal["pearson", "spearman", "cka"] = "pearson",
@@ -87,6 +89,7 @@ def representation_similarity(
   return np.array([one(prepare(x), prepare(y)) for x, y in pairs]).reshape(a.shape[:-2])
 
 
+@explain_errors
 def choose_freeze_depth(similarities: Sequence[float], *, threshold: float = 0.9) -> int:
   """How many of the lowest layers may be frozen: those before the first whose similarity falls below `threshold`.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.checks import nearest
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths
@@ -26,6 +26,7 @@ class Overlap(NamedTuple):
   cosines: Float[Array, "*layers r"]
 
 
+@explain_errors
 def singular_overlap(
     base: Float[AnyArray, "*layers m n"], tuned: Float[AnyArray, "*checkpoints_and_layers m n"], *,
     side: Literal["out", "in"] = "out",
@@ -78,6 +79,7 @@ def _overlap(base: Array, tuned: Array, side: str) -> Overlap:
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(*tuned.shape[:-2], -1), found)
 
 
+@explain_errors
 def intruder_dimensions(
     base: Tree, tuned: Tree, *, k: int = 10, eps: float = 0.5, side: Literal["out", "in"] = "out",
     select: Choice = "**/kernel",
@@ -126,6 +128,7 @@ def intruder_dimensions(
   return found
 
 
+@explain_errors
 def effective_rank(w: Float[Array, "*layers m n"]) -> Float[Array, " *layers"]:
   """`exp(H(p))`, H the entropy of `p_i = s_i / sum s` of the singular values: n for the identity, 1 for rank one.
 
@@ -141,6 +144,7 @@ def effective_rank(w: Float[Array, "*layers m n"]) -> Float[Array, " *layers"]:
   return jnp.where(total[..., 0] == 0, 0.0, jnp.exp(entropy))
 
 
+@explain_errors
 def stable_rank(w: Float[Array, "*layers m n"]) -> Float[Array, " *layers"]:
   """`|w|_F^2 / |w|_2^2`: at most the rank, and little moved by small singular values; 0 for zeros.
 

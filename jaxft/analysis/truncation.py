@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxft.signatures import explain_errors
 
+
+@explain_errors
 def scaled_svd(
     w: Float[Array, "m n"], scale: Float[Array, " m"]
 ) -> tuple[Float[Array, "m k"], Float[Array, " k"], Float[Array, "k n"]]:
@@ -27,6 +30,7 @@ def scaled_svd(
   return u / scale[:, None], s, outputs
 
 
+@explain_errors
 def truncate_components(
     inputs: Float[Array, "*layers m k"], s: Float[Array, "*layers k"], outputs: Float[Array, "*layers k n"], drop: int
 ) -> Float[Array, "*layers m n"]:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxft.losses.reduction import Mean
+from jaxft.signatures import check_arrays, explain_errors
 from jaxft.tree.choice import mask
 from jaxft.tree.depth import layer_of
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
@@ -26,6 +27,7 @@ from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 Proxy = Callable[[Tree, Any, jax.Array], Mean]
 
 
+@check_arrays
 def dropout_consistency(
     forward: Callable[[Tree, Any, jax.Array], Array], distance: Callable[[Array, Array], Float[Array, "..."]]
 ) -> Proxy:
@@ -55,6 +57,7 @@ def dropout_consistency(
   return loss
 
 
+@explain_errors
 def unit_importance(
     loss: Proxy, gates: Tree, batches: Iterable[Any], key: Key[Array, ""], *,
     reduce: Literal["abs", "signed"] = "abs",
@@ -94,6 +97,7 @@ def unit_importance(
   return jax.tree.map(lambda t: t / count, total)
 
 
+@explain_errors
 def normalize_importance(importance: Tree, *, axis: int = -1) -> Tree:
   """`|tanh((I - mean) / std)|` over the units of each layer, in [0, 1).
 
@@ -119,6 +123,7 @@ def normalize_importance(importance: Tree, *, axis: int = -1) -> Tree:
   return jax.tree.map(normalize, importance)
 
 
+@explain_errors
 def combine_importance(*importances: Tree) -> Tree:
   """The largest importance of each unit, of several sources of knowledge to keep.
 
@@ -128,6 +133,7 @@ def combine_importance(*importances: Tree) -> Tree:
   return jax.tree.map(lambda *xs: jnp.max(jnp.stack(xs), axis=0), *importances)
 
 
+@explain_errors
 def damping(trainable: Tree, importances: Mapping[str, Float[Array, "layers _"]]) -> Tree:
   """Factors `1 - I` for `scale_updates`: what a unit owns, its columns of kernels `[in, out]` and biases, slows down.
 

@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def top_layers(
     scores: Float[AnyArray, " layers"], *, k: int, largest: bool = True
 ) -> Bool[np.ndarray, " layers"]:
@@ -36,6 +37,7 @@ def top_layers(
   return chosen
 
 
+@explain_errors
 def robust_threshold_layers(
     scores: Float[AnyArray, " layers"], *, max_layers: int | None = None, bands: int = 3
 ) -> Bool[np.ndarray, " layers"]:

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import numpy as np
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.depth import layer_of
 from jaxft.tree.paths import Tree, map_with_path
@@ -32,6 +33,7 @@ class Search(Generic[Node]):
   path: list[Node]
 
 
+@explain_errors
 def tree_search(
     roots: Sequence[Node], expand: Callable[[Node], Sequence[Node]], evaluate: Callable[[Node], float]
 ) -> Search[Node]:
@@ -67,6 +69,7 @@ def tree_search(
   return Search(best, scores[best], scores, path)
 
 
+@explain_errors
 def layer_ranges(num_layers: int) -> list[tuple[int, int]]:
   """The seven ranges `(start, stop)` of the source: the four quarters, and the lower, middle and upper half.
 
@@ -82,6 +85,7 @@ def layer_ranges(num_layers: int) -> list[tuple[int, int]]:
   return [*pairwise(q), *zip(q[:-2], q[2:], strict=True)]
 
 
+@explain_errors
 def within_layers(start: int, stop: int, select: Choice = True) -> Callable[[Tree], Tree]:
   """What is selected in layers `start` to `stop - 1`: a choice, as a function of the params.
 

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxft.checks import nearest
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import Choice, as_choice, mask, modules
 from jaxft.tree.depth import cut_layers, layer_of
 from jaxft.tree.paths import Tree, is_array, leaves_with_paths, map_with_path
@@ -41,6 +42,7 @@ def host_rng(key: Array) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
 
 
+@explain_errors
 def random_module_mask(
     key: Array, params: Tree, groups: Sequence[Choice] = CATEGORIES, *, fraction: float = 0.5,
     level: Literal["category", "layer", "model"] = "category", balance: Literal["count", "params"] = "count",
@@ -143,6 +145,7 @@ def cut_at_changes(params: Tree, choice: Choice, *, stack: str = "layers") -> Tr
   return cut_layers(params, at, stack=stack)
 
 
+@explain_errors
 def chosen_fraction(params: Tree, choice: Choice) -> float:
   """The share of parameters that a choice has: what `fraction` came to; 0 where there are none.
 
@@ -211,6 +214,7 @@ def _round(x: float) -> int:
   return math.floor(x + 0.5)
 
 
+@explain_errors
 def select_units(
     key: Array | None, sizes: Sequence[int], *, fraction: float, scope: Literal["global", "layer"] = "global",
     scores: Sequence[Float[np.ndarray, " _"]] | None = None, largest: bool = True,
@@ -257,6 +261,7 @@ def select_units(
   return [flat[(flat >= a) & (flat < b)] - a for a, b in pairwise(ends)]
 
 
+@explain_errors
 def unit_indices(units: Sequence[Int[np.ndarray, " _"]], unit: int = 1) -> Int[np.ndarray, "layers entries"]:
   """The rows or columns of chosen units, each `unit` wide, as one array: unequal counts are filled with -1.
 

@@ -8,11 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxft.leaves.row_delta import check_axis
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import Choice, as_choice, entries, matching_paths
 from jaxft.tree.depth import layer_axes, layer_of
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
+@explain_errors
 def choose_rows(
     params: Tree, indices: Mapping[str, Int[np.ndarray, "... _"] | Sequence[int]], *, axis: int = -2
 ) -> Tree:
@@ -70,6 +72,7 @@ def _whole_numbers(glob: str, given: Any) -> Int[np.ndarray, "... _"]:
   return found.astype(np.int64)  # NumPy's empty array is one of floats
 
 
+@explain_errors
 def chosen_rows(choice: Choice, params: Tree, *, axis: int = -2) -> dict[str, Int[np.ndarray, "*layers k"]]:
   """A choice as indices: for each path the rows (or columns) that are chosen whole.
 
@@ -134,6 +137,7 @@ def packed_indices(rows: Bool[np.ndarray, "*layers size"], fill: int) -> Int[np.
   return filled.astype(np.int32).reshape(*rows.shape[:-1], width)
 
 
+@explain_errors
 def head_units(heads: Int[np.ndarray, "k 2"], num_layers: int) -> list[Int[np.ndarray, " chosen"]]:
   """Heads as pairs `(layer, head)`, from `top_heads`, as the units of each layer, for `unit_indices`.
 

@@ -12,6 +12,7 @@ from jaxft.choices.random_modules import select_units, unit_indices
 from jaxft.choices.rows import choose_rows
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.row_delta import check_axis
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import Choice, mask, matching_paths
 from jaxft.tree.coupled import Coupled, Member
 from jaxft.tree.depth import layer_of, shared_path, stack_axes
@@ -19,6 +20,7 @@ from jaxft.tree.matrices import check_oriented, is_matrix
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
+@explain_errors
 def s2ft_units(
     key: jax.Array, params: Tree, *, units: Sequence[Coupled], select: Choice = "**", heads: float = 0.052,
     channels: float = 0.02, value_heads: float = 0.0, up_channels: float = 0.0,
@@ -118,6 +120,7 @@ def s2ft_units(
   return chosen
 
 
+@explain_errors
 def unit_norms(
     tree: Tree, select: Choice, *, axis: int = -2, unit: int = 1
 ) -> list[Float[np.ndarray, " units"]]:

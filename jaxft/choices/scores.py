@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree, is_float
 
 Gradient = Callable[[Tree, Any], Tree]
 
 
+@explain_errors
 def magnitude_scores(params: Tree) -> Tree:
   """`|w|`, float32; a hole for what is not of floating point.
 
@@ -20,6 +22,7 @@ def magnitude_scores(params: Tree) -> Tree:
   return jax.tree.map(lambda w: jnp.abs(w.astype(jnp.float32)) if is_float(w) else None, params)
 
 
+@explain_errors
 def change_scores(base: Tree, tuned: Tree) -> Tree:
   """`|tuned - base|`, subtracted in float32; a hole for what is not of floating point.
 
@@ -30,6 +33,7 @@ def change_scores(base: Tree, tuned: Tree) -> Tree:
   return jax.tree.map(change, base, tuned)
 
 
+@explain_errors
 def gradient_scores(gradient: Gradient, params: Tree, batches: Iterable[Any]) -> Tree:
   """`|mean over batches of the gradient|`: the first-order change of the loss per unit of each weight.
 
@@ -48,6 +52,7 @@ def gradient_scores(gradient: Gradient, params: Tree, batches: Iterable[Any]) ->
   return jax.tree.map(jnp.abs, _mean(lambda g: g, gradient, params, batches))
 
 
+@explain_errors
 def fisher_scores(gradient: Gradient, params: Tree, batches: Iterable[Any]) -> Tree:
   """The diagonal of the empirical Fisher information, `mean over batches of gradient ** 2`.
 

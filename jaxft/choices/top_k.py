@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, UInt32
 
 from jaxft.checks import nearest
 from jaxft.choices.scores import change_scores
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import Choice, as_choice, entries
 from jaxft.tree.depth import layer_of
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path
@@ -23,6 +24,7 @@ from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths, map_with_path
 SCOPES = ("global", "leaf", "layer")
 
 
+@explain_errors
 def top_k_mask(
     scores: Tree, k: int | float, *, scope: Literal["global", "leaf", "layer"] = "global",
     where: Choice = True,
@@ -94,6 +96,7 @@ def top_k_mask(
   return structure.unflatten([assemble(i, leaf) for i, (_, leaf) in enumerate(named)])
 
 
+@explain_errors
 def lottery_ticket_mask(
     base: Tree, tuned: Tree, k: int | float, *, where: Choice = True, previous: Tree | None = None
 ) -> Tree:

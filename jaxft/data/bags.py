@@ -7,9 +7,10 @@ from jaxtyping import Float, Int
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def similar_bags(
     features: Float[AnyArray, "records dim"], *, size: int, seed: int, floor: float = -1.0, ceiling: float = 1.0
 ) -> Int[np.ndarray, "bags size"]:
@@ -66,6 +67,7 @@ def similar_bags(
   return np.array(bags, np.int32).reshape(-1, size)
 
 
+@explain_errors
 def bag_batches(
     bags: Int[np.ndarray, "bags size"], *, bags_per_batch: int, steps: int, seed: int
 ) -> Int[np.ndarray, "steps batch"]:
@@ -90,6 +92,7 @@ def bag_batches(
   return np.asarray(bags, np.int32)[np.concatenate(order)[:steps]].reshape(steps, -1)
 
 
+@explain_errors
 def scheduled(step: int, until: Mapping[int, int]) -> int:
   """What holds at a step: the value of the first limit that lies above it.
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.checks import in_range
+from jaxft.signatures import explain_errors
 
 Labels = Sequence[int] | Int[np.ndarray, " records"]
 
@@ -50,6 +51,7 @@ def base_to_novel(labels: Labels, *, share: float = 0.5, seed: int | None = None
       np.flatnonzero(np.isin(labels, base)), np.flatnonzero(np.isin(labels, novel)), base, novel)
 
 
+@explain_errors
 def few_shot(labels: Labels, shots: int, *, seed: int) -> Int[np.ndarray, " chosen"]:
   """Indices of `shots` records of each class, drawn without replacement; all of a class that has no more. Sorted.
 
@@ -78,6 +80,7 @@ class Session(NamedTuple):
   records: Int[np.ndarray, " records"]
 
 
+@explain_errors
 def sessions(
     labels: Labels, *, first: int, each: int, shots: int | None = None, seed: int | None = None
 ) -> list[Session]:

@@ -6,7 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxft.signatures import explain_errors
 
+
+@explain_errors
 def collate(records: Sequence[Any]) -> Any:
   """Stacks records leaf by leaf: numbers into int32, float32 or bool arrays, text into an object array of str.
 

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxft.checks import in_range, one_of
+from jaxft.signatures import explain_errors
 
 Estimator = Literal["marginal", "control", "crossfit", "iv"]
 
@@ -17,6 +18,7 @@ class Deconfounded(NamedTuple):
   effects: Float[np.ndarray, " confounders"]
 
 
+@explain_errors
 def residualize_reward(
     outcomes: Float[np.ndarray, " examples"], confounders: Float[np.ndarray, "examples confounders"],
     features: Float[np.ndarray, "examples features"] | None = None, *,

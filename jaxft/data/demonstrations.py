@@ -3,7 +3,10 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxft.signatures import explain_errors
 
+
+@explain_errors
 def retrieve_demonstrations(
     queries: Float[np.ndarray, "queries dim"], bank: Float[np.ndarray, "examples dim"], n: int, *,
     distinct: Int[np.ndarray, " examples"] | None = None,

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.unit_rows import unit_rows
 
 
@@ -19,6 +19,7 @@ class HardNegatives(NamedTuple):
   found: Bool[np.ndarray, "queries n"]
 
 
+@explain_errors
 def mine_hard_negatives(
     queries: Float[AnyArray, "queries dim"], corpus: Float[AnyArray, "documents dim"],
     positives: Sequence[int] | Sequence[Sequence[int]] | Int[np.ndarray, " queries"], *, n: int = 7,

@@ -8,11 +8,13 @@ from jaxtyping import UInt8
 
 from jaxft.checks import in_range
 from jaxft.models.pixels import FILTERS, Framing
+from jaxft.signatures import explain_errors
 
 # By Pillow's modes: nothing says which number is white.
 _ENDLESS = {"I": "integers of 32 bits", "F": "floats"}
 
 
+@explain_errors
 def on_background(
     images: UInt8[np.ndarray, "*batch height width 4"], color: tuple[int, int, int] = (255, 255, 255)
 ) -> UInt8[np.ndarray, "*batch height width 3"]:

@@ -6,8 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxft.checks import in_range
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def deciding_offsets(name: Sequence[int], others: Sequence[Sequence[int]]) -> tuple[int, ...]:
   """Where, in tokens from its start, a name is decided: at 0, and after each beginning that it shares with another.
 
@@ -40,6 +42,7 @@ def deciding_offsets(name: Sequence[int], others: Sequence[Sequence[int]]) -> tu
   return tuple(sorted(offsets))
 
 
+@explain_errors
 def key_token_weights(
     loss_mask: Bool[np.ndarray, " time"] | Int[np.ndarray, " time"], key_positions: Sequence[int], *,
     max_weight: float = 9.0, set_aside: Sequence[int] = (),

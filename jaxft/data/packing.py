@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.checks import one_of
-from jaxft.signatures import AnyArray, token_ids
+from jaxft.signatures import AnyArray, explain_errors, token_ids
 
 _PACKERS = {
   "first_fit": grain.experimental.FirstFitPackIterDataset,
@@ -16,6 +16,7 @@ _PACKERS = {
 }
 
 
+@explain_errors
 def pack(
     examples: grain.MapDataset | grain.IterDataset, length: int, *, keys: Sequence[str] = ("ids", "loss_mask"),
     algorithm: Literal["first_fit", "best_fit"] = "first_fit", bins: int = 32, seed: int = 0,
@@ -78,6 +79,7 @@ def pack(
   return packed.map(name)
 
 
+@explain_errors
 def pack_texts(
     texts: Sequence[Sequence[int]], length: int, *, rows: int | None = None, multiple: int = 1, start: int = 0,
     slots: int | None = None,
@@ -142,6 +144,7 @@ def pack_texts(
   return {"ids": ids, "segment_ids": segment_ids}
 
 
+@explain_errors
 def token_budget_batches(
     lengths: Sequence[int] | Int[AnyArray, " examples"], *, max_tokens: int, samples_per_step: int, devices: int = 1,
     seed: int = 0,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.data.collate import collate as stack
-from jaxft.signatures import check_integers
+from jaxft.signatures import check_integers, explain_errors
 
 Record = dict[str, Any]
 ONE_PROCESS = grain.sharding.ShardOptions(shard_index=0, shard_count=1)
@@ -33,6 +33,7 @@ class RandomAccess(Protocol):
 Source = Sequence[Any] | RandomAccess  # records at random: what `jaxft.data.source` gives; a list is one too
 
 
+@explain_errors
 def stream(
     source: Source, *, seed: int, shuffle: bool = True, epochs: int | None = None,
     map: Callable[[Any], Any] | None = None, random_map: Callable[[Any, np.random.Generator], Any] | None = None,
@@ -90,6 +91,7 @@ class _Part:
     return record
 
 
+@explain_errors
 def batches(
     source: Source | grain.MapDataset, *, batch_size: int, seed: int | None = None, shuffle: bool = True,
     epochs: int | None = None, map: Callable[[Any], Any] | None = None,
@@ -138,6 +140,7 @@ def batches(
   return part.batch(batch_size // shard.shard_count, drop_remainder=True, batch_fn=collate)
 
 
+@explain_errors
 def sharded(
     source: Source | grain.MapDataset, batch_size: int, shard: grain.sharding.ShardOptions = ONE_PROCESS, *,
     num_threads: int = 16, buffer_size: int = 64, **kwargs: Any,
@@ -160,6 +163,7 @@ def sharded(
   return batches(source, batch_size=batch_size, shard=shard, **kwargs).to_iter_dataset(options)
 
 
+@explain_errors
 def batch_indices(
     step: int, n: int, *, batch_size: int, seed: int, shard: grain.sharding.ShardOptions = ONE_PROCESS
 ) -> Int[np.ndarray, " local"]:
@@ -183,6 +187,7 @@ def batch_indices(
   return np.asarray(batches(range(n), batch_size=batch_size, seed=seed, shard=shard, collate=np.asarray)[step])
 
 
+@explain_errors
 def evaluation_batches(
     source: Source, *, batch_size: int, map: Callable[[Any], Any] | None = None,
     collate: Callable[[Sequence[Any]], Record] = stack, shard: grain.sharding.ShardOptions = ONE_PROCESS,
@@ -223,6 +228,7 @@ def _check_batch(batch_size: int, shard: grain.sharding.ShardOptions) -> None:
     raise ValueError(f"batch_size must be a positive multiple of the {shard.shard_count} processes; got {batch_size}")
 
 
+@explain_errors
 def mix(
     streams: Sequence[grain.MapDataset], *, weights: Sequence[float] | None = None,
     sizes: Sequence[int] | None = None, temperature: float | None = None,
@@ -263,6 +269,7 @@ def mix(
   return grain.MapDataset.mix(streams, weights=[weight / sum(weights) for weight in weights])
 
 
+@explain_errors
 def to_global(batch: Any, sharding: jax.sharding.Sharding) -> Any:
   """This process's part of a batch as arrays over the whole mesh.
 

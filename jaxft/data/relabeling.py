@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 
 
 @check_arrays
@@ -58,6 +58,7 @@ def relabel(
   return jnp.where(known[:, None], targets, jnp.nan)
 
 
+@explain_errors
 def folds(rng: np.random.Generator, n: int, count: int) -> Int[np.ndarray, " n"]:
   """The fold of each example, at random and as even as can be: a model of the others judges it.
 

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxft.checks import not_one_str
+from jaxft.checks import check_texts
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.ndarray, " texts"]:
   """Clusters of texts that say nearly the same: linked where their sets of words overlap.
 
@@ -30,7 +32,7 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> Int[np.n
     TypeError: texts is one str.
     ValueError: threshold outside (0, 1].
   """
-  not_one_str("texts", texts)
+  check_texts("texts", texts)
   if not 0 < threshold <= 1:
     raise ValueError(f"threshold must lie in (0, 1]; got {threshold}")
   words = [_words(text) for text in texts]
@@ -57,6 +59,7 @@ def _words(text: str) -> set[str]:
   return set("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
+@explain_errors
 def per_group_split(
     groups: Sequence[Any] | np.ndarray, clusters: Sequence[Any] | np.ndarray, sizes: Mapping[str, float], *, seed: int,
     by: str = "random",

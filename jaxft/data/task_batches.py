@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxft.checks import in_range, one_of
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def task_homogeneous_batches(
     tasks: Sequence[int] | Int[np.ndarray, " records"], *, batch_size: int, ratio: float = 1.0, seed: int,
     drop_last: bool = True,
@@ -58,6 +60,7 @@ def task_homogeneous_batches(
   return whole if drop_last or full == len(left) else [*whole, left[full:]]
 
 
+@explain_errors
 def draw_mixture(
     sizes: Sequence[int], proportions: Sequence[float], *, total: int, seed: int
 ) -> list[Int[np.ndarray, " _"]]:
@@ -100,6 +103,7 @@ def draw_mixture(
   return out
 
 
+@explain_errors
 def training_phases(
     sizes: Sequence[int], *, mode: Literal["stacked", "phased"], replay: float = 0.0, seed: int = 0
 ) -> list[Int[np.ndarray, "_ 2"]]:

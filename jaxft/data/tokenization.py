@@ -14,11 +14,13 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from jaxft.checks import not_one_str
+from jaxft.signatures import explain_errors
 
 Tokens = dict[str, Int[np.ndarray, "batch length"]]
 Lengths = int | Sequence[int]
 
 
+@explain_errors
 def tokenize_texts(texts: Sequence[str], tokenizer: Tokenizer, *, lengths: Lengths, pad_id: int = 0) -> Tokens:
   """Texts with the tokenizer's special tokens; a long text loses its end, never its special tokens.
 
@@ -47,6 +49,7 @@ def tokenize_texts(texts: Sequence[str], tokenizer: Tokenizer, *, lengths: Lengt
   return _pad(rows, _fitting(rows, lengths), pad_id)
 
 
+@explain_errors
 def tokenize_pairs(
     records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, lengths: Lengths,
     keys: Sequence[str] = ("anchor", "positive"), pad_id: int = 0,
@@ -73,6 +76,7 @@ def tokenize_pairs(
   }
 
 
+@explain_errors
 def tokenize_completions(
     records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, lengths: Lengths, eos_id: int | None,
     keys: tuple[str, str] = ("prompt", "completion"), pad_id: int = 0, special: bool = True,
@@ -113,6 +117,7 @@ def tokenize_completions(
   return _pad(rows, _fitting(rows, lengths), pad_id, loss_mask=flags)
 
 
+@explain_errors
 def tokenize_preferences(
     records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, lengths: Lengths, eos_id: int | None,
     pad_id: int = 0,
@@ -137,6 +142,7 @@ def tokenize_preferences(
   }
 
 
+@explain_errors
 def tokenize_spans(
     texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]], tokenizer: Tokenizer, *, lengths: Lengths,
     pad_id: int = 0,

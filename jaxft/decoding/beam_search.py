@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxft.decoding.prompts import checked_prompt
 from jaxft.decoding.stepwise import Stepwise, scores
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, check_arrays
 
 UNREACHED = -1e9  # of a beam that does not exist: finite, so that sums and quotients stay finite
 
@@ -48,6 +48,7 @@ class _Search(NamedTuple):
   memory: Any  # the model's, of batch * beams rows
 
 
+@check_arrays
 def beam_search(
     model: Stepwise,
     prompt: Int[AnyArray, "batch time"],

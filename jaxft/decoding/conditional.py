@@ -10,8 +10,10 @@ from jax.typing import DTypeLike
 from jaxft.decoding.stepwise import Stepwise
 from jaxft.models import encoder_decoder
 from jaxft.models.config.encoder_decoder import EncoderDecoderConfig, init_cache
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def stepwise_encoder_decoder(
     params: dict[str, Any], config: EncoderDecoderConfig, *, dtype: DTypeLike = jnp.float32
 ) -> Stepwise:

@@ -12,7 +12,7 @@ from jaxft.decoding import sampling
 from jaxft.decoding.prompts import checked_prompt
 from jaxft.decoding.stepwise import Stepwise, scores
 from jaxft.decoding.stop_strings import StopStrings
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, check_arrays
 
 
 class Generated(NamedTuple):
@@ -33,6 +33,7 @@ class Generated(NamedTuple):
   sampling_log_probs: Float[Array, "batch max_new_tokens"]
 
 
+@check_arrays
 def generate(
     model: Stepwise,
     prompt: Int[AnyArray, "batch time"],

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.checks import in_range
 from jaxft.decoding.stepwise import Stepwise
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 
 
 @check_arrays
@@ -48,6 +48,7 @@ def ngram_veto(
   return jnp.where(vetoed, jnp.asarray(logits) - penalty, logits)
 
 
+@explain_errors
 def with_ngram_veto(model: Stepwise, blocked: Int[AnyArray, "grams n"], *, penalty: float = math.inf) -> Stepwise:
   """A model that steps under `ngram_veto`, over prompt and answer; for `generate` and `beam_search`.
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
+from jaxft.argument_kinds import is_integer
 from jaxft.decoding.stepwise import Stepwise
 from jaxft.models.bounds import check_range, values_of
 from jaxft.signatures import AnyArray
@@ -35,15 +36,17 @@ def checked_prompt(
     max_new_tokens: how many tokens may follow.
 
   Raises:
-    ValueError: max_new_tokens below 1; a mask of another shape; a row without a real token; a real token or a stop
+    TypeError: a stop token is no integer.
+    ValueError: max_new_tokens below 1; a row without a real token; a real token or a stop
       token outside the vocabulary; prompt and new tokens that reach beyond the model's context.
   """
   if max_new_tokens < 1:
     raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
-  if mask is not None and mask.shape != prompt.shape:
-    raise ValueError(f"mask must have the prompt's shape {prompt.shape}; got {mask.shape}")
   check_range("prompt", prompt, mask, model.vocab_size, "vocab_size")
-  stop = (() if model.eos_id is None else (model.eos_id,)) if stop is None else tuple(int(s) for s in stop)
+  stop = (() if model.eos_id is None else (model.eos_id,)) if stop is None else tuple(stop)
+  if strange := [s for s in stop if not is_integer(s)]:
+    raise TypeError(f"stop must be token ids, integers; got {strange[0]!r}")
+  stop = tuple(map(int, stop))
   if strange := [s for s in stop if not 0 <= s < model.vocab_size]:
     raise ValueError(f"stop must be token ids in [0, vocab_size = {model.vocab_size}); got {strange[0]}")
   length, context = model.length(model.params, prompt.shape), model.max_length

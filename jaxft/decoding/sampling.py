@@ -12,9 +12,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
+from jaxft.signatures import explain_errors
+
 Filter = Callable[[Array], Array]
 
 
+@explain_errors
 def top_k(logits: Float[Array, "... vocab"], k: int) -> Float[Array, "... vocab"]:
   """Keeps the k highest scores, and those equal to the lowest of them.
 
@@ -36,6 +39,7 @@ def top_k(logits: Float[Array, "... vocab"], k: int) -> Float[Array, "... vocab"
   return jnp.where(logits < lowest, -jnp.inf, logits)
 
 
+@explain_errors
 def top_p(logits: Float[Array, "... vocab"], p: float | Float[Array, ""]) -> Float[Array, "... vocab"]:
   """Nucleus: keeps the smallest set of likeliest tokens whose probability reaches p, and ties with its last.
 
@@ -63,6 +67,7 @@ def top_p(logits: Float[Array, "... vocab"], p: float | Float[Array, ""]) -> Flo
   return jnp.where(logits < lowest, -jnp.inf, logits)
 
 
+@explain_errors
 def min_p(logits: Float[Array, "... vocab"], p: float | Float[Array, ""]) -> Float[Array, "... vocab"]:
   """Keeps the tokens at least p times as likely as the likeliest; p = 0 keeps all.
 
@@ -120,6 +125,7 @@ def _zero_or_nan(name, p, inside, takes):
   return 0.0
 
 
+@explain_errors
 def sample(
     key: Key[Array, ""],
     logits: Float[Array, "batch vocab"],
@@ -158,7 +164,9 @@ def filtered(
     logits: Float[Array, "... vocab"], *, temperature: float, filters: Sequence[Filter] = ()
 ) -> Float[Array, "... vocab"]:
   """The scores that `sample` draws from: divided by a temperature above 0, then filtered in order."""
-  logits = logits / temperature
+  # The highest becomes 0, so that no temperature, however low, makes infinities of the others' distances to it.
+  highest = jnp.max(logits, axis=-1, keepdims=True)
+  logits = (logits - highest) / max(temperature, float(jnp.finfo(jnp.float32).tiny))
   for filter in filters:
     logits = filter(logits)
   return logits

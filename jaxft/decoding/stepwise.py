@@ -14,6 +14,7 @@ from jaxft.models import decoder
 from jaxft.models.cache import Cache
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Edits, Tap
+from jaxft.signatures import explain_errors
 
 
 def _first_axis(state: Any, rows: Int[Array, " rows"]) -> Any:
@@ -72,6 +73,7 @@ def scores(model: Stepwise, logits: Any, rows: int) -> Float[Array, "rows vocab"
   return logits.astype(jnp.float32)
 
 
+@explain_errors
 def stepwise_decoder(
     params: dict[str, Any], config: DecoderConfig, *, dtype: DTypeLike = jnp.float32, edits: Edits | None = None,
     prompt_edits: Edits | None = None,

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jaxft.signatures import AnyArray
+from jaxft.checks import check_texts
+from jaxft.signatures import AnyArray, explain_errors
 
 
 @jax.tree_util.register_dataclass
@@ -28,6 +29,7 @@ class StopStrings:
   after: Int[AnyArray, "states vocab"]
 
 
+@explain_errors
 def stop_strings(pieces: Sequence[str], strings: Sequence[str], *, vocab_size: int | None = None) -> StopStrings:
   """The automaton that finds any of several strings in what tokens spell, across tokens and within one.
 
@@ -82,6 +84,7 @@ def stop_strings(pieces: Sequence[str], strings: Sequence[str], *, vocab_size: i
   return StopStrings(after)
 
 
+@explain_errors
 def token_pieces(tokenizer: Any) -> list[str]:
   """The text that each token adds behind another, by the tokenizer's own decoder; nothing for special tokens.
 
@@ -107,6 +110,7 @@ def token_pieces(tokenizer: Any) -> list[str]:
   return [text[start:] for text in tokenizer.decode_batch([[anchor, i] for i in range(size)])]
 
 
+@explain_errors
 def before_stop(text: str, strings: Sequence[str]) -> str:
   """A text up to the first of the stop strings in it, which the last token may have gone beyond.
 
@@ -116,5 +120,9 @@ def before_stop(text: str, strings: Sequence[str]) -> str:
   Args:
     text: of the new tokens.
     strings: those that ended it.
+
+  Raises:
+    TypeError: strings are one str.
   """
+  check_texts("strings", strings)
   return text[: min([text.find(string) for string in strings if string in text], default=len(text))]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxft.checks import in_range
+from jaxft.signatures import explain_errors
 
 
 class Fragment(NamedTuple):
@@ -159,6 +160,7 @@ def _joined(fragments: Sequence[Fragment]) -> Fragment:
   return first
 
 
+@explain_errors
 def tree_search(
     roots: Sequence[Any],
     expand: Callable[[list[Any]], Sequence[Sequence[Sequence[Fragment]]]],

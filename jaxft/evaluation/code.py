@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 
 
 @check_arrays
@@ -51,6 +51,7 @@ def collapse_whitespace(text: str) -> str:
   return " ".join(text.split())
 
 
+@explain_errors
 def exact_match_at_k(
     candidates: Sequence[Sequence[str]], references: Sequence[str], k: int, *,
     normalize: Callable[[str], str] = collapse_whitespace,

@@ -4,9 +4,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 
 
+@explain_errors
 def transfer_metrics(
     scores: Float[AnyArray, "tasks tasks"], untrained: Float[AnyArray, " tasks"] | None = None
 ) -> dict[str, float]:
@@ -89,6 +90,7 @@ def _ratio(name: str, numerator: np.ndarray, denominator: np.ndarray) -> np.ndar
   return numerator / denominator
 
 
+@explain_errors
 def harmonic_mean(a: float, b: float) -> float:
   """`2 a b / (a + b)`, 0 where both are: base-to-novel generalization.
 

@@ -14,6 +14,7 @@ import scipy.stats
 from jaxtyping import Float, Num
 
 from jaxft.finite import require_finite
+from jaxft.signatures import explain_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,7 @@ class CrossedMean:
     return None if left <= 0 else max(2, math.ceil(self.of_seeds * self.seeds / left))
 
 
+@explain_errors
 def crossed_mean(values: Float[np.ndarray, "seeds items"]) -> CrossedMean:
   """The mean of scores that cross seeds with items, with its standard error for other seeds and other items.
 
@@ -134,6 +136,7 @@ def crossed_mean(values: Float[np.ndarray, "seeds items"]) -> CrossedMean:
   return CrossedMean(mean, math.sqrt(variance), df, seeds, items, max(0.0, variance - of_items), of_items)
 
 
+@explain_errors
 def influences(
     items: Num[np.ndarray, "items ..."], statistic: Callable[[np.ndarray], float]
 ) -> Float[np.ndarray, " items"]:
@@ -171,6 +174,7 @@ def influences(
 FEWEST_TO_TELL = 20  # items from which on a tenth is enough for `jackknife_ratio`
 
 
+@explain_errors
 def jackknife_ratio(items: Num[np.ndarray, "items ..."], statistic: Callable[[np.ndarray], float]) -> float:
   """How far a statistic moves without a tenth of the items, as a multiple of what its `influences` say of that.
 
@@ -220,6 +224,7 @@ def jackknife_ratio(items: Num[np.ndarray, "items ..."], statistic: Callable[[np
   return moved / told
 
 
+@explain_errors
 def ratio(
     numerator: Float[np.ndarray, "seeds items"], denominator: Float[np.ndarray, "seeds items"]
 ) -> Float[np.ndarray, "seeds items"]:

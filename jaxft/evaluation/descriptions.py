@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
 class Readability(NamedTuple):
@@ -36,6 +36,7 @@ class TextCounts(NamedTuple):
   long_words: int
 
 
+@explain_errors
 def net_preference(ratings: Int[AnyArray, "judgements criteria"]) -> Float[np.ndarray, " criteria"]:
   """By how much more often A is preferred than B, of each criterion: `(#A - #B) / n`, however strongly.
 
@@ -58,6 +59,7 @@ def net_preference(ratings: Int[AnyArray, "judgements criteria"]) -> Float[np.nd
   return np.sign(ratings).mean(axis=0, dtype=np.float64)
 
 
+@explain_errors
 def mean_rank(scores: Float[AnyArray, "items systems"]) -> Float[np.ndarray, " systems"]:
   """The mean rank of each system over items, 1 the best; those that are level share the mean of their ranks.
 
@@ -79,6 +81,7 @@ def mean_rank(scores: Float[AnyArray, "items systems"]) -> Float[np.ndarray, " s
   return (above + (level + 1) / 2).mean(axis=0)
 
 
+@explain_errors
 def sentences(text: str) -> list[str]:
   """A text cut after full stops, question and exclamation marks that space follows; line breaks are space.
 
@@ -88,6 +91,7 @@ def sentences(text: str) -> list[str]:
   return [one for one in re.split(r"(?<=[.!?])\s+", " ".join(text.split())) if one]
 
 
+@explain_errors
 def cumulative_prefixes(text: str, *, most_words: int | None = None) -> list[str]:
   """The first sentence, the first two, and so on: what a reader knows after each.
 
@@ -118,6 +122,7 @@ def syllables(word: str) -> int:
   return max(groups, 1)
 
 
+@explain_errors
 def text_counts(text: str) -> TextCounts:
   """Sentences, and words: runs of letters, digits, hyphens and apostrophes.
 
@@ -134,6 +139,7 @@ def text_counts(text: str) -> TextCounts:
       sum(len(re.sub(r"['’-]", "", word)) for word in words), sum(counted), sum(count >= 3 for count in counted))
 
 
+@explain_errors
 def readability(text: str) -> Readability:
   """Four grades of a text with W words, S sentences, Y syllables, C characters and X words of three or more syllables.
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Num
 from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 
-from jaxft.checks import not_one_str
+from jaxft.checks import check_texts, in_range
 from jaxft.signatures import AnyArray
 
 
@@ -44,10 +44,12 @@ def embed_texts(
   Raises:
     ValueError: there is no text, or `embed` gives a vector that is not finite.
   """
-  not_one_str("texts", texts)
+  check_texts("texts", texts)
+  in_range("max_length", max_length, "[1, inf)")
+  texts = list(texts)
   if not texts:
     raise ValueError("texts must hold at least one string; got none")
-  encoded = [_cut(e, max_length) for e in _plain(tokenizer).encode_batch(list(texts))]
+  encoded = [_cut(e, max_length) for e in _plain(tokenizer).encode_batch(texts)]
   width = lambda ids: min(_width(len(ids)), max_length)
   order = sorted(range(len(encoded)), key=lambda i: width(encoded[i]))
   out: list[Any] = [None] * len(encoded)

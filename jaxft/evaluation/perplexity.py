@@ -10,9 +10,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
 from jaxft.finite import or_nan, require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def perplexity(nll_sum: float | Float[AnyArray, ""], count: float | Num[AnyArray, ""]) -> Float[Array, ""]:
   """`exp(nll_sum / count)`: per token, per word (lm-eval's `word_perplexity`: split on whitespace) or per byte.
 
@@ -32,6 +33,7 @@ def perplexity(nll_sum: float | Float[AnyArray, ""], count: float | Num[AnyArray
   return or_nan(fine, jnp.exp(_share(nll_sum, count)))
 
 
+@explain_errors
 def bits_per_byte(nll_sum: float | Float[AnyArray, ""], n_bytes: float | Float[AnyArray, ""]) -> Float[Array, ""]:
   """`nll_sum / (n_bytes ln 2)`, comparable between tokenizers.
 
@@ -68,6 +70,7 @@ def _positive(**numbers):
   return True
 
 
+@explain_errors
 def rolling_windows(
     tokens: Sequence[int], max_length: int, prefix_token: int, *, context_length: int = 1
 ) -> Iterator[tuple[list[int], list[int]]]:

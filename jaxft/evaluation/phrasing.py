@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Num
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
 class Wordings(NamedTuple):
@@ -34,6 +34,7 @@ class PhrasingReport(NamedTuple):
   interval: tuple[float, float]
 
 
+@explain_errors
 def phrasing_report(
     correct: Num[AnyArray, "wordings items"] | Bool[AnyArray, "wordings items"], observed: Bool[AnyArray, " wordings"],
     *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0,
@@ -81,6 +82,7 @@ def phrasing_report(
   return PhrasingReport(over(correct[seen]), over(correct[~seen]), float(by_item.mean()), (float(low), float(high)))
 
 
+@explain_errors
 def option_scores(
     log_probs: Float[AnyArray, "items positions vocab"], options: Num[AnyArray, "items choices tokens"],
     option_mask: Bool[AnyArray, "items choices tokens"], *, mean: bool = False,

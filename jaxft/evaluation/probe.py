@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jaxft.evaluation.correlation import pearson, r_squared
 from jaxft.evaluation.ranges import require_labels, require_range
 from jaxft.finite import or_nan, require_finite
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 
 PENALTIES = tuple(10.0**e for e in range(-3, 6))
 
@@ -40,6 +40,7 @@ class Ridge(NamedTuple):
     return np.asarray(features, np.float64) @ self.weights + self.bias
 
 
+@explain_errors
 def fit_ridge(features: np.ndarray, targets: np.ndarray, *, penalties: Sequence[float] = PENALTIES) -> Ridge:
   """Ridge regression with an unpenalized bias; the penalty is chosen by leave-one-out on the same data.
 
@@ -94,6 +95,7 @@ class RidgeScore(NamedTuple):
   penalty: float
 
 
+@explain_errors
 def ridge_probe(
     features: np.ndarray, targets: np.ndarray, test_features: np.ndarray, test_targets: np.ndarray,
     *, penalties: Sequence[float] = PENALTIES,

@@ -8,12 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray, token_ids
+from jaxft.signatures import AnyArray, explain_errors, token_ids
 
 Pair = tuple[Sequence[int], Sequence[int]]
 BUCKETS = tuple(2**i for i in range(5, 16))
 
 
+@explain_errors
 def encode_pair(
     encode: Callable[[str], list[int]], context: str, continuation: str, *, prefix_token: int | None = None
 ) -> tuple[list[int], list[int]]:
@@ -51,6 +52,7 @@ def encode_pair(
   return head, tokens
 
 
+@explain_errors
 def score_choices(
     token_values: Callable[[Int[AnyArray, "batch time"], Bool[AnyArray, "batch time"]], Any],
     pairs: Sequence[Pair],

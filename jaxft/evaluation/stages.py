@@ -4,9 +4,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def overall_performance(scores: Float[AnyArray, "stages tasks"]) -> Float[np.ndarray, " stages"]:
   """`OP_t = mean_{i <= t} R[t, i]`, after each stage.
 
@@ -24,6 +25,7 @@ def overall_performance(scores: Float[AnyArray, "stages tasks"]) -> Float[np.nda
   return np.array([scores[t, : t + 1].mean() for t in range(len(scores))])
 
 
+@explain_errors
 def backward_transfer(scores: Float[AnyArray, "stages tasks"]) -> Float[np.ndarray, " stages"]:
   """`BWT_t = mean_{i <= t} (R[t, i] - R[i, i])`, after each stage; negative for forgetting.
 
@@ -41,6 +43,7 @@ def backward_transfer(scores: Float[AnyArray, "stages tasks"]) -> Float[np.ndarr
   return np.array([(scores[t, : t + 1] - own[: t + 1]).mean() for t in range(len(scores))])
 
 
+@explain_errors
 def forward_transfer(
     scores: Float[AnyArray, "stages tasks"], untrained: Float[AnyArray, " tasks"]
 ) -> Float[np.ndarray, " stages"]:

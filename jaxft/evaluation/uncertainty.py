@@ -12,7 +12,7 @@ import scipy.stats
 from jaxtyping import Array, Float
 
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ class PairedTest:
     return f"{self.mean_difference:+.4f} (p = {self.p_value:.2g})"
 
 
+@explain_errors
 def paired_test(
     a: Sequence[float] | AnyArray, b: Sequence[float] | AnyArray, *, confidence: float = 0.95
 ) -> PairedTest:
@@ -101,6 +102,7 @@ class PairedComparison:
   p_value: float
 
 
+@explain_errors
 def paired_comparison(a: np.ndarray, b: np.ndarray, *, tolerance: float = 0.0) -> PairedComparison:
   """Wins, ties and losses over units that two models share: projects, problems, users.
 
@@ -139,6 +141,7 @@ def _wilcoxon(difference: np.ndarray) -> float:
   return float(result.pvalue)
 
 
+@explain_errors
 def stderr(values: Sequence[float] | AnyArray) -> float:
   """Standard error of a mean: sample standard deviation (ddof 1) over sqrt(n); 0 for a single value.
 
@@ -174,6 +177,7 @@ class Bootstrap:
   n: int
 
 
+@explain_errors
 def paired_bootstrap(
     a: Float[AnyArray, " items"], b: Float[AnyArray, " items"], key: jax.Array, *, draws: int = 1000,
     confidence: float = 0.95,

@@ -24,9 +24,11 @@ from jaxft.leaves.annotated import Annotated, note_outermost
 from jaxft.leaves.evaluation import RULES
 from jaxft.leaves.evaluation.evaluator import Evaluator
 from jaxft.leaves.evaluation.views import View
+from jaxft.signatures import check_arrays
 from jaxft.tree.paths import is_leaf, is_structured, leaves_with_paths
 
 
+@check_arrays
 def lazy(apply: Callable[..., Any]) -> Callable[..., Any]:
   """`apply` with structured leaves allowed anywhere in its first argument.
 

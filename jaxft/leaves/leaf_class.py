@@ -48,7 +48,9 @@ def leaf_class(*, meta: Sequence[str] = (), like: str = "w") -> Callable[[type[T
   """
 
   def make(cls: type[T]) -> type[T]:
-    leaf: Any = dataclasses.dataclass(frozen=True)(cls)
+    if "__repr__" not in vars(cls):
+      cls.__repr__ = _repr
+    leaf: Any = dataclasses.dataclass(frozen=True, repr=False)(cls)
     names = [field.name for field in dataclasses.fields(leaf)]
     if unknown := [name for name in meta if name not in names]:
       raise TypeError(f"meta must name fields of {cls.__name__}; got {unknown[0]!r}; {nearest(unknown[0], names)}")
@@ -61,6 +63,21 @@ def leaf_class(*, meta: Sequence[str] = (), like: str = "w") -> Callable[[type[T
     return jax.tree_util.register_dataclass(leaf, [name for name in names if name not in meta], list(meta))
 
   return make
+
+
+def _repr(self: Any) -> str:
+  """The fields, of arrays dtype and shape alone: a notebook shows a tree of leaves as what it is made of."""
+  fields = ", ".join(f"{field.name}={_shown(getattr(self, field.name))}" for field in dataclasses.fields(self))
+  return f"{type(self).__name__}({fields})"
+
+
+def _shown(value: Any) -> str:
+  if isinstance(value, dict):
+    return "{" + ", ".join(f"{key!r}: {_shown(x)}" for key, x in value.items()) + "}"
+  shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+  if dataclasses.is_dataclass(value) or not isinstance(shape, tuple) or dtype is None:
+    return repr(value)
+  return f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def _of_field(field: str, name: str) -> property:

@@ -86,8 +86,6 @@ def pseudo_label(
     raise ValueError(f"power must be > 0 and finite, or None for the predicted class; got {power}")
   if not isinstance(threshold, Tracer) and not 0 <= threshold <= 1:
     raise ValueError(f"threshold must lie in [0, 1]; got {threshold}")
-  if mean_over not in ("batch", "certain"):
-    raise ValueError(f"mean_over must be 'batch' or 'certain'; got {mean_over!r}")
   kept = jnp.ones(weak_logits.shape[0], bool) if where is None else where
   log_weak = jax.nn.log_softmax(jax.lax.stop_gradient(_float32(weak_logits, kept)))
   target = jax.nn.softmax((1.0 if power is None else power) * log_weak)

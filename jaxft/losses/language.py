@@ -117,8 +117,6 @@ def sequence_log_probs(
     >>> np.array(values).round(3), weights  # 2 log 1/4
     (array([-2.773], dtype=float32), Array([1.], dtype=float32))
   """
-  if normalize not in (None, "tokens"):
-    raise ValueError(f"normalize must be None or 'tokens'; got {normalize!r}")
   scored = token_weights(tokens, mask, segment_ids=segment_ids) != 0
   log_probs, _ = _score(logits, tokens, scored)
   total, count = (sequence_sums(x, segment_ids) for x in (log_probs, scored.astype(jnp.float32)))

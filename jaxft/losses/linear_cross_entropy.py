@@ -55,11 +55,7 @@ def linear_cross_entropy(
     >>> np.array(values).round(3), weights  # log 5
     (array([1.609, 1.609], dtype=float32), Array([1., 1.], dtype=float32))
   """
-  if not hasattr(head, "shape") or len(head.shape) != 2:
-    raise ValueError(f"head must be a matrix, an array or a structured leaf; got {getattr(head, 'shape', type(head))}")
-  if head.shape[-1 if transposed else -2] != hidden.shape[-1]:
-    raise ValueError(f"head of shape {head.shape} (transposed={transposed}) does not contract with hidden of shape "
-                     f"{hidden.shape}")
+  check_head("head", head, hidden, transposed)
   if chunk < 1:
     raise ValueError(f"chunk must be at least 1; got {chunk}")
   weights = count_of(where, labels.shape)
@@ -72,6 +68,17 @@ def linear_cross_entropy(
   contract = dot_transposed if transposed else dot
   nll = cast(Array, _nll(_Head(structure, contract, pieces), hidden, leaves, labels))
   return nll if counts is None else jnp.where(counts, nll, 0.0), weights
+
+
+def check_head(name: str, head: Any, hidden: Float[AnyArray, "... dim"], transposed: bool) -> None:
+  """Raises ValueError where an argument is no head, an array or a structured leaf, that takes these states."""
+  shape = getattr(head, "shape", None)
+  if shape is None or len(shape) != 2:
+    got = type(head).__name__ if shape is None else f"one of shape {list(shape)}"
+    raise ValueError(f"{name} must be a matrix, an array or a structured leaf; got {got}")
+  if shape[-1 if transposed else -2] != hidden.shape[-1]:
+    raise ValueError(f"{name} of shape {list(shape)} (transposed={transposed}) does not contract with states of shape "
+                     f"{list(hidden.shape)}")
 
 
 class _Head:

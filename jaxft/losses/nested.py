@@ -24,12 +24,14 @@ from jaxtyping import Array, Float
 
 from jaxft.checks import in_range, one_of
 from jaxft.losses.contrastive import normalize
+from jaxft.signatures import check_arrays
 
 Loss = Callable[..., tuple[Array, Array]]
 LayerWeights = Literal["uniform", "log", "linear"]
 Size = int | Array
 
 
+@check_arrays
 def matryoshka(
     loss: Loss, *, dims: Sequence[Size], weights: Sequence[float] | None = None, unit: bool = True
 ) -> Loss:
@@ -73,6 +75,7 @@ def matryoshka(
   return nested
 
 
+@check_arrays
 def adaptive_layers(
     loss: Loss,
     *,
@@ -140,6 +143,7 @@ def adaptive_layers(
   return nested
 
 
+@check_arrays
 def matryoshka_2d(
     loss: Loss, *, dims: Sequence[int], key: jax.Array | None = None, **options: Any
 ) -> Loss:
@@ -182,6 +186,7 @@ def matryoshka_2d(
   return nested
 
 
+@check_arrays
 def submodels(
     loss: Loss,
     *,
@@ -238,6 +243,7 @@ def submodels(
   return nested
 
 
+@check_arrays
 def deep_supervision(loss: Loss, *, weights: Sequence[float] | None = None) -> Loss:
   """A loss at each of several views, such as heads at several depths, and the mean of them: each must serve by itself.
 

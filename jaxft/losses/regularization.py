@@ -14,11 +14,12 @@ from jaxtyping import Array, Bool, Float
 from jaxft.checks import in_range
 from jaxft.losses.contrastive import cosine_similarity
 from jaxft.losses.reduction import count_of
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 
 Tree = Any
 
 
+@explain_errors
 def l1_to_reference(
     params: Tree, reference: Tree, *, where: Tree | None = None, normalizer: float | None = None
 ) -> Float[Array, ""]:
@@ -47,6 +48,7 @@ def l1_to_reference(
   return _distance(size, params, reference, where, normalizer)
 
 
+@explain_errors
 def l2_to_reference(
     params: Tree, reference: Tree, *, where: Tree | None = None, normalizer: float | None = 2.0
 ) -> Float[Array, ""]:
@@ -68,6 +70,7 @@ def l2_to_reference(
   return _distance(jnp.square, params, reference, where, normalizer)
 
 
+@explain_errors
 def sum_of_norms(tree: Tree, *, leading: int = 0, eps: float = 1e-12) -> Float[Array, ""]:
   """`sum over tensors of |x|_2`, not squared: a push of one size on each tensor, however small it is.
 

@@ -10,12 +10,14 @@ import numpy as np
 from jaxft.checks import in_range
 from jaxft.merging.kernels.methods import WEIGHTED, linear_settings
 from jaxft.merging.kernels.namespace import float32
-from jaxft.merging.trees import OVERFLOW, merge_trees
+from jaxft.merging.trees import OVERFLOW, check_sequence, merge_trees
+from jaxft.signatures import explain_errors
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_float, is_leaf
 from jaxft.tree.task_vectors import check_same_leaves
 
 
+@explain_errors
 def average(models: Iterable[Tree], *, weights: Sequence[float] | None = None, normalize: bool = True) -> Tree:
   """`sum_i w_i theta_i / sum_i w_i`, in float32, rounded once to the dtypes of the first.
 
@@ -37,6 +39,7 @@ def average(models: Iterable[Tree], *, weights: Sequence[float] | None = None, n
 
   Source: Wortsman et al. 2022, model soups (arXiv 2203.05482).
   """
+  check_sequence(models)
   if not isinstance(models, Sequence):
     return _running(models, weights, normalize)
   weights = model_weights(weights, len(models))

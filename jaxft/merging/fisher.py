@@ -15,11 +15,13 @@ from jaxft.merging.kernels.leafwise import Leafwise
 from jaxft.merging.kernels.namespace import ArrayLike, float32, namespace, rounded
 from jaxft.merging.kernels.reductions import tree_sums
 from jaxft.merging.trees import measure_trees, merge_trees
+from jaxft.signatures import explain_errors
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree
 from jaxft.tree.task_vectors import check_same_leaves
 
 
+@explain_errors
 def fisher_average(
     models: Sequence[Tree], fishers: Sequence[Tree], *, weights: Sequence[float] | None = None, floor: float = 1e-6,
     normalize_norms: bool = False,
@@ -65,6 +67,7 @@ def fisher_average(
   return merge_trees(FISHER, [*models, *fishers], None, settings)
 
 
+@explain_errors
 def diagonal_fisher(
     log_probs: Callable[[Tree, Any], Float[Array, " classes"]], params: Tree, batch: Any, *, key: Array | None = None,
     samples: int | None = None, chunk: int = 8,

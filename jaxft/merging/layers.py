@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.depth import num_layers
 from jaxft.tree.paths import Tree, is_leaf
 
 
+@explain_errors
 def take_layers(params: Tree, layers: Sequence[int], *, stack: str = "layers") -> Tree:
   """The same model with the given layers, in the given order: `[0, 1, 1, 2]` has the second one twice.
 
@@ -50,6 +52,7 @@ def take_layers(params: Tree, layers: Sequence[int], *, stack: str = "layers") -
   return {**params, stack: jax.tree.map(take, held, is_leaf=is_leaf)}
 
 
+@explain_errors
 def repeated_block(num_layers: int, start: int, stop: int) -> list[int]:
   """The layers of a depth up-scaled model: all, with those from `start` to `stop - 1` once more after their own.
 

@@ -15,11 +15,12 @@ from jaxtyping import Array, Float
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.depth import layer_of, stack_depths, stack_of
 from jaxft.tree.paths import Tree, is_array, leaves_with_paths, map_with_path
 
 
+@explain_errors
 def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "linear") -> Float[np.ndarray, " layers"]:
   """Coefficients of the layers 0 to L-1, from `first` to `last`.
 
@@ -44,6 +45,7 @@ def depth_schedule(num_layers: int, *, first: float, last: float, kind: str = "l
   return first + (last - first) * ramps[kind]
 
 
+@explain_errors
 def scale_by_depth(
     delta: Tree,
     coefficients: Float[AnyArray, " layers"] | Mapping[str, Float[AnyArray, " _"]],
@@ -99,6 +101,7 @@ def scale_by_depth(
   return map_with_path(scale, delta)
 
 
+@explain_errors
 def lines(
     delta: Tree,
     *,
@@ -132,6 +135,7 @@ def lines(
   return scale_by_depth(delta, coefficients, outside=alpha if outside is None else outside)
 
 
+@explain_errors
 def lines_alpha(summed: Tree, merged: Tree, *, num_models: int, ord: int = 1) -> Float[Array, ""]:
   """The source's alpha for merging: the first layer then gets an update of the size of the plain average's.
 

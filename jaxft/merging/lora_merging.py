@@ -14,12 +14,14 @@ from jaxtyping import Array, Float
 
 from jaxft.checks import in_range
 from jaxft.merging.spectral import truncated_factors
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
 
+@explain_errors
 def lora_delta(a: Float[Array, "*layers m r"], b: Float[Array, "*layers r n"], *, scale: float = 1.0) -> Array:
   """`scale * a @ b`, `[*layers, m, n]`, in float32: the update that a pair of factors stands for.
 
@@ -38,6 +40,7 @@ def lora_delta(a: Float[Array, "*layers m r"], b: Float[Array, "*layers r n"], *
   return scale * jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
 
 
+@explain_errors
 def concat_lora(
     factors: Sequence[tuple[Array, Array]], *, scales: Sequence[float] | None = None
 ) -> tuple[Array, Array]:
@@ -63,6 +66,7 @@ def concat_lora(
   return a, jnp.concatenate([b.astype(jnp.float32) for _, b in factors], axis=-2)
 
 
+@explain_errors
 def merge_lora(
     adapters: Sequence[Tree], *, method: Literal["cat", "svd", "linear"] = "svd",
     weights: Sequence[float] | None = None, scales: Sequence[float] | None = None, rank: int | None = None,
@@ -123,6 +127,7 @@ def merge_lora(
   return jax.tree.map(merge, *adapters, is_leaf=lambda x: x is None or _is_pair(x))
 
 
+@explain_errors
 def extract_lora(base: Tree, tuned: Tree, rank: int, *, select: Choice = "**/kernel") -> Tree:
   """The adapter, with scale 1, whose updates are closest to what fine-tuning did to each matrix.
 

@@ -10,11 +10,13 @@ from jaxtyping import Array, Bool, Float
 
 from jaxft.checks import in_range
 from jaxft.merging.averages import average
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.input_covariance import add_inputs
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, map_with_path
 
 
+@explain_errors
 def gram(features: Float[Array, "... m"], *, where: Bool[Array, "..."] | None = None) -> Float[Array, "m m"]:
   """`X^T X / n` of the inputs of a linear layer, in float32, n the positions that count.
 
@@ -36,6 +38,7 @@ def gram(features: Float[Array, "... m"], *, where: Bool[Array, "..."] | None = 
   return total / (features.size // features.shape[-1] if where is None else jnp.sum(where))
 
 
+@explain_errors
 def regmean(models: Sequence[Tree], grams: Sequence[Tree], *, alpha: float = 0.9, ridge: float = 1e-6) -> Tree:
   """`W = (sum_i G_i)^-1 sum_i G_i W_i` for the matrices that have Gram matrices; all other leaves are averaged.
 

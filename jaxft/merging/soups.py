@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_float
 from jaxft.tree.task_vectors import check_same_leaves
 
 
+@explain_errors
 def greedy_soup(
     checkpoints: Sequence[Tree | Callable[[], Tree]], score: Callable[[Tree], Any], *, strict: bool = False,
     order: Sequence[int] | None = None,

@@ -13,6 +13,7 @@ from jaxft.merging.kernels.namespace import ArrayLike, float32
 from jaxft.merging.kernels.random_bits import stream
 from jaxft.merging.task_vector_merges import keep_largest, seed_of
 from jaxft.merging.trees import merge_trees
+from jaxft.signatures import explain_errors
 from jaxft.tree.depth import shared_path
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_leaf
@@ -22,6 +23,7 @@ BY = {"magnitude": trims.by_magnitude, "random": trims.at_random, "rank": trims.
 SCOPES = {"magnitude": ("leaf", "row", "global"), "random": ("leaf",), "rank": ("row",), "band": ("leaf", "row")}
 
 
+@explain_errors
 def trim(
     delta: Tree, density: float, *, by: Literal["magnitude", "random", "rank", "band"] = "magnitude",
     scope: Literal["leaf", "row", "global"] | None = None,

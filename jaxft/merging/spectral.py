@@ -7,11 +7,12 @@ from jaxtyping import Array, Bool, Float
 
 from jaxft.analysis.spectra import intruder_dimensions
 from jaxft.checks import in_range
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree, map_with_path
 
 
+@explain_errors
 def scale_singular_components(
     w: Float[AnyArray, "*layers m n"], chosen: Bool[AnyArray, "*layers k"], factor: float
 ) -> Float[Array, "*layers m n"]:
@@ -33,6 +34,7 @@ def scale_singular_components(
   return (edit + w.astype(jnp.float32)).astype(w.dtype)
 
 
+@explain_errors
 def reduce_intruders(
     base: Tree, tuned: Tree, *, k: int = 10, eps: float = 0.5, factor: float = 0.75,
     side: Literal["out", "in"] = "out", select: Choice = "**/kernel",
@@ -61,6 +63,7 @@ def reduce_intruders(
   return map_with_path(edit, tuned)
 
 
+@explain_errors
 def truncated_factors(
     delta: Float[Array, "*stack m n"], rank: int
 ) -> tuple[Float[Array, "*stack m rank"], Float[Array, "*stack rank n"]]:

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
+@explain_errors
 def rank_by_feature(
     features: Float[AnyArray, "n dim"], target: Float[AnyArray, " dim"], budget: int
 ) -> Int[np.ndarray, " budget"]:
@@ -42,6 +43,7 @@ def rank_by_feature(
   return np.argsort(-cosine, kind="stable")[:budget]
 
 
+@explain_errors
 def rank_deltas(scores: Tree, *, budget: int, by: Literal["whole", "leaf"] = "leaf") -> Any:
   """The task vectors that the loss depends on most where coefficients are zero, best first.
 
@@ -80,6 +82,7 @@ def rank_deltas(scores: Tree, *, budget: int, by: Literal["whole", "leaf"] = "le
   return best(sum(s.reshape(-1, s.shape[-1]).sum(0) for s in jax.tree.leaves(leaves)))
 
 
+@explain_errors
 def take_deltas(trees: Sequence[Tree], indices: Any) -> list[Tree]:
   """The bank of b task vectors that `rank_deltas` chose: the r-th holds the r-th best of each block.
 

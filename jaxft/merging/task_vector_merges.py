@@ -23,6 +23,7 @@ from jaxft.merging.kernels.random_bits import stream
 from jaxft.merging.kernels.task_vector_sums import TrimOf, elected_trimmed_sum, sum_coefficients, trimmed_standings
 from jaxft.merging.kernels.thresholds import admits, largest
 from jaxft.merging.trees import check_models, measure_trees, merge_trees
+from jaxft.signatures import explain_errors
 from jaxft.tree.depth import shared_path
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_float, is_leaf
@@ -34,6 +35,7 @@ Density = float | Sequence[float]
 Scope = Literal["global", "leaf", "row"]
 
 
+@explain_errors
 def task_arithmetic(
     models: Sequence[Tree], base: Tree, *, weights: Sequence[float] | None = None, scale: float = 1.0,
     normalize: bool = False,
@@ -65,6 +67,7 @@ def task_arithmetic(
   return _sum(models, base, None, [], None, weights, scale, normalize, None)
 
 
+@explain_errors
 def ties(
     models: Sequence[Tree], base: Tree, *, density: Density = 0.2, weights: Sequence[float] | None = None,
     scale: float = 1.0, scope: Scope = "global", method: Election = "sum",
@@ -111,6 +114,7 @@ def ties(
   return _sum(models, base, trim, each, None, weights, scale, normalize, method, zero=zero)
 
 
+@explain_errors
 def dare(
     models: Sequence[Tree], base: Tree, *, density: Density, key: Any, weights: Sequence[float] | None = None,
     scale: float = 1.0, normalize: bool = False, consensus: Election | None = None,
@@ -138,6 +142,7 @@ def dare(
   return _sum(models, base, trims.at_random, each, key, weights, scale, normalize, consensus)
 
 
+@explain_errors
 def della(
     models: Sequence[Tree], base: Tree, *, density: Density, key: Any, epsilon: float | Sequence[float] = 0.15,
     weights: Sequence[float] | None = None, scale: float = 1.0, normalize: bool = True,
@@ -172,6 +177,7 @@ def della(
   return _sum(models, base, trims.by_rank, each, key, weights, scale, normalize, consensus, axis=axis)
 
 
+@explain_errors
 def breadcrumbs(
     models: Sequence[Tree], base: Tree, *, density: Density, gamma: float | Sequence[float] = 0.01,
     weights: Sequence[float] | None = None, scale: float = 1.0, normalize: bool = False,
@@ -205,6 +211,7 @@ def breadcrumbs(
   return _sum(models, base, trims.band, each, None, weights, scale, normalize, consensus, axis=axis)
 
 
+@explain_errors
 def sce(models: Sequence[Tree], base: Tree, *, density: float = 1.0) -> Tree:
   """Select the entries in which the models vary most, weigh each model by its energy there, erase minority signs.
 
@@ -223,6 +230,7 @@ def sce(models: Sequence[Tree], base: Tree, *, density: float = 1.0) -> Tree:
   return merge_trees(SCE, models, base, {"density": _densities(density, 1)[0]}, needs_base=True)
 
 
+@explain_errors
 def ram(
     models: Sequence[Tree], base: Tree, *, epsilon: float = 1e-5, r: float = 0.0, alpha: float = 0.2
 ) -> Tree:

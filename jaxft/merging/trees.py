@@ -5,7 +5,7 @@ each shape, dtype and sharding; the result has the sharding of the base, or of t
 leading axis are merged each on its own, so that they give what their unrolled leaves give.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -96,6 +96,7 @@ def measure_trees(
 
 def _checked(models: Sequence[Tree], base: Tree | None, least: int) -> Tree:
   """The tree that gives the result its dtypes and shardings."""
+  check_sequence(models)
   if len(models) < least:
     raise ValueError(f"models must hold at least {least} checkpoint{'s' * (least > 1)}; got {len(models)}")
   reference, name = (models[0], "models[0]") if base is None else (base, "base")
@@ -104,6 +105,13 @@ def _checked(models: Sequence[Tree], base: Tree | None, least: int) -> Tree:
       check_same_leaves(f"models[{i}]", model, name, reference)
   check_models(models, base)
   return reference
+
+
+def check_sequence(models: Any) -> None:
+  """Raises TypeError for one checkpoint in place of a sequence of them, whose names would pass for checkpoints."""
+  if not isinstance(models, Iterable) or isinstance(models, (Mapping, str)):
+    got = repr(models) if models is None or isinstance(models, (str, int, float)) else type(models).__name__
+    raise TypeError(f"models must be a sequence of checkpoints; got {got}")
 
 
 def check_models(models: Sequence[Tree], base: Tree | None) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
@@ -12,6 +13,7 @@ from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 VOCABULARY_AXES = {"embed/tokens/embedding": 0, "head/kernel": 1}
 
 
+@explain_errors
 def grow_vocabulary(
     checkpoints: Sequence[Tree], *, axes: Mapping[str, int] = VOCABULARY_AXES, fill: Literal["zeros", "mean"] = "zeros"
 ) -> list[Tree]:

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree
 
 
+@explain_errors
 def linearize(apply: Callable[..., Any], params: Tree) -> Callable[..., Any]:
   """`f(delta, *inputs) = apply(params, *inputs) + (d/dt) apply(params + t delta, *inputs) at t = 0`.
 

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxft.checks import in_range
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import fold_in_path, path_of
 
 Tree = Any
 
 
+@explain_errors
 def agreement(
     gradient: Float[Array, "..."], reference: Float[Array, "..."], *, eps: float = 1e-8
 ) -> Float[Array, "..."]:
@@ -27,6 +29,7 @@ def agreement(
   return 0.5 * (1.0 + jnp.sign(g) * (g + r) / (jnp.abs(g) + jnp.abs(r) + eps))
 
 
+@explain_errors
 def agreement_dropout(
     key: Key[Array, ""], gradients: Tree, references: Tree, *, strength: float = 1.0, eps: float = 1e-8
 ) -> Tree:

@@ -7,9 +7,11 @@ import optax
 
 from jaxft.checks import in_range
 from jaxft.optimizers.rates import Tree
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import path_of
 
 
+@explain_errors
 def decay_to_reference(rate: float, reference: Tree) -> optax.GradientTransformation:
   """Adds `rate * (params - reference)` to the updates: where `optax.add_decayed_weights` stands, with another target.
 

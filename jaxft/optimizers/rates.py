@@ -9,6 +9,7 @@ import optax
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import EMBEDDINGS, Choice, choice_scales, mask
 from jaxft.tree.depth import layer_of, num_layers, stack_depths, stack_of
 from jaxft.tree.paths import leaves_with_paths, map_with_path
@@ -16,6 +17,7 @@ from jaxft.tree.paths import leaves_with_paths, map_with_path
 Tree = Any
 
 
+@explain_errors
 def scale_updates(scales: Tree) -> optax.GradientTransformation:
   """Multiplies each update by its scale: put last in an `optax.chain`, it scales the learning rate of each leaf.
 
@@ -54,6 +56,7 @@ def scale_updates(scales: Tree) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+@explain_errors
 def layerwise_decay(
     rate: float, trainable: Tree, *, first: Choice = EMBEDDINGS, layers: int | None = None, offset: int = 1
 ) -> Tree:
@@ -111,6 +114,7 @@ def layerwise_decay(
   return map_with_path(scale, trainable, mask(first, trainable, name="first", allow_empty=True))
 
 
+@explain_errors
 def lora_plus(trainable: Tree, *, ratio: float = 16.0, faster: Choice = "**/b") -> Tree:
   """LoRA+: scales that make the second factor of each low-rank update learn `ratio` times as fast as the first.
 

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxft.checks import check_texts, not_one_str
+from jaxft.checks import check_texts
 from jaxft.data.chat.rendering import render_chat
 from jaxft.data.images import read_image
 from jaxft.decoding.conditional import stepwise_encoder_decoder
@@ -73,7 +73,6 @@ class Model(Pretrained):
     if self.kind == "decoder":
       config, tokenizer = self.text_decoder()
       if not hasattr(inputs, "ndim"):
-        not_one_str("inputs", inputs)
         check_texts("inputs", inputs)
         rows = [tokenizer.encode(text).ids for text in inputs]
         if not rows or not all(rows):
@@ -120,17 +119,16 @@ class Model(Pretrained):
     Raises:
       ValueError: it is no decoder, has no chat template where one is asked for, or gives scores that are not finite.
     """
-    not_one_str("prompts", prompts)
     check_texts("prompts", prompts)
     answers = answer(self, prompts, chat=chat, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
                      seed=seed, **options)
     return [row["text"] for row in answers]
 
   def _length(self, max_length: int | None) -> int:
-    """The most tokens of a text."""
+    """The most tokens of a text, of those asked for and the model's own."""
     if max_length is not None and (type(max_length) is not int or max_length < 1):
       raise ValueError(f"max_length must be a number of tokens, at least 1, or None; got {max_length!r}")
-    return min(max_length or self.max_length, self.max_length)
+    return self.max_length if max_length is None else min(max_length, self.max_length)
 
   def _reader(self) -> tuple[Any, Any]:
     """The config and the tokenizer of what reads texts."""
@@ -209,7 +207,7 @@ def answer(
     raise ValueError(f"chat must be False of an encoder-decoder, which has no chat template; {model.name} is one")
   rows = [encode_turns(model, _turns(prompt, system)) if chat else encode_prompt(model, prompt) for prompt in prompts]
   if not rows:
-    raise ValueError("prompts must hold at least one; got none")
+    raise ValueError("prompts must hold at least one text; got none")
   longest = max(map(len, rows))
   # To a multiple of 16 tokens, so that prompts of like length share a compilation; no further than the context.
   length = max(longest, min(-(-longest // 16) * 16, config.max_length))

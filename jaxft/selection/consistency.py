@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.finite import or_nan, require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def ranking_consistent(
     scores: Float[AnyArray, "queries candidates"], positive: Float[AnyArray, " queries"], *, rank: int = 50
 ) -> Bool[Array, " queries"]:

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxft.checks import not_one_str
+from jaxft.checks import check_texts
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def consistent_labels(
     judge: Callable[[Sequence[Any], Sequence[Any]], Any], a: Sequence[Any], b: Sequence[Any]
 ) -> Int[np.ndarray, " pairs"]:
@@ -32,8 +34,8 @@ def consistent_labels(
 
   Source: the filter of Quan 2024, DMoERM (arXiv 2403.01197).
   """
-  not_one_str("a", a)
-  not_one_str("b", b)
+  check_texts("a", a)
+  check_texts("b", b)
   if len(a) != len(b):
     raise ValueError(f"a and b must be of one length; got {len(a)} and {len(b)}")
   signs = []

@@ -6,8 +6,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def top_per_class(probs: Float[Array, "n classes"], k: int) -> tuple[Bool[Array, " n"], Int[Array, " n"]]:
   """The k examples that each class scores highest, whatever other classes make of them: a balanced trusted set.
 
@@ -44,6 +46,7 @@ def top_per_class(probs: Float[Array, "n classes"], k: int) -> tuple[Bool[Array,
   return chosen, jnp.where(fine, jnp.where(chosen, own, jnp.argmax(probs, axis=-1)), -1)
 
 
+@explain_errors
 def confident(
     probs: Float[Array, "n classes"], *, threshold: float | None = None, top_per_class: int | None = None
 ) -> tuple[Bool[Array, " n"], Int[Array, " n"]]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 
 
 @check_arrays
@@ -34,6 +34,7 @@ def sequence_perplexity(
   return jnp.exp(-jnp.sum(jnp.where(where, each, 0.0), axis=1) / jnp.sum(where, axis=1))
 
 
+@explain_errors
 def select_band(
     scores: Float[AnyArray, " records"], *, low: float = 0.0, high: float = 0.2,
     eligible: Bool[AnyArray, " records"] | None = None,

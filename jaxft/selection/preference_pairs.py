@@ -5,8 +5,10 @@ from jaxtyping import Float, Int, Shaped
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def preference_pairs(
     scores: Float[np.ndarray, " texts"], groups: Shaped[np.ndarray, " texts"], *, min_gap: float = 0.0,
     per_group: int | None = None, seed: int = 0,

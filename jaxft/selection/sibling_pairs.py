@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxft.checks import in_range
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
 class SiblingPair(NamedTuple):
@@ -26,6 +26,7 @@ class SiblingPair(NamedTuple):
   gap: float
 
 
+@explain_errors
 def word_overlap(a: str, b: str) -> float:
   """The words that two texts have in common, over those of the one with fewer; 0 where one has none.
 
@@ -41,6 +42,7 @@ def word_overlap(a: str, b: str) -> float:
   return len(left & right) / min(len(left), len(right)) if left and right else 0.0
 
 
+@explain_errors
 def sibling_pairs(
     parents: Int[AnyArray, " nodes"], fragments: Sequence[Any], values: Float[AnyArray, " nodes"], *,
     min_gap: float = 0.1, min_value: float = -0.3, max_overlap: float = 0.95,

@@ -71,6 +71,10 @@ class Checkpoints:
     except OSError as e:
       raise OSError(f"checkpoints cannot be written to {self.folder}: {e}") from e
 
+  def __repr__(self) -> str:
+    steps = ", ".join(map(str, self.steps)) or "none"
+    return f"Checkpoints({os.fspath(self.folder)!r}, steps: {steps})"
+
   def _open(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(self.folder, options=self._options, item_names=("state", "run"))
 

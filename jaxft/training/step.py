@@ -29,6 +29,10 @@ class TrainStep:
     self._step, self.mesh, self.accumulate, self._donate = step, mesh, accumulate, donate
     self._compiled: dict[Any, Any] = {}
 
+  def __repr__(self) -> str:
+    mesh = "one device" if self.mesh is None else ", ".join(f"{n}={k}" for n, k in self.mesh.shape.items())
+    return f"TrainStep(on {mesh}, accumulate={self.accumulate}, programs compiled: {len(self._compiled)})"
+
   def __call__(self, state: TrainState, frozen: Tree, batch: Any) -> tuple[TrainState, Metrics]:
     batch = self._checked(batch)
     return self._jitted(state)(state, frozen, batch)

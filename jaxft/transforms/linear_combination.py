@@ -14,7 +14,7 @@ from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated, map_weight, noted
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.sums import Formed
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask, shapes_of
 from jaxft.tree.depth import layer_of, leaf_keys, num_layers, over_stack, stack_axes
@@ -24,6 +24,7 @@ GRANULARITIES = ("model", "layer", "leaf")
 CONSTRAINTS = ("none", "softmax")
 
 
+@check_arrays
 def linear_combination(
     trees: Sequence[Tree],
     *,
@@ -142,6 +143,7 @@ def linear_combination(
   return ParamTransform(split, join)
 
 
+@explain_errors
 def coefficient_norm(coefficients: Tree, *, order: float = 1.0) -> Float[Array, ""]:
   """`mean over blocks of (sum_i |c_ij|^order)^(1 / order)`: a penalty that keeps few trees in each block (order 1).
 

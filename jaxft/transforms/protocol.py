@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxft.leaves.annotated import note_outermost
+from jaxft.signatures import explain_errors
 from jaxft.transforms.any_tree import join_any_tree, split_any_tree
 from jaxft.transforms.shown import shown
 from jaxft.tree.choice import Choice, mask, shapes_of
@@ -60,6 +61,7 @@ def check_transform(transform: ParamTransform, name: str = "transform") -> None:
     raise TypeError(f"{name} must be a ParamTransform, such as lora(...) or full(); got {transform!r:.80}")
 
 
+@explain_errors
 def on(select: Choice, transform: ParamTransform) -> ParamTransform:
   """Restricts a transform to the leaves that are selected; all others stay frozen as they are.
 

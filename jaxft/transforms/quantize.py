@@ -14,7 +14,7 @@ from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.products import dot, dot_transposed
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask
@@ -134,6 +134,7 @@ def _decode_scales(scales: Array, step: Array | None, offset: Array | None) -> F
   return flat.reshape(*batch, blocks, n)
 
 
+@explain_errors
 def quantize_array(
     w: Float[Array, "... m n"], *, format: Literal["int8", "nf4"] = "int8", block: int = 64, double: bool = False
 ) -> Quantized:

@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.arranged_paths import arranged_paths, settled_indices
 from jaxft.tree.axes import LeafAxes, axes_by_hand, axes_from_uses
 from jaxft.tree.boxes import arranged_box, boxes_by_path
 from jaxft.tree.depth import shared_path
-from jaxft.tree.function.leaf_uses import Use, leaf_uses
+from jaxft.tree.function.leaf_uses import leaf_uses
 from jaxft.tree.function.traced import trace
+from jaxft.tree.function.use_walk import Use
 from jaxft.tree.globs import glob_to_regex
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
 
@@ -128,6 +130,7 @@ class Axes(Mapping[str, LeafAxes]):
     return named
 
 
+@explain_errors
 def axes_of(
     apply: Callable[..., Any], params: Tree, *inputs: Any, by_hand: Mapping[str, str] | None = None,
     layers: str | Sequence[str] = (),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxft.tree.axes import LeafAxes
 from jaxft.tree.depth import STACKS, layer_of, stack_of
 from jaxft.tree.function.held import INDEX
-from jaxft.tree.function.leaf_uses import Use
+from jaxft.tree.function.use_walk import Use
 from jaxft.tree.globs import glob_to_regex
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from jaxft.tree.function.held import BATCH, GATHER, INDEX, ROW
-from jaxft.tree.function.leaf_uses import Use
+from jaxft.tree.function.use_walk import Use
 
 Kind = Literal["matrix", "table", "depthwise", "vector", "unused"]
 

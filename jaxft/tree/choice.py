@@ -55,7 +55,7 @@ from jax.core import Tracer
 from jaxtyping import Bool
 
 from jaxft.checks import nearest
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 from jaxft.tree.boxes import put_aside, unboxed
 from jaxft.tree.depth import layer_axes, shared_path
 from jaxft.tree.globs import glob_to_regex
@@ -68,6 +68,7 @@ FORMS = ("a glob, a sequence of globs, a tree of booleans that is a prefix of th
 _FLAGS = (bool, np.ndarray, np.generic, jax.Array)
 
 
+@check_arrays
 def by_path(predicate: Callable[[str, Any], Any]) -> Callable[[Tree], Tree]:
   """The choice of the arrays for which `predicate(path, leaf)` is true, as a function of the params.
 
@@ -84,6 +85,7 @@ def by_path(predicate: Callable[[str, Any], Any]) -> Callable[[Tree], Tree]:
 EMBEDDINGS = by_path(lambda path, leaf: "embed" in path)
 
 
+@explain_errors
 def as_choice(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: bool = False) -> Tree:
   """The choice as a tree like `tree`: of each leaf True, False, booleans over its layers, or booleans of its shape.
 
@@ -108,6 +110,7 @@ def as_choice(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: 
   return _fitted(_ask(choice, tree, name) if is_function(choice) else unboxed(choice), tree, name)
 
 
+@explain_errors
 def mask(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: bool = False) -> Tree:
   """The choice of whole leaves, as a tree of Python booleans, one for each leaf of `tree`; holes are False.
 
@@ -127,6 +130,7 @@ def mask(choice: Choice, tree: Tree, *, name: str = "select", allow_empty: bool 
   return flags
 
 
+@explain_errors
 def matching_paths(choice: Choice, tree: Tree, *, name: str = "choice") -> list[str]:
   """The paths of the leaves that are chosen, in the tree's order.
 
@@ -306,6 +310,7 @@ def modules(flag: Any, path: str, leaf: Any) -> Any:
   return bool(flag[0]) if flag.all() or not flag.any() else flag
 
 
+@explain_errors
 def choice_scales(
     choice: Choice, trainable: Tree, *, chosen: float = 1.0, others: float = 0.0, name: str = "choice"
 ) -> Tree:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import mask
 from jaxft.tree.depth import layer_of
 from jaxft.tree.paths import Tree, map_with_path
@@ -71,6 +72,7 @@ def query_heads(head_dim: int, queries_per_key: int) -> Coupled:
   return Coupled(members, group=queries_per_key)
 
 
+@explain_errors
 def permute_coupled(params: Tree, structure: Coupled, order: Int[np.ndarray, "*layers units"]) -> Tree:
   """Reorders coupled units: unit i of the result is unit `order[i]` of the params.
 
@@ -108,6 +110,7 @@ def permute_coupled(params: Tree, structure: Coupled, order: Int[np.ndarray, "*l
   return params
 
 
+@explain_errors
 def inverse_order(order: Int[np.ndarray, "*layers units"]) -> Int[np.ndarray, "*layers units"]:
   """The order that undoes another.
 

@@ -12,7 +12,8 @@ from jaxft.tree.depth import stack_axes
 from jaxft.tree.function.held import Factor, Held
 from jaxft.tree.function.traced import trace
 from jaxft.tree.function.unit_ties import Node, Ties
-from jaxft.tree.function.unit_walk import Value, Walk
+from jaxft.tree.function.unit_value import Value
+from jaxft.tree.function.unit_walk import Walk
 from jaxft.tree.paths import Tree
 
 

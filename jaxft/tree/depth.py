@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree, fold_in_path, is_array, leaves_with_paths, map_with_path
 
 STACKS = ("layers", "layer", "blocks", "block", "h")  # with an index; without one, `layers` alone is a stack
@@ -40,6 +41,7 @@ def _locate(path: str) -> tuple[str, str, str] | None:
   return found[1], found[2] or "", found[3] or ""
 
 
+@explain_errors
 def layer_of(path: str, leaf: Any) -> int | np.ndarray | None:
   """The layer that a leaf belongs to.
 
@@ -70,6 +72,7 @@ def layer_of(path: str, leaf: Any) -> int | np.ndarray | None:
   return np.arange(leaf.shape[0])
 
 
+@explain_errors
 def layer_axes(path: str, leaf: Any) -> int:
   """How many leading axes of a leaf are over layers: 1 where its layers are stacked, else 0.
 
@@ -79,6 +82,7 @@ def layer_axes(path: str, leaf: Any) -> int:
   return int(isinstance(layer_of(path, leaf), np.ndarray))
 
 
+@explain_errors
 def stack_axes(path: str, leaf: Any) -> int:
   """How many leading axes of a leaf are over layers or experts: it is a stack of what the others hold.
 
@@ -88,6 +92,7 @@ def stack_axes(path: str, leaf: Any) -> int:
   return layer_axes(path, leaf) + (EXPERTS in path.split("/"))
 
 
+@explain_errors
 def check_stacks(tree: Tree) -> None:
   """Raises ValueError where the leaves of a stack agree in their second axis and not in their first: it is scanned so.
 
@@ -120,6 +125,7 @@ def shared_path(path: str) -> str:
   return path if found is None else f"{found[0]}/*/{found[2]}"
 
 
+@explain_errors
 def leaf_keys(key: jax.Array, path: str, leaf: Any) -> jax.Array:
   """A random key for a leaf: one, or an array of one per layer, per expert, or both where they are stacked.
 
@@ -141,6 +147,7 @@ def leaf_keys(key: jax.Array, path: str, leaf: Any) -> jax.Array:
   return jax.vmap(each, in_axes=(0, None))(key, experts) if key.ndim else each(key, experts)
 
 
+@explain_errors
 def over_stack(f: Callable[..., Any], keys: jax.Array) -> Callable[..., Any]:
   """`f`, which acts on what one key of `leaf_keys` is for, on all: under `vmap` once for each axis of the keys.
 
@@ -153,6 +160,7 @@ def over_stack(f: Callable[..., Any], keys: jax.Array) -> Callable[..., Any]:
   return f
 
 
+@explain_errors
 def stack_of(path: str) -> str | None:
   """The stack that a leaf's layer belongs to; None outside any stack.
 
@@ -163,6 +171,7 @@ def stack_of(path: str) -> str | None:
   return None if found is None else found[0]
 
 
+@explain_errors
 def stack_depths(tree: Tree) -> dict[str, int]:
   """The number of layers of each stack: one more than its largest layer index.
 
@@ -182,6 +191,7 @@ def stack_depths(tree: Tree) -> dict[str, int]:
   return depths
 
 
+@explain_errors
 def num_layers(tree: Tree) -> int:
   """The number of layers in a params tree, 0 where no leaf is in a layer.
 
@@ -198,6 +208,7 @@ def num_layers(tree: Tree) -> int:
   return max(depths.values(), default=0)
 
 
+@explain_errors
 def unstack_layers(params: Tree, *, stack: str = "layers") -> Tree:
   """`{'layers': {'w': [L, ...]}}` -> `{'layers': {'0': {'w': [...]}, '1': ...}}`, for a nested dict.
 
@@ -211,6 +222,7 @@ def unstack_layers(params: Tree, *, stack: str = "layers") -> Tree:
   return {**params, stack: {str(i): jax.tree.map(lambda x, i=i: x[i], layers) for i in range(n)}}
 
 
+@explain_errors
 def stack_layers(params: Tree, *, stack: str = "layers") -> Tree:
   """The inverse of `unstack_layers`, also from a cut stack (`cut_layers`).
 
@@ -244,6 +256,7 @@ def stack_layers(params: Tree, *, stack: str = "layers") -> Tree:
   return {**params, stack: map_with_path(join, *pieces)}
 
 
+@explain_errors
 def cut_layers(params: Tree, at: Sequence[int], *, stack: str = "layers") -> Tree:
   """Cuts a stack in consecutive pieces, so that some can be frozen: a per-layer choice saves work only when cut.
 

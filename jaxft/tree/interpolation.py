@@ -6,11 +6,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxft.checks import in_range
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.paths import Tree, is_float
 from jaxft.tree.task_vectors import check_same_leaves
 
 
+@explain_errors
 def interpolate(base: Tree, tuned: Tree, t: float | Float[Array, ""]) -> Tree:
   """`(1 - t) base + t tuned`, in float32, rounded once to the dtype of base; beyond [0, 1] it extrapolates.
 

@@ -2,9 +2,11 @@
 
 import jax
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree, is_array, is_leaf
 
 
+@explain_errors
 def partition(tree: Tree, flags: Tree) -> tuple[Tree, Tree]:
   """Splits a tree by a tree of booleans: `(leaves where True, leaves where False)`, holes elsewhere.
 
@@ -17,6 +19,7 @@ def partition(tree: Tree, flags: Tree) -> tuple[Tree, Tree]:
   return take(True), take(False)
 
 
+@explain_errors
 def combine(first: Tree, second: Tree) -> Tree:
   """Fills the holes of `first` with the leaves of `second`: the inverse of `partition`.
 
@@ -26,6 +29,7 @@ def combine(first: Tree, second: Tree) -> Tree:
   return jax.tree.map(lambda x, y: y if x is None else x, first, second, is_leaf=is_leaf)
 
 
+@explain_errors
 def count(tree: Tree) -> int:
   """Number of elements of a tree of arrays or shapes; holes and what is no array count none.
 

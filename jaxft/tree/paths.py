@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.signatures import explain_errors
+
 Tree = Any
 
 _BOXES = ("value", "raw_value", "data_array")
@@ -58,6 +60,7 @@ def is_float(x: Any) -> bool:
   return is_array(x) and bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
+@explain_errors
 def path_of(keys: tuple[Any, ...]) -> str:
   """Joins the keys of `jax.tree_util` paths: `(DictKey('a'), SequenceKey(0))` -> `'a/0'`.
 
@@ -72,6 +75,7 @@ def path_of(keys: tuple[Any, ...]) -> str:
   return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
 
 
+@explain_errors
 def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
   """The `(path, leaf)` pairs of a tree in its flattening order, holes included.
 
@@ -92,6 +96,7 @@ def array_paths(tree: Tree) -> list[tuple[str, Any]]:
   return [(path_of(keys), x) for keys, x in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
+@explain_errors
 def map_with_path(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
   """Maps `f(path, leaf, *rest_leaves)` over a params tree.
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxft.checks import in_range
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree, is_array, is_float, leaves_with_paths
 
 
@@ -24,6 +25,7 @@ def task_vector(base: Tree, tuned: Tree) -> Tree:
   return jax.tree.map(lambda b, t: _float32(t) - _float32(b) if is_float(b) else None, base, tuned)
 
 
+@explain_errors
 def apply_task_vector(base: Tree, delta: Tree, *, scale: float = 1.0) -> Tree:
   """`base + scale * delta`, added in float32 and rounded once to the base's dtype.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxft import transforms
 from jaxft.leaves import Concatenated, LowRank, Scaled, dot, lookup
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.cast import Cast
@@ -142,3 +143,13 @@ def test_a_leaf_is_the_array_that_it_stands_for(leaf):
 
 def test_every_kind_of_leaf_is_here():
   assert KINDS.keys() - {"arrays"} <= classes_within([leaf() for leaf in LEAVES.values()])
+
+
+def test_what_a_notebook_shows_of_a_leaf_is_short():
+  transform = transforms.chain(transforms.lora("w", rank=2), transforms.quantize("w"))
+  leaf = transform.join(*transform.split(jax.random.key(0), {"w": jnp.ones((64, 64))}))["w"]
+  assert repr(leaf).startswith("LowRank(w=Quantized(codes=int8[64,64], scales=") and len(repr(leaf)) < 200
+  assert "a=float32[64,2], b=float32[2,64], scale=8.0" in repr(leaf)
+  transform = transforms.hira("w", rank=2)
+  leaf = transform.join(*transform.split(jax.random.key(0), {"w": jnp.ones((64, 64))}))["w"]
+  assert "parts={'a': float32[64,2], 'b': float32[2,64]}" in repr(leaf)

@@ -79,7 +79,7 @@ def test_errors_name_the_argument():
       pseudo_label(LOGITS, LOGITS, power=power)
   with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\]; got nan"):
     pseudo_label(LOGITS, LOGITS, threshold=float("nan"))
-  with pytest.raises(ValueError, match="mean_over must be 'batch' or 'certain'; got 'all'"):
+  with pytest.raises(ValueError, match="mean_over must be one of batch, certain; got 'all'"):
     pseudo_label(LOGITS, LOGITS, mean_over="all")
 
 

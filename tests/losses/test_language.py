@@ -173,7 +173,7 @@ def test_log_softmax_is_float32_for_bfloat16_logits():
 
 def test_errors_name_the_argument():
   logits, tokens, mask = batch()
-  with pytest.raises(ValueError, match="normalize must be None or 'tokens'; got 'token'"):
+  with pytest.raises(ValueError, match="normalize must be one of tokens or None; got 'token'"):
     sequence_log_probs(logits, tokens, mask, normalize="token")
   with pytest.raises(ValueError, match="mode must be one of .*nearest: token-mean"):
     aggregate_tokens(logits[..., 0], mask, mode="token_mean")
@@ -181,7 +181,7 @@ def test_errors_name_the_argument():
     aggregate_tokens(logits[..., 0], mask, max_length=3)
   with pytest.raises(ValueError, match="max_length must be at least 1 and finite; got 0"):
     aggregate_tokens(logits[..., 0], mask, mode="seq-mean-token-sum-norm", max_length=0)
-  with pytest.raises(ValueError, match="max_length must be at least 1 and finite; got nan"):
+  with pytest.raises(TypeError, match="max_length must be an integer or None; got nan"):
     aggregate_tokens(logits[..., 0], mask, mode="seq-mean-token-sum-norm", max_length=float("nan"))
   with pytest.raises(ValueError, match="max_length must be given with segment_ids"):
     aggregate_tokens(logits[..., 0], mask, mode="seq-mean-token-sum-norm", segment_ids=tokens)

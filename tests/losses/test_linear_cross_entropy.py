@@ -132,7 +132,7 @@ def test_memory_and_products():
 def test_errors_name_the_argument():
   with pytest.raises(ValueError, match=r"labels must be .*with time = 7 as in hidden; got int32 \[4, 6\]"):
     linear_cross_entropy(HIDDEN, HEAD, LABELS[:, 1:])
-  with pytest.raises(ValueError, match="head of shape \\(8, 33\\) \\(transposed=True\\)"):
+  with pytest.raises(ValueError, match="head of shape .8, 33. \\(transposed=True\\)"):
     linear_cross_entropy(HIDDEN, HEAD, LABELS, transposed=True)
   with pytest.raises(ValueError, match="chunk must be at least 1; got 0"):
     linear_cross_entropy(HIDDEN, HEAD, LABELS, chunk=0)

@@ -60,7 +60,7 @@ def test_no_array_holds_all_logits():
 def test_errors_name_the_argument():
   with pytest.raises(ValueError, match="temperature must lie in"):
     losses.linear_token_log_probs(HIDDEN, HEAD, TOKENS, temperature=0.0)
-  with pytest.raises(ValueError, match="normalize must be None or 'tokens'; got 'token'"):
+  with pytest.raises(ValueError, match="normalize must be one of tokens or None; got 'token'"):
     losses.linear_sequence_log_probs(HIDDEN, HEAD, TOKENS, WHERE, normalize="token")
   with pytest.raises(ValueError, match="chunk must lie in"):
     losses.token_statistics(HIDDEN, HEAD, TOKENS, chunk=0)

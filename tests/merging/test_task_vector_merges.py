@@ -173,7 +173,7 @@ def test_a_density_of_zero_drops_everything(merge):
     (lambda: task_arithmetic(PAIR, None), "base must be the checkpoint that the models were tuned from; got None"),
     (lambda: ties(PAIR, ZERO, scope="layer"), "scope must be global, leaf or row; got 'layer'"),
     (lambda: ties(PAIR, ZERO, zero="none"), "zero must be positive or majority"),
-    (lambda: ties(PAIR, ZERO, method="vote"), "consensus must be None, sum or count; got 'vote'"),
+    (lambda: ties(PAIR, ZERO, method="vote"), "method must be one of sum, count; got 'vote'"),
     (lambda: della(PAIR, ZERO, density=0.1, key=0), r"got density 0.1, epsilon 0.15"),
     (lambda: breadcrumbs(PAIR, ZERO, density=0.5, gamma=1.0), r"gamma must lie in \[0, 1\); got 1.0"),
     (lambda: sce(PAIR, ZERO, density=2.0), "density must lie in"),

@@ -113,14 +113,15 @@ def test_ids_that_no_row_is_for_are_refused(tiny_decoder, ids, said):
     tiny_decoder.logits(np.array(ids))
 
 
-def test_what_are_no_texts_is_named(tiny_encoder, tiny_decoder):
-  with pytest.raises(TypeError, match=r"inputs must be texts; got int 3 at \[1\]"):
-    tiny_encoder.encode(["a", 3])
-  with pytest.raises(TypeError, match=r"inputs must be texts; got list \[1, 2\] at \[0\]"):
-    tiny_decoder.logits([[1, 2]])
-  with pytest.raises(TypeError, match=r"prompts must be texts; got NoneType None at \[0\]"):
-    tiny_decoder.generate([None])
-  with pytest.raises(ValueError, match="prompts must hold at least one; got none"):
-    tiny_decoder.generate([])
-  with pytest.raises(TypeError, match="name_or_path must be the name of a preset or a path; got 3"):
-    jaxft.load(3)  # pyright: ignore[reportArgumentType]
+def test_what_is_no_text_is_named(tiny_encoder, tiny_decoder):
+  for call, error, message in (
+      (lambda: tiny_encoder.encode(["a", 3]), TypeError, r"inputs\[1\] must be a str; got 3"),
+      (lambda: tiny_encoder.encode(["a"], max_length=0), ValueError, "max_length must be a number .* got 0"),
+      (lambda: tiny_decoder.logits([b"a"]), TypeError, r"inputs\[0\] must be a str; got b'a'"),
+      (lambda: tiny_decoder.logits([[1, 2]]), TypeError, r"inputs\[0\] must be a str; got \[1, 2\]"),
+      (lambda: tiny_decoder.generate([]), ValueError, "prompts must hold at least one text; got none"),
+      (lambda: tiny_decoder.generate([None]), TypeError, r"prompts\[0\] must be a str; got None"),
+      (lambda: tiny_decoder.generate("a"), TypeError, "prompts must be a sequence of str, .* got the str 'a'"),
+      (lambda: jaxft.load(3), TypeError, "name_or_path must be the name of a preset or a path; got 3")):  # pyright: ignore
+    with pytest.raises(error, match=message):
+      call()

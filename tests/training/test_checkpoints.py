@@ -62,6 +62,7 @@ def test_a_run_is_read_without_what_it_must_be_equal_to(tmp_path):
   for name, x in wanted.items():
     np.testing.assert_array_equal(arrays[f"trainable.{name}"], x)
   assert int(Checkpoints(tmp_path).read(1)[0]["step"]) == 1
+  assert repr(Checkpoints(tmp_path)) == f"Checkpoints({str(tmp_path)!r}, steps: 1, 2)"
   with pytest.raises(ValueError, match=r"holds the checkpoints of the steps \[1, 2\]; got 3"):
     Checkpoints(tmp_path).read(3)
   with pytest.raises(ValueError, match=r"of the steps \[\]; got None"):

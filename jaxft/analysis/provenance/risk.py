@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Num
 from jaxft.analysis.provenance.suffixes import SuffixIndex, find_span
 from jaxft.checks import in_range, one_of
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray, token_ids
+from jaxft.signatures import AnyArray, explain_errors, token_ids
 
 Reduce = Literal["sum", "mean", "max"]
 
@@ -25,6 +25,7 @@ class RiskySpan(NamedTuple):
   occurrences: int
 
 
+@explain_errors
 def unigram_surprisal(counts: Num[AnyArray, " vocab"], *, floor: float = 1e-9) -> Float[np.ndarray, " vocab"]:
   """`-log(count / total)` of each token in nats, by its frequency in a reference corpus.
 
@@ -50,6 +51,7 @@ def unigram_surprisal(counts: Num[AnyArray, " vocab"], *, floor: float = 1e-9) -
   return -np.log(np.maximum(counts / counts.sum(), floor))
 
 
+@explain_errors
 def span_scores(
     surprisal: Float[AnyArray, " vocab"], tokens: Int[AnyArray, "*batch time"], *, window: int, reduce: Reduce = "sum"
 ) -> Float[Array, "*batch windows"]:
@@ -86,6 +88,7 @@ def span_scores(
   return jnp.sum(parts, axis=0) / (window if reduce == "mean" else 1)
 
 
+@explain_errors
 def risky_spans(
     index: SuffixIndex, surprisal: Float[AnyArray, " vocab"], tokens: Sequence[int] | Int[AnyArray, " time"], *,
     window: int = 8, threshold: float = 20.0, max_count: int | None = None,
@@ -131,6 +134,7 @@ def risky_spans(
   return found
 
 
+@explain_errors
 def span_arrays(
     spans: Sequence[Sequence[RiskySpan]], *, threshold: float, most: int | None = None
 ) -> tuple[Int[np.ndarray, "batch spans"], Int[np.ndarray, "batch spans"], Float[np.ndarray, "batch spans"]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jaxft.signatures import AnyArray, token_ids
+from jaxft.signatures import AnyArray, explain_errors, token_ids
 
 
 class SuffixIndex(NamedTuple):
@@ -30,6 +30,7 @@ class Matches(NamedTuple):
   places: Int[np.ndarray, "places 2"]
 
 
+@explain_errors
 def suffix_index(documents: Sequence[Sequence[int]]) -> SuffixIndex:
   """Sorts the suffixes of a corpus, in time and memory that grow as it does.
 
@@ -81,6 +82,7 @@ def _bound(index: SuffixIndex, span: np.ndarray, past: bool) -> int:
   return low
 
 
+@explain_errors
 def find_span(index: SuffixIndex, span: Sequence[int] | Int[AnyArray, " tokens"], *, most: int = 10) -> Matches:
   """How often a span stands in the corpus, overlaps included, and where: two binary searches.
 
@@ -105,6 +107,7 @@ def find_span(index: SuffixIndex, span: Sequence[int] | Int[AnyArray, " tokens"]
   return Matches(last - first, np.stack([document, at - index.starts[document]], axis=1))
 
 
+@explain_errors
 def longest_matches(index: SuffixIndex, tokens: Sequence[int] | Int[AnyArray, " time"]) -> Int[np.ndarray, " time"]:
   """For each token the length of the longest span that ends with it and stands in the corpus.
 

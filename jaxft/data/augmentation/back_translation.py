@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from jaxft.checks import in_range, not_one_str
+from jaxft.checks import check_texts, in_range
 
 Translate = Callable[[list[str]], Sequence[str]]
 
@@ -28,7 +28,7 @@ def back_translate(
   Source: Sennrich et al. 2015 (arXiv 1511.06709), there to make sources for targets; to augment labelled
   text Chen et al. 2023 (arXiv 2303.02577).
   """
-  not_one_str("sentences", sentences)
+  check_texts("sentences", sentences)
   in_range("batch_size", batch_size, "[1, inf)")
   out: list[str] = []
   for start in range(0, len(sentences), batch_size):

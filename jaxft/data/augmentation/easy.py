@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jaxft.checks import in_range, not_one_str, one_of
+from jaxft.checks import check_texts, in_range, one_of
 
 Operation = Literal["synonym", "insert", "swap", "delete"]
 Synonyms = Callable[[str], Sequence[str] | None]  # of a word; none or None where it has none
@@ -59,7 +59,7 @@ def text_edit(
   Source: Wei and Zou 2019 (arXiv 1901.11196) as its code has it, but that two places to exchange are always different:
   the code tries four times.
   """
-  not_one_str("words", words)
+  check_texts("words", words)
   one_of("operation", operation, get_args(Operation))
   in_range("rate", rate, "[0, 1]")
   if not words:

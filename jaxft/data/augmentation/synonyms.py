@@ -10,10 +10,11 @@ from jaxft.checks import in_range
 from jaxft.data.augmentation.easy import Synonyms
 from jaxft.data.builders.wordnet import Synset, read_wordnet
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.unit_rows import unit_rows
 
 
+@explain_errors
 def nearest_word_synonyms(
     embedding: Float[AnyArray, "vocab dim"], vocabulary: Mapping[str, int], *, k: int = 5,
     words: Collection[str] | None = None,
@@ -59,6 +60,7 @@ def nearest_word_synonyms(
   return lambda word: list(synonyms(word))
 
 
+@explain_errors
 def wordnet_synonyms(synsets: Iterable[Synset] | None = None) -> Synonyms:
   """Synonyms of a word by WordNet 3.0: all other words of the sets that it is in, lower-case, in the sets' order.
 

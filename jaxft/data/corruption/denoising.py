@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.checks import in_range, one_of
 from jaxft.data.corruption.spans import prefix_mask, random_spans_mask
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 
 
 class Denoised(NamedTuple):
@@ -85,6 +85,7 @@ def span_corruption(
   return Denoised(inputs, targets, input_length, target_length, jnp.sum(marks))
 
 
+@explain_errors
 def span_lengths(inputs_length: int, *, density: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
   """How long a text must be to fill `inputs_length` once its spans are hidden, and how long the targets then are.
 

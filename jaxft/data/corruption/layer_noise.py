@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key, Num
 from jaxft.checks import in_range
 from jaxft.data.corruption.vectors import adaptive_gaussian_noise
 from jaxft.models.sites import edit_class
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
 @edit_class
@@ -27,6 +27,7 @@ class LayerNoise:
     return jax.lax.cond(self.noise_std > 0, noisy, lambda x: x, x)
 
 
+@explain_errors
 def layer_noise(
     key: Key[Array, ""],
     layers: Bool[AnyArray, " layers"],

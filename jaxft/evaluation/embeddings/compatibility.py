@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxft.evaluation.ranges import require_range
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 from jaxft.unit_rows import unit_rows
 
 
@@ -69,6 +69,7 @@ def identification_hits(
   return scores.argmax(axis=-1) == np.asarray(labels)
 
 
+@explain_errors
 def average_compatibility(matrix: Float[AnyArray, "models models"]) -> float:
   """The share of pairs k < t in which a newer model's queries do better than the older model's own.
 
@@ -91,6 +92,7 @@ def average_compatibility(matrix: Float[AnyArray, "models models"]) -> float:
   return float(np.mean(matrix[later, earlier] > matrix[earlier, earlier]))
 
 
+@explain_errors
 def average_multimodel_accuracy(matrix: Float[AnyArray, "models models"]) -> float:
   """The mean of `C[t, k]` over k <= t: of every model's own gallery and of all older ones.
 

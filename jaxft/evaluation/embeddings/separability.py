@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from jaxft.checks import in_range, one_of
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.unit_rows import unit_rows
 
 
@@ -28,6 +28,7 @@ class Separability(NamedTuple):
   different_cosine: float
 
 
+@explain_errors
 def class_separability(features: Float[AnyArray, "items dim"], labels: Int[AnyArray, " items"]) -> Separability:
   """Ratios of scatter, the silhouette score and the accuracy of centroids, of features with known classes.
 
@@ -79,6 +80,7 @@ def class_separability(features: Float[AnyArray, "items dim"], labels: Int[AnyAr
       float(cosine[pairs].mean()) if pairs.any() else np.nan, float(cosine[~same].mean()))
 
 
+@explain_errors
 def knn_accuracy(
     features: Float[AnyArray, "items dim"], labels: Int[AnyArray, " items"], test_features: Float[AnyArray, "test dim"],
     test_labels: Int[AnyArray, " test"], *, k: int = 5, metric: Literal["cosine", "euclidean"] = "cosine",

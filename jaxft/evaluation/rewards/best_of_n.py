@@ -7,9 +7,10 @@ from jaxtyping import Float
 from scipy.special import gammaln
 
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def best_of_n_curve(
     proxy: Float[AnyArray, "prompts responses"], gold: Float[AnyArray, "prompts responses"], n: Sequence[int]
 ) -> Float[np.ndarray, "prompts sizes"]:
@@ -57,6 +58,7 @@ def best_of_n_curve(
   return gold @ weights
 
 
+@explain_errors
 def best_of_n_divergence(n: Float[AnyArray, " sizes"] | Sequence[int]) -> Float[np.ndarray, " sizes"]:
   """`log n - (n - 1) / n`: how far choosing the best of n moves a policy, in nats of KL divergence; an upper bound.
 

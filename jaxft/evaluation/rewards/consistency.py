@@ -4,9 +4,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 
 from jaxft.finite import require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def pairwise_consistency(
     rewards: Float[AnyArray, "prompts responses"], ranks: Num[AnyArray, "prompts responses"], *,
     valid: Bool[AnyArray, "prompts responses"] | None = None,

@@ -10,7 +10,7 @@ from jaxft.checks import in_range
 from jaxft.leaves import dot
 from jaxft.leaves.products import dot_transposed
 from jaxft.losses.divergence.kl import divergence_of, log_softmaxes, negative_log_likelihood
-from jaxft.losses.linear_cross_entropy import in_pieces
+from jaxft.losses.linear_cross_entropy import check_head, in_pieces
 from jaxft.losses.reduction import masked, weighed
 from jaxft.signatures import AnyArray, check_arrays
 
@@ -102,6 +102,8 @@ def linear_generalized_jsd(
       (jnp.asarray(where) != 0)[..., None], x, 0) for x in (student_hidden, teacher_hidden))
   product = lambda hidden, head, tied: (dot_transposed if tied else dot)(hidden, head)
   tied = transposed if teacher_transposed is None else teacher_transposed
+  check_head("student_head", student_head, student_hidden, transposed)
+  check_head("teacher_head", teacher_head, teacher_hidden, tied)
 
   @jax.checkpoint
   def piece(student, teacher):

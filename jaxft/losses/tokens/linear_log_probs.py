@@ -15,7 +15,7 @@ from jaxft.leaves import dot
 from jaxft.leaves.products import dot_transposed
 from jaxft.losses.divergence.kl import negative_log_likelihood
 from jaxft.losses.language import sequence_sums, token_weights
-from jaxft.losses.linear_cross_entropy import in_pieces, linear_cross_entropy
+from jaxft.losses.linear_cross_entropy import check_head, in_pieces, linear_cross_entropy
 from jaxft.signatures import AnyArray, check_arrays
 
 
@@ -91,8 +91,6 @@ def linear_sequence_log_probs(
     >>> np.array(values).round(3), weights  # 2 log 1/4
     (array([-2.773], dtype=float32), Array([1.], dtype=float32))
   """
-  if normalize not in (None, "tokens"):
-    raise ValueError(f"normalize must be None or 'tokens'; got {normalize!r}")
   log_probs, weights = linear_token_log_probs(
       hidden, head, tokens, mask != 0, segment_ids=segment_ids, temperature=temperature, transposed=transposed,
       chunk=chunk)
@@ -147,6 +145,7 @@ def token_statistics(
   """
   in_range("temperature", temperature, "(0, inf)")
   in_range("chunk", chunk, "[1, inf)")
+  check_head("head", head, hidden, transposed)
   weights = token_weights(tokens, where, segment_ids=segment_ids)
   counts = jnp.roll(weights, -1, axis=-1) != 0
   labels = jnp.where(counts, jnp.roll(tokens, -1, axis=-1), 0)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Int8, UInt32
 
 from jaxft.checks import in_range
 from jaxft.merging.compression.golomb import check_signs
+from jaxft.signatures import explain_errors
 
 WORD = 32
 
@@ -27,6 +28,7 @@ class BitMasks(NamedTuple):
   scale: Float[Array, ""] | float = 1.0
 
 
+@explain_errors
 def pack_masks(signs: Int8[Array, " d"], scale: Float[Array, ""] | float = 1.0) -> BitMasks:
   """The masks of a vector of -1, 0 and 1; runs under `jit`.
 
@@ -48,6 +50,7 @@ def pack_masks(signs: Int8[Array, " d"], scale: Float[Array, ""] | float = 1.0) 
   return BitMasks(pack(words > 0), pack(words < 0), scale)
 
 
+@explain_errors
 def unpack_masks(masks: BitMasks, size: int) -> Int8[Array, " size"]:
   """The signs that were packed; `size` is d.
 
@@ -64,6 +67,7 @@ def unpack_masks(masks: BitMasks, size: int) -> Int8[Array, " size"]:
   return bits(masks.positive) - bits(masks.negative)
 
 
+@explain_errors
 def ternary_dot(a: BitMasks, b: BitMasks) -> Float[Array, ""]:
   """The inner product of two ternary vectors: `s_a s_b [#(P_a & P_b) + #(N_a & N_b) - #(P_a & N_b) - #(N_a & P_b)]`.
 
@@ -82,6 +86,7 @@ def ternary_dot(a: BitMasks, b: BitMasks) -> Float[Array, ""]:
   return a.scale * b.scale * (same - opposite).astype(jnp.float32)
 
 
+@explain_errors
 def ternary_distance(a: BitMasks, b: BitMasks) -> Float[Array, ""]:
   """The L1 distance of two ternary vectors; with equal scales `s [#(P_a ^ P_b) + #(N_a ^ N_b)]`.
 

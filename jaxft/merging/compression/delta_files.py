@@ -15,10 +15,12 @@ import numpy as np
 from jaxft.formats.safetensors import check_content, open_checkpoint, save_file
 from jaxft.leaves.row_delta import RowDelta
 from jaxft.merging.compression.sparse_deltas import Entries, SparseDelta
+from jaxft.signatures import explain_errors
 
 KIND = "jaxft_delta"
 
 
+@explain_errors
 def save_delta(path: str | os.PathLike, delta: SparseDelta) -> int:
   """Writes a delta; a file of that name is replaced when the new one is complete and on disk.
 
@@ -50,6 +52,7 @@ def save_delta(path: str | os.PathLike, delta: SparseDelta) -> int:
   return Path(path).stat().st_size
 
 
+@explain_errors
 def load_delta(path: str | os.PathLike) -> dict[str, Entries | RowDelta]:
   """Reads a delta back, to the last bit.
 

@@ -10,10 +10,13 @@ import math
 import numpy as np
 from jaxtyping import Int8
 
+from jaxft.signatures import explain_errors
+
 GOLDEN = (math.sqrt(5) + 1) / 2
 MAX_BITS = 48  # of b: gaps are shorter
 
 
+@explain_errors
 def rice_parameter(density: float) -> int:
   """The best b for entries kept independently: `max(0, 1 + floor(log2(log(phi - 1) / log(1 - density))))`.
 
@@ -33,6 +36,7 @@ def rice_parameter(density: float) -> int:
   return min(max(b, 0), MAX_BITS)
 
 
+@explain_errors
 def golomb_encode(signs: Int8[np.ndarray, " d"], *, b: int | None = None) -> bytes:
   """The code of a vector of -1, 0 and 1; `golomb_decode` also needs d, b and the number of entries kept.
 
@@ -58,6 +62,7 @@ def golomb_encode(signs: Int8[np.ndarray, " d"], *, b: int | None = None) -> byt
   return np.packbits(np.concatenate([signs[kept] > 0, low.ravel(), unary])).tobytes()
 
 
+@explain_errors
 def golomb_decode(data: bytes, size: int, *, b: int, count: int) -> Int8[np.ndarray, " size"]:
   """The vector that was encoded.
 
@@ -94,6 +99,7 @@ def golomb_decode(data: bytes, size: int, *, b: int, count: int) -> Int8[np.ndar
   return signs
 
 
+@explain_errors
 def golomb_bits(signs: Int8[np.ndarray, " d"], *, b: int | None = None) -> int:
   """The length of the code in bits, without making it: `sum over kept entries of (gap >> b) + 1 + b + 1`.
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.checks import in_range, nearest
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, read_row_delta
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_float, is_structured, leaves_with_paths, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
@@ -65,6 +65,7 @@ def sparse_difference(base: Tree, tuned: Tree, *, eps: float = 1e-7) -> dict[str
   return delta
 
 
+@explain_errors
 def apply_delta(params: Tree, delta: SparseDelta, *, sign: int = 1, scale: float = 1.0) -> Tree:
   """`params + sign * scale * delta`, each entry summed in float32 and rounded once to the params' dtype.
 
@@ -91,6 +92,7 @@ def apply_delta(params: Tree, delta: SparseDelta, *, sign: int = 1, scale: float
   return _at_entries(params, delta, change)
 
 
+@explain_errors
 def compose(base: Tree, deltas: Sequence[SparseDelta]) -> Tree:
   """`base + sum of deltas`, without weights: a language's difference with a task's, in any order.
 
@@ -104,6 +106,7 @@ def compose(base: Tree, deltas: Sequence[SparseDelta]) -> Tree:
   return reduce(apply_delta, deltas, base)
 
 
+@explain_errors
 def fuse(params: Tree, delta: SparseDelta) -> tuple[Tree, dict[str, Entries | RowDelta]]:
   """Adds a delta and keeps what stood there.
 
@@ -123,6 +126,7 @@ def fuse(params: Tree, delta: SparseDelta) -> tuple[Tree, dict[str, Entries | Ro
   return apply_delta(params, delta), {path: _standing(leaves[path], entries) for path, entries in delta.items()}
 
 
+@explain_errors
 def unfuse(fused: Tree, old: SparseDelta) -> Tree:
   """Puts back the entries that `fuse` kept.
 
@@ -133,6 +137,7 @@ def unfuse(fused: Tree, old: SparseDelta) -> Tree:
   return _at_entries(fused, old, lambda _, values: values)
 
 
+@explain_errors
 def switch(fused: Tree, old: SparseDelta, delta: SparseDelta) -> tuple[Tree, dict[str, Entries | RowDelta]]:
   """From one fused delta to another: `fuse(unfuse(fused, old), delta)`, touching only their entries.
 

@@ -14,7 +14,7 @@ from jaxtyping import Int8
 from jaxft.checks import in_range
 from jaxft.choices.top_k import top_k_mask
 from jaxft.merging.compression.golomb import golomb_bits
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.depth import layer_axes
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
@@ -46,6 +46,7 @@ class Ternary:
     return jax.tree.map(lambda s, scale: s.astype(jnp.float32) * widen(scale, s), self.signs, self.scale)
 
 
+@explain_errors
 def ternarize(
     delta: Tree, *, density: float, scale: Literal["std", "mean_abs", "lstsq"] | float = "std", alpha: float = 1.0,
     scope: Literal["global", "leaf"] = "global",
@@ -123,6 +124,7 @@ class Trial(NamedTuple):
   score: float
 
 
+@explain_errors
 def search_ternary(
     base: Tree, delta: Tree, score: Callable[[Tree], Any], *,
     densities: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5), alphas: Sequence[float] = (0.5, 1, 2, 3, 4, 5, 6, 8, 10),
@@ -167,6 +169,7 @@ def search_ternary(
   return best[1], trials
 
 
+@explain_errors
 def flat_signs(ternary: Ternary) -> Int8[np.ndarray, " d"]:
   """All signs in the tree's order, on the host: what `golomb_encode` and `pack_masks` take.
 
@@ -176,6 +179,7 @@ def flat_signs(ternary: Ternary) -> Int8[np.ndarray, " d"]:
   return np.concatenate([np.asarray(s).ravel() for s in jax.tree.leaves(ternary.signs)])
 
 
+@explain_errors
 def compression_report(ternary: Ternary) -> dict[str, float]:
   """What a ternary task vector takes, in bits: by its entropy, its Golomb code, two masks, and 16 bits an entry.
 

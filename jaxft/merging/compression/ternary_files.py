@@ -25,6 +25,7 @@ import numpy as np
 from jaxft.files import write_atomically
 from jaxft.merging.compression.golomb import golomb_decode, golomb_encode, rice_parameter
 from jaxft.merging.compression.ternary import Ternary, flat_signs
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
 
 MAGIC = b"JAXFT3\r\n"  # the line end shows a file that was copied as text
@@ -32,6 +33,7 @@ VERSION = 1
 PREFIX = struct.Struct("<8sIIQ")
 
 
+@explain_errors
 def base_fingerprint(params: Tree) -> str:
   """A hash of a checkpoint's paths, dtypes, shapes and bits, the same however its layers' arrays are held.
 
@@ -49,6 +51,7 @@ def base_fingerprint(params: Tree) -> str:
   return digest.hexdigest()
 
 
+@explain_errors
 def save_ternary(path: str | os.PathLike, ternary: Ternary, base: Tree) -> int:
   """Writes a ternary task vector; a file of that name is replaced when the new one is complete and on disk.
 
@@ -84,6 +87,7 @@ def save_ternary(path: str | os.PathLike, ternary: Ternary, base: Tree) -> int:
   return len(data)
 
 
+@explain_errors
 def load_ternary(path: str | os.PathLike, base: Tree, *, like: Tree | None = None) -> Ternary:
   """Reads a ternary task vector back, for the base that it was made from.
 

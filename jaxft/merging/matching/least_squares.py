@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
 from jaxft.merging.matching.partial_merge import MERGED, ONLY_A, Block
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class GramState:
     return GramState(self.zz + z.T @ z, self.zy + z.T @ np.asarray(outputs, np.float64))
 
 
+@explain_errors
 def merged_features(
     block: Block | None, of_a: Float[AnyArray, "items units"], of_b: Float[AnyArray, "items units"]
 ) -> Float[np.ndarray, "items merged_units"]:
@@ -56,6 +57,7 @@ def merged_features(
   return np.where(kind == MERGED, (x + y) / 2, np.where(kind == ONLY_A, x, y))
 
 
+@explain_errors
 def least_squares_merge(
     state: GramState, *, mask: Bool[np.ndarray, "in out"] | None = None, ridge: float = 1e-3, bias: bool = True
 ) -> tuple[Float[np.ndarray, "in out"], Float[np.ndarray, " out"]]:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 
 from jaxft.merging.matching.permutations import Spec, entries_of, group_sizes
 from jaxft.merging.matching.rebasin import Matching
+from jaxft.signatures import explain_errors
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
@@ -53,6 +54,7 @@ def _check_ratios(spec: Spec, ratios: Mapping[str, float] | float) -> dict[str, 
   return {group: float(r) for group, r in ratios.items()}
 
 
+@explain_errors
 def partial_merge(
     spec: Spec, a: Tree, b: Tree, matching: Matching, ratios: Mapping[str, float] | float, *,
     outputs: str = "average",
@@ -140,6 +142,7 @@ def allowed(rows: Block | None, columns: Block | None, shape: tuple[int, int]) -
   return ~(((r == ONLY_A) & (c == ONLY_B)) | ((r == ONLY_B) & (c == ONLY_A)))
 
 
+@explain_errors
 def merge_flops(spec: Spec, params: Tree, ratios: Mapping[str, float] | float) -> float:
   """Multiply-adds of the merged network's leaves for one input, over those of one network.
 
@@ -165,6 +168,7 @@ def merge_flops(spec: Spec, params: Tree, ratios: Mapping[str, float] | float) -
   return merged / total
 
 
+@explain_errors
 def choose_ratios(
     spec: Spec, params: Tree, budget: float, *, gains: Mapping[str, float], steps: int = 10
 ) -> dict[str, float]:

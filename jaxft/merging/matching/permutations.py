@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -40,6 +41,7 @@ class Spec(NamedTuple):
 Permutations = Mapping[str, Int[np.ndarray, " _"]]
 
 
+@explain_errors
 def mlp_spec(layers: Sequence[str]) -> Spec:
   """The hidden units of a multilayer perceptron.
 
@@ -57,6 +59,7 @@ def mlp_spec(layers: Sequence[str]) -> Spec:
   return Spec(groups, (Axis(f"{layers[-1]}/kernel", 1), Axis(f"{layers[-1]}/bias", 0)))
 
 
+@explain_errors
 def transformer_spec(params: Tree, *, num_kv_heads: int, stream: bool = True) -> Spec:
   """The symmetries of this library's decoders and encoders.
 
@@ -148,6 +151,7 @@ def identity(spec: Spec, params: Tree) -> dict[str, Int[np.ndarray, " _"]]:
   return {group: np.arange(n) for group, n in group_sizes(spec, params).items()}
 
 
+@explain_errors
 def random_permutations(spec: Spec, params: Tree, rng: np.random.Generator) -> dict[str, Int[np.ndarray, " _"]]:
   """Permutations drawn at random.
 
@@ -171,6 +175,7 @@ def inverse(permutations: Permutations) -> dict[str, Int[np.ndarray, " _"]]:
   return {group: np.argsort(p) for group, p in permutations.items()}
 
 
+@explain_errors
 def apply_permutations(permutations: Permutations, spec: Spec, params: Tree) -> Tree:
   """The same network with its units in another order.
 
@@ -210,6 +215,7 @@ def entries_of(units: Int[np.ndarray, " n"], unit: int) -> Int[np.ndarray, " ent
   return (np.asarray(units)[:, None] * unit + np.arange(unit)).reshape(-1)
 
 
+@explain_errors
 def verify_spec(
     apply: Callable[[Tree], Array], params: Tree, spec: Spec, rng: np.random.Generator
 ) -> dict[str, float]:

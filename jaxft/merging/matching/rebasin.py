@@ -18,6 +18,7 @@ from jaxft.merging.matching.permutations import (
   group_sizes,
   identity,
 )
+from jaxft.signatures import explain_errors
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, leaves_with_paths
 
@@ -34,6 +35,7 @@ class Matching(NamedTuple):
   scores: dict[str, Float[np.ndarray, " _"]]
 
 
+@explain_errors
 def match_weights(spec: Spec, a: Tree, b: Tree, *, key: Array, max_sweeps: int = 100) -> Matching:
   """Matches by the weights alone: the permutations of b that bring it nearest to a, one group after the other.
 
@@ -95,6 +97,7 @@ def match_weights(spec: Spec, a: Tree, b: Tree, *, key: Array, max_sweeps: int =
 Features = Mapping[str, Float[Array, "items _"]]
 
 
+@explain_errors
 def match_activations(
     batches: Iterable[tuple[Features, Features]], *, metric: Literal["distance", "inner"] = "distance"
 ) -> Matching:
@@ -145,6 +148,7 @@ def match_activations(
   return Matching(found, pairs)
 
 
+@explain_errors
 def rebasin(spec: Spec, a: Tree, b: Tree, permutations: Permutations) -> Tree:
   """The mean of a and the permuted b: Git Re-Basin.
 

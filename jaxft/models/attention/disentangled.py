@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.models.linear import linear
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
 class Disentangled(NamedTuple):
@@ -29,6 +29,7 @@ class Disentangled(NamedTuple):
   normed: bool = True
 
 
+@explain_errors
 def signed_buckets(length: int, kind: Disentangled) -> Int[np.ndarray, "length length"]:
   """The row of the table for each pair of positions, `query - slot` counted from the middle; rows are queries.
 
@@ -61,6 +62,7 @@ def signed_buckets(length: int, kind: Disentangled) -> Int[np.ndarray, "length l
   return np.clip(distance + kind.span, 0, 2 * kind.span - 1)
 
 
+@explain_errors
 def disentangled_scores(
     query: Float[AnyArray, "batch time heads head_dim"],
     key: Float[AnyArray, "batch time heads head_dim"],
@@ -95,6 +97,7 @@ def disentangled_scores(
   return out
 
 
+@explain_errors
 def bias_and_scale(
     params: dict[str, Any],
     kind: Disentangled,

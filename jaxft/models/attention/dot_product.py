@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def attend(
     query: Float[Array, "batch time heads head_dim"],
     key: Float[Array, "batch slots kv_heads head_dim"],
@@ -83,6 +84,7 @@ def _attend(query, key, value, mask, bias, scale):
   return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, head_dim)
 
 
+@explain_errors
 def same_segment(segment_ids: Int[AnyArray, "batch time"]) -> Bool[Array, "batch time time"]:
   """Positions of a packed row see only their own segment.
 
@@ -93,6 +95,7 @@ def same_segment(segment_ids: Int[AnyArray, "batch time"]) -> Bool[Array, "batch
   return jnp.equal(segment_ids[:, :, None], segment_ids[:, None, :])
 
 
+@explain_errors
 def packed_positions(segment_ids: Int[AnyArray, "batch time"]) -> Int[Array, "batch time"]:
   """Positions of a packed row, starting from zero in each segment.
 

@@ -3,7 +3,10 @@
 import numpy as np
 from jaxtyping import Int
 
+from jaxft.signatures import explain_errors
 
+
+@explain_errors
 def relative_buckets(
     length: int, buckets: int, *, farthest: int = 128, causal: bool = False
 ) -> Int[np.ndarray, "length length"]:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxft.signatures import explain_errors
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -62,6 +64,7 @@ class Rotation(NamedTuple):
   sin: Float[Array, "#batch time 1 half"]
 
 
+@explain_errors
 def rotation(
     positions: Int[Array, "#batch time"], *, head_dim: int, theta: float,
     scaling: RopeScaling | LinearScaling | None = None
@@ -78,6 +81,7 @@ def rotation(
   return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
+@explain_errors
 def rotate(x: Float[Array, "batch time heads head_dim"], by: Rotation) -> Float[Array, "batch time heads head_dim"]:
   """Rotates each pair `(x[i], x[i + head_dim/2])` by its position's angle; in float32, returned in x's dtype.
 
@@ -93,6 +97,7 @@ def rotate(x: Float[Array, "batch time heads head_dim"], by: Rotation) -> Float[
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
+@explain_errors
 def wavelengths(head_dim: int, theta: float) -> Float[np.ndarray, " half"]:
   """The period of each pair's rotation, in tokens: `2 pi theta^(2 i / head_dim)`.
 
@@ -104,6 +109,7 @@ def wavelengths(head_dim: int, theta: float) -> Float[np.ndarray, " half"]:
   return 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
 
 
+@explain_errors
 def with_rope_base(config: Any, base: float, *, max_length: int | None = None) -> Any:
   """The config of a decoder with another base of its rotary frequencies, for a longer context.
 

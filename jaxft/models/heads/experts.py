@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 from jaxft.transforms.protocol import ParamTransform
 
 
+@explain_errors
 def split_experts(transform: ParamTransform, n: int, key: Key[Array, ""], params: Any) -> tuple[Any, Any]:
   """n draws of what a transform trains, stacked along a first axis, beside what they all leave frozen.
 
@@ -39,6 +40,7 @@ def split_experts(transform: ParamTransform, n: int, key: Key[Array, ""], params
   return frozen, jax.tree.map(lambda *x: jnp.stack(x), *(transform.split(key, params)[1] for key in keys))
 
 
+@explain_errors
 def run_experts(
     apply: Callable[..., Any], transform: ParamTransform, frozen: Any, experts: Any, *inputs: Any
 ) -> Any:
@@ -62,6 +64,7 @@ def run_experts(
   return jax.vmap(lambda trained: apply(transform.join(frozen, trained), *inputs))(experts)
 
 
+@explain_errors
 def run_routed(
     apply: Callable[..., Any], transform: ParamTransform, frozen: Any, experts: Any, index: Int[AnyArray, " batch"],
     *inputs: Any,

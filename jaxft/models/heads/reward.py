@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from jaxft.models.linear import linear
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 
 Params = dict
 
@@ -34,6 +34,7 @@ def last_state(
   return jnp.where(jnp.any(real, axis=1)[:, None], state, 0)
 
 
+@explain_errors
 def init_scalar_head(dim: int, *, key: Key[Array, ""] | None = None) -> Params:
   """A linear head of one output: zeros, or normal numbers of variance 1 / (dim + 1) with a key, and no bias.
 
@@ -47,6 +48,7 @@ def init_scalar_head(dim: int, *, key: Key[Array, ""] | None = None) -> Params:
   return {"kernel": scale * jax.random.normal(key, (dim, 1))}
 
 
+@explain_errors
 def reward_head(
     params: Params, hidden: Float[AnyArray, "batch time dim"], mask: Shaped[AnyArray, "batch time"] | None = None
 ) -> Float[Array, " batch"]:
@@ -64,6 +66,7 @@ def reward_head(
   return linear(last_state(hidden, mask), params)[:, 0]
 
 
+@explain_errors
 def value_head(params: Params, hidden: Float[AnyArray, "batch time dim"]) -> Float[Array, "batch time"]:
   """One value for each token, as `jaxft.losses.gae` and `clipped_value_loss` read them.
 
@@ -78,6 +81,7 @@ def value_head(params: Params, hidden: Float[AnyArray, "batch time dim"]) -> Flo
   return linear(jnp.asarray(hidden), params)[..., 0]
 
 
+@explain_errors
 def init_aggregator(key: Key[Array, ""], experts: int, dim: int) -> Params:
   """`{'0', '1', 'slope'}`: the MLP of `aggregate_experts`, as PyTorch starts it, PReLU's slope at 1/4.
 

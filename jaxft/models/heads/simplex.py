@@ -6,8 +6,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxft.checks import in_range
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def simplex_weights(num_classes: int) -> Float[np.ndarray, "classes dim"]:
   """The vertices of a regular simplex around 0: unit vectors `w_i` with `w_i . w_j = -1 / (num_classes - 1)`.
 

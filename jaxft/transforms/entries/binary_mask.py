@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxft.leaves.annotated import map_weight
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, mask, trainable_choice
 from jaxft.tree.paths import Tree, is_leaf, unzip_with_path
@@ -76,6 +76,7 @@ def binary_mask(select: Choice = "**/kernel", *, init: float = 1e-2, threshold: 
   return ParamTransform(split, join)
 
 
+@explain_errors
 def harden(scores: Tree, *, threshold: float = 5e-3) -> Tree:
   """The masks of trained scores as booleans, True where a weight is kept; a score at the threshold is not.
 
@@ -85,6 +86,7 @@ def harden(scores: Tree, *, threshold: float = 5e-3) -> Tree:
   return jax.tree.map(lambda s: s > threshold, scores)
 
 
+@explain_errors
 def masked_fraction(scores: Tree, *, threshold: float = 5e-3) -> Float[Array, ""]:
   """The fraction of scored weights that are deleted.
 
@@ -95,6 +97,7 @@ def masked_fraction(scores: Tree, *, threshold: float = 5e-3) -> Float[Array, ""
   return 1.0 - sum((jnp.sum(m, dtype=jnp.float32) for m in kept), jnp.zeros(())) / sum(m.size for m in kept)
 
 
+@explain_errors
 def pack_mask(kept: Bool[AnyArray, "..."]) -> UInt8[np.ndarray, " bytes"]:
   """Eight to a byte, in row order, the last byte filled with zeros.
 
@@ -104,6 +107,7 @@ def pack_mask(kept: Bool[AnyArray, "..."]) -> UInt8[np.ndarray, " bytes"]:
   return np.packbits(np.asarray(kept).ravel())
 
 
+@explain_errors
 def unpack_mask(packed: UInt8[np.ndarray, " bytes"], shape: tuple[int, ...]) -> Bool[np.ndarray, "..."]:
   """The inverse of `pack_mask`.
 

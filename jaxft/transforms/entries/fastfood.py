@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxft.signatures import explain_errors
+
 
 def walsh_hadamard(x: Float[Array, "... n"]) -> Float[Array, "... n"]:
   """`H x` with the unnormalized Walsh-Hadamard matrix of order n, in n log2(n) additions; `H H x = n x`.
@@ -67,6 +69,7 @@ def fastfood(key: Array, x: Float[Array, " d"], size: int) -> Float[Array, " siz
   return jnp.sum(jax.vmap(block)(jax.random.split(key, blocks), x), axis=0)
 
 
+@explain_errors
 def dense_projection(key: Array, x: Float[Array, " d"], size: int) -> Float[Array, " size"]:
   """`P x` with independent entries N(0, 1 / size): forms the `[size, d]` matrix, for tiny models.
 
@@ -78,6 +81,7 @@ def dense_projection(key: Array, x: Float[Array, " d"], size: int) -> Float[Arra
   return jax.random.normal(key, (size, x.shape[0]), x.dtype) @ x / math.sqrt(size)
 
 
+@explain_errors
 def sparse_projection(key: Array, x: Float[Array, " d"], size: int) -> Float[Array, " size"]:
   """`P x` with about sqrt(size) entries +-size^(-1/4) in each column, O(d sqrt(size)) memory.
 

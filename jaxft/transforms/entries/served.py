@@ -18,7 +18,7 @@ from jaxft.checks import nearest
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.leaves.row_delta import RowDelta, check_axis, delta_product, delta_rows
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
@@ -75,6 +75,7 @@ class ServedDeltas:
     return jax.vmap(contribution)(x, d, indices)
 
 
+@explain_errors
 def serve(params: Tree, deltas: Sequence[Mapping[str, RowDelta]], adapter: Int[AnyArray, " batch"]) -> Tree:
   """The base with a delta of its own for each example of a batch: params for `hidden_states`, `logits`, `generate`.
 

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxft.leaves.annotated import Annotated, map_weight
+from jaxft.signatures import explain_errors
 from jaxft.transforms.matrices import check_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.boxes import unboxed, weights
@@ -23,6 +24,7 @@ from jaxft.tree.paths import Tree, is_float, is_leaf, leaves_with_paths, map_wit
 Draw = Callable[[jax.Array, Tree], Tree]
 
 
+@explain_errors
 def sparse_delta(
     select: Choice | None = None, *, indices: Tree | Draw | None = None, dtype: DTypeLike = jnp.float32
 ) -> ParamTransform:
@@ -97,6 +99,7 @@ def sparse_delta(
   return ParamTransform(split, join)
 
 
+@explain_errors
 def add_entries(w: Array, indices: Int[Array, " K"], values: Float[Array, " K"]) -> Array:
   """`w` with `values` added at flat `indices`, summed in float32 and rounded once.
 
@@ -109,6 +112,7 @@ def add_entries(w: Array, indices: Int[Array, " K"], values: Float[Array, " K"])
   return flat.at[indices].set(new.astype(w.dtype), unique_indices=True).reshape(w.shape)
 
 
+@explain_errors
 def random_indices(select: Choice, count: Callable[[str, tuple[int, int]], int]) -> Draw:
   """Entries drawn uniformly, without repetition, in each selected matrix: `indices` for `sparse_delta`.
 
@@ -142,6 +146,7 @@ def random_indices(select: Choice, count: Callable[[str, tuple[int, int]], int])
   return draw
 
 
+@explain_errors
 def shira(select: Choice = "**/kernel", *, rank: int = 32, dtype: DTypeLike = jnp.float32) -> ParamTransform:
   """SHiRA with a random mask: `rank * (m + n)` entries of each matrix, as many as LoRA of that rank would train.
 
@@ -162,6 +167,7 @@ def shira(select: Choice = "**/kernel", *, rank: int = 32, dtype: DTypeLike = jn
   return sparse_delta(indices=random_indices(select, lambda path, shape: rank * sum(shape)), dtype=dtype)
 
 
+@explain_errors
 def chosen_entries(frozen: Tree, trainable: Tree) -> dict[str, tuple[Array, Array]]:
   """`{path: (indices, values)}` of the two sides of a `sparse_delta`: what to store, add and subtract.
 

@@ -24,7 +24,7 @@ from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.products import dot, dot_transposed, lookup
 from jaxft.leaves.row_delta import RowDelta, change_row_delta, check_axis, delta_product, delta_rows
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.boxes import unboxed, weights
 from jaxft.tree.choice import Choice, matching_paths, trainable_choice
@@ -102,6 +102,7 @@ def _zeros(x: Array, d: Array, indices: Any, n_out: int) -> Array:
   return jnp.where(jnp.zeros((*x.shape[:-1], n_out), bool), some, jnp.zeros((), x.dtype))
 
 
+@explain_errors
 def submatrix(
     select: Choice | None = None, *, indices: Mapping[str, np.ndarray | Sequence[int]] | None = None,
     axis: int | Mapping[str, int] | None = None, dtype: DTypeLike = jnp.float32,
@@ -195,6 +196,7 @@ def _noted(path: str, held: Any) -> tuple[Any, int]:
   return found[0]
 
 
+@explain_errors
 def submatrix_delta(frozen: Tree, trainable: Tree) -> dict[str, RowDelta]:
   """`{path: RowDelta(indices, values, axis)}` of the two sides of a `submatrix`: what to store, add, fuse and serve.
 

@@ -16,12 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.checks import in_range
 from jaxft.leaves.low_rank import LowRank
+from jaxft.signatures import explain_errors
 from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree
 
 
+@explain_errors
 def adalora(
     select: Choice = "**/kernel", *, rank: int = 12, alpha: float = 16.0, deviation: float = 0.02,
     dtype: DTypeLike | None = None,
@@ -68,6 +70,7 @@ class Importance(NamedTuple):
   uncertainty: Tree
 
 
+@explain_errors
 def zero_importance(trainable: Tree) -> Importance:
   """The importance before the first step.
 
@@ -78,6 +81,7 @@ def zero_importance(trainable: Tree) -> Importance:
   return Importance(zeros, zeros)
 
 
+@explain_errors
 def update_importance(
     importance: Importance, trainable: Tree, grads: Tree, *, beta1: float = 0.85, beta2: float = 0.85
 ) -> Importance:
@@ -96,6 +100,7 @@ def update_importance(
   return Importance(sensitivity, uncertainty)
 
 
+@explain_errors
 def triplet_scores(importance: Importance) -> Tree:
   """`S U` of each e plus the means of `S U` over its column of a and its row of b: `[..., r]` for each matrix.
 
@@ -107,6 +112,7 @@ def triplet_scores(importance: Importance) -> Tree:
   return _map_triplets(lambda t: t["e"] + jnp.mean(t["a"], axis=-2) + jnp.mean(t["b"], axis=-1), scores)
 
 
+@explain_errors
 def rank_budget(
     step: Int[Array, ""] | int, *, initial: int, target: int, warmup: int, final: int, total: int
 ) -> Int[Array, ""]:
@@ -132,6 +138,7 @@ def rank_budget(
   return jnp.floor((initial - target) * left**3 + target + 1e-4).astype(jnp.int32)
 
 
+@explain_errors
 def top_triplets(scores: Tree, kept: Int[Array, ""] | int) -> Tree:
   """The `kept` triplets of highest score among all matrices, as booleans `[..., r]`.
 
@@ -148,6 +155,7 @@ def top_triplets(scores: Tree, kept: Int[Array, ""] | int) -> Tree:
   return structure.unflatten(masks)
 
 
+@explain_errors
 def keep_triplets(trainable: Tree, kept: Tree) -> Tree:
   """Zeroes e where a triplet is not kept; a and b stay, so that it can come back.
 
@@ -158,6 +166,7 @@ def keep_triplets(trainable: Tree, kept: Tree) -> Tree:
   return _map_triplets(lambda t, mask: {**t, "e": jnp.where(mask, t["e"], 0)}, trainable, kept)
 
 
+@explain_errors
 def orthogonality(trainable: Tree) -> Float[Array, ""]:
   """The mean of `|a^T a - I|` and `|b b^T - I|` over all matrices, Frobenius norms; the paper's weight is 0.5.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import FactorInit, check_rank_fits, check_statistic, plain, residual
 
 MAX_DOUBLINGS = 20
@@ -35,6 +36,7 @@ def _damped(covariance, damping, max_error) -> Float[Array, "m m"]:
   return at(d)
 
 
+@explain_errors
 def oriented_svd(
     w: Float[Array, "m n"], covariance: Float[Array, "m m"], *, damping: float = 0.01, max_error: float = 0.05
 ) -> tuple[Float[Array, "m k"], Float[Array, " k"], Float[Array, "k n"]]:

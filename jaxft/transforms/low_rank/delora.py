@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.materialize import materialize
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dtype, check_rank, in_float32
 from jaxft.transforms.protocol import ParamTransform
@@ -18,6 +19,7 @@ from jaxft.tree.choice import Choice
 SMALLEST_NORM = 1e-4  # below it the norm of a component counts as this, so that one that starts at zero can move
 
 
+@explain_errors
 def delora(
     select: Choice = "**/kernel", *, rank: int = 8, strength: float = 15.0, dtype: DTypeLike | None = None
 ) -> ParamTransform:

@@ -14,7 +14,7 @@ from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.materialize import materialize, unrounded
 from jaxft.leaves.products import RowProduct, dot, lookup, scaled_row_product
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_dtype, check_rank
 from jaxft.transforms.protocol import ParamTransform
@@ -86,6 +86,7 @@ def column_squares(v: LowRank) -> Float[Array, "... n"]:
   return squares + 2 * v.scale * cross + v.scale**2 * own
 
 
+@explain_errors
 def dora(
     select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0,
     dtype: DTypeLike | None = None,

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import check_statistic
 from jaxft.tree.paths import Tree
 
 
+@explain_errors
 def eva_directions(covariances: Tree, *, rank: int = 8, rho: float = 2.0) -> Tree:
   """EVA: the leading directions of each layer's inputs, their number shared out by explained variance.
 
@@ -72,6 +74,7 @@ def _ends(parts: list[tuple[Array, Array]]) -> Iterator[int]:
     yield total
 
 
+@explain_errors
 def from_directions(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tuple[Any, Array, Array]:
   """a is the statistic `[m, rank]` of the matrix and b zero: the init of EVA, given `eva_directions`.
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.products import dot, dot_transposed, lookup
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.transforms.matrices import adapt_matrices
 from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree
@@ -35,6 +35,7 @@ def _gram(x: Float[Array, "batch ... m"], where: Bool[AnyArray, "batch ..."] | N
   return x.T @ x
 
 
+@explain_errors
 def add_inputs(
     covariances: Tree | None, inputs: Tree, *, where: Bool[AnyArray, "batch ..."] | None = None,
     by_example: bool = False,
@@ -59,6 +60,7 @@ def add_inputs(
   return grams if covariances is None else jax.tree.map(jnp.add, covariances, grams)
 
 
+@explain_errors
 def input_covariances(
     apply: Callable[[Tree], Any], params: Tree, select: Choice = "**/kernel", *,
     where: Bool[AnyArray, "batch ..."] | None = None, by_example: bool = False,

@@ -5,11 +5,13 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import FactorInit, leading_factors, plain
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.quantize import quantize_array
 
 
+@explain_errors
 def loftq(*, format: Literal["int8", "nf4"] = "nf4", block: int = 64, rounds: int = 1) -> FactorInit:
   """LoftQ: alternates `q = quantize(w - s a b)` and `a, b = ` the leading components of `(w - q) / s`; q stays frozen.
 

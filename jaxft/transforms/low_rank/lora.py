@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxft.checks import in_range, nearest
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.low_rank import LowRank
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import FactorInit, uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_dropout, check_dtype, check_rank
 from jaxft.transforms.protocol import ParamTransform
@@ -27,6 +28,7 @@ from jaxft.tree.paths import Tree, is_structured
 INITS = ("pissa", "olora", "mica", "from_directions", "corda", "loftq", "lora_ga")
 
 
+@explain_errors
 def lora(
     select: Choice = "**/kernel",
     *,

@@ -10,12 +10,14 @@ import numpy as np
 from jaxft.checks import in_range
 from jaxft.leaves.annotated import Annotated, noted
 from jaxft.leaves.low_rank import LowRank
+from jaxft.signatures import check_arrays
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.boxes import unboxed
 from jaxft.tree.depth import stack_axes
 from jaxft.tree.paths import Tree, is_leaf, unzip_with_path
 
 
+@check_arrays
 def lora_combination(
     adapters: Sequence[Tree], *, scales: Sequence[float] | None = None, granularity: Literal["model", "leaf"] = "leaf",
     init: float = 0.0,

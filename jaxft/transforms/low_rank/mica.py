@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxft.leaves.materialize import materialize
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import check_rank_fits
 
 
+@explain_errors
 def mica(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tuple[Any, Array, Array]:
   """MiCA: a is zero, b the singular vectors on the output side of the smallest singular values of w.
 

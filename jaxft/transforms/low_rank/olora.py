@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import check_rank_fits, plain, residual
 
 
+@explain_errors
 def olora(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tuple[Any, Array, Array]:
   """OLoRA: from the QR decomposition `w^T = q r`, b is the first columns of q, a the first rows of r, transposed.
 

@@ -5,9 +5,11 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import leading_factors, plain, residual
 
 
+@explain_errors
 def pissa(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tuple[Any, Array, Array]:
   """PiSSA: the factors are the leading singular components of w; the rest stays frozen: `lora(init=pissa)`.
 

@@ -10,11 +10,13 @@ from jaxtyping import Array
 from jaxft.checks import in_range
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.sums import Formed
+from jaxft.signatures import explain_errors
 from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, in_float32, join_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
 
 
+@explain_errors
 def rand_lora(
     select: Choice = "**/kernel", *, rank: int = 32, alpha: float = 640.0, dtype: DTypeLike | None = None
 ) -> ParamTransform:

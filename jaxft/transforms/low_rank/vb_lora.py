@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxft.leaves.low_rank import LowRank
+from jaxft.signatures import explain_errors
 from jaxft.transforms.matrices import adapt_matrices, check_dtype, check_rank, in_float32, join_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -23,6 +24,7 @@ def mix_vectors(logits: Float[Array, "... h"], bank: Float[Array, "h b"], *, top
   return weights @ bank
 
 
+@explain_errors
 def vb_lora(
     select: Choice = "**/kernel", *, rank: int = 4, vectors: int = 256, length: int = 256, top: int = 2,
     bound: float = 0.02, deviation: float = 0.1, dtype: DTypeLike | None = None,

@@ -9,11 +9,13 @@ from jax.typing import DTypeLike
 from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.scaled import Scaled
+from jaxft.signatures import explain_errors
 from jaxft.transforms.matrices import adapt_matrices, check_rank, chosen_matrices, join_matrices, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
 
 
+@explain_errors
 def vera(
     select: Choice = "**/kernel", *, rank: int = 256, start: float = 0.1, dtype: DTypeLike | None = None
 ) -> ParamTransform:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxft.signatures import explain_errors
+
 
 def skew_from_triu(values: Float[Array, "... entries"], size: int) -> Float[Array, "... size size"]:
   """The skew-symmetric matrix whose upper triangle, row by row, is `values`; entries = size (size - 1) / 2.
@@ -26,6 +28,7 @@ def skew_from_triu(values: Float[Array, "... entries"], size: int) -> Float[Arra
   return upper - jnp.swapaxes(upper, -1, -2)
 
 
+@explain_errors
 def cayley(skew: Float[Array, "... b b"], *, terms: int | None = None) -> Float[Array, "... b b"]:
   """The rotation of a skew-symmetric Q: `(I - Q)(I + Q)^-1`, or PEFT's truncated series for the inverse of that.
 

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.scaled import Scaled
+from jaxft.signatures import explain_errors
 from jaxft.transforms.matrices import in_float32
 from jaxft.transforms.multiplicative.block_rotations import Butterfly, cayley, check_block, skew_from_triu
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
@@ -15,6 +16,7 @@ from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
 
 
+@explain_errors
 def boft(
     select: Choice = "**/kernel", *, block: int = 4, factors: int = 1, dtype: DTypeLike | None = None
 ) -> ParamTransform:

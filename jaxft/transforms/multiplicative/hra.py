@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -47,6 +48,7 @@ class Reflections:
     return x - ((x @ u) @ t.astype(x.dtype)) @ u.T
 
 
+@explain_errors
 def hra(select: Choice = "**/kernel", *, rank: int = 8, dtype: DTypeLike | None = None) -> ParamTransform:
   """HRA: `H_r ... H_1 @ w`, each H_j = I - 2 u_j u_j^T / |u_j|^2 a reflection of the input space.
 

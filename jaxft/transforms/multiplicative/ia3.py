@@ -6,11 +6,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxft.leaves.scaled import Scaled
+from jaxft.signatures import explain_errors
 from jaxft.transforms.multiplicative.multiplied import adapt_shapes
 from jaxft.transforms.protocol import ParamTransform, chain
 from jaxft.tree.choice import Choice
 
 
+@explain_errors
 def learned_scale(
     select: Choice, *, axis: Literal["in", "out"] = "out", dtype: DTypeLike | None = None
 ) -> ParamTransform:
@@ -35,6 +37,7 @@ def learned_scale(
   )
 
 
+@explain_errors
 def ia3(
     outputs: Choice | None = "**/attention/{key,value}/kernel",
     inputs: Choice | None = "**/mlp/down/kernel",

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.matrices import in_float32
 from jaxft.transforms.multiplicative.block_rotations import (
   Butterfly,
@@ -19,6 +20,7 @@ from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
 
 
+@explain_errors
 def oft(
     select: Choice = "**/kernel", *, block: int = 32, terms: int | None = None, dtype: DTypeLike | None = None
 ) -> ParamTransform:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.matrices import in_float32
 from jaxft.transforms.multiplicative.multiplied import Multiplied, adapt_shapes
 from jaxft.transforms.protocol import ParamTransform
@@ -37,6 +38,7 @@ class Rotations:
     return jnp.split(x.reshape(*x.shape[:-1], -1, self.group), 2, axis=-1)
 
 
+@explain_errors
 def road(
     select: Choice = "**/kernel", *, variant: Literal[1, 2, 4] = 1, group: int = 64, dtype: DTypeLike | None = None
 ) -> ParamTransform:

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.sums import Sum
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.transforms.matrices import adapt_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -52,6 +52,7 @@ class CirculantBlocks:
     return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
 
 
+@explain_errors
 def c3a(select: Choice = "**/kernel", *, block: int = 256, dtype: DTypeLike | None = None) -> ParamTransform:
   """C3A: `w + 1/m * delta`, delta made of circulant blocks `[b, b]`, multiplied through their spectra.
 

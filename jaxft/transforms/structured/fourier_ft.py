@@ -11,7 +11,7 @@ from jaxft.leaves.annotated import Annotated
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.products import dot, dot_transposed
 from jaxft.leaves.sums import Formed, Sum
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.transforms.matrices import adapt_matrices, in_float32, join_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -65,6 +65,7 @@ class PlaneWaves:
     return jnp.concatenate([self.spectrum, self.spectrum], axis=-1).astype(jnp.float32)
 
 
+@explain_errors
 def fourier_ft(
     select: Choice = "**/kernel", *, frequencies: int = 1000, scale: float = 150.0, deviation: float = 0.0,
     dtype: DTypeLike | None = None,

@@ -7,12 +7,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxft.leaves.sums import Formed
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import uniform_then_zero
 from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
 
 
+@explain_errors
 def hira(select: Choice = "**/kernel", *, rank: int = 32, dtype: DTypeLike | None = None) -> ParamTransform:
   """HiRA: `w * (1 + a @ b)`, an update of high rank from LoRA's parameters, at the cost of full tuning.
 

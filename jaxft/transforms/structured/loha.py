@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxft.checks import in_range
 from jaxft.leaves.low_rank import LowRank
 from jaxft.leaves.sums import Formed
+from jaxft.signatures import explain_errors
 from jaxft.transforms.matrices import adapt_matrices, check_rank, in_float32, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -20,6 +21,7 @@ def khatri_rao(x: Float[Array, "... m r"], y: Float[Array, "... m q"]) -> Float[
   return (x[..., :, None] * y[..., None, :]).reshape(*x.shape[:-1], -1)
 
 
+@explain_errors
 def loha(
     select: Choice = "**/kernel", *, rank: int = 8, alpha: float = 8.0, dtype: DTypeLike | None = None
 ) -> ParamTransform:

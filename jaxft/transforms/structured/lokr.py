@@ -13,7 +13,7 @@ from jaxft.checks import in_range
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import unrounded
 from jaxft.leaves.sums import Sum
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.transforms.matrices import adapt_matrices, kaiming_uniform
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -73,6 +73,7 @@ def divisors_near_root(size: int, most: int | None = None) -> tuple[int, int]:
   return small, size // small
 
 
+@explain_errors
 def lokr(
     select: Choice = "**/kernel", *, rank: int | None = None, alpha: float = 8.0, factor: int | None = None,
     dtype: DTypeLike | None = None,

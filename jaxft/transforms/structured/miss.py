@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.low_rank import LowRank
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.transforms.matrices import adapt_matrices, check_rank
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -44,6 +44,7 @@ class Cycle:
     return jax.nn.one_hot(ids % self.rank, self.rank)
 
 
+@explain_errors
 def miss(select: Choice = "**/kernel", *, rank: int = 64, dtype: DTypeLike | None = None) -> ParamTransform:
   """MiSS: `w + delta`, row i of delta being row `i mod r` of the one matrix that trains, `[r, n]` from zero.
 

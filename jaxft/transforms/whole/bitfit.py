@@ -5,12 +5,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.whole.freeze import train
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.paths import leaves_with_paths
 
 
+@explain_errors
 def add_biases(params: Mapping[str, Any], select: Choice = "layers/**/kernel") -> dict[str, Any]:
   """The params with a zero bias, float32, beside each matching kernel that has none; the model computes the same.
 

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.leaves.annotated import Annotated, map_weight
+from jaxft.signatures import explain_errors
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice, as_choice, modules, trainable_choice
 from jaxft.tree.paths import Tree, is_array, is_leaf, is_structured, unzip_with_path
 
 
+@explain_errors
 def train(select: Choice) -> ParamTransform:
   """Trains what is selected and freezes the rest.
 
@@ -49,6 +51,7 @@ def train(select: Choice) -> ParamTransform:
   return ParamTransform(split, _join)
 
 
+@explain_errors
 def freeze(select: Choice) -> ParamTransform:
   """Freezes what is selected and trains the rest: the complement of `train(select)`.
 

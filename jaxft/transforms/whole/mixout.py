@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import Choice, mask, trainable_choice
 from jaxft.tree.depth import leaf_keys, over_stack
 from jaxft.tree.paths import Tree, is_structured, leaves_with_paths, map_with_path
 
 
+@explain_errors
 def mixout(key: Key[Array, ""], params: Tree, reference: Tree, rate: float, *, select: Choice = "**/kernel") -> Tree:
   """Each weight is its pretrained value with probability `rate`, in a way that keeps the mean:
 

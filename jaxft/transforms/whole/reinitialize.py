@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.depth import layer_of, leaf_keys, num_layers, over_stack, stack_axes
 from jaxft.tree.paths import Tree, is_array, is_float, is_structured, leaves_with_paths, map_with_path
 
@@ -13,6 +14,7 @@ from jaxft.tree.paths import Tree, is_array, is_float, is_structured, leaves_wit
 INITS = ("kernel", "bias", "scale")
 
 
+@explain_errors
 def reinitialize_top(key: jax.Array, params: Tree, layers: int, *, stddev: float = 0.02) -> Tree:
   """The params with the last `layers` layers as before pretraining: kernels N(0, stddev^2), biases 0, scales 1.
 

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.whole.freeze import freeze
 from jaxft.tree.choice import EMBEDDINGS, Choice, mask
@@ -72,6 +73,7 @@ def freeze_below(depth: int, *, first: Choice = EMBEDDINGS) -> ParamTransform:
   return ParamTransform(split, freeze(False).join)  # what is put together does not depend on the choice
 
 
+@explain_errors
 def gradual_unfreezing(depths: Sequence[int], *, first: Choice = EMBEDDINGS) -> list[ParamTransform]:
   """One transform for each stage, top layers first: stage i trains the layers from `depths[i]` on.
 
@@ -97,6 +99,7 @@ def gradual_unfreezing(depths: Sequence[int], *, first: Choice = EMBEDDINGS) -> 
   return [freeze_below(depth, first=first) for depth in depths]
 
 
+@explain_errors
 def carry_over(old: Tree, new: Tree) -> Tree:
   """`new` with the arrays of `old` at every path where both have one of the same shape and dtype.
 

@@ -7,62 +7,15 @@ operation tells them apart: a rotary position, a slice, an input.
 import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 from jax.extend.core import Literal
 
-from jaxft.tree.function.held import Factor, Held, broadcast, expanded, regrouped, reshaped, squeezed
+from jaxft.tree.function.held import Factor, Held, regrouped
 from jaxft.tree.function.traced import scan_parts, shape_of
+from jaxft.tree.function.unit_primitives import ALONG, CALLS, ELEMENTWISE, REDUCTIONS, SHAPES
 from jaxft.tree.function.unit_ties import Node, Ties, covers
-
-
-class Value(NamedTuple):
-  """What is known of a variable.
-
-  Attributes:
-    held: leaves that it shows, before any input.
-    flows: the leaves that entries along its axes come from.
-    alike: axes along which all entries are alike, as a `Held` with factors there.
-    varies: whether it depends on the inputs.
-  """
-
-  held: tuple[Held, ...] = ()
-  flows: tuple[Held, ...] = ()
-  alike: Held | None = None
-  varies: bool = False
-
-  def nodes(self, axis: int) -> list[list[Node]]:
-    """Of each leaf the nodes along an axis, where it has some."""
-    found = ([Node(h.path, f) for f in h.axes[axis]] for h in (*self.held, *self.flows) if axis < len(h.axes))
-    return [nodes for nodes in found if any(not node.alike for node in nodes)]
-
-  def changed(self, change: Callable[[Held], Held]) -> "Value":
-    """With each of its leaves, and what is alike, changed."""
-    return self._replace(held=tuple(map(change, self.held)), flows=tuple(map(change, self.flows)),
-                         alike=None if self.alike is None else change(self.alike))
-
-
-_ELEMENTWISE = frozenset((
-    "abs add add_any and atan2 cbrt ceil clamp convert_element_type copy copy_p cos div eq erf erf_inv erfc exp "
-    "exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max mesh_cast min mul name ne neg "
-    "nextafter not or pow pvary reduce_precision rem reshard round rsqrt select_n sharding_constraint sign sin "
-    "sqrt square stop_gradient sub tan tanh xor"
-).split())
-_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or".split())
-_ALONG: dict[str, Callable[[Any], Sequence[int]]] = {
-    "rev": lambda eqn: eqn.params["dimensions"],
-    "pad": lambda eqn: [i for i, given in enumerate(eqn.params["padding_config"]) if any(given)],
-    "cumsum": lambda eqn: (eqn.params["axis"],),
-    "cumprod": lambda eqn: (eqn.params["axis"],),
-    "cummax": lambda eqn: (eqn.params["axis"],),
-}
-_CALLS = frozenset(
-    "jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr "
-    "shard_map".split())
-_SHAPES: dict[str, Callable[[Held, Any], Held]] = {
-    "transpose": lambda held, eqn: held.pick(eqn.params["permutation"]),
-    "reshape": reshaped, "squeeze": squeezed, "expand_dims": expanded, "broadcast_in_dim": broadcast,
-}
+from jaxft.tree.function.unit_value import Value, covering
 
 
 @dataclasses.dataclass
@@ -89,25 +42,25 @@ class Walk:
 
   def equation(self, eqn: Any, inputs: list[Value]) -> list[Value]:
     name = eqn.primitive.name
-    if name in _CALLS:
+    if name in CALLS:
       closed = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
       return self(closed, inputs)
-    if name in _SHAPES:
-      return [self.reshaped(_SHAPES[name], eqn, inputs[0])]
+    if name in SHAPES:
+      return [self.reshaped(SHAPES[name], eqn, inputs[0])]
     if name == "optimization_barrier":
       return inputs
-    if name in _ELEMENTWISE:
+    if name in ELEMENTWISE:
       operands = [(shape_of(v), value) for v, value in zip(eqn.invars, inputs, strict=True)]
       return [self.elementwise(shape_of(eqn.outvars[0]), operands)]
     rule = {"dot_general": self.product, "scan": self.scan, "while": self.loop, "cond": self.branches,
             "gather": self.gather, "slice": self.cut, "dynamic_slice": self.cut, "split": self.split,
             "unstack": self.unstack, "concatenate": self.joined,
             "conv_general_dilated": self.convolution}.get(name)
-    if name in _REDUCTIONS:
+    if name in REDUCTIONS:
       gone = eqn.params["axes"]
       return [self.reshaped(lambda h, _: h.pick([i for i in range(len(h.axes)) if i not in gone]), eqn, inputs[0])]
-    if name in _ALONG:
-      return self.along(eqn, inputs, _ALONG[name](eqn))
+    if name in ALONG:
+      return self.along(eqn, inputs, ALONG[name](eqn))
     return (rule or self.unknown)(eqn, inputs)
 
   def fix_all(self, value: Value) -> None:
@@ -153,7 +106,7 @@ class Walk:
     spread = [value for given, value in operands if given]
     alike = tuple((Factor(-1, 0, n),) if n > 1 and all(self.is_alike(v, i, n) for v in spread) else ()
                   for i, n in enumerate(shape))
-    kept = _covering(flows)
+    kept = covering(flows)
     return Value(() if varies else kept, kept if varies else (), Held("", alike), varies)
 
   def is_alike(self, value: Value, axis: int, n: int) -> bool:
@@ -216,7 +169,7 @@ class Walk:
         own = [held.axes[i] for i in free[side]]
         axes = [held.axes[i] for i in batch[side]] + (own + blank if side == 0 else blank + own)
         out.append(dataclasses.replace(held, axes=tuple(axes)))
-    return [Value(flows=_covering(out), varies=True)]
+    return [Value(flows=covering(out), varies=True)]
 
   def convolution(self, eqn: Any, inputs: list[Value]) -> list[Value]:
     numbers = eqn.params["dimension_numbers"]
@@ -357,18 +310,3 @@ class Walk:
     outs = [self(closed, inputs[1:]) for closed in eqn.params["branches"]]
     return [self.elementwise(shape_of(v), [(shape_of(v), value) for value in values])
             for v, *values in zip(eqn.outvars, *outs, strict=True)]
-
-
-def _covering(flows: Sequence[Held]) -> tuple[Held, ...]:
-  """Of flows whose axes are tied, one for each axis: the others would only say the same again.
-
-  Of an axis along which some entries are alike, as those of repeated keys are, another may say more.
-  """
-  kept: list[Held] = []
-  seen: set[int] = set()
-  for flow in flows:
-    own = {i for i, factors in enumerate(flow.axes) if any(f.axis >= 0 for f in factors)}
-    if own - seen:
-      kept.append(flow)
-      seen |= {i for i in own if all(f.axis >= 0 for f in flow.axes[i])}
-  return tuple(kept)
