@@ -92,8 +92,8 @@ def teaches_less(loss: Preference, records: Records) -> str | None:
                                   "which teaches nothing")
   if loss.sides == "judged" and len(kinds := {bool(record["label"]) for record in records}) == 1:
     kind, likely = ("desirable", "more") if kinds.pop() else ("undesirable", "less")
-    return (f"all {len(records):,} responses are {kind}: they are made {likely} likely, and what tells good from bad is "
-            "not learnt")
+    return (f"all {len(records):,} responses are {kind}: they are made {likely} likely, and what tells good from bad "
+            "is not learnt")
   return None
 
 
