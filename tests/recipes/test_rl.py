@@ -192,6 +192,8 @@ def test_the_answer_behind_a_marker():
     check([{"answer": "1"}, {"answer": "1 ####"}])
   with pytest.raises(ValueError, match="reads the field answer; got the fields question"):
     check([{"question": "1"}])
+  with pytest.raises(ValueError, match="reads the field answer; got the fields prompt, level"):
+    check([{"prompt": "1", "others": '{"level": 2}'}])
 
 
 def score(texts, records):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxft.data.files.records import with_others
 from jaxft.recipes.examples import Records
 
 Record = Mapping[str, Any]
@@ -213,7 +214,7 @@ def _number(text: str) -> Decimal | None:
 def _check_answers(records: Records, marker: str | None) -> None:
   for i in range(len(records)):
     if "answer" not in records[i]:
-      raise ValueError(f"reward exact reads the field answer; got the fields {', '.join(records[i])}")
+      raise ValueError(f"reward exact reads the field answer; got the fields {', '.join(with_others(records[i]))}")
     if _wanted(records[i], marker) == "":
       raise ValueError(f"reward exact: the answer of record {i + 1} is empty behind the marker {marker!r}: "
                        f"{records[i]['answer']!r:.100}")
@@ -223,6 +224,6 @@ def _check_gym(records: Records, task: str) -> None:
   first = records[0]
   if not {"question", "answer", "task", "metadata"} <= {*first}:
     raise ValueError(f"reward {GYM} scores answers to the questions of --data reasoning_gym/TASK; got the fields "
-                     f"{', '.join(first)}")
+                     f"{', '.join(with_others(first))}")
   if task and first["task"] != task:
     raise ValueError(f"reward {GYM}:{task} scores answers to {task}; the data are of {first['task']}")
