@@ -278,7 +278,7 @@ def _finish(
     if options.output.merge or not facts.get("adapter"):
       save_directory(  # it appears complete or not at all
           params, model.config, out / run_folder.MODEL, tokenizer=model.tokenizer, chat_template=model.chat_template,
-          max_length=model.max_length, head=own)
+          max_length=model.max_length, head=own, end_ids=model.end_ids)
       if head is not None and own is None:
         save_output(head, out / run_folder.MODEL)
   except OSError as e:
