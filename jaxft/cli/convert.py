@@ -174,7 +174,7 @@ def _to_folder(model: Any, out: Path, dtype: Any, name: str, max_shard_bytes: in
 
   save_directory(
       model.params, model.config, out, tokenizer=model.tokenizer, chat_template=model.chat_template,
-      max_length=model.max_length, head=model.head, max_shard_bytes=max_shard_bytes)
+      max_length=model.max_length, head=model.head, end_ids=model.end_ids, max_shard_bytes=max_shard_bytes)
   params, config = load_directory(out, dtype=dtype)
   compare(model.params, params)
   if config != model.config:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +234,7 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
 def save_directory(
     params: Mapping[str, Any], config: Config, path: str | os.PathLike, *, tokenizer: Tokenizer | None = None,
     chat_template: str | None = None, max_length: int | None = None, head: Head | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    end_ids: Sequence[int] = (), max_shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Saves a folder that `load_directory`, transformers and sentence-transformers load; it appears whole or not at all.
 
@@ -254,6 +254,7 @@ def save_directory(
     chat_template: the Jinja template that goes with it.
     max_length: the most tokens of an encoder's input; None takes the size of its position table.
     head: of a classifier or regressor, for which transformers must have a form (`jaxft.formats.heads`).
+    end_ids: of a decoder the tokens that end an answer beside its `eos_id`, for `generation_config.json`.
     max_shard_bytes: larger checkpoints are cut into several files.
 
   Raises:
@@ -291,6 +292,11 @@ def save_directory(
       files |= _sentence_transformers(config, max_length)
     if not isinstance(config, TextConfig):
       files["preprocessor_config.json"] = preprocessor_json(config)
+    if end_ids:
+      roles = {name: files["config.json"].get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+      ends = [token for token in (roles["eos"], *end_ids) if token is not None]
+      files["generation_config.json"] = {
+          f"{name}_token_id": ends if name == "eos" else token for name, token in roles.items()}
     for name, content in files.items():
       write_text(part / name, json.dumps(content, indent=2) + "\n")
     os.replace(part, path)

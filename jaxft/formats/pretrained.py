@@ -24,7 +24,7 @@ from jaxft.formats.huggingface import load_directory, read_config
 from jaxft.formats.huggingface_config import Config, text_part
 from jaxft.formats.presets import PRESETS, fetch
 from jaxft.formats.tiny import init_tiny, tiny_config
-from jaxft.formats.tokenizers import check_tokenizer, read_tokenizer
+from jaxft.formats.tokenizers import check_tokenizer, more_end_ids, read_tokenizer
 from jaxft.hub import on_hub, snapshot
 from jaxft.models.config.clip import ClipConfig
 from jaxft.models.config.encoder_decoder import EncoderDecoderConfig
@@ -53,6 +53,7 @@ class Pretrained:
     max_length: the most tokens of an input: for an encoder what it was tuned with, which may be less than its position
       table holds; for a decoder its context; 0 where it reads no tokens but images.
     head: that of a classifier or regressor, else None.
+    end_ids: of a decoder the tokens that end an answer beside its config's `eos_id`, as chat models have them.
   """
 
   name: str
@@ -62,6 +63,7 @@ class Pretrained:
   chat_template: str | None
   max_length: int
   head: Head | None = None
+  end_ids: tuple[int, ...] = ()
 
   def __repr__(self) -> str:
     """Two lines, however large it is."""
@@ -165,7 +167,8 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
   tokenizer, chat_template, max_length = read_tokenizer(path)
   # A position table bounds an encoder's input whatever a file beside it says.
   max_length = min(max_length or text.max_length, text.max_length)
-  return _checked(Pretrained(name, params, config, tokenizer, chat_template, max_length, read_head(path, config)))
+  ends = more_end_ids(path, config) if isinstance(config, DecoderConfig) else ()
+  return _checked(Pretrained(name, params, config, tokenizer, chat_template, max_length, read_head(path, config), ends))
 
 
 def _checked(model: Pretrained) -> Pretrained:

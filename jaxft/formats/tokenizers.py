@@ -59,6 +59,23 @@ def read_tokenizer(path: str | os.PathLike) -> TokenizerFiles:
   return TokenizerFiles(tokenizer, chat_template(path), max_length)
 
 
+def more_end_ids(path: str | os.PathLike, config: Any) -> tuple[int, ...]:
+  """The tokens beside `config.eos_id` that end an answer, of a Hugging Face folder's generation settings or config.
+
+  Raises:
+    ValueError: one is no row of the embedding; names the file.
+  """
+  found: list[int] = []
+  for name in ("generation_config.json", "config.json"):
+    said = read_json(file).get("eos_token_id") if (file := Path(path) / name).is_file() else None
+    ids = said if isinstance(said, list) else [] if said is None else [said]
+    for token in ids:
+      if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < config.vocab_size:
+        raise ValueError(f"{file}: eos_token_id must be tokens below vocab_size {config.vocab_size}; got {token!r:.40}")
+    found += ids
+  return tuple(token for token in dict.fromkeys(found) if token != config.eos_id)
+
+
 @contextlib.contextmanager
 def _quiet_panics() -> Iterator[None]:
   """Keeps from standard error the trace that a panic of the library prints; the error that follows names it."""

@@ -193,7 +193,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
     # Not sooner: what is refused so far loses no run that is there, nor stands in a corrected one's way.
     run_folder.begin_run(out, given, read)
   if is_first():
-    write_text(out / run_folder.RUN, as_text(asked, found_of(options, loss, steps)))
+    write_text(out / run_folder.RUN, as_text(asked, found_of(options, loss, steps), run_folder.growth(out)))
 
   wait_for_all("run begun")  # in a folder that the first process may have emptied
   writers: list[Any] = [JsonLines(out / run_folder.METRICS)] if is_first() else []
@@ -279,7 +279,7 @@ def _finish(
     if options.output.merge or not facts.get("adapter"):
       save_directory(  # it appears complete or not at all
           params, model.config, out / run_folder.MODEL, tokenizer=model.tokenizer, chat_template=model.chat_template,
-          max_length=model.max_length, head=own)
+          max_length=model.max_length, head=own, end_ids=model.end_ids)
       if head is not None and own is None:
         save_output(head, out / run_folder.MODEL)
   except OSError as e:

@@ -212,6 +212,8 @@ def answer(
   # To a multiple of 16 tokens, so that prompts of like length share a compilation; no further than the context.
   length = max(longest, min(-(-longest // 16) * 16, config.max_length))
   stepwise: Any = stepwise_decoder if of_decoder else stepwise_encoder_decoder
+  if model.end_ids:
+    options.setdefault("stop", tuple(i for i in (config.eos_id, *model.end_ids) if i is not None))
   ids, mask = left_padded(rows, config.pad_id or 0, length)
   out = generate(stepwise(model.params, config, dtype=dtype), ids, jax.random.key(seed), mask=mask, **options)
   answers = []

@@ -1,6 +1,7 @@
 """A run as a file: `jaxft finetune run.yaml`, whose keys are the options; what is also given by hand counts more."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,19 @@ def _option(path: Path, name: Any, value: Any) -> list[tuple[str, list[str]]]:
   return [(name, [f"--{name}", *(str(x) for x in values)])]
 
 
-def as_text(options: Finetune, said: dict[str, Any]) -> str:
+def as_text(options: Finetune, said: dict[str, Any], growth: Sequence[str] = ()) -> str:
   """The file that repeats a run: every option with its value, by group, and what was chosen where none was given.
 
   Args:
     options: of the run.
     said: what the run chose by itself, for a comment.
+    growth: comments that say where it grew: until there it had the learning rates of a shorter run.
   """
   import yaml
 
-  lines = ["# jaxft finetune run.yaml --out FOLDER repeats this run."]
+  lines = ["# jaxft finetune run.yaml --out FOLDER repeats this run."] if not growth else [
+      "# jaxft finetune run.yaml --out FOLDER makes a run of this length in one piece. This one grew: until then it",
+      "# had the learning rates of a shorter one.", *growth]
   lines += [f"# chosen: {name} = {value}" for name, value in said.items()]
   flat: dict[str, Any] = {}
   for name, value in dataclasses.asdict(options).items():

@@ -20,6 +20,7 @@ CONFIG, INPUTS, METRICS, CHECKPOINTS, MODEL, ADAPTER, SUMMARY, TRACES = (
 
 
 LOCK, RUN = ".lock", "run.yaml"
+GREW = "# grew from "  # of a line of it
 
 # What every `config.json` of a run has: by them it is told from one of a model.
 OWN = ("model", "data", "method")
@@ -152,9 +153,18 @@ def grow(out: Path, defining: dict[str, Any], steps: int, total: Any) -> None:
     raise ValueError(f"{out} holds a run of {before} steps and no checkpoint to go on from to {steps}; choose another "
                      "--out, or --overwrite to start anew")
   (out / SUMMARY).unlink(missing_ok=True)
+  kept = (out / RUN).read_text(encoding="utf-8") if (out / RUN).exists() else ""
+  write_text(out / RUN, f"{kept}{GREW}{before} to {steps} steps, at step {_steps_saved(out)[-1]}\n")
   write_text(out / CONFIG, json.dumps(defining, indent=1) + "\n")
   print(f"jaxft: the run in {out} grows from {before} to {steps} steps; from here on the learning rate is that of "
         f"{steps} steps", file=sys.stderr)
+
+
+def growth(out: Path) -> list[str]:
+  """The lines of a run's file that say where it grew; none of a run that did not."""
+  path = out / RUN
+  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+  return [line for line in lines if line.startswith(GREW)]
 
 
 def check_inputs(out: Path, inputs: dict[str, Any]) -> None:

@@ -92,6 +92,8 @@ def test_a_complete_run_is_left_alone_and_another_one_refused(jaxft, tiny, pairs
   # More steps go on from the last checkpoint.
   longer = jaxft(*args, "--steps", 2)
   assert longer.status == 0 and "grows from 1 to 2 steps" in longer.err and "at step 1 of 2" in longer.err
+  said = (tmp_path / "run/run.yaml").read_text()  # it does not repeat this run, and says so
+  assert "# grew from 1 to 2 steps, at step 1\n" in said and "repeats this run" not in said
   assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 2
   assert [line["step"] for line in numbers(tmp_path / "run")] == [1, 2]
   assert "may grow but not shrink; got 1" in jaxft(*args).error

@@ -591,6 +591,29 @@ def test_chat_templates(wanted, text, tmp_path):
   assert json.loads((tmp_path / "out/tokenizer_config.json").read_text()) == {"chat_template": text, "kept": 1}
 
 
+def test_chatml_and_what_others_say_elsewhere(tmp_path):
+  from jaxft.data.chat.rendering import render_chat
+
+  family(tmp_path)
+  settings = {"per_model": {"weight": [1] * 3}, "chat_template": "chatml"}
+  merge(configure(tmp_path / "m.yaml", recipe("ties", **settings)), tmp_path / "out")
+  template = json.loads((tmp_path / "out/tokenizer_config.json").read_text())["chat_template"]
+  turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+  said = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
+  assert render_chat(turns, template) == said
+  assert render_chat(turns, template, add_generation_prompt=True) == said + "<|im_start|>assistant\n"
+  seeded = {**recipe("ties", **settings), "random_seed": 3}
+  with pytest.raises(ValueError, match="the unknown key 'random_seed'; .*; the seed of random drops is --seed"):
+    plan_merge(configure(tmp_path / "m.yaml", seeded))
+
+
+def test_names_within_another_model_are_told(tmp_path):
+  config = changed(tmp_path, lambda tensors, options: None, dtype="float32")
+  write(tmp_path / "m0", {f"inner.{name}": x for name, x in read(tmp_path / "m0").items()})
+  with pytest.raises(ValueError, match=f"{EMBED} is missing in .*m0, which has inner.{EMBED}: names of one of"):
+    plan_merge(config)
+
+
 def test_a_chat_template_that_is_none(tmp_path):
   family(tmp_path)
   config = configure(tmp_path / "m.yaml", recipe("ties", per_model={"weight": [1] * 3}, chat_template="chatmml"))

@@ -11,6 +11,7 @@ import jaxft
 from jaxft.formats.heads import Head
 from jaxft.formats.huggingface import save_directory
 from jaxft.models import decoder, encoder, vision
+from jaxft.recipes.model import answer
 from tests import draws
 
 TEXTS = ["a text", "another, which is longer"]
@@ -125,3 +126,29 @@ def test_what_is_no_text_is_named(tiny_encoder, tiny_decoder):
       (lambda: jaxft.load(3), TypeError, "name_or_path must be the name of a preset or a path; got 3")):  # pyright: ignore
     with pytest.raises(error, match=message):
       call()
+
+
+def test_a_decoder_with_several_tokens_that_end_an_answer(tiny_decoder, tmp_path):
+  import json
+
+  plain = tiny_decoder.generate(["a text"], max_new_tokens=8)
+  row, = answer(tiny_decoder, ["a text"], max_new_tokens=8, temperature=0.0)
+  config, last = tiny_decoder.config, row["tokens"][2]
+  length = row["tokens"].index(last) + 1
+  for name in ("generation_config.json", "config.json"):
+    folder = tmp_path / name.partition(".")[0]
+    save_directory(tiny_decoder.params, config, folder, tokenizer=tiny_decoder.tokenizer)
+    said = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps({**said, "eos_token_id": [config.eos_id, last]}))
+    model = jaxft.load(folder)
+    assert model.end_ids == (last,) and model.config == config
+    # It ends there, as transformers ends it; and what is saved of it keeps both.
+    found, = answer(model, ["a text"], max_new_tokens=8, temperature=0.0)
+    assert found["tokens"] == row["tokens"][:length] != row["tokens"] and plain[0] != model.generate(
+        ["a text"], max_new_tokens=8)[0]
+    save_directory(model.params, config, folder / "again", end_ids=model.end_ids)
+    kept = json.loads((folder / "again/generation_config.json").read_text())
+    assert kept["eos_token_id"] == [config.eos_id, last] and kept["bos_token_id"] == config.bos_id
+  (folder / "generation_config.json").write_text('{"eos_token_id": [-1]}')
+  with pytest.raises(ValueError, match="generation_config.json: eos_token_id must be tokens below .* got -1"):
+    jaxft.load(folder)

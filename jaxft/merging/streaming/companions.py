@@ -147,8 +147,14 @@ def _write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
     write_json(file, _renumbered(read_json(file), vocabulary.moved))
 
 
+# Each turn between its marks, the role in the first line; an answer is begun by the assistant's.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+
 def choose_template(wanted: str, models: Sequence[InputModel]) -> str | None:
-  """The text of a chat template: itself, that of a file, or with `auto` the one that most models have.
+  """The text of a chat template: itself, that of a file, ChatML's, or with `auto` the one that most models have.
 
   Raises:
     ValueError: it is neither.
@@ -158,11 +164,13 @@ def choose_template(wanted: str, models: Sequence[InputModel]) -> str | None:
   if wanted == "auto":
     found = Counter(text for model in models if (text := chat_template(model.folder)) is not None)
     return found.most_common(1)[0][0] if found else None
+  if wanted == "chatml":
+    return CHATML
   if "{" in wanted:
     return wanted
   if Path(wanted).is_file():
     return Path(wanted).read_text(encoding="utf-8")
-  raise ValueError(f"chat_template must be auto, a Jinja template or a file with one; got {wanted!r}")
+  raise ValueError(f"chat_template must be auto, chatml, a Jinja template or a file with one; got {wanted!r}")
 
 
 def _write_template(template: str | None, folder: Path) -> None:

@@ -188,7 +188,10 @@ class _Planner:
       if embedding := tied_embedding(name, self.models[model], shape):
         tied[model] = embedding
       else:
-        lacking.append(f"{sources[model]} is missing in {self.models[model].name}")
+        own, names = sources[model], self.models[model].operands
+        akin = next((n for n in names if n.partition(".")[2] == own or own.partition(".")[2] == n), None)
+        but = f", which has {akin}: names of one of them have a prefix that the other lacks" if akin else ""
+        lacking.append(f"{own} is missing in {self.models[model].name}{but}")
     if lacking:
       have = self.models[next(iter(found))].name if found else "none"
       self.problems.append(f"{', '.join(lacking)} (it is in {have})")

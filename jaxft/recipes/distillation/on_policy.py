@@ -94,6 +94,7 @@ class OnPolicyStep:
   ):
     self._update, self._recipe, self.mesh = update, recipe, recipe.mesh
     self._config, _ = model.text_decoder()
+    self._ends = tuple(i for i in (self._config.eos_id, *model.end_ids) if i is not None)
     self._share, self._temperature, self._key = share, temperature, key
     self._max_length, self._new = max_length, max_new_tokens
 
@@ -119,7 +120,7 @@ class OnPolicyStep:
           stepwise_decoder(params, self._config, dtype=dtype))
       found = jax.device_get(rollout(
           model, prompts.ids, key, mask=mask, max_new_tokens=self._new, temperature=self._temperature,
-          place=lambda rows: place_batch(rows, mesh)))
+          stop=self._ends, place=lambda rows: place_batch(rows, mesh)))
     start = prompts.ids.shape[1]
     answers = found.where & prompts.where[:, None]
     if (found.tokens[answers] < 0).any():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.merging.kernels.methods import METHODS
-from jaxft.merging.streaming.recipe_files.documents import entries, keys, mapping
+from jaxft.merging.streaming.recipe_files.documents import entries, hint, keys, mapping
 from jaxft.merging.streaming.recipe_files.references import Reference, parse_reference
 from jaxft.merging.streaming.recipe_files.settings import Settings, check_setting
 from jaxft.merging.streaming.recipe_files.tokenizer_choice import TokenizerChoice, tokenizer_choice
@@ -227,7 +227,8 @@ class _Reader:
     known = {*method.per_model, *method.parameters}
     for name, setting in value.items():
       if name not in _PARAMETERS:
-        raise ValueError(f"{where} has the unknown parameter {name!r}; {self.method} has {', '.join(sorted(known))}")
+        raise ValueError(f"{where} has the unknown parameter {name!r}; {self.method} has {', '.join(sorted(known))}"
+                         f"{hint(name)}")
       if name not in known:
         self.notes.append(f"{where}.{name} has no effect: {self.method} has {', '.join(sorted(known)) or 'none'}")
       check_setting(setting, f"{where}.{name}")
