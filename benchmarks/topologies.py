@@ -54,15 +54,20 @@ METHODS: dict[str, Callable[[Any], ParamTransform]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One step: a model and a method on a topology, one row of 2,048 tokens a chip; `data` is the mesh axis."""
+  """One step: a model and a method on a topology, 2,048 tokens a chip; `data` and `context` are the mesh axes.
+
+  A row has 2,048 tokens on each of the chips of `context`, which cut it.
+  """
 
   model: str
   method: str
   topology: str
   data: int = 1
+  context: int = 1
 
   def __str__(self) -> str:
-    return f"{self.model} {self.method} {self.topology}" + (f" data {self.data}" if self.data > 1 else "")
+    return f"{self.model} {self.method} {self.topology}" + "".join(
+        f" {name} {size}" for name, size in (("data", self.data), ("context", self.context)) if size > 1)
 
 
 CASES = (
@@ -72,6 +77,7 @@ CASES = (
     Case("llama3-8b", "full", "v5p:4x4x4", data=4),
     Case("gemma3-27b", "lora", "v6e:16x16"),
     *(Case("llama3-70b", method, "v5p:4x4x4") for method in ("lora", "full")),
+    Case("llama3-8b", "lora", "v5e:16x16", context=16),
     Case("bert-base", "gist", "v5e:16x16", data=256),
 )
 
@@ -81,7 +87,8 @@ def compiled(case: Case) -> dict[str, Any]:
   from jax.experimental import topologies
 
   devices = topologies.get_topology_desc(platform="tpu", topology_name=case.topology).devices
-  mesh = make_mesh(data=case.data, fsdp=len(devices) // case.data, devices=devices)
+  mesh = make_mesh(data=case.data, fsdp=len(devices) // case.data // case.context, context=case.context,
+                   devices=devices)
   recipe, params, batch, tokens = (contrastive if case.method == "gist" else language)(case, mesh)
   facts: dict[str, Any] = {**dataclasses.asdict(case), "chips": len(devices)}
   try:
@@ -98,17 +105,21 @@ def compiled(case: Case) -> dict[str, Any]:
 
 def language(case: Case, mesh: Any) -> tuple[Recipe, Any, Any, int]:
   """A step of a language model, with the tokens of its batch."""
+  length = LENGTH * case.context
   config = read_shape(case.model)
+  config = dataclasses.replace(config, max_length=max(config.max_length, length))  # it is taught to read on
   # What trains is float32; a method that freezes the model keeps it as it is published.
   shapes = jax.eval_shape(lambda: decoder.init(jax.random.key(0), config))
   chosen = {"full": "**", "hft": HALF}.get(case.method)
   wide = jax.tree.map(lambda _: False, shapes) if chosen is None else mask(chosen, shapes)
   params = jax.tree.map(lambda x, wide: jax.ShapeDtypeStruct(x.shape, x.dtype if wide else jnp.bfloat16), shapes, wide)
   objective = lambda params, batch, key: (
-      Mean.of(*decoder.token_nll(params, config, batch["ids"], dtype=jnp.bfloat16, remat="full", chunk=1024)), {})
+      Mean.of(*decoder.token_nll(
+          params, config, batch["ids"], dtype=jnp.bfloat16, remat="full", chunk=1024)), {})
   recipe = Recipe(objective, METHODS[case.method](params), optax.adamw(1e-4), mesh=mesh, rules=DECODER_RULES,
                   compute_dtype=jnp.bfloat16)
-  return recipe, params, {"ids": jax.ShapeDtypeStruct((mesh.size, LENGTH), jnp.int32)}, mesh.size * LENGTH
+  rows = mesh.size // case.context
+  return recipe, params, {"ids": jax.ShapeDtypeStruct((rows, length), jnp.int32)}, rows * length
 
 
 def contrastive(case: Case, mesh: Any) -> tuple[Recipe, Any, Any, int]:
@@ -139,9 +150,10 @@ def page(found: dict[str, dict[str, Any]]) -> str:
   """The table of all cases."""
   lines = [
       "# Steps compiled for pods", "",
-      f"Made by `python -m benchmarks.topologies` from `topologies.json`. One row of {LENGTH:,} tokens a chip, "
-      "parameters cut over all chips (`fsdp`; of `data 4` over a fourth of them), bfloat16, layers recomputed "
-      f"(`remat=\"full\"`), AdamW in float32; of `gist` {PAIRS:,} pairs of {TEXT} tokens, parameters on every chip. "
+      f"Made by `python -m benchmarks.topologies` from `topologies.json`. One row of {LENGTH:,} tokens a chip (of "
+      f"`context 16` one of {16 * LENGTH:,} over 16 chips), parameters cut over all chips (`fsdp`; of `data 4` over a "
+      "fourth of them, of `context 16` over a sixteenth), bfloat16, layers recomputed (`remat=\"full\"`), "
+      f"AdamW in float32; of `gist` {PAIRS:,} pairs of {TEXT} tokens, parameters on every chip. "
       "Bytes are those of the compiler for one chip; operations a parameter and token count loops in full, attention's "
       "too; times are what each part takes at the least by the data sheet.", "",
       "What a chip sends is gathered (parameters, before use), reduced (gradients) or passed on (in turns, during a "
@@ -153,7 +165,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
       "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
   ]
   for row in found.values():
-    name = f"| {row['model']} | {row['method']} | {row['topology']}{_data(row)} |"
+    name = f"| {row['model']} | {row['method']} | {row['topology']}{_axes(row)} |"
     if "does_not_fit" in row:
       lines.append(f"{name} does not fit |" + " |" * 11)
       continue
@@ -167,7 +179,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         f"{sent('all-gather', GATHERED):.2f} GB | {sent('all-reduce', 'reduce-scatter'):.3f} GB | "
         f"{sent('collective-permute', 'all-to-all'):.2f} GB | {ms('compute')} | {ms('memory')} | "
         f"{ms('interconnect')} | {row['roofline']['bound']} |")
-  return "\n".join([*lines, "", *theory(found), "", "![](topologies.svg)", ""])
+  return "\n".join([*lines, "", *theory(found), "", *across(found), "", "![](topologies.svg)", ""])
 
 
 def theory(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -190,13 +202,37 @@ def theory(found: dict[str, dict[str, Any]]) -> list[str]:
   return lines
 
 
+def across(found: dict[str, dict[str, Any]]) -> list[str]:
+  """What goes between the chips that hold one row, beside what the ring should take."""
+  lines = [
+      "Between the chips of `context`, each of which holds a part of one row: what ring attention passes on, beside "
+      "the theory: keys and values once round in the forward pass, once as it is computed again, and once in the "
+      "backward pass with their gradients in float32 beside them. Of whole rows only the embeddings are gathered, once "
+      "a step, where they are looked up.", "",
+      "| | kind | axes | times | sent | theory |", "| --- | --- | --- | ---: | ---: | ---: |"]
+  for row in found.values():
+    case = case_of(row)
+    if case.context == 1 or "does_not_fit" in row:
+      continue
+    config = read_shape(case.model)
+    block = LENGTH * config.num_kv_heads * config.head_dim  # of keys, or of values, on one chip
+    ring = case.context * config.num_layers * block * (3 * 2 * 2 + 2 * 4)
+    for c in row["compiled"]["collectives"]:
+      if "context" in c["axes"].split("+"):
+        passed = c["kind"] == "collective-permute" and c["axes"] == "context"
+        lines.append(f"| {case} | {c['kind']} | {c['axes']} | {c['count']:,} | {c['bytes'] / 1e9:.3f} GB | "
+                     f"{f'{ring / 1e9:.3f} GB' if passed else ''} |")
+  return lines
+
+
 def case_of(row: dict[str, Any]) -> Case:
-  """The case of a row; those of before meshes had other shapes have `data` 1."""
-  return Case(row["model"], row["method"], row["topology"], row.get("data", 1))
+  """The case of a row; those of before meshes had other shapes have sizes of 1."""
+  return Case(row["model"], row["method"], row["topology"], row.get("data", 1), row.get("context", 1))
 
 
-def _data(row: dict[str, Any]) -> str:
-  return f", data {row['data']}" if case_of(row).data > 1 else ""
+def _axes(row: dict[str, Any]) -> str:
+  case = case_of(row)
+  return "".join(f", {name} {size}" for name, size in (("data", case.data), ("context", case.context)) if size > 1)
 
 
 def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
@@ -209,7 +245,7 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
 
   rows = [row for row in found.values() if "does_not_fit" not in row]
   figure, axis = pyplot.subplots(figsize=(8, 0.35 * len(rows) + 1))
-  names = [f"{row['model']} {row['method']}, {row['topology']}{_data(row)}" for row in rows]
+  names = [f"{row['model']} {row['method']}, {row['topology']}{_axes(row)}" for row in rows]
   state = [(row["trained_bytes"] + row["frozen_bytes"] + row["optimizer_bytes"]) / 1e9 for row in rows]
   axis.barh(names, [row["peak"] / 1e9 for row in rows], color="#9ecae1", label="peak")
   axis.barh(names, state, color="#08519c", label="kept from step to step")

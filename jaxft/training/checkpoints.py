@@ -240,9 +240,9 @@ class Checkpoints:
   def _set_aside(self, failed: list[tuple[int, Exception]]) -> None:
     for step, e in failed:
       aside = self.folder / f"unreadable-{step}"
-      logger.warning("checkpoint %s cannot be read and is set aside as %s: %s",
-                     self.folder / str(step), aside.name, _first_line(e))
-      if is_first():
+      if is_first():  # all processes read the same and agree on it
+        logger.warning("checkpoint %s cannot be read and is set aside as %s: %s",
+                       self.folder / str(step), aside.name, _first_line(e))
         (self.folder / str(step)).rename(aside)
     if failed:
       wait_for_all("unreadable checkpoints set aside")

@@ -195,7 +195,7 @@ def test_a_killed_process_ends_the_other_with_its_name_and_the_run_resumes(jaxft
 
 
 @pytest.mark.exhaustive
-def test_of_a_truncated_newest_checkpoint_all_processes_say_so_and_take_the_one_before(tiny, pairs, tmp_path):
+def test_of_a_truncated_newest_checkpoint_all_take_the_one_before_and_the_first_says_so(tiny, pairs, tmp_path):
   out = tmp_path / "run"
   args = [*arguments(tiny, pairs, out, "--checkpoint-every", 2), "--processes", 2]
   ended(start(*args), 0)
@@ -206,7 +206,7 @@ def test_of_a_truncated_newest_checkpoint_all_processes_say_so_and_take_the_one_
   data = max((p for p in newest.rglob("*") if p.is_file() and "/d/" in str(p)), key=lambda p: p.stat().st_size)
   data.write_bytes(data.read_bytes()[:-40])
   output = ended(start(*args), 0)
-  assert f"{newest} cannot be read and is set aside as unreadable-4" in output
+  assert output.count(f"{newest} cannot be read and is set aside as unreadable-4") == 1
   assert (out / "checkpoints" / "unreadable-4").is_dir() and newest.is_dir()
   assert losses(out) == whole
 
