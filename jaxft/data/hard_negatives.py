@@ -29,9 +29,10 @@ def mine_hard_negatives(
 ) -> HardNegatives:
   """For each query n documents drawn from a span of its ranking by cosine, without what is or may be an answer.
 
-  A positive is never taken, nor a copy of one. With a margin, a document is taken only where its score is below that of
-  the query's worst positive, s+: `s < s+ - margin`, `s < s+ - relative_margin |s+|`. The scores are those of the
-  ranking or, with a judge, a teacher's: what the teacher thinks as good as the answer is a false negative.
+  A positive is never taken, nor a copy of one where `texts` tells copies. With a margin, a document is taken only where
+  its score is below that of the query's worst positive, s+: `s < s+ - margin`, `s < s+ - relative_margin |s+|`. The
+  scores are those of the ranking or, with a judge, a teacher's: what the teacher thinks as good as the answer is a
+  false negative.
 
   >>> corpus = np.array([[1.0, 0.0], [0.9, 0.1], [0.6, 0.4], [0.0, 1.0]])
   >>> mine_hard_negatives(np.array([[1.0, 0.0]]), corpus, [0], n=2, ranks=(0, 4), margin=0.05, seed=None)
@@ -66,8 +67,11 @@ def mine_hard_negatives(
     raise ValueError(f"queries and corpus must have one width; got {query.shape[1]} and {document.shape[1]}")
   size = len(document)
   answers = [np.atleast_1d(np.asarray(own, np.int64)) for own in positives]
-  if len(answers) != len(query) or not all(len(own) and 0 <= own.min() and own.max() < size for own in answers):
-    raise ValueError(f"positives must be rows of the corpus, in [0, {size}), at least one of each query")
+  if len(answers) != len(query):
+    raise ValueError(f"positives must be of each of the {len(query)} queries; got those of {len(answers)}")
+  for i, own in enumerate(answers):
+    if not (len(own) and 0 <= own.min() and own.max() < size):
+      raise ValueError(f"positives[{i}] must be rows of the corpus, in [0, {size}), at least one; got {own.tolist()}")
   in_range("n", n, "[1, inf)")
   in_range("chunk", chunk, "[1, inf)")
   if not 0 <= ranks[0] < ranks[1]:

@@ -141,10 +141,13 @@ def _whole_clip(read: Reader, preprocessor: Mapping[str, Any]) -> ClipConfig:
     key = f"{side}_config"
     read.seen |= {key, f"{key}_dict"}
     own, again = read.config.get(key), read.config.get(f"{key}_dict")
-    # Old files say a tower twice, and transformers takes the second, with its own defaults.
-    parts[side], said = (own, key) if again is None else (again, f"{key}_dict")
-    if not isinstance(parts[side], Mapping):
-      read.refuse(said, "supported: an object with the tower's sizes")
+    # Old files say a tower twice, or in the second place alone.
+    own = again if not own and isinstance(again, Mapping) else own
+    if not isinstance(own, Mapping):
+      read.refuse(key, "supported: an object with the tower's sizes")
+    elif not isinstance(again or {}, Mapping) or any(own.get(name) != value for name, value in (again or {}).items()):
+      read.refuse(f"{key}_dict", f"supported: null, or what {key} says")
+    parts[side] = own
   read.finish()
   towers = {}
   for side, reader in (("vision", _clip), ("text", _clip_text)):

@@ -53,9 +53,9 @@ def test_draws_differ_by_seed_and_a_margin_may_leave_none():
 
 
 @pytest.mark.parametrize(("change", "message"), [
-  ({"positives": [[3]] * 6}, r"positives must be rows of the corpus, in \[0, 40\), at least one of each query"),
-  ({"positives": [[40]] * 7}, "positives must be rows of the corpus"),
-  ({"positives": [[]] * 7}, "positives must be rows of the corpus"),
+  ({"positives": [[3]] * 6}, "positives must be of each of the 7 queries; got those of 6"),
+  ({"positives": [[3]] * 6 + [[1, 40]]}, r"positives\[6\] must be rows of the corpus, in \[0, 40\).*got \[1, 40\]"),
+  ({"positives": [[]] * 7}, r"positives\[0\] must be rows of the corpus, .*at least one; got \[\]"),
   ({"ranks": (5, 5)}, "ranks must be .first, last. with 0 <= first < last"),
   ({"n": 0}, r"n must lie in \[1, inf\)"),
   ({"texts": [0]}, "texts must hold one number for each of 40 documents"),
