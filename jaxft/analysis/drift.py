@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -91,8 +90,23 @@ def mask_overlap(first: Tree, second: Tree) -> dict[str, float]:
   Returns:
     "jaccard"; "first" and "second", the selected fractions; and "chance", the jaccard expected of independent
     selections of these fractions.
+
+  Raises:
+    ValueError: the selections differ in paths or shapes, hold nothing, or hold what is not a boolean.
   """
-  pairs = list(zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+  mine, others = (dict(leaves_with_paths(tree)) for tree in (first, second))
+  differ = sorted(path for path in mine.keys() | others.keys()
+                  if path not in mine or path not in others or np.shape(mine[path]) != np.shape(others[path]))
+  if differ:
+    shown = ", ".join(differ[:10])
+    raise ValueError(f"first and second must have the same leaves; {len(differ)} differ: {shown}")
+  for name, tree in (("first", mine), ("second", others)):
+    for path, x in tree.items():
+      if np.result_type(getattr(x, "dtype", type(x))) != np.bool_:
+        raise ValueError(f"{name} must hold booleans; got {getattr(x, 'dtype', repr(x))} at {path}")
+  if not sum(map(np.size, mine.values())):
+    raise ValueError("first must hold at least one entry; got none")
+  pairs = [(x, others[path]) for path, x in mine.items()]
   count = lambda f: sum(int(jnp.sum(f(jnp.asarray(a), jnp.asarray(b)))) for a, b in pairs)
   size = sum(np.size(a) for a, _ in pairs)
   both, either = count(jnp.logical_and), count(jnp.logical_or)

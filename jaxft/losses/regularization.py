@@ -150,7 +150,7 @@ def _distance(
   if normalizer is not None and not isinstance(normalizer, Tracer) and not 0 < normalizer < math.inf:
     raise ValueError(f"normalizer must be > 0 and finite, or None for the number of entries; got {normalizer}")
   for name, tree in (("reference", reference), ("where", where)):
-    if tree is not None and (got := jax.tree.structure(tree)) != jax.tree.structure(params):
+    if (tree is not None or name == "reference") and (got := jax.tree.structure(tree)) != jax.tree.structure(params):
       raise ValueError(f"{name} must be a tree like params, {jax.tree.structure(params)}; got {got}")
 
   def part(keys: tuple[Any, ...], new: Array, old: Array, mask: Any) -> Float[Array, ""]:

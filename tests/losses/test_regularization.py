@@ -57,3 +57,9 @@ def test_sum_of_norms_of_stacked_layers_is_that_of_unrolled_ones():
   np.testing.assert_allclose(sum_of_norms([x for x in stacked["w"]]), 10.0)
   np.testing.assert_allclose(sum_of_norms(stacked), 50**0.5, rtol=1e-6)
   assert jnp.isfinite(jax.grad(sum_of_norms)({"w": jnp.zeros(3)})["w"]).all()
+
+
+@pytest.mark.parametrize("loss", [l1_to_reference, l2_to_reference])
+def test_a_reference_is_a_tree_like_the_params(loss):
+  with pytest.raises(ValueError, match="reference must be a tree like params, .*; got PyTreeDef"):
+    loss({"w": jnp.ones(3)}, None)

@@ -66,7 +66,7 @@ def test_errors():
     lora_combination([])
   with pytest.raises(ValueError, match="one entry for each of the 3 adapters; got 1"):
     lora_combination(ADAPTERS, scales=[1.0])
-  with pytest.raises(ValueError, match="granularity must be model or leaf; got 'layer'"):
+  with pytest.raises(ValueError, match="granularity must be one of model, leaf; got 'layer'"):
     lora_combination(ADAPTERS, granularity="layer")
   with pytest.raises(ValueError, match=r"adapters\[0\] must fit layers/.*/kernel"):
     lora_combination(ADAPTERS).split(KEY, stack_params(KEY, layers=3, dim=6, hidden=9))

@@ -57,8 +57,6 @@ def lora_combination(
     raise ValueError(f"scales must have one entry for each of the {n} adapters; got {len(factors)}")
   in_range("scales", factors)
   in_range("init", init)
-  if granularity not in ("model", "leaf"):
-    raise ValueError(f"granularity must be model or leaf; got {granularity!r}")
 
   def split(key: jax.Array, params: Tree) -> tuple[Tree, Tree]:
     del key
