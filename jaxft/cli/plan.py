@@ -188,7 +188,7 @@ def batch_shape(run: Finetune, config: Any, guide_dim: int, teacher: Any = None)
   from jaxft.recipes.distillation.losses import NEW_TOKENS
   from jaxft.recipes.preference.losses import PREFERENCES
   from jaxft.recipes.rl.losses import POLICY_LOSSES
-  from jaxft.recipes.run import TARGETS, loss_name
+  from jaxft.recipes.run_loss import TARGETS, loss_name
 
   rows, length = run.optimization.batch_size, run.examples.max_length
   kind = family_of(config).kind
@@ -233,7 +233,7 @@ def _answers(run: Finetune, loss: str, length: int) -> Any:
 
   from jaxft.recipes.rl.losses import POLICY_LOSSES
   from jaxft.recipes.rl.objective import Answers
-  from jaxft.recipes.run import rows_of, run_policy
+  from jaxft.recipes.run_loss import rows_of, run_policy
 
   settings, rows = run_policy(run.loss, loss), rows_of(run, loss)
   tokens, new = (rows, length + settings.max_new_tokens), (rows, settings.max_new_tokens)
@@ -250,7 +250,7 @@ def _params(run: Finetune, config: Any, teacher: Any = None) -> Any:
 
   from jaxft.formats.families import family_of
   from jaxft.recipes.output import init_output
-  from jaxft.recipes.run import WITH_OUTPUT, loss_name
+  from jaxft.recipes.run_loss import WITH_OUTPUT, loss_name
 
   family = family_of(config)
   loss = loss_name(run.loss.loss, family.kind)

@@ -34,25 +34,12 @@ from jaxft.recipes.output import fits_form, head_of, init_output, save_output
 from jaxft.recipes.preference.losses import PREFERENCES, more_sources
 from jaxft.recipes.preference.preparation import preference_splits
 from jaxft.recipes.preparation import prepare, target_of
-from jaxft.recipes.quiet import quiet_threads
 from jaxft.recipes.rl.losses import POLICY_LOSSES
 from jaxft.recipes.rl.preparation import SHOWN, policy_step
 from jaxft.recipes.rl.prompts import Prompts
-from jaxft.recipes.run import (
-  WITH_OUTPUT,
-  check_loss,
-  check_options,
-  early_name,
-  found_of,
-  loss_name,
-  mesh_of,
-  preference_settings,
-  recipe_of,
-  rows_of,
-  transform_of,
-  with_data,
-)
+from jaxft.recipes.run import check_options, found_of, mesh_of, recipe_of, transform_of, with_data
 from jaxft.recipes.run_file import as_text
+from jaxft.recipes.run_loss import WITH_OUTPUT, check_loss, early_name, loss_name, preference_settings, rows_of
 from jaxft.stores.copies import place_of, shown
 from jaxft.stores.mirror import mirrored
 from jaxft.stores.store import url_of
@@ -61,6 +48,7 @@ from jaxft.training import Checkpoints, JsonLines, checksum, fit, init_state, ma
 from jaxft.training.gather import to_host
 from jaxft.training.mesh import check_rows
 from jaxft.training.metrics import check_tracker, tracker
+from jaxft.training.quiet import quiet_threads
 from jaxft.training.step import cast_floating
 from jaxft.transforms import ParamTransform
 from jaxft.tree import count

@@ -38,7 +38,8 @@ from jaxft.recipes.preference.preparation import prepare_preferences
 from jaxft.recipes.preference.records import collate_of
 from jaxft.recipes.rl.losses import POLICY_LOSSES
 from jaxft.recipes.rl.preparation import prepare_policy
-from jaxft.recipes.run import DTYPES, OF_PAIRS, TARGETS, loss_name, target_field
+from jaxft.recipes.run import DTYPES
+from jaxft.recipes.run_loss import OF_PAIRS, TARGETS, loss_name, target_field
 from jaxft.training.mesh import batch_axes, rows_of_process
 
 PAYS = 1.25  # so many times fewer tokens

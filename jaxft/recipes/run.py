@@ -21,34 +21,28 @@ from jaxft.recipes.guess import check_task
 from jaxft.recipes.methods import make_transform, usual_rate
 from jaxft.recipes.objectives import language, prediction, same_label, scored_pairs, text_pairs
 from jaxft.recipes.optimizers import SCHEDULES, adamw
-from jaxft.recipes.options import Adaptation, Compute, Examples, Finetune, Loss, Optimization
+from jaxft.recipes.options import Adaptation, Compute, Examples, Finetune, Optimization
 from jaxft.recipes.output import HEADS
-from jaxft.recipes.preference.losses import PREFERENCES, Settings, reads
-from jaxft.recipes.preference.objective import preference, settings_of
-from jaxft.recipes.rl.losses import POLICY_LOSSES, PolicySettings, policy_settings, reads as read_by_policy
+from jaxft.recipes.preference.losses import PREFERENCES, reads
+from jaxft.recipes.preference.objective import preference
+from jaxft.recipes.rl.losses import POLICY_LOSSES, reads as read_by_policy
 from jaxft.recipes.rl.objective import policy
 from jaxft.recipes.rl.rewards import data_of, rewards_of
+from jaxft.recipes.run_loss import (
+  WITH_OUTPUT,
+  check_loss,
+  compares_all,
+  early_name,
+  loss_name,
+  preference_settings,
+  rows_of,
+  run_policy,
+)
 from jaxft.training import DECODER_RULES, ENCODER_RULES, Recipe, make_mesh
 from jaxft.training.recipe import Objective
 from jaxft.transforms import ParamTransform, chain, train
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# By kind of model; the first where none is named.
-LOSSES = {
-    "encoder": ("mnrl", "gist", "cosent", "cross_entropy", "mse", "supcon", *distilled.of_kind("encoder")),
-    "vision": ("cross_entropy", "mse", "supcon", *distilled.of_kind("vision")),
-    "encoder-decoder": ("sft",),
-    "decoder": ("sft", *PREFERENCES, *POLICY_LOSSES, *distilled.of_kind("decoder"))}
-READ_BY_LOSS = {
-    "gist": ("guide", "temperature", "margin"), "mnrl": ("temperature",), "cosent": ("temperature",),
-    "cross_entropy": ("target", "head"), "mse": ("target", "head"), "supcon": ("target", "temperature"), "sft": (),
-    **{name: reads(name) for name in PREFERENCES}, **{name: read_by_policy(name) for name in POLICY_LOSSES},
-    **{name: distilled.reads(name) for name in DISTILLATIONS}}
-# The usual field of those that learn one; of kd and value_mse it is what the student is measured by.
-TARGETS = {"cross_entropy": "label", "supcon": "label", "mse": "value", "kd": "label", "value_mse": "value"}
-WITH_OUTPUT = ("cross_entropy", "mse", "kd", "value_mse")
-OF_PAIRS = ("mnrl", "gist")
-BY_TOKENS = ("sft", "gkd")  # each example is learnt by itself, token by token
 RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES,
          "encoder-decoder": DECODER_RULES}
 
@@ -136,57 +130,9 @@ def _check_finite(options: Finetune) -> None:
           raise ValueError(f"{name} must be finite; got {value}")
 
 
-def target_field(loss: Loss, name: str) -> str:
-  """The field of the records that the loss of this name learns."""
-  return loss.target or TARGETS[name]
-
-
-def check_loss(loss: Loss, name: str) -> None:
-  """Raises ValueError for an option of the loss that the loss of this name does not read, or one that it lacks."""
-  flag = lambda name: f"--{name.replace('_', '-')}"
-  ignored = [flag(f.name) for f in dataclasses.fields(loss)
-             if f.name not in ("loss", "task", *READ_BY_LOSS[name]) and getattr(loss, f.name) != f.default]
-  if ignored:
-    reads = ", ".join(map(flag, READ_BY_LOSS[name])) or "no option"
-    raise ValueError(f"loss {name} does not read {', '.join(ignored)}; it reads {reads}")
-  if name in DISTILLATIONS and loss.teacher is None:
-    raise ValueError(f"loss {name} needs --teacher: the preset or folder of the model to learn from")
-
-
-def loss_name(name: str | None, kind: str) -> str:
-  """The checked name of a loss for a kind of model, as "encoder"; None takes the kind's first loss."""
-  known = pick("kind of model", kind, LOSSES)
-  if name is not None:
-    one_of(f"loss with this {kind}", name, known)
-  return name or known[0]
-
-
 def with_data(options: Finetune) -> Finetune:
   """The options with the data set that a reward names, where they name none."""
   return dataclasses.replace(options, data=data_of(options.loss.reward, options.data))
-
-
-def early_name(loss: Loss) -> str | None:
-  """The name of the loss, as far as the options tell it: what a run by rewards is, or may be left to the data."""
-  by_reward = loss.loss is None and (loss.task == "rl" or loss.reward)
-  return "grpo" if by_reward else loss.loss
-
-
-def compares_all(loss: str) -> bool:
-  """Whether a loss compares all examples of a batch, which its objective then cuts in micro-batches itself."""
-  return PREFERENCES[loss].whole if loss in PREFERENCES else (
-      loss not in (*BY_TOKENS, *WITH_OUTPUT, *POLICY_LOSSES))
-
-
-def rows_of(run: Finetune, loss: str | None) -> int:
-  """The rows of an update: examples, or the answers to all prompts."""
-  size = run.optimization.batch_size
-  return size * run_policy(run.loss, loss).group_size if loss in POLICY_LOSSES else size
-
-
-def run_policy(loss: Loss, name: str) -> PolicySettings:
-  """What the options and, where they say nothing, the table of losses set of a policy loss."""
-  return policy_settings(name, **{f: getattr(loss, f) for f in PolicySettings._fields})
 
 
 def rate_of(run: Finetune, loss: str) -> float:
@@ -194,12 +140,6 @@ def rate_of(run: Finetune, loss: str) -> float:
   rate = usual_rate(run.method)
   table = PREFERENCES if loss in PREFERENCES else POLICY_LOSSES
   return rate * table[loss].rate if loss in table else rate
-
-
-def preference_settings(loss: Loss, name: str) -> Settings:
-  """What the options and, where they say nothing, the table of losses set of a preference loss."""
-  given = {f: getattr(loss, f) for f in Settings._fields}
-  return settings_of(name, **given)
 
 
 def found_of(options: Finetune, loss: str, steps: int) -> dict[str, Any]:

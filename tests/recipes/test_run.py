@@ -11,7 +11,8 @@ import pytest
 from jaxft.files import check_apart, write_text
 from jaxft.recipes import run_folder
 from jaxft.recipes.options import Examples, Finetune, Loss, Optimization
-from jaxft.recipes.run import check_loss, check_options
+from jaxft.recipes.run import check_options
+from jaxft.recipes.run_loss import check_loss
 from tests.processes import start_python
 
 RUN = Finetune(model="m", data="d")

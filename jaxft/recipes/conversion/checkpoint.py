@@ -16,7 +16,8 @@ from jaxft.recipes import run_folder
 from jaxft.recipes.model import load
 from jaxft.recipes.options import Adaptation, Examples, Finetune, Loss, Optimization
 from jaxft.recipes.output import fits_form, head_of
-from jaxft.recipes.run import loss_name, transform_of
+from jaxft.recipes.run import transform_of
+from jaxft.recipes.run_loss import loss_name
 from jaxft.training import Checkpoints, Recipe, checksum, init_state
 from jaxft.transforms import ParamTransform
 

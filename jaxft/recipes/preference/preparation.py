@@ -16,7 +16,8 @@ from jaxft.recipes.preference.measure import preferences
 from jaxft.recipes.preference.objective import score_function, scored_by
 from jaxft.recipes.preference.records import collate_of, records_of
 from jaxft.recipes.preference.reference import Reference, named, with_references
-from jaxft.recipes.run import DTYPES, preference_settings
+from jaxft.recipes.run import DTYPES
+from jaxft.recipes.run_loss import preference_settings
 from jaxft.together import is_first
 from jaxft.training.mesh import rows_of_process
 

@@ -18,7 +18,8 @@ from jaxft.recipes.rl.prompts import Prompts
 from jaxft.recipes.rl.rewards import Reward, rewards_of
 from jaxft.recipes.rl.sampling import Sampler
 from jaxft.recipes.rl.step import PolicyStep
-from jaxft.recipes.run import DTYPES, rows_of, run_policy
+from jaxft.recipes.run import DTYPES
+from jaxft.recipes.run_loss import rows_of, run_policy
 from jaxft.training.mesh import check_rows
 from jaxft.training.recipe import Recipe
 from jaxft.training.state import TrainState
