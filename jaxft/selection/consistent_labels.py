@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxft.checks import check_texts
+from jaxft.checks import not_one_str
 from jaxft.signatures import explain_errors
 
 
@@ -34,8 +34,8 @@ def consistent_labels(
 
   Source: the filter of Quan 2024, DMoERM (arXiv 2403.01197).
   """
-  check_texts("a", a)
-  check_texts("b", b)
+  not_one_str("a", a)
+  not_one_str("b", b)
   if len(a) != len(b):
     raise ValueError(f"a and b must be of one length; got {len(a)} and {len(b)}")
   signs = []

@@ -10,7 +10,7 @@ import pytest
 
 from jaxft import Mean
 from jaxft.models import decoder
-from jaxft.models.attention import attend, ring_attend, same_segment
+from jaxft.models.attention import attend, ring_attend
 from jaxft.training import make_mesh
 from jaxft.training.mesh import under_mesh
 
@@ -31,9 +31,10 @@ def sides(seed=0):
 def masks():
   padding = np.arange(TIME) < np.array([[TIME], [11]])
   segments = np.repeat([[1, 2, 2, 3], [1, 1, 4, 0]], 4, axis=1)
-  nobody = np.asarray(same_segment(segments)).copy()
+  same = segments[:, :, None] == segments[:, None]
+  nobody = same.copy()
   nobody[0, 5] = False  # a query that sees nothing
-  return {"none": None, "padding": padding[:, None], "segments": np.asarray(same_segment(segments)), "nobody": nobody,
+  return {"none": None, "padding": padding[:, None], "segments": same, "nobody": nobody,
           "one for all rows": np.tri(TIME, k=2, dtype=bool)[None]}
 
 
