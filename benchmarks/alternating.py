@@ -103,6 +103,11 @@ def middle(row: Mapping[str, Any], of: str = "seconds") -> float:
   return statistics.median(row[of])
 
 
+def spread(found: Sequence[float]) -> str:
+  """The lowest and the highest ratio, and of how many rounds."""
+  return f"{min(found):.2f} to {max(found):.2f}, {len(found)} round{'' if len(found) == 1 else 's'}"
+
+
 def compared(sides: Sides, ours: str, peer: str, target: float) -> list[str]:
   """Cells of a table: the ratio, its range, that of core-seconds, the memory of both, and whether it reached a target.
 
@@ -111,7 +116,7 @@ def compared(sides: Sides, ours: str, peer: str, target: float) -> list[str]:
   found, (a, b) = ratios(sides, ours, peer), (sides[ours], sides[peer])
   reached = statistics.median(found) >= target and a["peak_bytes"] <= b["peak_bytes"]
   return [
-      f"{statistics.median(found):.2f}x", f"{min(found):.2f} to {max(found):.2f}, {len(found)} rounds",
+      f"{statistics.median(found):.2f}x", spread(found),
       f"{statistics.median(ratios(sides, ours, peer, 'core_seconds')):.2f}x",
       f"{a['peak_bytes'] / 1e9:.2f} / {b['peak_bytes'] / 1e9:.2f} GB",
       f"{target}x, no more memory: {'reached' if reached else 'missed'}"]
@@ -148,6 +153,31 @@ def plot(found: Sequence[tuple[str, Sequence[float], float]], path: Path, words:
   axis.set_xlabel(words)
   figure.savefig(path, metadata={"Date": None})
   pyplot.close(figure)
+
+
+def by_machine(
+    name: str, measured: Callable[[int], dict[str, Any]], page: Callable[[Sequence[Mapping[str, Any]]], str], *,
+    words: str | None, rounds: int,
+) -> None:
+  """Measures on this machine, keeps that beside what was found on others, and writes the page of them all.
+
+  Args:
+    name: of the folder below `benchmarks/results` with a file for each kind of machine, and of the page.
+    measured: `rounds -> ` the figures of this machine, with what `machine` says of it as `machine`.
+    page: the page of the figures of all machines.
+    words: the program's docstring, for `--help`.
+    rounds: how many where nothing is said.
+  """
+  parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--rounds", type=int, default=rounds, help="steps of each side, after two that are not counted")
+  parser.add_argument("--page", action="store_true", help="measure nothing")
+  args = parser.parse_args()
+  if not args.page:
+    found = measured(args.rounds)
+    write_text(RESULTS / name / file_of(found["machine"]), json.dumps(found, indent=1) + "\n")
+  text = page([json.loads(p.read_text()) for p in sorted((RESULTS / name).glob("*.json"))])
+  write_text(RESULTS / f"{name}.md", text)
+  print(text)
 
 
 def command(

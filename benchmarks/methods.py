@@ -8,34 +8,23 @@ has against PEFT's. Step, tokens and settings are those of `benchmarks.workload`
 benchmarks/results/methods/, a file for each kind of machine, and stand side by side in benchmarks/results/methods.md.
 """
 
-import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.alternating import RESULTS, file_of, machine, measure, middle, ratios, table
-from jaxft.files import write_text
+from benchmarks.alternating import by_machine, machine, measure, middle, ratios, table
 
 OURS = ("full", "hft", "lora", "dora", "s2ft")
 AGAINST_PEFT = ("lora", "dora", "ia3", "oft")
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--rounds", type=int, default=5, help="steps of each side, after two that are not counted")
-  parser.add_argument("--page", action="store_true", help="measure nothing")
-  args = parser.parse_args()
-  if not args.page:
-    found = {
-        "machine": {**machine("peft"), "rounds": args.rounds},
-        "ours": measure([f"jaxft-{method}" for method in OURS], "benchmarks", args.rounds, 2),
-        **{method: measure((f"jaxft-{method}", f"peft-{method}"), "benchmarks", args.rounds, 2)
-           for method in AGAINST_PEFT}}
-    write_text(RESULTS / "methods" / file_of(found["machine"]), json.dumps(found, indent=1) + "\n")
-  text = page([json.loads(p.read_text()) for p in sorted((RESULTS / "methods").glob("*.json"))])
-  write_text(RESULTS / "methods.md", text)
-  print(text)
+def measured(rounds: int) -> dict[str, Any]:
+  """All figures of this machine."""
+  return {
+      "machine": {**machine("peft"), "rounds": rounds},
+      "ours": measure([f"jaxft-{method}" for method in OURS], "benchmarks", rounds, 2),
+      **{method: measure((f"jaxft-{method}", f"peft-{method}"), "benchmarks", rounds, 2)
+         for method in AGAINST_PEFT}}
 
 
 def page(machines: Sequence[Mapping[str, Any]]) -> str:
@@ -67,4 +56,4 @@ def _against(method: str, sides: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-  main()
+  by_machine("methods", measured, page, words=__doc__, rounds=5)

@@ -7,8 +7,6 @@ Steps alternate. Results lie in benchmarks/results/steps/, a file for each kind 
 benchmarks/results/steps.md.
 """
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -16,9 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.alternating import RESULTS, file_of, machine, measure, middle, ratios, table
+from benchmarks.alternating import by_machine, machine, measure, middle, ratios, table
 from benchmarks.products import Kind, flops
-from jaxft.files import write_text
 
 PAIRS: tuple[tuple[Kind, str, str, float], ...] = (
     ("lora", "jaxft-lora", "peft-lora", 1.1),
@@ -60,19 +57,6 @@ def measured(rounds: int) -> dict[str, Any]:
   from benchmarks.overhead import overhead
 
   return {**results, "overhead": overhead()}
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--rounds", type=int, default=9, help="steps of each side, after two that are not counted")
-  parser.add_argument("--page", action="store_true", help="measure nothing")
-  args = parser.parse_args()
-  if not args.page:
-    found = measured(args.rounds)
-    write_text(RESULTS / "steps" / file_of(found["machine"]), json.dumps(found, indent=1) + "\n")
-  text = page([json.loads(p.read_text()) for p in sorted((RESULTS / "steps").glob("*.json"))])
-  write_text(RESULTS / "steps.md", text)
-  print(text)
 
 
 def page(machines: Sequence[Mapping[str, Any]]) -> str:
@@ -120,4 +104,4 @@ def _rest(found: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-  main()
+  by_machine("steps", measured, page, words=__doc__, rounds=9)

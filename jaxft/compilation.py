@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that the second run of an experiment starts at once."""
+"""Compiled programs kept on disk, so that the second run of a command starts at once."""
 
 import jax
 

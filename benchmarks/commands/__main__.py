@@ -1,7 +1,7 @@
 """Runs both sides of each job in alternation and writes benchmarks/results/commands.json and a table.
 
-    python -m benchmarks.commands              (make bench-commands) a quarter of an hour on two idle cores
-    python -m benchmarks.commands --rounds 1
+    python -m benchmarks.commands              (make bench-commands) half an hour on two idle cores
+    python -m benchmarks.commands --page       the table again
 
 Each run is a process of its own in an empty folder, with the compilation cache as the runs before have left it, after
 one run that is not counted. The first step is over when the first line with a loss is printed.
@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.alternating import RESULTS, machine
+from benchmarks.alternating import RESULTS, machine, spread
 from benchmarks.commands.jobs import JOBS, STEPS
 from jaxft.files import write_text
 
@@ -89,7 +89,7 @@ def table(results: Mapping[str, Any]) -> str:
       ratios = [b[key] / a[key] for a, b in zip(ours, peer, strict=True)]
       middle = lambda side, key=key, scale=scale: statistics.median(run[key] for run in side) / scale
       lines.append(f"| {name} | {found['peer']} | {title} | {middle(ours):.2f} {unit} | {middle(peer):.2f} {unit} | "
-                   f"{statistics.median(ratios):.2f}x | {min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} rounds |")
+                   f"{statistics.median(ratios):.2f}x | {spread(ratios)} |")
     lines.append(f"| {name} | {found['peer']} | loss at step 1 | {ours[0]['first_loss']:.4f} | "
                  f"{peer[0]['first_loss']:.4f} | | |")
   return "\n".join(lines) + "\n"
@@ -98,10 +98,11 @@ def table(results: Mapping[str, Any]) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--page", action="store_true", help="measure nothing")
   parser.add_argument("--out", type=Path, default=RESULTS / "commands.json")
   args = parser.parse_args()
   results = json.loads(args.out.read_text()) if args.out.exists() else {}
-  for name in JOBS:
+  for name in () if args.page else JOBS:
     results[name] = measure(name, args.rounds)
     write_text(args.out, json.dumps(results, indent=1) + "\n")
   write_text(args.out.with_suffix(".md"), table(results))

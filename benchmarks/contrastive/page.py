@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.alternating import spread
 from benchmarks.contrastive.sizes import CACHED, IN_BATCH, TARGET
 from benchmarks.contrastive.workload import LENGTH, MINI_BATCH
 
@@ -48,7 +49,7 @@ def table(results: Results) -> str:
     target = f"{TARGET}x, no more memory: {'reached' if reached else 'missed'}" if kind != "jaxft-padded" else ""
     lines.append(
         f"| {NAMES[kind].removeprefix('jaxft, ')} | {batch:,} | {_middle(ours):.2f} s | {_middle(peer):.2f} s | "
-        f"{statistics.median(found):.2f}x | {min(found):.2f} to {max(found):.2f}, {len(found)} rounds | "
+        f"{statistics.median(found):.2f}x | {spread(found)} | "
         f"{statistics.median(ratios(at, kind, batch, 'core_seconds')):.2f}x | {target} | "
         f"{ours['first_loss']:.5f} / {peer['first_loss']:.5f} | "
         f"{ours['peak_bytes'] / 1e9:.2f} / {peer['peak_bytes'] / 1e9:.2f} GB |")

@@ -43,6 +43,9 @@ class Evaluate:
 
 def main(args: list[str]) -> None:
   options = parse(Evaluate, args, prog="jaxft evaluate")
+  from jaxft.compilation import use_compilation_cache
+
+  use_compilation_cache()
   rows = evaluate(options)
   print(json.dumps(rows, indent=1) if options.json else as_table(rows))
 

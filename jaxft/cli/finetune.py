@@ -13,9 +13,11 @@ def main(args: list[str], enter: Callable[[], None]) -> None:
   options = parse(expand(args), command="finetune", description=f"{Finetune.__doc__} Or: jaxft finetune RUN.yaml, "
                   "a file of these options; each run writes its own to run.yaml.")
   enter()
+  from jaxft.compilation import use_compilation_cache
   from jaxft.recipes.finetune import finetune  # not before the options: --help needs no JAX
   from jaxft.training import Diverged
 
+  use_compilation_cache()
   try:
     summary = finetune(options)
   except Diverged as e:

@@ -44,6 +44,9 @@ def main(args: list[str]) -> None:
   options = parse(Generate, args, prog="jaxft generate")
   if not options.prompts:
     options = dataclasses.replace(options, prompts=(sys.stdin.read().rstrip("\n"),))
+  from jaxft.compilation import use_compilation_cache
+
+  use_compilation_cache()
   for i, answer in enumerate(generate(options)):
     if options.json:
       print(json.dumps(answer))

@@ -141,8 +141,11 @@ def _check_search(wanted: Search) -> None:
 def plan_of(options: PlanOptions) -> Any:
   """The `jaxft.training.planning.plan.Plan` of the options."""
   from jaxft.formats.families import family_of
+  from jaxft.recipes.forms.form import Asked
+  from jaxft.recipes.forms.table import form_of
   from jaxft.recipes.guess import with_loss
   from jaxft.recipes.run import check_options, recipe_of, with_data
+  from jaxft.recipes.run_loss import loss_name
   from jaxft.training import plan
 
   run = with_data(options.run)
@@ -156,9 +159,9 @@ def plan_of(options: PlanOptions) -> Any:
   run, _ = with_loss(run, kind, usual)
   teacher = None if run.loss.teacher is None else config_of(run.loss.teacher)
   recipe = recipe_of(run, config, run.optimization.steps or 1000, mesh, teacher)
-  guide_dim = config_of(run.loss.guide).dim if run.loss.guide else config.dim
-  return plan(recipe, _params(run, config, teacher), batch_shape(run, config, guide_dim, teacher),
-              compile=options.compile)
+  loss, guide = loss_name(run.loss.loss, kind), config_of(run.loss.guide) if run.loss.guide else None
+  batch = form_of(loss, kind).batch(Asked(run, config, loss, mesh, teacher, guide))
+  return plan(recipe, _params(run, config, teacher), batch, compile=options.compile)
 
 
 def config_of(name: str) -> Any:
@@ -177,71 +180,6 @@ def config_of(name: str) -> Any:
     raise ValueError(f"{name!r} is neither a preset, a shape nor an existing path; "
                      f"{nearest(name, [*PRESETS, *shape_names()])}")
   return gguf_config(open_gguf(path)) if path.suffix == ".gguf" else read_config(path)
-
-
-def batch_shape(run: Finetune, config: Any, guide_dim: int, teacher: Any = None) -> Any:
-  """A batch of the run in shapes: every text as long as `max_length` allows, pairs without negatives."""
-  import jax
-  import jax.numpy as jnp
-
-  from jaxft.formats.families import family_of
-  from jaxft.recipes.distillation.losses import NEW_TOKENS
-  from jaxft.recipes.preference.losses import PREFERENCES
-  from jaxft.recipes.rl.losses import POLICY_LOSSES
-  from jaxft.recipes.run_loss import TARGETS, loss_name
-
-  rows, length = run.optimization.batch_size, run.examples.max_length
-  kind = family_of(config).kind
-  loss = loss_name(run.loss.loss, kind)
-  widths = {"kd": 2, "value_mse": 1}  # of classes, whose number only the teacher's head tells, and of a number
-  its = {"teacher": jax.ShapeDtypeStruct((rows, widths.get(loss) or teacher.dim), jnp.float32)} if teacher else {}
-  target = {"target": jax.ShapeDtypeStruct((rows,), jnp.float32 if loss == "mse" else jnp.int32)}
-  target = its if loss in widths else target
-  if kind == "vision":
-    shape = (rows, config.image_size, config.image_size, config.channels)
-    return {"images": jax.ShapeDtypeStruct(shape, jnp.uint8), **target}
-  if kind == "encoder":
-    length = min(length, config.max_length)
-  ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-  if loss in PREFERENCES:
-    sides = 1 if PREFERENCES[loss].sides == "response" else 2
-    side = jax.ShapeDtypeStruct((rows, sides, length), jnp.int32)
-    return {"ids": side, "mask": side, "loss_mask": side, "reference": jax.ShapeDtypeStruct((rows, sides), jnp.float32),
-            "desirable": jax.ShapeDtypeStruct((rows,), jnp.bool_)}
-  if loss in POLICY_LOSSES:
-    return _answers(run, loss, length)
-  if kind == "encoder-decoder":
-    return {"inputs": {"ids": ids, "mask": ids}, "ids": ids, "mask": ids, "loss_mask": ids}
-  if kind == "decoder":
-    if run.loss.on_policy:  # an answer after a prompt that may be as long as a row
-      ids = jax.ShapeDtypeStruct((rows, length + (run.loss.max_new_tokens or NEW_TOKENS)), jnp.int32)
-    return {"ids": ids, "loss_mask": ids} | ({"segment_ids": ids} if run.examples.pack else {"mask": ids})
-  text = {"ids": ids, "mask": ids, **(its if loss not in widths else {})}
-  if loss in TARGETS:
-    return {**text, **target}
-  if loss == "gist":
-    text["guide"] = jax.ShapeDtypeStruct((rows, guide_dim), jnp.float32)
-  if loss == "cosent":
-    return {"sentence1": text, "sentence2": text, "score": jax.ShapeDtypeStruct((rows,), jnp.float32)}
-  return {"anchor": text, "positive": text}
-
-
-def _answers(run: Finetune, loss: str, length: int) -> Any:
-  """Of a run by rewards the batch of an update; what it is compared with by the names of `Answers`."""
-  import jax
-  import jax.numpy as jnp
-
-  from jaxft.recipes.rl.losses import POLICY_LOSSES
-  from jaxft.recipes.rl.objective import Answers
-  from jaxft.recipes.run_loss import rows_of, run_policy
-
-  settings, rows = run_policy(run.loss, loss), rows_of(run, loss)
-  tokens, new = (rows, length + settings.max_new_tokens), (rows, settings.max_new_tokens)
-  of: Any = jax.ShapeDtypeStruct
-  reads_reference = settings.beta and not POLICY_LOSSES[loss].beta_of_reward
-  return Answers(
-      of(tokens, jnp.int32), of(tokens, jnp.bool_), of(new, jnp.bool_), of((rows,), jnp.float32),
-      of(new, jnp.float32) if settings.passes > 1 else None, of(new, jnp.float32) if reads_reference else None)
 
 
 def _params(run: Finetune, config: Any, teacher: Any = None) -> Any:

@@ -25,6 +25,9 @@ from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.distillation.on_policy import on_policy_step
 from jaxft.recipes.distillation.teacher import KEY, alone, teacher_of
 from jaxft.recipes.examples import read_splits, training_batches
+from jaxft.recipes.forms.form import Reading
+from jaxft.recipes.forms.table import prepare
+from jaxft.recipes.forms.targets import target_of
 from jaxft.recipes.guess import with_loss
 from jaxft.recipes.inputs import check_urls_apart, places
 from jaxft.recipes.labels import Target
@@ -33,7 +36,6 @@ from jaxft.recipes.options import Finetune, defining
 from jaxft.recipes.output import fits_form, head_of, init_output, save_output
 from jaxft.recipes.preference.losses import PREFERENCES, more_sources
 from jaxft.recipes.preference.preparation import preference_splits
-from jaxft.recipes.preparation import prepare, target_of
 from jaxft.recipes.rl.losses import POLICY_LOSSES
 from jaxft.recipes.rl.preparation import SHOWN, policy_step
 from jaxft.recipes.rl.prompts import Prompts
@@ -144,7 +146,9 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   # Before it all: what is computed from the params as they are now outlives no step.
   joined = lambda: recipe.transform.join(frozen, state.trainable)
   initial = joined if recipe.compute_dtype is None else lambda: cast_floating(joined(), recipe.compute_dtype)
-  prepared = prepare(options, model, splits, target, mesh, initial, read["model's weights"], teacher)
+  light = dataclasses.replace(model, params={})
+  prepared = prepare(Reading(
+      options, loss, light, model.params, splits, target, mesh, initial, read["model's weights"], teacher))
   records, collate = prepared.records, prepared.collate
   packed = options.examples.pack and model.kind == "decoder"  # an epoch has no known number of such rows
   held = {"eval": splits.validation, "control": splits.control}
@@ -168,7 +172,9 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
       print(f"jaxft: {line}", file=sys.stderr)
     if model.head is not None:
       print(f"jaxft: note: the head that {options.model} has is not read, nor kept", file=sys.stderr)
-  model, params, teacher = dataclasses.replace(model, params={}), {}, None  # frozen and the state hold them from here
+  # From here on frozen and the state hold the weights: what made the measures holds those of a reference or a teacher.
+  model, params, teacher = light, {}, None
+  del prepared
   batches = training_batches(records, collate, dataclasses.replace(options.examples, pack=packed), optimization, mesh)
 
   def evaluate(state: Any, frozen: Any) -> dict[str, float]:

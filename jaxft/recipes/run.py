@@ -6,27 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxft.checks import one_of, pick
 from jaxft.formats.families import family_of
-from jaxft.models.config.encoder_decoder import EncoderDecoderConfig
 from jaxft.models.remat import POLICIES
-from jaxft.recipes.distillation import losses as distilled, objective as distillation
-from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.distillation.teacher import beside, with_rules
-from jaxft.recipes.encoder_decoder.answers import answers
+from jaxft.recipes.dtypes import DTYPES
+from jaxft.recipes.forms.form import Asked
+from jaxft.recipes.forms.table import form_of
 from jaxft.recipes.guess import check_task
 from jaxft.recipes.methods import make_transform, usual_rate
-from jaxft.recipes.objectives import language, prediction, same_label, scored_pairs, text_pairs
 from jaxft.recipes.optimizers import SCHEDULES, adamw
 from jaxft.recipes.options import Adaptation, Compute, Examples, Finetune, Optimization
 from jaxft.recipes.output import HEADS
 from jaxft.recipes.preference.losses import PREFERENCES, reads
-from jaxft.recipes.preference.objective import preference
 from jaxft.recipes.rl.losses import POLICY_LOSSES, reads as read_by_policy
-from jaxft.recipes.rl.objective import policy
 from jaxft.recipes.rl.rewards import data_of, rewards_of
 from jaxft.recipes.run_loss import (
   WITH_OUTPUT,
@@ -39,10 +34,8 @@ from jaxft.recipes.run_loss import (
   run_policy,
 )
 from jaxft.training import DECODER_RULES, ENCODER_RULES, Recipe, make_mesh
-from jaxft.training.recipe import Objective
 from jaxft.transforms import ParamTransform, chain, train
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 RULES = {"encoder": ENCODER_RULES, "vision": ENCODER_RULES, "decoder": DECODER_RULES,
          "encoder-decoder": DECODER_RULES}
 
@@ -197,8 +190,10 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None, teacher
       rate_of(run, loss) if rate is None else rate, steps, schedule=optimization.schedule,
       warmup_steps=round(optimization.warmup * steps), weight_decay=optimization.weight_decay,
       clip_norm=optimization.clip_norm)
+  check_loss(run.loss, loss)
+  objective = form_of(loss, kind).objective(Asked(run, config, loss, mesh, teacher))
   return Recipe(
-      _objective(run, config, loss, mesh, teacher), transform, optimizer, mesh=mesh, rules=rules,
+      objective, transform, optimizer, mesh=mesh, rules=rules,
       # The micro-batches of a contrastive loss are inside its objective, which compares the whole batch.
       accumulate=1 if compares_all(loss) else optimization.accumulate,
       compute_dtype=None if run.compute.dtype == "float32" else dtype)
@@ -208,47 +203,3 @@ def transform_of(method: Adaptation, config: Any, loss: str) -> ParamTransform:
   """The method, on the model's own matrices where none are chosen; an output layer trains whole, whatever it is."""
   transform = make_transform(method, family_of(config).matrices)
   return chain(train("output/**"), transform) if loss in WITH_OUTPUT else transform
-
-
-def _objective(run: Finetune, config: Any, loss: str, mesh: Mesh | None, teacher: Any) -> Objective:
-  check_loss(run.loss, loss)
-  compute = {"dtype": DTYPES[run.compute.dtype], "remat": run.compute.remat}
-  if loss == "sft":
-    return answers(config, **compute) if isinstance(config, EncoderDecoderConfig) else language(config, **compute)
-  if loss in PREFERENCES:
-    chunks = run.optimization.accumulate if compares_all(loss) else 1
-    return preference(config, loss, preference_settings(run.loss, loss), chunks=chunks, mesh=mesh, **compute)
-  if loss in POLICY_LOSSES:
-    return policy(config, loss, run_policy(run.loss, loss), **compute)
-  if loss in DISTILLATIONS:
-    return _distillation(run, config, loss, mesh, teacher, compute)
-  if loss in WITH_OUTPUT:
-    return prediction(config, classes=loss == "cross_entropy", **compute)
-  if loss == "supcon":
-    return same_label(
-        config, temperature=run.loss.temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)
-  if loss == "cosent":
-    return scored_pairs(
-        config, temperature=run.loss.temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)
-  guided = {"guided": True, "margin": run.loss.margin} if loss == "gist" else {}
-  return text_pairs(
-      config, **guided, temperature=run.loss.temperature, chunks=run.optimization.accumulate, slots=run.examples.slots,
-      mesh=mesh, **compute)
-
-
-def _distillation(
-    run: Finetune, config: Any, loss: str, mesh: Mesh | None, teacher: Any, compute: dict[str, Any]
-) -> Objective:
-  temperature = None
-  if DISTILLATIONS[loss].temperature is not None:
-    temperature = distilled.setting(loss, "temperature", run.loss.temperature)
-  if DISTILLATIONS[loss].of == "tokens":
-    beta = distilled.setting(loss, "beta", run.loss.beta)
-    return distillation.tokens(config, teacher, beta=beta, temperature=temperature, **compute)
-  if DISTILLATIONS[loss].of == "classes":
-    assert temperature is not None
-    return distillation.classes(config, temperature=temperature, **compute)
-  if DISTILLATIONS[loss].of == "numbers":
-    return distillation.numbers(config, **compute)
-  return distillation.vectors(
-      config, loss, temperature=temperature, chunks=run.optimization.accumulate, mesh=mesh, **compute)

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score, log_loss
 
 from jaxft import load
+from jaxft.fetch import home
 from jaxft.tree import count
 from tests.cli.conftest import write_lines
 
@@ -235,3 +236,16 @@ def test_convert_merges_an_adapter_and_writes_for_llama_cpp(jaxft, tiny_decoder,
   assert answer.status == 0 and "every tensor read back in Q8_0" in answer.out, answer.err
   assert "nearest: F16" in jaxft("convert", tmp_path / "out", tmp_path / "n.gguf", "--dtype", "float16").error
   assert "--base goes with an adapter" in jaxft("convert", tiny_decoder, tmp_path / "x", "--base", "y").error
+
+
+@pytest.mark.parametrize("command", [
+    ("finetune", "--model", "missing", "--data", "missing", "--out", "{out}"), ("evaluate", "--model", "missing"),
+    ("generate", "--model", "missing", "a prompt")])
+def test_commands_that_compile_keep_their_programs(jaxft, command, tmp_path):
+  kept = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  try:
+    assert "missing" in jaxft(*(part.format(out=tmp_path / "out") for part in command)).error
+    assert jax.config.jax_compilation_cache_dir == str(home() / "xla")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", kept)

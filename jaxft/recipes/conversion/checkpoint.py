@@ -134,8 +134,8 @@ def _target(options: Finetune, model: Pretrained) -> Any:
   """The classes or the scale of what a run learns, from its data as it read them."""
   from jaxft.recipes.distillation.teacher import teacher_of
   from jaxft.recipes.examples import read_splits
+  from jaxft.recipes.forms.targets import target_of
   from jaxft.recipes.guess import with_loss
-  from jaxft.recipes.preparation import target_of
 
   splits = read_splits(options.data or "", options.examples, others=bool(options.loss.reward))
   options, _ = with_loss(options, model.kind, [*splits.train[0]])

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxft.formats.pretrained import Pretrained
+from jaxft.recipes.dtypes import DTYPES
 from jaxft.recipes.examples import Collate, Records, Splits
 from jaxft.recipes.options import Finetune
 from jaxft.recipes.preference.losses import PREFERENCES, Preference
@@ -16,7 +17,6 @@ from jaxft.recipes.preference.measure import preferences
 from jaxft.recipes.preference.objective import score_function, scored_by
 from jaxft.recipes.preference.records import collate_of, records_of
 from jaxft.recipes.preference.reference import Reference, named, with_references
-from jaxft.recipes.run import DTYPES
 from jaxft.recipes.run_loss import preference_settings
 from jaxft.together import is_first
 from jaxft.training.mesh import rows_of_process

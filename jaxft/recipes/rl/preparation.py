@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxft.formats.pretrained import Pretrained
+from jaxft.recipes.dtypes import DTYPES
 from jaxft.recipes.examples import Collate, Records, Splits
 from jaxft.recipes.options import Finetune
 from jaxft.recipes.rl.losses import POLICY_LOSSES, check_clips
@@ -18,7 +19,6 @@ from jaxft.recipes.rl.prompts import Prompts
 from jaxft.recipes.rl.rewards import Reward, rewards_of
 from jaxft.recipes.rl.sampling import Sampler
 from jaxft.recipes.rl.step import PolicyStep
-from jaxft.recipes.run import DTYPES
 from jaxft.recipes.run_loss import rows_of, run_policy
 from jaxft.training.mesh import check_rows
 from jaxft.training.recipe import Recipe
