@@ -98,11 +98,12 @@ def table(results: Mapping[str, Any]) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--job", choices=JOBS, action="append", help="measure this one alone, or these")
   parser.add_argument("--page", action="store_true", help="measure nothing")
   parser.add_argument("--out", type=Path, default=RESULTS / "commands.json")
   args = parser.parse_args()
   results = json.loads(args.out.read_text()) if args.out.exists() else {}
-  for name in () if args.page else JOBS:
+  for name in () if args.page else args.job or JOBS:
     results[name] = measure(name, args.rounds)
     write_text(args.out, json.dumps(results, indent=1) + "\n")
   write_text(args.out.with_suffix(".md"), table(results))
