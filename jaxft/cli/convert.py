@@ -1,6 +1,7 @@
 """`jaxft convert`: a checkpoint to a Hugging Face folder, a GGUF file or an adapter, compared with its source."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,10 +101,9 @@ def _run_adapter(restored: Any, out: Path) -> None:
   from jaxft.formats.pretrained import load
   from jaxft.recipes.adapter import save_adapter
 
-  if restored.model.head is not None:
-    raise ValueError("a head that trains with an adapter goes into a merged model alone: leave --adapter out")
   why = save_adapter(
-      restored.options, restored.transform, restored.frozen, restored.trainable, restored.model.config, out)
+      restored.options, restored.transform, restored.frozen, restored.trainable, restored.model.config, out,
+      head=restored.model.head)
   if why is not None:
     raise ValueError(why)
   _told(out, load(restored.options.model), restored.model.params)
@@ -119,7 +119,8 @@ def _difference(options: Convert) -> None:
   base, tuned = load(options.base or ""), load(options.source)
   found = difference(base, tuned, options.rank)
   named = hub_id(base.name) if on_hub(base.name) else base.name
-  save_peft(options.out, found.transform, found.frozen, found.trainable, base.params, base.config, base_model=named)
+  save_peft(options.out, found.transform, found.frozen, found.trainable, base.params, base.config, base_model=named,
+            head=tuned.head)
   print(f"{options.out}: rank {found.rank} over {len(found.adapted)} matrices, which leaves out at most "
         f"{found.error:.2%} of a difference ({found.worst})" + (
             f"; whole: {', '.join(found.whole):.300}" if found.whole else ""))
@@ -150,23 +151,14 @@ def read(source: str, base: str | None, dtype: Any) -> Any:
   """
   import jax.numpy as jnp
 
-  from jaxft.formats.peft_files import load_peft
-  from jaxft.formats.pretrained import load
-  from jaxft.formats.safetensors import read_json
-  from jaxft.leaves import materialize
+  from jaxft.formats.pretrained import load, load_adapted
 
   settings = Path(source) / "adapter_config.json"
   if not settings.is_file():
     if base is not None:
       raise ValueError(f"--base goes with an adapter; {source} has no {settings.name}")
     return load(source, dtype=dtype or jnp.float32)
-  named = base or read_json(settings).get("base_model_name_or_path")
-  if not named:
-    raise ValueError(f"--base must name the model that the adapter goes with; {settings} names none")
-  model = load(named)
-  adapter = load_peft(source, model.params, model.config)
-  params = materialize(adapter.transform.join(adapter.frozen, adapter.trainable))
-  return _as_dtype(dataclasses.replace(model, params=params), dtype)
+  return load_adapted(source, base, dtype=dtype or jnp.float32)
 
 
 def _to_folder(model: Any, out: Path, dtype: Any, name: str, max_shard_bytes: int) -> None:
@@ -174,7 +166,8 @@ def _to_folder(model: Any, out: Path, dtype: Any, name: str, max_shard_bytes: in
 
   save_directory(
       model.params, model.config, out, tokenizer=model.tokenizer, chat_template=model.chat_template,
-      max_length=model.max_length, head=model.head, end_ids=model.end_ids, max_shard_bytes=max_shard_bytes)
+      max_length=model.max_length, head=model.head, end_ids=model.end_ids, generation=model.generation,
+      max_shard_bytes=max_shard_bytes)
   params, config = load_directory(out, dtype=dtype)
   compare(model.params, params)
   if config != model.config:
@@ -191,11 +184,17 @@ def _to_gguf(model: Any, out: Path, kind: str) -> None:
   from jaxft.tree import leaves_with_paths
 
   config, _ = model.text_decoder()
+  ends = model.end_ids[:2]
+  if left_out := model.end_ids[2:]:
+    print(f"jaxft: note: a GGUF file names one token of the end of a text, of a turn and of a message; left out of it: "
+          f"{', '.join(map(str, left_out))}", file=sys.stderr)
   save_gguf(model.params, config, out, kind=kind, tokenizer=model.tokenizer, chat_template=model.chat_template,
-            name=Path(model.name).name)
+            name=Path(model.name).name, end_ids=ends, generation=model.generation)
   again = load(out)
   if again.config != config:
     raise ValueError(f"{out}: the config read back is {again.config}; written was {config}")
+  if model.tokenizer is not None and again.end_ids != ends:
+    raise ValueError(f"{out}: the end tokens read back are {again.end_ids}; written were {ends}")
   there, worst = dict(leaves_with_paths(again.params)), 0.0
   for path, leaf in leaves_with_paths(model.params):
     one, other = np.asarray(jax.device_get(leaf), np.float32), np.asarray(there[path])

@@ -18,8 +18,8 @@ class Evaluate:
   """A preset, a Hugging Face folder (such as the model/ of a finetune), or a GGUF file."""
   task: str | None = None
   """Models with a head, of texts or images: classify or regress. Encoders: retrieval (anchors find their positives)
-  or sentiment (a ridge probe on the vectors). Decoders: perplexity. None: what the head is for, or the first of the
-  model's kind."""
+  or sentiment (a ridge probe on the vectors). Decoders: perplexity; encoder-decoders: that of the answers. None: what
+  the head is for, or the first of the model's kind."""
   data: tuple[str, ...] = ()
   """Data sets, files or folders, as finetune takes them. None given: docstrings for retrieval, the four domains for
   sentiment."""
@@ -150,11 +150,12 @@ def _embed(options: Evaluate, model: Any) -> tuple[Any, int]:
 def _perplexity(options: Evaluate, model: Any, data: str, records: Any) -> dict[str, float]:
   del data
   from jaxft.recipes import measure
+  from jaxft.recipes.encoder_decoder.answers import answer_collate
   from jaxft.recipes.examples import language_collate
   from jaxft.recipes.run import DTYPES
 
-  length = min(options.max_length or 512, model.max_length)
-  collate = language_collate(model, records[0], max_length=length)
+  make = answer_collate if model.kind == "encoder-decoder" else language_collate
+  collate = make(model, records[0], max_length=min(options.max_length or 512, model.max_length))
   score = measure.perplexity(
       model.config, records, collate, options.batch_size, None, dtype=DTYPES[options.dtype])(model.params)
   return {**score, "records": len(records)}
@@ -169,6 +170,7 @@ TASKS: dict[str, dict[str, Task]] = {
         "sentiment": (_sentiment, tuple(f"sentiment/{domain}" for domain in DOMAINS)),
     },
     "decoder": {"perplexity": (_perplexity, ())},
+    "encoder-decoder": {"perplexity": (_perplexity, ())},  # of the answers, given the prompts
     "vision": {},
 }
 

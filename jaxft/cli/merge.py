@@ -15,8 +15,8 @@ from jaxft.command_line import parse
 class Merge:
   """Merges checkpoints in safetensors (decoders, encoders, ViTs, parts of diffusion pipelines) tensor by tensor.
 
-  CONFIG is a mergekit configuration. Models are folders, presets, or path+adapter. Arithmetic is in float32, with one
-  rounding at the end.
+  CONFIG is a mergekit configuration. Models are folders, presets, path+adapter, or the folder of a
+  LoRA adapter in PEFT's form, which names its model. Arithmetic is in float32, with one rounding at the end.
   """
 
   config: Annotated[Path, tyro.conf.Positional]

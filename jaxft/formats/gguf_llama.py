@@ -1,5 +1,6 @@
 """Llama models in GGUF files: config, params and tokenizer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -128,10 +129,22 @@ def tokenizer_of(file: GGUF) -> Tokenizer:
     raise ValueError(f"{file.path}: {e}") from None
 
 
-def _token_ids(file: GGUF, vocab_size: int) -> dict[str, Any]:
-  names = {"bos_id": "bos", "eos_id": "eos", "pad_id": "padding"}
+_ROLES = {"bos_id": "bos", "eos_id": "eos", "pad_id": "padding"}
+
+
+def _token_ids(file: GGUF, vocab_size: int, names: Mapping[str, str] = _ROLES) -> dict[str, Any]:
   ids = {role: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in names.items()}
   for role, value in ids.items():
     if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
       raise ValueError(f"{file.path}: {role} must be a token id below {vocab_size}; got {value!r}")
   return ids
+
+
+def end_ids_of(file: GGUF, config: DecoderConfig) -> tuple[int, ...]:
+  """The tokens beside `config.eos_id` that end an answer: of a turn, and of a message before a tool's answer.
+
+  Raises:
+    ValueError: one is no row of the embedding.
+  """
+  ids = _token_ids(file, config.vocab_size, {"end of turn": "eot", "end of message": "eom"}).values()
+  return tuple(dict.fromkeys(token for token in ids if token is not None and token != config.eos_id))

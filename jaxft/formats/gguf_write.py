@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,16 @@ from jaxft.models.decoder import DecoderConfig
 
 KINDS = ("F16", "Q8_0")
 _BLOCK = 32  # of Q8_0, along a row
+_ENDS = ("add_eot_token_id", "add_eom_token_id")
+# key of generation_config.json -> what writes it, and its kind
+_SAMPLING = {"temperature": ("temp", float), "top_k": ("top_k", int), "top_p": ("top_p", float),
+             "min_p": ("min_p", float), "repetition_penalty": ("penalty_repeat", float)}
 
 
 def save_gguf(
     params: Mapping[str, Any], config: DecoderConfig, path: str | os.PathLike, *, kind: str = "F16",
     tokenizer: Tokenizer | None = None, chat_template: str | None = None, name: str | None = None,
+    end_ids: Sequence[int] = (), generation: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a file of the llama architecture, whole or not at all.
 
@@ -45,6 +50,10 @@ def save_gguf(
     tokenizer: a byte-level BPE of a kind that llama.cpp knows and this library rebuilds; None writes none.
     chat_template: the Jinja template that goes with it.
     name: for `general.name`.
+    end_ids: tokens that end an answer beside `config.eos_id`, at most two: the format has one for the end of a turn and
+      one for the end of a message.
+    generation: of `Pretrained.generation`; where it says that answers are drawn, its temperature, top_k, top_p, min_p
+      and repetition_penalty are written as the usual ones of the file.
 
   Raises:
     ValueError: the params are not those of the config, a matrix overflows half precision, or llama.cpp has no name for
@@ -61,6 +70,9 @@ def save_gguf(
     raise TypeError(f"config must be that of a decoder; got {config!r:.60}")
   if config.qk_norm or config.window or config.post_norms or config.rope_scaling:
     raise ValueError(f"config must be that of a Llama without stretched positions to be written; got {config}")
+  if len(end_ids := [token for token in end_ids if token != config.eos_id]) > len(_ENDS):
+    raise ValueError(f"end_ids must be at most {len(_ENDS)} beside the config's eos_id {config.eos_id}, as the format "
+                     f"has no more; got {end_ids}")
   tensors, words = to_named(params, config), None if tokenizer is None else _vocabulary(tokenizer, config)
   ours = {rule.name.format(layer=layer): (rule, NAMES[rule.path].format(layer=layer))
           for rule in (*DECODER, HEAD) for layer in (range(config.num_layers) if rule.layered else [None])}
@@ -68,8 +80,9 @@ def save_gguf(
   def write(part: Path) -> None:
     writer = gguf.GGUFWriter(part, "llama")
     _metadata(writer, config, name, kind)
+    _sampling(writer, generation or {})
     if words is not None:
-      _tokenizer(writer, words, config, chat_template)
+      _tokenizer(writer, words, config, chat_template, end_ids)
     for theirs, tensor in tensors.items():
       rule, there = ours[theirs]
       array = np.asarray(tensor, np.float32)
@@ -116,6 +129,15 @@ def _metadata(writer: Any, config: DecoderConfig, name: str | None, kind: str) -
   writer.add_layer_norm_rms_eps(config.norm_eps)
 
 
+def _sampling(writer: Any, generation: Mapping[str, Any]) -> None:
+  """The usual settings of drawn answers, where they are drawn at all."""
+  if not generation.get("do_sample"):
+    return
+  for key, (name, kind) in _SAMPLING.items():
+    if isinstance(value := generation.get(key), int | float) and not isinstance(value, bool):
+      getattr(writer, f"add_sampling_{name}")(kind(value))
+
+
 def _side_by_side(w: np.ndarray, head_dim: int) -> np.ndarray:
   """Rows of a projection from rotary pairs half a head apart to pairs side by side, as llama.cpp turns them."""
   return w.reshape(-1, 2, head_dim // 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
@@ -140,7 +162,9 @@ def _vocabulary(tokenizer: Tokenizer, config: DecoderConfig) -> dict[str, Any]:
                    f"{', '.join(PRE_TOKENIZERS)}; got {json.dumps(said['pre_tokenizer'])[:200]}")
 
 
-def _tokenizer(writer: Any, words: Mapping[str, Any], config: DecoderConfig, chat_template: str | None) -> None:
+def _tokenizer(
+    writer: Any, words: Mapping[str, Any], config: DecoderConfig, chat_template: str | None, end_ids: Sequence[int]
+) -> None:
   writer.add_tokenizer_model("gpt2")
   writer.add_tokenizer_pre(words["pre"])
   writer.add_token_list(words["tokens"])
@@ -150,6 +174,8 @@ def _tokenizer(writer: Any, words: Mapping[str, Any], config: DecoderConfig, cha
                      (writer.add_pad_token_id, config.pad_id)):
     if token is not None:
       add(token)
+  for name, token in zip(_ENDS, end_ids, strict=False):
+    getattr(writer, name)(token)
   writer.add_add_bos_token(False)
   if chat_template is not None:
     writer.add_chat_template(chat_template)

@@ -26,7 +26,7 @@ from jaxft.formats.heads import Head, head_form, head_json, head_names, head_ten
 from jaxft.formats.huggingface_config import Config, TextConfig, from_huggingface, sizes_json, text_part
 from jaxft.formats.names import Rule, Tensors, misfits, template_of
 from jaxft.formats.safetensors import Checkpoint, open_checkpoint, parse_json, read_json, save_shards
-from jaxft.formats.tokenizers import check_tokenizer
+from jaxft.formats.tokenizers import GENERATION, check_tokenizer, generation_json
 from jaxft.formats.vision_config import VISION, from_vision_json, preprocessor_json
 from jaxft.leaves import materialize
 from jaxft.models.encoder import EncoderConfig
@@ -234,7 +234,7 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
 def save_directory(
     params: Mapping[str, Any], config: Config, path: str | os.PathLike, *, tokenizer: Tokenizer | None = None,
     chat_template: str | None = None, max_length: int | None = None, head: Head | None = None,
-    end_ids: Sequence[int] = (), max_shard_bytes: int = 5 * 10**9,
+    end_ids: Sequence[int] = (), generation: Mapping[str, Any] | None = None, max_shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Saves a folder that `load_directory`, transformers and sentence-transformers load; it appears whole or not at all.
 
@@ -255,6 +255,7 @@ def save_directory(
     max_length: the most tokens of an encoder's input; None takes the size of its position table.
     head: of a classifier or regressor, for which transformers must have a form (`jaxft.formats.heads`).
     end_ids: of a decoder the tokens that end an answer beside its `eos_id`, for `generation_config.json`.
+    generation: what that file is to hold beside them: temperature and so on, as `Pretrained.generation` has it.
     max_shard_bytes: larger checkpoints are cut into several files.
 
   Raises:
@@ -292,11 +293,8 @@ def save_directory(
       files |= _sentence_transformers(config, max_length)
     if not isinstance(config, TextConfig):
       files["preprocessor_config.json"] = preprocessor_json(config)
-    if end_ids:
-      roles = {name: files["config.json"].get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
-      ends = [token for token in (roles["eos"], *end_ids) if token is not None]
-      files["generation_config.json"] = {
-          f"{name}_token_id": ends if name == "eos" else token for name, token in roles.items()}
+    if (answers := generation_json(generation or {}, end_ids, files["config.json"])) is not None:
+      files[GENERATION] = answers
     for name, content in files.items():
       write_text(part / name, json.dumps(content, indent=2) + "\n")
     os.replace(part, path)

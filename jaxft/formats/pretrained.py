@@ -7,6 +7,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,14 +19,18 @@ from tokenizers import Tokenizer
 from jaxft.checks import nearest
 from jaxft.formats.families import family_of
 from jaxft.formats.gguf import open_gguf
-from jaxft.formats.gguf_llama import load_gguf, tokenizer_of
-from jaxft.formats.heads import Head, read_head
+from jaxft.formats.gguf_llama import end_ids_of, load_gguf, tokenizer_of
+from jaxft.formats.heads import Head, head_form, read_head
 from jaxft.formats.huggingface import load_directory, read_config
 from jaxft.formats.huggingface_config import Config, text_part
+from jaxft.formats.peft_files.folder import CONFIG, WEIGHTS
+from jaxft.formats.peft_files.load import load_peft
 from jaxft.formats.presets import PRESETS, fetch
+from jaxft.formats.safetensors import open_checkpoint, read_json
 from jaxft.formats.tiny import init_tiny, tiny_config
-from jaxft.formats.tokenizers import check_tokenizer, more_end_ids, read_tokenizer
+from jaxft.formats.tokenizers import check_tokenizer, more_end_ids, read_generation, read_tokenizer
 from jaxft.hub import on_hub, snapshot
+from jaxft.leaves import materialize
 from jaxft.models.config.clip import ClipConfig
 from jaxft.models.config.encoder_decoder import EncoderDecoderConfig
 from jaxft.models.cut import cut_model
@@ -54,6 +59,7 @@ class Pretrained:
       table holds; for a decoder its context; 0 where it reads no tokens but images.
     head: that of a classifier or regressor, else None.
     end_ids: of a decoder the tokens that end an answer beside its config's `eos_id`, as chat models have them.
+    generation: what `generation_config.json` says, such as a temperature; it is kept for those who load what is saved.
   """
 
   name: str
@@ -64,6 +70,7 @@ class Pretrained:
   max_length: int
   head: Head | None = None
   end_ids: tuple[int, ...] = ()
+  generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __repr__(self) -> str:
     """Two lines, however large it is."""
@@ -125,8 +132,8 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
 
   Args:
     name_or_path: a preset (`jaxft.formats.presets.PRESETS`, fetched on first use), a Hugging Face folder, a GGUF file,
-      or `hf:org/name`, with `@revision`, of a hub (`jaxft.hub`, the extra `hub`), or the URL of a folder or file in an
-      object store (`s3://`, `gs://`).
+      the folder of a PEFT adapter, which is merged into the model that it names, or `hf:org/name`, with `@revision`,
+      of a hub (`jaxft.hub`, the extra `hub`), or the URL of a folder or file in an object store (`s3://`, `gs://`).
       A preset followed by `:N` has its first N layers alone, with its own embeddings, final norm and head. Followed by
       `:tiny` it is no pretrained model: random params of its architecture, two layers of 48 dimensions, the same at
       every call, with its own vocabulary, tokenizer and chat template (`jaxft.formats.tiny`).
@@ -158,9 +165,12 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
     file = open_gguf(path)
     params, config = load_gguf(file, dtype=dtype, stacked=stacked)
     template = file.metadata.get("tokenizer.chat_template")
-    return _checked(Pretrained(name, params, config, tokenizer_of(file), template, config.max_length))
+    return _checked(Pretrained(
+        name, params, config, tokenizer_of(file), template, config.max_length, end_ids=end_ids_of(file, config)))
   if path.is_file():
     raise ValueError(f"{name!r} must be a preset, a Hugging Face folder or a .gguf file; got another kind of file")
+  if is_adapter(path):
+    return load_adapted(path, dtype=dtype, stacked=stacked)
   params, config = load_directory(path, dtype=dtype, stacked=stacked)
   if (text := text_part(config)) is None:
     return Pretrained(name, params, config, None, None, 0, read_head(path, config))
@@ -168,7 +178,55 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
   # A position table bounds an encoder's input whatever a file beside it says.
   max_length = min(max_length or text.max_length, text.max_length)
   ends = more_end_ids(path, config) if isinstance(config, DecoderConfig) else ()
-  return _checked(Pretrained(name, params, config, tokenizer, chat_template, max_length, read_head(path, config), ends))
+  answers = read_generation(path) if isinstance(config, DecoderConfig | EncoderDecoderConfig) else {}
+  return _checked(Pretrained(
+      name, params, config, tokenizer, chat_template, max_length, read_head(path, config), ends, answers))
+
+
+def is_adapter(path: str | os.PathLike) -> bool:
+  """Whether a folder holds an adapter in PEFT's form, and no model."""
+  folder = Path(path)
+  return all((folder / name).is_file() for name in (CONFIG, WEIGHTS)) and (
+      [file.name for file in folder.glob("*.safetensors")] == [WEIGHTS])
+
+
+def load_adapted(
+    folder: str | os.PathLike, base: str | None = None, *, dtype: DTypeLike = jnp.float32, stacked: bool = True
+) -> Pretrained:
+  """The model of an adapter in PEFT's form, merged into the one that it goes with, with its head if it has one.
+
+  Args:
+    folder: of the adapter.
+    base: that model; None takes the one that the adapter's settings name.
+    dtype, stacked: see `load`.
+
+  Raises:
+    ValueError: the adapter names no model that is here, or does not go with it.
+  """
+  settings = Path(folder) / CONFIG
+  named = base or read_json(settings).get("base_model_name_or_path")
+  if not isinstance(named, str) or not named:
+    raise ValueError(f"--base must name the model that the adapter goes with; {settings} names none")
+  try:
+    model = load(named, stacked=stacked)
+  except ValueError as e:
+    raise ValueError(f"the model that the adapter {folder} goes with: {e}") from None
+  adapter = load_peft(folder, model.params, model.config, dense=_dense(named, model.config))
+  params = materialize(adapter.transform.join(adapter.frozen, adapter.trainable))
+  params = jax.tree.map(lambda x: x.astype(dtype), params)
+  return dataclasses.replace(model, name=str(folder), params=params, head=adapter.head or model.head)
+
+
+def _dense(name: str, config: Config) -> dict[str, Any] | None:
+  """The layer before a classifier's last, of a model's own files; None where they have none."""
+  form = head_form(config)
+  if form is None or form.dense is None or not (path := Path(fetch(name) if name in PRESETS else name)).is_dir():
+    return None
+  checkpoint = open_checkpoint(path)
+  for module in (form.dense, form.dense.removeprefix(form.prefix)):
+    if f"{module}.weight" in checkpoint.tensors and f"{module}.bias" in checkpoint.tensors:
+      return {"kernel": checkpoint.read(f"{module}.weight").T, "bias": checkpoint.read(f"{module}.bias")}
+  return None
 
 
 def _checked(model: Pretrained) -> Pretrained:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ PRE_TOKENIZERS = {
   "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
 }
 _CONTROL, _USER_DEFINED = 3, 4
+GENERATION = "generation_config.json"
 
 
 class TokenizerFiles(NamedTuple):
@@ -66,7 +67,7 @@ def more_end_ids(path: str | os.PathLike, config: Any) -> tuple[int, ...]:
     ValueError: one is no row of the embedding; names the file.
   """
   found: list[int] = []
-  for name in ("generation_config.json", "config.json"):
+  for name in (GENERATION, "config.json"):
     said = read_json(file).get("eos_token_id") if (file := Path(path) / name).is_file() else None
     ids = said if isinstance(said, list) else [] if said is None else [said]
     for token in ids:
@@ -74,6 +75,43 @@ def more_end_ids(path: str | os.PathLike, config: Any) -> tuple[int, ...]:
         raise ValueError(f"{file}: eos_token_id must be tokens below vocab_size {config.vocab_size}; got {token!r:.40}")
     found += ids
   return tuple(token for token in dict.fromkeys(found) if token != config.eos_id)
+
+
+def read_generation(path: str | os.PathLike) -> dict[str, Any]:
+  """What a Hugging Face folder says of how its model answers: `generation_config.json` as it is, empty without one.
+
+  Raises:
+    ValueError: the file is no mapping; names it.
+  """
+  file = Path(path) / GENERATION
+  return read_json(file) if file.is_file() else {}
+
+
+def generation_json(
+    said: Mapping[str, Any], end_ids: Sequence[int], config: Mapping[str, Any]
+) -> dict[str, Any] | None:
+  """The `generation_config.json` of a model that is saved, None where nothing is to be said.
+
+  >>> generation_json({"eos_token_id": [2, 5], "top_p": 0.9}, (5,), {"eos_token_id": 2})
+  {'eos_token_id': [2, 5], 'top_p': 0.9}
+
+  Args:
+    said: what the file said of the model that was tuned, kept as it is, but for tokens that end an answer and are not
+      in it.
+    end_ids: these, beside that of the config.
+    config: the `config.json`.
+  """
+  roles = {f"{name}_token_id": config.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+  eos = roles["eos_token_id"]
+  ends = list(dict.fromkeys(token for token in (*(eos if isinstance(eos, list) else [eos]), *end_ids)
+                            if token is not None))
+  if not said:
+    return {**roles, "eos_token_id": ends} if end_ids else None
+  given = said.get("eos_token_id")
+  kept = given if isinstance(given, list) else [] if given is None else [given]
+  if {*end_ids} <= {*kept}:
+    return dict(said)
+  return {**said, "eos_token_id": list(dict.fromkeys([*kept, *ends]))}
 
 
 @contextlib.contextmanager

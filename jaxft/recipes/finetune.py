@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxft.files import check_apart, write_text
+from jaxft.formats.heads import Head
 from jaxft.formats.huggingface import save_directory
 from jaxft.formats.pretrained import Pretrained, load
 from jaxft.formats.safetensors import read_json
@@ -33,7 +34,7 @@ from jaxft.recipes.inputs import check_urls_apart, places
 from jaxft.recipes.labels import Target
 from jaxft.recipes.methods import sources
 from jaxft.recipes.options import Finetune, defining
-from jaxft.recipes.output import fits_form, head_of, init_output, save_output
+from jaxft.recipes.output import fits_form, has_form, head_of, init_output, save_output, usual_head
 from jaxft.recipes.preference.losses import PREFERENCES, more_sources
 from jaxft.recipes.preference.preparation import preference_splits
 from jaxft.recipes.rl.losses import POLICY_LOSSES
@@ -219,11 +220,13 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   why, frozen = _no_adapter(options, model, target), alone(frozen)
   transform = transform_of(options.method, model.config, loss)  # of the model alone
   tuned, summary = to_host(transform.join(frozen, state.trainable)), None
+  output = tuned.pop("output", None)
+  head = head_of(output, target) if output is not None and target is not None and is_first() else None
   frozen, trainable = (None, None) if why else (to_host(side, plain=False) for side in (frozen, state.trainable))
   if is_first():
     with _on_host(mesh):
-      facts |= _save_adapter(options, model, transform, frozen, trainable, why)
-    summary = _finish(options, model, tuned, facts, target)
+      facts |= _save_adapter(options, model, transform, frozen, trainable, why, head)
+    summary = _finish(options, model, tuned, facts, head)
   wait_for_all("run finished")
   return summary
 
@@ -241,18 +244,20 @@ def _on_host(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 def _no_adapter(options: Finetune, model: Pretrained, target: Target | None) -> str | None:
   """Why a run has no adapter, where its options say so already."""
   if target is not None and loss_name(options.loss.loss, model.kind) in WITH_OUTPUT:
-    return "a head that trains with it goes into the merged model alone"
+    if not has_form(options.loss.head or usual_head(model.config), model.config):
+      return "transformers has no form for the head that trains with it, which goes with the merged model alone"
   return no_form(options.method)
 
 
 def _save_adapter(
-    options: Finetune, model: Pretrained, transform: ParamTransform, frozen: Any, trainable: Any, why: str | None
+    options: Finetune, model: Pretrained, transform: ParamTransform, frozen: Any, trainable: Any, why: str | None,
+    head: Head | None,
 ) -> dict[str, Any]:
   """Writes the adapter where there is one, and says so, or why there is none."""
   if why is None:
     try:
       why = save_adapter(
-          options, transform, frozen, trainable, model.config, options.output.out / run_folder.ADAPTER)
+          options, transform, frozen, trainable, model.config, options.output.out / run_folder.ADAPTER, head=head)
     except OSError as e:
       raise OSError(f"{e}; {run_folder.last_checkpoint(options.output.out)}") from e
   if why is not None and not options.output.merge:
@@ -261,19 +266,17 @@ def _save_adapter(
 
 
 def _finish(
-    options: Finetune, model: Pretrained, params: Any, facts: dict[str, Any], target: Target | None
+    options: Finetune, model: Pretrained, params: Any, facts: dict[str, Any], head: Head | None
 ) -> dict[str, Any]:
   """Saves the tuned model, with the output layer of one that has it, and the summary."""
-  out, output = options.output.out, params.get("output")
-  params = {name: part for name, part in params.items() if name != "output"}
+  out = options.output.out
   shutil.rmtree(out / run_folder.MODEL, ignore_errors=True)  # of a run that was killed before its summary
-  head = None if target is None or output is None else head_of(output, target)
   own = head if head is not None and fits_form(head, model.config) else None
   try:
     if options.output.merge or not facts.get("adapter"):
       save_directory(  # it appears complete or not at all
           params, model.config, out / run_folder.MODEL, tokenizer=model.tokenizer, chat_template=model.chat_template,
-          max_length=model.max_length, head=own, end_ids=model.end_ids)
+          max_length=model.max_length, head=own, end_ids=model.end_ids, generation=model.generation)
       if head is not None and own is None:
         save_output(head, out / run_folder.MODEL)
   except OSError as e:

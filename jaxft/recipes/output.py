@@ -57,8 +57,13 @@ def head_of(params: dict[str, Any], target: Target) -> Head:
 
 def fits_form(head: Head, config: Config) -> bool:
   """Whether transformers has a form for the head, so that it goes into the model's own files."""
+  return has_form("vector" if head.dense is None else "first", config)
+
+
+def has_form(head: str, config: Config) -> bool:
+  """Whether transformers has a form for one of `HEADS` on a model."""
   form = head_form(config)
-  return form is not None and (form.dense is None) == (head.dense is None)
+  return form is not None and (form.dense is not None) == (head == "first")
 
 
 def save_output(head: Head, folder: Path) -> None:

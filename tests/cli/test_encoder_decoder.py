@@ -1,5 +1,7 @@
 """`jaxft finetune` of a T5: its loss is transformers', and what it saves transformers loads."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -67,6 +69,12 @@ def test_it_is_tuned_measured_saved_and_answers(jaxft, t5, questions, tmp_path):
     with torch.no_grad():
       wanted = theirs(input_ids=inputs, labels=labels).loss.item()
     assert values[i].sum() / weights[i].sum() == pytest.approx(wanted, rel=1e-5)
+  # The command measures it as the validation of a run does: over the tokens of all answers.
+  said = jaxft("evaluate", "--model", tmp_path / "run/model", "--data", path, "--batch-size", 3, "--json")
+  row, = json.loads(said.out)
+  assert row["task"] == "perplexity" and row["records"] == len(lines)
+  assert row["loss"] == pytest.approx((values * weights).sum() / weights.sum(), rel=1e-5)
+  assert row["perplexity"] == pytest.approx(np.exp(row["loss"]))
   with torch.no_grad():
     inputs = read([line["prompt"] for line in lines], return_tensors="pt", padding=True)
     wanted = theirs.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=1, use_cache=False)

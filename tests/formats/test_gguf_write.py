@@ -61,3 +61,20 @@ def test_what_cannot_be_written_leaves_nothing(model, tmp_path):
   with pytest.raises(ValueError, match="must be a byte-level BPE"):
     save_gguf(model.params, model.config, tmp_path / "m.gguf", tokenizer=other.tokenizer)
   assert isinstance(other.config, encoder.EncoderConfig) and not list(tmp_path.iterdir())
+
+
+def test_the_tokens_that_end_an_answer_and_how_it_is_drawn(model, tmp_path):
+  gguf = pytest.importorskip("gguf")
+  said = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1, "max_length": 9}
+  save = lambda name, **options: save_gguf(
+      model.params, model.config, tmp_path / name, tokenizer=model.tokenizer, **options)
+  save("m.gguf", end_ids=(model.config.eos_id, 5, 7), generation=said)
+  assert load(tmp_path / "m.gguf").end_ids == (5, 7)
+  fields = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+  assert fields["tokenizer.ggml.eot_token_id"] == 5 and fields["tokenizer.ggml.eom_token_id"] == 7
+  drawn = {name.removeprefix("general.sampling."): x for name, x in fields.items() if ".sampling." in name}
+  assert drawn == pytest.approx({"temp": 0.6, "top_k": 20, "top_p": 0.95, "penalty_repeat": 1})
+  save("plain.gguf", generation={**said, "do_sample": False})
+  assert not any(".sampling." in name or "eot" in name for name in gguf.GGUFReader(tmp_path / "plain.gguf").fields)
+  with pytest.raises(ValueError, match=r"end_ids must be at most 2 beside the config's eos_id .* got \[3, 4, 5\]"):
+    save("x.gguf", end_ids=(3, 4, 5))

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxft.formats.safetensors import save_file
 from jaxft.merging.streaming import merge, parse_recipes, plan_merge
-from jaxft.merging.streaming.adapters import read_updates
+from jaxft.merging.streaming.adapters import read_adapter
 from jaxft.merging.streaming.recipe_files.settings import resolve
 from jaxft.merging.streaming.recipe_files.yaml_documents import read_yaml
 from jaxft.merging.streaming.stacks import before_layers, find_stacks
@@ -407,7 +407,7 @@ def test_a_model_with_an_adapter(tmp_path):
 ])
 def test_the_scale_of_an_adapter(settings, scale, tmp_path):
   adapter(tmp_path / "lora", **settings)
-  update, = read_updates(tmp_path / "lora").values()
+  update, = read_adapter(tmp_path / "lora").updates.values()
   assert update.scale == pytest.approx(scale)
 
 

@@ -152,3 +152,23 @@ def test_a_decoder_with_several_tokens_that_end_an_answer(tiny_decoder, tmp_path
   (folder / "generation_config.json").write_text('{"eos_token_id": [-1]}')
   with pytest.raises(ValueError, match="generation_config.json: eos_token_id must be tokens below .* got -1"):
     jaxft.load(folder)
+
+
+def test_how_a_model_answers_is_kept_in_what_is_saved_of_it(tiny_decoder, tmp_path):
+  import json
+
+  eos = tiny_decoder.config.eos_id
+  said = {"_from_model_config": True, "do_sample": True, "eos_token_id": [7, eos], "temperature": 0.6, "top_p": 0.95}
+  save_directory(tiny_decoder.params, tiny_decoder.config, tmp_path / "base", tokenizer=tiny_decoder.tokenizer)
+  (tmp_path / "base/generation_config.json").write_text(json.dumps(said))
+  model = jaxft.load(tmp_path / "base")
+  assert model.generation == said and model.end_ids == (7,)
+  again = lambda name: json.loads((tmp_path / name / "generation_config.json").read_text())
+  kept = lambda name, **options: save_directory(model.params, model.config, tmp_path / name, **options)
+  kept("same", end_ids=model.end_ids, generation=model.generation)
+  assert again("same") == said
+  # Tokens that end an answer and that the file lacks are added to it.
+  kept("more", end_ids=(9,), generation={**said, "eos_token_id": 7})
+  assert again("more") == {**said, "eos_token_id": [7, eos, 9]}
+  kept("none")
+  assert not (tmp_path / "none/generation_config.json").exists()

@@ -12,7 +12,7 @@ from jaxft.models import decoder
 from jaxft.recipes.rl.losses import POLICY_LOSSES, policy_settings, reads
 from jaxft.recipes.rl.measure import _mean_with_interval
 from jaxft.recipes.rl.objective import Answers, answer_log_probs, policy
-from jaxft.recipes.rl.rewards import data_of, exact, rewards_of, total
+from jaxft.recipes.rl.rewards import Reward, data_of, exact, rewards_of, total
 from jaxft.recipes.rl.sampling import Sampled
 from jaxft.recipes.rl.step import PolicyStep
 from jaxft.recipes.tasks import wilson_interval
@@ -306,3 +306,32 @@ def test_the_table_says_what_each_loss_reads():
   assert "clip_low" in reads("grpo") and "clip_low" not in reads("cispo") and "clip_high" in reads("cispo")
   assert "clip_high" not in reads("sapo")
   assert policy_settings("rloo").beta == 0.05 and policy_settings("grpo", beta=None, clip_high=0.3).clip_high == 0.3
+
+
+def test_an_answer_ends_by_any_of_the_tokens_that_end_one(monkeypatch):
+  import dataclasses
+
+  from jaxft.formats import load
+  from jaxft.recipes.rl import sampling
+  from jaxft.recipes.rl.prompts import Prompts
+
+  model = dataclasses.replace(load("smollm2-135m:tiny"), end_ids=(7,))
+  eos = model.config.eos_id
+  assert eos not in (5, 7)
+  asked = {}
+
+  def drawn(stepwise, ids, key, *, samples, mask, **options):
+    asked.update(options)
+    tokens = np.array([[3, 5, 7, 0], [3, 5, eos, 0], [3, 5, 5, 5]], np.int32)
+    where = np.array([[0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 1, 1]], bool)
+    return Rollouts(tokens, np.ones_like(where), where, np.zeros(tokens.shape, np.float32))
+
+  monkeypatch.setattr(sampling, "rollout", drawn)
+  length = Reward("length", 1.0, lambda texts, records: [float(len(text)) for text in texts], lambda records: None)
+  settings = policy_settings("grpo", beta=0.1, temperature=0.7, max_new_tokens=3)
+  sampler = sampling.Sampler(model, [length], settings, dtype=jnp.float32, mesh=None)
+  prompts = Prompts([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}], model, max_length=4)
+  batch = {"ids": np.full((3, 1), 3, np.int32), "mask": np.ones((3, 1), np.int32), "index": np.arange(3)}
+  found = sampler(model.params, prompts, batch, jax.random.key(0), samples=1)
+  assert asked["stop"] == (eos, 7)
+  assert found.cut.tolist() == [False, False, True]

@@ -37,15 +37,20 @@ def read_folder(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np
   return settings, {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
-def write_folder(folder: str | os.PathLike, settings: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-  """Writes the two files; the config last, so that no reader takes half an adapter for a whole one.
+def write_folder(
+    folder: str | os.PathLike, settings: Mapping[str, Any], tensors: Mapping[str, Any],
+    beside: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes the two files, and others of JSON beside them; the config last, so that no reader takes half an adapter.
 
   Raises:
     FileExistsError: the folder already holds an adapter.
   """
-  folder = Path(folder)
-  if taken := [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]:
+  folder, beside = Path(folder), beside or {}
+  if taken := [name for name in (CONFIG, WEIGHTS, *beside) if (folder / name).exists()]:
     raise FileExistsError(f"{folder} holds {' and '.join(taken)}; saving does not replace an adapter")
   folder.mkdir(parents=True, exist_ok=True)
   save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"}, checksum=True)
+  for name, content in beside.items():
+    write_text(folder / name, json.dumps(content, indent=2) + "\n")
   write_text(folder / CONFIG, json.dumps(settings, indent=2, sort_keys=True) + "\n")

@@ -2,20 +2,24 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.formats.heads import Head
 from jaxft.formats.names import misfits
 from jaxft.formats.peft_files.export import adapted_leaves, check_bias, to_tensors, whole_array, whole_name
 from jaxft.formats.peft_files.folder import read_folder
+from jaxft.formats.peft_files.heads import split_head, without_form
 from jaxft.formats.peft_files.methods import Method, method_of
 from jaxft.formats.peft_files.modules import Place, of_module, places, saved_whole, targeted
 from jaxft.formats.peft_files.settings import check_settings, check_sizes
 from jaxft.formats.peft_files.tied import HEAD, PREFIX, check_tied, tied, without_head
 from jaxft.formats.peft_files.tokens import token_name, tokens_of
+from jaxft.formats.safetensors import read_json
 from jaxft.transforms.entries.trainable_tokens import trainable_tokens
 from jaxft.transforms.protocol import ParamTransform, chain
 from jaxft.transforms.whole.freeze import train
@@ -30,15 +34,19 @@ class LoadedAdapter(NamedTuple):
     transform: the one that trains such an adapter here; training can go on with it.
     frozen, trainable: its two sides.
     settings: `adapter_config.json` as it is.
+    head: of a classifier or regressor, where the file has one.
   """
 
   transform: ParamTransform
   frozen: Tree
   trainable: Tree
   settings: dict[str, Any]
+  head: Head | None = None
 
 
-def load_peft(folder: str | os.PathLike, params: Tree, config: Any) -> LoadedAdapter:
+def load_peft(
+    folder: str | os.PathLike, params: Tree, config: Any, *, dense: Mapping[str, Any] | None = None
+) -> LoadedAdapter:
   """Loads an adapter that PEFT, or `save_peft`, has saved.
 
       adapter = load_peft("adapter", params, config)
@@ -59,6 +67,7 @@ def load_peft(folder: str | os.PathLike, params: Tree, config: Any) -> LoadedAda
     params: of the model that it was trained for; stacked, cut or unrolled. An adapter of only some layers, or with
       different ranks in them, takes unrolled layers (`unstack_layers`) or a stack that is cut there.
     config: of the model.
+    dense: `{"kernel", "bias"}` of the layer before a classifier's last, of the model, for a file that does not hold it.
 
   Raises:
     FileNotFoundError: a file is missing.
@@ -66,8 +75,10 @@ def load_peft(folder: str | os.PathLike, params: Tree, config: Any) -> LoadedAda
       computed here; a target that the model lacks; tensors that are missing, unknown or of other shapes, all named.
   """
   settings, tensors = read_folder(folder)
+  said = Path(folder) / "config.json"
   try:
-    return from_tensors(settings, tensors, params, config)
+    head, own, tensors = split_head(settings, tensors, config, read_json(said) if said.is_file() else {}, dense)
+    return from_tensors(own, tensors, params, config)._replace(settings=settings, head=head)
   except ValueError as e:
     raise ValueError(f"{folder}: {e}") from None
 
@@ -179,9 +190,7 @@ def _tensors_here(
   Raises:
     ValueError: that copy differs from the params, which are then not those that the adapter was trained with.
   """
-  inner = f"{PREFIX}bert."
-  if any(name.startswith(inner) for name in tensors):  # a model with a head on top holds the encoder one level deeper
-    tensors = {name.replace(inner, PREFIX, 1): x for name, x in tensors.items()}
+  tensors = without_form(tensors, config)  # a model with a head on top holds the encoder one level deeper
   held = dict(leaves_with_paths(params))
   out = dict(tensors)
   for place in (place for place in chosen if place.parameter == "weight"):

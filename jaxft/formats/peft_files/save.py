@@ -9,8 +9,11 @@ import numpy as np
 
 from jaxft.checks import nearest
 from jaxft.formats.families import family_of
+from jaxft.formats.heads import Head, head_form, head_json
+from jaxft.formats.huggingface_config import sizes_json
 from jaxft.formats.peft_files.export import to_tensors
 from jaxft.formats.peft_files.folder import VERSION, write_folder
+from jaxft.formats.peft_files.heads import with_head
 from jaxft.formats.peft_files.load import from_tensors
 from jaxft.formats.peft_files.methods import method_of
 from jaxft.leaves.annotated import Annotated
@@ -20,7 +23,7 @@ from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
 
 def save_peft(
     folder: str | os.PathLike, transform: ParamTransform, frozen: Tree, trainable: Tree, params: Tree, config: Any, *,
-    peft_type: str = "LORA", base_model: str | None = None, task_type: str | None = None,
+    peft_type: str = "LORA", base_model: str | None = None, task_type: str | None = None, head: Head | None = None,
     **settings: Any,
 ) -> None:
   """Writes `adapter_config.json` and `adapter_model.safetensors`, with which PEFT computes what is computed here.
@@ -56,7 +59,9 @@ def save_peft(
     peft_type: PEFT's name of the method; see `jaxft.formats.peft_files.methods`. "LORA" also takes whatever else
       joins to low-rank factors (MiCA, EVA, ...), and DoRA.
     base_model: name or path of the model, for `base_model_name_or_path`.
-    task_type: "CAUSAL_LM" and so on; None takes that, or "FEATURE_EXTRACTION" for an encoder.
+    task_type: "CAUSAL_LM" and so on; None takes that, "FEATURE_EXTRACTION" for an encoder, or that of the head.
+    head: of a classifier or regressor, which is then saved whole; its classes are told by a `config.json` beside the
+      adapter.
     **settings: in PEFT's names, those that `peft_type` asks for: `alpha` (LOHA), `use_cayley_neumann` and
       `num_cayley_neumann_terms` (OFT), `scaling` and `random_loc_seed` (FOURIERFT), `topk` (VBLORA),
       `randlora_alpha` (RANDLORA); for LORA `use_rslora` and `lora_dropout`, which are for training on.
@@ -82,7 +87,15 @@ def save_peft(
       "peft_version": VERSION, **found}
   if method.asks:
     _check_settings(found, tensors, transform.join(frozen, trainable), frozen, config, settings)
-  write_folder(folder, found, tensors)
+  beside: dict[str, Any] = {}
+  if head is not None:
+    found, tensors = with_head(found, tensors, head, config)
+    found |= {} if task_type is None else {"task_type": task_type}
+    form = head_form(config)
+    assert form is not None
+    beside["config.json"] = sizes_json(config, dtype="float32") | family_of(config).config_json(config) | head_json(
+        head, form)
+  write_folder(folder, found, tensors, beside)
 
 
 def _check_settings(

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.formats.safetensors import open_checkpoint, read_json
-from jaxft.merging.streaming.adapters import read_updates
-from jaxft.merging.streaming.operands import Adapted, Operand, Stored
+from jaxft.merging.streaming.adapted import with_adapter
+from jaxft.merging.streaming.adapters import read_adapter
+from jaxft.merging.streaming.operands import Operand, Stored
 from jaxft.merging.streaming.recipe_files.references import Reference, locate
 
 
@@ -58,21 +59,23 @@ def open_model(reference: Reference, path: Path | None = None) -> InputModel:
   folder = path if path.is_dir() else path.parent
   stems = {_stem(info.file.name) for info in checkpoint.tensors.values()}
   stem = stems.pop() if len(stems) == 1 else "model"
-  return InputModel(str(reference), folder, adapted(operands, reference), stem=stem)
+  return adapted(InputModel(str(reference), folder, operands, stem=stem), reference)
 
 
-def adapted(operands: Mapping[str, Operand], reference: Reference) -> Mapping[str, Operand]:
-  """The tensors of a reference's model with its adapter added, if it has one."""
+def adapted(model: InputModel, reference: Reference) -> InputModel:
+  """A reference's model with its adapter added, if it has one.
+
+  Raises:
+    ValueError: the adapter is of a kind that is not added here, or does not fit the model.
+  """
   if reference.adapter is None:
-    return operands
-  updates = read_updates(locate(reference.adapter, "adapter"))
-  for name, update in updates.items():
-    if name not in operands:
-      raise ValueError(f"adapter {reference.adapter}: {name} is not in {reference.model}")
-    if operands[name].shape != update.shape:
-      raise ValueError(f"adapter {reference.adapter}: {name} has shape {update.shape}; in {reference.model} it has "
-                       f"{operands[name].shape}")
-  return {name: Adapted(x, updates[name]) if name in updates else x for name, x in operands.items()}
+    return model
+  adapter = read_adapter(locate(reference.adapter, "adapter"))
+  try:
+    operands, config = with_adapter(model.operands, model.config, adapter, reference.model)
+  except ValueError as e:
+    raise ValueError(f"adapter {reference.adapter}: {e}") from None
+  return InputModel(model.name, model.folder, operands, stem=model.stem, config=config)
 
 
 def _stem(file: str) -> str:

@@ -95,6 +95,24 @@ class LowRankUpdate(NamedTuple):
     return (columns, rows) if self.transposed else (rows, columns)
 
 
+class Replaced:
+  """A tensor that an adapter has saved, in place of a model's: in float32, and of the dtype of that model."""
+
+  def __init__(self, saved: Operand, dtype: np.dtype):
+    self._saved = saved
+    self.shape, self.dtype, self.stored, self.position = saved.shape, dtype, saved.stored, saved.position
+    self.held = saved.held + int(np.prod(self.shape)) * 4
+
+  def array(self) -> np.ndarray:
+    return float32(self._saved.array())
+
+  def prefetch(self) -> None:
+    self._saved.prefetch()
+
+  def release(self) -> None:
+    self._saved.release()
+
+
 class Adapted:
   """A matrix with the update of an adapter: read in float32, and of the dtype that the matrix has in the model."""
 

@@ -190,8 +190,8 @@ def _check_written(plan: Plan, folder: Path, config: Mapping[str, Any]) -> None:
 
 def _promised(reference: Reference, plan: Plan) -> InputModel:
   operands = {t.name: Promised(t.name, t.entry.shape, t.entry.dtype) for t in plan.tensors}
-  return InputModel(str(reference), plan.first.folder, adapted(operands, reference), stem=plan.first.stem,
-                    config=output_config(plan)[0])
+  model = InputModel(str(reference), plan.first.folder, operands, stem=plan.first.stem, config=output_config(plan)[0])
+  return adapted(model, reference)
 
 
 def in_order(recipes: Sequence[Recipe]) -> list[Recipe]:

@@ -48,7 +48,7 @@ def check_on_policy(options: Finetune, model: Pretrained, records: Records, coll
   if options.examples.pack:
     raise ValueError("--on-policy goes without --pack: an answer is a row of its own")
   config, _ = model.text_decoder()
-  if config.eos_id is None:
+  if config.eos_id is None and not model.end_ids:
     raise ValueError(f"--on-policy needs a model with a token that ends its answers; {model.name} has none")
   length, new = options.examples.max_length, options.loss.max_new_tokens or NEW_TOKENS
   if length + new > model.max_length:

@@ -55,7 +55,7 @@ def prepare_policy(
                      f"together; got {length} and {settings.max_new_tokens}")
   if not settings.temperature > 0:
     raise ValueError(f"temperature must be > 0; got {settings.temperature}")
-  if model.text_decoder()[0].eos_id is None:
+  if model.text_decoder()[0].eos_id is None and not model.end_ids:
     raise ValueError(f"--task rl needs a model with a token that ends its answers; {model.name} has none")
   light, rewards = dataclasses.replace(model, params={}), _rewards(options)
   for reward in rewards:

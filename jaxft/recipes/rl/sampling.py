@@ -46,6 +46,7 @@ class Sampler:
       self, model: Pretrained, rewards: Sequence[Reward], settings: PolicySettings, *, dtype: Any, mesh: Mesh | None
   ):
     self._config, self._tokenizer = model.text_decoder()
+    self._ends = tuple(i for i in (self._config.eos_id, *model.end_ids) if i is not None)
     self._rewards, self._settings, self._dtype, self._mesh = rewards, settings, dtype, mesh
 
   def __call__(
@@ -56,14 +57,14 @@ class Sampler:
     with under_mesh(self._mesh):
       found = rollout(
           model, batch["ids"], replicated(key, self._mesh), samples=samples, mask=batch["mask"],
-          max_new_tokens=settings.max_new_tokens, temperature=settings.temperature,
+          max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, stop=self._ends,
           place=lambda rows: place_batch(rows, self._mesh), take=lambda found: own_rows(found, self._mesh))
     found = jax.device_get(found)
     own = found.where[:, start:]
     answers, length = found.tokens[:, start:], own.sum(axis=1)
     if (answers[own] < 0).any():
       raise ValueError("model must give finite scores; it gave others as it answered: it may have diverged")
-    ended = (own & (answers == self._config.eos_id)).any(axis=1)
+    ended = (own & np.isin(answers, self._ends)).any(axis=1)
     texts = [self._tokenizer.decode(row[kept].tolist(), skip_special_tokens=True)
              for row, kept in zip(answers, own, strict=True)]
     records = [prompts.record(int(i)) for i in np.repeat(batch["index"], samples)]

@@ -1,10 +1,14 @@
-"""The models that a configuration names: `path`, `path+adapter`, with `@revision` after either."""
+"""The models that a configuration names: `path`, `path+adapter`, or an adapter alone, which names its model."""
 
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxft.formats.presets import PRESETS, fetch
+from jaxft.formats.safetensors import read_json
 from jaxft.merging.streaming.recipe_files.documents import keys
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Reference(NamedTuple):
@@ -21,7 +25,8 @@ def parse_reference(value: Any, where: str) -> Reference:
   """A reference from its text, or from mergekit's `{model: {path: ...}, lora: {path: ...}}`.
 
   Raises:
-    ValueError: it is neither, or asks for a revision, which only a hub has; names the place.
+    ValueError: it is neither, asks for a revision, which only a hub has, or is an adapter of a model that is not here;
+      names the place.
   """
   if isinstance(value, dict):
     keys(where, value, ("model", "lora"))
@@ -34,7 +39,21 @@ def parse_reference(value: Any, where: str) -> Reference:
   for part in parts:
     if part is not None and re.search(r"@[^/@]+$", part) and not Path(part).exists():
       raise ValueError(f"{where} asks for the revision {part!r}; models are read from this machine, so name its folder")
+  if len(parts) == 1 or parts[1] is None:
+    return _of_adapter(parts[0], where)
   return Reference(*parts)
+
+
+def _of_adapter(name: str, where: str) -> Reference:
+  """The reference of one path: where it is the folder of an adapter and no model, the model of that with it."""
+  folder = Path(name)
+  if not all((folder / file).is_file() for file in (CONFIG, WEIGHTS)) or len(list(folder.glob("*.safetensors"))) > 1:
+    return Reference(name)
+  base = read_json(folder / CONFIG).get("base_model_name_or_path")
+  if not isinstance(base, str) or not (Path(base).exists() or base in PRESETS):
+    raise ValueError(f"{where} is an adapter, which goes with {base!r}, and that is not here; write the folder of that "
+                     f"model before it: MODEL+{name}")
+  return Reference(base, name)
 
 
 def _path(part: Any, where: str) -> Any:
@@ -57,8 +76,6 @@ def locate(name: str, where: str) -> Path:
   """
   if Path(name).exists():
     return Path(name)
-  from jaxft.formats.presets import PRESETS, fetch
-
   if name in PRESETS:
     return fetch(name)
   raise ValueError(
