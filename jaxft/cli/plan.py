@@ -75,7 +75,7 @@ def _search(options: PlanOptions) -> None:
 
   from jaxft.fetch import home
   from jaxft.formats.families import family_of
-  from jaxft.training.planning.search import Candidate, candidates, key_of, search, table
+  from jaxft.training.planning.search import Candidate, candidates, key_of, nothing_fits, search, table
   from jaxft.training.progress import progress
 
   run, wanted, topology = options.run, options.search, options.topology
@@ -115,9 +115,10 @@ def _search(options: PlanOptions) -> None:
     rows = [{**dataclasses.asdict(r), "seconds": r.seconds if math.isfinite(r.seconds) else None} for r in found]
     print(json.dumps(rows, indent=1))
   else:
-    print(table(found, chip))
-    if not any(r.fits for r in found):
-      print("nothing of it fits", file=sys.stderr)
+    print(table(found, chip), flush=True)
+  if not any(r.fits for r in found):
+    print(f"jaxft: error: {nothing_fits(found, chip)}", file=sys.stderr)
+    raise SystemExit(1)
 
 
 def _check_search(wanted: Search) -> None:

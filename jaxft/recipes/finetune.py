@@ -20,6 +20,7 @@ from jaxft.host_memory import keep_freed_memory
 from jaxft.recipes import run_folder
 from jaxft.recipes.account.counts import count_tokens
 from jaxft.recipes.account.end import peak_memory, places_of
+from jaxft.recipes.account.overlap import overlaps
 from jaxft.recipes.account.start import begins, holds, more_than_whole, unit_of
 from jaxft.recipes.adapter import no_form, save_adapter
 from jaxft.recipes.distillation.losses import DISTILLATIONS
@@ -168,7 +169,8 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
         batch_size=optimization.batch_size, trained=facts["trained_parameters"], parameters=facts["parameters"])]
     counts = None if prepared.uncut is None else count_tokens(records, prepared.alone or collate, prepared.uncut)
     said += [more_than_whole(state.trainable, model.params),
-             holds(counts, max_length=options.examples.max_length, unit=unit_of(splits.train[0])), prepared.said]
+             holds(counts, max_length=min(options.examples.max_length, model.max_length),
+                   unit=unit_of(splits.train[0])), prepared.said, *overlaps(splits)]
     for line in filter(None, said):
       print(f"jaxft: {line}", file=sys.stderr)
     if model.head is not None:

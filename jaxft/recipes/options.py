@@ -14,6 +14,7 @@ from jaxft.recipes.method_expression import EXAMPLE
 from jaxft.recipes.methods import WORDS, names_by_kind, rates_by_method, selected_by_default
 from jaxft.recipes.preference.losses import PREFERENCES, by_value
 from jaxft.recipes.rl.losses import POLICY_LOSSES
+from jaxft.stores.store import as_path
 
 _METHODS = f'What trains; {names_by_kind()} Several: "{EXAMPLE}", each with its options in brackets.'
 _SELECT = (
@@ -37,6 +38,9 @@ _BETA = (
     f"Preference losses: the scale of the scores; orpo: the weight of the odds. None: {by_value('beta')}. Task rl: the "
     "weight of the divergence from the model before tuning, which rloo takes off the reward. None: 0, rloo 0.05. gkd: "
     "0 covers all that the teacher says, 1 seeks the likeliest. None: 0.5.")
+_PLACE = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1, metavar="PATH", instance_from_str=lambda words: as_path(words[0]),
+    is_instance=lambda x: isinstance(x, Path), str_from_instance=lambda path: [str(path)])
 _CLIPS = lambda option: "None: " + ", ".join(
     f"{name} {value:g}" for name, loss in POLICY_LOSSES.items() if (value := getattr(loss, option)) is not None) + "."
 _CLIP_LOW = (
@@ -226,7 +230,7 @@ class Compute:
 class Output:
   """What is kept."""
 
-  out: Path = Path("runs/finetune")
+  out: Annotated[Path, _PLACE] = Path("runs/finetune")
   """Folder of config, metrics, checkpoints and the tuned model, also in an object store (s3://bucket/run, gs://...); a
   run that it holds already is resumed."""
   overwrite: bool = False

@@ -40,6 +40,7 @@ def expand(args: list[str]) -> list[str]:
   # What is given by hand comes last and counts; an option of the file that it gives is left out.
   by_hand = {arg.partition("=")[0].removeprefix("--no-").removeprefix("--").replace("_", "-") for arg in args[1:]
              if arg.startswith("--")}
+  by_hand |= {"steps", "epochs"} if by_hand & {"steps", "epochs"} else set()  # two words for one thing
   return [arg for name, words in out for arg in words if name not in by_hand] + args[1:]
 
 

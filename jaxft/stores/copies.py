@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from jaxft.fetch import home
 from jaxft.files import write_atomically, write_text
-from jaxft.stores.store import Store
+from jaxft.stores.store import Store, as_path
 
 
 def place_of(kind: str, url: str) -> Path:
@@ -37,6 +37,7 @@ def local_copy(url: str) -> Path:
     ValueError: it is no URL, or there is nothing.
     OSError: the store cannot be reached or read, or the disk not written.
   """
+  as_path(url)  # refuses one without a bucket, by the name that was given
   parent, _, name = url.rstrip("/").rpartition("/")
   if "://" not in parent or not name:  # a bucket alone
     parent, name = url.rstrip("/"), ""

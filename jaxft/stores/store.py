@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 DRIVERS = {"s3": "s3", "gs": "gcs"}
+_FORMS = " or ".join(f"{scheme}://bucket/path" for scheme in DRIVERS)
 # About a minute in all, as each pause is twice the one before.
 RETRIES = {"max_retries": 10, "initial_delay": "100ms", "max_delay": "10s"}
 # Seconds for one object: the first for any, and bytes a second below which a store counts as gone.
@@ -41,6 +42,24 @@ def url_of(path: str | os.PathLike[str]) -> str | None:
   return None if found is None else f"{found[1]}://{found[2]}"
 
 
+def as_path(text: str) -> Path:
+  """A name as a path, which `url_of` reads; a URL without a bucket, which a path would lose sight of, is refused.
+
+  >>> url_of(as_path("gs://bucket/run"))
+  'gs://bucket/run'
+  >>> as_path("s3:///run")
+  Traceback (most recent call last):
+    ...
+  ValueError: a place in an object store must be named as s3://bucket/path or gs://bucket/path; got 's3:///run'
+
+  Raises:
+    ValueError: it begins as a URL and names no bucket.
+  """
+  if re.match(rf"({'|'.join(DRIVERS)}):/", text) and not re.match(r"\w+://[^/\s]", text):
+    raise ValueError(f"a place in an object store must be named as {_FORMS}; got {text!r}")
+  return Path(text)
+
+
 class Store:
   """The objects whose names begin with a URL and a slash.
 
@@ -57,8 +76,7 @@ class Store:
 
     found = re.fullmatch(r"(\w+)://([^/]+)(?:/+(.*?))?/*", url, re.DOTALL)
     if found is None or found[1] not in DRIVERS:
-      raise ValueError(f"an object store must be named as {' or '.join(f'{s}://bucket/path' for s in DRIVERS)}; "
-                       f"got {url!r}")
+      raise ValueError(f"an object store must be named as {_FORMS}; got {url!r}")
     scheme, bucket, prefix = found.groups()
     self.url = f"{scheme}://{bucket}" + (f"/{prefix}" if prefix else "")
     spec: dict[str, Any] = {"driver": DRIVERS[scheme], "bucket": bucket, "path": f"{prefix}/" if prefix else ""}

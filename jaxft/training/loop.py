@@ -115,7 +115,7 @@ def fit(
 
   def line(step: int, values: dict[str, float]) -> None:
     told = {name: values[name] for name in shown if name in values} | {"examples/s": values["examples_per_second"]}
-    bar.set_postfix({name: f"{value:.4g}" for name, value in told.items()})
+    bar.set_postfix({name: f"{value:.4g}" for name, value in told.items()}, step=step)
     for writer in writers:
       writer.write(step, values)
 

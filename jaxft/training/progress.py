@@ -11,7 +11,9 @@ _FIRST = 10  # steps after which it is said how long all takes
 
 
 def progress(total: int, done: int, *, show: bool) -> Any:
-  """A context with `update()` after each step and `set_postfix(values)` with what is to be shown.
+  """A context with `update()` after each step and `set_postfix(values, step=None)` with what is to be shown.
+
+  A step's values may be known only while later ones run; `step` then says whose they are, None the last one counted.
 
   Args:
     total, done: steps of the run, and those that were taken before.
@@ -64,9 +66,9 @@ class Bar(tqdm):
       self._pace.taken(int(self.n))
     return shown
 
-  def set_postfix(self, *args: Any, **options: Any) -> None:
-    """Shows values beside the bar; metrics that are known say that their step is done."""
-    super().set_postfix(*args, **options)
+  def set_postfix(self, values: dict[str, Any], *, step: int | None = None) -> None:  # type: ignore[override]
+    """Shows values beside the bar, and of which step they are if it is not the last one counted."""
+    super().set_postfix(values if step is None or step == self.n else {"of step": step, **values})
     if not self.disable and (said := self._pace.expected(int(self.n), int(self.total))):
       self.write(f"jaxft: {said}", file=sys.stderr)
 
@@ -89,17 +91,18 @@ class Lines:
     self._done += 1
     self._pace.taken(self._done)
 
-  def set_postfix(self, values: dict[str, Any]) -> None:
-    """Says what is given, if the last line is not too new, and once how long all takes."""
+  def set_postfix(self, values: dict[str, Any], *, step: int | None = None) -> None:
+    """Says what is given, if the last line is not too new or it is the last step's, and once how long all takes."""
+    step = self._done if step is None else step
     if said := self._pace.expected(self._done, self._total):
       print(f"jaxft: {said}", file=sys.stderr, flush=True)
     now = time.monotonic()
-    if now - self._last < _EVERY and self._done < self._total:
+    if now - self._last < _EVERY and step < self._total:
       return
     self._last, left = now, self._pace.left(self._done, self._total)
     more = "" if left is None else f", {_words(left)} left"
     said = ", ".join(f"{name}={value}" for name, value in values.items())
-    print(f"{time.strftime('%H:%M:%S')} step {self._done} of {self._total}, {said}{more}", file=sys.stderr, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} step {step} of {self._total}, {said}{more}", file=sys.stderr, flush=True)
 
 
 def _words(seconds: float) -> str:

@@ -292,6 +292,7 @@ def distill_and_see_what_is_forgotten(at: Path) -> None:
   data = write(at / "x.jsonl", TEXTS)
   said = finetune(at / "run", DECODER, data, "--teacher", DECODER, "--control", data)
   assert "divergence" in said and f"control {data} loss" in said
+  assert "of --control are learnt from, so that they do not tell what is forgotten" in said
 
 
 @journey

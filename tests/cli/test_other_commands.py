@@ -67,11 +67,26 @@ def test_a_search_leaves_the_chips_of_context_to_it(jaxft, tiny_decoder, monkeyp
 
   meshes = []
   monkeypatch.setattr(plan, "_described", lambda topology, slices: jax.devices()[:8])
-  monkeypatch.setattr(search, "search", lambda tried, *rest, **more: meshes.extend(tried) or [])
+  fits = lambda c: search.Tried(c, 0.1, "compute", 10**9, True)
+  monkeypatch.setattr(search, "search", lambda tried, *rest, **more: meshes.extend(tried) or [*map(fits, tried)])
   args = ["plan", "--model", tiny_decoder, "--data", "x", "--search", "--topology", "v5e:2x4", "--context"]
   assert jaxft(*args, 2).status == 0
   assert meshes and all(c.data * c.fsdp * c.tensor == 4 for c in meshes)
   assert "--context must divide the chips of a slice, v5e:2x4; got 3" in jaxft(*args, 3).err
+
+
+def test_a_search_of_which_nothing_fits_names_the_nearest_and_fails(jaxft, tiny_decoder, monkeypatch):
+  from jaxft.cli import plan
+  from jaxft.training.planning import search
+
+  monkeypatch.setattr(plan, "_described", lambda topology, slices: jax.devices()[:8])
+  large = lambda i, c: search.Tried(c, 0.1, "compute", (30 - i) * 10**9)
+  monkeypatch.setattr(search, "search", lambda tried, *rest, **more: [large(i, c) for i, c in enumerate(tried[:3])])
+  args = ["plan", "--model", tiny_decoder, "--data", "x", "--search", "--topology", "v5e:2x4"]
+  for answer in (jaxft(*args), jaxft(*args, "--json")):
+    assert answer.status == 1 and "jaxft: error: nothing fits; the nearest is data " in answer.err
+    assert "takes 28.00 GB of a chip's " in answer.err
+  assert len(json.loads(answer.out)) == 3  # what was tried is shown all the same
 
 
 @pytest.mark.parametrize(("topology", "slices", "said"), [

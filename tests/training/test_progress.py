@@ -18,6 +18,38 @@ def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
   assert any(line.endswith(" s left") for line in lines[:-1])
 
 
+def test_a_line_names_the_step_whose_values_it_has(capsys, monkeypatch):
+  monkeypatch.setattr(progress, "_EVERY", 0.0)
+  with progress.progress(3, 0, show=True) as bar:
+    for step in (1, 2, 3):  # read one step late, as the loop does, and the last two together
+      bar.update()
+      if step > 1:
+        bar.set_postfix({"loss": step - 1}, step=step - 1)
+    bar.set_postfix({"loss": 3}, step=3)
+  said = [line.split(" ", 1)[1].split(", 0 s left")[0] for line in capsys.readouterr().err.splitlines()]
+  assert said == [f"step {step} of 3, loss={step}" for step in (1, 2, 3)]
+
+
+def test_the_last_line_comes_once_though_earlier_steps_are_read_when_all_are_done(capsys):
+  with progress.progress(20, 0, show=True) as bar:
+    for _ in range(20):
+      bar.update()
+    for step in (18, 19, 20):
+      bar.set_postfix({"loss": step}, step=step)
+  lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("jaxft:")]
+  assert [line.split(" ", 1)[1] for line in lines] == ["step 18 of 20, loss=18", "step 20 of 20, loss=20"]
+
+
+def test_a_bar_says_whose_values_it_has_if_not_the_last_step_s(capsys, monkeypatch):
+  monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+  with progress.progress(4, 0, show=True) as bar:
+    bar.update(2)
+    bar.set_postfix({"loss": "0.5"}, step=1)
+    assert bar.postfix == "of step=1, loss=0.5"
+    bar.set_postfix({"loss": "0.4"}, step=2)
+    assert bar.postfix == "loss=0.4"
+
+
 def test_how_long_it_takes_is_said_once_after_ten_steps(capsys, monkeypatch):
   now = [0.0]
   monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

@@ -7,7 +7,7 @@ import pytest
 from jaxft.analysis.flops import Flops
 from jaxft.training.planning.collectives import Collective
 from jaxft.training.planning.plan import Compiled, DoesNotFit, Plan
-from jaxft.training.planning.search import Candidate, candidates, key_of, search, table
+from jaxft.training.planning.search import Candidate, Tried, candidates, key_of, nothing_fits, search, table
 
 GB = 10**9
 
@@ -73,3 +73,13 @@ def test_only_the_most_promising_are_compiled():
 def test_a_key_changes_with_what_is_run():
   assert key_of([1, "v5e:4x4"]) == key_of([1, "v5e:4x4"]) != key_of([2, "v5e:4x4"])
   assert str(Candidate(1, 2, 3, "full", 4, 5)) == "data 1, fsdp 2, tensor 3, remat full, accumulate 4, rank 5"
+
+
+def test_the_nearest_of_what_does_not_fit():
+  one = candidates(16, heads=4, tensor=(1,), parts=(1,), remat=("full",), accumulate=(1,))[0]
+  compiled, unknown = Tried(one, 0.1, "compute", 30 * GB), Tried(one, peak=9 * GB, bound="memory of the chip")
+  refused = Tried(one, peak=20 * GB, refused="its state alone does not fit")
+  assert "takes 30.00 GB of a chip's" in nothing_fits([refused, unknown, compiled], "v5e")
+  assert "takes at least 9.00 GB of a chip's" in nothing_fits([refused, unknown], "v5e")
+  assert nothing_fits([refused], "v5e").endswith("GB (its state alone does not fit)")
+  assert nothing_fits([Tried(one, refused="no")], "v5e").endswith("rank 8: no")

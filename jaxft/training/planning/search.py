@@ -174,6 +174,26 @@ def table(results: Sequence[Tried], chip: str) -> str:
                     *(f"{r.candidate}: {r.refused}" for r in results if r.refused)])
 
 
+def nothing_fits(results: Sequence[Tried], chip: str) -> str:
+  """A line for a search of which nothing fits: the candidate that misses by least, and by how much.
+
+  >>> nothing_fits([Tried(Candidate(1, 16, 1, "full", 1, 8), 0.25, peak=24 * 10**9)], "v5e")[:61]
+  'nothing fits; the nearest is data 1, fsdp 16, tensor 1, remat'
+
+  Args:
+    results: of `search`.
+    chip: v5e, v5p or v6e.
+  """
+  if not (sized := [r for r in results if r.peak]):
+    return f"nothing fits: all {len(results)} candidates are refused, as {results[0].candidate}: {results[0].refused}"
+  # Of a step that compiles and of one that does not, the first is known to miss by no more than it says.
+  unknown = lambda r: bool(r.refused) or math.isinf(r.seconds)
+  nearest = min(sized, key=lambda r: (unknown(r), r.peak))
+  return (f"nothing fits; the nearest is {nearest.candidate}, which takes {'at least ' if unknown(nearest) else ''}"
+          f"{nearest.peak / 1e9:.2f} GB of a chip's {CHIPS[chip].memory / 1e9:.2f} GB"
+          + (f" ({nearest.refused})" if nearest.refused else ""))
+
+
 def key_of(facts: Any) -> str:
   """A key of a search's results: what is run, on what, and by which code.
 
