@@ -66,6 +66,19 @@ def tiny_decoder(tmp_path_factory, smollm2):
 
 
 @pytest.fixture(scope="session")
+def larger(tmp_path_factory, smollm2):
+  """A decoder with other weights, wider than the small one, which knows the same tokens."""
+  from jaxft.formats.huggingface import save_directory
+  from jaxft.models import decoder
+
+  config = dataclasses.replace(
+      smollm2.config, dim=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32)
+  folder = tmp_path_factory.mktemp("models") / "larger"
+  save_directory(decoder.init(jax.random.key(5), config), config, folder, tokenizer=smollm2.tokenizer)
+  return folder
+
+
+@pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
   """Twelve pairs."""
   subjects = "rivers birds engines poems bridges storms coins maps bread glass music stars".split()

@@ -1,6 +1,5 @@
 """`jaxft finetune --task distill`: students near their teachers, of tokens, classes and vectors; what is refused."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -27,19 +26,6 @@ def wider(tmp_path_factory, minilm):
       vocab_size=minilm.config.vocab_size, dim=24, num_layers=1, num_heads=2, mlp_dim=32, max_length=64)
   folder = tmp_path_factory.mktemp("models") / "wider"
   save_directory(encoder.init(jax.random.key(5), config), config, folder, tokenizer=minilm.tokenizer)
-  return folder
-
-
-@pytest.fixture(scope="module")
-def larger(tmp_path_factory, smollm2):
-  """A decoder with other weights, wider than the small one, which knows the same tokens."""
-  from jaxft.formats.huggingface import save_directory
-  from jaxft.models import decoder
-
-  config = dataclasses.replace(
-      smollm2.config, dim=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32)
-  folder = tmp_path_factory.mktemp("models") / "larger"
-  save_directory(decoder.init(jax.random.key(5), config), config, folder, tokenizer=smollm2.tokenizer)
   return folder
 
 

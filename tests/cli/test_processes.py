@@ -120,6 +120,38 @@ def test_two_processes_learn_from_rewards_as_one(jaxft, tiny_decoder, tmp_path, 
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("options", [("--method", "full", "--fsdp", 2), ("--tensor", 2)])
+def test_two_processes_learn_on_their_own_answers_as_one(jaxft, tiny_decoder, larger, tmp_path, options):
+  from tests.cli.conftest import write_lines
+
+  # Of several lengths: the parts of a batch do not pad to one by themselves.
+  turns = lambda n: [{"role": "user", "content": "so " * n + f"{n}?"}, {"role": "assistant", "content": f"{n}."}]
+  chats = write_lines(tmp_path / "chats.jsonl", [{"messages": turns(n)} for n in (1, 2, 3, 14, 20, 24)])
+  args = lambda out, steps=4: [
+      "finetune", "--model", tiny_decoder, "--data", chats, "--teacher", larger, "--on-policy", 0.5, "--max-new-tokens",
+      12, "--batch-size", 2, "--max-length", 64, "--steps", steps, "--log-every", 1, "--learning-rate", 1e-2,
+      "--warmup", 0, "--schedule", "constant", "--holdout", 0.34, "--out", tmp_path / out, *options]
+  process = start(*args("two"), "--processes", 2)
+  answer = jaxft(*args("one"), "--data-parallel", 1)
+  assert answer.status == 0, answer.err
+  ended(process, 0)
+  lines = [[{name: x for name, x in line.items() if name != "examples_per_second"}
+            for line in read_json_lines(tmp_path / out / "metrics.jsonl")] for out in ("one", "two")]
+  assert len(lines[0]) == len(lines[1]) == 6
+  assert {line["on_policy"] for line in lines[1] if "loss" in line} == {0.0, 1.0}
+  for one, two in zip(*lines, strict=True):
+    assert one == pytest.approx(two, rel=1e-3, abs=1e-6)
+  a, b = (weights(tmp_path / out) for out in ("one", "two"))
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-5, err_msg=name)
+  for steps in (2, 4) if "--fsdp" in options else ():  # stopped between, and gone on with
+    ended(start(*args("parts", steps), "--processes", 2), 0)
+  if "--fsdp" in options:
+    assert losses(tmp_path / "parts") == losses(tmp_path / "two")
+    assert all(np.array_equal(x, weights(tmp_path / "parts")[name]) for name, x in b.items())
+
+
+@pytest.mark.exhaustive
 def test_a_reward_that_breaks_down_on_one_process_ends_all(tiny_decoder, tmp_path, monkeypatch):
   from tests.cli.conftest import write_lines
 

@@ -115,3 +115,29 @@ def test_what_it_cannot_do_is_said():
   longer = jnp.concatenate([key[:, :3], key], axis=1)
   with pytest.raises(ValueError, match="key must have the 16 positions of the query, .*; got 19"):
     under(mesh, query, longer, longer)
+
+
+def on_eight(length):
+  """What eight devices give for the first positions, and what one does; the second has NaN values late in the time."""
+  query, key, value = (x[:, :length] for x in sides())
+  mesh, late = make_mesh(data=1, context=8), 14 * length // 16
+  broken = value.at[:, late].set(jnp.nan)
+
+  @jax.jit
+  def run(*sides):
+    with under_mesh(mesh):
+      return ring_attend(*sides, causal=True)
+
+  return run(*placed(mesh, (query, key, value))), run(*placed(mesh, (query, key, broken))), attend(
+      query, key, value, causal=True)
+
+
+@pytest.mark.parametrize("length", [TIME, TIME // 2])
+def test_blocks_that_no_query_sees_are_not_computed(length):
+  whole, broken, wanted = on_eight(length)
+  np.testing.assert_allclose(whole, wanted, rtol=2e-5, atol=2e-6)
+  # A product with a weight of zero is NaN where a value is: who has one has computed the block. With two positions to a
+  # device these are an early and a late one, and the second device has the value in its own block; with one, no more
+  # than the last two see it.
+  found = np.isnan(broken).any(axis=(0, 2, 3)).nonzero()[0].tolist()
+  assert found == ([1, 14, 15] if length == TIME else [7])

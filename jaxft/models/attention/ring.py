@@ -1,7 +1,8 @@
 """Attention over inputs that are cut along their time axis: blocks of keys and values go round a ring of devices."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from jaxft.models.activation_sharding import BATCH_AXES
 from jaxft.signatures import AnyArray
+
+_LOWEST = jnp.finfo(jnp.float32).min
 
 
 def ring_attend(
@@ -29,7 +32,15 @@ def ring_attend(
   with scores `s` of each block a running maximum `m`, a sum `l = sum exp(s - m)` and `o = sum exp(s - m) value` give
   `o / l` in the end, which is the softmax over all blocks. The backward pass goes round once more, with the gradients
   of keys and values beside them, and forms the scores again. A device holds scores of `[time / n, time / n]` for each
-  head; of a causal mask it computes the blocks that nobody sees too, twice the operations that are needed.
+  head.
+
+  Under a causal mask the last part of the time would see all blocks and the first but its own. So time is cut in 2 n
+  pieces, of which the i-th device takes the i-th from the start and the i-th from the end: of an earlier device's block
+  its queries see the first piece alone, and of a later one's its second piece of queries sees all. Each device computes
+  `(n + 1) / 2` blocks in place of n, in both directions, and sends its queries, keys, values and outputs to their
+  places and back once. The compiler's count of operations does not show it: it has all cases. An odd number of
+  positions to a device is not cut so; then later blocks are left out, which spares work but no time, as the last device
+  sees all.
 
   Args:
     query, key, value: per-head arrays, traced under a mesh with the axis, as `make_mesh(context=n)` has it; rows are
@@ -54,7 +65,7 @@ def ring_attend(
     True
 
   Source: Liu et al. 2023, Ring Attention with Blockwise Transformers (arXiv 2310.01889). Blocks are not taken in pieces
-  here, and time is cut in order, so that the last device has most to do under a causal mask.
+  here. Pairs of an early and a late part are what others call the zigzag order.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or axis not in mesh.axis_names:
@@ -75,78 +86,169 @@ def ring_attend(
   if mask is None:
     mask = np.ones((1, 1, time), bool)
   seen = PartitionSpec(spec[0] if mask.shape[0] > 1 else None, axis if mask.shape[1] > 1 else None)
-  block = partial(_ring, axis, size, causal, query.shape[-1]**-0.5 if scale is None else scale)
-  return jax.shard_map(block, in_specs=(spec, spec, spec, seen), out_specs=spec, check_vma=False)(
+  ring = _Ring(axis, size, time // size, causal, query.shape[-1]**-0.5 if scale is None else scale)
+  return jax.shard_map(partial(_attend, ring), in_specs=(spec, spec, spec, seen), out_specs=spec, check_vma=False)(
       query, key, value, jnp.asarray(mask))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _ring(axis: str, size: int, causal: bool, scale: float, query: Any, key: Any, value: Any, mask: Any) -> Any:
-  return _forward(axis, size, causal, scale, query, key, value, mask)[0]
+class _Ring(NamedTuple):
+  """The devices, and how their blocks lie."""
+
+  axis: str
+  size: int
+  time: int  # of a block
+  causal: bool
+  scale: float
+
+  @property
+  def folded(self) -> bool:
+    """Whether a block is an early and a late piece of the time."""
+    return self.causal and self.size > 1 and self.time % 2 == 0
+
+  def pieces(self, device: Any) -> list[tuple[Any, int]]:
+    """Where the pieces of a device's block start, and how long they are."""
+    if not self.folded:
+      return [(device * self.time, self.time)]
+    half = self.time // 2
+    return [(device * half, half), ((2 * self.size - 1 - device) * half, half)]
+
+  def places(self, device: Any) -> Array:
+    """The positions of a device's block."""
+    return jnp.concatenate([start + jnp.arange(length) for start, length in self.pieces(device)])
+
+  def apply(self, step: Any, computed: Callable[..., Any], sums: Any) -> Any:
+    """`computed(came_from, first, last, *sums)`, for the queries from `first` on and the keys before `last`."""
+    here = jax.lax.axis_index(self.axis)
+    came_from = (here - step) % self.size
+    spans = [(0, self.time)]
+    case = jnp.zeros((), jnp.int32)
+    if self.folded:  # the device's own block, that of an earlier one, that of a later one
+      spans += [(0, self.time // 2), (self.time // 2, self.time)]
+      case = jnp.where(came_from == here, 0, jnp.where(came_from < here, 1, 2))
+    elif self.causal:
+      spans += [(self.time, self.time)]
+      case = (came_from > here).astype(jnp.int32)
+    branches = [partial(computed, came_from, *span) if span[0] < self.time else lambda *sums: sums for span in spans]
+    return jax.lax.switch(case, branches, *sums)
+
+  def pass_on(self, blocks: Any) -> Any:
+    return jax.lax.ppermute(blocks, self.axis, [(i, (i + 1) % self.size) for i in range(self.size)])
 
 
-def _forward(axis, size, causal, scale, query, key, value, mask):
-  groups = _grouped(query * scale, key.shape[2])
-  top = jnp.full(groups.shape[:-1], jnp.finfo(jnp.float32).min)
+def _attend(ring: _Ring, query: Any, key: Any, value: Any, mask: Any) -> Any:
+  if not ring.folded:
+    return _ring(ring, query, key, value, mask)
+  query, key, value = (_fold(ring, x) for x in (query, key, value))
+  mask = _fold(ring, mask) if mask.shape[1] > 1 else mask
+  return _unfold(ring, _ring(ring, query, key, value, mask))
+
+
+def _homes(ring: _Ring, odd: int) -> list[int]:
+  """By device the one where its first piece belongs, an even one of the 2 n; or its second, which is odd."""
+  return [min(piece, 2 * ring.size - 1 - piece) for piece in range(odd, 2 * ring.size, 2)]
+
+
+def _fold(ring: _Ring, x: Any) -> Any:
+  """A block of consecutive positions, with those of all others, to one of an early and a late piece."""
+  pieces = [jax.lax.ppermute(part, ring.axis, list(enumerate(_homes(ring, odd))))
+            for odd, part in enumerate(jnp.split(x, 2, axis=1))]
+  return jnp.concatenate(_by_parity(ring, *pieces), axis=1)
+
+
+def _unfold(ring: _Ring, x: Any) -> Any:
+  """The inverse of `_fold`."""
+  pieces = _by_parity(ring, *jnp.split(x, 2, axis=1))
+  return jnp.concatenate([
+      jax.lax.ppermute(part, ring.axis, [(home, i) for i, home in enumerate(_homes(ring, odd))])
+      for odd, part in enumerate(pieces)], axis=1)
+
+
+def _by_parity(ring: _Ring, one: Any, other: Any) -> tuple[Any, Any]:
+  """Between (even piece, odd piece) and (early, late): the early piece of the i-th device is the i-th."""
+  even = jax.lax.axis_index(ring.axis) % 2 == 0
+  return jnp.where(even, one, other), jnp.where(even, other, one)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ring(ring: _Ring, query: Any, key: Any, value: Any, mask: Any) -> Any:
+  return _forward(ring, query, key, value, mask)[0]
+
+
+def _forward(ring, query, key, value, mask):
+  groups = _grouped(query * ring.scale, key.shape[2])
+  top = jnp.full(groups.shape[:-1], _LOWEST)
   start = key, value, top, jnp.zeros_like(top), jnp.zeros(groups.shape, jnp.float32)
 
   def turn(carry, step):
-    key, value, top, total, out = carry
-    following = _passed_on((key, value), axis, size)  # on its way while this block is computed
-    scores, _ = _scores(groups, key, mask, causal, axis, size, step)
-    higher = jnp.maximum(top, scores.max(-1))
-    weights, lasts = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
-    part = jnp.einsum("bkgts,bskd->bkgtd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    return (*following, higher, total * lasts + weights.sum(-1), out * lasts[..., None] + part), None
+    key, value, *sums = carry
+    following = ring.pass_on((key, value))  # on its way while this block is computed
 
-  (_, _, top, total, out), _ = jax.lax.scan(turn, start, jnp.arange(size))
-  out = _flat(out / total[..., None]).astype(value.dtype)
+    def computed(came_from, first, last, top, total, out):
+      scores, _ = _scores(ring, groups, key, mask, came_from, first, last)
+      old = top[..., first:]
+      higher = jnp.maximum(old, scores.max(-1))
+      weights, lasts = jnp.exp(scores - higher[..., None]), jnp.exp(old - higher)
+      part = jnp.einsum("bkgts,bskd->bkgtd", weights.astype(value.dtype), value[:, :last],
+                        preferred_element_type=jnp.float32)
+      return (top.at[..., first:].set(higher), total.at[..., first:].set(total[..., first:] * lasts + weights.sum(-1)),
+              out.at[..., first:, :].set(out[..., first:, :] * lasts[..., None] + part))
+
+    return (*following, *ring.apply(step, computed, tuple(sums))), None
+
+  (_, _, top, total, out), _ = jax.lax.scan(turn, start, jnp.arange(ring.size))
+  # Who sees nobody sees all alike, as a softmax of equal scores has it.
+  mean = jax.lax.psum(value.astype(jnp.float32).sum(1), ring.axis)[:, :, None, None] / (ring.size * ring.time)
+  out = jnp.where(top[..., None] == _LOWEST, mean, out / total[..., None])
+  out = _flat(out).astype(value.dtype)
   return out, (query, key, value, mask, out, top, total)
 
 
-def _backward(axis, size, causal, scale, saved, cotangent):
+def _backward(ring, saved, cotangent):
   query, key, value, mask, out, top, total = saved
   kv_heads = key.shape[2]
-  groups, given = _grouped(query * scale, kv_heads), _grouped(cotangent, kv_heads)
+  groups, given = _grouped(query * ring.scale, kv_heads), _grouped(cotangent, kv_heads)
   inner = (given.astype(jnp.float32) * _grouped(out, kv_heads)).sum(-1)  # of each query: what its weights sum up to
   zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
 
   def turn(carry, step):
-    key, value, of_query, of_key, of_value = carry
-    following = _passed_on((key, value), axis, size)
-    scores, seen = _scores(groups, key, mask, causal, axis, size, step)
-    weights = jnp.exp(scores - top[..., None]) / total[..., None]
-    of_value += jnp.einsum("bkgts,bkgtd->bskd", weights.astype(given.dtype), given, preferred_element_type=jnp.float32)
-    of_weights = jnp.einsum("bkgtd,bskd->bkgts", given, value, preferred_element_type=jnp.float32)
-    of_scores = jnp.where(seen, weights * (of_weights - inner[..., None]), 0.0).astype(key.dtype)
-    of_query += jnp.einsum("bkgts,bskd->bkgtd", of_scores, key, preferred_element_type=jnp.float32)
-    of_key += jnp.einsum("bkgts,bkgtd->bskd", of_scores, groups, preferred_element_type=jnp.float32)
-    return (*following, of_query, *_passed_on((of_key, of_value), axis, size)), None
+    key, value, *sums = carry
+    following = ring.pass_on((key, value))
+
+    def computed(came_from, first, last, of_query, of_key, of_value):
+      scores, seen = _scores(ring, groups, key, mask, came_from, first, last)
+      own, its = given[..., first:, :], value[:, :last]
+      weights = jnp.where(seen, jnp.exp(scores - top[..., first:, None]) / total[..., first:, None], 0.0)
+      for_value = jnp.einsum("bkgts,bkgtd->bskd", weights.astype(own.dtype), own, preferred_element_type=jnp.float32)
+      of_weights = jnp.einsum("bkgtd,bskd->bkgts", own, its, preferred_element_type=jnp.float32)
+      of_scores = (weights * (of_weights - inner[..., first:, None])).astype(key.dtype)
+      for_query = jnp.einsum("bkgts,bskd->bkgtd", of_scores, key[:, :last], preferred_element_type=jnp.float32)
+      for_key = jnp.einsum("bkgts,bkgtd->bskd", of_scores, groups[..., first:, :], preferred_element_type=jnp.float32)
+      return (of_query.at[..., first:, :].add(for_query), of_key.at[:, :last].add(for_key),
+              of_value.at[:, :last].add(for_value))
+
+    of_query, *others = ring.apply(step, computed, tuple(sums))
+    return (*following, of_query, *ring.pass_on(others)), None
 
   start = key, value, zeros(groups), zeros(key), zeros(value)
-  (_, _, of_query, of_key, of_value), _ = jax.lax.scan(turn, start, jnp.arange(size))
-  return ((_flat(of_query) * scale).astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype),
+  (_, _, of_query, of_key, of_value), _ = jax.lax.scan(turn, start, jnp.arange(ring.size))
+  alike = jnp.where(top[..., None] == _LOWEST, given.astype(jnp.float32), 0.0).sum((2, 3))
+  of_value += jax.lax.psum(alike, ring.axis)[:, None] / (ring.size * ring.time)
+  return ((_flat(of_query) * ring.scale).astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype),
           np.zeros(mask.shape, jax.dtypes.float0))
 
 
 _ring.defvjp(_forward, _backward)
 
 
-def _passed_on(blocks, axis, size):
-  return jax.lax.ppermute(blocks, axis, [(i, (i + 1) % size) for i in range(size)])
-
-
-def _scores(groups, key, mask, causal, axis, size, step):
-  """Scores of the block of keys that is here after so many steps, and which of them count."""
-  time = groups.shape[3]
-  here = jax.lax.axis_index(axis)
-  came_from = (here - step) % size
-  seen = jax.lax.dynamic_slice_in_dim(mask, came_from * time, time, axis=2)[:, None, None]
-  if causal:
-    place = jnp.arange(time)
-    seen = seen & ((here * time + place)[:, None] >= (came_from * time + place)[None])
-  scores = jnp.einsum("bkgtd,bskd->bkgts", groups, key, preferred_element_type=jnp.float32)
-  return jnp.where(seen, scores, jnp.finfo(jnp.float32).min), seen
+def _scores(ring, groups, key, mask, came_from, first, last):
+  """Scores of a part of the block of keys that came from a device, and which of them count."""
+  columns = [jax.lax.dynamic_slice_in_dim(mask, start, length, axis=2) for start, length in ring.pieces(came_from)]
+  seen = jnp.concatenate(columns, axis=2)[:, first if mask.shape[1] > 1 else 0:, :last][:, None, None]
+  if ring.causal:
+    here = jax.lax.axis_index(ring.axis)
+    seen = seen & (ring.places(here)[first:, None] >= ring.places(came_from)[:last])
+  scores = jnp.einsum("bkgtd,bskd->bkgts", groups[..., first:, :], key[:, :last], preferred_element_type=jnp.float32)
+  return jnp.where(seen, scores, _LOWEST), seen
 
 
 def _grouped(x, kv_heads):

@@ -5,23 +5,22 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxft.decoding import stepwise_decoder
 from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes.distillation.losses import NEW_TOKENS, setting
 from jaxft.recipes.distillation.teacher import alone
 from jaxft.recipes.examples import Collate, Records
 from jaxft.recipes.model import left_padded
 from jaxft.recipes.options import Finetune
-from jaxft.training.mesh import place_batch, under_mesh
+from jaxft.recipes.rl.answering import answers_to
+from jaxft.together import largest
 from jaxft.training.recipe import Recipe
-from jaxft.training.rl import rollout
 from jaxft.training.state import TrainState
 from jaxft.training.step import TrainStep, cast_floating
 
-_COLUMNS = 16  # prompts and answers are as long as multiples of it, so that few programs are compiled
+_COLUMNS = 16  # prompts are as long as multiples of it, so that few programs are compiled
 
 
 class Asked(NamedTuple):
@@ -41,10 +40,8 @@ def check_on_policy(options: Finetune, model: Pretrained, records: Records, coll
   """Looks whether a run can learn from its student's own answers.
 
   Raises:
-    ValueError: there are several processes or packed rows, no prompts, no token that ends an answer, or no room for it.
+    ValueError: there are packed rows, no prompts, no token that ends an answer, or no room for it.
   """
-  if jax.process_count() > 1:
-    raise ValueError(f"--on-policy is for one process; got {jax.process_count()}")
   if options.examples.pack:
     raise ValueError("--on-policy goes without --pack: an answer is a row of its own")
   config, _ = model.text_decoder()
@@ -60,14 +57,17 @@ def check_on_policy(options: Finetune, model: Pretrained, records: Records, coll
 
 
 def asked(batch: Mapping[str, np.ndarray], pad_id: int, most: int) -> Asked:
-  """What stands before the last answer of each row of a batch with `ids`, `mask` and `loss_mask` `[batch, time]`."""
+  """What stands before the last answer of each row of a batch with `ids`, `mask` and `loss_mask` `[batch, time]`.
+
+  Of several processes each gives its rows, and all have them of one length.
+  """
   prompts = []
   for ids, mask, loss in zip(*(np.asarray(batch[name]) for name in ("ids", "mask", "loss_mask")), strict=True):
     scored = np.flatnonzero(loss * mask)
     # The last run of tokens with a loss; of a chat, the last turn of the assistant.
     start = 0 if not len(scored) else int(scored[np.flatnonzero(np.diff(scored, prepend=-2) > 1)[-1]])
     prompts.append(ids[:start].tolist())
-  longest = max(1, *map(len, prompts))
+  longest = largest(max(1, *map(len, prompts)))
   padded, mask = left_padded(prompts, pad_id, min(-(-longest // _COLUMNS) * _COLUMNS, max(most, longest)))
   return Asked(padded, mask, np.array([len(prompt) > 0 for prompt in prompts]))
 
@@ -108,27 +108,17 @@ class OnPolicyStep:
 
   def _answered(self, state: TrainState, frozen: Any, batch: Mapping[str, Any], key: jax.Array) -> Any:
     """A batch of the student's answers to the prompts of another."""
-    mesh: Mesh | None = self.mesh
     params = alone(self._recipe.transform.join(frozen, state.trainable))
     if (dtype := self._recipe.compute_dtype) is not None:
       params = cast_floating(params, dtype)
     prompts = asked(batch, self._config.pad_id or 0, self._max_length)
     # A row without a prompt is read as one of a single token, and weighs nothing.
     mask = prompts.mask | (~prompts.where[:, None] & (np.arange(prompts.mask.shape[1]) == prompts.mask.shape[1] - 1))
-    with under_mesh(mesh):
-      model = stepwise_decoder(params, self._config) if dtype is None else (
-          stepwise_decoder(params, self._config, dtype=dtype))
-      found = jax.device_get(rollout(
-          model, prompts.ids, key, mask=mask, max_new_tokens=self._new, temperature=self._temperature,
-          stop=self._ends, place=lambda rows: place_batch(rows, mesh)))
-    start = prompts.ids.shape[1]
-    answers = found.where & prompts.where[:, None]
-    if (found.tokens[answers] < 0).any():
-      raise ValueError("model must give finite scores; it gave others as it answered: it may have diverged")
-    longest = int(answers[:, start:].sum(axis=1).max())
-    end = start + min(-(-max(longest, 1) // _COLUMNS) * _COLUMNS, self._new)
-    return {"ids": np.where(found.mask, found.tokens, self._config.pad_id or 0)[:, :end].astype(np.int32),
-            "mask": found.mask[:, :end].astype(np.int32), "loss_mask": answers[:, :end].astype(np.int32)}
+    found = answers_to(
+        params, self._config, prompts.ids, mask, key, mesh=self.mesh, max_new_tokens=self._new,
+        temperature=self._temperature, stop=self._ends, where=prompts.where, dtype=dtype or jnp.float32)
+    return {"ids": np.where(found.mask, found.tokens, self._config.pad_id or 0).astype(np.int32),
+            "mask": found.mask.astype(np.int32), "loss_mask": found.where.astype(np.int32)}
 
 
 def on_policy_step(options: Finetune, model: Pretrained, recipe: Recipe, update: TrainStep) -> OnPolicyStep:

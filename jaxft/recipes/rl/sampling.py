@@ -7,25 +7,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxft.decoding import stepwise_decoder
 from jaxft.formats.pretrained import Pretrained
+from jaxft.recipes.rl.answering import answers_to
 from jaxft.recipes.rl.losses import PolicySettings
 from jaxft.recipes.rl.prompts import Prompts
 from jaxft.recipes.rl.rewards import Reward, total
-from jaxft.together import largest, share
-from jaxft.training.gather import own_rows
-from jaxft.training.mesh import place_batch, replicated, rows_of_process, under_mesh
-from jaxft.training.rl import Rollouts, rollout
-
-LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+from jaxft.together import share
+from jaxft.training.mesh import rows_of_process
+from jaxft.training.rl import Rollouts
 
 
 class Sampled(NamedTuple):
   """Answers to the prompts of this process, those to one prompt being neighbours.
 
   Attributes:
-    rollouts: as arrays of the host, without columns at the end that no answer has, but for some: a step is compiled for
-      a few lengths.
+    rollouts: of `answers_to`.
     start: the column where the answers begin.
     rewards: by name, `[prompts, samples]`; `reward` is their weighted sum.
     length: tokens of each answer.
@@ -53,26 +49,16 @@ class Sampler:
       self, params: Any, prompts: Prompts, batch: Mapping[str, np.ndarray], key: jax.Array, *, samples: int
   ) -> Sampled:
     settings, start = self._settings, batch["ids"].shape[1]
-    model = stepwise_decoder(params, self._config, dtype=self._dtype)
-    with under_mesh(self._mesh):
-      found = rollout(
-          model, batch["ids"], replicated(key, self._mesh), samples=samples, mask=batch["mask"],
-          max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, stop=self._ends,
-          place=lambda rows: place_batch(rows, self._mesh), take=lambda found: own_rows(found, self._mesh))
-    found = jax.device_get(found)
-    own = found.where[:, start:]
-    answers, length = found.tokens[:, start:], own.sum(axis=1)
-    if (answers[own] < 0).any():
-      raise ValueError("model must give finite scores; it gave others as it answered: it may have diverged")
+    rollouts = answers_to(
+        params, self._config, batch["ids"], batch["mask"], key, mesh=self._mesh, samples=samples, stop=self._ends,
+        max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, dtype=self._dtype)
+    answers, own = (np.asarray(x)[:, start:] for x in (rollouts.tokens, rollouts.where))
+    length = own.sum(axis=1)
     ended = (own & np.isin(answers, self._ends)).any(axis=1)
     texts = [self._tokenizer.decode(row[kept].tolist(), skip_special_tokens=True)
              for row, kept in zip(answers, own, strict=True)]
     records = [prompts.record(int(i)) for i in np.repeat(batch["index"], samples)]
     rewards = {name: x.reshape(-1, samples) for name, x in self._worth(texts, records).items()}
-    most = settings.max_new_tokens
-    longest = largest(int(length.max()))  # of all processes, as their rows are parts of one batch
-    columns = next((n for n in LENGTHS if longest <= n < most), most)
-    rollouts = Rollouts(*(x[:, :start + columns] for x in found))
     return Sampled(rollouts, start, rewards, length, ~ended)
 
   def _worth(self, texts: Sequence[str], records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
