@@ -41,7 +41,7 @@ def main(args: list[str]) -> None:
   from jaxft.checks import one_of, pick
   from jaxft.files import check_apart, check_writable, followed
   from jaxft.formats.presets import PRESETS
-  from jaxft.recipes.run import DTYPES
+  from jaxft.recipes.dtypes import DTYPES
 
   to_gguf = options.out.suffix == ".gguf"
   name = options.dtype or ("F16" if to_gguf else "float32")

@@ -53,8 +53,8 @@ def main(args: list[str]) -> None:
 def evaluate(options: Evaluate) -> list[dict[str, Any]]:
   """One dict a data set: the model, the task, the data and the metrics."""
   from jaxft.checks import one_of, pick
+  from jaxft.recipes.dtypes import DTYPES
   from jaxft.recipes.model import load
-  from jaxft.recipes.run import DTYPES
 
   one_of("dtype", options.dtype, DTYPES)
   for name, value in (("max_length", options.max_length), ("batch_size", options.batch_size)):
@@ -141,7 +141,7 @@ def _sentiment(options: Evaluate, model: Any, data: str, records: Any) -> dict[s
 
 def _embed(options: Evaluate, model: Any) -> tuple[Any, int]:
   from jaxft.recipes import tasks
-  from jaxft.recipes.run import DTYPES
+  from jaxft.recipes.dtypes import DTYPES
 
   length = min(options.max_length or 128, model.max_length)
   return tasks.embedder(model.params, model.config, dtype=DTYPES[options.dtype]), length
@@ -150,9 +150,9 @@ def _embed(options: Evaluate, model: Any) -> tuple[Any, int]:
 def _perplexity(options: Evaluate, model: Any, data: str, records: Any) -> dict[str, float]:
   del data
   from jaxft.recipes import measure
+  from jaxft.recipes.dtypes import DTYPES
   from jaxft.recipes.encoder_decoder.answers import answer_collate
   from jaxft.recipes.examples import language_collate
-  from jaxft.recipes.run import DTYPES
 
   make = answer_collate if model.kind == "encoder-decoder" else language_collate
   collate = make(model, records[0], max_length=min(options.max_length or 512, model.max_length))

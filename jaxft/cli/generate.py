@@ -63,8 +63,8 @@ def generate(options: Generate) -> list[dict[str, Any]]:
   """
   from jaxft.checks import pick
   from jaxft.formats.pretrained import load
+  from jaxft.recipes.dtypes import DTYPES
   from jaxft.recipes.model import answer
-  from jaxft.recipes.run import DTYPES
 
   dtype = pick("dtype", options.dtype, DTYPES)
   _check(options)

@@ -54,7 +54,7 @@ class Sampler:
         max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, dtype=self._dtype)
     answers, own = (np.asarray(x)[:, start:] for x in (rollouts.tokens, rollouts.where))
     length = own.sum(axis=1)
-    ended = (own & np.isin(answers, self._ends)).any(axis=1)
+    ended = np.any(own & np.isin(answers, self._ends), axis=1)
     texts = [self._tokenizer.decode(row[kept].tolist(), skip_special_tokens=True)
              for row, kept in zip(answers, own, strict=True)]
     records = [prompts.record(int(i)) for i in np.repeat(batch["index"], samples)]
