@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy  # its parts load when they are used: stats takes half a second
 from jaxtyping import Array, Float, Shaped
 
 from jaxft.checks import in_range, nearest

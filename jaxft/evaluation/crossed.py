@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
+import scipy  # its parts load when they are used: stats takes half a second
 from jaxtyping import Float, Num
 
 from jaxft.finite import require_finite

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy  # its parts load when they are used: stats takes half a second
 from jaxtyping import Array, Float
 
 from jaxft.finite import require_finite

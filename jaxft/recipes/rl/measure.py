@@ -7,8 +7,8 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+import scipy  # its parts load when they are used: stats takes half a second
 from jax.sharding import Mesh
-from scipy import stats
 
 from jaxft.data import evaluation_batches
 from jaxft.recipes.account.intervals import of_share, with_interval
@@ -59,6 +59,6 @@ def _mean_with_interval(rewards: np.ndarray) -> dict[str, float]:
     return of_share("reward", rewards)
   mean, low, high = float(rewards.mean()), math.nan, math.nan
   if len(rewards) > 1:
-    half = stats.t.ppf(0.975, len(rewards) - 1) * rewards.std(ddof=1) / math.sqrt(len(rewards))
+    half = scipy.stats.t.ppf(0.975, len(rewards) - 1) * rewards.std(ddof=1) / math.sqrt(len(rewards))
     low, high = float(mean - half), float(mean + half)
   return with_interval("reward", mean, low, high)
