@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxft.files import check_apart, write_text
@@ -45,6 +46,7 @@ from jaxft.stores.mirror import mirrored
 from jaxft.stores.store import url_of
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, checksum, fit, init_state, make_train_step
+from jaxft.training.frozen import widened
 from jaxft.training.gather import to_host
 from jaxft.training.mesh import check_rows
 from jaxft.training.metrics import check_tracker, tracker
@@ -212,8 +214,14 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
       writer.close()
   why, frozen = _no_adapter(options, model, target), alone(frozen)
   transform = transform_of(options.method, model.config, loss)  # of the model alone
-  tuned, summary = to_host(transform.join(frozen, state.trainable)), None
-  frozen, trainable = (None, None) if why else (to_host(side, plain=False) for side in (frozen, state.trainable))
+  narrow = recipe.frozen_dtype is not None
+  tuned, summary = None if narrow else to_host(transform.join(frozen, state.trainable)), None
+  frozen, trainable = (None, None) if why and not narrow else (
+      to_host(side, plain=False) for side in (frozen, state.trainable))
+  if narrow and is_first():
+    with _on_host(mesh):  # of the weights as they were read, of which the run has held the leading bits
+      frozen = widened(frozen, load(options.model).params)
+      tuned = transform.join(*jax.tree.map(jnp.asarray, jax.device_get((frozen, trainable))))
   if is_first():
     with _on_host(mesh):
       facts |= _save_adapter(options, model, transform, frozen, trainable, why)
