@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxft.files import check_apart, write_text
@@ -49,10 +50,12 @@ from jaxft.stores.mirror import mirrored
 from jaxft.stores.store import url_of
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, checksum, fit, init_state, make_train_step
+from jaxft.training.frozen import widened
 from jaxft.training.gather import to_host
 from jaxft.training.mesh import check_rows
 from jaxft.training.metrics import check_tracker, tracker
 from jaxft.training.quiet import quiet_threads
+from jaxft.training.recipe import Recipe
 from jaxft.training.step import cast_floating
 from jaxft.transforms import ParamTransform
 from jaxft.tree import count
@@ -221,11 +224,11 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
       writer.close()
   why, frozen = _no_adapter(options, model, target), alone(frozen)
   transform = transform_of(options.method, model.config, loss)  # of the model alone
-  tuned, summary = to_host(transform.join(frozen, state.trainable)), None
-  output = tuned.pop("output", None)
-  head = head_of(output, target) if output is not None and target is not None and is_first() else None
-  frozen, trainable = (None, None) if why else (to_host(side, plain=False) for side in (frozen, state.trainable))
+  tuned, frozen, trainable = _gathered(options, recipe, transform, frozen, state.trainable, mesh, why is None)
+  summary = None
   if is_first():
+    output = tuned.pop("output", None)
+    head = None if output is None or target is None else head_of(output, target)
     with _on_host(mesh):
       facts |= _save_adapter(options, model, transform, frozen, trainable, why, head)
     summary = _finish(options, model, tuned, facts, head)
@@ -241,6 +244,24 @@ def _on_host(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return jax.default_device(jax.local_devices(backend="cpu")[0])
   except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
     return contextlib.nullcontext()
+
+
+def _gathered(
+    options: Finetune, recipe: Recipe, transform: ParamTransform, frozen: Any, trainable: Any, mesh: Mesh | None,
+    apart: bool,
+) -> tuple[Any, Any, Any]:
+  """On the first process, in the host's memory: the tuned params and, if `apart`, what stayed and what trained."""
+  if recipe.frozen_dtype is None:
+    tuned = to_host(transform.join(frozen, trainable))
+    if not apart:
+      return tuned, None, None
+    return tuned, to_host(frozen, plain=False), to_host(trainable, plain=False)
+  tuned, frozen, trainable = None, to_host(frozen, plain=False), to_host(trainable, plain=False)
+  if is_first():
+    with _on_host(mesh):  # of the weights as they were read, of which the run has held the leading bits
+      frozen = widened(frozen, load(options.model).params)
+      tuned = transform.join(*jax.tree.map(jnp.asarray, jax.device_get((frozen, trainable))))
+  return tuned, frozen, trainable
 
 
 def _no_adapter(options: Finetune, model: Pretrained, target: Target | None) -> str | None:

@@ -210,7 +210,8 @@ class Compute:
   """Where and in what precision."""
 
   dtype: str = "float32"
-  """Of activations and of the weights as they are multiplied: float32 or bfloat16. What trains stays float32."""
+  """Of activations and of the weights as they are multiplied: float32 or bfloat16, in which frozen weights are held
+  too. What trains stays float32, and the merged model has the weights as they were read."""
   remat: str = "dots"
   """What layers keep for the backward pass: none (everything), dots (outputs of weights) or full (recompute all)."""
   data_parallel: int | None = None

@@ -186,6 +186,7 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None, teacher
     transform, rules = beside(transform), with_rules(rules)
   rate = optimization.learning_rate
   steps = steps * run_policy(run.loss, loss).passes if loss in POLICY_LOSSES else steps
+  narrow = None if run.compute.dtype == "float32" else dtype
   optimizer = adamw(
       rate_of(run, loss) if rate is None else rate, steps, schedule=optimization.schedule,
       warmup_steps=round(optimization.warmup * steps), weight_decay=optimization.weight_decay,
@@ -196,7 +197,7 @@ def recipe_of(run: Finetune, config: Any, steps: int, mesh: Mesh | None, teacher
       objective, transform, optimizer, mesh=mesh, rules=rules,
       # The micro-batches of a contrastive loss are inside its objective, which compares the whole batch.
       accumulate=1 if compares_all(loss) else optimization.accumulate,
-      compute_dtype=None if run.compute.dtype == "float32" else dtype)
+      compute_dtype=narrow, frozen_dtype=narrow)
 
 
 def transform_of(method: Adaptation, config: Any, loss: str) -> ParamTransform:

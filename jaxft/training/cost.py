@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxft.analysis.flops import jaxpr_flops
+from jaxft.training.frozen import narrowed
 from jaxft.training.recipe import Recipe, check_recipe
 from jaxft.tree.boxes import set_aside
 from jaxft.tree.partition import count
@@ -73,6 +74,7 @@ def training_cost(recipe: Recipe, params: Tree, batch: Any | None = None, *, tok
   transform, key = recipe.transform, jax.random.key(0)
   params = set_aside(params)
   frozen, trainable = jax.eval_shape(transform.split, key, params)
+  frozen = narrowed(frozen, transform.split, params, recipe.frozen_dtype)
   state = jax.eval_shape(recipe.optimizer.init, trainable)
   flops = None
   if batch is not None:

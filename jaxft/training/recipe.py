@@ -38,10 +38,12 @@ class Recipe:
     accumulate: number of micro-batches of a step, scanned one after the other.
     compute_dtype: floating arrays of the joined params are cast to it inside the loss (bfloat16 over a float32
       state); a structured leaf with its own `astype` is asked. None computes in the dtypes of the params.
+    frozen_dtype: in which frozen weights are held that the transform leaves as they were given, where what is computed
+      in a narrow dtype need not hold them in a wide one. None holds them as they are.
 
   Raises:
     TypeError: `objective` cannot be called, or `transform`, `optimizer` or `mesh` is of the wrong type.
-    ValueError: accumulate < 1, or compute_dtype is no floating type.
+    ValueError: accumulate < 1, or compute_dtype or frozen_dtype is no floating type.
   """
 
   objective: Objective
@@ -52,6 +54,7 @@ class Recipe:
   rules: Rules = ()
   accumulate: int = 1
   compute_dtype: Any | None = None
+  frozen_dtype: Any | None = None
 
   def __post_init__(self):
     if not callable(self.objective):
@@ -64,8 +67,9 @@ class Recipe:
     check_mesh(self.mesh)
     if not (isinstance(self.accumulate, int) and self.accumulate >= 1):
       raise ValueError(f"accumulate must be an integer >= 1; got {self.accumulate!r}")
-    if self.compute_dtype is not None and not jnp.issubdtype(self.compute_dtype, jnp.floating):
-      raise ValueError(f"compute_dtype must be a floating type; got {self.compute_dtype}")
+    for name, dtype in (("compute_dtype", self.compute_dtype), ("frozen_dtype", self.frozen_dtype)):
+      if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating type; got {dtype}")
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from jaxft.training.frozen import narrowed
 from jaxft.training.mesh import put
 from jaxft.training.recipe import Recipe, check_recipe
 from jaxft.training.sharding import follows_of, inherit_specs, shardings_for, specs_for
@@ -52,7 +53,7 @@ def init_state(key: jax.Array, params: Tree, recipe: Recipe) -> tuple[TrainState
 
   Returns:
     `(state, frozen)`. The trainable arrays are copies, so that a donated state never takes `params` along; the frozen
-    ones are shared with `params` where they already lie on the right devices.
+    ones are shared with `params` where they already lie on the right devices, in the dtype that the recipe wants.
 
   Raises:
     TypeError: `key` is no typed key, `recipe` no `Recipe`.
@@ -77,6 +78,7 @@ def init_state(key: jax.Array, params: Tree, recipe: Recipe) -> tuple[TrainState
   # On one device as one program; over several, arrays that `split` made may lie elsewhere than the others.
   trainable = place((jax.jit(_copied) if mesh is None else _copied)(trainable), follows[1])
   frozen = place(jax.tree.map(jnp.asarray, frozen), follows[0])
+  frozen = narrowed(frozen, transform.split, params, recipe.frozen_dtype)
   out = None if mesh is None else _shardings(
       jax.eval_shape(optimizer.init, trainable), params, specs, mesh, follows[1])
   opt_state = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), jax.jit(optimizer.init, out_shardings=out)(trainable))
@@ -123,6 +125,7 @@ def abstract_state(params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), step_key), frozen
 
   state, frozen = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)), params)
+  frozen = narrowed(frozen, transform.split, params, recipe.frozen_dtype)
   if mesh is None:
     return state, frozen
 

@@ -171,7 +171,7 @@ def test_a_decoder_is_tuned_on_chats(jaxft, tiny_decoder, chats, tmp_path, pretr
         ("--method", "full", "--accumulate", 2, "--remat", "dots", "--dtype", "bfloat16", "--guide", "minilm-l6",
          "--holdout", 0, "--epochs", 0.5, "--schedule", "constant"), marks=pytest.mark.exhaustive),
     ("--method", "rslora", "--dropout", 0.1, "--data-parallel", 2, "--fsdp", 2, "--schedule", "linear",
-     "--clip-norm", 0, "--no-merge"),
+     "--clip-norm", 0, "--no-merge", "--dtype", "bfloat16"),
     pytest.param(("--method", "lora(rank=2) + train(norms) + bitfit"), marks=pytest.mark.exhaustive),
 ])
 def test_methods_and_options(jaxft, tiny, pairs, tmp_path, options):
