@@ -206,10 +206,11 @@ def across(found: dict[str, dict[str, Any]]) -> list[str]:
   """What goes between the chips that hold one row, beside what the ring should take."""
   lines = [
       "Between the chips of `context`, each of which holds a part of one row: what ring attention passes on, beside "
-      "the theory: keys and values once round in the forward pass, once as it is computed again, and once in the "
-      "backward pass with their gradients in float32 beside them. Of whole rows only the embeddings are gathered, once "
+      "the theory of its turns: keys and values once round in the forward pass, once as it is computed again, and once "
+      "in the backward pass with their gradients in float32 beside them. What is more than that takes queries, keys, "
+      "values and outputs to the devices of their pieces and back. Of whole rows only the embeddings are gathered, once "
       "a step, where they are looked up.", "",
-      "| | kind | axes | times | sent | theory |", "| --- | --- | --- | ---: | ---: | ---: |"]
+      "| | kind | axes | times | sent | theory of the turns |", "| --- | --- | --- | ---: | ---: | ---: |"]
   for row in found.values():
     case = case_of(row)
     if case.context == 1 or "does_not_fit" in row:

@@ -1,6 +1,5 @@
 """Attention over inputs that are cut along their time axis: blocks of keys and values go round a ring of devices."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,12 +34,11 @@ def ring_attend(
   head.
 
   Under a causal mask the last part of the time would see all blocks and the first but its own. So time is cut in 2 n
-  pieces, of which the i-th device takes the i-th from the start and the i-th from the end: of an earlier device's block
-  its queries see the first piece alone, and of a later one's its second piece of queries sees all. Each device computes
-  `(n + 1) / 2` blocks in place of n, in both directions, and sends its queries, keys, values and outputs to their
-  places and back once. The compiler's count of operations does not show it: it has all cases. An odd number of
-  positions to a device is not cut so; then later blocks are left out, which spares work but no time, as the last device
-  sees all.
+  pieces, of which the i-th device takes the i-th from the start and the i-th from the end. Besides its own block, each
+  block that comes by holds as much for it to see: an earlier device's first piece, which all its queries see, or a
+  later one's two pieces, which its second piece of queries sees. Each device computes `(n + 1) / 2` blocks in place of
+  n, in both directions, and sends its queries, keys, values and outputs to their places and back once. An odd number of
+  positions to a device is not cut so; then all blocks are computed.
 
   Args:
     query, key, value: per-head arrays, traced under a mesh with the axis, as `make_mesh(context=n)` has it; rows are
@@ -116,20 +114,15 @@ class _Ring(NamedTuple):
     """The positions of a device's block."""
     return jnp.concatenate([start + jnp.arange(length) for start, length in self.pieces(device)])
 
-  def apply(self, step: Any, computed: Callable[..., Any], sums: Any) -> Any:
-    """`computed(came_from, first, last, *sums)`, for the queries from `first` on and the keys before `last`."""
-    here = jax.lax.axis_index(self.axis)
-    came_from = (here - step) % self.size
-    spans = [(0, self.time)]
-    case = jnp.zeros((), jnp.int32)
-    if self.folded:  # the device's own block, that of an earlier one, that of a later one
-      spans += [(0, self.time // 2), (self.time // 2, self.time)]
-      case = jnp.where(came_from == here, 0, jnp.where(came_from < here, 1, 2))
-    elif self.causal:
-      spans += [(self.time, self.time)]
-      case = (came_from > here).astype(jnp.int32)
-    branches = [partial(computed, came_from, *span) if span[0] < self.time else lambda *sums: sums for span in spans]
-    return jax.lax.switch(case, branches, *sums)
+  def spans(self, came_from: Any) -> list[tuple[Any, Any, int]]:
+    """Of a block that another device gave: the products to form, as (first query, first key, how many of each)."""
+    if not self.folded:
+      return [(0, 0, self.time)]
+    half = self.time // 2
+    # Late queries see the early keys of all; beside these early queries do of an earlier device, of a later one late
+    # queries see the late keys.
+    other = jnp.where(came_from < jax.lax.axis_index(self.axis), 0, half)
+    return [(half, 0, half), (other, other, half)]
 
   def pass_on(self, blocks: Any) -> Any:
     return jax.lax.ppermute(blocks, self.axis, [(i, (i + 1) % self.size) for i in range(self.size)])
@@ -175,27 +168,30 @@ def _ring(ring: _Ring, query: Any, key: Any, value: Any, mask: Any) -> Any:
 
 
 def _forward(ring, query, key, value, mask):
-  groups = _grouped(query * ring.scale, key.shape[2])
-  top = jnp.full(groups.shape[:-1], _LOWEST)
-  start = key, value, top, jnp.zeros_like(top), jnp.zeros(groups.shape, jnp.float32)
+  groups, here = _grouped(query * ring.scale, key.shape[2]), jax.lax.axis_index(ring.axis)
+
+  def computed(sums, key, value, came_from, first, start, length):
+    """The sums with the products of queries from `first` on and keys from `start` on."""
+    scores, _ = _scores(ring, groups, key, mask, came_from, first, start, length)
+    top, total, out = (jax.lax.dynamic_slice_in_dim(x, first, length, axis=3) for x in sums)
+    higher = jnp.maximum(top, scores.max(-1))
+    weights, lasts = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
+    part = jnp.einsum("bkgts,bskd->bkgtd", weights.astype(value.dtype), _part(value, start, length),
+                      preferred_element_type=jnp.float32)
+    new = higher, total * lasts + weights.sum(-1), out * lasts[..., None] + part
+    return tuple(jax.lax.dynamic_update_slice_in_dim(x, part, first, axis=3) for x, part in zip(sums, new, strict=True))
 
   def turn(carry, step):
-    key, value, *sums = carry
-    following = ring.pass_on((key, value))  # on its way while this block is computed
+    (key, value), sums = carry
+    following, came_from = ring.pass_on((key, value)), (here - step) % ring.size  # sent while this block is computed
+    for span in ring.spans(came_from):
+      sums = computed(sums, key, value, came_from, *span)
+    return (following, sums), None
 
-    def computed(came_from, first, last, top, total, out):
-      scores, _ = _scores(ring, groups, key, mask, came_from, first, last)
-      old = top[..., first:]
-      higher = jnp.maximum(old, scores.max(-1))
-      weights, lasts = jnp.exp(scores - higher[..., None]), jnp.exp(old - higher)
-      part = jnp.einsum("bkgts,bskd->bkgtd", weights.astype(value.dtype), value[:, :last],
-                        preferred_element_type=jnp.float32)
-      return (top.at[..., first:].set(higher), total.at[..., first:].set(total[..., first:] * lasts + weights.sum(-1)),
-              out.at[..., first:, :].set(out[..., first:, :] * lasts[..., None] + part))
-
-    return (*following, *ring.apply(step, computed, tuple(sums))), None
-
-  (_, _, top, total, out), _ = jax.lax.scan(turn, start, jnp.arange(ring.size))
+  top = jnp.full(groups.shape[:-1], _LOWEST)
+  following = ring.pass_on((key, value))
+  sums = computed((top, jnp.zeros_like(top), jnp.zeros(groups.shape, jnp.float32)), key, value, here, 0, 0, ring.time)
+  (_, (top, total, out)), _ = jax.lax.scan(turn, (following, sums), jnp.arange(1, ring.size))
   # Who sees nobody sees all alike, as a softmax of equal scores has it.
   mean = jax.lax.psum(value.astype(jnp.float32).sum(1), ring.axis)[:, :, None, None] / (ring.size * ring.time)
   out = jnp.where(top[..., None] == _LOWEST, mean, out / total[..., None])
@@ -205,32 +201,38 @@ def _forward(ring, query, key, value, mask):
 
 def _backward(ring, saved, cotangent):
   query, key, value, mask, out, top, total = saved
-  kv_heads = key.shape[2]
+  kv_heads, here = key.shape[2], jax.lax.axis_index(ring.axis)
   groups, given = _grouped(query * ring.scale, kv_heads), _grouped(cotangent, kv_heads)
   inner = (given.astype(jnp.float32) * _grouped(out, kv_heads)).sum(-1)  # of each query: what its weights sum up to
   zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
 
+  def computed(of_query, of_block, key, value, came_from, first, start, length):
+    """The gradients with those of the products of queries from `first` on and keys from `start` on."""
+    queries = lambda x: jax.lax.dynamic_slice_in_dim(x, first, length, axis=3)
+    scores, seen = _scores(ring, groups, key, mask, came_from, first, start, length)
+    own, its, keys = queries(given), _part(value, start, length), _part(key, start, length)
+    weights = jnp.where(seen, jnp.exp(scores - queries(top)[..., None]) / queries(total)[..., None], 0.0)
+    for_value = jnp.einsum("bkgts,bkgtd->bskd", weights.astype(own.dtype), own, preferred_element_type=jnp.float32)
+    of_weights = jnp.einsum("bkgtd,bskd->bkgts", own, its, preferred_element_type=jnp.float32)
+    of_scores = (weights * (of_weights - queries(inner)[..., None])).astype(key.dtype)
+    for_query = jnp.einsum("bkgts,bskd->bkgtd", of_scores, keys, preferred_element_type=jnp.float32)
+    for_key = jnp.einsum("bkgts,bkgtd->bskd", of_scores, queries(groups), preferred_element_type=jnp.float32)
+    added = lambda x, more, at, axis: jax.lax.dynamic_update_slice_in_dim(
+        x, jax.lax.dynamic_slice_in_dim(x, at, length, axis) + more, at, axis)
+    of_key, of_value = (added(x, more, start, 1) for x, more in zip(of_block, (for_key, for_value), strict=True))
+    return added(of_query, for_query, first, 3), (of_key, of_value)
+
   def turn(carry, step):
-    key, value, *sums = carry
-    following = ring.pass_on((key, value))
+    (key, value), of_query, of_block = carry
+    following, came_from = ring.pass_on((key, value)), (here - step) % ring.size
+    for span in ring.spans(came_from):
+      of_query, of_block = computed(of_query, of_block, key, value, came_from, *span)
+    return (following, of_query, ring.pass_on(of_block)), None
 
-    def computed(came_from, first, last, of_query, of_key, of_value):
-      scores, seen = _scores(ring, groups, key, mask, came_from, first, last)
-      own, its = given[..., first:, :], value[:, :last]
-      weights = jnp.where(seen, jnp.exp(scores - top[..., first:, None]) / total[..., first:, None], 0.0)
-      for_value = jnp.einsum("bkgts,bkgtd->bskd", weights.astype(own.dtype), own, preferred_element_type=jnp.float32)
-      of_weights = jnp.einsum("bkgtd,bskd->bkgts", own, its, preferred_element_type=jnp.float32)
-      of_scores = (weights * (of_weights - inner[..., first:, None])).astype(key.dtype)
-      for_query = jnp.einsum("bkgts,bskd->bkgtd", of_scores, key[:, :last], preferred_element_type=jnp.float32)
-      for_key = jnp.einsum("bkgts,bkgtd->bskd", of_scores, groups[..., first:, :], preferred_element_type=jnp.float32)
-      return (of_query.at[..., first:, :].add(for_query), of_key.at[:, :last].add(for_key),
-              of_value.at[:, :last].add(for_value))
-
-    of_query, *others = ring.apply(step, computed, tuple(sums))
-    return (*following, of_query, *ring.pass_on(others)), None
-
-  start = key, value, zeros(groups), zeros(key), zeros(value)
-  (_, _, of_query, of_key, of_value), _ = jax.lax.scan(turn, start, jnp.arange(ring.size))
+  following = ring.pass_on((key, value))
+  of_query, of_block = computed(zeros(groups), (zeros(key), zeros(value)), key, value, here, 0, 0, ring.time)
+  start = following, of_query, ring.pass_on(of_block)
+  (_, of_query, (of_key, of_value)), _ = jax.lax.scan(turn, start, jnp.arange(1, ring.size))
   alike = jnp.where(top[..., None] == _LOWEST, given.astype(jnp.float32), 0.0).sum((2, 3))
   of_value += jax.lax.psum(alike, ring.axis)[:, None] / (ring.size * ring.time)
   return ((_flat(of_query) * ring.scale).astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype),
@@ -240,15 +242,23 @@ def _backward(ring, saved, cotangent):
 _ring.defvjp(_forward, _backward)
 
 
-def _scores(ring, groups, key, mask, came_from, first, last):
-  """Scores of a part of the block of keys that came from a device, and which of them count."""
-  columns = [jax.lax.dynamic_slice_in_dim(mask, start, length, axis=2) for start, length in ring.pieces(came_from)]
-  seen = jnp.concatenate(columns, axis=2)[:, first if mask.shape[1] > 1 else 0:, :last][:, None, None]
-  if ring.causal:
-    here = jax.lax.axis_index(ring.axis)
-    seen = seen & (ring.places(here)[first:, None] >= ring.places(came_from)[:last])
-  scores = jnp.einsum("bkgtd,bskd->bkgts", groups[..., first:, :], key[:, :last], preferred_element_type=jnp.float32)
+def _scores(ring, groups, key, mask, came_from, first, start, length):
+  """Scores of queries with keys of a block that came from a device, and which of them count; see `computed`."""
+  whole = length == ring.time
+  pieces = ring.pieces(came_from)
+  if not whole:
+    pieces = [(jnp.where(start == 0, pieces[0][0], pieces[1][0]), length)]
+  seen = jnp.concatenate([_part(mask, at, size, axis=2) for at, size in pieces], axis=2)
+  seen = (_part(seen, first, length) if mask.shape[1] > 1 else seen)[:, None, None]
+  if ring.causal and whole:  # of a part of another block all is seen
+    seen = seen & (ring.places(jax.lax.axis_index(ring.axis))[:, None] >= ring.places(came_from))
+  queries = jax.lax.dynamic_slice_in_dim(groups, first, length, axis=3)
+  scores = jnp.einsum("bkgtd,bskd->bkgts", queries, _part(key, start, length), preferred_element_type=jnp.float32)
   return jnp.where(seen, scores, _LOWEST), seen
+
+
+def _part(x, start, length, axis=1):
+  return jax.lax.dynamic_slice_in_dim(x, start, length, axis)
 
 
 def _grouped(x, kv_heads):
