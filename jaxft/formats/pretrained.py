@@ -203,10 +203,13 @@ def load_adapted(
   Raises:
     ValueError: the adapter names no model that is here, or does not go with it.
   """
-  settings = Path(folder) / CONFIG
-  named = base or read_json(settings).get("base_model_name_or_path")
-  if not isinstance(named, str) or not named:
-    raise ValueError(f"--base must name the model that the adapter goes with; {settings} names none")
+  named, below = base or _base_of(folder), {os.path.realpath(folder)}
+  last = named
+  while is_adapter(last):  # an adapter on what another one makes
+    if (place := os.path.realpath(last)) in below:
+      raise ValueError(f"the adapter {folder} goes with the model {named}, which is an adapter that goes with it again")
+    below.add(place)
+    last = _base_of(last)
   try:
     model = load(named, stacked=stacked)
   except ValueError as e:
@@ -215,6 +218,15 @@ def load_adapted(
   params = materialize(adapter.transform.join(adapter.frozen, adapter.trainable))
   params = jax.tree.map(lambda x: x.astype(dtype), params)
   return dataclasses.replace(model, name=str(folder), params=params, head=adapter.head or model.head)
+
+
+def _base_of(folder: str | os.PathLike) -> str:
+  """The model that an adapter's settings name."""
+  settings = Path(folder) / CONFIG
+  named = read_json(settings).get("base_model_name_or_path")
+  if not isinstance(named, str) or not named:
+    raise ValueError(f"--base must name the model that the adapter goes with; {settings} names none")
+  return named
 
 
 def _dense(name: str, config: Config) -> dict[str, Any] | None:

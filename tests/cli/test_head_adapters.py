@@ -1,6 +1,7 @@
 """`jaxft finetune` of classifiers and regressors: the adapter with its head, in PEFT and back by every command."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -135,3 +136,11 @@ def test_a_classifier_s_adapter_of_peft_with_the_model_s_own_layer_before_the_he
   (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(settings))
   with pytest.raises(ValueError, match="the file has no bert.pooler.dense, which the head reads"):
     package.load(tmp_path / "adapter")
+  # Nor does an adapter go with itself, or with what goes with it.
+  shutil.copytree(tmp_path / "adapter", tmp_path / "other")
+  for names in (("adapter", "adapter"), ("other", "adapter")):
+    for folder, name in zip(("adapter", "other"), names, strict=True):
+      settings["base_model_name_or_path"] = str(tmp_path / name)
+      (tmp_path / folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="which is an adapter that goes with it again"):
+      package.load(tmp_path / "adapter")

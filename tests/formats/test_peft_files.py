@@ -10,6 +10,7 @@ import pytest
 
 from jaxft.adapters import prefix, soft_prompt
 from jaxft.formats import load_peft, load_peft_prompt, save_peft, save_peft_prompt
+from jaxft.formats.heads import Head
 from jaxft.formats.peft_files.modules import of_module, shortest
 from jaxft.formats.peft_files.torch_random import randperm
 from jaxft.formats.safetensors import open_checkpoint, save_file
@@ -425,3 +426,30 @@ def test_prompts_of_another_kind(tmp_path):
   saved(tmp_path)
   with pytest.raises(ValueError, match="use load_peft"):
     load_peft_prompt(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("name, shape, said", [
+    ("classifier.bias", None, "classifier must have a weight and a bias that fit together; got .*'bias': None"),
+    ("classifier.weight", (2,), "classifier must have a weight and a bias that fit together"),
+    ("classifier.weight", (2, 7), "classifier must read 16 numbers; got 7"),
+    ("bert.pooler.dense.weight", (16, 7), r"bert.pooler.dense must be of shape \(16, 16\); got \(7, 16\)"),
+    ("bert.pooler.dense", None, "the file has no bert.pooler.dense, which the head reads"),
+])
+def test_a_head_that_is_broken(name, shape, said, tmp_path):
+  transform, params = lora("**/up/kernel", rank=2), draws.params(lambda: encoder.init(KEY, BERT), 1)
+  dense = {"kernel": draws.normal(0, 16, 16), "bias": draws.normal(1, 16)}
+  head = Head(draws.normal(2, 16, 2), draws.normal(3, 2), dense, ("no", "yes"))
+  save_peft(tmp_path, transform, *transform.split(KEY, params), params, BERT, head=head)
+  found = load_peft(tmp_path, params, BERT).head
+  assert found.classes == head.classes
+  equal(found[:3], head[:3])
+
+  def broken(tensors):
+    for full in [full for full in tensors if full.startswith(f"base_model.model.{name}")]:
+      del tensors[full]
+      if shape is not None:
+        tensors[full] = draws.normal(4, *shape)
+
+  edit(tmp_path, broken)
+  with pytest.raises(ValueError, match=said):
+    load_peft(tmp_path, params, BERT)

@@ -52,7 +52,7 @@ def split_head(
     dense: the layer before the last, of the model, where the file leaves it as it is there.
 
   Raises:
-    ValueError: the head is broken, or the layer before it is nowhere.
+    ValueError: the head is broken or goes with another model, or the layer before it is nowhere.
   """
   form = head_form(config)
   if form is None or f"{PREFIX}{form.out}.weight" not in tensors:
@@ -76,6 +76,8 @@ def split_head(
                      "folder with jaxft.load, for which the model is read too, or save it among modules_to_save")
   if out["kernel"].shape[0] != config.dim:
     raise ValueError(f"{form.out} must read {config.dim} numbers; got {out['kernel'].shape[0]}")
+  if before is not None and np.shape(before["kernel"]) != (config.dim, config.dim):
+    raise ValueError(f"{form.dense} must be of shape {(config.dim, config.dim)}; got {np.shape(before['kernel'])}")
   own = [form.out, *([] if form.dense is None else [form.dense]), *_modules(form), *_NAMES]
   saved = settings.get("modules_to_save")
   kept = saved if not isinstance(saved, list) else [
