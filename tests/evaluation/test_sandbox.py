@@ -165,6 +165,16 @@ def test_no_way_leads_from_an_allowed_module_to_the_system(monkeypatch, tmp_path
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.interpreter
+def test_an_error_has_its_message():
+  """For some of them newer interpreters import what finds similar names."""
+  said = {"[].appnd": "'list' object has no attribute 'appnd'", "prnt(1)": "NameError", "{}['x']": "KeyError: 'x'",
+          "from math import sqr": "ImportError: cannot import name 'sqr'"}
+  for program, message in said.items():
+    assert message in run_program(program, limits=QUICK).stderr
+
+
+@pytest.mark.interpreter
 def test_what_computes_has_its_library():
   """Which looks at frames and functions where it makes a class, and imports where it parses a date."""
   program = '''

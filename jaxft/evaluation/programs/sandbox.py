@@ -162,6 +162,9 @@ for module in (os, posix):  # what no audit event tells of
                "dup", "dup2", "sendfile", "splice", "copy_file_range", "write", "writev", "pwrite", "pwritev",
                "readlink", "stat", "lstat", "access", "statvfs", "getcwd", "uname", "abort", "lockf", "sync"):
     vars(module).pop(name, None)
+for wrong in ("[].appnd", "nme", "from math import sqr"):  # brings what messages are made with
+  try: exec(wrong, {})
+  except Exception as error: traceback.format_exception_only(type(error), error)
 linecache.checkcache = linecache.updatecache = lambda *a, **k: []  # which look at files
 told_as = token.encode()
 del ctypes, json, settings, token, os.environ
