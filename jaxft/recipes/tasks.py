@@ -16,6 +16,7 @@ from jaxft.evaluation.probe import ridge_probe
 from jaxft.evaluation.retrieval import judged_relevance, ranking_metrics, streaming_top_k
 from jaxft.models import encoder
 from jaxft.signatures import AnyArray
+from jaxft.unit_rows import unit_rows
 
 Embed = Callable[[Int[AnyArray, "batch time"], Int[AnyArray, "batch time"]], Float[AnyArray, "batch dim"]]
 Records = Sequence[Mapping[str, Any]]
@@ -37,7 +38,7 @@ def embedder(params: Any, config: encoder.EncoderConfig, **options: Any) -> Embe
 def retrieval(
     embed: Embed, records: Records, tokenizer: Tokenizer, *, max_length: int, progress: str | None = None
 ) -> dict[str, float]:
-  """nDCG, recall and MRR of each record's `anchor` as a query over the distinct `positive`s of all records.
+  """nDCG, recall and MRR of each record's `anchor` as a query over the distinct `positive`s of all records, by cosines.
 
   A query that is also one of these positives does not find itself.
 
@@ -54,8 +55,9 @@ def retrieval_by_query(
   """The metrics of `retrieval`, one number a query, and how many texts are searched."""
   queries, answers = column(records, "anchor"), column(records, "positive")
   place = {text: i for i, text in enumerate(dict.fromkeys(answers))}
-  vectors = lambda texts, what: embed_texts(
-      embed, texts, tokenizer, max_length=max_length, progress=progress and f"{progress}: {what}")
+  # Not every model ends in vectors of unit length; the losses of pairs compare by cosines all the same.
+  vectors = lambda texts, what: unit_rows(embed_texts(
+      embed, texts, tokenizer, max_length=max_length, progress=progress and f"{progress}: {what}"))
   # A query that is itself an answer of another (neighbouring sentences are) would be its own nearest.
   itself = np.array([place.get(text, -1) for text in queries], np.int32)
   _, found = streaming_top_k(

@@ -169,6 +169,13 @@ def test_retrieval_scores_by_hand(minilm):
   records = [{"anchor": "q1", "positive": "a1"}, {"anchor": "a1", "positive": "a2"}]
   assert tasks.retrieval(embed, records, minilm.tokenizer, max_length=16)["recall@1"] == 1.0
 
+  # Where vectors differ in length it is angles that count, as they do in the losses: else a2 would come first.
+  texts, records = {"q1": [3.0, 0.0], "a1": [0.9, 0.1], "a2": [8.0, 2.0]}, [{"anchor": "q1", "positive": "a1"},
+                                                                            {"anchor": "q1", "positive": "a2"}]
+  ids = {tuple(minilm.tokenizer.encode(text).ids): vector for text, vector in texts.items()}
+  scores = tasks.retrieval_by_query(embed, records, minilm.tokenizer, max_length=16)[0]
+  np.testing.assert_array_equal(scores["recall@1"], [1, 0])
+
 
 def test_fetch(jaxft, minilm):
   from jaxft.formats.presets import fetch

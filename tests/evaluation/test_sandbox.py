@@ -132,3 +132,100 @@ def test_a_network_of_its_own_is_had_or_refused():
     assert "network_apart" in str(e)
   else:
     assert found == ("passed", "1\n", "")
+
+
+ESCAPES = {  # by a module that an allowed one has imported, by what evaluates text, by what names attributes by text
+    "from a private name": "from random import _os as o\no.mkfifo('{made}')",
+    "a private attribute": "import random\nrandom._os.mkfifo('{made}')",
+    "a public module of a module": "import dataclasses\ndataclasses.inspect.os.mkfifo('{made}')",
+    "modules by collections": "from collections import _sys as s\ns.modules['posix'].mkfifo('{made}')",
+    "hints": "import typing\nclass A:\n"
+             "  x: 'eval(chr(95) * 2 + \"import\" + chr(95) * 2)(\"posix\").mkfifo(\"{made}\")'\n"
+             "typing.get_type_hints(A)",
+    "hints of a dispatch": "import functools\n@functools.singledispatch\ndef f(x):\n  pass\n"
+                           "@f.register\ndef _(x: 'op' 'en(1)'):\n  pass",
+    "members of a module": "from enum import IntEnum\n"
+                           "X = IntEnum._convert_('X', 'posix', lambda n: n == 'mkfifo')\nX.mkfifo.value('{made}')",
+    "fields of a format": "import string\nv = string.Formatter().get_field('0._' + '_class_' + '_', (1,), {{}})",
+    "what a wrapper copies": "import functools\ndef f():\n  pass\nclass X:\n  pass\n"
+                             "functools.wraps(f, ['_' + '_globals_' + '_'])(X())",
+    "frames while the library looks": "import dataclasses\nclass R:\n  def __repr__(self):\n"
+                                      "    (x for x in []).gi_frame\n"
+                                      "@dataclasses.dataclass\nclass A:\n  x: object = R()",
+    "classes of the interpreter": "c = [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == "
+                                  "'_wrap_close'][0]\nc.__init__.__globals__['mkfifo']('{made}')"}
+
+
+@pytest.mark.parametrize("way", ESCAPES)
+def test_no_way_leads_from_an_allowed_module_to_the_system(monkeypatch, tmp_path, way):
+  program = ESCAPES[way].format(made=tmp_path / "made")
+  assert run_program(program, limits=QUICK).status in ("failed", "refused")
+  monkeypatch.setattr(sandbox, "check_syntax", lambda program, modules: None)
+  assert run_program(program, limits=QUICK).status == "failed"
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.interpreter
+def test_an_error_has_its_message():
+  """For some of them newer interpreters import what finds similar names."""
+  said = {"[].appnd": "'list' object has no attribute 'appnd'", "prnt(1)": "NameError", "{}['x']": "KeyError: 'x'",
+          "from math import sqr": "ImportError: cannot import name 'sqr'"}
+  for program, message in said.items():
+    assert message in run_program(program, limits=QUICK).stderr
+
+
+@pytest.mark.interpreter
+def test_what_computes_has_its_library():
+  """Which looks at frames and functions where it makes a class, and imports where it parses a date."""
+  program = '''
+import collections.abc, copy, dataclasses, datetime, functools
+from collections import namedtuple
+from enum import Enum, auto
+from typing import Generic, List, NamedTuple, NewType, Protocol, TypedDict, TypeVar
+
+T = TypeVar("T")
+P = namedtuple("P", "x y", defaults=[3])
+assert P(1) == (1, 3) and repr(P(1)._replace(x=2)) == "P(x=2, y=3)"
+
+@dataclasses.dataclass(frozen=True, order=True)
+class A:
+  x: int
+  y: list = dataclasses.field(default_factory=list)
+
+@dataclasses.dataclass
+class B:
+  x: "int" = 1
+
+class C(NamedTuple):
+  x: int
+  y: int = 2
+
+class D(Generic[T]):
+  def f(self, x: List[T]) -> T:
+    return x[0]
+
+class E(Enum):
+  ONE = auto()
+
+class F(Protocol):
+  pass
+
+class G(TypedDict):
+  a: int
+
+def noted(f):
+  @functools.wraps(f)
+  def call(*a):
+    return f(*a)
+  return call
+
+@noted
+def day(text):
+  return datetime.datetime.strptime(text, "%Y-%m-%d").day
+
+assert A(1) < A(2) and dataclasses.replace(A(1), x=3).x == 3 and repr(B()) == "B(x=1)" and C(1).y == 2
+assert D().f([7]) == 7 and E.ONE.value == 1 and NewType("N", int)(3) == 3 and day("2020-01-31") == 31
+assert isinstance([], collections.abc.Sequence) and copy.deepcopy(A(1)) == A(1) and G(a=1) == {"a": 1}
+print(day.x if hasattr(day, "x") else "all", __name__)
+'''
+  assert run_program(program, limits=QUICK) == ("passed", "all __main__\n", "")

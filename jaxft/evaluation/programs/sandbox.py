@@ -3,9 +3,11 @@
 What holds a program back, from the outside in: it is checked for its syntax (`check_syntax`); it runs in a process
 group of its own, by an interpreter that reads no site packages and no environment, in an empty folder that is removed;
 a network and a user of its own (Linux namespaces), where the system lets a process make them; limits of the system on
-CPU time, memory, the size of files and their number, and processes; an audit hook that refuses files, sockets and other
-programs inside the interpreter; and a clock, after which the group is killed. A program that breaks out of Python
-itself still has the rights of the user: run untrusted models on a machine that holds nothing else.
+CPU time, memory, the size of files and their number, and processes; modules that show their public names and not what
+they have imported, and builtins without those that lead further; an audit hook that refuses files, sockets and other
+programs inside the interpreter, and calls of the system that it is not told of taken away; and a clock, after which the
+group is killed. A program that breaks out of Python itself still has the rights of the user: run untrusted models on a
+machine that holds nothing else.
 """
 
 import contextlib
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
 from jaxft.checks import in_range
-from jaxft.evaluation.programs.syntax import MODULES, check_syntax
+from jaxft.evaluation.programs.syntax import FORBIDDEN, HIDDEN, MODULES, check_syntax
 
 Status = Literal["passed", "failed", "timeout", "refused"]
 
@@ -85,24 +87,87 @@ if settings["require"] and not apart:
 for module in settings["modules"]:
   try: __import__(module)
   except ImportError: pass
-import linecache, traceback, tokenize
+import builtins, linecache, posix, tokenize, traceback, types, typing, _strptime, time
+typing._caller = lambda *a, **k: "__main__"  # which looks at frames
 code = compile(settings["program"], "<program>", "exec")
 for limit, value in settings["limits"].items():  # at the lower one of CPU time comes the signal that tells its kind
   resource.setrlimit(getattr(resource, limit), (value, value + (limit == "RLIMIT_CPU")))
-def audit(event, arguments, refused=(
+lent = []  # not empty while the library makes a class for the program, which looks at frames and functions
+def made_audit(loaded, refused=(
     "open", "os.", "socket.", "subprocess.", "shutil.", "ctypes.", "import", "pty.", "fcntl.", "mmap.", "signal.",
     "sys._", "sys.set", "gc.", "tempfile.", "glob.", "pathlib.", "webbrowser.", "urllib.", "ftplib.", "http.",
     "poplib.", "smtplib.",
     "imaplib.", "telnetlib.", "sqlite3.", "syslog.", "winreg.", "marshal.", "pickle.", "code.__new__",
     "object.__", "builtins.input", "builtins.breakpoint", "cpython.", "resource.", "function.__new__"),
-    known=sys.modules, loaded=frozenset(sys.modules)):
-  if event == "import" and arguments and arguments[0] in loaded:
-    return
-  if event.startswith(refused):
-    raise PermissionError("a program may not: " + event)
-names = {"__name__": "__main__", "__builtins__": __builtins__}
-del ctypes, json, os.environ
+    read=("__closure__", "__code__", "__defaults__", "__globals__", "__kwdefaults__"),
+    written=("__bases__", "__defaults__", "__doc__", "__kwdefaults__", "__module__", "__name__", "__qualname__")):
+  def audit(event, arguments):  # what it goes by is in cells, as the defaults of a function can be set
+    if event == "import" and arguments and arguments[0] in loaded:
+      return
+    if event == "object.__setattr__" and arguments[1] in written:
+      return
+    if lent and (event == "sys._getframe" or event == "object.__getattr__" and arguments[1] in read):
+      return
+    if event.startswith(refused):
+      raise PermissionError("a program may not: " + event)
+  return audit
+def made_import(allowed, hidden, real=__import__, modules=sys.modules, kind=types.ModuleType,
+                implicit=("_strptime", "time")):  # by `datetime`, in C, which imports as its caller does
+  known = {}
+  def shown(module):  # its public names, without the modules that it has itself imported
+    if module.__name__ not in known:
+      known[module.__name__] = facade = kind(module.__name__)
+      for name, value in vars(module).items():
+        if name.startswith("_") or (module.__name__, name) in hidden:
+          continue
+        if isinstance(value, kind):
+          if value.__name__.split(".")[0] not in allowed:
+            continue
+          value = shown(value)
+        setattr(facade, name, wrapped.get((module.__name__, name), lambda x: x)(value))
+    return known[module.__name__]
+  def bring(name, globals=None, locals=None, fromlist=(), level=0):
+    if level or name.split(".")[0] not in allowed and name not in implicit:
+      raise PermissionError("a program may not: import")
+    whole = modules[name] if name in implicit else real(name)
+    return shown(modules[name] if fromlist else whole)
+  return bring
+def watched(make):
+  def call(*arguments, **options):
+    lent.append(make)
+    try:
+      found = make(*arguments, **options)
+    finally:
+      lent.pop()
+    return found if isinstance(found, type) else watched(found)
+  return call
+wrapped = {
+    ("dataclasses", "dataclass"): watched, ("dataclasses", "make_dataclass"): watched,
+    ("collections", "namedtuple"):
+        lambda make: watched(lambda name, fields, *, rename=False, defaults=None: make(
+            name, fields, rename=rename, defaults=defaults, module="__main__")),
+    ("functools", "wraps"): lambda wraps: lambda wrapped: wraps(wrapped)}  # what else it copies would be named by text
+hidden = {tuple(name) for name in settings["hidden"]}
+main = types.ModuleType("__main__")
+sys.modules["__main__"], names = main, vars(main)
+names["__builtins__"] = {
+    **{name: value for name, value in vars(builtins).items() if name not in settings["forbidden"]},
+    "__import__": made_import(frozenset(settings["modules"]), hidden)}
+audit = made_audit(frozenset(sys.modules))
 write, leave = os.write, os._exit
+for module in (os, posix):  # what no audit event tells of
+  for name in ("mkfifo", "mknod", "nice", "setpriority", "umask", "setsid", "setpgid", "setuid", "setgid", "seteuid",
+               "setegid", "setreuid", "setregid", "setresuid", "setresgid", "setgroups", "initgroups",
+               "sched_setaffinity", "sched_setscheduler", "sched_setparam", "chroot", "memfd_create", "pipe", "pipe2",
+               "dup", "dup2", "sendfile", "splice", "copy_file_range", "write", "writev", "pwrite", "pwritev",
+               "readlink", "stat", "lstat", "access", "statvfs", "getcwd", "uname", "abort", "lockf", "sync"):
+    vars(module).pop(name, None)
+for wrong in ("[].appnd", "nme", "from math import sqr"):  # brings what messages are made with
+  try: exec(wrong, {})
+  except Exception as error: traceback.format_exception_only(type(error), error)
+linecache.checkcache = linecache.updatecache = lambda *a, **k: []  # which look at files
+told_as = token.encode()
+del ctypes, json, settings, token, os.environ
 sys.addaudithook(audit)
 status = b"failed"
 try:
@@ -113,7 +178,7 @@ except BaseException as error:
   except BaseException: pass
 try: sys.stdout.flush(); sys.stderr.flush()
 except BaseException: status = b"failed"
-write(told, token.encode() + status)
+write(told, told_as + status)
 leave(0)
 """
 
@@ -144,6 +209,7 @@ def run_program(program: str, *, limits: Limits | None = None, modules: Collecti
     reads, writes = os.pipe()
     settings = {
         "program": program, "token": token, "stdout": writes, "modules": sorted(modules),
+        "forbidden": sorted(FORBIDDEN), "hidden": sorted(HIDDEN),
         "require": limits.network_apart == "require",
         "limits": {
             "RLIMIT_CPU": int(limits.seconds) + 1, "RLIMIT_AS": limits.memory_bytes, "RLIMIT_FSIZE": limits.file_bytes,

@@ -15,11 +15,17 @@ FORBIDDEN = frozenset({
     "__import__", "breakpoint", "compile", "delattr", "dir", "eval", "exec", "exit", "getattr", "globals", "help",
     "input", "locals", "memoryview", "open", "quit", "setattr", "vars"})
 # Attributes that lead from a value to the interpreter: of frames, coroutines, generators, code and tracebacks; and
-# those of `str.format`, whose fields follow attributes, and of `operator`, which does so by name.
+# those of `str.format`, whose fields follow attributes, of `operator`, which does so by name, and of `Enum`, which
+# takes what a module holds.
 ATTRIBUTES = frozenset({
-    "ag_await", "ag_code", "ag_frame", "attrgetter", "co_code", "cr_await", "cr_code", "cr_frame", "f_back",
-    "f_builtins", "f_code", "f_globals", "f_locals", "f_trace", "format", "format_map", "gi_code", "gi_frame",
+    "_convert_", "ag_await", "ag_code", "ag_frame", "attrgetter", "co_code", "cr_await", "cr_code", "cr_frame",
+    "f_back", "f_builtins", "f_code", "f_globals", "f_locals", "f_trace", "format", "format_map", "gi_code", "gi_frame",
     "gi_yieldfrom", "methodcaller", "mro", "sys", "tb_frame", "tb_next"})
+# What those modules have that names attributes by text, or evaluates text: a program sees them without it.
+HIDDEN = frozenset({
+    ("functools", "singledispatch"), ("functools", "singledispatchmethod"), ("functools", "update_wrapper"),
+    ("operator", "attrgetter"), ("operator", "methodcaller"), ("string", "Formatter"), ("typing", "ForwardRef"),
+    ("typing", "evaluate_forward_ref"), ("typing", "get_type_hints"), ("enum", "global_enum")})
 _REFUSED = (ast.AsyncFor, ast.AsyncFunctionDef, ast.AsyncWith, ast.Await)
 
 
@@ -37,7 +43,7 @@ def check_syntax(program: str, *, modules: Collection[str] = MODULES) -> None:
 
   Args:
     program: Python.
-    modules: that may be imported; each gives a program all that is in it.
+    modules: that may be imported.
 
   Raises:
     ValueError: it is no Python, longer than 50,000 characters, or refused; names the line.
@@ -68,6 +74,8 @@ def _reason(node: ast.AST, modules: Collection[str]) -> str | None:
     for module in wanted:
       if module.split(".")[0] not in modules:
         return f"import of {module!r}; allowed are {', '.join(sorted(modules)[:6])}, ..."
+    if private := [name for name in named if name.rpartition(".")[2].startswith("_")]:
+      return f"import of the private {private[0]!r}"
     return next((why for name in named if (why := _of_name(name))), None)
   for field in ("id", "name", "arg", "attr", "asname", "rest"):
     name = getattr(node, field, None)
