@@ -16,6 +16,7 @@ from jaxft.formats.peft_files.modules import Place, of_module, places, saved_who
 from jaxft.formats.peft_files.settings import check_settings, check_sizes
 from jaxft.formats.peft_files.tied import HEAD, PREFIX, check_tied, tied, without_head
 from jaxft.formats.peft_files.tokens import token_name, tokens_of
+from jaxft.signatures import explain_errors
 from jaxft.transforms.entries.trainable_tokens import trainable_tokens
 from jaxft.transforms.protocol import ParamTransform, chain
 from jaxft.transforms.whole.freeze import train
@@ -38,6 +39,7 @@ class LoadedAdapter(NamedTuple):
   settings: dict[str, Any]
 
 
+@explain_errors
 def load_peft(folder: str | os.PathLike, params: Tree, config: Any) -> LoadedAdapter:
   """Loads an adapter that PEFT, or `save_peft`, has saved.
 

@@ -10,9 +10,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxft.models.activation_sharding import BATCH_AXES
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def ring_attend(
     query: Float[Array, "batch time heads head_dim"],
     key: Float[Array, "batch time kv_heads head_dim"],
