@@ -208,8 +208,8 @@ def across(found: dict[str, dict[str, Any]]) -> list[str]:
       "Between the chips of `context`, each of which holds a part of one row: what ring attention passes on, beside "
       "the theory of its turns: keys and values once round in the forward pass, once as it is computed again, and once "
       "in the backward pass with their gradients in float32 beside them. What is more than that takes queries, keys, "
-      "values and outputs to the devices of their pieces and back. Of whole rows only the embeddings are gathered, once "
-      "a step, where they are looked up.", "",
+      "values and outputs to the devices of their pieces and back. Of whole rows only the embeddings are gathered, "
+      "once a step, where they are looked up.", "",
       "| | kind | axes | times | sent | theory of the turns |", "| --- | --- | --- | ---: | ---: | ---: |"]
   for row in found.values():
     case = case_of(row)

@@ -5,14 +5,17 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import AbstractArray, Key
 
-from jaxft.checks import nearest
+from jaxft.checks import nearest, shown
+
+# A tree of arrays, whatever containers it has. No leaf of one is a str.
+Tree = Annotated[Any, "a tree of arrays"]
 
 
 class Kind(NamedTuple):
@@ -34,7 +37,7 @@ class Kind(NamedTuple):
       return
     if self.names and isinstance(value, str):
       raise ValueError(f"{name} must be {' or '.join(self.words)}; got {value!r}{_near(value, self.names)}")
-    raise TypeError(f"{name} must be {' or '.join(self.words)}; got {_shown(value)}")
+    raise TypeError(f"{name} must be {' or '.join(self.words)}; got {shown(value)}")
 
 
 def plain_kind(parameter: inspect.Parameter) -> Kind | None:
@@ -52,6 +55,8 @@ def plain_kind(parameter: inspect.Parameter) -> Kind | None:
 
 def _kind(part: Any) -> Kind | None:
   origin = typing.get_origin(part)
+  if origin is Annotated and part == Tree:
+    return Kind((_no_str,), ("a tree of arrays",))
   if origin is Literal:
     names = typing.get_args(part)
     # `in` would compare an array with each of them.
@@ -93,6 +98,10 @@ def _one_number(x: Any, *kinds: Any) -> bool:
       jnp.issubdtype(x.dtype, kind) for kind in kinds)
 
 
+def _no_str(x: Any) -> bool:
+  return not any(isinstance(leaf, (str, bytes)) for leaf in jax.tree.leaves(x))
+
+
 def is_integer(x: Any) -> bool:
   """Whether a value is an integer, Python's, NumPy's or JAX's."""
   return isinstance(x, int) or _one_number(x, jnp.integer)
@@ -109,16 +118,6 @@ def _is_key(x: Any) -> bool:
 def _near(value: str, names: tuple[str, ...]) -> str:
   close = nearest(value, names)
   return f"; {close}" if close.startswith("nearest") else ""  # the message holds all of them already
-
-
-def _shown(value: Any) -> str:
-  if isinstance(value, (jax.Array, np.ndarray, np.generic)):
-    return f"{value.dtype} {list(value.shape)}"
-  if value is None or isinstance(value, (bool, int, float)):
-    return repr(value)
-  if isinstance(value, str):
-    return f"the str {value[:40]!r}"
-  return type(value).__name__
 
 
 _SCALARS = {

@@ -1,12 +1,25 @@
 """What is wrong with an argument, in words: its name, what it got and what it takes. Imports no JAX."""
 
 import difflib
+import dis
 import math
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_LIBRARY = str(Path(__file__).parent)
+_RAISE = dis.opmap["RAISE_VARARGS"]
+# What the library calls. Any other module that an error came through is the caller's, such as that of a loss of theirs.
+_INSIDE = (sys.stdlib_module_names | {
+    "beartype", "chex", "etils", "flax", "grain", "jax", "jaxft", "jaxlib", "jaxtyping", "ml_dtypes", "numpy",
+    "opt_einsum", "optax", "orbax", "rouge_score", "sacrebleu", "safetensors", "scipy", "sklearn",
+    "tensorflow_datasets",
+}) - {"__main__"}
+LONGEST = 400  # characters of what the error itself said
 
 
 def nearest(name: str, known: Sequence[str], n: int = 3) -> str:
@@ -74,3 +87,75 @@ def in_range(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
   if not (above and below):
     takes = "be a finite number" if interval == "(-inf, inf)" else f"lie in {interval}"
     raise ValueError(f"{name} must {takes}; got {value}")
+
+
+def not_empty(name: str, x: Any) -> None:
+  """Raises ValueError for an array with an axis of length 0, of which a mean would be NaN."""
+  if 0 in x.shape:
+    raise ValueError(f"{name} must have entries; got {shown(x)}")
+
+
+def shown(value: Any) -> str:
+  """A value in a few words."""
+  if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, type):
+    return f"{value.dtype} {list(value.shape)}"
+  if value is None or isinstance(value, (bool, int, float)):
+    return repr(value)
+  if isinstance(value, str):
+    return f"the str {value[:40]!r}"
+  return type(value).__name__
+
+
+def is_the_callers(error: BaseException, module: str) -> bool:
+  """Whether an error came through a function of the caller's, or is of a class that another library made for it."""
+  if type(error).__module__.partition(".")[0] not in ("builtins", "jaxft", "numpy"):
+    return True  # such as JAX's, of what cannot be traced
+  return any(
+      frame.f_code.co_filename.startswith(("<doctest", "<stdin", "<ipython"))
+      or frame.f_globals.get("__name__") != module
+      and frame.f_globals.get("__name__", "").partition(".")[0] not in _INSIDE for frame, _ in _frames(error))
+
+
+def raised_in(error: BaseException) -> str:
+  """The name of the module that raised an error."""
+  return _frames(error)[-1][0].f_globals.get("__name__", "")
+
+
+def is_meant(error: BaseException, module: str) -> bool:
+  """Whether a `raise` of the library's, or of a module, made an error: Python, NumPy and JAX raise amid its lines."""
+  if type(error).__module__.partition(".")[0] == "jaxft":
+    return True
+  *_, (frame, instruction) = _frames(error)
+  code = frame.f_code
+  own = code.co_filename.startswith(_LIBRARY) or frame.f_globals.get("__name__") == module
+  return own and code.co_code[instruction] == _RAISE and not isinstance(error, AssertionError)
+
+
+def names_one(text: str, names: Collection[str]) -> bool:
+  """Whether a message names one of the arguments; where the name is a letter, more has to stand beside it."""
+  return any(re.search(rf"^{name}\b|\b{name} (=|must)" if len(name) == 1 else rf"\b{name}s?\b", text)
+             for name in map(re.escape, names))
+
+
+def tell(function: str, arguments: Mapping[str, Any], error: BaseException) -> TypeError | ValueError:
+  """The error in words: the function, what it was given, and what came of it."""
+  given = ", ".join(f"{name} = {_given(value)}" for name, value in arguments.items()) or "no arguments"
+  said = " ".join(str(error).split())
+  said = said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
+  kind = TypeError if isinstance(error, (TypeError, AttributeError)) else ValueError
+  inside = said if is_meant(error, "") else f"inside, {type(error).__name__}: {said}"
+  return kind(f"{function} cannot use {given:.500}; {inside}")
+
+
+def _frames(error: BaseException) -> list[tuple[FrameType, int]]:
+  """The frames that an error came through, and the instruction of each, from the outermost."""
+  frames, trace = [], error.__traceback__
+  while trace is not None:
+    frames.append((trace.tb_frame, trace.tb_lasti))
+    trace = trace.tb_next
+  return frames
+
+
+def _given(value: Any) -> str:
+  empty = isinstance(value, (Mapping, list, tuple)) and not value
+  return f"an empty {type(value).__name__}" if empty else shown(value)

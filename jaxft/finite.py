@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from jaxft.signatures import AnyArray
 
@@ -71,3 +71,12 @@ def _readable(x: Any) -> Any:
 def or_nan(fine: Bool[AnyArray, ""] | bool, value: Any) -> Any:
   """A tree of arrays as it is where `require_finite` said True, and NaN throughout where it did not."""
   return value if fine is True else jax.tree.map(lambda x: jnp.where(fine, x, jnp.nan), value)
+
+
+def svd(x: Float[AnyArray, "*stack rows columns"]) -> tuple[Array, Array, Array]:
+  """The thin singular value decomposition `u, s, vt`, NaN throughout where x has NaN or infinity.
+
+  LAPACK, which JAX calls on the CPU, never comes back from an infinity.
+  """
+  u, s, vt = jnp.linalg.svd(jnp.where(jnp.isfinite(x), x, jnp.nan), full_matrices=False)
+  return u, s, vt

@@ -5,7 +5,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import AbstractArray, Bool, Float, Int, Key, Num
 
-from jaxft.argument_kinds import Kind, plain_kind
+from jaxft.argument_kinds import Kind, Tree, plain_kind
+from jaxft.checks import is_meant, is_the_callers, names_one, raised_in, tell
 
 F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["AnyArray", "Tree", "check_arrays", "check_integers", "explain_errors", "token_ids"]
 AnyArray = jax.Array | np.ndarray  # in a signature: `Float[AnyArray, "batch dim"]`
 
 _KINDS = {
@@ -32,8 +34,8 @@ def check_arrays(function: F) -> F:
   does not hold: under `jax.jit` the check costs nothing after tracing.
 
   A parameter that is annotated as a number, a flag, a str, one of some `Literal`s, a path, a key, a function, a
-  sequence, a mapping or a class of this library takes that, and an array of one number where it takes a number. A
-  parameter that takes anything else is left to the function.
+  sequence, a mapping, a tree or a class of this library takes that, and an array of one number where it takes a number.
+  A parameter that takes anything else is left to the function, whose errors are told as by `explain_errors`.
 
   Raises (the function that it gives):
     TypeError: an argument is not of the kind that it is annotated with, or an array of another kind of numbers.
@@ -50,7 +52,13 @@ def check_arrays(function: F) -> F:
     except TypeError:
       return function(*args, **kwargs)  # Python's own error names the function
     _check_all(arguments, wanted)
-    return function(*args, **kwargs)
+    try:
+      return function(*args, **kwargs)
+    except _FROM_INSIDE as error:
+      told, cause = _explanation(function, arguments, {}, error)
+      if told is None:
+        raise
+      raise told from cause
 
   return typing.cast(F, checked)
 
@@ -59,39 +67,65 @@ def explain_errors(function: F) -> F:
   """An error from deep inside becomes one that names the argument that does not fit the signature, where one does not.
 
   For a function that takes more than its annotations say, such as lists in place of arrays, or arrays without entries:
-  what works is not looked at, and an error that begins with the name of a parameter stays as it is. See `check_arrays`
-  for what is read off the signature.
+  what works is not looked at, but for a str and None, which are refused where the signature has neither. See
+  `check_arrays` for what is read off it. Where all arguments fit, the error says what the function was called with.
+  What the function's own module raised, a function of the caller's, or another library by a class of its own, stays as
+  it is, and so does what the library raised of one of the arguments.
 
   Raises (the function that it gives):
     TypeError, ValueError: in place of an error of Python, NumPy or JAX, which is its cause.
   """
-  wanted = _parameters(function)
-  signature = inspect.signature(function)
-  own = re.compile(rf"({'|'.join(map(re.escape, signature.parameters)) or '$'})\b")
+  places = tuple(inspect.signature(function).parameters)
 
   @functools.wraps(function)
   def explained(*args, **kwargs):
     try:
-      return function(*args, **kwargs)
+      result = function(*args, **kwargs)
     except _FROM_INSIDE as error:
-      if own.match(str(error)):
-        raise
       try:
-        arguments = signature.bind(*args, **kwargs).arguments
+        arguments = inspect.signature(function).bind(*args, **kwargs).arguments
       except TypeError:
-        arguments = {}
-      try:
-        _check_all(arguments, wanted, like=_as_array)
-      except (TypeError, ValueError) as explanation:
-        raise explanation from error
-      raise
+        raise error from None  # Python's own error names the function
+      told, cause = _explanation(function, arguments, _parameters(function), error)
+      if told is None:
+        raise
+      raise told from cause
+    for name, value in (*zip(places, args, strict=False), *kwargs.items()):
+      if value is None or isinstance(value, str):  # which the function has not missed, and would later
+        _check_all({name: value}, _parameters(function))
+    return result
 
   return typing.cast(F, explained)
 
 
-_FROM_INSIDE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_FROM_INSIDE = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RecursionError, TypeError,
+                ValueError)
 
 
+def _explanation(
+    function: Callable[..., Any], arguments: Mapping[str, Any], wanted: "dict[str, _Wanted | Kind]", error: Exception
+) -> tuple[Exception | None, Exception]:
+  """An error that says more than the one from inside, and its cause; None where that says enough."""
+  names = inspect.signature(function).parameters
+  meant = is_meant(error, function.__module__)
+  if meant and re.match(rf"({'|'.join(map(re.escape, names)) or '$'})\b", str(error)):
+    return None, error
+  cause = getattr(error, "jaxft_inside", error)  # of a function inside that was told already, by its own arguments
+  try:
+    _check_all(arguments, wanted, like=_as_array)
+  except (TypeError, ValueError) as told:
+    told.jaxft_inside = cause  # type: ignore[attr-defined]
+    return told, cause
+  # What its own module says is meant for its caller; what others say inside of it may be of arguments of theirs.
+  clear = meant and cause is error and (raised_in(error) == function.__module__ or names_one(str(error), names))
+  if not names or clear or type(cause).__module__.startswith("jaxft") or is_the_callers(cause, function.__module__):
+    return None, error
+  told = tell(function.__name__, arguments, cause)
+  told.jaxft_inside = cause  # type: ignore[attr-defined]
+  return told, cause
+
+
+@functools.cache
 def _parameters(function: Callable[..., Any]) -> "dict[str, _Wanted | Kind]":
   """What the parameters take, where the annotations say it."""
   several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -10,7 +10,7 @@ from jaxft.evaluation import calibration, continual, correlation, multiple_choic
 from jaxft.evaluation.embed import embed_texts
 from jaxft.evaluation.perplexity import bits_per_byte, perplexity
 from jaxft.evaluation.scoring import score_choices
-from jaxft.finite import require_finite
+from jaxft.finite import require_finite, svd
 
 ROWS = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], np.float32)
 LABELS = np.array([1, 0, 0])
@@ -151,3 +151,13 @@ def test_the_command_s_perplexity_is_not_of_nan():
 
   with pytest.raises(ValueError, match="negative log-likelihood must be finite; got nan"):
     loss_and_perplexity(of_ratio("loss", [1.0, np.nan], [2.0, 1.0]))
+
+
+def test_a_decomposition_of_what_is_not_finite_is_nan():
+  """LAPACK never comes back from an infinity."""
+  for value in (np.inf, np.nan):
+    x = np.eye(3, dtype=np.float32)
+    x[0, 0] = value
+    assert all(np.isnan(part).all() for part in svd(x))
+  u, s, vt = svd(np.diag(np.float32([2, 1])))
+  np.testing.assert_allclose((u * s) @ vt, np.diag([2, 1]), atol=1e-6)

@@ -1,5 +1,6 @@
 """Errors name the argument, what it takes and what it got, whatever went wrong inside."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from jaxft import losses, merging
 from jaxft.analysis import effective_rank
 from jaxft.choices import unit_indices
 from jaxft.decoding import Stepwise, before_stop, sample
-from jaxft.signatures import AnyArray, check_arrays, explain_errors
+from jaxft.signatures import AnyArray, Tree, check_arrays, explain_errors
 from jaxft.transforms import cayley, mica, rank_budget
 
 
@@ -77,6 +78,36 @@ def test_errors_from_inside_are_explained_and_others_stay():
     explain_errors(lambda: 1 // 0)()
 
 
+def test_where_every_argument_fits_the_error_says_what_they_were():
+  @explain_errors
+  def entry(table: Mapping[str, int], name: str, *, apply: Callable[[Any], Any] | None = None):
+    return math.sqrt(table[name]) if apply is None else apply(table[name])
+
+  assert entry({"a": 4}, "a") == 2.0
+  with pytest.raises(ValueError, match=r"^entry cannot use table = dict, name = the str 'b'; inside, KeyError: 'b'$"):
+    entry({"a": 1}, "b")
+  with pytest.raises(ValueError, match="^entry cannot use .*; inside, ValueError: math domain error"):
+    entry({"a": -1}, "a")
+  theirs = eval("lambda x: x // 0", {"__name__": "theirs"})
+  with pytest.raises(ZeroDivisionError):  # a function of the caller's raises what it likes
+    entry({"a": 1}, "a", apply=theirs)
+
+
+def test_a_str_and_none_are_refused_where_the_signature_has_neither():
+  @explain_errors
+  def later(rate: float, dims: Sequence[int], tree: Tree, name: str | None = None):
+    return lambda: (rate, dims, tree, name)
+
+  assert later(0.5, [1], {"w": HIDDEN})()[3] is None and later(0.5, [1], None, "a")()[3] == "a"
+  for arguments, message in (
+      (("a", [1], {}), "rate must be a number; got the str 'a'"),
+      ((None, [1], {}), "rate must be a number; got None"),
+      ((0.5, "12", {}), "dims must be a sequence; got the str '12'"),
+      ((0.5, [1], "w"), "tree must be a tree of arrays; got the str 'w'")):
+    with pytest.raises(TypeError, match=f"^{message}"):
+      later(*arguments)
+
+
 HIDDEN, TOKENS, HEAD = np.ones((1, 2, 3), np.float32), np.ones((1, 2), np.int32), np.ones((3, 4), np.float32)
 
 
@@ -84,6 +115,7 @@ HIDDEN, TOKENS, HEAD = np.ones((1, 2, 3), np.float32), np.ones((1, 2), np.int32)
     (lambda: losses.token_statistics(HIDDEN, HEAD.T, TOKENS), r"head of shape \[4, 3\] .* does not contract"),
     (lambda: losses.token_statistics(HIDDEN, None, TOKENS), "head must be a matrix, .*; got NoneType"),
     (lambda: losses.linear_generalized_jsd(HIDDEN, HEAD, HIDDEN, HEAD.T), r"teacher_head of shape \[4, 3\]"),
+    (lambda: losses.l1_to_reference("x", "y"), "params must be a tree of arrays; got the str 'x'"),
     (lambda: losses.matryoshka("info_nce", dims=[2]), "loss must be a function; got the str 'info_nce'"),
     (lambda: losses.overlong_penalty(TOKENS[0], max_length="8", buffer=2), "max_length must be an integer"),
     (lambda: merging.karcher_mean("x"), "models must be a sequence of checkpoints; got 'x'"),

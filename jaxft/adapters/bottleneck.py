@@ -15,6 +15,7 @@ from jaxft.adapters.prefix import Config, prefix
 from jaxft.adapters.protocol import Adapter, chain_adapters
 from jaxft.checks import one_of
 from jaxft.models.decoder import DecoderConfig
+from jaxft.signatures import explain_errors
 
 Activation = Callable[[Array], Array]
 SITES = ("layers/attention/heads", "layers/attention/out", "layers/mlp/out")
@@ -58,6 +59,7 @@ def _change(edit: Sequential | Parallel, x: Array) -> Array:
   return edit.scale.astype(x.dtype) * affine(edit.activation(affine(x, edit.down)), edit.up)
 
 
+@explain_errors
 def bottleneck(
     config: Config,
     rank: int,
@@ -134,6 +136,7 @@ def bottleneck(
   return Adapter(start, edits)
 
 
+@explain_errors
 def mam(
     config: Config, *, length: int = 30, rank: int = 512, scale: float = 4.0, hidden: int | None = 800
 ) -> Adapter:
@@ -154,6 +157,7 @@ def mam(
   return chain_adapters(prefix(config, length, hidden=hidden), bottleneck(config, rank, scale=scale))
 
 
+@explain_errors
 def merge_into_mlp(mlp: dict[str, Any], params: dict[str, Any], *, scale: float = 1.0) -> dict[str, Any]:
   """The MLP with a parallel adapter's units added to its own: exact where it has no gate and the same activation.
 

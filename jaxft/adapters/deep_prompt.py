@@ -13,6 +13,7 @@ from jaxft.adapters.protocol import Adapter
 from jaxft.adapters.soft_prompt import PromptInit, random_prompt
 from jaxft.checks import in_range, one_of
 from jaxft.models.sites import Only
+from jaxft.signatures import explain_errors
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["start"])
@@ -30,6 +31,7 @@ class Overwrite:
 _NARROW = random_prompt(stddev=0.02)
 
 
+@explain_errors
 def deep_prompt(
     config: Config, length: int, *, depth: int, start: int = 1, init: PromptInit = _NARROW,
     site: Literal["embed", "embed/out"] = "embed",

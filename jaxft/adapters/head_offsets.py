@@ -19,11 +19,12 @@ from jaxft.adapters.protocol import Adapter
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.sites import Add, Scale
 from jaxft.models.stack import segments
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 SITE = "layers/attention/heads"
 
 
+@explain_errors
 def head_scales(config: Config, *, stddev: float = 1e-3) -> Adapter:
   """Every head's output times `1 + A`: LoFiT's first step. Params `{'layers': {'scale': A [L, heads, head_dim]}}`.
 
@@ -48,6 +49,7 @@ def head_scales(config: Config, *, stddev: float = 1e-3) -> Adapter:
   )
 
 
+@explain_errors
 def head_scores(params: Mapping[str, Any]) -> Float[Array, "layers heads"]:
   """How much a task asks of each head: the Euclidean norm of its row of A, from the params of `head_scales`.
 
@@ -57,6 +59,7 @@ def head_scores(params: Mapping[str, Any]) -> Float[Array, "layers heads"]:
   return jnp.linalg.norm(params["layers"]["scale"].astype(jnp.float32), axis=-1)
 
 
+@explain_errors
 def top_heads(scores: Float[AnyArray, "layers heads"], k: int) -> Int[np.ndarray, "k 2"]:
   """The (layer, head) pairs of the k largest scores, the largest first.
 
@@ -78,6 +81,7 @@ def top_heads(scores: Float[AnyArray, "layers heads"], k: int) -> Int[np.ndarray
   return np.stack(np.unravel_index(order, scores.shape), axis=1)
 
 
+@explain_errors
 def head_offsets(
     config: Config, heads: Sequence[tuple[int, int]] | Int[AnyArray, "k 2"] | None = None, *, stddev: float = 1e-3
 ) -> Adapter:
@@ -120,6 +124,7 @@ def head_offsets(
   return Adapter(lambda key: {"offsets": stddev * jax.random.normal(key, (len(chosen), head_dim))}, edits)
 
 
+@explain_errors
 def merge_head_offsets(params: dict[str, Any], config: Config, edits: Mapping[str, Any]) -> dict[str, Any]:
   """The model with its head scales or offsets inside the output projection, where both are exact.
 

@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, Key
 
 from jaxft.checks import in_range
 from jaxft.models.linear import linear
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 
+@explain_errors
 def init_output_adapter(key: Key[Array, ""], dim: int, *, reduction: int = 4) -> dict[str, Any]:
   """Params `{'down': [dim, dim / reduction], 'up': [dim / reduction, dim]}`, uniform as PyTorch's linear layers start.
 
@@ -34,6 +35,7 @@ def init_output_adapter(key: Key[Array, ""], dim: int, *, reduction: int = 4) ->
   return {"down": uniform(keys[0], dim, width), "up": uniform(keys[1], width, dim)}
 
 
+@explain_errors
 def output_adapter(
     params: dict[str, Any], x: Float[AnyArray, "*batch dim"], *, ratio: float
 ) -> Float[Array, "*batch dim"]:

@@ -13,11 +13,12 @@ from jaxft.models.attention.rope import rotate, rotation
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.encoder import EncoderConfig
 from jaxft.models.sites import Prepend
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 Config = DecoderConfig | EncoderConfig
 
 
+@explain_errors
 def prefix(config: Config, length: int, *, hidden: int | None = None, stddev: float = 1.0) -> Adapter:
   """Prefix tuning: each head attends to `[P_k; K]` and `[P_v; V]`, with P `[length, kv_heads, head_dim]` per layer.
 
@@ -69,6 +70,7 @@ def prefix(config: Config, length: int, *, hidden: int | None = None, stddev: fl
   return Adapter(init, edits)
 
 
+@explain_errors
 def collapse_prefix(params: dict[str, Any], config: Config) -> dict[str, Any]:
   """The keys and values of a prefix, its MLP evaluated; the params of a prefix without one are returned as they are.
 
@@ -89,6 +91,7 @@ def collapse_prefix(params: dict[str, Any], config: Config) -> dict[str, Any]:
   return _from_flat(flat, config)
 
 
+@explain_errors
 def prefix_from_tokens(
     hidden_states: Callable[..., Any], params: dict[str, Any], config: Config, ids: Int[AnyArray, " length"]
 ) -> dict[str, Any]:
@@ -124,6 +127,7 @@ def prefix_from_tokens(
   return _turn({"layers": {"prefix": pair}}, config, -len(ids))
 
 
+@explain_errors
 def prefix_from_peft(prompt_embeddings: Float[Array, "length flat"], config: Config) -> dict[str, Any]:
   """The params of `prefix(config, length)` from PEFT's file, `[length, 2 L kv_heads head_dim]`.
 
@@ -151,6 +155,7 @@ def prefix_from_peft(prompt_embeddings: Float[Array, "length flat"], config: Con
   return _turn(params, config, -prompt_embeddings.shape[0])
 
 
+@explain_errors
 def prefix_to_peft(params: dict[str, Any], config: Config) -> Float[Array, "length flat"]:
   """PEFT's file of a prefix, with or without an MLP: the inverse of `prefix_from_peft`.
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxft.models.sites import Edits
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree
 
 
@@ -41,6 +42,7 @@ class Adapter(NamedTuple):
   edits: Callable[[Tree], Edits]
 
 
+@explain_errors
 def chain_adapters(*adapters: Adapter) -> Adapter:
   """Several adapters of one model; where two edit one site, the edits are applied in the order given.
 

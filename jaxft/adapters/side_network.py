@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Shaped
 
 from jaxft.adapters.dense import affine
 from jaxft.checks import one_of
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 from jaxft.tree.paths import Tree
 
 _EPS = 1e-5
@@ -52,6 +52,7 @@ class SideNetwork(NamedTuple):
   views: Callable[[Tree, Sequence[Any], Any], Array]
 
 
+@explain_errors
 def side_network(
     dims: Sequence[int], outputs: int, side: SideModel | None = None, *, normalize: bool = True
 ) -> SideNetwork:

@@ -12,11 +12,13 @@ from jaxft.adapters.dense import affine, torch_dense
 from jaxft.adapters.protocol import Adapter
 from jaxft.leaves.products import lookup
 from jaxft.models.sites import Prepend
+from jaxft.signatures import explain_errors
 
 # (key, length, dim) -> prompt [length, dim]
 PromptInit = Callable[[jax.Array, int, int], Float[Array, "length dim"]]
 
 
+@explain_errors
 def random_prompt(stddev: float = 1.0) -> PromptInit:
   """Independent normal numbers: PEFT's "random" at its default of 1, PyTorch's start of an embedding.
 
@@ -27,6 +29,7 @@ def random_prompt(stddev: float = 1.0) -> PromptInit:
   return lambda key, length, dim: stddev * jax.random.normal(key, (length, dim))
 
 
+@explain_errors
 def vocabulary_prompt(embedding: Any, *, first: int | None = None) -> PromptInit:
   """Embeddings of tokens drawn at random with replacement.
 
@@ -49,6 +52,7 @@ def vocabulary_prompt(embedding: Any, *, first: int | None = None) -> PromptInit
   return lambda key, length, dim: lookup(embedding, jax.random.randint(key, (length,), 0, rows)).astype(jnp.float32)
 
 
+@explain_errors
 def text_prompt(embedding: Any, ids: Sequence[int]) -> PromptInit:
   """Embeddings of a text, such as the task in words, repeated or cut to the prompt's length.
 
@@ -76,6 +80,7 @@ def text_prompt(embedding: Any, ids: Sequence[int]) -> PromptInit:
 _RANDOM = random_prompt()
 
 
+@explain_errors
 def soft_prompt(length: int, dim: int, *, init: PromptInit = _RANDOM) -> Adapter:
   """Prompt tuning: `[P; embed(ids)]`, P `[length, dim]` trained; params `{'prompt': P}`.
 
@@ -112,6 +117,7 @@ def soft_prompt(length: int, dim: int, *, init: PromptInit = _RANDOM) -> Adapter
   return Adapter(start, lambda params: {"embed": Prepend(params["prompt"])})
 
 
+@explain_errors
 def p_tuning(length: int, dim: int, *, hidden: int) -> Adapter:
   """P-tuning: a soft prompt that an MLP makes of trained rows, `W3 relu(W2 relu(W1 E + b1) + b2) + b3`.
 

@@ -80,4 +80,6 @@ def selection_flops(params: Tree, select: Choice, *, backward_from_embeddings: b
     places = np.asarray(depth if layer is None else layer)
     np.add.at(sizes, places, leaf.size / max(1, places.size))
     trained += leaf.size * chosen
+  if not sizes.sum():
+    raise ValueError("params must have matrices that are no embeddings; got none")
   return float(2 + 2 * (sizes[lowest:].sum() + trained) / sizes.sum())

@@ -50,10 +50,12 @@ def delta_similarity(first: Tree, second: Tree) -> dict[str, Similarity]:
         raise ValueError(f"second lacks the leaf {path}")
       continue
     if a.shape != b.shape:
-      raise ValueError(f"{path} must have one shape in both; got {tuple(a.shape)} and {tuple(b.shape)}")
+      raise ValueError(f"second must have the shapes of first; got {tuple(b.shape)} for {tuple(a.shape)} at {path}")
     (a, of_a), (b, of_b) = _scaled(a), _scaled(b)
     sums[path] = (
         float(jnp.vdot(a, b)) * of_a * of_b, float(jnp.vdot(a, a)) * of_a**2, float(jnp.vdot(b, b)) * of_b**2)
+  if not sums:
+    raise ValueError("first must have a leaf that second has too; got none")
   total = lambda i: sum(part[i] for part in sums.values())
   sums[""] = total(0), total(1), total(2)
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree
 from jaxft.tree.task_vectors import apply_task_vector
 
 
+@explain_errors
 def disentanglement_error(
     predict: Callable[[Tree, Any], Any], base: Tree, own: Tree, other: Tree, inputs: Any
 ) -> float:
@@ -40,4 +42,7 @@ def disentanglement_error(
   check_finite({"base": base, "own": own, "other": other})
   alone = apply_task_vector(base, own)
   both = apply_task_vector(alone, other)
-  return float(np.mean(np.asarray(predict(alone, inputs)) != np.asarray(predict(both, inputs))))
+  changed = np.asarray(predict(alone, inputs)) != np.asarray(predict(both, inputs))
+  if not changed.size:
+    raise ValueError("inputs must hold at least one input; predict gave no class")
+  return float(np.mean(changed))

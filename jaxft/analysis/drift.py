@@ -14,6 +14,7 @@ from jaxft.tree.paths import Tree, is_float, leaves_with_paths
 from jaxft.tree.task_vectors import check_same_leaves
 
 
+@explain_errors
 def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, " layers_and_rest"]:
   """`|tuned - base| / |base|` of each layer's weights together, and last of all that lies outside the layers.
 
@@ -47,6 +48,7 @@ def layer_drift(base: Tree, tuned: Tree) -> Float[np.ndarray, " layers_and_rest"
     return np.sqrt(moved) / np.sqrt(size)
 
 
+@explain_errors
 def update_sparsity(base: Tree, tuned: Tree, *, eps: float = 0.0) -> float:
   """The fraction of floating-point weights that moved by no more than `eps`.
 

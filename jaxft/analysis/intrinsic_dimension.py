@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from jaxft.checks import in_range
+from jaxft.finite import svd
 from jaxft.leaves.materialize import materialize
 from jaxft.signatures import explain_errors
 from jaxft.transforms.protocol import ParamTransform
@@ -88,7 +89,7 @@ def subspace_alignment(
   if flat.size != (size := sum(x.size for x in jax.tree.leaves(params))):
     raise ValueError(f"delta must have the {size} entries of params; got {flat.size}")
   move = lambda x: ravel_pytree(materialize(transform.join(frozen, unravel(x))))[0]
-  u, s, _ = jnp.linalg.svd(jax.jacfwd(move)(start), full_matrices=False)
+  u, s, _ = svd(jax.jacfwd(move)(start))
   # What moves nothing at the start, such as the scales of a vector of zeros, has no direction.
   inside = jnp.where(s > s[0] * size * jnp.finfo(jnp.float32).eps, u.T @ flat, 0.0)
   return jnp.sum(inside**2) / jnp.sum(flat**2)

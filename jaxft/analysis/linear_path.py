@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxft.checks import in_range
+from jaxft.checks import in_range, not_empty
 from jaxft.signatures import explain_errors
 from jaxft.tree.interpolation import interpolate
 from jaxft.tree.paths import Tree
@@ -110,6 +110,8 @@ def soup_ensemble_gap(
   Source: Wortsman et al. 2022, model soups (arXiv 2203.05482), section 4; derived anew.
   """
   in_range("t", t, "[0, 1]")
+  for name, array in (("inputs", inputs), ("labels", labels)):
+    not_empty(name, array)
   for name, value in (("beta", beta), ("step", 1.0 if step is None else step)):
     in_range(name, value, "(0, inf)")
 

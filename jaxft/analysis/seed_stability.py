@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxft.signatures import explain_errors
+
 
 class Stability(NamedTuple):
   """Of the scores of several seeds.
@@ -23,6 +25,7 @@ class Stability(NamedTuple):
   mean_of_others: float
 
 
+@explain_errors
 def seed_stability(scores: Sequence[float], *, chance: float) -> Stability:
   """Mean, spread and failures of a set of runs that differ in nothing but the seed.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxft.checks import nearest
+from jaxft.finite import svd
 from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.choice import Choice, mask
 from jaxft.tree.finite_leaves import check_finite
@@ -60,7 +61,7 @@ def singular_overlap(
 @partial(jax.jit, static_argnames="side")
 def _overlap(base: Array, tuned: Array, side: str) -> Overlap:
   def vectors(w: Array) -> tuple[Array, Array]:
-    u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+    u, s, vt = svd(w.astype(jnp.float32))
     return s, (vt if side == "out" else u.T)
 
   def layer(pair: tuple[Array, Array]) -> Overlap:

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxft.finite import svd
 from jaxft.signatures import explain_errors
 
 
@@ -26,7 +27,7 @@ def scaled_svd(
 
   Source: Yuan et al. 2023, ASVD (arXiv 2312.05821). CorDA's is `jaxft.transforms.oriented_svd`.
   """
-  u, s, outputs = jnp.linalg.svd(scale[:, None] * w.astype(jnp.float32), full_matrices=False)
+  u, s, outputs = svd(scale[:, None] * w.astype(jnp.float32))
   return u / scale[:, None], s, outputs
 
 

@@ -118,6 +118,7 @@ def random_module_mask(
   return map_with_path(flag, params)
 
 
+@explain_errors
 def cut_at_changes(params: Tree, choice: Choice, *, stack: str = "layers") -> Tree:
   """Cuts a stack wherever the choice of some leaf changes, so that in each piece a leaf trains whole or not at all.
 

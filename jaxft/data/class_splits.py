@@ -24,6 +24,7 @@ class BaseNovel(NamedTuple):
   novel_classes: Int[np.ndarray, " novel_classes"]
 
 
+@explain_errors
 def base_to_novel(labels: Labels, *, share: float = 0.5, seed: int | None = None) -> BaseNovel:
   """Cuts the classes in two: what is tuned on the base classes is tested on both.
 

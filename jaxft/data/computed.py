@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxft.data.position import fingerprint
 from jaxft.files import write_atomically
+from jaxft.signatures import explain_errors
 
 Compute = Callable[[list[Mapping[str, Any]]], Mapping[str, Any]]
 _MADE_OF = "made of"
@@ -37,6 +38,7 @@ class OfOthers(ValueError):
   """A cache that belongs to other records, or to another identity."""
 
 
+@explain_errors
 def with_computed(
     records: Sequence[Mapping[str, Any]], compute: Compute, *, batch_size: int = 64,
     cache: str | os.PathLike | None = None, identity: Any = None,

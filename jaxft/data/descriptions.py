@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from jaxft.checks import one_of
+from jaxft.signatures import explain_errors
 
 Box = tuple[int, int, int, int]
 Task = Literal["describe", "object", "objects", "refine"]
@@ -62,6 +63,7 @@ class Example(NamedTuple):
   target: str
 
 
+@explain_errors
 def to_box(corners: Sequence[float]) -> Box:
   """Integers from 0 to 999 of the corners' shares of the image's sides, y first.
 
@@ -83,6 +85,7 @@ def to_box(corners: Sequence[float]) -> Box:
   return top, left, bottom, right
 
 
+@explain_errors
 def box_text(box: Box) -> str:
   """A box as words of a prompt or a target, y first.
 
@@ -100,6 +103,7 @@ def box_text(box: Box) -> str:
   return " ".join(map(str, box))
 
 
+@explain_errors
 def refine(record: Description, critics: Mapping[str, Callable[[Description], str]]) -> Description:
   """One text improved by several in turn: each sees what those before it left, and gives the text as it should stand.
 
@@ -133,6 +137,7 @@ def refine(record: Description, critics: Mapping[str, Callable[[Description], st
   return dataclasses.replace(record, text=history[-1].text, history=history)
 
 
+@explain_errors
 def to_examples(record: Description, *, tasks: Sequence[Task] = get_args(Task)) -> list[Example]:
   """What a model may learn from one record.
 

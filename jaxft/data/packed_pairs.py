@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from jaxft.data.packing import pack_texts
 from jaxft.data.tokenization import tokenize_pairs
+from jaxft.signatures import explain_errors
 
 MOST = 512  # records that are looked at; of more, so many are taken at equal distances
 DRAWS = 16  # batches that are tried
@@ -41,6 +42,7 @@ class PairPacking(NamedTuple):
   padded: int
 
 
+@explain_errors
 def plan_packing(
     records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, batch_size: int, lengths: Sequence[int],
     keys: Sequence[str] = ("anchor", "positive"), multiple: int = 1, slots: int | None = None,
@@ -87,6 +89,7 @@ def plan_packing(
       round(float(padded.sum(axis=1).mean())))
 
 
+@explain_errors
 def tokenize_packed_pairs(
     records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, packing: PairPacking
 ) -> dict[str, Any]:

@@ -184,6 +184,8 @@ def batch_indices(
   """
   if step < 0:
     raise ValueError(f"step must be at least 0; got {step}")
+  if n < 1:
+    raise ValueError(f"n must be at least 1; got {n}")
   return np.asarray(batches(range(n), batch_size=batch_size, seed=seed, shard=shard, collate=np.asarray)[step])
 
 

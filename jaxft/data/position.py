@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.signatures import explain_errors
+
 _MISSING = object()
 
 
+@explain_errors
 def fingerprint(config: Any) -> str:
   """A hash of a configuration, in 32 hexadecimal digits: equal for equal content, whatever the order of keys.
 
@@ -34,6 +37,7 @@ def fingerprint(config: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+@explain_errors
 def position(iterator: Any, config: Any) -> dict[str, Any]:
   """What to save beside a checkpoint: the iterator's state, the configuration and its fingerprint, as JSON values.
 
@@ -50,6 +54,7 @@ def position(iterator: Any, config: Any) -> dict[str, Any]:
   return {"state": iterator.get_state(), "config": _plain(config, "config"), "fingerprint": fingerprint(config)}
 
 
+@explain_errors
 def restore(iterator: Any, saved: Mapping[str, Any], config: Any) -> None:
   """Sets an iterator to a saved position, if it is one of the same pipeline.
 

@@ -18,10 +18,12 @@ from filelock import FileLock
 
 from jaxft.checks import nearest
 from jaxft.fetch import NotAvailable, home
+from jaxft.signatures import explain_errors
 
 _FORMAT = "array_record"  # TFDS writes TFRecord by default, which needs TensorFlow
 
 
+@explain_errors
 def prepare(
     builder: type[tfds.core.GeneratorBasedBuilder] | str, *, data_dir: str | os.PathLike | None = None, **kwargs: Any
 ) -> tfds.core.DatasetBuilder:
@@ -87,6 +89,10 @@ def _make(builder, data_dir, kwargs) -> tfds.core.DatasetBuilder:
   absl.logging.set_verbosity(min(level, absl.logging.ERROR))  # TFDS warns of every config that is not in the class
   try:
     return make(data_dir=_root(data_dir), file_format=_FORMAT, **kwargs)
+  except tfds.core.DatasetNotFoundError:
+    known = tfds.list_builders(with_community_datasets=False)
+    raise UnknownDataset(
+        f"builder must be a class or the name of a TFDS data set; got {builder!r}; {nearest(builder, known)}") from None
   finally:
     absl.logging.set_verbosity(level)
 
@@ -129,6 +135,10 @@ def _impatient(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
 
 def _complete(builder: tfds.core.DatasetBuilder) -> bool:
   return (Path(builder.data_dir) / "dataset_info.json").exists()
+
+
+class UnknownDataset(ValueError):
+  """TFDS has no data set of this name."""
 
 
 class Records(Sequence):

@@ -25,9 +25,10 @@ from jaxft.data.builders.wordnet import WordNet
 from jaxft.data.files.builder import files_builder
 from jaxft.data.files.formats import parse_fields
 from jaxft.data.files.rows import KINDS, holds_files
-from jaxft.data.prepare import Records, prepare
+from jaxft.data.prepare import Records, UnknownDataset, prepare
 from jaxft.hub import PREFIX, on_hub, snapshot
 from jaxft.seal import check_open
+from jaxft.signatures import explain_errors
 from jaxft.stores.copies import local_copy
 from jaxft.stores.store import is_url
 
@@ -71,6 +72,7 @@ def is_place(name: str | os.PathLike) -> bool:
   return text not in _BUILDERS and not text.startswith(("reasoning_gym/", "tfds:", PREFIX)) and not is_url(text)
 
 
+@explain_errors
 def source(
     name: str | os.PathLike, split: str, *, fields: str | None = None, data_dir: str | os.PathLike | None = None
 ) -> Records:
@@ -106,6 +108,7 @@ def open_split(made: tfds.core.DatasetBuilder, split: str) -> Records:
   return Records(made, split)
 
 
+@explain_errors
 def builder(
     name: str | os.PathLike, *, fields: str | None = None, others: bool = False,
     data_dir: str | os.PathLike | None = None,
@@ -180,6 +183,6 @@ def _check_features(path: Path) -> None:
 def _tfds_builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
   try:
     return prepare(name, data_dir=data_dir)
-  except tfds.core.DatasetNotFoundError:
+  except UnknownDataset:
     known = tfds.list_builders(with_community_datasets=False)
     raise ValueError(f"name must be a TFDS data set after tfds:; got {name!r}; {nearest(name, known)}") from None

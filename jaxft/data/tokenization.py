@@ -217,7 +217,7 @@ def _texts(texts: Sequence[str]) -> list[str]:
   not_one_str("texts", texts)
   texts = list(texts)
   if not texts:
-    raise ValueError("texts must hold at least one; got an empty batch")
+    raise ValueError("texts must hold at least one, and so must the records that they are of; got an empty batch")
   if wrong := {type(text).__name__ for text in texts if not isinstance(text, str)}:
     raise TypeError(f"texts must be str; got {', '.join(sorted(wrong))} among them")
   return texts

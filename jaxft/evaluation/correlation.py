@@ -14,11 +14,12 @@ from jax.core import Tracer
 from jaxtyping import Bool, Float, Num
 
 from jaxft.finite import or_nan, require_finite
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 Series = Sequence[float] | Num[AnyArray, " items"]
 
 
+@explain_errors
 def pearson(x: Series, y: Series) -> Float[AnyArray, ""]:
   """Pearson's r; 0 where either series is constant (the ratio is 0/0 there).
 
@@ -52,6 +53,7 @@ def pearson(x: Series, y: Series) -> Float[AnyArray, ""]:
   return or_nan(fine, on.asarray(on.where(constant, 0, on.clip(on.sum(unit(x) * unit(y)), -1, 1))))
 
 
+@explain_errors
 def average_ranks(x: Series) -> Float[AnyArray, " items"]:
   """Ranks from 1, ties sharing the mean of their ranks; float64 for what is no JAX array.
 
@@ -68,6 +70,7 @@ def average_ranks(x: Series) -> Float[AnyArray, " items"]:
   return or_nan(fine, (below + up_to + 1) / 2)
 
 
+@explain_errors
 def spearman(x: Series, y: Series) -> Float[AnyArray, ""]:
   """Spearman's rho: Pearson's r of average ranks, as `scipy.stats.spearmanr`; 0 where either series is constant.
 
@@ -83,6 +86,7 @@ def spearman(x: Series, y: Series) -> Float[AnyArray, ""]:
   return pearson(average_ranks(x), average_ranks(y))
 
 
+@explain_errors
 def r_squared(predictions: Series, targets: Series) -> Float[AnyArray, ""]:
   """Coefficient of determination `1 - sum (y - p)^2 / sum (y - mean y)^2`; negative where the mean predicts better.
 

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import scipy  # its parts load when they are used: stats takes half a second
 
+from jaxft.signatures import explain_errors
 
+
+@explain_errors
 def holm(p_values: Sequence[float]) -> list[float]:
   """Adjusted p values: below a level, the chance that even one of those found is chance lies below that level too.
 
@@ -26,6 +29,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
   return result.tolist()
 
 
+@explain_errors
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
   """Adjusted p values: of those below a level, no larger share than that level is chance, in the mean.
 

@@ -6,9 +6,13 @@ import string
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
+from jaxft.checks import check_texts
+from jaxft.signatures import explain_errors
+
 References = Sequence[str | Sequence[str]]
 
 
+@explain_errors
 def rouge(
     predictions: Sequence[str],
     references: References,
@@ -42,6 +46,7 @@ def rouge(
   return _best(predictions, references, lambda p, r: scorer.score(r, p)[kind].fmeasure)
 
 
+@explain_errors
 def bleu(predictions: Sequence[str], references: References) -> float:
   """Corpus BLEU in [0, 100], by sacrebleu with its defaults (13a tokenizer, exponential smoothing, mixed case).
 
@@ -73,6 +78,7 @@ def normalize_answer(text: str) -> str:
   return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
+@explain_errors
 def exact_match(predictions: Sequence[str], references: References) -> list[float]:
   """1 where a normalized prediction equals one of its normalized references, else 0.
 
@@ -88,6 +94,7 @@ def exact_match(predictions: Sequence[str], references: References) -> list[floa
   return _best(predictions, references, lambda p, r: float(normalize_answer(p) == normalize_answer(r)))
 
 
+@explain_errors
 def token_f1(predictions: Sequence[str], references: References) -> list[float]:
   """F1 of the words shared by a normalized prediction and a reference, the best over its references.
 
@@ -113,6 +120,7 @@ def token_f1(predictions: Sequence[str], references: References) -> list[float]:
   return _best(predictions, references, f1)
 
 
+@explain_errors
 def caption_faithfulness(
     captions: Sequence[str], references: References, *, ignore: Collection[str] = ()
 ) -> list[float]:
@@ -136,6 +144,7 @@ def caption_faithfulness(
   Source: as the share of what is mentioned that is not there CHAIR, Rohrbach et al. 2018 (arXiv 1809.02156), of objects
   in place of words and the other way around.
   """
+  check_texts("captions", captions)
   words = lambda text: {word for word in re.findall(r"[^\W_]+", text.lower()) if word not in ignore}
   out = []
   for caption, true in zip(captions, _as_lists(captions, references), strict=True):

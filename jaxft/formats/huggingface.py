@@ -30,6 +30,7 @@ from jaxft.formats.tokenizers import GENERATION, check_tokenizer, generation_jso
 from jaxft.formats.vision_config import VISION, from_vision_json, preprocessor_json
 from jaxft.leaves import materialize
 from jaxft.models.encoder import EncoderConfig
+from jaxft.signatures import explain_errors
 from jaxft.tree import layer_of, leaves_with_paths
 
 # Buffers that old versions saved, a table of T5's that nothing reads, and the poolers of BERT, MPNet and ViT and
@@ -42,6 +43,7 @@ _IGNORED = re.compile(
 EMBEDDING = "embed/tokens/embedding"
 
 
+@explain_errors
 def load_directory(
     path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, stacked: bool = True
 ) -> tuple[dict[str, Any], Config]:
@@ -231,6 +233,7 @@ def to_named(params: Mapping[str, Any], config: Config) -> dict[str, np.ndarray]
   return {rules[path].name.format(layer=layer): layers[path, layer] for path, layer in wanted}
 
 
+@explain_errors
 def save_directory(
     params: Mapping[str, Any], config: Config, path: str | os.PathLike, *, tokenizer: Tokenizer | None = None,
     chat_template: str | None = None, max_length: int | None = None, head: Head | None = None,

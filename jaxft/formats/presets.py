@@ -17,6 +17,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from jaxft.fetch import fetch_package, home
+from jaxft.signatures import explain_errors
 
 
 class Preset(NamedTuple):
@@ -128,6 +129,7 @@ PRESETS = {
 }
 
 
+@explain_errors
 def fetch(preset: str) -> Path:
   """The folder of a preset: fetched, checked and converted by the first call, found by every other.
 

@@ -37,6 +37,7 @@ from jaxft.models.cut import cut_model
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.encoder import EncoderConfig
+from jaxft.signatures import explain_errors
 from jaxft.stores.copies import local_copy
 from jaxft.stores.store import is_url
 from jaxft.tree import unstack_layers
@@ -121,6 +122,7 @@ class Pretrained:
     return self.config, self.tokenizer
 
 
+@explain_errors
 def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Pretrained:
   """Loads a pretrained model.
 
@@ -160,7 +162,7 @@ def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, sta
   if name in PRESETS:
     path = fetch(name)
   elif not path.exists():
-    raise ValueError(f"{name!r} is neither a preset nor an existing path; {nearest(name, list(PRESETS))}")
+    raise ValueError(f"name_or_path {name!r} is neither a preset nor an existing path; {nearest(name, list(PRESETS))}")
   if path.is_file() and path.suffix == ".gguf":
     file = open_gguf(path)
     params, config = load_gguf(file, dtype=dtype, stacked=stacked)

@@ -5,10 +5,12 @@ from typing import Any
 
 from jaxtyping import Array
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.depth import leaf_keys
 from jaxft.tree.paths import Tree, is_structured, map_with_path
 
 
+@explain_errors
 def seed_dropout(params: Tree, key: Array) -> Tree:
   """Sets the key of every leaf that has a dropout rate, folded from its path; a step's objective calls this.
 

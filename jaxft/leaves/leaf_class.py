@@ -7,10 +7,12 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 
 from jaxft.checks import nearest
+from jaxft.signatures import explain_errors
 
 T = TypeVar("T")
 
 
+@explain_errors
 @dataclass_transform(frozen_default=True)
 def leaf_class(*, meta: Sequence[str] = (), like: str = "w") -> Callable[[type[T]], type[T]]:
   """Makes a class a frozen dataclass and a pytree, with those of `shape`, `dtype` and `ndim` that it does not define.

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree, is_structured, map_with_path
 
 
+@explain_errors
 def materialize(tree: Tree) -> Tree:
   """The plain checkpoint: every structured leaf of the tree replaced by the array that it stands for.
 

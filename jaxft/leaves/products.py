@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.paths import is_structured
 
 
+@explain_errors
 def dot(x: Float[Array, "... n_in"], w: Any) -> Float[Array, "... n_out"]:
   """`x @ w`: the last axis of x with the second to last of w, an array or a structured leaf of rank 2.
 
@@ -101,6 +102,7 @@ def thin_dot(x: Float[Array, "... n_in"], a: Any) -> Float[Array, "... rank"]:
   return dot_transposed(x, jax.lax.optimization_barrier(a.T))
 
 
+@explain_errors
 def lookup(w: Any, ids: Int[AnyArray, "..."]) -> Float[Array, "... dim"]:
   """Rows of w, an array or a structured leaf `[vocab, dim]`.
 
@@ -114,4 +116,6 @@ def lookup(w: Any, ids: Int[AnyArray, "..."]) -> Float[Array, "... dim"]:
   """
   if is_structured(w):
     return w.lookup(ids)
+  if jnp.ndim(w) != 2:
+    raise ValueError(f"w must be a table [vocab, dim]; got one of shape {list(jnp.shape(w))}")
   return jnp.take(w, ids, axis=0)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxft.finite import svd
 from jaxft.losses.contrastive import normalize
 from jaxft.signatures import AnyArray, check_arrays
 
@@ -38,7 +39,7 @@ def rotation(
   kept = jnp.ones(len(source), bool) if where is None else where
   centred = lambda x: jnp.where(kept[:, None], x - _mean(x, kept), 0.0)
   read = lambda x: centred(jnp.where(kept[:, None], jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)), 0))
-  u, _, vt = jnp.linalg.svd(jnp.matmul(read(source).T, read(target), precision=jax.lax.Precision.HIGHEST))
+  u, _, vt = svd(jnp.matmul(read(source).T, read(target), precision=jax.lax.Precision.HIGHEST))
   sign = jnp.ones(len(u)).at[-1].set(jnp.sign(jnp.linalg.det(vt.T @ u.T)))
   return (vt.T * sign) @ u.T
 

@@ -73,7 +73,7 @@ def linear_cross_entropy(
 def check_head(name: str, head: Any, hidden: Float[AnyArray, "... dim"], transposed: bool) -> None:
   """Raises ValueError where an argument is no head, an array or a structured leaf, that takes these states."""
   shape = getattr(head, "shape", None)
-  if shape is None or len(shape) != 2:
+  if shape is None or len(shape) != 2 or 0 in shape:
     got = type(head).__name__ if shape is None else f"one of shape {list(shape)}"
     raise ValueError(f"{name} must be a matrix, an array or a structured leaf; got {got}")
   if shape[-1 if transposed else -2] != hidden.shape[-1]:

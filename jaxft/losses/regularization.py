@@ -14,9 +14,7 @@ from jaxtyping import Array, Bool, Float
 from jaxft.checks import in_range
 from jaxft.losses.contrastive import cosine_similarity
 from jaxft.losses.reduction import count_of
-from jaxft.signatures import AnyArray, check_arrays, explain_errors
-
-Tree = Any
+from jaxft.signatures import AnyArray, Tree, check_arrays, explain_errors
 
 
 @explain_errors

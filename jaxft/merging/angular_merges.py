@@ -7,11 +7,13 @@ from jaxft.checks import in_range
 from jaxft.merging.averages import model_weights
 from jaxft.merging.kernels.methods import KARCHER, MEAN_DIRECTION, SLERP, STOCK
 from jaxft.merging.trees import merge_trees
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree
 
 Scope = Literal["leaf", "row"]
 
 
+@explain_errors
 def slerp(a: Tree, b: Tree, t: float, *, linear_above: float = 0.9995) -> Tree:
   """`sin((1-t) omega) / sin(omega) a + sin(t omega) / sin(omega) b`, with omega the angle between the two leaves.
 
@@ -39,6 +41,7 @@ def slerp(a: Tree, b: Tree, t: float, *, linear_above: float = 0.9995) -> Tree:
   return merge_trees(SLERP, [a, b], None, {"t": float(t), "linear_above": linear_above})
 
 
+@explain_errors
 def nuslerp(
     models: Sequence[Tree], *, weights: Sequence[float] | None = None, base: Tree | None = None, scope: Scope = "leaf",
     axis: int = -1,
@@ -68,6 +71,7 @@ def nuslerp(
   return merge_trees(SLERP, models, base, {"t": t, "linear_above": 1 - 1e-12} | _rows(scope, axis))
 
 
+@explain_errors
 def karcher_mean(
     models: Sequence[Tree], *, weights: Sequence[float] | None = None, base: Tree | None = None, iterations: int = 10,
     tolerance: float = 1e-5,
@@ -100,6 +104,7 @@ def karcher_mean(
   return merge_trees(KARCHER, models, base, settings)
 
 
+@explain_errors
 def mean_direction(
     models: Sequence[Tree], *, weights: Sequence[float] | None = None, base: Tree | None = None
 ) -> Tree:
@@ -121,6 +126,7 @@ def mean_direction(
   return merge_trees(MEAN_DIRECTION, models, base, {"weights": weights})
 
 
+@explain_errors
 def model_stock(models: Sequence[Tree], base: Tree, *, scope: Scope = "leaf", axis: int = -1) -> Tree:
   """`base + t (mean of the models - base)`, `t = N cos / (1 + (N - 1) cos)`, cos the mean cosine of two task vectors.
 

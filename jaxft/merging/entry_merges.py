@@ -3,9 +3,11 @@
 from jaxft.checks import in_range
 from jaxft.merging.kernels.methods import FUSION, NEARSWAP
 from jaxft.merging.trees import merge_trees
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree
 
 
+@explain_errors
 def nearswap(base: Tree, model: Tree, t: float) -> Tree:
   """`w b + (1 - w) a`, `w = clip(t / |a - b|, 0, 1)`: the model b where it is within t of the base a.
 
@@ -29,6 +31,7 @@ def nearswap(base: Tree, model: Tree, t: float) -> Tree:
   return merge_trees(NEARSWAP, [model], base, {"t": float(t)}, needs_base=True)
 
 
+@explain_errors
 def arcee_fusion(base: Tree, model: Tree) -> Tree:
   """The base with those changes of the model that matter: `importance >= median + 1.5 (third - first quartile)`.
 

@@ -1,13 +1,13 @@
 """Iterative recycling: an update is carried from each version of a base model to the next, and refreshed there."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxft.checks import in_range
+from jaxft.signatures import explain_errors
 from jaxft.tree.finite_leaves import check_finite
+from jaxft.tree.paths import Tree
 from jaxft.tree.task_vectors import apply_task_vector, task_vector
-
-Tree = Any
 
 
 class Recycled(NamedTuple):
@@ -18,6 +18,7 @@ class Recycled(NamedTuple):
   delta: Tree
 
 
+@explain_errors
 def recycle(
     bases: Iterable[Tree | Callable[[], Tree]], finetune: Callable[[Tree, int], Tree], *, scale: float = 1.0
 ) -> Iterator[Recycled]:

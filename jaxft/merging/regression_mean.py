@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from jaxft.checks import in_range
+from jaxft.checks import in_range, not_empty
 from jaxft.merging.averages import average
 from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.input_covariance import add_inputs
@@ -34,6 +36,9 @@ def gram(features: Float[Array, "... m"], *, where: Bool[Array, "..."] | None = 
     features: the inputs.
     where: which positions count; padding does not.
   """
+  not_empty("features", features)
+  if where is not None and not isinstance(where, Tracer) and not np.any(where):
+    raise ValueError("where must let at least one position count; got none")
   total = add_inputs(None, features, where=where)
   return total / (features.size // features.shape[-1] if where is None else jnp.sum(where))
 

@@ -4,12 +4,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import Choice, as_choice, entries
 from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.paths import Tree, map_with_path
 from jaxft.tree.task_vectors import check_same_leaves
 
 
+@explain_errors
 def reset(base: Tree, tuned: Tree, keep: Choice) -> Tree:
   """`keep * tuned + (1 - keep) * base`, entry by entry a choice and never a sum.
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxft.analysis.spectra import intruder_dimensions
 from jaxft.checks import in_range
+from jaxft.finite import svd
 from jaxft.signatures import AnyArray, explain_errors
 from jaxft.tree.choice import Choice
 from jaxft.tree.paths import Tree, map_with_path
@@ -28,7 +29,7 @@ def scale_singular_components(
     factor: 1 changes nothing, 0 removes.
   """
   in_range("factor", factor)
-  u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+  u, s, vt = svd(w.astype(jnp.float32))
   k = chosen.shape[-1]
   edit = jnp.matmul(u[..., :k] * (s[..., :k] * chosen * (factor - 1.0))[..., None, :], vt[..., :k, :])
   return (edit + w.astype(jnp.float32)).astype(w.dtype)
@@ -81,6 +82,6 @@ def truncated_factors(
   """
   if not 1 <= rank <= min(delta.shape[-2:]):
     raise ValueError(f"rank must lie in 1..{min(delta.shape[-2:])} for a matrix {tuple(delta.shape)}; got {rank}")
-  u, s, vt = jnp.linalg.svd(delta.astype(jnp.float32), full_matrices=False)
+  u, s, vt = svd(delta.astype(jnp.float32))
   root = jnp.sqrt(s[..., :rank])
   return u[..., :rank] * root[..., None, :], root[..., :, None] * vt[..., :rank, :]

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxft.checks import in_range
-from jaxft.signatures import explain_errors
+from jaxft.signatures import Tree, explain_errors
 from jaxft.tree.paths import fold_in_path, path_of
-
-Tree = Any
 
 
 @explain_errors

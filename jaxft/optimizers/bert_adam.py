@@ -6,8 +6,10 @@ import optax
 
 from jaxft.checks import in_range
 from jaxft.optimizers.rates import Tree
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def scale_by_bert_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> optax.GradientTransformation:
   """`m / (sqrt(v) + eps)`: Adam with running means that start at zero and are not corrected for it.
 

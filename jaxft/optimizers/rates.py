@@ -9,12 +9,10 @@ import optax
 
 from jaxft.checks import in_range
 from jaxft.finite import require_finite
-from jaxft.signatures import explain_errors
+from jaxft.signatures import Tree, explain_errors
 from jaxft.tree.choice import EMBEDDINGS, Choice, choice_scales, mask
 from jaxft.tree.depth import layer_of, num_layers, stack_depths, stack_of
 from jaxft.tree.paths import leaves_with_paths, map_with_path
-
-Tree = Any
 
 
 @explain_errors

@@ -27,6 +27,7 @@ from jaxft.models.config.clip import ClipConfig
 from jaxft.recipes import tasks
 from jaxft.recipes.examples import special_tokens
 from jaxft.recipes.objectives import features
+from jaxft.signatures import explain_errors
 
 
 class Model(Pretrained):
@@ -164,6 +165,7 @@ def _image_vectors(config: Any) -> Any:
   return jax.jit(features(config, remat="none"))
 
 
+@explain_errors
 def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, stacked: bool = True) -> Model:
   """A model by the name of a preset or from a folder or GGUF file; `jaxft.formats.load` says which.
 

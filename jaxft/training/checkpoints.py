@@ -24,6 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxft.signatures import explain_errors
 from jaxft.together import all_of, is_first, wait_for_all
 from jaxft.training.checksums import checksum, checksums, json_checksum, kind_of
 from jaxft.training.state import TrainState
@@ -324,6 +325,7 @@ def _unflat(flat: dict[str, Any], like: TrainState) -> TrainState:
   return state._replace(key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key)))
 
 
+@explain_errors
 def fingerprint_of(state: TrainState, frozen: Tree) -> Json:
   """Shapes and dtypes of the state by path, the key's kind, and a checksum of what is frozen.
 

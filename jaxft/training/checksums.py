@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
+from jaxft.signatures import explain_errors
+
 Tree = Any
 
 
+@explain_errors
 def checksum(tree: Tree) -> str:
   """One word for the bits of a tree of arrays, the same on any mesh.
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxft.analysis.flops import jaxpr_flops
+from jaxft.signatures import explain_errors
 from jaxft.training.frozen import narrowed
 from jaxft.training.recipe import Recipe, check_recipe
 from jaxft.tree.boxes import set_aside
@@ -45,6 +46,7 @@ class Cost:
     return self.frozen_bytes + self.trained_bytes + self.optimizer_bytes
 
 
+@explain_errors
 def training_cost(recipe: Recipe, params: Tree, batch: Any | None = None, *, tokens: int = 1) -> Cost:
   """The cost of a recipe on a model, from shapes alone: nothing is computed.
 
@@ -83,6 +85,7 @@ def training_cost(recipe: Recipe, params: Tree, batch: Any | None = None, *, tok
   return Cost(count(trainable), count(params), _bytes(frozen), _bytes(trainable), _bytes(state), flops)
 
 
+@explain_errors
 def cost_table(costs: Mapping[str, Cost]) -> str:
   """Costs of several methods as a Markdown table.
 

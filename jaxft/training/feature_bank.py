@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxft.checks import in_range
+from jaxft.signatures import explain_errors
 
 
 class FeatureBank(NamedTuple):
@@ -32,6 +33,7 @@ class FeatureBank(NamedTuple):
     return jnp.arange(capacity) < self.pushed
 
 
+@explain_errors
 def empty_bank(capacity: int, batch: Any) -> FeatureBank:
   """A bank of rows like those of a batch, with none in it.
 
@@ -51,6 +53,7 @@ def empty_bank(capacity: int, batch: Any) -> FeatureBank:
   return FeatureBank(jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), batch), jnp.zeros((), int))
 
 
+@explain_errors
 def push(bank: FeatureBank, batch: Any) -> FeatureBank:
   """The bank with the rows of a batch in place of its oldest ones, as constants: no gradient flows into it.
 

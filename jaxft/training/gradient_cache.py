@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxft.signatures import explain_errors
 from jaxft.training.mesh import batch_size, check_rows, cut_rows, join_rows, merge_scalars
 
 Tree = Any
 Embed = Callable[[Tree, Any, jax.Array], Any]
 
 
+@explain_errors
 def embed_cached(
     embed: Embed, params: Tree, batch: Any, key: jax.Array, *, chunks: int, mesh: Mesh | None = None,
 ) -> Any:
@@ -72,6 +74,7 @@ def embed_cached(
   return join_rows(embeddings)
 
 
+@explain_errors
 def cached_value_and_grad(
     embed: Embed, loss: Callable[[Any, Any], Any], *, chunks: int, has_aux: bool = False, mesh: Mesh | None = None,
 ) -> Callable[[Tree, Any, jax.Array], tuple[Any, Tree]]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from jaxft.signatures import explain_errors
 from jaxft.together import is_first
 from jaxft.training.checkpoints import Checkpoints, fingerprint_of
 from jaxft.training.interrupts import Stopped, interrupts
@@ -26,6 +27,7 @@ Tree = Any
 Evaluate = Callable[[TrainState, Tree], dict[str, Any]]
 
 
+@explain_errors
 def fit(
     train_step: Callable[[TrainState, Tree, Any], tuple[TrainState, dict[str, Any]]],
     state: TrainState,

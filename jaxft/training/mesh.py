@@ -23,8 +23,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxft.models.activation_sharding import BATCH_AXES
+from jaxft.signatures import explain_errors
 
 
+@explain_errors
 def make_mesh(
     *, data: int | None = None, fsdp: int = 1, tensor: int = 1, context: int = 1, dcn: int | None = None,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: jaxlib has no stub of it
@@ -117,6 +119,7 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
   return tuple(a for a in BATCH_AXES if a in mesh.axis_names)
 
 
+@explain_errors
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The sharding of a batch: its leading axis over `dcn`, `data` and `fsdp`.
 
@@ -184,6 +187,7 @@ def batch_size(batch: Any) -> int:
   return next(iter(sizes.values()))
 
 
+@explain_errors
 def place_batch(batch: Any, mesh: Mesh | None) -> Any:
   """Puts a batch on the mesh, cut along its leading axis.
 

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from jaxft.checks import nearest
+from jaxft.signatures import explain_errors
 from jaxft.tree.adapted import Followed, adapted, aligned, followed_axes
 from jaxft.tree.depth import stack_axes
 from jaxft.tree.globs import glob_to_regex
@@ -23,6 +24,7 @@ Tree = Any
 Rules = Sequence[tuple[str, P]]
 
 
+@explain_errors
 def specs_for(params: Tree, rules: Rules, mesh: Mesh | None = None) -> Tree:
   """The tree of specs that rules give to a params tree.
 
@@ -106,6 +108,7 @@ def axes_of_part(part: Any) -> tuple[str, ...]:
   return tuple(part) if isinstance(part, tuple) else (part,)
 
 
+@explain_errors
 def inherit_specs(
     tree: Tree, params: Tree, specs: Tree, mesh: Mesh | None = None, follows: Mapping[str, Followed] | None = None
 ) -> Tree:
@@ -180,6 +183,7 @@ def inherit_specs(
   return jax.tree_util.tree_map_with_path(spec_of, tree, is_leaf=is_structured)
 
 
+@explain_errors
 def follows_of(
     split: Callable[[jax.Array, Tree], tuple[Tree, Tree]], params: Tree
 ) -> tuple[dict[str, Followed], dict[str, Followed]]:
@@ -260,6 +264,7 @@ def _trimmed(parts: list[Any]) -> P:
   return P(*parts)
 
 
+@explain_errors
 def shardings_for(specs: Tree, mesh: Mesh) -> Tree:
   """The tree of specs as shardings on a mesh.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from jaxft.signatures import explain_errors
 from jaxft.training.frozen import narrowed
 from jaxft.training.mesh import put
 from jaxft.training.recipe import Recipe, check_recipe
@@ -34,6 +35,7 @@ class TrainState(NamedTuple):
   key: jax.Array
 
 
+@explain_errors
 def init_state(key: jax.Array, params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
   """Splits the params and starts the optimizer on the side that trains.
 
@@ -94,6 +96,7 @@ def _copied(tree: Tree) -> Tree:
   return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype, copy=True), tree)
 
 
+@explain_errors
 def abstract_state(params: Tree, recipe: Recipe) -> tuple[TrainState, Tree]:
   """`init_state` in shapes: what it would return as `jax.ShapeDtypeStruct` with shardings, nothing being allocated.
 

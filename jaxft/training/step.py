@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxft.leaves.dropout import seed_dropout
 from jaxft.losses.reduction import Mean, Terms
+from jaxft.signatures import explain_errors
 from jaxft.training.mesh import batch_size, check_rows, cut_rows, merge_scalars, place_batch, under_mesh
 from jaxft.training.recipe import Recipe, check_recipe
 from jaxft.training.state import TrainState
@@ -77,6 +78,7 @@ class TrainStep:
     return self._compiled[shardings]
 
 
+@explain_errors
 def make_train_step(recipe: Recipe, *, donate: bool = True) -> TrainStep:
   """Makes the step that takes one batch and one optimizer update.
 
@@ -236,6 +238,7 @@ def _in_range(tree: Tree) -> Bool[Array, ""]:
   return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in narrow])) if narrow else jnp.array(True)
 
 
+@explain_errors
 def cast_floating(params: Tree, dtype: Any) -> Tree:
   """Casts the floating arrays of a params tree; all else stays, and a leaf with its own `astype` is asked.
 

@@ -95,6 +95,7 @@ def on(select: Choice, transform: ParamTransform) -> ParamTransform:
   return ParamTransform(split, join)
 
 
+@explain_errors
 def chain(*transforms: ParamTransform) -> ParamTransform:
   """Applies each transform to what the ones before it left frozen: QLoRA is
   `chain(lora("**/kernel"), quantize("**/kernel", format="nf4"))`.

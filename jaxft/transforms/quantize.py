@@ -192,6 +192,7 @@ def _quantize_scales(scales: Float[Array, "... blocks n"]) -> tuple[Array, Array
   return codes.reshape(*batch, -1)[..., : blocks * n].reshape(scales.shape), step, offset
 
 
+@explain_errors
 def quantize(
     select: Choice = "**/kernel", *, format: Literal["int8", "nf4"] = "int8", block: int = 64, double: bool = False
 ) -> ParamTransform:

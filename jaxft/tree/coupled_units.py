@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.coupled import Coupled, Member
 from jaxft.tree.depth import stack_axes
 from jaxft.tree.function.held import Factor, Held
@@ -17,6 +18,7 @@ from jaxft.tree.function.unit_walk import Walk
 from jaxft.tree.paths import Tree
 
 
+@explain_errors
 def coupled_units(apply: Callable[..., Any], params: Tree, *inputs: Any) -> list[Coupled]:
   """The units whose order is nobody's, each with all leaves that have them.
 

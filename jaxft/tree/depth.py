@@ -68,7 +68,7 @@ def layer_of(path: str, leaf: Any) -> int | np.ndarray | None:
   if index:
     return int(index)
   if not leaf.shape:
-    raise ValueError(f"{path} lies under {found[0]} and must have a leading axis, its layers; it has shape ()")
+    raise ValueError(f"the leaf {path} lies under {found[0]} and must have a leading axis, its layers; it has shape ()")
   return np.arange(leaf.shape[0])
 
 

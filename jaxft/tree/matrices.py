@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.choice import Choice, as_choice, is_function
 from jaxft.tree.depth import stack_axes
 from jaxft.tree.globs import glob_to_regex
@@ -34,6 +35,7 @@ def check_oriented(paths: Iterable[str]) -> None:
         "jaxft.tree.axes_of(apply, params, *inputs), or call them `kernel`")
 
 
+@explain_errors
 def matrices(select: Choice = "**") -> Callable[[Tree], Tree]:
   """The choice, of what another one takes, of the matrices and stacks of matrices; all else is passed over.
 

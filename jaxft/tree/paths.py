@@ -13,9 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.signatures import explain_errors
-
-Tree = Any
+from jaxft.signatures import Tree, explain_errors
 
 _BOXES = ("value", "raw_value", "data_array")
 

@@ -10,6 +10,7 @@ from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree, is_array, is_float, leaves_with_paths
 
 
+@explain_errors
 def task_vector(base: Tree, tuned: Tree) -> Tree:
   """`tuned - base`, in float32: differences of nearly equal bfloat16 weights lose most of their bits.
 

@@ -71,6 +71,17 @@ def test_a_run_s_checkpoints_and_the_way_back_to_an_adapter(jaxft, tiny, pairs, 
     assert not (tmp_path / options[1]).exists()
 
 
+def test_no_difference_of_what_is_not_finite(tiny):
+  """Of which LAPACK would never come back."""
+  from jaxft.formats import load
+  from jaxft.recipes.conversion.difference import difference
+
+  base, tuned = load(tiny), load(tiny)
+  tuned.params["layers"]["mlp"]["up"]["kernel"] = tuned.params["layers"]["mlp"]["up"]["kernel"].at[0, 0, 0].set(np.inf)
+  with pytest.raises(ValueError, match="^tuned must be finite; got 1 of .* in layers/mlp/up/kernel"):
+    difference(base, tuned)
+
+
 def test_a_difference_that_is_not_low_rank_is_told(jaxft, tiny, tmp_path):
   from jaxft.formats import load
   from jaxft.formats.huggingface import save_directory

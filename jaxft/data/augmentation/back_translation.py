@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 
 from jaxft.checks import check_texts, in_range
+from jaxft.signatures import explain_errors
 
 Translate = Callable[[list[str]], Sequence[str]]
 
 
+@explain_errors
 def back_translate(
     sentences: Sequence[str], forward: Translate, backward: Translate, *, batch_size: int = 32
 ) -> list[str]:

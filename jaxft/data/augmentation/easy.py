@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from jaxft.checks import check_texts, in_range, one_of
+from jaxft.signatures import explain_errors
 
 Operation = Literal["synonym", "insert", "swap", "delete"]
 Synonyms = Callable[[str], Sequence[str] | None]  # of a word; none or None where it has none
@@ -22,6 +23,7 @@ STOP_WORDS = frozenset("""
 RATES: Mapping[Operation, float] = {"synonym": 0.1, "insert": 0.1, "swap": 0.1, "delete": 0.1}
 
 
+@explain_errors
 def text_edit(
     rng: np.random.Generator, words: Sequence[str], *, operation: Operation, rate: float = 0.1,
     synonyms: Synonyms | None = None, stop_words: Collection[str] = STOP_WORDS, protected: Collection[str] = (),
@@ -117,6 +119,7 @@ def _deleted(rng: np.random.Generator, words: list[str], rate: float, protected:
   return kept or [words[rng.integers(len(words))]]
 
 
+@explain_errors
 def easy_data_augmentation(
     rng: np.random.Generator, sentence: str, *, rates: Mapping[Operation, float] = RATES, count: int = 9,
     synonyms: Synonyms | None = None, stop_words: Collection[str] = STOP_WORDS, protected: Collection[str] = (),

@@ -4,7 +4,8 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxft.checks import nearest
+from jaxft.checks import nearest, not_one_str
+from jaxft.signatures import explain_errors
 
 
 class Template(NamedTuple):
@@ -27,6 +28,7 @@ class Rendered(NamedTuple):
   template: int
 
 
+@explain_errors
 def render_templates(items: Sequence[Mapping[str, Any]], templates: Sequence[Template]) -> list[Rendered]:
   """Every item in every wording, item by item, so that row `i * len(templates) + j` is item i in template j.
 
@@ -44,6 +46,7 @@ def render_templates(items: Sequence[Mapping[str, Any]], templates: Sequence[Tem
 
   Source: the form of the instructions of Sun et al. 2023 (arXiv 2306.11270).
   """
+  not_one_str("items", items)
   if not items or not templates:
     raise ValueError(f"items and templates must hold at least one each; got {len(items)} and {len(templates)}")
   for number, template in enumerate(templates):

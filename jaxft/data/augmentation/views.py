@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.signatures import explain_errors
 
+
+@explain_errors
 def two_views(
     augment: Callable[[np.random.Generator, Any], Any], *, field: str = "text"
 ) -> Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]:

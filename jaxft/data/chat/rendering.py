@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from jaxft.data.tokenization import Lengths, Tokens, tokenize_spans
+from jaxft.signatures import explain_errors
 
 
 class Rendered(NamedTuple):
@@ -16,6 +17,7 @@ class Rendered(NamedTuple):
   spans: tuple[tuple[int, int], ...]
 
 
+@explain_errors
 def render_chat(
     messages: Sequence[Mapping[str, Any]], template: str, *, add_generation_prompt: bool = False,
     **variables: Any,
@@ -53,6 +55,7 @@ def render_chat(
     raise ValueError(f"the chat template fails at this conversation: {type(e).__name__}: {e}") from None
 
 
+@explain_errors
 def render_with_spans(messages: Sequence[Mapping[str, Any]], template: str, **variables: Any) -> Rendered:
   """The text of a conversation with the spans of the assistant's turns, found without the template's help.
 
@@ -126,6 +129,7 @@ def _check_turn(
     )
 
 
+@explain_errors
 def tokenize_chats(
     records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, template: str, *, lengths: Lengths, pad_id: int = 0,
     **variables: Any,

@@ -29,6 +29,7 @@ def random_segmentation(
 
   Source: Raffel et al. 2019, T5 (arXiv 1910.10683).
   """
+  in_range("max_total", max_total, "[1, inf)")
   at = jnp.arange(max_total)
   inner = (at > 0) & (at < total)  # a piece may begin at any place but the first, where one begins anyway
   order = jnp.argsort(jnp.argsort(jnp.where(inner, jax.random.uniform(key, (max_total,)), 2.0)))

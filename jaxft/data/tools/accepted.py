@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxft.data.tools.calls import ToolCall, parse_calls
+from jaxft.signatures import explain_errors
 
 Answer = Mapping[str, Mapping[str, Sequence[Any]]]  # {tool: {parameter: accepted values}}
 
@@ -12,6 +13,7 @@ _TYPES = {"string": str, "integer": int, "float": float, "boolean": bool, "array
           "any": str}
 
 
+@explain_errors
 def accepted_calls(
     calls: Sequence[ToolCall] | str | None, answers: Sequence[Answer], functions: Sequence[Mapping[str, Any]]
 ) -> bool:

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxft.signatures import explain_errors
+
 LONGEST = 100_000  # characters; more is no call, and would hold up the parser
 
 
@@ -20,6 +22,7 @@ class ToolCall(NamedTuple):
   arguments: Mapping[str, Any]
 
 
+@explain_errors
 def parse_call(text: str) -> ToolCall | None:
   """The call that a text consists of; None where it is anything else.
 
@@ -41,6 +44,7 @@ def parse_call(text: str) -> ToolCall | None:
   return None if found is None else _call(found)
 
 
+@explain_errors
 def parse_calls(text: str) -> tuple[ToolCall, ...] | None:
   """The calls of a text: one, or a list of them, `[f(a=1), g()]`; None where a part of it is no call.
 
@@ -59,6 +63,7 @@ def parse_calls(text: str) -> tuple[ToolCall, ...] | None:
   return None if any(call is None for call in calls) else calls  # type: ignore[return-value]
 
 
+@explain_errors
 def render_call(call: ToolCall) -> str:
   """The text of a call, which `parse_call` reads.
 
@@ -78,6 +83,7 @@ def render_call(call: ToolCall) -> str:
   return text
 
 
+@explain_errors
 def same_value(a: Any, b: Any) -> bool:
   """Whether two literals are one value: 1 and 1.0 are, 1 and True are not, and neither are a list and a tuple.
 

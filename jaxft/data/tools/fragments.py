@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+from jaxft.signatures import explain_errors
+
 SEPARATORS = (". ", ", ", "=", "(")  # iTool's: sentences, arguments, values, the name of a tool
 
 
+@explain_errors
 def split_fragments(text: str, separators: Sequence[str] = SEPARATORS, group: int = 1) -> list[str]:
   """A text cut after each separator, `group` pieces joined to a fragment; joined again they are the text.
 
@@ -27,6 +30,7 @@ def split_fragments(text: str, separators: Sequence[str] = SEPARATORS, group: in
   return [text[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
 
 
+@explain_errors
 def fragment_ends(pieces: Sequence[str], separators: Sequence[str] = SEPARATORS, group: int = 1) -> list[int]:
   """Where fragments of tokens end, by the text of each: a token that completes a separator is the last of its fragment.
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from jaxft.checks import in_range
 from jaxft.data.tools.calls import ToolCall, parse_call, same_value
+from jaxft.signatures import explain_errors
 
 CallError = Literal[
     "unparsable", "unknown tool", "wrong tool", "unknown, redundant and missing parameters",
@@ -19,6 +20,7 @@ TL_TRAINING: Mapping[str, float] = MappingProxyType({
     "redundant parameters": -0.5, "missing parameters": -0.5, "values": -0.25, "none": 1.0})
 
 
+@explain_errors
 def call_error(
     predicted: ToolCall | str | None, gold: ToolCall | str, schemas: Mapping[str, Collection[str]], *,
     same: Callable[[Any, Any], bool] = same_value,
@@ -75,6 +77,7 @@ def call_error(
   return "none" if all(same(call.arguments[key], right.arguments[key]) for key in wanted) else "values"
 
 
+@explain_errors
 def tool_call_reward(
     predicted: ToolCall | str | None, gold: ToolCall | str, schemas: Mapping[str, Collection[str]], *,
     scale: Mapping[str, float] = TL_TRAINING, same: Callable[[Any, Any], bool] = same_value,

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxft.signatures import explain_errors
+
 Message = Mapping[str, Any]
 
 # By which a tool's reply is known as an error, compared in letters and digits alone: the source's list, in which
@@ -25,6 +27,7 @@ class Turn(NamedTuple):
   target: Message
 
 
+@explain_errors
 def reports_error(reply: str, errors: Sequence[str] = ERRORS) -> bool:
   """Whether a tool's reply says that the call failed: it has one of the phrases, spaces and signs aside.
 
@@ -50,6 +53,7 @@ def reports_error(reply: str, errors: Sequence[str] = ERRORS) -> bool:
   return any(bare(phrase) in bare(reply) for phrase in errors)
 
 
+@explain_errors
 def drop_failed_turns(
     conversation: Sequence[Message], is_error: Callable[[str], bool] = reports_error, *,
     tool_roles: Sequence[str] = ("tool", "function"),

@@ -129,7 +129,7 @@ def knn_accuracy(
 
 def _items(features: Float[AnyArray, "items dim"], labels: Int[AnyArray, " items"]) -> tuple[np.ndarray, np.ndarray]:
   x, label = np.asarray(features, np.float64), np.asarray(labels)
-  if x.ndim != 2 or label.shape != x.shape[:1] or not len(x):
+  if x.ndim != 2 or label.shape != x.shape[:1] or not x.size:
     raise ValueError(f"features must be [items, dim] with a label each; got shapes {x.shape} and {label.shape}")
   require_finite(features=x)
   return x, label

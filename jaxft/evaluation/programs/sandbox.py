@@ -23,8 +23,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
-from jaxft.checks import in_range
+from jaxft.checks import in_range, not_one_str
 from jaxft.evaluation.programs.syntax import FORBIDDEN, HIDDEN, MODULES, check_syntax
+from jaxft.signatures import explain_errors
 
 Status = Literal["passed", "failed", "timeout", "refused"]
 
@@ -183,6 +184,7 @@ leave(0)
 """
 
 
+@explain_errors
 def run_program(program: str, *, limits: Limits | None = None, modules: Collection[str] = MODULES) -> Outcome:
   """Runs a program and says whether it reached its end; tests are a part of the program, as asserts behind it.
 
@@ -199,6 +201,7 @@ def run_program(program: str, *, limits: Limits | None = None, modules: Collecti
   Raises:
     OSError: no process can be started; or a network namespace is required and the system gives none.
   """
+  not_one_str("modules", modules)
   limits = Limits() if limits is None else limits
   try:
     check_syntax(program, modules=modules)

@@ -4,6 +4,9 @@ import ast
 import warnings
 from collections.abc import Collection
 
+from jaxft.checks import not_one_str
+from jaxft.signatures import explain_errors
+
 LONGEST = 50_000  # characters
 
 # Modules that compute and neither read, write, run nor reach anything.
@@ -29,6 +32,7 @@ HIDDEN = frozenset({
 _REFUSED = (ast.AsyncFor, ast.AsyncFunctionDef, ast.AsyncWith, ast.Await)
 
 
+@explain_errors
 def check_syntax(program: str, *, modules: Collection[str] = MODULES) -> None:
   """Refuses a program that is made of more than computing takes; the sandbox holds what gets by.
 
@@ -48,6 +52,7 @@ def check_syntax(program: str, *, modules: Collection[str] = MODULES) -> None:
   Raises:
     ValueError: it is no Python, longer than 50,000 characters, or refused; names the line.
   """
+  not_one_str("modules", modules)
   if len(program) > LONGEST:
     raise ValueError(f"program must have at most {LONGEST} characters; got {len(program)}")
   try:

@@ -8,9 +8,11 @@ import numpy as np
 from jaxft.formats.peft_files import projections
 from jaxft.formats.peft_files.modules import places
 from jaxft.leaves.annotated import Annotated
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree, map_with_path
 
 
+@explain_errors
 def peft_frequencies(frozen: Tree, config: Any, *, seed: int = 777) -> Tree:
   """The frozen side of `fourier_ft` with PEFT's places, which its file holds as a seed: call it before training.
 

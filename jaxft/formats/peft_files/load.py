@@ -20,6 +20,7 @@ from jaxft.formats.peft_files.settings import check_settings, check_sizes
 from jaxft.formats.peft_files.tied import HEAD, PREFIX, check_tied, tied, without_head
 from jaxft.formats.peft_files.tokens import token_name, tokens_of
 from jaxft.formats.safetensors import read_json
+from jaxft.signatures import explain_errors
 from jaxft.transforms.entries.trainable_tokens import trainable_tokens
 from jaxft.transforms.protocol import ParamTransform, chain
 from jaxft.transforms.whole.freeze import train
@@ -44,6 +45,7 @@ class LoadedAdapter(NamedTuple):
   head: Head | None = None
 
 
+@explain_errors
 def load_peft(
     folder: str | os.PathLike, params: Tree, config: Any, *, dense: Mapping[str, Any] | None = None
 ) -> LoadedAdapter:

@@ -13,10 +13,12 @@ from jaxft.checks import nearest, one_of
 from jaxft.formats.families import family_of
 from jaxft.formats.peft_files.folder import VERSION, read_folder, write_folder
 from jaxft.formats.peft_files.methods import METHODS, PROMPTS
+from jaxft.signatures import explain_errors
 
 TENSOR = "prompt_embeddings"
 
 
+@explain_errors
 def save_peft_prompt(
     folder: str | os.PathLike, params: Mapping[str, Any], config: Any, *,
     peft_type: Literal["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"], base_model: str | None = None,
@@ -74,6 +76,7 @@ def save_peft_prompt(
   write_folder(folder, settings, {TENSOR: np.asarray(flat)})
 
 
+@explain_errors
 def load_peft_prompt(folder: str | os.PathLike, config: Any) -> dict[str, Any]:
   """The params of a prompt or prefix that PEFT, or `save_peft_prompt`, has saved.
 

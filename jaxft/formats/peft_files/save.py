@@ -17,10 +17,12 @@ from jaxft.formats.peft_files.heads import with_head
 from jaxft.formats.peft_files.load import from_tensors
 from jaxft.formats.peft_files.methods import method_of
 from jaxft.leaves.annotated import Annotated
+from jaxft.signatures import explain_errors
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.paths import Tree, is_leaf, leaves_with_paths
 
 
+@explain_errors
 def save_peft(
     folder: str | os.PathLike, transform: ParamTransform, frozen: Tree, trainable: Tree, params: Tree, config: Any, *,
     peft_type: str = "LORA", base_model: str | None = None, task_type: str | None = None, head: Head | None = None,

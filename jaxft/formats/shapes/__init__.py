@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft import checks
+from jaxft.signatures import explain_errors as _explain_errors
 
 FOLDER = Path(__file__).parent
 
@@ -21,6 +22,7 @@ def shape_names() -> list[str]:
   return sorted(file.stem for file in FOLDER.glob("*.json"))
 
 
+@_explain_errors
 def read_shape(name: str) -> Any:
   """The config of a model by its name.
 

@@ -29,6 +29,7 @@ class Entries(NamedTuple):
 SparseDelta = Mapping[str, Entries | RowDelta | tuple[AnyArray, AnyArray]]
 
 
+@explain_errors
 def sparse_difference(base: Tree, tuned: Tree, *, eps: float = 1e-7) -> dict[str, Entries]:
   """`tuned - base` in float32, without the entries of `|.| <= eps`.
 

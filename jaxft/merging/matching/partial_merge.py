@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jaxft.checks import in_range
 from jaxft.merging.matching.permutations import Spec, entries_of, group_sizes
 from jaxft.merging.matching.rebasin import Matching
 from jaxft.signatures import explain_errors
@@ -190,6 +191,7 @@ def choose_ratios(
 
   Source: the objective of PLeaS, which solves it as a quadratic program; its solver is not needed for a few groups.
   """
+  in_range("steps", steps, "[1, inf)")
   if budget < 1 or set(gains) != set(spec.groups):
     raise ValueError(f"budget must be at least 1 and gains name each group; got {budget} and {sorted(gains)}")
   ratios = dict.fromkeys(spec.groups, 0.0)

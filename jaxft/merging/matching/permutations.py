@@ -141,7 +141,8 @@ def group_sizes(spec: Spec, params: Tree) -> dict[str, int]:
         raise ValueError(f"spec names {path} in group {group}, which params lack")
       entries = leaves[path].shape[axis]
       if entries % unit or sizes.setdefault(group, entries // unit) != entries // unit:
-        raise ValueError(f"group {group} has {sizes.get(group)} units, but axis {axis} of {path} has {entries} "
+        raise ValueError("params must fit the groups: "
+                         f"group {group} has {sizes.get(group)} units, but axis {axis} of {path} has {entries} "
                          f"entries, units of {unit}")
   return sizes
 

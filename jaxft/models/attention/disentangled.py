@@ -119,6 +119,8 @@ def bias_and_scale(
     query, key: of the tokens.
     table: a vector of each distance, the same in all layers.
   """
+  if table.ndim != 2:
+    raise ValueError(f"table must be an array [distances, dim]; got one of shape {list(table.shape)}")
   heads = lambda name: linear(table.astype(query.dtype), params[name]).reshape(-1, *query.shape[2:])
   own = "" if kind.shared else "position_"
   position_key = heads(f"{own}key") if kind.content_to_position else None

@@ -10,11 +10,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxft.models.activation_sharding import BATCH_AXES
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 
 _LOWEST = jnp.finfo(jnp.float32).min
 
 
+@explain_errors
 def ring_attend(
     query: Float[Array, "batch time heads head_dim"],
     key: Float[Array, "batch time kv_heads head_dim"],

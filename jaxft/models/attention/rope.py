@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxft.checks import in_range
 from jaxft.signatures import explain_errors
 
 
@@ -74,6 +75,7 @@ def rotation(
   >>> rotation(jnp.arange(3)[None], head_dim=8, theta=1e4).cos.shape
   (1, 3, 1, 4)
   """
+  in_range("theta", theta, "(0, inf)")
   frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
   if scaling is not None:
     frequencies = jnp.asarray(scaling(2 * np.pi / wavelengths(head_dim, theta)), jnp.float32)
@@ -106,6 +108,7 @@ def wavelengths(head_dim: int, theta: float) -> Float[np.ndarray, " half"]:
   >>> wavelengths(4, 100.0).round(2)
   array([ 6.28, 62.83])
   """
+  in_range("theta", theta, "(0, inf)")
   return 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
+from jaxft.checks import in_range
 from jaxft.models.linear import linear
 from jaxft.signatures import AnyArray, check_arrays, explain_errors
 
@@ -43,6 +44,7 @@ def init_scalar_head(dim: int, *, key: Key[Array, ""] | None = None) -> Params:
     {'kernel': Array([[0.],
            [0.]], dtype=float32)}
   """
+  in_range("dim", dim, "[1, inf)")
   scale = 0.0 if key is None else (dim + 1) ** -0.5
   key = jax.random.key(0) if key is None else key
   return {"kernel": scale * jax.random.normal(key, (dim, 1))}

@@ -10,6 +10,7 @@ from jaxft.formats.families import family_of
 from jaxft.formats.pretrained import Pretrained
 from jaxft.transforms import ParamTransform, chain, lora, train
 from jaxft.tree import leaves_with_paths
+from jaxft.tree.finite_leaves import check_finite
 from jaxft.tree.globs import glob_to_regex
 
 TOLERANCE = 1e-3  # of a difference's norm, that the rank may leave out where none is given
@@ -48,8 +49,8 @@ def difference(base: Pretrained, tuned: Pretrained, rank: int | None = None) -> 
     rank: of the factors; None takes the smallest that leaves out at most a thousandth of each difference's norm.
 
   Raises:
-    ValueError: the models differ in more than weights, or in none; no rank below half the size of a matrix is enough;
-      or the rank is more than a matrix has.
+    ValueError: a weight is not finite; the models differ in more than weights, or in none; no rank below half the size
+      of a matrix is enough; or the rank is more than a matrix has.
   """
   if base.config != tuned.config:
     raise ValueError(f"base must have the config of {tuned.name}, {tuned.config!r:.300}; {base.name} has "
@@ -62,6 +63,7 @@ def difference(base: Pretrained, tuned: Pretrained, rank: int | None = None) -> 
   changed = [path for path in before if not np.array_equal(before[path], after[path])]
   if not changed:
     raise ValueError(f"{tuned.name} is {base.name}: no weight differs")
+  check_finite({"base": base.params, "tuned": tuned.params})  # LAPACK never comes back from an infinity
   is_matrix = glob_to_regex(family_of(tuned.config).matrices).fullmatch
   adapted = tuple(path for path in changed if is_matrix(path))
   whole = tuple(path for path in changed if not is_matrix(path))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.files import write_text
+from jaxft.signatures import explain_errors
 
 
 class JsonLines:
@@ -32,6 +33,7 @@ class JsonLines:
     self._file.close()
 
 
+@explain_errors
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """The lines that `JsonLines` wrote; a last line that was cut short is left out.
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from jaxft.checks import pick
 from jaxft.files import write_text
+from jaxft.signatures import explain_errors
 from jaxft.training.metrics.writer import Writer
 
 # name -> the modules that its extra of the same name brings
 TRACKERS = {"tensorboard": ("tensorboardX",), "wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
 
+@explain_errors
 def check_tracker(name: str) -> None:
   """Raises ImportError, which says how to get it, where what a tracker needs is not installed; ValueError of others.
 
@@ -25,6 +27,7 @@ def check_tracker(name: str) -> None:
       raise ImportError(f"{name} needs the package {module}: pip install 'jaxft[{name}]'")
 
 
+@explain_errors
 def tracker(name: str, folder: str | os.PathLike[str], *, run: str, config: Mapping[str, Any]) -> Writer:
   """The writer of this name, whose files lie in a folder.
 

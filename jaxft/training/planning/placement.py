@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxft.models.activation_sharding import REPEATED_AXES
+from jaxft.signatures import explain_errors
 from jaxft.training.planning.sizes import bits_of
 from jaxft.training.sharding import Rules, axes_of_part, rule_of
 from jaxft.tree.paths import is_array, is_structured, path_of
@@ -74,6 +75,7 @@ class Placement:
     return "\n".join(self.lines(most=len(self.findings))) or f"every leaf is cut evenly over {self.devices} devices"
 
 
+@explain_errors
 def check_rules(params: Any, rules: Rules, mesh: Mesh, *, padding: bool | None = None) -> Placement:
   """What partition rules leave to be wished, all leaves at once and without an error; `specs_for` stops at the first.
 
@@ -113,6 +115,7 @@ def check_rules(params: Any, rules: Rules, mesh: Mesh, *, padding: bool | None =
   return _sorted(found, mesh)
 
 
+@explain_errors
 def check_placement(tree: Any, mesh: Mesh, *, padding: bool | None = None) -> Placement:
   """`check_rules` of arrays that lie on a mesh already, or of shapes that say where they would: state and frozen side.
 

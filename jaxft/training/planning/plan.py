@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxft.analysis.flops import Flops, count_jaxpr
+from jaxft.signatures import explain_errors
 from jaxft.training.mesh import place_batch
 from jaxft.training.planning.collectives import Collective, collectives
 from jaxft.training.planning.placement import Placement, check_placement
@@ -109,6 +110,7 @@ class Plan:
     return "\n".join(lines)
 
 
+@explain_errors
 def plan(recipe: Recipe, params: Tree, batch: Any, *, compile: bool = True) -> Plan:
   """Accounts for one training step; allocates nothing, so that the model may be larger than the machine.
 

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.signatures import explain_errors
 from jaxft.tree.paths import Tree
 
 
+@explain_errors
 def bytes_per_device(tree: Tree) -> int:
   """Bytes of a tree on one device, by the shardings of its arrays or shapes; unsharded ones count whole.
 

@@ -12,11 +12,13 @@ from jaxft.losses.tokens.linear_log_probs import linear_token_log_probs
 from jaxft.models import decoder
 from jaxft.models.decoder import DecoderConfig
 from jaxft.models.linear import linear
+from jaxft.signatures import explain_errors
 from jaxft.training.rl.rollouts import Rollouts
 
 Params = Any
 
 
+@explain_errors
 def decoder_log_probs(
     config: DecoderConfig, *, temperature: float = 1.0, start: int = 0, chunk: int = 256, **options: Any
 ) -> Callable[[Params, Rollouts], Array]:
@@ -49,6 +51,7 @@ def decoder_log_probs(
   return log_probs
 
 
+@explain_errors
 def decoder_log_probs_and_values(
     config: DecoderConfig, *, temperature: float = 1.0, start: int = 0, chunk: int = 256, shared: bool = True,
     **options: Any,
@@ -87,6 +90,7 @@ def decoder_log_probs_and_values(
   return outputs
 
 
+@explain_errors
 def init_value_head(config: DecoderConfig, key: Key[Array, ""] | None = None) -> dict[str, Array]:
   """A linear head of one output: zeros, or normal with the standard deviation `1 / sqrt(dim)`.
 

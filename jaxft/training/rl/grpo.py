@@ -12,7 +12,7 @@ from jaxft.losses.policy.advantages import Scale, group_advantages
 from jaxft.losses.policy.clipped import clipped_policy_loss
 from jaxft.losses.policy.ratios import Level, importance_ratio, kl_estimate, off_policy_mask
 from jaxft.losses.reduction import Mean
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 from jaxft.training.recipe import Objective
 from jaxft.training.rl.passes import Step, take_steps
 from jaxft.training.rl.rollouts import PolicyBatch, Rollouts
@@ -21,6 +21,7 @@ from jaxft.training.state import TrainState
 LogProbs = Callable[[Any, Rollouts], Array]  # (params, rollouts) -> log-probabilities of the responses, [rows, time]
 
 
+@explain_errors
 def grpo_objective(
     log_probs: LogProbs, *, beta: float = 0.0, low: float = 0.2, high: float | None = None, level: Level = "token",
     mode: Aggregation = "token-mean", max_length: int | None = None,

@@ -13,7 +13,7 @@ from jaxft.losses.policy.advantages import gae, shaped_rewards
 from jaxft.losses.policy.clipped import clipped_policy_loss, clipped_value_loss
 from jaxft.losses.reduction import Mean
 from jaxft.losses.score_function import whiten
-from jaxft.signatures import AnyArray, check_arrays
+from jaxft.signatures import AnyArray, check_arrays, explain_errors
 from jaxft.training.recipe import Objective
 from jaxft.training.rl.passes import Step, take_steps
 from jaxft.training.rl.rollouts import PolicyBatch, Rollouts
@@ -22,6 +22,7 @@ from jaxft.training.state import TrainState
 Outputs = Callable[[Any, Rollouts], tuple[Array, Array]]  # (params, rollouts) -> (log-probabilities, values)
 
 
+@explain_errors
 def ppo_objective(
     outputs: Outputs, *, value_weight: float = 0.1, low: float = 0.2, high: float | None = None,
     value_clip: float = 0.2,

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxft.signatures import explain_errors
+
 
 class Round(NamedTuple):
   """One round: the numbers of the candidates that it went on with, the best first, and how far it took them."""
@@ -29,6 +31,7 @@ class Halved(NamedTuple):
   spent: int
 
 
+@explain_errors
 def successive_halving(
     candidates: Sequence[Any], advance: Callable[[Any, Any, int], tuple[Any, Any]],
     rank: Callable[[list[Any]], Sequence[int] | np.ndarray], *, budgets: Sequence[int], keep: float = 0.5,

@@ -33,6 +33,7 @@ def _(primals, tangents):
   return straight_through_threshold(*primals), tangents[0]
 
 
+@explain_errors
 def binary_mask(select: Choice = "**/kernel", *, init: float = 1e-2, threshold: float = 5e-3) -> ParamTransform:
   """Trains a score for each weight: `w * 1[score > threshold]`, the step differentiated as the identity.
 
@@ -94,6 +95,8 @@ def masked_fraction(scores: Tree, *, threshold: float = 5e-3) -> Float[Array, ""
   0.5
   """
   kept = jax.tree.leaves(harden(scores, threshold=threshold))
+  if not sum(m.size for m in kept):
+    raise ValueError("scores must hold at least one score; got none")
   return 1.0 - sum((jnp.sum(m, dtype=jnp.float32) for m in kept), jnp.zeros(())) / sum(m.size for m in kept)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxft.checks import in_range
 from jaxft.signatures import explain_errors
 
 
@@ -78,6 +79,7 @@ def dense_projection(key: Array, x: Float[Array, " d"], size: int) -> Float[Arra
 
   Source: Li et al. 2018 (arXiv 1804.08838), whose columns have length 1 exactly; here in expectation.
   """
+  in_range("size", size, "[1, inf)")
   return jax.random.normal(key, (size, x.shape[0]), x.dtype) @ x / math.sqrt(size)
 
 
@@ -91,6 +93,7 @@ def sparse_projection(key: Array, x: Float[Array, " d"], size: int) -> Float[Arr
   Source: the sparse projection of Li et al. 2018 (arXiv 1804.08838), density 1/sqrt(D), after Li et al. 2006. There
   each entry is drawn for itself; here each column has its number of entries, at places drawn with repetition.
   """
+  in_range("size", size, "[1, inf)")
   filled = max(1, round(math.sqrt(size)))
   places, signs = jax.random.split(key)
   rows = jax.random.randint(places, (x.shape[0], filled), 0, size)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxft.checks import nearest
 from jaxft.leaves.annotated import Annotated, map_weight
+from jaxft.signatures import explain_errors
 from jaxft.transforms.entries.fastfood import dense_projection, fastfood, sparse_projection
 from jaxft.transforms.matrices import check_count
 from jaxft.transforms.protocol import ParamTransform
@@ -21,6 +22,7 @@ from jaxft.tree.paths import Tree, is_leaf, map_with_path
 Projection = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
+@explain_errors
 def random_subspace(
     dim: int, *, select: Choice = True, projection: Projection = fastfood, structured: bool = False
 ) -> ParamTransform:

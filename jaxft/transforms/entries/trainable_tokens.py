@@ -12,7 +12,7 @@ from jaxtyping import Array
 from jaxft.leaves.leaf_class import leaf_class
 from jaxft.leaves.materialize import materialize
 from jaxft.leaves.products import dot, dot_transposed, lookup
-from jaxft.signatures import AnyArray
+from jaxft.signatures import AnyArray, explain_errors
 from jaxft.transforms.matrices import adapt_matrices, chosen_matrices
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.tree.choice import Choice
@@ -48,6 +48,7 @@ class RowsReplaced:
     return jnp.where(same.any(-1, keepdims=True), own, lookup(self.w, ids))
 
 
+@explain_errors
 def trainable_tokens(
     tokens: Sequence[int], select: Choice = "**/tokens/embedding", *, dtype: DTypeLike | None = None
 ) -> ParamTransform:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxft.checks import in_range
+from jaxft.finite import svd
 from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import FactorInit, check_rank_fits, check_statistic, plain, residual
 
@@ -19,6 +21,7 @@ def damped(
     covariance: Float[Array, "m m"], *, damping: float = 0.01, max_error: float = 0.05
 ) -> Float[Array, "m m"]:
   """`C + damping * mean(diag C) * I`, the damping doubled until `|C C^-1 - I| < max_error`, at most 20 times."""
+  in_range("damping", damping, "[0, inf)")
   return _damped(covariance, damping, max_error)
 
 
@@ -49,10 +52,11 @@ def oriented_svd(
   Array([3.03, 2.02, 1.01], dtype=float32)
   """
   c = damped(covariance.astype(jnp.float32), damping=damping, max_error=max_error)
-  v, s, outputs = jnp.linalg.svd(c @ w.astype(jnp.float32), full_matrices=False)
+  v, s, outputs = svd(c @ w.astype(jnp.float32))
   return jax.scipy.linalg.solve(c, v, assume_a="pos"), s, outputs
 
 
+@explain_errors
 def corda(
     mode: Literal["preserve", "preview"] = "preview", *, damping: float = 0.01, max_error: float = 0.05
 ) -> FactorInit:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxft.finite import svd
 from jaxft.transforms.matrices import kaiming_uniform
 from jaxft.tree.paths import is_structured
 
@@ -53,7 +54,7 @@ def leading_factors(w: Float[Array, "m n"], rank: int, scale: float) -> tuple[Ar
   check_rank_fits(rank, w)
   if not scale > 0:
     raise ValueError(f"alpha must be above 0 for factors of the weight itself; got a scale of {scale}")
-  u, s, v = jnp.linalg.svd(w, full_matrices=False)
+  u, s, v = svd(w)
   root = jnp.sqrt(s[:rank] / scale)
   return u[:, :rank] * root, root[:, None] * v[:rank]
 

@@ -11,12 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxft.checks import nearest
+from jaxft.finite import svd
+from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import FactorInit, check_rank_fits, check_statistic, plain, residual
 
 Direction = Literal["ArBr", "A2rBr", "ArB2r", "random"]
 Scale = Literal["stable", "weight_svd", "gd_scale", "unit"]
 
 
+@explain_errors
 def lora_ga(
     *, direction: Direction = "ArB2r", scale: Scale = "stable", gamma: float = 16.0,
     form: Literal["paper", "peft"] = "paper",
@@ -64,7 +67,7 @@ def lora_ga(
   def init(key: jax.Array, w: Any, rank: int, of_update: float, statistic: Any) -> tuple[Any, Array, Array]:
     check_rank_fits(2 * rank, w)
     check_statistic(statistic, w.shape, "a gradient [m, n]")
-    u, s, v = jnp.linalg.svd(statistic.astype(jnp.float32), full_matrices=False)
+    u, s, v = svd(statistic.astype(jnp.float32))
     inputs, outputs = _halves(direction, key, rank, disjoint=paper)
     a, b, s = u[:, inputs], v[outputs], s[outputs]
     b = b if paper else s[:, None] * b

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxft.finite import svd
 from jaxft.leaves.materialize import materialize
 from jaxft.signatures import explain_errors
 from jaxft.transforms.low_rank.inits import check_rank_fits
@@ -29,5 +30,5 @@ def mica(key: jax.Array, w: Any, rank: int, scale: float, statistic: Any) -> tup
   """
   del key, scale, statistic
   check_rank_fits(rank, w)
-  _, _, v = jnp.linalg.svd(materialize(w).astype(jnp.float32), full_matrices=False)
+  _, _, v = svd(materialize(w).astype(jnp.float32))
   return w, jnp.zeros((w.shape[0], rank)), v[-rank:]

@@ -49,6 +49,7 @@ def _with_biases(tree: Any, path: str, chosen: Mapping[str, Any]) -> Any:
   return out
 
 
+@explain_errors
 def bitfit(select: Choice = "**/bias") -> ParamTransform:
   """BitFit: trains the biases, those of norms included, and freezes all else; see `add_biases` for a model without.
 

@@ -1,10 +1,12 @@
 """LN tuning: training the scales and biases of the norms alone."""
 
+from jaxft.signatures import explain_errors
 from jaxft.transforms.protocol import ParamTransform
 from jaxft.transforms.whole.freeze import train
 from jaxft.tree.choice import Choice
 
 
+@explain_errors
 def norm_tuning(select: Choice = "**/{attention_norm,mlp_norm,norm}/*") -> ParamTransform:
   """LN tuning: trains the norms, scales and biases, and freezes all else; 4 FLOPs per parameter and token.
 

@@ -30,6 +30,7 @@ from jaxft.tree.depth import layer_of, num_layers
 from jaxft.tree.paths import Tree, leaves_with_paths, map_with_path
 
 
+@explain_errors
 def freeze_below(depth: int, *, first: Choice = EMBEDDINGS) -> ParamTransform:
   """Telly-K: freezes the embeddings and layers 0 to depth - 1, and trains the layers above and all that follows them.
 
@@ -96,6 +97,8 @@ def gradual_unfreezing(depths: Sequence[int], *, first: Choice = EMBEDDINGS) -> 
   depths = list(depths)
   if not depths or any(a <= b for a, b in pairwise(depths)):
     raise ValueError(f"depths must decrease strictly, from the first stage's to the last's; got {depths}")
+  if not all(isinstance(depth, int) and depth >= 0 for depth in depths):
+    raise ValueError(f"depths must be integers >= 0; got {depths}")
   return [freeze_below(depth, first=first) for depth in depths]
 
 

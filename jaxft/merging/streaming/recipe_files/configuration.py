@@ -15,6 +15,7 @@ from jaxft.merging.streaming.recipe_files.references import Reference, parse_ref
 from jaxft.merging.streaming.recipe_files.settings import Settings, check_setting
 from jaxft.merging.streaming.recipe_files.tokenizer_choice import TokenizerChoice, tokenizer_choice
 from jaxft.merging.streaming.recipe_files.yaml_documents import read_yaml
+from jaxft.signatures import explain_errors
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -87,6 +88,7 @@ class Recipe:
     return list(dict.fromkeys(model for model in [*bases, *named] if model is not None))
 
 
+@explain_errors
 def load_recipes(path: str | os.PathLike) -> list[Recipe]:
   """The recipes of a file, in its order.
 
@@ -106,6 +108,7 @@ def load_recipes(path: str | os.PathLike) -> list[Recipe]:
     raise ValueError(f"{path}: {e}") from None
 
 
+@explain_errors
 def parse_recipes(text: str) -> list[Recipe]:
   """`load_recipes` from the text.
 
@@ -118,7 +121,7 @@ def parse_recipes(text: str) -> list[Recipe]:
   """
   documents = [document for document in read_yaml(text) if document is not None]
   if not documents:
-    raise ValueError("the configuration is empty")
+    raise ValueError("text must hold a configuration: the configuration is empty")
   recipes = [_recipe(document) for document in documents]
   names = [recipe.name for recipe in recipes]
   if repeated := [name for name in names if names.count(name) > 1]:

@@ -1,0 +1,1 @@
+"""What every public function does with arguments that it should not have been given."""
