@@ -93,12 +93,17 @@ def test_the_value_is_that_of_all_logits_and_rows_that_fill_up_count_nothing():
     odds = [np.asarray(a - np.log1p(-np.exp(a))) for a in averages]
     real = data["mask"][where, 0, 1:]
     nll = -(np.asarray(tokens[0])[where] * real).sum() / real.sum()
-    return nll + 0.1 * np.log1p(np.exp(-(odds[0] - odds[1])))[where].mean()
+    return nll + 0.1 * np.log1p(np.exp(-(odds[0] - odds[1])))[where].mean(), [x[where].mean() for x in averages]
 
+  (wanted, averages), inputs = by_hand(), data | {"where": where}
   found, metrics = preference(config, "orpo", settings_of("orpo"), remat="none")(
-      params, data | {"where": where}, jax.random.key(0))
-  assert isinstance(found, Terms) and float(found.value) == pytest.approx(float(by_hand()), rel=1e-5)
+      params, inputs, jax.random.key(0))
+  assert isinstance(found, Terms) and float(found.value) == pytest.approx(float(wanted), rel=1e-5)
   assert metrics["margin"].weight == 3
+  # What is told of both is of a token, also where sums are ranked.
+  _, metrics = preference(config, "dpo", settings_of("dpo"), remat="none")(
+      params, inputs | {"reference": np.zeros((ROWS, 2), np.float32)}, jax.random.key(0))
+  assert [float(metrics[name].value) for name in ("chosen", "rejected")] == pytest.approx(averages, rel=1e-5)
 
 
 def test_what_may_stand_beside_a_loss_is_that_of_all_logits():

@@ -140,7 +140,8 @@ def preference(
 
   Micro-batches equal one batch: the likelihood is a mean of its own (`Terms`), and a loss that compares all of a batch
   scores it in `chunks` and compares it whole. Metrics are `accuracy`, the share of pairs whose chosen response leads by
-  what the loss ranks, `margin`, by how much, in nats, and the scores of both responses.
+  what the loss ranks, `margin`, by how much, in nats, and the log-probabilities a token of both responses (of
+  single ones `log_prob`), as in the validation.
 
   Args:
     config: of the decoder.
@@ -204,9 +205,10 @@ def value_of(
     values = values * jnp.where(weights > 0, jnp.prod(scores.near, axis=1), 1.0)
   ranked = Mean.of(values, weights)
   if settings.likelihood == 0:
-    return ranked, _metrics(loss, sides)
+    return ranked, _metrics(loss, sides, scores)
   weight = settings.beta if loss.beta_weighs and settings.beta is not None else 1.0
-  return Terms.of((weight, ranked), (settings.likelihood, _likelihood(loss, scores, sides))), _metrics(loss, sides)
+  likelihood = settings.likelihood, _likelihood(loss, scores, sides)
+  return Terms.of((weight, ranked), likelihood), _metrics(loss, sides, scores)
 
 
 def _likelihood(loss: Preference, scores: Scores, sides: Sides) -> Mean:
@@ -224,16 +226,16 @@ def leads(loss: Preference, sides: Sides) -> Float[Array, " batch"]:
   return gained[:, 0] - gained[:, 1] if loss.sides == "pair" else gained[:, 0]
 
 
-def _metrics(loss: Preference, sides: Sides) -> dict[str, Mean]:
-  constant = jax.lax.stop_gradient(sides)
+def _metrics(loss: Preference, sides: Sides, scores: Scores) -> dict[str, Mean]:
+  constant, average = jax.lax.stop_gradient((sides, scores.of("average")))
   lead, of = leads(loss, constant), lambda x, where=constant.where: Mean.of(x, where)
   if loss.sides == "judged":
     good = jnp.asarray(constant.desirable)
     return {"kl": Mean(constant.kl * 1.0, jnp.ones(())), "gain_desirable": of(lead, constant.where & good),
             "gain_undesirable": of(lead, constant.where & ~good)}
-  names = ("chosen", "rejected")[:constant.policy.shape[1]]
+  names = ("log_prob",) if average.shape[1] == 1 else ("chosen", "rejected")
   return {"accuracy": of((jnp.sign(lead) + 1) / 2), "margin": of(lead),
-          **{name: of(constant.policy[:, i]) for i, name in enumerate(names)}}
+          **{name: of(average[:, i]) for i, name in enumerate(names)}}
 
 
 def settings_of(name: str, **given: Any) -> Settings:
