@@ -50,7 +50,7 @@ def delta_similarity(first: Tree, second: Tree) -> dict[str, Similarity]:
         raise ValueError(f"second lacks the leaf {path}")
       continue
     if a.shape != b.shape:
-      raise ValueError(f"second must have the shapes of first; got {tuple(b.shape)} for {tuple(a.shape)} at {path}")
+      raise ValueError(f"{path} must have one shape in first and second; got {a.shape} and {b.shape}")
     (a, of_a), (b, of_b) = _scaled(a), _scaled(b)
     sums[path] = (
         float(jnp.vdot(a, b)) * of_a * of_b, float(jnp.vdot(a, a)) * of_a**2, float(jnp.vdot(b, b)) * of_b**2)

@@ -9,12 +9,10 @@ from jaxft.merging.kernels.blocks import LeafMerge, of_rows
 from jaxft.merging.kernels.namespace import ArrayLike, float32, masked, namespace, number, rounded, select, sum_where
 from jaxft.merging.kernels.reductions import counts
 from jaxft.merging.kernels.trims import WHOLE, Trim, difference
-from jaxft.signatures import explain_errors
 
 Election = Literal["sum", "count"]
 
 
-@explain_errors
 def sign_election(
     deltas: ArrayLike, *, weights: ArrayLike | None = None, method: Election = "sum",
     zero: Literal["positive", "majority"] = "positive",
@@ -43,7 +41,6 @@ def sign_election(
   return xp.where(elected == 0, xp.float32(rest), elected)
 
 
-@explain_errors
 def disjoint_mean(deltas: ArrayLike, sign: ArrayLike, *, weights: ArrayLike | None = None) -> ArrayLike:
   """The weighted mean, at each entry, over the models whose entry has the elected sign; 0 where none has.
 

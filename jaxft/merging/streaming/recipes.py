@@ -20,7 +20,6 @@ from jaxft.merging.streaming.recipe_files.references import Reference
 from jaxft.merging.streaming.reporting.distances import far_from_base
 from jaxft.merging.streaming.shards import ShardWriter
 from jaxft.merging.streaming.staging import Staging, staging
-from jaxft.signatures import explain_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,6 @@ class Merged:
   notes: Sequence[str]
 
 
-@explain_errors
 def merge(
     configuration: str | os.PathLike | Sequence[Recipe], out: str | os.PathLike, *, seed: int = 0,
     dtype: str | None = None, max_shard_bytes: int = 5 * 10**9, overwrite: bool = False, processes: int | None = None,
@@ -107,7 +105,6 @@ def merge(
   return Merged(plans, [stage.out / file for file in files], list(dict.fromkeys(notes)))
 
 
-@explain_errors
 def plan_merge(
     configuration: str | os.PathLike | Sequence[Recipe], *, seed: int = 0, dtype: str | None = None
 ) -> Merged:

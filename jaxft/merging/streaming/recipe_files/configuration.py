@@ -15,7 +15,6 @@ from jaxft.merging.streaming.recipe_files.references import Reference, parse_ref
 from jaxft.merging.streaming.recipe_files.settings import Settings, check_setting
 from jaxft.merging.streaming.recipe_files.tokenizer_choice import TokenizerChoice, tokenizer_choice
 from jaxft.merging.streaming.recipe_files.yaml_documents import read_yaml
-from jaxft.signatures import explain_errors
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -88,7 +87,6 @@ class Recipe:
     return list(dict.fromkeys(model for model in [*bases, *named] if model is not None))
 
 
-@explain_errors
 def load_recipes(path: str | os.PathLike) -> list[Recipe]:
   """The recipes of a file, in its order.
 
@@ -108,7 +106,6 @@ def load_recipes(path: str | os.PathLike) -> list[Recipe]:
     raise ValueError(f"{path}: {e}") from None
 
 
-@explain_errors
 def parse_recipes(text: str) -> list[Recipe]:
   """`load_recipes` from the text.
 
