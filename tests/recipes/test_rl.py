@@ -312,7 +312,7 @@ def test_an_answer_ends_by_any_of_the_tokens_that_end_one(monkeypatch):
   import dataclasses
 
   from jaxft.formats import load
-  from jaxft.recipes.rl import sampling
+  from jaxft.recipes.rl import answering, sampling
   from jaxft.recipes.rl.prompts import Prompts
 
   model = dataclasses.replace(load("smollm2-135m:tiny"), end_ids=(7,))
@@ -326,7 +326,7 @@ def test_an_answer_ends_by_any_of_the_tokens_that_end_one(monkeypatch):
     where = np.array([[0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 1, 1]], bool)
     return Rollouts(tokens, np.ones_like(where), where, np.zeros(tokens.shape, np.float32))
 
-  monkeypatch.setattr(sampling, "rollout", drawn)
+  monkeypatch.setattr(answering, "rollout", drawn)
   length = Reward("length", 1.0, lambda texts, records: [float(len(text)) for text in texts], lambda records: None)
   settings = policy_settings("grpo", beta=0.1, temperature=0.7, max_new_tokens=3)
   sampler = sampling.Sampler(model, [length], settings, dtype=jnp.float32, mesh=None)

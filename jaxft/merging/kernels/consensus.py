@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxft.checks import shown
 from jaxft.merging.kernels.blocks import LeafMerge, of_rows
 from jaxft.merging.kernels.namespace import ArrayLike, float32, masked, namespace, number, rounded, select, sum_where
 from jaxft.merging.kernels.reductions import counts
@@ -29,8 +30,12 @@ def sign_election(
     method: `sum` of the weighted entries, that is by their mass; `count` of their signs.
     zero: a sum of zero counts as positive, or as the sign that most entries elect.
 
+  Raises:
+    ValueError: the deltas are no stack of arrays, or there is not one weight for each.
+
   Source: Yadav et al. 2023, TIES-Merging (arXiv 2306.01708); `zero="majority"` is the authors' code.
   """
+  _check(deltas, weights)
   xp = namespace(deltas)
   votes = _weighted(deltas, weights)
   if method == "count":
@@ -51,12 +56,26 @@ def disjoint_mean(deltas: ArrayLike, sign: ArrayLike, *, weights: ArrayLike | No
     deltas: `[N, ...]`.
     sign: `[...]`, +1 or -1.
     weights: `[N]`; None counts all alike.
+
+  Raises:
+    ValueError: the deltas are no stack of arrays, or the sign or weights do not go with them.
   """
+  _check(deltas, weights)
+  if getattr(sign, "shape", None) != deltas.shape[1:]:
+    raise ValueError(f"sign must be an array {list(deltas.shape[1:])}, as each of deltas; got {shown(sign)}")
   xp = namespace(deltas)
   votes = _weighted(deltas, weights)
   agree = xp.sign(votes) == sign
   share = _weighted(agree, weights).sum(0)
   return xp.where(agree | (votes != votes), votes, 0).sum(0) / xp.where(share == 0, 1, share)  # NaN stays NaN
+
+
+def _check(deltas: ArrayLike, weights: ArrayLike | None) -> None:
+  """Raises ValueError for what is no stack of task vectors with a weight for each."""
+  if not hasattr(deltas, "astype") or not deltas.ndim or deltas.dtype.kind not in "fiub" and deltas.dtype != "bfloat16":
+    raise ValueError(f"deltas must be an array of numbers [N, ...]; got {shown(deltas)}")
+  if weights is not None and np.shape(weights) != (len(deltas),):
+    raise ValueError(f"weights must be {len(deltas)} numbers, one for each of deltas; got {shown(weights)}")
 
 
 def _weighted(x: ArrayLike, weights: ArrayLike | None) -> ArrayLike:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxft.checks import check_path
 from jaxft.files import check_apart
 from jaxft.formats.safetensors import open_checkpoint, read_json
 from jaxft.merging.streaming.companions import choose_template, output_config, write_companions
@@ -81,6 +82,9 @@ def merge(
       dtype.
     OSError: a file cannot be read or written.
   """
+  check_path("out", out)
+  if not isinstance(overwrite, bool):
+    raise TypeError(f"overwrite must be a bool; got {overwrite!r:.60}")
   recipes = in_order(_recipes(configuration))
   _check_apart(Path(out), configuration, recipes)
   plans: list[Plan] = []
@@ -123,6 +127,8 @@ def plan_merge(
   Args:
     configuration, seed, dtype: see `merge`.
   """
+  if not isinstance(seed, int) or isinstance(seed, bool):
+    raise TypeError(f"seed must be an integer; got {seed!r:.60}")
   recipes = in_order(_recipes(configuration))
   made: dict[str, Plan] = {}
   notes: list[str] = []
@@ -136,7 +142,13 @@ def plan_merge(
 
 
 def _recipes(configuration: str | os.PathLike | Sequence[Recipe]) -> Sequence[Recipe]:
-  return load_recipes(configuration) if isinstance(configuration, (str, os.PathLike)) else configuration
+  if isinstance(configuration, (str, os.PathLike)):
+    return load_recipes(configuration)
+  if not isinstance(configuration, Sequence) or not all(isinstance(recipe, Recipe) for recipe in configuration):
+    raise TypeError(f"configuration must be the path of a YAML file, or recipes of it; got {configuration!r:.80}")
+  if not configuration:
+    raise ValueError("configuration must hold a recipe; got none")
+  return configuration
 
 
 def _check_apart(out: Path, configuration: str | os.PathLike | Sequence[Recipe], recipes: Sequence[Recipe]) -> None:

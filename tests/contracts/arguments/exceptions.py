@@ -18,25 +18,11 @@ EXCEPTIONS |= {("jaxft.losses.guided_info_nce", side, label): _GUIDE
 _MASK = "the choice is `select` wherever a mask is made of one"
 EXCEPTIONS |= {("jaxft.tree.mask", "choice", label): _MASK for label in ("unknown", "empty")}
 _TREE = "what was looked for in the tree, and what is there, are named"
-EXCEPTIONS |= {(function, argument, label): _TREE
-               for function, argument in (("jaxft.tree.mask", "tree"), ("jaxft.formats.load_peft", "params"))
+EXCEPTIONS |= {("jaxft.tree.mask", "tree", label): _TREE
                for label in ("empty", "another structure", "a list", "None")}
 _FUSED = "the delta's path that the tree lacks, and what is there, are named"
 EXCEPTIONS |= {("jaxft.merging.unfuse", "fused", label): _FUSED
                for label in ("empty", "another structure", "a list", "None")}
 EXCEPTIONS |= {("jaxft.merging.unfuse", "old", label): "it is a delta, and is called so"
                for label in ("another structure", "an array longer")}
-
-# What streams imports no JAX, and so has no `explain_errors`: to be mended by checks of its own.
-_STREAMING = "still raw: the streaming engine has no checks of its own for these"
-_RAW = {
-    ("load_recipes", "path"): ("a number", "None"),
-    ("merge", "configuration"): ("empty", "holes", "a number", "one entry fewer", "strange entries", "None"),
-    ("merge", "out"): ("a number", "None"),
-    ("merge", "overwrite"): ("a str",),
-    ("parse_recipes", "text"): ("unknown", "a number", "None"),
-    ("plan_merge", "configuration"): ("empty", "holes", "a number", "one entry fewer", "strange entries", "None"),
-    ("plan_merge", "seed"): ("a str",),
-}
-EXCEPTIONS |= {(f"jaxft.merging.streaming.{function}", argument, label): _STREAMING
-               for (function, argument), labels in _RAW.items() for label in labels}
+EXCEPTIONS[("jaxft.merging.streaming.parse_recipes", "text", "unknown")] = "it is the configuration, as in a file"

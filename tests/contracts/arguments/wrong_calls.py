@@ -190,7 +190,7 @@ def fault_of(error: Exception, function: Callable[..., Any], parameters: Mapping
 
 def _names(text: str, name: str) -> bool:
   """Whether a message names an argument; `a` is also a word, so that more has to stand beside it."""
-  words = name.rstrip("s").replace("_", "[_ -]")  # an option of the command is spelled `--batch-size`
+  words = name.removesuffix("s").replace("_", "[_ -]")  # an option of the command is spelled `--batch-size`
   return re.search(rf"^{words}\b|\b{words} (=|must)" if len(name) == 1 else rf"\b{words}s?\b", text) is not None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxft.checks import check_path
 from jaxft.merging.kernels.methods import METHODS
 from jaxft.merging.streaming.recipe_files.documents import entries, hint, keys, mapping
 from jaxft.merging.streaming.recipe_files.references import Reference, parse_reference
@@ -100,6 +101,7 @@ def load_recipes(path: str | os.PathLike) -> list[Recipe]:
     FileNotFoundError: there is no such file.
     ValueError: it is not YAML, or something in it is unknown or malformed; names the file and the key.
   """
+  check_path("path", path)
   try:
     return parse_recipes(Path(path).read_text(encoding="utf-8"))
   except ValueError as e:
@@ -116,6 +118,8 @@ def parse_recipes(text: str) -> list[Recipe]:
   Raises:
     ValueError: as `load_recipes`, without the name of a file.
   """
+  if not isinstance(text, str):
+    raise TypeError(f"text must be a str; got {text!r:.60}")
   documents = [document for document in read_yaml(text) if document is not None]
   if not documents:
     raise ValueError("text must hold a configuration: the configuration is empty")
