@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxft.citations import arxiv_ids, bibtex, cited_by, entries
-from jaxft.recipes.finetune import LOSS_SOURCES
+from jaxft.recipes.finish import LOSS_SOURCES
 from jaxft.recipes.methods import METHODS
 
 ROOT = Path(__file__).parents[1]

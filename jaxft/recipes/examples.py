@@ -25,7 +25,7 @@ from jaxft.evaluation.embed import embed_texts
 from jaxft.formats.pretrained import Pretrained
 from jaxft.models.efficientnet import EfficientNetConfig
 from jaxft.models.vision import VisionConfig
-from jaxft.recipes.labels import Target
+from jaxft.recipes.forms.labels import Target
 from jaxft.recipes.options import Examples, Optimization
 from jaxft.recipes.tasks import Embed, column
 from jaxft.together import is_first

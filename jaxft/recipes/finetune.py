@@ -2,67 +2,47 @@
 
 import contextlib
 import dataclasses
-import json
 import math
-import shutil
 import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from jaxft.files import check_apart, write_text
-from jaxft.formats.heads import Head
-from jaxft.formats.huggingface import save_directory
-from jaxft.formats.pretrained import Pretrained, load
+from jaxft.formats.pretrained import load
 from jaxft.formats.safetensors import read_json
 from jaxft.host_memory import keep_freed_memory
 from jaxft.recipes import run_folder
 from jaxft.recipes.account.counts import count_tokens
-from jaxft.recipes.account.end import peak_memory, places_of
 from jaxft.recipes.account.overlap import overlaps
 from jaxft.recipes.account.start import begins, holds, more_than_whole, unit_of
-from jaxft.recipes.adapter import no_form, save_adapter
-from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.distillation.on_policy import on_policy_step
-from jaxft.recipes.distillation.teacher import KEY, alone, teacher_of
+from jaxft.recipes.distillation.teacher import KEY, teacher_of
 from jaxft.recipes.examples import read_splits, training_batches
+from jaxft.recipes.finish import finish
 from jaxft.recipes.forms.form import Reading
 from jaxft.recipes.forms.table import prepare
 from jaxft.recipes.forms.targets import target_of
 from jaxft.recipes.guess import with_loss
 from jaxft.recipes.inputs import check_urls_apart, places
-from jaxft.recipes.labels import Target
-from jaxft.recipes.methods import sources
 from jaxft.recipes.options import Finetune, defining
-from jaxft.recipes.output import fits_form, has_form, head_of, init_output, save_output, usual_head
-from jaxft.recipes.preference.losses import PREFERENCES, more_sources
+from jaxft.recipes.output import init_output
 from jaxft.recipes.preference.preparation import preference_splits
-from jaxft.recipes.rl.losses import POLICY_LOSSES
 from jaxft.recipes.rl.preparation import SHOWN, policy_step
 from jaxft.recipes.rl.prompts import Prompts
-from jaxft.recipes.run import check_options, found_of, mesh_of, recipe_of, transform_of, with_data
+from jaxft.recipes.run import check_options, found_of, mesh_of, recipe_of, with_data
 from jaxft.recipes.run_file import as_text
-from jaxft.recipes.run_loss import WITH_OUTPUT, check_loss, early_name, loss_name, preference_settings, rows_of
-from jaxft.stores.copies import place_of, shown
+from jaxft.recipes.run_loss import WITH_OUTPUT, check_loss, early_name, loss_name, rows_of
+from jaxft.stores.copies import place_of
 from jaxft.stores.mirror import mirrored
 from jaxft.stores.store import url_of
 from jaxft.together import check_same, check_shared, from_first, is_first, wait_for_all
 from jaxft.training import Checkpoints, JsonLines, checksum, fit, init_state, make_train_step
-from jaxft.training.frozen import widened
-from jaxft.training.gather import to_host
-from jaxft.training.mesh import check_rows
+from jaxft.training.mesh import check_rows, on_host
 from jaxft.training.metrics import check_tracker, tracker
 from jaxft.training.quiet import quiet_threads
-from jaxft.training.recipe import Recipe
 from jaxft.training.step import cast_floating
-from jaxft.transforms import ParamTransform
 from jaxft.tree import count
-
-LOSS_SOURCES = {
-    "gist": ("2402.16829",), "mnrl": ("1705.00652",), "supcon": ("2004.11362",),
-    **{name: loss.arxiv for name, loss in (PREFERENCES | POLICY_LOSSES | DISTILLATIONS).items()}}
 
 
 def finetune(options: Finetune) -> dict[str, Any] | None:
@@ -109,7 +89,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   if mesh is not None:
     check_rows(rows_of(options, early_name(options.loss)), mesh, optimization.accumulate)
   splits = read_splits(options.data or "", options.examples, others=bool(options.loss.reward))
-  with _on_host(mesh):
+  with on_host(mesh):
     model = load(options.model)
     inputs = {"data version": splits.version, "records": len(splits.train)}
     read = {**inputs, "model's weights": checksum(model.params)}
@@ -119,7 +99,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   loss = loss_name(options.loss.loss, model.kind)
   splits = preference_splits(options.loss.loss, splits)
   check_loss(options.loss, loss)
-  with _on_host(mesh):
+  with on_host(mesh):
     teacher = teacher_of(options, loss, model)
   if teacher is not None:
     read["teacher's weights"] = checksum(teacher.params)
@@ -142,7 +122,7 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   recipe = recipe_of(options, model.config, steps, mesh, None if teacher is None else teacher.config)
   target = target_of(options, model, splits, teacher)
   if target is not None and loss in WITH_OUTPUT:
-    with _on_host(mesh):
+    with on_host(mesh):
       model.params["output"] = init_output(model.config, target.outputs, options.loss.head)
   step = make_train_step(recipe)
   params = model.params if loss != "gkd" or teacher is None else {**model.params, KEY: teacher.params}
@@ -222,97 +202,6 @@ def _train(options: Finetune, resumed: bool) -> dict[str, Any] | None:
   finally:
     for writer in writers:
       writer.close()
-  why, frozen = _no_adapter(options, model, target), alone(frozen)
-  transform = transform_of(options.method, model.config, loss)  # of the model alone
-  tuned, frozen, trainable = _gathered(options, recipe, transform, frozen, state.trainable, mesh, why is None)
-  summary = None
-  if is_first():
-    output = tuned.pop("output", None)
-    head = None if output is None or target is None else head_of(output, target)
-    with _on_host(mesh):
-      facts |= _save_adapter(options, model, transform, frozen, trainable, why, head)
-    summary = _finish(options, model, tuned, facts, head)
+  summary = finish(options, model, recipe, target, frozen, state.trainable, mesh, facts)
   wait_for_all("run finished")
-  return summary
-
-
-def _on_host(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-  """Where a model is read that will be cut over a mesh: in the host's memory, as one device may not hold it whole."""
-  if mesh is None:
-    return contextlib.nullcontext()
-  try:
-    return jax.default_device(jax.local_devices(backend="cpu")[0])
-  except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
-    return contextlib.nullcontext()
-
-
-def _gathered(
-    options: Finetune, recipe: Recipe, transform: ParamTransform, frozen: Any, trainable: Any, mesh: Mesh | None,
-    apart: bool,
-) -> tuple[Any, Any, Any]:
-  """On the first process, in the host's memory: the tuned params and, if `apart`, what stayed and what trained."""
-  if recipe.frozen_dtype is None:
-    tuned = to_host(transform.join(frozen, trainable))
-    if not apart:
-      return tuned, None, None
-    return tuned, to_host(frozen, plain=False), to_host(trainable, plain=False)
-  tuned, frozen, trainable = None, to_host(frozen, plain=False), to_host(trainable, plain=False)
-  if is_first():
-    with _on_host(mesh):  # of the weights as they were read, of which the run has held the leading bits
-      frozen = widened(frozen, load(options.model).params)
-      tuned = transform.join(*jax.tree.map(jnp.asarray, jax.device_get((frozen, trainable))))
-  return tuned, frozen, trainable
-
-
-def _no_adapter(options: Finetune, model: Pretrained, target: Target | None) -> str | None:
-  """Why a run has no adapter, where its options say so already."""
-  if target is not None and loss_name(options.loss.loss, model.kind) in WITH_OUTPUT:
-    if not has_form(options.loss.head or usual_head(model.config), model.config):
-      return "transformers has no form for the head that trains with it, which goes with the merged model alone"
-  return no_form(options.method)
-
-
-def _save_adapter(
-    options: Finetune, model: Pretrained, transform: ParamTransform, frozen: Any, trainable: Any, why: str | None,
-    head: Head | None,
-) -> dict[str, Any]:
-  """Writes the adapter where there is one, and says so, or why there is none."""
-  if why is None:
-    try:
-      why = save_adapter(
-          options, transform, frozen, trainable, model.config, options.output.out / run_folder.ADAPTER, head=head)
-    except OSError as e:
-      raise OSError(f"{e}; {run_folder.last_checkpoint(options.output.out)}") from e
-  if why is not None and not options.output.merge:
-    print(f"jaxft: note: the merged model is written all the same, as there is no adapter: {why}", file=sys.stderr)
-  return {"adapter": why is None, **({} if why is None else {"no_adapter": why})}
-
-
-def _finish(
-    options: Finetune, model: Pretrained, params: Any, facts: dict[str, Any], head: Head | None
-) -> dict[str, Any]:
-  """Saves the tuned model, with the output layer of one that has it, and the summary."""
-  out = options.output.out
-  shutil.rmtree(out / run_folder.MODEL, ignore_errors=True)  # of a run that was killed before its summary
-  own = head if head is not None and fits_form(head, model.config) else None
-  try:
-    if options.output.merge or not facts.get("adapter"):
-      save_directory(  # it appears complete or not at all
-          params, model.config, out / run_folder.MODEL, tokenizer=model.tokenizer, chat_template=model.chat_template,
-          max_length=model.max_length, head=own, end_ids=model.end_ids, generation=model.generation)
-      if head is not None and own is None:
-        save_output(head, out / run_folder.MODEL)
-  except OSError as e:
-    raise OSError(f"{e}; {run_folder.last_checkpoint(out)}") from e
-  scores, loss = run_folder.validations(out), loss_name(options.loss.loss, model.kind)
-  beside = more_sources(preference_settings(options.loss, loss)) if loss in PREFERENCES else ()
-  summary = {
-      "model": options.model, "kind": model.kind, "chat": model.chat_template is not None, "head": head is not None,
-      "data": options.data or " ".join(options.loss.reward), "method": options.method.method, "loss": loss, **facts,
-      "before": scores.get(0, {}), "after": scores.get(facts["steps"], {}), "control": options.examples.control,
-      "places": places_of(out, options.output.track),
-      "examples_per_second": run_folder.examples_per_second(out), "peak_memory_bytes": peak_memory(),
-      "out": shown(out), "arxiv": [*sources(options.method), *LOSS_SOURCES.get(loss, ()), *beside],
-  }
-  write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=1) + "\n")
   return summary

@@ -22,7 +22,7 @@ from jaxft.recipes import tasks
 from jaxft.recipes.account.intervals import of_correlation, of_mean, of_ratio, of_root, of_share
 from jaxft.recipes.encoder_decoder.answers import answer_nll
 from jaxft.recipes.examples import Collate, Records
-from jaxft.recipes.labels import Target
+from jaxft.recipes.forms.labels import Target
 from jaxft.recipes.objectives import SCORED, features, language_nll, prediction_scores
 from jaxft.together import is_first
 from jaxft.training.mesh import place_batch, rows_of_process, under_mesh

@@ -11,7 +11,7 @@ from jaxft.formats.heads import Head, head_form, read_head
 from jaxft.formats.huggingface import read_config
 from jaxft.formats.huggingface_config import Config
 from jaxft.formats.safetensors import open_checkpoint, save_file
-from jaxft.recipes.labels import Target
+from jaxft.recipes.forms.labels import Target
 
 FILE = "output.safetensors"
 # What it reads. "first": the first token's state, by a dense layer and its tanh; "vector": the model's own vector.

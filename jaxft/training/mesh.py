@@ -287,3 +287,13 @@ def join_rows(parts: Any) -> Any:
 def merge_scalars(part: Any, batch: Any) -> Any:
   """Puts the scalars of a batch, which `cut_rows` left out, into one of its parts."""
   return jax.tree.map(lambda x, y: x if y is None else y, batch, part, is_leaf=lambda x: x is None)
+
+
+def on_host(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+  """Where a model is read that will be cut over a mesh: in the host's memory, as one device may not hold it whole."""
+  if mesh is None:
+    return contextlib.nullcontext()
+  try:
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+  except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+    return contextlib.nullcontext()

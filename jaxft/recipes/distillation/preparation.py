@@ -13,7 +13,7 @@ from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.distillation.on_policy import check_on_policy
 from jaxft.recipes.distillation.teacher import KEY, VECTOR, with_scores, with_vectors
 from jaxft.recipes.examples import Collate, Records, as_pairs, input_collate, keys_of, language_collate, pair_collate
-from jaxft.recipes.labels import Target
+from jaxft.recipes.forms.labels import Target
 from jaxft.recipes.measure import Measure
 from jaxft.recipes.model import Model
 from jaxft.recipes.options import Finetune

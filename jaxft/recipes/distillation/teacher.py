@@ -13,7 +13,7 @@ from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes import tasks
 from jaxft.recipes.distillation.losses import DISTILLATIONS
 from jaxft.recipes.examples import Records
-from jaxft.recipes.labels import Target
+from jaxft.recipes.forms.labels import Target
 from jaxft.recipes.model import Model, load
 from jaxft.recipes.options import Finetune
 from jaxft.recipes.preference.reference import digest, kept_beside

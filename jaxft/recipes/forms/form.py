@@ -13,7 +13,7 @@ from jaxft.formats.pretrained import Pretrained
 from jaxft.recipes.account.counts import WHOLE
 from jaxft.recipes.dtypes import DTYPES
 from jaxft.recipes.examples import Collate, Records, Splits
-from jaxft.recipes.labels import Target
+from jaxft.recipes.forms.labels import Target
 from jaxft.recipes.measure import Measure
 from jaxft.recipes.model import Model
 from jaxft.recipes.options import Finetune

@@ -11,7 +11,7 @@ from jaxft.recipes import measure
 from jaxft.recipes.distillation.teacher import numbers_said
 from jaxft.recipes.examples import Splits, target_collate
 from jaxft.recipes.forms.form import Asked, Form, Prepared, Reading
-from jaxft.recipes.labels import Target, labels_of, numbers_of
+from jaxft.recipes.forms.labels import Target, labels_of, numbers_of
 from jaxft.recipes.model import Model
 from jaxft.recipes.objectives import prediction, same_label
 from jaxft.recipes.options import Finetune
